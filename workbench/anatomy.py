@@ -1,0 +1,577 @@
+"""Where a model keeps its blocks, its readout and its block parts; found by structure, proved by numbers.
+
+No table of model names.  One forward pass on random tokens records which modules run, in which order, and what
+flows between them.  From that:
+
+* the *blocks* are the module list whose members carry the residual stream;
+* the *readout* is what turns the state after the last block into logits: the modules that ran after it, the
+  constant factors between them, and a bias, scale or softcap behind the unembedding;
+* the *writes* of a block are the two vectors it adds to the stream (attention and MLP), as coefficients that
+  solve  state_out = state_in + a * attention + b * mlp.
+
+The readout is then replayed on a second, fresh batch (two prompts of different length, padded) and must give
+the model's own logits.  If it does not, the model is refused: a lens through a wrong readout is silently wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.engines.hooks import StopForward, hidden, hooked, run, tensors, untouched
+from workbench.errors import Refused
+
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Largest |replayed - own| logit, as a share of the largest |own| logit.
+
+Half precisions are looser because the same matrix product rounds differently for another batch shape."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module on the way from the last block to the logits: its input is ``scale`` x what came before."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: the replayed readout against the model's own logits, on tokens not used to find it."""
+
+    error: float
+    tolerance: float
+    positions: int
+    dtype: str
+    states_continuous: bool
+
+
+@dataclass(frozen=True)
+class Write:
+    """How a block adds to the stream: ``scale * output(path)``, or ``output(path) - state before`` if total."""
+
+    path: str
+    scale: float = 1.0
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Paths (as in ``module.get_submodule``) and constants of one model; see :func:`dissect`."""
+
+    architecture: str
+    blocks: str
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    embedding: str | None
+    steps: tuple[Step, ...]
+    unembedding: str
+    scale: float = 1.0
+    softcap: float | None = None
+    masked: tuple[int, ...] = ()
+    tied_function: bool = False
+    bidirectional: bool = False
+    last_block: int = -1
+    proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
+
+    def describe(self) -> dict[str, Any]:
+        """The anatomy as plain values, for provenance and for ``workbench info``."""
+        return asdict(self)
+
+    @property
+    def formula(self) -> str:
+        """The readout in one line, e.g. ``30 * tanh(lm_head(norm(state)) / 30)``."""
+        text = "state"
+        for step in self.steps:
+            text = f"{step.path}({'' if step.scale == 1 else f'{step.scale:.6g} * '}{text})"
+        if self.scale != 1:
+            text = f"{self.scale:.6g} * {text}"
+        return text if self.softcap is None else f"{self.softcap:.6g} * tanh({text} / {self.softcap:.6g})"
+
+
+# --- prompts of random tokens -------------------------------------------------------------------------------
+
+
+def _probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Two random prompts of different length in one right-padded batch, and the mask of their real positions.
+
+    Special tokens are avoided: an image placeholder or a pad inside a prompt changes what the model does.
+    """
+    config = text_config(module)
+    embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+    rows = getattr(embedding, "num_embeddings", None) or getattr(config, "vocab_size", None)
+    if not isinstance(rows, int):
+        raise Refused(
+            f"{type(module).__name__} has no input embedding over a vocabulary. "
+            "A lens needs a model that reads token ids and gives logits over tokens."
+        )
+    special = set(_token_ids(module.config)) if hasattr(module, "config") else set()
+    limit = min(rows, getattr(config, "vocab_size", rows) or rows)
+    allowed = [i for i in range(limit) if i not in special] if limit < 4096 else None
+    generator = torch.Generator().manual_seed(seed)
+    lengths = (11, 7)
+    if allowed is None:
+        ids = torch.randint(limit // 8, limit // 2, (2, lengths[0]), generator=generator)
+        for bad in special:
+            ids[ids == bad] = limit // 2 + 1
+    else:
+        ids = torch.tensor(allowed)[torch.randint(0, len(allowed), (2, lengths[0]), generator=generator)]
+    mask = torch.ones_like(ids)
+    mask[1, lengths[1] :] = 0
+    pad = getattr(config, "pad_token_id", None)
+    ids[1, lengths[1] :] = pad if isinstance(pad, int) and 0 <= pad < limit else int(ids[1, 0])
+    device = next(module.parameters()).device
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return inputs, mask.bool().to(device)
+
+
+def _token_ids(config: Any) -> list[int]:
+    """Every ``*_token_id`` in a config and its sub-configs."""
+    found: list[int] = []
+    for name, value in vars(config).items():
+        if name.endswith(("token_id", "token_index", "token_ids")):
+            found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
+        elif hasattr(value, "to_dict"):
+            found += _token_ids(value)
+    return found
+
+
+def text_config(module: nn.Module) -> Any:
+    """The config of the part that writes text: sub-configs of vision-language models are looked into."""
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        return config.get_text_config(decoder=True)
+    return config
+
+
+def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that this model's forward takes, with caching switched off where it has a switch."""
+    import inspect
+
+    parameters = inspect.signature(module.forward).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    kept = {k: v for k, v in inputs.items() if k in parameters or (open_ended and k == "attention_mask")}
+    if "use_cache" in parameters:
+        kept["use_cache"] = False
+    return kept
+
+
+# --- finding ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Event:
+    """One module call: when it began and ended, the float tensors it took, and the first one it gave."""
+
+    name: str
+    begin: int
+    end: int = -1
+    inputs: list[Tensor] = field(default_factory=list)
+    output: Tensor | None = None
+
+
+def _record(module: nn.Module, inputs: dict[str, Any], keep: Any) -> tuple[list[_Event], Tensor]:
+    """Run once; list the calls of all submodules in order, keeping tensors only of those ``keep(name)``."""
+    events: list[_Event] = []
+    open_events: dict[int, list[_Event]] = {}
+    clock = 0
+    names = {m: n for n, m in module.named_modules() if n}
+
+    def begin(m: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal clock
+        clock += 1
+        event = _Event(names[m], clock)
+        if keep(event.name):
+            # Cloned: models add to the stream in place.
+            event.inputs = [
+                t.detach().clone() for t in tensors((args, kwargs)) if t.is_floating_point() and t.ndim >= 2
+            ]
+        events.append(event)
+        open_events.setdefault(id(m), []).append(event)
+
+    def end(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        nonlocal clock
+        clock += 1
+        event = open_events[id(m)].pop()
+        event.end = clock
+        found = next((t for t in tensors(output) if t.is_floating_point() and t.ndim >= 2), None)
+        if found is not None:
+            event.output = found.detach().clone() if keep(event.name) else found[:0]
+
+    with hooked({m: begin for m in names}, {m: end for m in names}):
+        output = module(**inputs)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise Refused(
+            f"{type(module).__name__} gives no logits ({type(output).__name__}). A lens shows a state as a "
+            "distribution over tokens, so load the model with its language-model head (AutoModelForCausalLM)."
+        )
+    return events, logits.detach()
+
+
+def _find_blocks(module: nn.Module, events: list[_Event]) -> tuple[str, list[str]]:
+    """The path of the block list, and the paths of its members that ran, in order."""
+    config = text_config(module)
+    declared = {
+        value
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+        if isinstance(value := getattr(config, key, None), int)
+    }
+    calls: dict[str, int] = {}
+    for event in events:
+        calls[event.name] = calls.get(event.name, 0) + 1
+    order = {event.name: event.begin for event in events}
+    candidates = []
+    for name, child in module.named_modules():
+        if not isinstance(child, (nn.ModuleList, nn.Sequential)) or not len(child):
+            continue
+        ran = [f"{name}.{key}" for key, _ in child.named_children() if f"{name}.{key}" in calls]
+        if not ran:
+            continue
+        size = sum(p.numel() for p in child.parameters())
+        candidates.append((len(child) in declared, size, name, ran))
+    # Only lists that are not inside a member of another list: experts and heads live in lists, too.
+    outer = [c for c in candidates if not any(c[2].startswith(o[2] + ".") for o in candidates)]
+    outer = [c for c in (outer or candidates) if len(c[3]) > 1 or c[0]]
+    if not outer:
+        raise Refused(
+            f"No list of blocks ran in {type(module).__name__}: no nn.ModuleList whose members each run once. "
+            "Without blocks there is no residual stream to read layer by layer."
+        )
+    _, _, path, ran = max(outer)
+    again = [name for name in ran if calls[name] > 1]
+    if again:
+        raise Refused(
+            f"{again[0]} ran {calls[again[0]]} times in one forward pass of {type(module).__name__}. "
+            "A layer number would then name several states; recurrent depth is not supported."
+        )
+    if [order[name] for name in ran] != sorted(order[name] for name in ran):
+        raise Refused(f"The members of {path} run out of order, so layer numbers would not follow depth.")
+    return path, ran
+
+
+def _find_unembedding(module: nn.Module, events: list[_Event], vocabulary: int) -> str | None:
+    """The path of the module that gives one number per token, or None when a function does it."""
+    named = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    ran = [event.name for event in events]
+    for name, child in module.named_modules():
+        if named is not None and child is named and name in ran:
+            return name
+    for name in reversed(ran):
+        weight = getattr(module.get_submodule(name), "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[0] == vocabulary:
+            if not isinstance(module.get_submodule(name), nn.Embedding):
+                return name
+    return None
+
+
+def _ratio(x: Tensor, y: Tensor) -> float | None:
+    """The constant s with y = s x, or None when there is none."""
+    if x.shape != y.shape:
+        if x.numel() != y.numel() or x.shape[-1] != y.shape[-1]:
+            return None
+        y = y.reshape(x.shape)
+    x, y = x.double(), y.double()
+    if torch.equal(x, y):
+        return 1.0
+    norm = (x * x).sum()
+    if not torch.isfinite(norm) or norm == 0:
+        return None
+    s = float((x * y).sum() / norm)
+    largest = float(y.abs().max())
+    if largest == 0 or float((y - s * x).abs().max()) > 1e-5 * largest:
+        return None
+    return s
+
+
+def _config_numbers(config: Any) -> list[float]:
+    """Every float or small integer in a config and its sub-configs, and simple combinations used as factors."""
+    numbers: list[float] = []
+    for value in vars(config).values() if config is not None else ():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value:
+            numbers.append(float(value))
+        elif hasattr(value, "to_dict"):
+            numbers += _config_numbers(value)
+    return numbers
+
+
+def _snap(value: float, numbers: list[float]) -> float:
+    """The exact constant behind a fitted one: a config value, its inverse or a ratio of two, within 1e-5."""
+    exact = [1.0, *numbers, *(1 / n for n in numbers), *(math.sqrt(abs(n)) for n in numbers)]
+    exact += [a / b for a in numbers for b in numbers] if len(numbers) < 200 else []
+    nearest = min(exact, key=lambda e: abs(e - value))
+    return nearest if abs(nearest - value) <= 1e-5 * abs(value) else value
+
+
+def _fit_output(raw: Tensor, own: Tensor, numbers: list[float]) -> tuple[float, float | None, tuple[int, ...]]:
+    """Scale, softcap and masked columns with  own = softcap * tanh(scale * raw / softcap).
+
+    Args: ``raw``, ``own`` [positions, vocabulary].  Raises Refused when no such constants exist.
+    """
+    raw, own = raw.double(), own.double()
+    floor = own <= torch.finfo(torch.float32).min / 2
+    floor |= own <= torch.finfo(torch.bfloat16).min / 2
+    masked = floor.all(0)
+    if masked.any():
+        raw, own = raw[:, ~masked], own[:, ~masked]
+    columns = tuple(masked.nonzero()[:, 0].tolist())
+    s = _ratio(raw, own)
+    if s is not None:
+        return _snap(s, numbers), None, columns
+    if own.abs().max() < raw.abs().max() or len(numbers):
+        caps = sorted({n for n in numbers if n > float(own.abs().max())})
+        for cap in caps:
+            inner = cap * torch.atanh((own / cap).clamp(-1 + 1e-12, 1 - 1e-12))
+            # Near the cap atanh loses digits, so the factor is fitted where tanh is still steep.
+            steep = own.abs() < 0.8 * cap
+            if steep.sum() < 8:
+                continue
+            s = float((raw[steep] * inner[steep]).sum() / (raw[steep] ** 2).sum())
+            s = _snap(s, numbers)
+            if float((cap * torch.tanh(s * raw / cap) - own).abs().max()) < 1e-4 * float(own.abs().max()):
+                return s, cap, columns
+    raise Refused(
+        "The logits are not a constant scale or softcap of the unembedding's output. "
+        "Something else happens behind the unembedding that a lens would silently leave out."
+    )
+
+
+def dissect(module: nn.Module) -> Anatomy:
+    """Find the anatomy of a model and prove its readout.
+
+    Raises:
+        Refused: with the nearest reason, when a part is not found or the replayed readout is not the model's.
+    """
+    config = getattr(module, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise Refused(
+            f"{type(module).__name__} is an encoder-decoder: its logits depend on two streams. "
+            "Only decoder-only models (and encoders with a token head) are read."
+        )
+    with untouched(module):
+        inputs, real = _probe_inputs(module, seed=0)
+        inputs = accepted(module, inputs)
+        if "input_ids" not in inputs:
+            raise Refused(f"The forward of {type(module).__name__} takes no input_ids, so text cannot be read.")
+        try:
+            found = _dissect(module, inputs, real)
+            return _prove(module, found)
+        except (Refused, torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise Refused(
+                f"A plain forward pass of {type(module).__name__} on text alone fails with "
+                f"{type(error).__name__}: {str(error)[:300]}. A model that cannot run on token ids cannot be read."
+            ) from error
+
+
+def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy:
+    kind = type(module).__name__
+    events, logits = _record(module, inputs, keep=lambda name: False)
+    if logits.ndim != 3 or logits.shape[:2] != real.shape:
+        raise Refused(
+            f"The logits of {kind} have shape {tuple(logits.shape)} for input ids {tuple(real.shape)}: there is "
+            "not one distribution for each position, so states and logits cannot be matched."
+        )
+    vocabulary = logits.shape[-1]
+    path, ran = _find_blocks(module, events)
+    last_end = max(e.end for e in events if e.name == ran[-1])
+    unembedding = _find_unembedding(module, events, vocabulary)
+    tail = [e.name for e in events if e.begin > last_end]
+    # Outermost calls only: a head that is a module of modules is one step.
+    outer = [n for n in tail if not any(n.startswith(o + ".") for o in tail)]
+    wanted = set(outer) | {unembedding, *ran}
+    events, logits = _record(module, inputs, keep=lambda name: name in wanted)
+    by_name = {event.name: event for event in events}
+
+    outputs = [by_name[name].output for name in ran]
+    last = outputs[-1]
+    if last is None or last.ndim != 3 or last.shape[:2] != real.shape:
+        shape = None if last is None else tuple(last.shape)
+        raise Refused(
+            f"{ran[-1]} of {kind} gives states of shape {shape}, not [batch, position, width] = "
+            f"[{real.shape[0]}, {real.shape[1]}, width]: there is not one residual state for each position."
+        )
+    continuous = all(
+        any(t.shape == o.shape and torch.equal(t[real], o[real]) for t in by_name[name].inputs)
+        for o, name in zip(outputs[:-1], ran[1:], strict=True)
+        if o is not None
+    )
+
+    numbers = _config_numbers(config := getattr(module, "config", None))
+    steps: list[Step] = []
+    state: Tensor | None = last
+    raw: Tensor | None = None
+    functional = unembedding is None
+    for name in outer:
+        event = by_name[name]
+        scale = next((r for t in event.inputs if (r := _ratio(state[real], _rows(t, real))) is not None), None)
+        if scale is None:
+            continue
+        if event.output is None:
+            continue
+        if unembedding is not None and (name == unembedding or unembedding.startswith(name + ".")):
+            steps.append(Step(name, _snap(scale, numbers)))
+            raw = by_name[unembedding].output
+            break
+        same = scale == 1 and event.output.shape == state.shape and torch.equal(event.output, state)
+        if not same:  # dropout and identity modules are no steps
+            steps.append(Step(name, _snap(scale, numbers)))
+            state = event.output
+    if raw is None:
+        embedding = module.get_input_embeddings()
+        weight = getattr(embedding, "weight", None)
+        if functional and isinstance(weight, Tensor) and weight.shape == (vocabulary, state.shape[-1]):
+            unembedding = next(n for n, m in module.named_modules() if m is embedding)
+            raw = nn.functional.linear(state, weight)
+        else:
+            raise Refused(_tail_reason(kind, ran[-1], outer, unembedding))
+    raw_rows = _rows(raw, real).float()
+    own_rows = logits[real].float()
+    if raw_rows.shape != own_rows.shape:
+        raise Refused(
+            f"{unembedding} of {kind} gives {raw_rows.shape[-1]} numbers for each position and the logits have "
+            f"{own_rows.shape[-1]}: the logits come from somewhere else as well."
+        )
+    scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers)
+    embedding = module.get_input_embeddings()
+    where = next((n for n, m in module.named_modules() if m is embedding), None)
+    return Anatomy(
+        architecture=kind,
+        blocks=path,
+        n_layers=len(module.get_submodule(path)),
+        d_model=last.shape[-1],
+        vocab_size=vocabulary,
+        embedding=where,
+        steps=tuple(steps),
+        unembedding=str(unembedding),
+        scale=scale,
+        softcap=softcap,
+        masked=masked,
+        tied_function=functional,
+        bidirectional=not _is_causal(config),
+        last_block=int(ran[-1].rsplit(".", 1)[1]),
+        proof=Proof(math.nan, math.nan, 0, str(last.dtype), continuous),
+    )
+
+
+def _is_causal(config: Any) -> bool:
+    return not (hasattr(config, "is_decoder") and config.is_decoder is False and hasattr(config, "position_embedding_type"))
+
+
+def _rows(tensor: Tensor, real: Tensor) -> Tensor:
+    """The real positions of [batch, position, width] or [batch * position, width], as [rows, width]."""
+    if tensor.shape[:2] == real.shape:
+        return tensor[real]
+    if tensor.ndim == 2 and tensor.shape[0] == real.numel():
+        return tensor[real.flatten()]
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _tail_reason(kind: str, last: str, outer: list[str], unembedding: str | None) -> str:
+    ran = ", ".join(outer[:6]) or "no module"
+    return (
+        f"The way from {last} to the logits of {kind} is not understood: after the last block ran {ran}, and "
+        f"following the state through them did not reach the unembedding ({unembedding or 'none found'}). "
+        "A lens that guessed the missing step would be silently wrong."
+    )
+
+
+# --- replay and proof ---------------------------------------------------------------------------------------
+
+
+class Replay:
+    """The readout's way from states to the unembedding's input, through the model's own modules."""
+
+    def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
+        self._steps = [(module.get_submodule(step.path), step.scale) for step in anatomy.steps]
+        self._head = module.get_submodule(anatomy.unembedding)
+        self._functional = anatomy.tied_function
+
+    def features(self, states: Tensor) -> Tensor:
+        """[rows, width] states after any block -> [rows, features], what the unembedding matrix multiplies."""
+        x = states.unsqueeze(0)
+        for step, scale in self._steps:
+            x = x if scale == 1 else x * scale
+            if step is self._head:
+                break
+            if not self._functional and any(m is self._head for m in step.modules()):
+                x = self._into_head(step, x)
+                break
+            x = hidden(step(x.to(_device(step, x)))) if isinstance(step, nn.Module) else x
+        return x.reshape(-1, x.shape[-1])
+
+    def _into_head(self, step: nn.Module, x: Tensor) -> Tensor:
+        """Run a composite head only as far as its unembedding, and take what it is given."""
+        seen: list[Tensor] = []
+
+        def take(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen.append(next(tensors((args, kwargs))))
+            raise StopForward
+
+        with hooked({self._head: take}):
+            run(step, {_first_argument(step): x})
+        return seen[0]
+
+
+def _first_argument(module: nn.Module) -> str:
+    import inspect
+
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
+def _device(module: nn.Module, like: Tensor) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return like.device if parameter is None or parameter.is_meta else parameter.device
+
+
+def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
+    """Replay the readout on fresh tokens; the anatomy with its proof, or Refused."""
+    from dataclasses import replace
+
+    inputs, real = _probe_inputs(module, seed=1)
+    inputs = accepted(module, inputs)
+    seen: list[Tensor] = []
+    last = list(module.get_submodule(anatomy.blocks).children())[anatomy.last_block]
+
+    def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        state = hidden(output, anatomy.d_model)
+        if state is not None:
+            seen.append(state.detach().clone())
+
+    with hooked(after={last: take}):
+        own = module(**inputs).logits[real].float()
+    rows = seen[-1][real]
+    features = Replay(module, anatomy).features(rows)
+    head = module.get_submodule(anatomy.unembedding)
+    weight = head.weight
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise Refused(
+            f"The unembedding {anatomy.unembedding} is stored as {weight.dtype} {tuple(weight.shape)}. The lens "
+            "multiplies with it directly: load the model with the head left unquantised."
+        )
+    bias = getattr(head, "bias", None)
+    logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
+    if anatomy.softcap is not None:
+        logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)
+    own = own.to(logits.device)
+    if anatomy.masked:
+        logits[:, list(anatomy.masked)] = own[:, list(anatomy.masked)]
+    keep = own.abs() < torch.finfo(torch.bfloat16).max / 4
+    error = float((logits - own)[keep].abs().max() / own[keep].abs().max().clamp_min(1e-30))
+    dtype = rows.dtype
+    tolerance = TOLERANCE.get(dtype, 1e-4)
+    if not error <= tolerance:
+        raise Refused(
+            f"The readout found for {anatomy.architecture} is not the model's: on fresh tokens "
+            f"{anatomy.formula} differs from its own logits by {error:.1e} of the largest logit "
+            f"(allowed: {tolerance:.0e} in {dtype}). A lens through it would be silently wrong."
+        )
+    proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
+    return replace(anatomy, proof=proof)
+

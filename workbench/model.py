@@ -1,0 +1,327 @@
+"""``load()``: weights + tokenizer or processor + proved anatomy = :class:`Model`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.anatomy import Anatomy, Replay, dissect, text_config
+from workbench.errors import InputError, Refused
+
+SAMPLED = 4096
+"""How many elements of each weight enter the fingerprint: 70B parameters take seconds, not minutes."""
+
+
+class Model:
+    """A loaded model whose readout has been proved.  Made by :func:`load`.
+
+    Attributes:
+        name: what the model is called in figures and provenance.
+        module: the ``torch.nn.Module`` (a transformers model).
+        tokenizer, processor: as transformers gives them; either may be None.
+        anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
+    """
+
+    def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
+        self.name = name
+        self.module = module
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        self.processor = processor
+        self.anatomy: Anatomy = dissect(module)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, {self.anatomy.architecture}, {self.n_layers} layers, d_model {self.d_model}, "
+            f"vocabulary {self.vocab_size}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"proof {self.anatomy.proof.error:.0e})"
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return self.anatomy.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.anatomy.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits, which may be more than the tokenizer has tokens (padded embeddings)."""
+        return self.anatomy.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go (with several devices: where the embeddings are)."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """The longest prompt in tokens that the model was built for, or None where it has no limit."""
+        config = text_config(self.module)
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx"):
+            value = getattr(config, key, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @cached_property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.module.get_submodule(self.anatomy.blocks).children())
+
+    @cached_property
+    def replay(self) -> Replay:
+        return Replay(self.module, self.anatomy)
+
+    @property
+    def unembedding(self) -> tuple[Tensor, Tensor | None]:
+        """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device."""
+        head = self.module.get_submodule(self.anatomy.unembedding)
+        bias = None if self.anatomy.tied_function else getattr(head, "bias", None)
+        return head.weight.detach(), None if bias is None else bias.detach()
+
+    @property
+    def embedding(self) -> Tensor:
+        """The input embedding matrix [vocabulary, d_model].
+
+        Raises InputError when the embeddings are not vectors of the residual stream (a projection follows).
+        """
+        module = self.module.get_submodule(self.anatomy.embedding) if self.anatomy.embedding else None
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != self.d_model:
+            shape = None if weight is None else tuple(weight.shape)
+            raise InputError(
+                f"The input embeddings of {self.name} have shape {shape} and its residual stream is "
+                f"{self.d_model} wide, so states cannot be compared with embeddings. Use LogitLens instead."
+            )
+        return weight.detach()
+
+    @cached_property
+    def parts(self) -> Any:
+        """How each block writes to the stream (:func:`workbench.parts.find_writes`), found when first asked for."""
+        from workbench.parts import find_writes
+
+        return find_writes(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over config, weights (sampled evenly), and tokenizer; the same on every device."""
+        digest = hashlib.sha256()
+        config = getattr(self.module, "config", None)
+        if config is not None:
+            digest.update(json.dumps(_settled(config.to_dict()), sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.module.state_dict().items()):
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            if weight.is_meta or not weight.numel():
+                continue
+            flat = weight.detach().reshape(-1)
+            flat = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].cpu()
+            flat = flat.float() if flat.is_floating_point() else flat.to(torch.int64)
+            digest.update(flat.contiguous().numpy().tobytes())
+        if self.tokenizer is not None and hasattr(self.tokenizer, "get_vocab"):
+            digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        return digest.hexdigest()[:16]
+
+
+def _settled(config: dict) -> dict:
+    """A config without what says where and by whom it was saved."""
+    loose = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
+    return {
+        str(key): _settled(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in loose and not str(key).startswith("_")
+    }
+
+
+def load(
+    source: Any,
+    *,
+    tokenizer: Any = None,
+    processor: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    engine: str = "auto",
+    name: str | None = None,
+) -> Model:
+    """Load a model and prove its readout.
+
+    Args:
+        source: ``"organism:story"`` (built in), a hub id, a local folder, a transformers model in memory (give
+            its ``tokenizer=``), an nnsight ``LanguageModel`` or a TransformerLens ``TransformerBridge`` (both
+            are read through the transformers model they wrap).
+        device: ``"cpu"``, ``"cuda"``, ...; default: a GPU when there is one.  Not together with device_map.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or "auto"; default: as the checkpoint on a GPU, fp32 on CPU.
+        device_map: as in transformers, e.g. ``"auto"`` to spread a model over several GPUs (needs accelerate).
+        quantization: ``"8bit"`` or ``"4bit"`` (needs bitsandbytes); the unembedding stays unquantised.
+        revision: a branch, tag or commit of a hub model.
+        engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
+
+    Raises:
+        Refused: when the readout cannot be found or proved; the message has the nearest reason.
+        InputError: when the arguments do not fit together or the source is not there.
+    """
+    if engine not in ("auto", "hooks"):
+        raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, (str, Path)):
+        module, tokenizer, processor, found = _from_pretrained(
+            str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code
+        )
+    else:
+        for option in ("device_map", "quantization", "revision"):
+            if {"device_map": device_map, "quantization": quantization, "revision": revision}[option] is not None:
+                raise InputError(f"{option}= is for loading by name; this model is in memory already.")
+        module, tokenizer = _unwrap(source, tokenizer)
+        found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
+        if dtype is not None or device is not None:
+            module = module.to(device=device, dtype=_dtype(dtype))  # type: ignore[arg-type]
+    return Model(module, name=name or found, tokenizer=tokenizer, processor=processor)
+
+
+def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+    """The transformers model inside what nnsight or TransformerLens made of it."""
+    origin = type(source).__module__.split(".")[0]
+    if origin == "nnsight":
+        tokenizer = tokenizer if tokenizer is not None else getattr(source, "tokenizer", None)
+        module = getattr(source, "_module", None)
+        if not isinstance(module, nn.Module) or next(module.parameters()).is_meta:
+            raise InputError(
+                "This nnsight model holds no weights yet (they are on the meta device). "
+                "Create it with dispatch=True, or give the transformers model itself."
+            )
+        return module, tokenizer
+    if origin == "transformer_lens":
+        tokenizer = tokenizer if tokenizer is not None else getattr(source, "tokenizer", None)
+        module = getattr(source, "original_model", None)
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"{type(source).__name__} wraps no transformers model. Use TransformerBridge.boot_transformers, "
+                "or load the model by name."
+            )
+        return module, tokenizer
+    if isinstance(source, nn.Module):
+        return source, tokenizer
+    raise InputError(
+        f"load() was given a {type(source).__name__}. It takes a hub id, a folder, 'organism:NAME', or a model "
+        "in memory (transformers, nnsight LanguageModel, TransformerBridge)."
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    found = getattr(torch, short.get(dtype, dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"dtype {dtype!r} is not a floating-point type. Use 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+def _from_pretrained(
+    source: str,
+    tokenizer: Any,
+    processor: Any,
+    device: Any,
+    dtype: Any,
+    device_map: Any,
+    quantization: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, Any, Any, str]:
+    import transformers
+
+    name = source
+    if source.startswith("organism:"):
+        from workbench.organisms import folder
+
+        source = str(folder(source.removeprefix("organism:")))
+    elif Path(source).exists() and not (Path(source) / "config.json").exists():
+        raise InputError(
+            f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote."
+        )
+    elif source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
+        raise InputError(f"There is no folder {source}.")
+    if device is not None and device_map is not None:
+        raise InputError("device= and device_map= were both given. device_map places the model by itself.")
+    if device is None and device_map is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = dict(common)
+    if dtype is not None and dtype != "auto":
+        options["dtype"] = _dtype(dtype)
+    else:
+        options["dtype"] = torch.float32 if str(device).startswith("cpu") and dtype != "auto" else "auto"
+    if device_map is not None:
+        options["device_map"] = device_map
+    if quantization is not None:
+        options["quantization_config"] = _quantized(quantization)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **common)
+        auto, multimodal = _auto_class(config, name)
+        module = auto.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise InputError(f"{name!r} could not be loaded: {error}") from error
+    if device_map is None and quantization is None:
+        module = module.to(device)
+    if multimodal and processor is None:
+        processor = _optional(transformers.AutoProcessor, source, common)
+    if tokenizer is None and getattr(processor, "tokenizer", None) is None:
+        tokenizer = _optional(transformers.AutoTokenizer, source, common)
+    return module, tokenizer, processor, name
+
+
+def _auto_class(config: Any, name: str) -> tuple[Any, bool]:
+    """The auto class for a config, and whether the model also takes images."""
+    import transformers
+    from transformers.models.auto import modeling_auto as mappings
+
+    if config.model_type in mappings.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return transformers.AutoModelForCausalLM, False
+    if config.model_type in mappings.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText, True
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return transformers.AutoModelForCausalLM, False
+    raise Refused(
+        f"{name} is a {config.model_type!r} model, which transformers has neither as a causal language model nor "
+        "as an image-text-to-text model. A lens needs logits over tokens at each position."
+    )
+
+
+def _quantized(quantization: str) -> Any:
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    from workbench.errors import missing
+
+    if quantization not in ("8bit", "4bit"):
+        raise InputError(f"quantization={quantization!r} is unknown. Use '8bit' or '4bit'.")
+    if find_spec("bitsandbytes") is None:
+        raise missing("bitsandbytes", f"Loading in {quantization}", "quantization")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _optional(auto: Any, source: str, common: dict[str, Any]) -> Any:
+    """A tokenizer or processor if the source has one; models without can be read by token ids."""
+    try:
+        return auto.from_pretrained(source, **common)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
+        return None

@@ -1,0 +1,326 @@
+"""``read()``: one forward pass, many readers.
+
+A reader names the sites that it wants, sees the live tensors while the model runs, keeps what it needs, and
+closes with a :class:`~workbench.reading.Reading`.  Hooks sit only at the sites asked for, and the pass stops
+after the deepest of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from workbench.engines.hooks import StopForward, hidden, hooked, run, untouched
+from workbench.errors import InputError, Refused, StateError
+from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
+from workbench.anatomy import accepted
+from workbench.model import Model, load
+from workbench.reading import Reading
+from workbench.sites import Site
+from workbench.tokens import joined_texts, token_texts
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What every lens and probe is.
+
+    ``observe`` gets the states [batch, padded length, width] of one site, live on their device: read them,
+    never write to them, and use ``batch.take(states)`` for the positions that were asked for.  Sites arrive in
+    the order of the forward pass.  A batch that runs out of memory is run again in halves, so anything that
+    accumulates over batches is added in ``batch.done``.
+    """
+
+    def sites(self, model: Model) -> list[Site]: ...
+    def begin(self, run: Run) -> None: ...
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None: ...
+    def end(self) -> Reading: ...
+
+
+@dataclass
+class Run:
+    """What a reader is told before the pass: the model, the prompts and the reading's position axis."""
+
+    model: Model
+    prompts: list[Prompt]
+    positions: list[int]
+
+    def empty(self, shape: Sequence[int] = (), dtype: Any = np.float32, *, after: Sequence[int] = ()) -> np.ndarray:
+        """A [prompt, *shape, position, *after] array that holds "nothing here": NaN, or -1 for integers."""
+        fill = np.nan if np.issubdtype(dtype, np.floating) else -1
+        return np.full((len(self.prompts), *shape, len(self.positions), *after), fill, dtype)
+
+    def dataset(self, variables: dict[str, Any], coords: dict[str, Any], **attrs: Any) -> xr.Dataset:
+        """The reader's variables with the prompts' tokens beside them.
+
+        Adds input_id, input_token, token_position [prompt, position] and prompt_text [prompt]; and, where there
+        is a ``token_id``, the texts of all ids in it as vocab_token [vocab].
+        """
+        tokenizer = self.model.tokenizer
+        ids, place = self.empty(dtype=np.int32), self.empty(dtype=np.int32)
+        texts = np.full(ids.shape, "", dtype=object)
+        for i, prompt in enumerate(self.prompts):
+            shown = joined_texts(tokenizer, prompt.ids)
+            for slot, position in enumerate(prompt.positions):
+                ids[i, slot], place[i, slot], texts[i, slot] = prompt.ids[position], position, shown[position]
+        context: dict[str, Any] = {
+            "input_id": (("prompt", "position"), ids),
+            "input_token": (("prompt", "position"), texts),
+            "token_position": (("prompt", "position"), place),
+            "prompt_text": (("prompt",), np.array([p.text for p in self.prompts], dtype=object)),
+        }
+        coords = {"prompt": np.arange(len(self.prompts)), "position": np.array(self.positions), **coords}
+        if "token_id" in variables:
+            used = [variables[n][1] for n in ("token_id", "target_id") if n in variables]
+            vocab = np.unique(np.concatenate([np.ravel(u) for u in used]))
+            vocab = vocab[vocab >= 0]
+            coords["vocab"] = vocab
+            texts = np.array(token_texts(tokenizer, vocab.tolist()), dtype=object)
+            context["vocab_token"] = (("vocab",), texts)
+        attrs = {"model": self.model.name, "n_layers": self.model.n_layers, **attrs}
+        return xr.Dataset({**variables, **context}, coords, attrs)
+
+
+def read(
+    model: Any,
+    inputs: Any,
+    readers: Any,
+    *,
+    batch_size: int | None = None,
+    positions: Positions = "all",
+    progress: bool = True,
+    padding_side: str = "right",
+    partial: bool = False,
+) -> Any:
+    """Read prompts through one or many readers in one pass of the model for each batch.
+
+    Args:
+        model: a :class:`Model`, or anything :func:`workbench.load` takes.
+        inputs: a string, strings, chats, token ids, or ``{"text": ..., "images": ...}``
+            (:func:`workbench.inputs.encode`).
+        readers: one reader, or a list of them.
+        batch_size: prompts in a batch; default: as many as a token budget allows, halved when memory runs out.
+        positions: "all", "last", an index, a slice or a list; pads are never positions.
+        padding_side: how batches are padded inside; changes no result.
+        partial: when interrupted (Ctrl-C), return what was read so far instead of raising.
+
+    Returns:
+        One Reading for one reader, a tuple for a list.  The model is left as it was found: mode, random state
+        and hooks, also when a reader raises.
+
+    Raises:
+        InputError: inputs, positions or sites that cannot be read.
+        StateError: NaN or infinity in the states, with the layer and position.
+    """
+    if not isinstance(model, Model):
+        model = load(model)
+    single = not isinstance(readers, (list, tuple))
+    chosen: list[Reader] = [readers] if single else list(readers)
+    for reader in chosen:
+        if isinstance(reader, type) or not isinstance(reader, Reader):
+            raise InputError(
+                f"{reader!r} is not a reader (it lacks sites, begin, observe or end). Give instances, e.g. LogitLens()."
+            )
+    if not chosen:
+        raise InputError("No reader was given, so there is nothing to look for. Give e.g. [LogitLens()].")
+    if len({id(r) for r in chosen}) < len(chosen):
+        raise InputError("The same reader object was given twice. Make one for each reading.")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size} holds no prompt. Use 1 or more, or None.")
+    if padding_side not in ("right", "left"):
+        raise InputError(f"padding_side={padding_side!r} is unknown. Use 'right' or 'left'.")
+    prompts = encode(model, inputs, positions)
+    wanted: dict[Site, list[Reader]] = {}
+    for reader in chosen:
+        for site in reader.sites(model):
+            wanted.setdefault(site, []).append(reader)
+    job = Run(model, prompts, position_axis(prompts, positions))
+    for reader in chosen:
+        reader.begin(job)
+    done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial)
+    origin = provenance(model, job, done)
+    readings = []
+    for reader in chosen:
+        reading = reader.end()
+        reading.provenance = {**origin, **reading.provenance}
+        readings.append(reading)
+    return readings[0] if single else tuple(readings)
+
+
+def provenance(model: Model, job: Run, done: int) -> dict[str, Any]:
+    """Where a reading comes from: enough to tell whether two readings may be compared."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("latent-workbench", "transformers", "numpy", "xarray"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "model": {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        },
+        "anatomy": {k: v for k, v in model.anatomy.describe().items() if k != "masked"},
+        "readout": model.anatomy.formula,
+        "prompts": len(job.prompts),
+        "prompts_read": done,
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _pass(
+    model: Model,
+    prompts: list[Prompt],
+    wanted: dict[Site, list[Reader]],
+    batch_size: int | None,
+    progress: bool,
+    padding_side: str,
+    partial: bool,
+) -> int:
+    """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
+    from tqdm.auto import tqdm
+
+    queue = plan(prompts, token_budget(model), batch_size)
+    total = sum(len(p.ids) for p in prompts)
+    done = 0
+    with (
+        untouched(model.module),
+        tqdm(total=total, unit="tok", desc=f"reading {model.name}", disable=not progress, delay=1.0) as bar,
+    ):
+        try:
+            while queue:
+                members = queue.pop(0)
+                batch = collate(model, prompts, members, padding_side)
+                try:
+                    observe_batch(model, batch, wanted)
+                except (torch.OutOfMemoryError, MemoryError):
+                    if len(members) == 1:
+                        raise
+                    batch.scratch.clear()
+                    torch.cuda.empty_cache()
+                    # Shorter batches from here on: the rest of the queue is as large as the one that failed.
+                    rest = [members, *queue]
+                    queue = [half for m in rest for half in (m[: (len(m) + 1) // 2], m[(len(m) + 1) // 2 :]) if half]
+                    continue
+                for commit in batch.done:
+                    commit()
+                done += len(members)
+                bar.update(sum(len(prompts[i].ids) for i in members))
+        except KeyboardInterrupt:
+            if not partial:
+                raise
+    return done
+
+
+def token_budget(model: Model) -> int:
+    """Tokens in a batch: what the states of all layers may take is a share of the memory that is free."""
+    bytes_per_token = (model.n_layers + 1) * model.d_model * 4
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+        return max(256, min(32768, int(free * 0.15 / bytes_per_token)))
+    return max(256, min(4096, 24 * 2**20 // bytes_per_token))
+
+
+def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) -> None:
+    """One forward pass over one batch, as deep as the deepest site, showing each site to its readers."""
+    pending = set(wanted)
+    finite: list[tuple[Site, Tensor, Tensor]] = []
+
+    def show(site: Site, states: Tensor | None) -> None:
+        if site not in pending:
+            return
+        if states is None:
+            raise Refused(
+                f"{model.name} gave no state of width {model.d_model} at {site} in this pass, though it did when "
+                "its anatomy was proved. Inputs that change the model's path (images, caches) may do that."
+            )
+        pending.discard(site)
+        rows = batch.take(states)
+        finite.append((site, torch.isfinite(rows.sum(dtype=torch.float32)), rows.detach()))
+        if states.device.type == "cpu":
+            _check(finite, batch)
+        for reader in wanted[site]:
+            reader.observe(site, states, batch)
+        if not pending:
+            raise StopForward
+
+    before, after = _hooks(model, list(wanted), show)
+    with hooked(before, after):
+        run(model.module, accepted(model.module, batch.inputs))
+    _check(finite, batch)
+    if pending:
+        raise Refused(
+            f"The forward pass of {model.name} ended without reaching {min(pending)}: that part of the model did "
+            "not run on these inputs."
+        )
+
+
+def _check(finite: list[tuple[Site, Tensor, Tensor]], batch: Batch) -> None:
+    """Raise StateError for the first site with NaN or infinity; forget the states that are fine."""
+    for site, good, rows in finite:
+        if not bool(good):
+            bad = ~torch.isfinite(rows).all(-1)
+            if not bad.any():  # the sum overflowed, the states did not
+                continue
+            row = int(bad.nonzero()[0, 0])
+            what = "NaN" if torch.isnan(rows[row]).any() else "infinity"
+            hint = " In float16 large states overflow: load the model with dtype='bfloat16'." * (
+                rows.dtype == torch.float16
+            )
+            raise StateError(
+                f"The states of prompt {int(batch.prompt[row])} hold {what} at {site.axis} {site.index} "
+                f"({site.kind}), position slot {int(batch.slot[row])}. Nothing that is read from them means "
+                f"anything; check the weights and the dtype.{hint}"
+            )
+    finite.clear()
+
+
+Hooks = dict[nn.Module, Callable[..., None]]
+
+
+def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None], None]) -> tuple[Hooks, Hooks]:
+    """Hooks at the modules where the sites are, and nowhere else."""
+    width = model.d_model
+    layers = sorted(site.index for site in sites if site.kind == "resid")
+    inner = {site for site in sites if site.kind != "resid"}
+    before: Hooks = {}
+    after: Hooks = {}
+    last = model.anatomy.last_block
+
+    def entering(block: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            states = hidden((args, kwargs), width)
+            for layer in layers:
+                # A block that this pass skips leaves the stream alone: its layer is what the next block gets.
+                if layer <= block:
+                    show(Site("resid", layer), states)
+
+        return hook
+
+    deepest = max(layers, default=-1)
+    for block, module in enumerate(model.blocks):
+        if layers and block <= deepest and (block in layers or block - 1 in layers):
+            before[module] = entering(block)
+    if deepest > last:
+
+        def leaving(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            for layer in layers:
+                show(Site("resid", layer), hidden(output, width)) if layer > last else None
+
+        after[model.blocks[last]] = leaving
+    if inner:
+        from workbench.parts import add_hooks
+
+        add_hooks(model, inner, show, before, after)
+    return before, after

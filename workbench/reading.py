@@ -1,0 +1,162 @@
+"""``Reading``: what a reader found, as labelled arrays with provenance; one portable netCDF4 file.
+
+Opens, draws and tabulates on a machine without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import ReadingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "latent-workbench reading"
+VERSION = 1
+
+
+class Reading:
+    """Labelled arrays (``.data``, an :class:`xarray.Dataset`) and where they came from (``.provenance``)."""
+
+    def __init__(self, data: xr.Dataset, provenance: dict[str, Any] | None = None) -> None:
+        self.data = data
+        self.provenance: dict[str, Any] = provenance or {}
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
+        names = ", ".join(str(v) for v in self.data.data_vars)
+        model = self.provenance.get("model", {}).get("name", "?")
+        return f"<Reading {self.data.attrs.get('reader', '?')} of {model} ({sizes})>\n  {names}"
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        bundle = {"text/plain": repr(self)}
+        try:
+            from workbench.widgets.explorer import static_html
+
+            bundle["text/html"] = static_html(self.data)
+        except ValueError:  # nothing that the table shows: the text and xarray's own view remain
+            bundle["text/html"] = self.data._repr_html_()
+        return bundle
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """A plotly figure: ``kind`` as in :data:`workbench.figures.CHARTS`; the first that fits by default."""
+        from workbench.figures import chart
+
+        return chart(self.data, kind, **options)
+
+    def explore(self, **options: Any) -> Any:
+        """The live widget for a notebook."""
+        from workbench.widgets.explorer import explore
+
+        return explore(self, **options)
+
+    def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """The same explorer as one offline page."""
+        from workbench.widgets.page import to_html
+
+        return Path(to_html([self], path, **options))
+
+    def frame(self) -> pd.DataFrame:
+        """A long table: one row for each place that has a value, with the token texts beside their ids."""
+        main = [n for n, v in self.data.data_vars.items() if {"prompt", "position"} <= set(v.dims)]
+        depth = [n for n in main if set(self.data[n].dims) & {"layer", "block", "component", "expert"}]
+        keep = [n for n in main if self.data[n].ndim == 2 or n in depth]
+        table = self.data[keep].to_dataframe().reset_index()
+        if "input_id" in table:
+            table = table[table["input_id"] >= 0]
+        if "token_id" in table and "vocab_token" in self.data:
+            texts = dict(zip(self.data["vocab"].values.tolist(), self.data["vocab_token"].values, strict=True))
+            table = table[table["token_id"] >= 0]
+            table.insert(table.columns.get_loc("token_id") + 1, "token", table["token_id"].map(texts))
+        return table.reset_index(drop=True)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one netCDF4 file; complete under its name or not there at all.
+
+        Raises ReadingError when it cannot be written (a full disk, no such folder); the reading is untouched.
+        """
+        path = Path(path)
+        stored = self.data.copy()
+        stored.attrs = {
+            **self.data.attrs,
+            "workbench_format": FORMAT,
+            "workbench_version": VERSION,
+            "provenance": json.dumps(self.provenance, default=str),
+        }
+        # Checksums (fletcher32) make a damaged file an error instead of other numbers.
+        encoding = {
+            str(name): {"zlib": True, "complevel": 3, "fletcher32": True}
+            for name, v in stored.data_vars.items()
+            if v.dtype.kind in "fiub" and v.size
+        }
+        write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
+        return path
+
+
+def write_whole(path: Path, write: Callable[[str], Any]) -> None:
+    """Call ``write(temporary name)`` beside ``path`` and rename: readers never see half a file."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise ReadingError(f"{path} cannot be written: {error}. The result is still in memory.") from error
+    try:
+        write(temporary)
+        with Path(temporary).open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ReadingError(
+            f"{path} could not be written: {error}. Nothing was left under that name and the result is still in "
+            "memory: make room or choose another place, and save again."
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def open_reading(path: str | os.PathLike[str]) -> Reading:
+    """Open a file that :meth:`Reading.save` wrote.
+
+    Raises ReadingError for a file that is missing, damaged, from something else, or from a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ReadingError(f"There is no reading at {path}.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf", mask_and_scale=False) as file:
+            data = file.load()
+    except Exception as error:  # h5py raises many kinds, all of which mean the same to a user
+        raise ReadingError(
+            f"{path} cannot be opened as a reading ({type(error).__name__}: {error}). It is damaged, cut short, "
+            "or not a reading; take the original file or read the model again."
+        ) from error
+    if data.attrs.get("workbench_format") != FORMAT:
+        raise ReadingError(
+            f"{path} is a netCDF file, but not one that the workbench wrote. Open it with xarray.open_dataset."
+        )
+    version = int(data.attrs.pop("workbench_version"))
+    if version > VERSION:
+        raise ReadingError(
+            f"{path} has format version {version} and this workbench reads up to {VERSION}: upgrade latent-workbench."
+        )
+    del data.attrs["workbench_format"]
+    provenance = json.loads(str(data.attrs.pop("provenance")))
+    for name, variable in data.variables.items():
+        variable.encoding.clear()
+        if variable.dtype.kind == "O":
+            data[name] = variable.astype(object)
+    data.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in data.attrs.items()}
+    data.encoding.clear()
+    return Reading(data, provenance)

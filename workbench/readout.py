@@ -1,0 +1,260 @@
+"""From states to statistics over the vocabulary, in a stream: full logits are never built.
+
+The vocabulary is walked in chunks of columns.  Each chunk is multiplied with the states of *all* layers at
+once (so the unembedding is read from memory once, not once a layer), and reduced at once to running maxima,
+sums and the best few.  Two sweeps: the final layer first, because every other layer is compared with it, then
+the rest.
+
+For logits z (after scale and softcap), with m a running maximum and in natural logarithms:
+
+    logsumexp  Z = m + log sum exp(z - m)
+    entropy    H = Z - sum p z
+    KL(p_final || p) = sum p_final log p_final - sum p_final z + Z          (tuned lens, Belrose et al. 2023)
+
+Without a softcap sum_v p_final(v) z(v) = x . sum_v p_final(v) W_v + sum_v p_final(v) b_v: one product with the
+*expected unembedding row* of the final layer gives the KL of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+COLUMNS = {"cpu": 2048, "cuda": 8192}
+"""Columns of the unembedding in one chunk: a tile of logits should stay in cache while it is reduced."""
+ROWS = {"cpu": 1024, "cuda": 2048}
+CANDIDATES = 54
+"""With precision="bf16": how many tokens beyond top_k are recomputed in fp32."""
+NEVER = -1e30
+"""The logit of a token that the model masks: finite, so that 0 * logit is 0 and not NaN."""
+
+
+@dataclass
+class Statistics:
+    """Over the vocabulary, for [layers, rows]; natural logarithms.
+
+    token_id, logprob: [layers, rows, top_k].  logsumexp, entropy: [layers, rows].
+    kl: [layers, rows] or None.  rank, target_logprob: [layers, rows, targets] or None.
+    """
+
+    token_id: Tensor
+    logprob: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
+    kl: Tensor | None = None
+    rank: Tensor | None = None
+    target_logprob: Tensor | None = None
+
+
+@dataclass
+class Final:
+    """The final layer's distribution, kept as what other layers are compared with."""
+
+    features: Tensor
+    statistics: Statistics
+    expected_row: Tensor
+    expected_bias: Tensor
+
+
+class Readout:
+    """The unembedding of one model, read as a stream of column chunks.
+
+    Args:
+        model: its proved anatomy gives the way from states to logits.
+        precision: "fp32"; or "bf16": the product with the unembedding in bfloat16, the best candidates and
+            their share of the normaliser recomputed in fp32 (the final layer is always fp32).
+        chunk: columns at a time; changes no result.
+    """
+
+    def __init__(self, model: Model, precision: str = "fp32", chunk: int | None = None) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"precision={precision!r} is unknown. Use 'fp32' or 'bf16'.")
+        self.weight, self.bias = model.unembedding
+        self.scale, self.softcap = model.anatomy.scale, model.anatomy.softcap
+        self.vocab_size = self.weight.shape[0]
+        device = self.weight.device
+        self.masked = torch.tensor(model.anatomy.masked, dtype=torch.long, device=device)
+        self.columns = chunk or COLUMNS.get(device.type, 4096)
+        self.rows = ROWS.get(device.type, 1024)
+        self._replay = model.replay
+        self._half = self.weight.to(torch.bfloat16) if precision == "bf16" else None
+
+    def features(self, states: Tensor) -> Tensor:
+        """States [rows, d_model] -> [rows, features] in fp32, through the final norm, scaled for the product."""
+        x = self._replay.features(states).to(self.weight.device).float()
+        return x if self.scale == 1 else x * self.scale
+
+    def logits_at(self, features: Tensor, ids: Tensor) -> Tensor:
+        """Exact fp32 logits of chosen tokens: features [rows, f] and ids [rows, n] -> [rows, n]."""
+        z = torch.empty(ids.shape, device=features.device)
+        step = max(1, 2**21 // max(1, ids.shape[1] * features.shape[1]))
+        for lo in range(0, len(ids), step):
+            rows = self.weight[ids[lo : lo + step]].float()
+            z[lo : lo + step] = torch.bmm(rows, features[lo : lo + step, :, None])[..., 0]
+        if self.bias is not None:
+            z += self.bias[ids].float() * self.scale
+        self._cap(z)
+        if len(self.masked):
+            z[torch.isin(ids, self.masked)] = NEVER
+        return z
+
+    def final(self, features: Tensor, top_k: int) -> Final:
+        """Read the final layer: features [rows, f]."""
+        row, bias = torch.zeros_like(features), torch.zeros(len(features), device=features.device)
+        exact, self._half = self._half, None
+        try:
+            statistics = self._sweep(features[None], top_k, expected=(row, bias))
+        finally:
+            self._half = exact
+        return Final(features, statistics, row, bias)
+
+    def read(
+        self, features: Tensor, top_k: int, *, final: Final | None = None, targets: Tensor | None = None
+    ) -> Statistics:
+        """Read [layers, rows, f] features; against ``final`` and for ``targets`` [rows, n] token ids where given."""
+        return self._sweep(features, top_k, final=final, targets=targets)
+
+    def _cap(self, z: Tensor) -> Tensor:
+        if self.softcap is not None:
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z
+
+    def _matrix(self, lo: int, hi: int, half: bool) -> Tensor:
+        return self._half[lo:hi] if half and self._half is not None else self.weight[lo:hi].float()
+
+    def _logits(self, x: Tensor, matrix: Tensor, lo: int, hi: int, out: Tensor) -> Tensor:
+        """One tile of logits [rows, hi - lo], written into ``out`` where the dtype allows."""
+        if matrix.dtype is torch.bfloat16:
+            z = out.copy_(torch.mm(x.to(torch.bfloat16), matrix.T))
+        else:
+            z = torch.mm(x, matrix.T, out=out)
+        if self.bias is not None:
+            z += self.bias[lo:hi].float() * self.scale
+        self._cap(z)
+        inside = self.masked[(self.masked >= lo) & (self.masked < hi)] - lo
+        if len(inside):
+            z[:, inside] = NEVER
+        return z
+
+    def _tiles(self, layers: int, rows: int) -> Iterator[tuple[slice, slice]]:
+        """Cut [layers, rows] into contiguous pieces of at most ``self.rows`` rows."""
+        if rows <= self.rows:
+            step = max(1, self.rows // max(1, rows))
+            yield from ((slice(s, min(s + step, layers)), slice(0, rows)) for s in range(0, layers, step))
+        else:
+            for s in range(layers):
+                for n in range(0, rows, self.rows):
+                    yield slice(s, s + 1), slice(n, min(n + self.rows, rows))
+
+    def _sweep(
+        self,
+        features: Tensor,
+        top_k: int,
+        *,
+        final: Final | None = None,
+        targets: Tensor | None = None,
+        expected: tuple[Tensor, Tensor] | None = None,
+    ) -> Statistics:
+        """Walk the vocabulary once.  ``expected`` is filled with the expected unembedding row and bias."""
+        S, N, f = features.shape
+        device = features.device
+        half = self._half is not None
+        keep = min(top_k + (CANDIDATES if half else 0), self.vocab_size)
+        best = torch.full((S, N, keep), -torch.inf, device=device)
+        best_id = torch.zeros((S, N, keep), dtype=torch.long, device=device)
+        peak = torch.full((S, N), -torch.inf, device=device)
+        total = torch.zeros((S, N), device=device)  # sum exp(z - peak)
+        moment = torch.zeros((S, N), device=device)  # sum exp(z - peak) (z - peak)
+        cross = torch.zeros((S, N), device=device)  # sum p_final z, with a softcap only
+        elementwise = final is not None and self.softcap is not None
+        goal = above = None
+        if targets is not None:
+            # One row of targets serves every layer.
+            goal = torch.stack([self.logits_at(features[s], targets) for s in range(S)])
+            above = torch.zeros_like(goal)
+        tiles = list(self._tiles(S, N))
+        size = max(((t.stop - t.start) * (n.stop - n.start) for t, n in tiles), default=0) * self.columns
+        buffer, spare = torch.empty(size, device=device), torch.empty(size, device=device)
+        for lo in range(0, self.vocab_size, self.columns):
+            hi = min(lo + self.columns, self.vocab_size)
+            matrix = self._matrix(lo, hi, half)
+            whole = self._matrix(lo, hi, False) if half and elementwise else matrix
+            for s, n in tiles:
+                x = features[s, n].reshape(-1, f)
+                rows, shape = len(x), (s.stop - s.start, n.stop - n.start)
+                z = self._logits(x, matrix, lo, hi, buffer[: rows * (hi - lo)].view(rows, hi - lo))
+                value, where = z.topk(min(keep, hi - lo), -1)
+                top, pick = torch.cat([best[s, n].reshape(rows, keep), value], -1).topk(keep, -1)
+                ids = torch.cat([best_id[s, n].reshape(rows, keep), where + lo], -1).gather(-1, pick)
+                best[s, n], best_id[s, n] = top.view(*shape, keep), ids.view(*shape, keep)
+                work = spare[: rows * (hi - lo)].view(rows, hi - lo)
+                if above is not None and goal is not None and targets is not None:
+                    for j in range(targets.shape[1]):
+                        torch.sub(z, goal[s, n, j].reshape(-1, 1), out=work)
+                        work.gt_(0)
+                        # The target is not above itself, however its logit was rounded here.
+                        own = targets[n, j].expand(shape).reshape(-1, 1) - lo
+                        inside = (own >= 0) & (own < hi - lo)
+                        work.scatter_(1, own.clamp(0, hi - lo - 1), work.gather(1, own.clamp(0, hi - lo - 1)) * ~inside)
+                        above[s, n, j] += work.sum(-1).view(shape)
+                if elementwise and final is not None:
+                    p = self._logits(final.features[n], whole, lo, hi, torch.empty_like(work[: shape[1]]))
+                    p = p.sub_(final.statistics.logsumexp[0, n, None]).exp_()
+                    cross[s, n] += torch.einsum("snv,nv->sn", z.view(*shape, -1), p)
+                old = peak[s, n].reshape(-1)
+                new = torch.maximum(old, value[:, 0])
+                shift = torch.where(old.isinf(), torch.zeros_like(old), old - new)
+                kept = torch.where(old.isinf(), torch.zeros_like(old), shift.exp())
+                z.sub_(new[:, None])
+                torch.exp(z, out=work)
+                sums = total[s, n].reshape(-1)
+                added = work.sum(-1)
+                if expected is not None:
+                    row, bias = expected
+                    row[n] = row[n] * kept[:, None] + work @ matrix
+                    if self.bias is not None:
+                        bias[n] = bias[n] * kept + work @ (self.bias[lo:hi].float() * self.scale)
+                moment[s, n] = (kept * (moment[s, n].reshape(-1) + shift * sums) + work.mul_(z).sum(-1)).view(shape)
+                total[s, n] = (kept * sums + added).view(shape)
+                peak[s, n] = new.view(shape)
+        if half:
+            best, best_id = self._rerank(features, best, best_id, peak, total, moment)
+            if above is not None and goal is not None:
+                exact = (best[..., None] > goal[..., None, :]) & (best_id[..., None] != targets[None, :, None])
+                above = torch.where(goal >= best[..., -1:], exact.sum(-2).to(above.dtype), above)
+            best, best_id = best[..., :top_k], best_id[..., :top_k]
+        if expected is not None:
+            expected[0].div_(total[0, :, None])
+            expected[1].div_(total[0])
+        logsumexp = peak + total.log()
+        found = Statistics(best_id, best - logsumexp[..., None], logsumexp, total.log() - moment / total)
+        if final is not None:
+            if not elementwise:
+                cross = torch.einsum("snf,nf->sn", features, final.expected_row) + final.expected_bias
+            found.kl = (logsumexp - cross - final.statistics.entropy[0]).clamp_min(0)
+        if goal is not None and above is not None:
+            found.rank, found.target_logprob = above.round().int(), goal - logsumexp[..., None]
+        return found
+
+    def _rerank(
+        self, features: Tensor, best: Tensor, best_id: Tensor, peak: Tensor, total: Tensor, moment: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put exact logits in place of the best candidates' rounded ones; correct the sums in place."""
+        S, _, keep = best.shape
+        exact = torch.stack([self.logits_at(features[s], best_id[s]) for s in range(S)])
+        rounded = (best - peak[..., None]).exp()
+        true = (exact - peak[..., None]).exp()
+        # What is left of the sums must stay positive: with one token near 1 the rest is below rounding.
+        total.add_((true - rounded).sum(-1)).clamp_min_(true.sum(-1))
+        moment.add_((true * (exact - peak[..., None]) - rounded * (best - peak[..., None])).sum(-1))
+        exact, order = exact.sort(-1, descending=True)
+        return exact, best_id.gather(-1, order)
