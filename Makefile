@@ -1,0 +1,47 @@
+# make demo works on a fresh clone: the first call installs into .venv (Python >= 3.11), later calls start at once.
+#   make demo MODEL="Qwen/Qwen3-0.6B"     another model: a hub name, a folder, or organism:NAME
+#   make PYTHON=python3.12 test           another Python
+#   make VENV="$CONDA_PREFIX" test        an environment of your own; it is used as it is and never changed
+VENV := .venv
+MODEL :=
+PYTHON ?=
+export MODEL PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab lint types bench clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n '2,4s/^# *//p' Makefile | sed 's/^/  /'
+
+setup:  ## install into .venv, if that is not done yet
+ifeq ($(origin VENV),file)
+	@scripts/setup.sh
+endif
+
+# Values reach the shell through the environment, so that spaces and quotes in them stay what they are.
+demo: setup  ## read a small model and write its figures and its page [MODEL=...]
+	@if [ -n "$$MODEL" ]; then set -- --model "$$MODEL"; fi; exec "$(VENV)/bin/workbench" demo "$$@"
+
+test: lint types  ## lint, type check, and all tests
+	"$(VENV)/bin/python" -m pytest -q
+
+lint: setup  ## ruff
+	"$(VENV)/bin/ruff" check .
+
+types: setup  ## pyright
+	"$(VENV)/bin/pyright" --pythonpath "$(VENV)/bin/python"
+
+lab: setup  ## JupyterLab, here
+	"$(VENV)/bin/jupyter" lab
+
+bench: setup  ## every benchmark; each prints its ratio against a named peer or floor
+	@for script in benchmarks/*.py; do \
+	    [ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
+	    echo "== $$script"; "$(VENV)/bin/python" "$$script" || exit 1; \
+	done
+
+clean:  ## remove what programs left behind; keeps .venv and out/
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
+	find workbench lenses probes tests -name __pycache__ -type d -prune -exec rm -rf {} +
