@@ -1,11 +1,12 @@
 """Make the environment that the Makefile uses: ``.venv``, a link to a finished one under ``.envs/``.
 
-An environment is built beside the one in use, stamped when complete, and only then linked.  So an interrupted
-installation leaves the last good environment (or none), never half of one; the next call starts afresh.  A lock
-makes parallel calls wait; the processes that install hold it too, so it outlives this one if it is killed.
+An environment is built beside the one in use, stamped when complete, and only then linked.  So an
+interrupted installation leaves the last good environment (or none), never half of one; the next call starts
+afresh.  A lock makes parallel calls wait; the processes that install hold it too, so that it outlives this
+one if it is killed.
 
-Up to date means: same dependencies (pyproject.toml without its tool settings, constraints.txt), same place, and
-a Python that still is what it was.  No package is imported here: this runs before there are any.
+Up to date means: same dependencies (pyproject.toml without its tool settings, constraints.txt), same place,
+and a Python that still is what it was.  No package is imported here: this runs before there are any.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def main() -> int:
         return 0
     if LINK.exists() and not LINK.is_symlink():
         print(
-            f"setup: {LINK} was not made by this Makefile, so it is left alone. Move it away and run again, or use\n"
-            "it as it is, after pip install -e '.[all,dev]' -c constraints.txt in it:  make VENV=.venv ...",
+            f"setup: {LINK} was not made by this Makefile, so it is left alone. Move it away, or use it as\n"
+            "it is: .venv/bin/pip install -e '.[all,dev]' -c constraints.txt; make VENV=.venv test",
             file=sys.stderr,
         )
         return 1
@@ -59,8 +60,11 @@ def inputs() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+ASK = "import sys; print('{}.{}.{}'.format(*sys.version_info))"
+
+
 def version() -> str:
-    return "{}.{}.{}".format(*sys.version_info[:3])
+    return "{}.{}.{}".format(*sys.version_info)
 
 
 def ready(want: dict[str, str]) -> bool:
@@ -71,9 +75,8 @@ def ready(want: dict[str, str]) -> bool:
         return False
     if any(have.get(name) != value for name, value in want.items()):
         return False
-    ask = [str(LINK / "bin" / "python"), "-ISc", "import sys; print('{}.{}.{}'.format(*sys.version_info[:3]))"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True)
+        answer = subprocess.run([LINK / "bin" / "python", "-ISc", ASK], capture_output=True, text=True)
     except OSError:
         return False
     return answer.stdout.strip() == have.get("python")
@@ -87,15 +90,17 @@ def build(stamp: dict[str, str], lock: int) -> int:
         if LINK.is_symlink() and LINK.resolve() == new:
             LINK.unlink()  # it is what was found broken
         shutil.rmtree(new, ignore_errors=True)
-        print(f"setup: installing into .venv with Python {stamp['python']} (minutes; several GB with CUDA)", flush=True)
+        print(f"setup: installing into .venv with Python {stamp['python']} (a few minutes)", flush=True)
         pip = [str(new / "bin" / "python"), "-m", "pip"]
-        # The user's own pip settings decide where packages come from.
+        # The user's own pip settings decide where packages come from. A terminal sees pip's progress.
+        quiet = [] if sys.stdout.isatty() else ["-qq"]
         steps = [
             [sys.executable, "-m", "venv", str(new)],
-            [*pip, "install", "--quiet", "-e", f".[{EXTRAS}]", "-c", "constraints.txt"],
-            [*pip, "check"],
+            [*pip, "install", *quiet, "-e", f".[{EXTRAS}]", "-c", "constraints.txt"],
+            [*pip, *quiet, "check"],
         ]
-        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_USER")}
+        elsewhere = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
+        env = {k: v for k, v in os.environ.items() if k not in elsewhere}
         env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
         for step in steps:
             code = subprocess.run(step, cwd=ROOT, env=env, pass_fds=[lock]).returncode
