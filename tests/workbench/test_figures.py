@@ -1,0 +1,146 @@
+"""Charts say what the data says, survive hostile tokens, and are written whole or not at all."""
+
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("plotly")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
+
+from workbench.errors import InputError
+from workbench.figures import CHARTS, ExportError, Figure, chart
+from workbench.figures.export import browser
+from workbench.figures.source import Source
+
+needs_browser = pytest.mark.skipif(browser() is None, reason="no Chrome or Chromium to draw with")
+
+
+def test_importing_figures_does_not_import_plotly():
+    code = "import sys, workbench.figures; sys.exit('plotly' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_chart_chooses_what_fits_and_says_what_does():
+    assert chart(logit_lens()).data[0].type == "heatmap"
+    assert chart(logit_attribution()).data[0].type == "bar"
+    with pytest.raises(InputError, match=r"contribution.*heatmap.*trajectory.*curves"):
+        chart(logit_lens(), "attribution")
+    with pytest.raises(InputError, match="no chart 'pie'"):
+        chart(logit_lens(), "pie")
+    with pytest.raises(InputError, match="No chart fits"):
+        chart(logit_lens()[["input_id"]])
+    assert set(CHARTS) >= {"heatmap", "trajectory", "curves", "attribution"}
+
+
+@pytest.mark.parametrize("value", ["logprob", "entropy", "kl_to_final", "target_rank", "target_logprob"])
+def test_heatmap_values_and_padding(value):
+    data = logit_lens()
+    trace = chart(data, "heatmap", prompt=2, value=value).data[0]
+    assert np.shape(trace.z) == (7, 9), "padding is no position"
+    if value == "entropy":
+        np.testing.assert_allclose(trace.z, data["entropy"].values[2, :, :9], atol=1e-3)
+    assert list(trace.y) == list(range(7))
+
+
+def test_heatmap_of_blocks_and_wide_prompts():
+    data = logit_lens().rename(layer="block").assign_attrs(at="attn_out")
+    figure = chart(data)
+    assert figure.layout.yaxis.title.text == "block (attn_out)"
+    wide = chart(logit_lens(lengths=(400,), layers=20))
+    assert wide.data[0].text is None
+    assert len(wide.layout.xaxis.ticktext) < 120
+    assert len(wide.to_json()) < 400_000
+
+
+def test_every_label_is_escaped():
+    for figure in (chart(logit_lens()), chart(logit_lens(targets=HOSTILE[:3]), "trajectory")):
+        assert "<script" not in figure.to_json() and "<s>" not in figure.to_json().replace("\\u003c", "<")
+        assert "&lt;b&gt;7B" in figure.layout.title.text
+
+
+def test_trajectory_targets_and_null():
+    figure = chart(logit_lens(targets=[" Paris", " Rome"]), "trajectory", position=2, targets=[" Rome"])
+    assert [t.name for t in figure.data] == ["·Rome", "·Rome, shuffled state", "null (shuffled state)"]
+    assert figure.data[1].line.dash == "dot"
+    with pytest.raises(InputError, match=r"' Oslo' is not in this reading.*Paris"):
+        chart(logit_lens(targets=[" Paris"]), "trajectory", targets=[" Oslo"])
+    with pytest.raises(InputError, match=r"prompt 2 has 9 positions.*-9 to 8"):
+        chart(logit_lens(), "trajectory", prompt=2, position=9)
+
+
+def test_curves_average_real_positions_only():
+    data = logit_lens()
+    figure = chart(data, "curves", value="entropy")
+    per_prompt = [np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)]
+    np.testing.assert_allclose(figure.data[1].y, np.mean(per_prompt, axis=0), rtol=1e-5)
+    low, high = np.transpose(figure.data[1].customdata)
+    assert (low <= np.mean(per_prompt, axis=0) + 1e-6).all() and (low < high).all()
+    assert len(chart(data.isel(prompt=[0]), "curves", value="entropy").data) == 1, "one prompt has no band"
+
+
+def test_attribution_bars_sum_to_the_logit():
+    data = logit_attribution()
+    figure = chart(data, prompt=1, position=3)
+    assert sum(np.sum(t.y) for t in figure.data) == pytest.approx(float(data["logit"][1, 3]), rel=1e-5)
+
+
+def test_source_counts_positions_from_the_end_of_the_prompt():
+    data = logit_lens()
+    assert Source(data).position(2, -1) == 8
+    assert Source(data).text(10**6) == "#1000000"
+
+
+@needs_browser
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "png", "html"])
+def test_save(tmp_path, suffix):
+    file = chart(logit_lens()).save(tmp_path / f"lens.{suffix}", width="column", venue="acl")
+    content = file.read_bytes()
+    assert os.listdir(tmp_path) == [f"lens.{suffix}"]
+    if suffix == "pdf":
+        box = re.search(rb"/MediaBox\s*\[\s*0 0 ([\d.]+)", content)
+        assert box and float(box[1]) == pytest.approx(3.03 * 72, abs=1.5), "a page as wide as the column"
+    if suffix == "svg":
+        chart(logit_lens()).save(file)
+        texts = [unescape(t) for t in re.findall(r">([^<>]*)</text>", file.read_text())]
+        assert {"<s>", "<br>", "&lt;", "$x$"} <= set(texts), "tokens, not tags"
+    if suffix == "png":
+        assert content.startswith(b"\x89PNG")
+
+
+@needs_browser
+def test_rich_display_is_a_small_picture():
+    bundle, meta = chart(logit_lens())._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "image/png"} and len(bundle["image/png"]) < 300_000
+    assert meta["image/png"]["width"] > 300
+
+
+def test_without_a_browser_the_error_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
+    with pytest.raises(ExportError, match=r"apt install chromium.*plotly_get_chrome.*another machine"):
+        chart(logit_lens()).save(tmp_path / "x.pdf")
+    assert not list(tmp_path.iterdir())
+    assert "application/vnd.plotly.v1+json" in chart(logit_lens())._repr_mimebundle_()
+    chart(logit_lens()).save(tmp_path / "x.html")
+
+
+def test_save_refuses_what_it_cannot_write(tmp_path):
+    with pytest.raises(ExportError, match=r"\.pdf, \.svg, \.png, \.html"):
+        Figure().save(tmp_path / "x.gif")
+    with pytest.raises(ExportError, match="no folder"):
+        Figure().save(tmp_path / "no" / "x.pdf")
+    with pytest.raises(ValueError, match="column"):
+        Figure().save(tmp_path / "x.svg", width="page")
+    with pytest.raises(ValueError, match="venue"):
+        Figure().save(tmp_path / "x.svg", width="text", venue="arxiv")
+
+
+def test_embedding_lens_has_its_heatmap():
+    assert chart(embedding_lens()).data[0].colorbar.title.text == "cosine"

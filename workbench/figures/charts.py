@@ -1,0 +1,462 @@
+"""Charts: one function for each kind, dataset in and Figure out; `chart()` chooses by what the data holds."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures import theme
+from workbench.figures.export import Figure
+from workbench.figures.source import Source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LABELS = {
+    "logprob": "log-prob of top token (nats)",
+    "cosine": "cosine of nearest token",
+    "similarity": "similarity of nearest context",
+    "entropy": "entropy (nats)",
+    "kl_to_final": "KL to final (nats)",
+    "target_logprob": "log-prob of target (nats)",
+    "target_rank": "rank of target (0 = top)",
+    "contribution": "contribution to logit",
+}
+BAR_LABELS = {
+    "logprob": "log-prob (nats)", "cosine": "cosine", "similarity": "similarity", "target_logprob": "log-prob (nats)",
+    "kl_to_final": "KL (nats)", "target_rank": "rank of target",
+}  # fmt: skip
+SMALL_IS_STRONG = {"entropy", "kl_to_final", "target_rank"}
+HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
+TEXT_CELLS = 6_000
+
+
+# ---------------------------------------------------------------- heatmap
+
+
+def heatmap(
+    data: xr.Dataset,
+    prompt: int = 0,
+    value: str | None = None,
+    target: int | str | None = None,
+    text: bool = True,
+) -> Figure:
+    """Depth x positions of one prompt, rising upwards, the top token in each cell and the input below.
+
+    value   what the colour shows: any variable over [prompt, depth, position(, rank)(, target)], such as "logprob",
+            "entropy", "kl_to_final", "cosine", "target_rank"; the first rank of it.  Default: the first of these there.
+    target  which target, by text or number, for target_logprob and target_rank
+    text    whether cells show their top token (left out by itself where cells are too small to read)
+    """
+    source = Source(data)
+    prompt = source.prompt(prompt)
+    if value is None:
+        value = next((v for v in LABELS if v in source.grids()), None)
+    if value is None or not source.has(value):
+        raise InputError(
+            f"heatmap(value={value!r}): this reading holds {source.grids()}. Choose one of these."
+        )
+    grid = source.grid(value, prompt, target)
+    shown, bar = grid, {"title": {"text": BAR_LABELS.get(value, LABELS.get(value, value))}}
+    if value == "target_rank":
+        shown = np.log10(grid + 1)
+        ticks = [t for t in (0, 9, 99, 999, 9999, 99999) if t <= max(np.nanmax(grid, initial=0), 1)]
+        bar |= {"tickvals": np.log10(np.add(ticks, 1)).tolist(), "ticktext": [f"{t:,}" for t in ticks]}
+
+    inputs = [tokens.visible(t) for t in source.inputs(prompt)]
+    signed = value == "contribution" or value.endswith("_difference")
+    trace = go.Heatmap(
+        z=np.round(shown, 4),
+        x=list(range(len(inputs))),
+        y=source.depths.tolist(),
+        colorscale=theme.DIVERGING if signed else _scale(value),
+        zmid=0 if signed else None,
+        colorbar=bar,
+        hoverongaps=False,
+        xgap=0.5 if grid.size <= TEXT_CELLS else 0,
+        ygap=0.5 if grid.size <= TEXT_CELLS else 0,
+        hovertemplate="%{hovertext}<extra></extra>" if grid.size <= HOVER_CELLS else None,
+    )
+    if grid.size <= HOVER_CELLS:
+        trace.hovertext = _hovers(source, prompt, value, grid, inputs)
+    if text and source.has("token_id") and grid.size <= TEXT_CELLS:
+        ids = _ids(source, prompt)[:, :, 0]
+        trace.customdata = [[tokens.visible(source.text(i)) if i >= 0 else "" for i in row] for row in ids]
+
+    figure = _figure(trace, _title(source, LABELS.get(value, value), prompt))
+    figure.update_layout(
+        width=float(np.clip(130 + 46 * len(inputs), 420, 1400)), meta={"workbench": {"inputs": inputs}}
+    )
+    figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
+    figure.update_xaxes(showline=False, ticks="")
+    fit_cells(figure)
+    return figure
+
+
+def _scale(value: str) -> str:
+    return theme.SEQUENTIAL_REVERSED if value in SMALL_IS_STRONG else theme.SEQUENTIAL
+
+
+def _ids(source: Source, prompt: int) -> np.ndarray:
+    """token_id of one prompt as [depth, real position, rank]."""
+    found = source.data["token_id"].isel(prompt=prompt).transpose(source.depth, "position", "rank")
+    return found.values[:, source.positions(prompt)]
+
+
+def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: list[str]) -> list[list[str]]:
+    """What hovering a cell tells: place, value, and the five nearest tokens."""
+    ids = _ids(source, prompt)[:, :, :5] if source.has("token_id") else None
+    score = next((s for s in ("logprob", "cosine", "similarity") if source.has(s)), None)
+    scores = None
+    if ids is not None and score is not None and "rank" in source.data[score].dims:
+        found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
+        scores = found.values[:, source.positions(prompt), :5]
+    name = LABELS.get(value, value)
+    rows = []
+    for d, depth in enumerate(source.depths):
+        row = []
+        for p, token in enumerate(inputs):
+            lines = [f"{source.depth} {depth}, after <b>{tokens.plotly(token)}</b> (#{p})"]
+            if not np.isnan(grid[d, p]):
+                lines.append(f"{name}: {grid[d, p]:.4g}")
+            if ids is not None:
+                for rank, token_id in enumerate(ids[d, p]):
+                    if token_id >= 0:
+                        said = f"  {scores[d, p, rank]:.3g}" if scores is not None else ""
+                        lines.append(f"{rank}. {tokens.plotly(tokens.visible(source.text(token_id)))}{said}")
+            row.append("<br>".join(lines))
+        rows.append(row)
+    return rows
+
+
+def fit_cells(figure: go.Figure, height: float | None = None) -> None:
+    """Fit a heatmap to its width: cell texts cut or dropped and input labels thinned, so that nothing overlaps.
+
+    height   pixels; by default what the layers and the labels need.  Figures without cells are left as they are.
+    """
+    layout: Any = figure.layout
+    meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
+    if not meta or "inputs" not in meta:
+        return
+    trace: Any = next(iter(figure.data))
+    inputs, rows = meta["inputs"], max(len(trace.y), 1)
+    paper = _is_paper(layout)
+    font = 8 * theme.PIXELS_PER_INCH / 72 if paper else 12
+    letter = 0.6 * font
+    cell_width = (layout.width - (100 if paper else 150)) / max(len(inputs), 1)
+
+    step = max(1, int(np.ceil(font * 1.15 / cell_width)))
+    at = list(range(0, len(inputs), step))
+    longest = int(np.clip(cell_width * step / letter, 1, 100))
+    flat = all(_columns(inputs[i]) <= longest for i in at)
+    labels = [_cut(inputs[i], longest if flat else 14) for i in at]
+    below = 2.2 * font if flat else letter * max(map(_columns, labels), default=1) + 14
+    above = 8 if paper else 44
+    if height is None:
+        cell = 14 if paper else 20
+        height = float(np.clip(above + below + cell * rows, 130 if paper else 220, 700 if paper else 1100))
+    cell_height = (height - above - below) / rows
+    figure.update_layout(height=height, margin={"t": above, "b": below})
+    figure.update_xaxes(
+        tickvals=at,
+        ticktext=[tokens.plotly(t) for t in labels],
+        tickangle=0 if flat else -90,
+        automargin=False,
+    )
+    figure.update_yaxes(tickvals=list(trace.y)[:: max(1, int(np.ceil(font * 1.3 / cell_height)))])
+
+    size = min(font, cell_height * 0.72)
+    letters = int((cell_width - 3) / (0.6 * size)) if size >= 6 else 0
+    if letters < 4 and size > 7:  # a smaller type before no text at all
+        size = 7
+        letters = int((cell_width - 3) / (0.6 * size))
+    if trace.customdata is not None and letters >= 3:
+        trace.text = [[tokens.plotly(_cut(str(t), letters)) for t in row] for row in trace.customdata]
+        trace.texttemplate = "%{text}"
+        trace.textfont = {"size": size}
+    else:
+        trace.text = None
+        trace.texttemplate = None
+
+
+def _is_paper(layout: Any) -> bool:
+    size = layout.template.layout.font.size
+    return size is not None and size < 11.5
+
+
+def _columns(text: str) -> int:
+    """Width in letter widths: East Asian wide characters and emoji count double, combining marks not at all."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
+
+
+def _cut(text: str, letters: int) -> str:
+    if _columns(text) <= letters:
+        return text
+    out = ""
+    for char in text:
+        if _columns(out + char) > letters - 1:
+            break
+        out += char
+    if out.startswith("\u2068"):  # close the isolate that visible() opened
+        out += "\u2069"
+    return out + "…"
+
+
+# ---------------------------------------------------------------- trajectory
+
+
+def trajectory(
+    data: xr.Dataset, prompt: int = 0, position: int = -1, targets: Sequence[str] | None = None
+) -> Figure:
+    """Log-prob of each target over depth at one position, the shuffled-state null dotted in the same colour.
+
+    position counts the prompt's own tokens; negative from the end.  targets chooses some, by text.
+    """
+    source = Source(data)
+    prompt = source.prompt(prompt)
+    at = source.position(prompt, position)
+    names = source.targets(prompt, at)
+    chosen = range(len(names)) if targets is None else [source.target(t) for t in targets]
+    place = data.isel(prompt=prompt, position=at)
+    figure = _figure()
+    nulls = 0
+    for number, index in enumerate(chosen):
+        colour = theme.HUES[number % len(theme.HUES)]
+        label = tokens.plotly(tokens.visible(names[index]))
+        line = {"color": colour, "width": 2}
+        ranks = _along(place, "target_rank", index)
+        figure.add_scatter(
+            x=source.depths, y=_along(place, "target_logprob", index), name=label, mode="lines+markers",
+            line=line, marker={"size": 4}, customdata=ranks, legendgroup=label,
+            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} nats" + (", rank %{customdata}" if ranks is not None else ""),
+        )  # fmt: skip
+        null = _along(place, "target_logprob_null", index)
+        if null is not None and not np.all(np.isnan(null)):
+            nulls += 1
+            figure.add_scatter(
+                x=source.depths, y=null, mode="lines", legendgroup=label, showlegend=False,
+                line={"color": colour, "width": 1.5, "dash": "dot"}, name=f"{label}, shuffled state",
+                hovertemplate="%{y:.3f} nats",
+            )  # fmt: skip
+    if nulls:
+        grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name="null (shuffled state)")
+    token = tokens.visible(source.inputs(prompt)[int(np.flatnonzero(source.positions(prompt) == at)[0])])
+    figure.update_layout(title_text=tokens.plotly(_heading(source, f"after {token}")))
+    figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)
+    figure.update_xaxes(title_text=source.depth_label, tickformat="d")
+    figure.update_yaxes(title_text="log-prob (nats)")
+    return figure
+
+
+def _along(place: xr.Dataset, name: str, target: int) -> np.ndarray | None:
+    if name not in place:
+        return None
+    found = place[name]
+    found = found.isel(target=target) if "target" in found.dims else found
+    return found.values
+
+
+# ---------------------------------------------------------------- curves
+
+
+def curves(
+    data: xr.Dataset,
+    value: str | Sequence[str] | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    target: int | str | None = None,
+) -> Figure:
+    """Depth curves: the mean over prompts of each prompt's mean over positions, with a bootstrap band over prompts.
+
+    value      one variable or several (one panel each); default target_rank and entropy, where there
+    level      of the percentile band; it needs two prompts, and with one there is none
+    Ranks are averaged as log10(1 + rank) and drawn on that scale.
+    """
+    source = Source(data)
+    asked = [value] if isinstance(value, str) else list(value or ())
+    names = (
+        asked or [v for v in ("target_rank", "entropy", "cosine", "kl_to_final") if v in source.grids()][:2]
+    )
+    if not names or (lacking := [v for v in names if v not in source.grids()]):
+        lacking = lacking if names else "any of target_rank, entropy"
+        raise InputError(f"curves: this reading does not hold {lacking}. It holds {source.grids()}.")
+    prompts = range(data.sizes.get("prompt", 1))
+    figure = _figure(make_subplots(cols=len(names), horizontal_spacing=0.16))
+    for column, name in enumerate(names, start=1):
+        means = np.stack([_position_mean(source.grid(name, p, target), name) for p in prompts])
+        centre, low, high = _band(means, level, resamples, seed)
+        colour = theme.HUES[column - 1]
+        where = {"row": 1, "col": column}
+        if len(means) > 1:
+            figure.add_scatter(
+                x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),
+                mode="lines", fill="toself", fillcolor=_fade(colour), line={"width": 0}, hoverinfo="skip",
+                showlegend=False, **where,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=source.depths, y=centre, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
+            name=name, showlegend=False, customdata=np.stack([low, high], axis=-1),
+            hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
+        )  # fmt: skip
+        figure.update_yaxes(title_text=LABELS.get(name, name), **where)
+        if name == "target_rank":
+            top = np.nanmax(high, initial=0.3)
+            ticks = [t for t in (0, 1, 3, 9, 30, 99, 999, 9999, 99999) if np.log10(t + 1) <= top + 0.2]
+            figure.update_yaxes(
+                tickvals=np.log10(np.add(ticks, 1)), ticktext=[f"{t:,}" for t in ticks], **where
+            )
+        figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
+    count = len(prompts)
+    band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
+    figure.update_layout(title_text=tokens.plotly(_heading(source, band)))
+    figure.update_layout(width=330 * len(names) + 60, height=340)
+    return figure
+
+
+def _position_mean(grid: np.ndarray, name: str) -> np.ndarray:
+    """[depth, position] -> [depth]; NaN where no position has a value."""
+    values = np.log10(grid + 1) if name == "target_rank" else grid
+    count = np.sum(~np.isnan(values), axis=1)
+    return np.where(count > 0, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
+
+
+def _band(
+    means: np.ndarray, level: float, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and percentile band over prompts, means [prompt, depth]; prompts without a value are left out."""
+    means = means[~np.all(np.isnan(means), axis=1)]
+    if len(means) == 0:
+        raise InputError("curves: no position of any prompt has a value, so there is nothing to average.")
+    centre = np.nanmean(means, axis=0)
+    if len(means) == 1:
+        return centre, centre, centre
+    picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
+    draws = np.stack([np.nanmean(means[p], axis=0) for p in picks])
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return centre, low, high
+
+
+def _fade(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+# ---------------------------------------------------------------- attribution
+
+
+def attribution(
+    data: xr.Dataset, prompt: int = 0, position: int = -1, target: int | str | None = None
+) -> Figure:
+    """What each component of the model adds to a token's logit at one position; the bars sum to the logit."""
+    source = Source(data)
+    prompt = source.prompt(prompt)
+    at = source.position(prompt, position)
+    index = source.target(target)
+
+    def pick(name: str) -> np.ndarray:
+        found = data[name].isel(prompt=prompt, position=at)
+        return (found.isel(target=index) if "target" in found.dims else found).values
+
+    names = [str(c) for c in data["component"].values]
+    values = pick("contribution").astype(float)
+    figure = _figure()
+    kinds = list(dict.fromkeys(n.split(".")[0] for n in names))
+    hues = dict(zip(kinds, theme.HUES, strict=False))
+    for kind in kinds:
+        own = [i for i, n in enumerate(names) if n.split(".")[0] == kind]
+        figure.add_bar(
+            x=own, y=values[own], name=kind, marker={"color": hues.get(kind, theme.HUES[-1])}, width=0.85,
+            customdata=[tokens.plotly(names[i]) for i in own],
+            hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    width = float(np.clip(160 + 26 * len(names), 480, 1300))
+    step = max(1, int(np.ceil(len(names) * 15 / (width - 120))))
+    labels = [n.replace("_out", "") for n in names]
+    figure.update_xaxes(
+        tickvals=list(range(0, len(names), step)), ticktext=[tokens.plotly(t) for t in labels[::step]],
+        tickangle=-90, title_text="component",
+    )  # fmt: skip
+    figure.update_yaxes(
+        title_text="contribution to logit", zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
+    )
+    targets = source.targets(prompt, at)
+    said = f"{tokens.visible(targets[min(index, len(targets) - 1)])}"
+    if source.has("logit"):
+        said += f", logit {float(pick('logit')):.3g}"
+    figure.update_layout(title_text=tokens.plotly(_heading(source, said)))
+    figure.update_layout(width=width, height=380, barmode="overlay", showlegend=True)
+    return figure
+
+
+# ---------------------------------------------------------------- choosing
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: its function(data, **options) and the variables without which it cannot be drawn."""
+
+    function: Callable[..., Figure]
+    needs: tuple[str, ...]
+
+    def lacks(self, data: xr.Dataset) -> list[str]:
+        return [name for name in self.needs if name not in data.data_vars]
+
+
+CHARTS: dict[str, Chart] = {
+    "heatmap": Chart(heatmap, ("token_id",)),
+    "trajectory": Chart(trajectory, ("target_logprob",)),
+    "curves": Chart(curves, ("entropy",)),
+    "attribution": Chart(attribution, ("contribution",)),
+}
+
+
+def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
+    """Draw `kind`, or the first chart that fits the data; options go to that chart's function."""
+    fitting = [name for name, c in CHARTS.items() if not c.lacks(data)]
+    if kind is None:
+        if not fitting:
+            needs = "; ".join(f"{name} needs {', '.join(c.needs)}" for name, c in CHARTS.items())
+            raise InputError(
+                f"No chart fits this reading: it holds {sorted(map(str, data.data_vars))}, but {needs}. "
+                "Draw it from .data or .frame() with plotly itself."
+            )
+        kind = fitting[0]
+    if kind not in CHARTS:
+        raise InputError(f"There is no chart {kind!r}. Charts that fit this reading: {fitting}.")
+    if lacking := CHARTS[kind].lacks(data):
+        raise InputError(
+            f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: {fitting}."
+        )
+    return CHARTS[kind].function(data, **options)
+
+
+# ---------------------------------------------------------------- common
+
+
+def _figure(content: Any = None, title: str = "") -> Figure:
+    theme.register()
+    figure = Figure(content)
+    figure.update_layout(template="workbench")
+    figure.update_layout(title_text=tokens.plotly(title))
+    return figure
+
+
+def _heading(source: Source, what: str) -> str:
+    return " · ".join(part for part in (source.reader, source.model, what) if part)
+
+
+def _title(source: Source, what: str, prompt: int) -> str:
+    count = source.data.sizes.get("prompt", 1)
+    return _heading(source, what + (f" · prompt {prompt} of {count}" if count > 1 else ""))

@@ -1,0 +1,154 @@
+"""What every view needs from a reading's dataset: its depth axis, its real positions, the text of its tokens.
+
+Needs numpy and xarray only, so that widgets and pages can stand on it, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DEPTHS = ("layer", "block")
+
+
+class Source:
+    """One dataset, asked in the terms that a chart or a widget thinks in.
+
+    depth      "layer" (residual stream, 0..L) or "block" (inside a block); None when the data has neither
+    depths     int array [depth]: the layers or blocks that were read
+    """
+
+    def __init__(self, data: xr.Dataset):
+        self.data = data
+        self.depth: str | None = next((d for d in DEPTHS if d in data.dims), None)
+        self.depths: np.ndarray = (
+            np.asarray(
+                data[self.depth].values if self.depth in data.coords else range(data.sizes[self.depth])
+            )
+            if self.depth
+            else np.zeros(0, dtype=int)
+        )
+        self._texts: dict[int, str] = {}
+        if "vocab_token" in data:
+            ids = data["vocab"].values if "vocab" in data.coords else range(data.sizes["vocab"])
+            self._texts = {int(i): str(t) for i, t in zip(ids, data["vocab_token"].values, strict=True)}
+
+    @property
+    def reader(self) -> str:
+        return str(self.data.attrs.get("reader", "reading"))
+
+    @property
+    def model(self) -> str:
+        return str(self.data.attrs.get("model", ""))
+
+    @property
+    def depth_label(self) -> str:
+        at = str(self.data.attrs.get("at", "resid"))
+        return "layer" if self.depth != "block" else f"block ({at})"
+
+    def has(self, name: str) -> bool:
+        return name in self.data.data_vars
+
+    def text(self, token: int) -> str:
+        """Raw text of a token id; "" for -1 (no token); "#123" where the reading holds no text for it."""
+        token = int(token)
+        return "" if token < 0 else self._texts.get(token, f"#{token}")
+
+    def prompt(self, prompt: int) -> int:
+        """A prompt's index, negative ones counted from the end."""
+        count = self.data.sizes.get("prompt", 1)
+        if not -count <= prompt < count:
+            raise InputError(
+                f"prompt={prompt} was asked for, but the reading holds {count} prompt(s). "
+                f"Choose from {-count} to {count - 1}."
+            )
+        return prompt % count
+
+    def positions(self, prompt: int) -> np.ndarray:
+        """Indices along `position` that hold a token of this prompt; padding is left out."""
+        if self.has("input_id"):
+            return np.flatnonzero(self.data["input_id"].values[prompt] >= 0)
+        if self.has("input_token"):
+            return np.flatnonzero(self.data["input_token"].values[prompt].astype(str) != "")
+        return np.arange(self.data.sizes.get("position", 0))
+
+    def position(self, prompt: int, position: int) -> int:
+        """The index along `position` of the n-th real token; negative counts from the prompt's end."""
+        real = self.positions(prompt)
+        if not -len(real) <= position < len(real):
+            raise InputError(
+                f"position={position} was asked for, but prompt {prompt} has {len(real)} positions in this reading. "
+                f"Choose from {-len(real)} to {len(real) - 1}."
+            )
+        return int(real[position])
+
+    def inputs(self, prompt: int) -> list[str]:
+        """Raw text of the prompt's own tokens, one for each real position."""
+        real = self.positions(prompt)
+        if self.has("input_token"):
+            return [str(t) for t in self.data["input_token"].values[prompt][real]]
+        if self.has("input_id"):
+            return [self.text(i) for i in self.data["input_id"].values[prompt][real]]
+        return [f"#{i}" for i in real]
+
+    def prompt_text(self, prompt: int) -> str:
+        if self.has("prompt_text"):
+            return str(self.data["prompt_text"].values[prompt])
+        return "".join(self.inputs(prompt))
+
+    def targets(self, prompt: int, position: int) -> list[str]:
+        """Raw text of each target that was asked for, at one place."""
+        if "target" in self.data.coords:
+            return [str(t) for t in self.data["target"].values]
+        if not self.has("target_id"):
+            return ["target"]
+        ids = self.data["target_id"]
+        for name, at in (("prompt", prompt), ("position", position)):
+            ids = ids.isel({name: at}) if name in ids.dims else ids
+        return [self.text(i) for i in np.atleast_1d(ids.values)]
+
+    def target(self, target: int | str | None) -> int:
+        """The index of a target, given by text or number; the first by default."""
+        names = [str(t) for t in self.data["target"].values] if "target" in self.data.coords else ["target"]
+        if target is None:
+            return 0
+        if isinstance(target, str) and target in names:
+            return names.index(target)
+        if isinstance(target, int) and -len(names) <= target < len(names):
+            return target % len(names)
+        raise InputError(f"The target {target!r} is not in this reading. It holds: {names}.")
+
+    def grid(self, name: str, prompt: int, target: int | str | None = None) -> np.ndarray:
+        """One variable as [depth, real position], float, NaN where there is none; the top rank, one target."""
+        found = self.data[name]
+        picks: dict[str, Any] = {"prompt": prompt, "rank": 0}
+        if "target" in found.dims:
+            picks["target"] = self.target(target)
+        for dim, at in picks.items():
+            found = found.isel({dim: at}) if dim in found.dims else found
+        if set(found.dims) != {self.depth, "position"}:
+            raise InputError(
+                f"{name!r} has the dimensions {tuple(self.data[name].dims)}; a grid needs {self.depth} and position. "
+                f"These have them: {self.grids()}."
+            )
+        values = found.transpose(self.depth, "position").values[:, self.positions(prompt)]
+        if name == "target_rank":
+            return np.where(values < 0, np.nan, values.astype(float))
+        return values.astype(float)
+
+    def grids(self) -> list[str]:
+        """Names of the float or rank variables that run over depth and position."""
+        return [
+            str(name)
+            for name, v in self.data.data_vars.items()
+            if self.depth in v.dims
+            and "position" in v.dims
+            and (v.dtype.kind == "f" or name == "target_rank")
+            and set(v.dims) <= {"prompt", self.depth, "position", "rank", "target"}
+        ]

@@ -1,0 +1,90 @@
+"""How figures look: three plotly templates, colour maps for each kind of number, and the widths of venues."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+# Okabe & Ito (2008): eight hues that stay apart for colour-blind readers; black last, for the dark theme's sake.
+HUES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
+HUES_DARK = ["#56B4E9", "#E69F00", "#2FC99B", "#E5A3C8", "#F0E442", "#FF8A4C", "#9AA4B2", "#FFFFFF"]
+FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
+
+SEQUENTIAL = "Viridis"
+SEQUENTIAL_REVERSED = "Viridis_r"  # for numbers where small is the strong end: entropy, rank, KL
+DIVERGING = "RdBu_r"  # only where zero means something
+
+# Widths in inches, from the venues' style files (ICLR and NeurIPS set one column).
+WIDTHS: dict[str | None, dict[str, float]] = {
+    None: {"column": 3.25, "text": 6.75},
+    "icml": {"column": 3.25, "text": 6.75},
+    "neurips": {"column": 5.5, "text": 5.5},
+    "iclr": {"column": 5.5, "text": 5.5},
+    "acl": {"column": 3.03, "text": 6.30},
+}
+PIXELS_PER_INCH = 96  # CSS pixels; a PDF of w pixels is w/96 inches wide
+
+
+def inches(width: str | float, venue: str | None = None) -> float:
+    """A width in inches from "column", "text" or a number."""
+    if isinstance(width, int | float):
+        if not 0.5 <= width <= 40:
+            raise ValueError(
+                f"width={width} is not a width in inches that a page has (0.5 to 40). For pixels divide by 96."
+            )
+        return float(width)
+    key = venue.lower() if venue else None
+    if key not in WIDTHS:
+        raise ValueError(
+            f"No widths are known for the venue {venue!r}; known are {[v for v in WIDTHS if v]}. "
+            "Give width in inches."
+        )
+    if width not in WIDTHS[key]:
+        raise ValueError(
+            f'width={width!r} is neither "column" nor "text". Choose one, or give inches as a number.'
+        )
+    return WIDTHS[key][width]
+
+
+def register() -> None:
+    """Make the templates "workbench", "workbench_dark" and "workbench_paper" known to plotly; cheap when done."""
+    if "workbench_paper" in pio.templates:
+        return
+    pio.templates["workbench"] = _template("#FFFFFF", "#1F2430", "#DDE1E8", HUES, 12)
+    pio.templates["workbench_dark"] = _template("#14171F", "#DDE2EC", "#343B49", HUES_DARK, 12)
+    # 8 pt type: one step under the 9-10 pt captions of the venues above.
+    paper = _template("#FFFFFF", "#000000", "#D0D0D0", HUES, 8 * PIXELS_PER_INCH / 72)
+    paper["layout"].update(
+        margin={"l": 40, "r": 8, "t": 8, "b": 36},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+    )
+    pio.templates["workbench_paper"] = paper
+
+
+def _template(ground: str, ink: str, line: str, hues: list[str], size: float) -> go.layout.Template:
+    axis = {
+        "showgrid": False, "zeroline": False, "showline": True, "linecolor": ink, "linewidth": 1, "ticks": "outside",
+        "ticklen": 4, "tickcolor": ink, "automargin": True, "title": {"standoff": 8},
+    }  # fmt: skip
+    bar = {"thickness": 10, "outlinewidth": 0, "ticks": "outside", "ticklen": 3, "title": {"side": "right"}}
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": size, "color": ink},
+            "paper_bgcolor": ground,
+            "plot_bgcolor": ground,
+            "colorway": hues,
+            "colorscale": {
+                "sequential": SEQUENTIAL,
+                "sequentialminus": SEQUENTIAL_REVERSED,
+                "diverging": DIVERGING,
+            },
+            "xaxis": axis,
+            "yaxis": axis,
+            "margin": {"l": 56, "r": 16, "t": 48, "b": 48},
+            "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": size + 2}},
+            "hoverlabel": {"align": "left", "namelength": -1},
+            "legend": {"bgcolor": "rgba(0,0,0,0)", "bordercolor": line},
+            "bargap": 0.15,
+        },
+        data={"heatmap": [{"colorbar": bar}]},
+    )
