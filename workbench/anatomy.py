@@ -1,13 +1,13 @@
-"""Where a model keeps its blocks, its readout and its block parts; found by structure, proved by numbers.
+"""Where a model keeps its blocks, its readout and its residual stream; found by structure, proved by numbers.
 
 No table of model names.  One forward pass on random tokens records which modules run, in which order, and what
 flows between them.  From that:
 
 * the *blocks* are the module list whose members carry the residual stream;
 * the *readout* is what turns the state after the last block into logits: the modules that ran after it, the
-  constant factors between them, and a bias, scale or softcap behind the unembedding;
-* the *writes* of a block are the two vectors it adds to the stream (attention and MLP), as coefficients that
-  solve  state_out = state_in + a * attention + b * mlp.
+  constant factors between them, and a bias, scale or softcap behind the unembedding.
+
+What attention and MLP add inside each block is found in :mod:`workbench.parts`, when it is first asked for.
 
 The readout is then replayed on a second, fresh batch (two prompts of different length, padded) and must give
 the model's own logits.  If it does not, the model is refused: a lens through a wrong readout is silently wrong.
@@ -51,15 +51,6 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Write:
-    """How a block adds to the stream: ``scale * output(path)``, or ``output(path) - state before`` if total."""
-
-    path: str
-    scale: float = 1.0
-    total: bool = False
-
-
-@dataclass(frozen=True)
 class Anatomy:
     """Paths (as in ``module.get_submodule``) and constants of one model; see :func:`dissect`."""
 
@@ -81,7 +72,7 @@ class Anatomy:
 
     def describe(self) -> dict[str, Any]:
         """The anatomy as plain values, for provenance and for ``workbench info``."""
-        return asdict(self)
+        return {**asdict(self), "steps": [asdict(step) for step in self.steps], "masked": list(self.masked)}
 
     @property
     def formula(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
@@ -68,25 +68,31 @@ class Run:
         ids, place = self.empty(dtype=np.int32), self.empty(dtype=np.int32)
         texts = np.full(ids.shape, "", dtype=object)
         for i, prompt in enumerate(self.prompts):
-            shown = joined_texts(tokenizer, prompt.ids)
+            shown = _texts(joined_texts(tokenizer, prompt.ids))
             for slot, position in enumerate(prompt.positions):
                 ids[i, slot], place[i, slot], texts[i, slot] = prompt.ids[position], position, shown[position]
         context: dict[str, Any] = {
             "input_id": (("prompt", "position"), ids),
             "input_token": (("prompt", "position"), texts),
             "token_position": (("prompt", "position"), place),
-            "prompt_text": (("prompt",), np.array([p.text for p in self.prompts], dtype=object)),
+            "prompt_text": (("prompt",), _texts(p.text for p in self.prompts)),
         }
+        coords = {k: _texts(v) if getattr(v, "dtype", None) == object else v for k, v in coords.items()}
         coords = {"prompt": np.arange(len(self.prompts)), "position": np.array(self.positions), **coords}
-        if "token_id" in variables:
-            used = [variables[n][1] for n in ("token_id", "target_id") if n in variables]
+        used = [variables[n][1] for n in ("token_id", "target_id") if n in variables]
+        if used:
             vocab = np.unique(np.concatenate([np.ravel(u) for u in used]))
             vocab = vocab[vocab >= 0]
             coords["vocab"] = vocab
-            texts = np.array(token_texts(tokenizer, vocab.tolist()), dtype=object)
-            context["vocab_token"] = (("vocab",), texts)
+            context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
         attrs = {"model": self.model.name, "n_layers": self.model.n_layers, **attrs}
         return xr.Dataset({**variables, **context}, coords, attrs)
+
+
+def _texts(texts: Iterable[str]) -> np.ndarray:
+    """Texts as files can hold them: NUL as its picture, halves of surrogate pairs as question marks."""
+    clean = [t.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8") for t in texts]
+    return np.array(clean, dtype=object)
 
 
 def read(

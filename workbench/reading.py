@@ -94,9 +94,9 @@ class Reading:
         }
         # Checksums (fletcher32) make a damaged file an error instead of other numbers.
         encoding = {
-            str(name): {"zlib": True, "complevel": 3, "fletcher32": True}
-            for name, v in stored.data_vars.items()
-            if v.dtype.kind in "fiub" and v.size
+            str(name): {"zlib": True, "complevel": 3, "fletcher32": True, "_FillValue": None}
+            for name, v in stored.variables.items()
+            if v.dtype.kind in "fiub" and v.ndim and v.size
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path

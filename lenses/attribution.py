@@ -1,0 +1,177 @@
+"""Direct logit attribution: what each attention and MLP output adds to a target's logit.
+
+The final state is the sum of what every part wrote (Elhage et al. 2021).  With the final norm's scale held at
+its own value at each position, the norm is linear, so a logit is a sum of contributions, to the last digit:
+
+    logit = sum_c  w . (g * (c - mean c)) / sigma   + b          (mean c only for LayerNorm)
+
+which is checked on every batch.  The logit is the one before any softcap (a softcap is not a sum).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenses.logit import Targets, target_ids
+from workbench.errors import Refused
+from workbench.parts import parts_of
+from workbench.readout import Readout
+from workbench.sites import Site
+from workbench.tokens import token_texts
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
+    from workbench.model import Model
+    from workbench.reader import Run
+    from workbench.reading import Reading
+
+TOLERANCE = 2e-3
+"""Largest |sum of contributions - logit|, as a share of the largest |logit| of the batch, in fp32."""
+
+
+class LogitAttribution:
+    """Contribution of the embeddings and of every block's attention and MLP to a target's logit.
+
+    Args:
+        targets: None: the model's own top token at each position; "next": the prompt's next token; a token (text
+            or id); or a list of them, which adds the dimension ``target``.
+
+    The reading's variables:
+        contribution   [prompt, position, component] (+ target): "embed", "attn_out.0", "mlp_out.0", ..., "bias";
+                       they add up to ``logit``
+        contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position
+        logit          [prompt, position] (+ target), before any softcap
+
+    Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
+    LayerNorm nor RMSNorm.
+    """
+
+    def __init__(self, targets: Targets = None) -> None:
+        self.targets = targets
+
+    def sites(self, model: Model) -> list[Site]:
+        self._parts = [
+            Site(kind, b) for b in range(model.n_layers) for kind in ("attn_out", "mlp_out") if parts_of(model, b)
+        ]
+        self._ends = [Site("resid", 0), Site("resid", model.n_layers)]
+        return [*self._ends, *self._parts]
+
+    def begin(self, run: Run) -> None:
+        self._run, model = run, run.model
+        self._readout = Readout(model)
+        self._fixed = target_ids(model, self.targets)
+        self._listed = self._fixed is not None and not isinstance(self.targets, (str, int))
+        self._components = ["embed", *(f"{s.kind}.{s.index}" for s in self._parts), "bias"]
+        n = 1 if self._fixed is None else len(self._fixed)
+        self._contribution = run.empty(after=[len(self._components), n])
+        self._logit = run.empty(after=[n])
+        self._target_id = run.empty(after=[n], dtype=np.int32)
+        steps = model.anatomy.steps[:-1]
+        if len(steps) > 1 or model.anatomy.steps[-1].path != model.anatomy.unembedding:
+            raise Refused(f"{model.name} reads out through {model.anatomy.formula}, which is not linear in the state.")
+        self._norm = model.module.get_submodule(steps[0].path) if steps else None
+        self._scale = model.anatomy.steps[-1].scale * (steps[0].scale if steps else 1.0)
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        notes = batch.scratch.setdefault(self, {})
+        notes[site] = batch.take(states).to(self._readout.weight.device).float()
+        if len(notes) == len(self._parts) + 2:
+            self._read(notes, batch)
+            notes.clear()
+
+    def _read(self, notes: dict[Site, Tensor], batch: Batch) -> None:
+        readout = self._readout
+        last = notes[self._ends[1]]
+        features = readout.features(last.to(self._run.model.dtype))
+        if self._fixed is not None:
+            targets = torch.tensor(self._fixed, device=last.device).expand(len(batch), -1)
+        elif self.targets == "next":
+            following = [
+                (p.ids + [-1])[p.positions[s] + 1]
+                for p, s in ((self._run.prompts[i], s) for i, s in zip(batch.prompt, batch.slot, strict=True))
+            ]
+            targets = torch.tensor(following, device=last.device)[:, None]
+        else:
+            targets = readout.final(features, 1).statistics.token_id[0, :, :1]
+        rows = readout.weight[targets.clamp_min(0)].float()  # [rows, n, f]
+        scale, centre, shift = self._linear(last, features)
+        given = readout.bias[targets.clamp_min(0)].float() * readout.scale if readout.bias is not None else 0.0
+        bias = torch.einsum("rnf,f->rn", rows, shift) + given
+        parts = [notes[self._ends[0]], *(notes[s] for s in self._parts)]
+        contribution = torch.stack(
+            [
+                torch.einsum("rnf,rf->rn", rows, scale * (c - c.mean(-1, keepdim=True) if centre else c))
+                for c in parts
+            ]
+            + [bias],
+            1,
+        )
+        logit = torch.einsum("rnf,rf->rn", rows, features) + given
+        error = float((contribution.sum(1) - logit).abs().max() / logit.abs().max().clamp_min(1e-6))
+        loose = self._run.model.dtype in (torch.float16, torch.bfloat16)
+        if not error <= (5e-2 if loose else TOLERANCE):
+            raise Refused(
+                f"The contributions of {self._run.model.name} do not add up to its logits (they differ by "
+                f"{error:.1e} of the largest): something else writes to its residual stream, so an attribution "
+                "would leave it out."
+            )
+        missing = (targets < 0).cpu().numpy()
+        p, s = batch.prompt.numpy(), batch.slot.numpy()
+        self._contribution[p, s] = np.where(missing[:, None], np.nan, contribution.cpu().numpy())
+        self._logit[p, s] = np.where(missing, np.nan, logit.cpu().numpy())
+        self._target_id[p, s] = targets.cpu().numpy()
+
+    def _linear(self, states: Tensor, features: Tensor) -> tuple[Tensor, bool, Tensor]:
+        """The final norm as  scale * (state [- its mean]) + shift, with its scale as it is at each row.
+
+        scale [rows, d], shift [f].  Solved from what the norm is known to give: which of weight, 1 + weight and
+        no weight, with or without centring, reproduces the features.
+        """
+        norm, readout = self._norm, self._readout
+        if norm is None:
+            return torch.full_like(states, self._scale * readout.scale), False, torch.zeros_like(features[0])
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        head = self._run.model.anatomy.steps[-1].scale * readout.scale
+        shift = torch.zeros_like(features[0]) if not isinstance(bias, Tensor) else bias.detach().float() * head
+        gains: list[Any] = [torch.ones_like(features[0])]
+        if isinstance(weight, Tensor) and weight.ndim == 1:
+            gains = [weight.detach().float(), 1 + weight.detach().float()]
+        for centre in (False, True):
+            x = states - states.mean(-1, keepdim=True) if centre else states
+            for gain in gains:
+                direction = x * gain
+                wanted = features - shift
+                factor = (direction * wanted).sum(-1, keepdim=True) / (direction**2).sum(-1, keepdim=True)
+                error = (factor * direction - wanted).abs().max() / wanted.abs().max()
+                if error < (3e-2 if self._run.model.dtype in (torch.float16, torch.bfloat16) else 1e-4):
+                    return factor * gain, centre, shift
+        raise Refused(
+            f"The final norm of {self._run.model.name} ({type(norm).__name__}) is neither a LayerNorm nor an RMSNorm "
+            "in numbers, so logits cannot be split into contributions."
+        )
+
+    def end(self) -> Reading:
+        from workbench.reading import Reading
+
+        mean = np.nanmean(self._contribution, axis=(0, 1))
+        variables: dict[str, Any] = {}
+        for name, array, dims in (
+            ("contribution", self._contribution, ("prompt", "position", "component")),
+            ("contribution_mean", mean, ("component",)),
+            ("logit", self._logit, ("prompt", "position")),
+        ):
+            variables[name] = ((*dims, "target"), array) if self._listed else (dims, array[..., 0])
+        coords: dict[str, Any] = {"component": np.array(self._components, dtype=object)}
+        if self._listed and self._fixed is not None:
+            variables["target_id"] = (("target",), np.array(self._fixed, np.int32))
+            coords["target"] = np.array(token_texts(self._run.model.tokenizer, self._fixed), dtype=object)
+        else:
+            variables["target_id"] = (("prompt", "position"), self._target_id[..., 0])
+        data = self._run.dataset(variables, coords, reader="LogitAttribution")
+        return Reading(data, {"reader": {"name": "LogitAttribution", "logit": "before any softcap"}})
+
+

@@ -1,0 +1,140 @@
+"""The embedding lens: which input embeddings lie nearest to a state, by cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from workbench.errors import InputError
+from workbench.sites import Site, resolve
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
+    from workbench.model import Model
+    from workbench.reader import Run
+    from workbench.reading import Reading
+
+FLOOR_DRAWS = 256
+
+
+class EmbeddingLens:
+    """Nearest input embeddings at every depth, by cosine of the raw state with each row of the matrix.
+
+    Args:
+        layers: which layers (or blocks, with another ``at``); None: all.
+        top_k: how many tokens to keep.
+        at: "resid", "resid_mid", "attn_out" or "mlp_out".
+
+    The reading's variables:
+        token_id, cosine   [prompt, layer, position, rank]
+        cosine_floor       [layer]: the 95th percentile of the *best* cosine that random directions reach, drawn
+                           with the mean and the covariance of the states that were read at that layer.  A
+                           neighbour below it says no more than a random state of this layer would.
+
+    Raises InputError when the embeddings are not as wide as the stream.
+    """
+
+    def __init__(
+        self, layers: int | Iterable[int] | None = None, top_k: int = 10, *, at: str = "resid", chunk: int = 4096
+    ) -> None:
+        if top_k < 1:
+            raise InputError(f"top_k={top_k} keeps no token. Use 1 or more.")
+        self.layers, self.top_k, self.at, self.chunk = layers, top_k, at, chunk
+
+    def sites(self, model: Model) -> list[Site]:
+        self._wanted = resolve(model, self.at, self.layers)
+        return self._wanted
+
+    def begin(self, run: Run) -> None:
+        self._run = run
+        weight = run.model.embedding
+        self._weight = weight
+        # Norms once; the matrix itself stays as the model has it.
+        self._norms = torch.cat([part.float().norm(dim=1) for part in weight.split(self.chunk)]).clamp_min(1e-12)
+        self._k = min(self.top_k, len(weight))
+        depth = len(self._wanted)
+        self._token_id = run.empty([depth], np.int32, after=[self._k])
+        self._cosine = run.empty([depth], after=[self._k])
+        d = run.model.d_model
+        self._sum = torch.zeros(depth, d, dtype=torch.float64)
+        self._outer = torch.zeros(depth, d, d, dtype=torch.float64) if depth * d * d <= 2**26 else None
+        self._squares = torch.zeros(depth, d, dtype=torch.float64)
+        self._count = 0
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        depth = self._wanted.index(site)
+        rows = batch.take(states).to(self._weight.device).float()
+        cosine, ids = self._nearest(rows)
+        p, s = batch.prompt.numpy(), batch.slot.numpy()
+        self._token_id[p, depth, s] = ids.cpu().numpy()
+        self._cosine[p, depth, s] = cosine.cpu().numpy()
+        sums, squares = rows.sum(0).cpu().double(), (rows * rows).sum(0).cpu().double()
+        outer = (rows.T @ rows).cpu().double() if self._outer is not None else None
+
+        def commit() -> None:
+            self._sum[depth] += sums
+            self._squares[depth] += squares
+            if outer is not None and self._outer is not None:
+                self._outer[depth] += outer
+            self._count += len(rows) if depth == 0 else 0
+
+        batch.done.append(commit)
+
+    def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[rows, d] -> the top_k cosines and token ids, over chunks of the matrix with a running best."""
+        x = normalize(rows, dim=1)
+        best = torch.full((len(x), self._k), -torch.inf, device=x.device)
+        ids = torch.zeros((len(x), self._k), dtype=torch.long, device=x.device)
+        for lo in range(0, len(self._weight), self.chunk):
+            part = self._weight[lo : lo + self.chunk].float()
+            cosine = (x @ part.T).div_(self._norms[lo : lo + self.chunk])
+            value, where = cosine.topk(min(self._k, cosine.shape[1]), -1)
+            best, pick = torch.cat([best, value], -1).topk(self._k, -1)
+            ids = torch.cat([ids, where + lo], -1).gather(-1, pick)
+        return best, ids
+
+    def _floor(self) -> np.ndarray:
+        """[layers]: 95th percentile of the best cosine of Gaussian draws with each layer's mean and covariance."""
+        generator = torch.Generator().manual_seed(0)
+        d = self._sum.shape[1]
+        floor = []
+        for depth in range(len(self._wanted)):
+            n = max(self._count, 1)
+            mean = self._sum[depth] / n
+            noise = torch.randn(FLOOR_DRAWS, d, generator=generator, dtype=torch.float64)
+            if self._outer is not None:
+                covariance = self._outer[depth] / n - torch.outer(mean, mean)
+                values, vectors = torch.linalg.eigh(covariance)
+                noise = noise * values.clamp_min(0).sqrt() @ vectors.T
+            else:  # too wide for a full covariance: its diagonal
+                noise = noise * (self._squares[depth] / n - mean**2).clamp_min(0).sqrt()
+            best, _ = self._nearest((mean + noise).float().to(self._weight.device))
+            floor.append(float(best[:, 0].quantile(0.95)))
+        return np.array(floor, np.float32)
+
+    def end(self) -> Reading:
+        from workbench.reading import Reading
+
+        axis = "layer" if self.at == "resid" else "block"
+        dims = ("prompt", axis, "position", "rank")
+        data = self._run.dataset(
+            {
+                "token_id": (dims, self._token_id),
+                "cosine": (dims, self._cosine),
+                "cosine_floor": ((axis,), self._floor()),
+            },
+            {axis: [s.index for s in self._wanted], "rank": np.arange(self._k)},
+            reader="EmbeddingLens",
+            at=self.at,
+        )
+        settings = {
+            "name": "EmbeddingLens", "at": self.at, "top_k": self._k,
+            "floor": f"95th percentile of the best cosine of {FLOOR_DRAWS} Gaussian draws with the layer's mean and "
+            + ("covariance" if self._outer is not None else "variances"),
+        }  # fmt: skip
+        return Reading(data, {"reader": settings})

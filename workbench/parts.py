@@ -1,0 +1,217 @@
+"""How each block writes to the residual stream; found by structure, proved by numbers.
+
+A block's attention (or mixer) and its MLP add to the stream:  out = in + a * attention + b * mlp.  Which modules
+these are, behind which post-norm, and with which residual multiplier, is solved from one recorded pass: the
+pair of module outputs and coefficients that gives the block's own change.  BLOOM-like modules that return the
+stream itself (their "attention output" already holds the residual) are recognised and reduced to what they add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.anatomy import _config_numbers, _probe_inputs, _record, _snap, accepted
+from workbench.engines.hooks import hidden, untouched
+from workbench.errors import Refused
+from workbench.sites import Site
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Write:
+    """What one part adds to the stream: ``scale * output(path)``; or the output minus the stream before it."""
+
+    path: str
+    scale: float = 1.0
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The two writes of one block.  ``parallel``: both read the same state, so there is no state between them."""
+
+    attn: Write
+    mlp: Write
+    parallel: bool
+
+
+def find_writes(model: Model) -> list[Parts | str]:
+    """For each block its :class:`Parts`, or the reason why they are not known."""
+    module, width = model.module, model.d_model
+    prefix = model.anatomy.blocks + "."
+    with untouched(module):
+        inputs, real = _probe_inputs(module, seed=2)
+        # The names of modules at most three below a block: deeper ones are projections inside the parts.
+        events, _ = _record(
+            module,
+            accepted(module, inputs),
+            keep=lambda name: name.startswith(prefix) and name.removeprefix(prefix).count(".") <= 3,
+        )
+    numbers = _config_numbers(getattr(module, "config", None))
+    found: list[Parts | str] = []
+    for index in range(model.n_layers):
+        block = f"{prefix}{index}"
+        inside = [e for e in events if e.name.startswith(block + ".") and e.output is not None]
+        own = next((e for e in events if e.name == block), None)
+        if own is None or own.output is None:
+            found.append(f"block {index} did not run on text")
+            continue
+        states = next((t for t in own.inputs if t.shape == own.output.shape), None)
+        if states is None:
+            found.append(f"block {index} takes and gives states of different shape")
+            continue
+        start, end = states[real].double(), own.output[real].double()
+        outputs = [
+            (e.name.removeprefix(block + "."), e.output[real].double())
+            for e in inside
+            if e.output.shape == own.output.shape and e.output.shape[-1] == width
+        ]
+        taken = [t[real].double() for e in inside for t in e.inputs if t.shape == own.output.shape]
+        tolerance = TOLERANCE.get(own.output.dtype, 1e-5)
+        found.append(_solve(index, start, end, outputs, taken, numbers, tolerance))
+    return found
+
+
+def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    return bool((x - y).abs().max() <= tolerance * y.abs().max().clamp_min(1e-30))
+
+
+def _solve(
+    index: int,
+    start: Tensor,
+    end: Tensor,
+    outputs: list[tuple[str, Tensor]],
+    taken: list[Tensor],
+    numbers: list[float],
+    tolerance: float,
+) -> Parts | str:
+    change = end - start
+    pairs = []
+    for i, (first, a) in enumerate(outputs):
+        for second, m in outputs[i + 1 :]:
+            if first.startswith(second + ".") or second.startswith(first + "."):
+                continue
+            basis = torch.stack([a.flatten(), m.flatten()], 1)
+            if torch.linalg.matrix_rank(basis.T @ basis, rtol=1e-10) < 2:
+                continue
+            x = torch.linalg.lstsq(basis, change.flatten()[:, None]).solution[:, 0]
+            if _close(basis @ x, change.flatten(), tolerance) and x.abs().min() > 1e-3:
+                alpha, beta = _snap(float(x[0]), numbers), _snap(float(x[1]), numbers)
+                # The shallowest modules, and plain addition before fitted factors.
+                cost = (first.count(".") + second.count("."), abs(alpha - 1) + abs(beta - 1))
+                pairs.append((cost, first, alpha, a, second, beta, m))
+    if pairs:
+        _, first, alpha, a, second, beta, m = min(pairs, key=lambda p: p[0])
+        one, two = Write(first, alpha), Write(second, beta)
+        if _is_mlp(first) and not _is_mlp(second):
+            one, two, alpha, a = two, one, beta, m
+        middle = start + alpha * a
+        parallel = not any(_close(t, middle, tolerance) for t in taken)
+        return Parts(one, two, parallel)
+    for second, total in outputs:
+        if not _close(total, end, 1e-12):
+            continue
+        for first, middle in outputs:
+            if first != second and any(torch.equal(t, middle) for t in taken) and not _close(middle, end, 1e-9):
+                if _is_mlp(second) and not _close(middle, start, 1e-9) and not first.startswith(second):
+                    return Parts(Write(first, total=True), Write(second, total=True), False)
+    return (
+        f"block {index} is not its input plus two module outputs (a norm behind the addition, as in BERT or GPT-1, "
+        "or a single mixer): what attention and MLP add to the stream is not defined"
+    )
+
+
+def _is_mlp(name: str) -> bool:
+    return any(word in name.lower() for word in ("mlp", "ffn", "feed_forward", "feedforward", "ff_", "moe", "fc2"))
+
+
+def parts_of(model: Model, block: int) -> Parts:
+    """The parts of one block; Refused with the reason when they are not known."""
+    found = model.parts[block]
+    if isinstance(found, str):
+        raise Refused(f"{model.name}: {found}. Read the residual stream (at='resid') instead.")
+    return found
+
+
+def add_hooks(
+    model: Model,
+    sites: set[Site],
+    show: Callable[[Site, Tensor | None], None],
+    before: dict[nn.Module, Callable],
+    after: dict[nn.Module, Callable],
+) -> None:
+    """Hooks for resid_mid, attn_out and mlp_out: [batch, position, width], exactly what is added to the stream."""
+    width = model.d_model
+    for block in sorted({site.index for site in sites}):
+        kinds = {site.kind for site in sites if site.index == block}
+        if kinds & {"router", "experts"}:
+            raise Refused(f"{model.name}: router and expert sites are not read by this version of the workbench.")
+        parts = parts_of(model, block)
+        if parts.parallel and "resid_mid" in kinds:
+            raise Refused(
+                f"{model.name}: attention and MLP of block {block} read the same state and are added together, so "
+                "there is no state between them. Read at='attn_out' and at='mlp_out'."
+            )
+        module = model.blocks[block]
+        stream: dict[str, Tensor] = {}
+
+        def entering(m: nn.Module, args: tuple, kwargs: dict, stream: dict = stream) -> None:
+            states = hidden((args, kwargs), width)
+            if states is not None:
+                # A copy: some models add to the stream in place.
+                stream["start"] = states.clone()
+
+        def attention(
+            m: nn.Module, a: tuple, k: dict, output: Any, stream: dict = stream, block: int = block,
+            write: Write = parts.attn, kinds: set[str] = kinds,
+        ) -> None:  # fmt: skip
+            out = hidden(output, width)
+            added = out - stream["start"] if write.total else out if write.scale == 1 else out * write.scale
+            if parts_total(write, kinds):
+                stream["middle"] = stream["start"] + added
+            if "attn_out" in kinds:
+                show(Site("attn_out", block), added)
+            if "resid_mid" in kinds:
+                show(Site("resid_mid", block), stream["middle"])
+
+        def mlp(
+            m: nn.Module, a: tuple, k: dict, output: Any, stream: dict = stream, block: int = block,
+            write: Write = parts.mlp,
+        ) -> None:  # fmt: skip
+            out = hidden(output, width)
+            added = out - stream["middle"] if write.total else out if write.scale == 1 else out * write.scale
+            show(Site("mlp_out", block), added)
+
+        _join(before, module, entering)
+        if kinds & {"attn_out", "resid_mid"} or parts.mlp.total:
+            after[module.get_submodule(parts.attn.path)] = attention
+        if "mlp_out" in kinds:
+            after[module.get_submodule(parts.mlp.path)] = mlp
+
+
+def parts_total(write: Write, kinds: set[str]) -> bool:
+    """Whether the state between the parts is needed: asked for, or to tell what the second part adds."""
+    return write.total or "resid_mid" in kinds
+
+
+def _join(hooks: dict[nn.Module, Callable], module: nn.Module, function: Callable) -> None:
+    """Run both hooks where a module has one already; the copy comes first, the other may end the pass."""
+    other = hooks.get(module)
+    if other is None:
+        hooks[module] = function
+        return
+
+    def both(*arguments: Any) -> None:
+        function(*arguments)
+        other(*arguments)
+
+    hooks[module] = both
