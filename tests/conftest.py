@@ -1,0 +1,28 @@
+"""Models that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import CONFIGS, tiny
+
+import workbench
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+@pytest.fixture(scope="session", params=list(CONFIGS))
+def any_model(request: pytest.FixtureRequest) -> workbench.Model:
+    return workbench.load(tiny(request.param), name=request.param)
+
+
+@pytest.fixture(scope="session")
+def llama() -> workbench.Model:
+    return workbench.load(tiny("llama"), name="llama")
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not (SHARED / "models").is_dir():
+        pytest.skip("the folder ../shared with models trained by others is not here")
+    return SHARED

@@ -1,0 +1,166 @@
+"""LogitLens against the dense computation, written out for each architecture."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import layer_states, prompts
+
+import workbench
+from lenses import LogitLens
+from workbench.errors import InputError
+
+
+def head(module, h):
+    """Each model's own readout, as its authors wrote it (not as the workbench finds it)."""
+    c = module.config
+    match c.model_type:
+        case "llama":
+            return module.lm_head(module.model.norm(h))
+        case "gemma2":
+            return 7.0 * torch.tanh(module.lm_head(module.model.norm(h)) / 7.0)
+        case "cohere":
+            return module.lm_head(module.model.norm(h)) * 0.3
+        case "granite":
+            return module.lm_head(module.model.norm(h)) / 3.0
+        case "gpt2" | "bloom":
+            return module.lm_head(module.transformer.ln_f(h))
+        case "gpt_neox":
+            return module.get_output_embeddings()(module.gpt_neox.final_layer_norm(h))
+    raise AssertionError(c.model_type)
+
+
+@pytest.fixture(scope="module")
+def dense(any_model):
+    """Per prompt the full [layers + 1, positions, vocabulary] log-probabilities."""
+    with torch.no_grad():
+        return [
+            head(any_model.module, layer_states(any_model.module, ids, any_model.anatomy.blocks)).log_softmax(-1)
+            for ids in prompts()
+        ]
+
+
+def test_everything_equals_the_dense_computation(any_model, dense):
+    data = workbench.read(any_model, prompts(), LogitLens(top_k=7), progress=False).data
+    for p, own in enumerate(dense):
+        here = data.isel(prompt=p, position=slice(own.shape[1]))
+        top = own.topk(7, -1)
+        np.testing.assert_allclose(here.logprob, top.values, atol=1e-4)
+        chosen = own.gather(-1, torch.tensor(here.token_id.values).long())
+        np.testing.assert_allclose(here.logprob, chosen, atol=1e-4)
+        np.testing.assert_allclose(here.entropy, -(own.exp() * own).sum(-1), atol=1e-4)
+        np.testing.assert_allclose(here.kl_to_final, (own[-1].exp() * (own[-1] - own)).sum(-1), atol=1e-4)
+        target = own[-1].argmax(-1)
+        at = own.gather(-1, target.expand(len(own), -1)[..., None])
+        np.testing.assert_allclose(here.target_logprob, at[..., 0], atol=1e-4)
+        np.testing.assert_array_equal(here.target_rank, (own > at).sum(-1))
+        np.testing.assert_array_equal(here.target_id, target)
+
+
+def test_last_layer_is_the_models_own_output(any_model):
+    """The dense reference above could share a mistake with the lens; the model's own logits cannot."""
+    data = workbench.read(any_model, prompts(), LogitLens(), progress=False).data.sel(layer=any_model.n_layers)
+    for p, ids in enumerate(prompts()):
+        with torch.no_grad():
+            own = any_model.module(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        here = data.isel(prompt=p, position=slice(len(ids)))
+        np.testing.assert_array_equal(here.token_id[:, 0], own.argmax(-1))
+        np.testing.assert_allclose(here.logprob, own.topk(10, -1).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [
+    {"padding_side": "left"}, {"batch_size": 1}, {"batch_size": 3}, {"batch_size": 16}, {"chunk": 5}, {"chunk": 96},
+], ids=str)  # fmt: skip
+def test_padding_batches_and_chunks_change_nothing(any_model, options):
+    plain = workbench.read(any_model, prompts(), LogitLens(), progress=False).data
+    lens = LogitLens(chunk=options.get("chunk"))
+    given = {k: v for k, v in options.items() if k != "chunk"}
+    other = workbench.read(any_model, prompts(), lens, progress=False, **given).data
+    for name in ("logprob", "entropy", "kl_to_final", "target_logprob", "target_logprob_null"):
+        np.testing.assert_allclose(plain[name], other[name], atol=1e-4, rtol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(plain.input_id, other.input_id)
+
+
+def test_shuffled_prompts_only_change_places(any_model):
+    order = [4, 2, 0, 8, 6, 1, 3, 5, 7]
+    plain = workbench.read(any_model, prompts(), LogitLens(), progress=False).data
+    given = [prompts()[i] for i in order]
+    shuffled = workbench.read(any_model, given, LogitLens(), progress=False).data
+    np.testing.assert_allclose(plain.logprob.values[order], shuffled.logprob, atol=1e-4, rtol=1e-5)
+
+
+def test_inside_a_block_the_lens_reads_what_the_part_adds(any_model):
+    """attn_out and mlp_out must be what takes the stream from one layer to the next."""
+    captured = {}
+
+    class Keep:
+        def __init__(self, kinds):
+            self.kinds = kinds
+
+        def sites(self, model):
+            return [workbench.Site(k, b) for b in range(model.n_layers) for k in self.kinds]
+
+        def begin(self, run):
+            pass
+
+        def observe(self, site, states, batch):
+            captured[site] = batch.take(states).clone()
+
+        def end(self):
+            return workbench.Reading(__import__("xarray").Dataset())
+
+    ids = prompts()[0]
+    workbench.read(any_model, ids, Keep(["attn_out", "mlp_out"]), progress=False)
+    states = layer_states(any_model.module, ids, any_model.anatomy.blocks)
+    for b in range(any_model.n_layers):
+        added = captured["attn_out", b] + captured["mlp_out", b]
+        np.testing.assert_allclose(states[b] + added, states[b + 1], atol=1e-3, rtol=1e-4)
+    if any_model.name not in ("gpt_neox", "cohere"):  # parallel blocks have no state between
+        workbench.read(any_model, ids, Keep(["resid_mid"]), progress=False)
+        for b in range(any_model.n_layers):
+            np.testing.assert_allclose(
+                captured["resid_mid", b], states[b] + captured["attn_out", b], atol=1e-3, rtol=1e-4
+            )
+
+
+def test_a_parallel_block_has_no_state_in_its_middle():
+    from tiny import tiny
+
+    model = workbench.load(tiny("gpt_neox"))
+    with pytest.raises(ValueError, match="no state between"):
+        workbench.read(model, prompts(), LogitLens(at="resid_mid"), progress=False)
+
+
+def test_chosen_targets_and_the_next_token(llama):
+    own = head(llama.module, layer_states(llama.module, ids := prompts()[0], "model.layers")).log_softmax(-1)
+    data = workbench.read(llama, ids, LogitLens(targets=[5, 9]), progress=False).data
+    assert data.target_rank.dims == ("prompt", "layer", "position", "target")
+    np.testing.assert_allclose(data.target_logprob[0], own[..., [5, 9]].detach(), atol=1e-4)
+    data = workbench.read(llama, ids, LogitLens(targets="next"), progress=False).data
+    following = own[:, range(len(ids) - 1), ids[1:]].detach()
+    np.testing.assert_allclose(data.target_logprob[0, :, :-1], following, atol=1e-4)
+    assert np.isnan(data.target_logprob[0, :, -1]).all()
+    assert (data.target_rank[0, :, -1] == -1).all()
+
+
+def test_the_null_is_the_same_target_under_another_state(llama):
+    ids = prompts()[1]
+    own = head(llama.module, layer_states(llama.module, ids, "model.layers")).log_softmax(-1).detach()
+    data = workbench.read(llama, ids, LogitLens(targets=5), progress=False).data
+    other = np.roll(np.arange(len(ids)), -(len(ids) // 2))
+    np.testing.assert_allclose(data.target_logprob_null[0], own[:, other, 5], atol=1e-4)
+
+
+def test_bf16_product_keeps_the_top_tokens(llama):
+    exact = workbench.read(llama, prompts(), LogitLens(), progress=False).data
+    fast = workbench.read(llama, prompts(), LogitLens(precision="bf16"), progress=False).data
+    real = exact.input_id.values >= 0
+    same = (exact.token_id.values == fast.token_id.values).all(-1).transpose(0, 2, 1)[real]
+    assert same.mean() > 0.99
+
+
+def test_unknown_layers_targets_and_places_are_errors(llama):
+    for lens in (LogitLens(layers=[9]), LogitLens(layers=[-6]), LogitLens(targets=97), LogitLens(targets="word")):
+        with pytest.raises(InputError):
+            workbench.read(llama, [[3, 4]], lens, progress=False)
+    with pytest.raises(InputError, match="resid, resid_mid"):
+        LogitLens(at="middle")
