@@ -3,9 +3,12 @@
 #   make PYTHON=python3.12 test           another Python
 #   make VENV="$CONDA_PREFIX" test        an environment of your own; it is used as it is and never changed
 VENV := .venv
-MODEL :=
+MODEL ?=
 PYTHON ?=
-export MODEL PYTHON
+export PYTHON
+unexport MODEL
+# As it was typed: a $ in it is no variable of make.
+export MODEL_TYPED := $(value MODEL)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab lint types bench clean
@@ -22,7 +25,7 @@ endif
 
 # Values reach the shell through the environment, so that spaces and quotes in them stay what they are.
 demo: setup  ## read a small model and write its figures and its page [MODEL=...]
-	@if [ -n "$$MODEL" ]; then set -- --model "$$MODEL"; fi; exec "$(VENV)/bin/workbench" demo "$$@"
+	@if [ -n "$$MODEL_TYPED" ]; then set -- --model "$$MODEL_TYPED"; fi; exec "$(VENV)/bin/workbench" demo "$$@"
 
 test: lint types  ## lint, type check, and all tests
 	"$(VENV)/bin/python" -m pytest -q
