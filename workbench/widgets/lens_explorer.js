@@ -56,7 +56,7 @@ body[data-jp-theme-light="false"] .lw{--bg:#14171f;--ink:#e2e6ee;--soft:#9aa4b4;
 .lw-left{position:sticky;left:0;width:${GUTTER}px;z-index:3}
 .lw-depth{position:absolute;left:0;width:${GUTTER}px;height:${ROW}px;line-height:${ROW}px;text-align:right;
   padding-right:8px;background:var(--bg);color:var(--soft);font-variant-numeric:tabular-nums}
-.lw-axis{position:sticky;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line)}
+.lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);min-width:100%}
 .lw-in{position:absolute;top:0;height:${AXIS}px;line-height:${AXIS}px;padding:0 3px;overflow:hidden;white-space:pre;
   text-overflow:ellipsis;text-align:center;font-size:12px;font-weight:600;unicode-bidi:isolate}
 .lw-in.on{color:var(--accent)}
@@ -121,8 +121,8 @@ function decode(packed) {
 function say(x, metric) {
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
   if (metric === "target_rank") return String(x);
-  const size = Math.abs(x);
-  return size !== 0 && (size < 0.001 || size >= 1e5) ? x.toExponential(1) : x.toFixed(size < 10 ? 2 : 1);
+  const text = Math.abs(x) >= 1e5 ? x.toExponential(1) : x.toFixed(Math.abs(x) < 10 ? 2 : 1);
+  return Number(text) === 0 ? "0.00" : text;
 }
 
 function colour(share) {
@@ -181,7 +181,7 @@ function render({ model, el }) {
     reading: clamp(kept.reading || 0, 0, readings.length - 1), prompt: 0, row: 0, at: 0, metric: "top", target: 0,
     token: null, pins: [], width: 2, query: "", hover: null,
   };
-  let view, hits = [], frame = 0, quiet = false;
+  let view, hits = [], frame = 0, timer = 0, quiet = false;
 
   // ---- tools
   const tools = make("div", "lw-tools");
@@ -276,19 +276,25 @@ function render({ model, el }) {
     const rows = view.rows * ROW;
     space.style.width = `${GUTTER + view.count * cw()}px`;
     space.style.height = `${rows + AXIS}px`;
-    grid.style.height = `${Math.min(rows + AXIS + 18, Math.max(240, Math.min(620, innerHeight * 0.68)))}px`;
+    const bar = GUTTER + view.count * cw() > grid.clientWidth ? 18 : 2; // room for the scroll bar
+    grid.style.height = `${Math.min(rows + AXIS + bar, Math.max(200, Math.min(620, innerHeight * 0.68)))}px`;
     left.style.height = `${rows}px`;
-    left.style.marginBottom = `${-rows}px`;
     cells.style.height = `${rows}px`;
-    axis.style.top = "0px";
-    axis.style.bottom = "0px";
-    axis.style.marginTop = `${rows}px`;
     axis.style.width = `${GUTTER + view.count * cw()}px`;
     schedule();
   }
 
   function schedule() {
-    if (!frame) frame = requestAnimationFrame(() => { frame = 0; paint(); });
+    if (frame) return;
+    const go = () => { settle(); paint(); };
+    frame = requestAnimationFrame(go);
+    timer = setTimeout(go, 100); // panes that are not in front get no animation frames
+  }
+
+  function settle() {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    frame = 0;
   }
 
   function share(metric, x) { // 0..1 on the colour map
@@ -586,13 +592,12 @@ function render({ model, el }) {
   open();
   state.metric = metrics().includes(kept.metric) ? kept.metric : "top";
   take();
-  if (kept.depth === undefined && kept.position === undefined) grid.scrollLeft = 0;
   lay();
   paint();
 
   return () => {
     if (watch) watch.disconnect();
-    cancelAnimationFrame(frame);
+    settle();
     model.off("change:selection", take);
     root.remove();
   };
