@@ -283,6 +283,9 @@ def _from_pretrained(
         processor = _optional(transformers.AutoProcessor, source, common)
     if tokenizer is None and getattr(processor, "tokenizer", None) is None:
         tokenizer = _optional(transformers.AutoTokenizer, source, common)
+        # Without tokenizer files transformers makes an empty one of the model's usual kind.
+        if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
+            tokenizer = None
     return module, tokenizer, processor, name
 
 

@@ -34,6 +34,8 @@ COLUMNS = {"cpu": 2048, "cuda": 8192}
 ROWS = {"cpu": 1024, "cuda": 2048}
 CANDIDATES = 54
 """With precision="bf16": how many tokens beyond top_k are recomputed in fp32."""
+LOOSE = 1.5e-4
+"""With precision="bf16": rows whose log-probabilities have a larger standard error are read again in fp32."""
 NEVER = -1e30
 """The logit of a token that the model masks: finite, so that 0 * logit is 0 and not NaN."""
 
@@ -64,6 +66,11 @@ class Final:
     expected_row: Tensor
     expected_bias: Tensor
 
+    def at(self, rows: Tensor) -> Final:
+        """The same for chosen rows, in any order and number."""
+        kept = {k: v[:, rows] for k, v in vars(self.statistics).items() if v is not None}
+        return Final(self.features[rows], Statistics(**kept), self.expected_row[rows], self.expected_bias[rows])
+
 
 class Readout:
     """The unembedding of one model, read as a stream of column chunks.
@@ -87,6 +94,9 @@ class Readout:
         self.rows = ROWS.get(device.type, 1024)
         self._replay = model.replay
         self._half = self.weight.to(torch.bfloat16) if precision == "bf16" else None
+        # The typical length of a row, from a sample: how far rounding moves a logit.
+        sample = self.weight[:: max(1, self.vocab_size // 1024)].float()
+        self._row_norm = float(sample.norm(dim=1).mean())
 
     def features(self, states: Tensor) -> Tensor:
         """States [rows, d_model] -> [rows, features] in fp32, through the final norm, scaled for the product."""
@@ -121,7 +131,41 @@ class Readout:
         self, features: Tensor, top_k: int, *, final: Final | None = None, targets: Tensor | None = None
     ) -> Statistics:
         """Read [layers, rows, f] features; against ``final`` and for ``targets`` [rows, n] token ids where given."""
-        return self._sweep(features, top_k, final=final, targets=targets)
+        if self._half is None:
+            return self._sweep(features, top_k, final=final, targets=targets)
+        found, error = self._fast(features, top_k, final, targets)
+        layer, row = (error > LOOSE).nonzero(as_tuple=True)
+        if len(row):
+            half, self._half = self._half, None
+            try:
+                one = final and final.at(row)
+                exact = self._sweep(
+                    features[layer, row][None], top_k, final=one, targets=None if targets is None else targets[row]
+                )
+            finally:
+                self._half = half
+            for name, value in vars(exact).items():
+                if value is not None:
+                    getattr(found, name)[layer, row] = value[0].to(getattr(found, name).dtype)
+        return found
+
+    def _fast(
+        self, features: Tensor, top_k: int, final: Final | None, targets: Tensor | None
+    ) -> tuple[Statistics, Tensor]:
+        """The sweep in bfloat16, and the standard error [layers, rows] of the log-probabilities it gives.
+
+        Tokens beyond the candidates keep their rounded logits.  Their errors d are independent, so the
+        normaliser is off by d sqrt(sum p^2) <= d sqrt(p_last p_rest), p_last being the last candidate's.
+        """
+        wide = top_k + CANDIDATES
+        found = self._sweep(features, min(wide, self.vocab_size), final=final, targets=targets)
+        last = found.logprob[..., -1].exp()
+        rest = (1 - found.logprob.exp().sum(-1)).clamp_min(0)
+        logit = (found.logprob[..., 0] + found.logsumexp).abs()
+        spread = features.norm(dim=-1) * self._row_norm / features.shape[-1] ** 0.5
+        error = (logit + spread) * 2**-9 * (last * rest).sqrt()
+        found.token_id, found.logprob = found.token_id[..., :top_k], found.logprob[..., :top_k]
+        return found, error
 
     def _cap(self, z: Tensor) -> Tensor:
         if self.softcap is not None:
@@ -168,7 +212,7 @@ class Readout:
         S, N, f = features.shape
         device = features.device
         half = self._half is not None
-        keep = min(top_k + (CANDIDATES if half else 0), self.vocab_size)
+        keep = min(top_k, self.vocab_size)
         best = torch.full((S, N, keep), -torch.inf, device=device)
         best_id = torch.zeros((S, N, keep), dtype=torch.long, device=device)
         peak = torch.full((S, N), -torch.inf, device=device)
@@ -231,7 +275,6 @@ class Readout:
             if above is not None and goal is not None:
                 exact = (best[..., None] > goal[..., None, :]) & (best_id[..., None] != targets[None, :, None])
                 above = torch.where(goal >= best[..., -1:], exact.sum(-2).to(above.dtype), above)
-            best, best_id = best[..., :top_k], best_id[..., :top_k]
         if expected is not None:
             expected[0].div_(total[0, :, None])
             expected[1].div_(total[0])

@@ -1,12 +1,13 @@
 """How a token is shown to a person.
 
-A vocabulary entry is stored in its tokenizer's own alphabet ("Ġthe", "▁the", "<0xE6>", "##ing").  This file turns
-ids into the text that they stand for, joins characters that a tokenizer has split across tokens, and escapes
-the result for the places it is drawn in.  Nothing else in the workbench formats token text.
+A vocabulary entry is stored in its tokenizer's own alphabet ("Ġthe", "▁the", "<0xE6>", "##ing").  This file
+turns ids into the text that they stand for, joins characters that a tokenizer has split across tokens, and
+escapes the result for the places it is drawn in.  Nothing else in the workbench formats token text.
 
     token_texts(tok, [262, 198])      [" the", "\\n"]       raw text, for data
     visible(" the\\n")                 "·the↵"             for people
-    html(...)  plotly(...)  latex(...)                     escaped for one medium; call visible() first for tokens
+    html(...)  plotly(...)  latex(...)                     escaped for one medium; call visible() first for
+    tokens
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ _ISOLATE, _POP = "\u2068", "\u2069"
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """The raw text of each id on its own, leading space kept.
 
-    Bytes that are no whole character by themselves are written ⟨E6⟩.  Special tokens are given verbatim.  An id that
-    the tokenizer does not know (padded vocabularies have them), or any id without a tokenizer, is "#123"; a negative
-    id means "no token" and is "".
+    Bytes that are no whole character by themselves are written ⟨E6⟩.  Special tokens are given verbatim.  An
+    id that the tokenizer does not know (padded vocabularies have them), or any id without a tokenizer, is
+    "#123"; a negative id means "no token" and is "".
     """
     return [_decode(p) if isinstance(p, bytes) else p for p in _pieces(tokenizer, ids)]
 
@@ -44,8 +45,8 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
 def joined_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """The text of each id of one sequence, characters that span tokens joined.
 
-    The first token of a split character carries the whole character; in the others "⋯" stands where the rest of
-    its bytes are.  Leaving the marks out, the texts concatenate to what the sequence says.
+    The first token of a split character carries the whole character; in the others "⋯" stands where the rest
+    of its bytes are.  Leaving the marks out, the texts concatenate to what the sequence says.
     """
     pieces = _pieces(tokenizer, ids)
     texts: list[str] = [""] * len(pieces)
@@ -239,9 +240,10 @@ def _byte_alphabet() -> dict[str, int]:
 def visible(text: str) -> str:
     """Text with everything that the eye would miss made visible.
 
-    Spaces are "·", newlines "↵", tabs "⇥", nothing at all is "∅".  Control, invisible and unassigned characters
-    are written as escapes (and so are "·", "↵", "⇥" where they are the text itself).  A leading combining mark is
-    put on "◌"; text that runs right to left is isolated, so that it cannot reorder its neighbours.
+    Spaces are "·", newlines "↵", tabs "⇥", nothing at all is "∅".  Control, invisible and unassigned
+    characters are written as escapes (and so are "·", "↵", "⇥" where they are the text itself).  A leading
+    combining mark is put on "◌"; text that runs right to left is isolated, so that it cannot reorder its
+    neighbours.
     """
     if text == "":
         return EMPTY

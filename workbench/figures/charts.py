@@ -51,8 +51,9 @@ def heatmap(
 ) -> Figure:
     """Depth x positions of one prompt, rising upwards, the top token in each cell and the input below.
 
-    value   what the colour shows: any variable over [prompt, depth, position(, rank)(, target)], such as "logprob",
-            "entropy", "kl_to_final", "cosine", "target_rank"; the first rank of it.  Default: the first of these there.
+    value   what the colour shows: any variable over [prompt, depth, position(, rank)(, target)], such as
+            "logprob", "entropy", "kl_to_final", "cosine", "target_rank"; the first rank of it.  Default: the
+            first of these there.
     target  which target, by text or number, for target_logprob and target_rank
     text    whether cells show their top token (left out by itself where cells are too small to read)
     """
@@ -138,9 +139,11 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
 
 
 def fit_cells(figure: go.Figure, height: float | None = None) -> None:
-    """Fit a heatmap to its width: cell texts cut or dropped and input labels thinned, so that nothing overlaps.
+    """Fit a heatmap to its width: cell texts cut or dropped and input labels thinned, so that nothing
+    overlaps.
 
-    height   pixels; by default what the layers and the labels need.  Figures without cells are left as they are.
+    height   pixels; by default what the layers and the labels need.  Figures without cells are left as they
+             are.
     """
     layout: Any = figure.layout
     meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
@@ -278,7 +281,8 @@ def curves(
     seed: int = 0,
     target: int | str | None = None,
 ) -> Figure:
-    """Depth curves: the mean over prompts of each prompt's mean over positions, with a bootstrap band over prompts.
+    """Depth curves: the mean over prompts of each prompt's mean over positions, with a bootstrap band over
+    prompts.
 
     value      one variable or several (one panel each); default target_rank and entropy, where there
     level      of the percentile band; it needs two prompts, and with one there is none
@@ -437,7 +441,8 @@ def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
         raise InputError(f"There is no chart {kind!r}. Charts that fit this reading: {fitting}.")
     if lacking := CHARTS[kind].lacks(data):
         raise InputError(
-            f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: {fitting}."
+            f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
+            f"{fitting}."
         )
     return CHARTS[kind].function(data, **options)
 

@@ -49,8 +49,8 @@ class Figure(go.Figure):
     ) -> Path:
         """Write a .pdf, .svg, .png or .html file; complete under its name or not there at all.
 
-        width      "column", "text" or inches; with a width the paper template is used (8 pt type).  Without one the
-                   figure is written as it is on the screen.
+        width      "column", "text" or inches; with a width the paper template is used (8 pt type).  Without
+                   one the figure is written as it is on the screen.
         venue      "icml", "neurips", "iclr", "acl": whose column and text widths
         height     inches; by default the figure's own proportions
         template   any registered plotly template, in place of the one above
@@ -154,10 +154,10 @@ def render(figure: go.Figure, kind: str, scale: float = 1.0) -> bytes:
     if found is None:
         named = os.environ.get("BROWSER_PATH")
         raise ExportError(
-            f"No Chrome or Chromium was found{f' (BROWSER_PATH={named} is no program)' if named else ''}; plotly draws "
-            f"{kind} files with one. Install it (`apt install chromium`, or `plotly_get_chrome` without root rights), or "
-            "set BROWSER_PATH to it. Or save the figure as .html, or save the reading and draw it on another machine: "
-            "workbench.open(file).figure().save(...)."
+            f"No Chrome or Chromium was found{f' (BROWSER_PATH={named} is no program)' if named else ''}; "
+            f"plotly draws {kind} files with one. Install it (`apt install chromium`, or `plotly_get_chrome` "
+            "without root rights), or set BROWSER_PATH to it. Or save the figure as .html, or save the "
+            "reading and draw it on another machine: workbench.open(file).figure().save(...)."
         )
     try:
         import kaleido
@@ -175,8 +175,9 @@ def render(figure: go.Figure, kind: str, scale: float = 1.0) -> bytes:
         )
     except Exception as error:  # kaleido and choreographer raise many kinds
         raise ExportError(
-            f"The browser {found} could not draw the figure as {kind} ({type(error).__name__}: {error}). Check that "
-            f"`{found} --headless --no-sandbox --version` works, set BROWSER_PATH to another one, or save as .html."
+            f"The browser {found} could not draw the figure as {kind} ({type(error).__name__}: {error}). "
+            f"Check that `{found} --headless --no-sandbox --version` works, set BROWSER_PATH to another one, "
+            "or save as .html."
         ) from error
     return bytes(content)
 

@@ -83,8 +83,8 @@ class Source:
         real = self.positions(prompt)
         if not -len(real) <= position < len(real):
             raise InputError(
-                f"position={position} was asked for, but prompt {prompt} has {len(real)} positions in this reading. "
-                f"Choose from {-len(real)} to {len(real) - 1}."
+                f"position={position} was asked for, but prompt {prompt} has {len(real)} positions in this "
+                f"reading. Choose from {-len(real)} to {len(real) - 1}."
             )
         return int(real[position])
 
@@ -134,8 +134,8 @@ class Source:
             found = found.isel({dim: at}) if dim in found.dims else found
         if set(found.dims) != {self.depth, "position"}:
             raise InputError(
-                f"{name!r} has the dimensions {tuple(self.data[name].dims)}; a grid needs {self.depth} and position. "
-                f"These have them: {self.grids()}."
+                f"{name!r} has the dimensions {tuple(self.data[name].dims)}; a grid needs {self.depth} and "
+                f"position. These have them: {self.grids()}."
             )
         values = found.transpose(self.depth, "position").values[:, self.positions(prompt)]
         if name == "target_rank":

@@ -30,7 +30,8 @@ def inches(width: str | float, venue: str | None = None) -> float:
     if isinstance(width, int | float):
         if not 0.5 <= width <= 40:
             raise ValueError(
-                f"width={width} is not a width in inches that a page has (0.5 to 40). For pixels divide by 96."
+                f"width={width} is not a width in inches that a page has (0.5 to 40). For pixels divide by "
+                "96."
             )
         return float(width)
     key = venue.lower() if venue else None

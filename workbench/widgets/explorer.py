@@ -39,11 +39,12 @@ def _widget_class() -> Any:
         raise missing("anywidget", "The live explorer", "notebook") from None
 
     class LensExplorer(anywidget.AnyWidget):
-        """Tokens x layers to walk through.  `selection` says where the reader is, and moves them when it is set.
+        """Tokens x layers to walk through.  `selection` says where the reader is, and moves them when it is
+        set.
 
         payload     what is shown, from workbench.widgets.payload()
-        selection   {"reading", "prompt", "depth", "position", "token", "metric", "pins"}; depth and position are the
-                    coordinates in the dataset, reading and prompt are indices, token is an id
+        selection   {"reading", "prompt", "depth", "position", "token", "metric", "pins"}; depth and position
+                    are the coordinates in the dataset, reading and prompt are indices, token is an id
         """
 
         _esm = MODULE.read_text(encoding="utf-8")
@@ -73,9 +74,11 @@ def __getattr__(name: str) -> Any:
 
 
 def static_html(data: xr.Dataset, prompt: int = 0) -> str:
-    """A small HTML table of the top tokens of one prompt, layers rising upwards; needs no script and no kernel.
+    """A small HTML table of the top tokens of one prompt, layers rising upwards; needs no script and no
+    kernel.
 
-    Large readings are thinned to what fits; the caption says so.  Raises InputError where there are no tokens to show.
+    Large readings are thinned to what fits; the caption says so.  Raises InputError where there are no tokens
+    to show.
     """
     source = gridded(data)
     prompt = source.prompt(prompt)

@@ -1,7 +1,8 @@
 """A reading as the explorer's front end takes it: token texts once, numbers as base64 of small integers.
 
-An array is {"t": "i16" | "i32", "b": base64} for integers, or {"t": "q16", "lo", "hi", "b": base64} for numbers in 65535
-steps from lo to hi (better than four digits of the variable's range), 65535 standing for "none".  Little-endian.
+An array is {"t": "i16" | "i32", "b": base64} for integers, or {"t": "q16", "lo", "hi", "b": base64} for
+numbers in 65535 steps from lo to hi (better than four digits of the variable's range), 65535 standing for
+"none".  Little-endian.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def opened(reading: Any) -> tuple[xr.Dataset, dict[str, Any]]:
         return reading.data, reading.provenance or {}
     if not hasattr(reading, "data_vars"):
         raise InputError(
-            f"A {type(reading).__name__} cannot be explored. Give a Reading, an xarray.Dataset, or a list of these."
+            f"A {type(reading).__name__} cannot be explored. Give a Reading, an xarray.Dataset, or a list of "
+            "these."
         )
     return reading, {}
 
@@ -74,8 +76,8 @@ def gridded(data: xr.Dataset) -> Source:
     source = Source(data)
     if source.depth is None or not source.has("token_id") or data.sizes.get("prompt", 0) == 0:
         raise InputError(
-            f"The explorer shows tokens over layers and positions, and this {source.reader} reading has none: it holds "
-            f"{sorted(map(str, data.data_vars))}. Use .figure() or .frame() for it."
+            f"The explorer shows tokens over layers and positions, and this {source.reader} reading has "
+            f"none: it holds {sorted(map(str, data.data_vars))}. Use .figure() or .frame() for it."
         )
     return source
 

@@ -1,0 +1,114 @@
+"""Readings on disk: identical when reopened, whole or not there, refused when damaged or foreign."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+from tiny import prompts
+
+import workbench
+from lenses import EmbeddingLens, LogitAttribution, LogitLens
+from workbench.errors import ReadingError
+
+
+@pytest.fixture(scope="module")
+def readings(llama):
+    return workbench.read(llama, prompts(), [LogitLens(), EmbeddingLens(), LogitAttribution()], progress=False)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_reopened_is_identical(readings, which, tmp_path):
+    path = readings[which].save(tmp_path / "r.nc")
+    again = workbench.open(path)
+    assert again.data.identical(readings[which].data)
+    assert again.provenance == readings[which].provenance
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+
+
+def test_provenance_says_where_it_comes_from(readings, llama):
+    origin = readings[0].provenance
+    assert origin["model"]["fingerprint"] == llama.fingerprint
+    assert origin["anatomy"]["proof"]["error"] < 1e-4
+    assert origin["reader"]["name"] == "LogitLens"
+    assert {"torch", "transformers", "python"} <= set(origin["versions"])
+
+
+def test_damage_is_an_error(readings, tmp_path):
+    path = readings[0].save(tmp_path / "r.nc")
+    whole = path.read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("text", b"not a reading"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ReadingError):
+            workbench.open(tmp_path / name)
+    with pytest.raises(ReadingError, match="no reading at"):
+        workbench.open(tmp_path / "nowhere.nc")
+
+
+def test_a_flipped_bit_in_the_numbers_is_an_error(llama, tmp_path):
+    reading = workbench.read(llama, prompts(40), LogitLens(), progress=False)
+    path = reading.save(tmp_path / "r.nc")
+    raw = bytearray(path.read_bytes())
+    caught = 0
+    places = np.linspace(len(raw) * 0.2, len(raw) * 0.8, 12).astype(int)
+    for place in places:
+        broken = bytearray(raw)
+        broken[place] ^= 0xFF
+        path.write_bytes(broken)
+        try:
+            caught += not workbench.open(path).data.identical(reading.data)
+            assert workbench.open(path).data.identical(reading.data), "other numbers were read without an error"
+        except ReadingError:
+            caught += 1
+    assert caught > 0
+
+
+def test_foreign_and_newer_files_are_refused(readings, tmp_path):
+    xr.Dataset({"a": ("x", [1, 2])}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
+    with pytest.raises(ReadingError, match="not one that the workbench wrote"):
+        workbench.open(tmp_path / "foreign.nc")
+    data = readings[0].data.copy()
+    data.attrs = {"workbench_format": "latent-workbench reading", "workbench_version": 99, "provenance": "{}"}
+    data.to_netcdf(tmp_path / "newer.nc", engine="h5netcdf")
+    with pytest.raises(ReadingError, match="upgrade"):
+        workbench.open(tmp_path / "newer.nc")
+
+
+def test_a_full_disk_loses_nothing(readings, tmp_path, monkeypatch):
+    path = readings[0].save(tmp_path / "r.nc")
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(ReadingError, match="No space left"):
+        readings[0].save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.nc"]
+    with pytest.raises(ReadingError, match="cannot be written"):
+        readings[0].save(tmp_path / "no" / "folder" / "r.nc")
+
+
+def test_opens_without_torch(readings, tmp_path):
+    path = readings[0].save(tmp_path / "r.nc")
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import workbench;"
+        f"r = workbench.open({str(path)!r}); print(len(r.frame()), r.data.sizes['layer'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[0]) == sum(map(len, prompts())) * 5 * 10
+    assert out[1] == "5"
+
+
+def test_importing_costs_nothing():
+    code = "import sys, workbench, lenses, probes; print([m for m in ('torch','transformers','plotly','xarray') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_frame_has_no_padding(readings):
+    table = readings[0].frame()
+    assert len(table) == sum(map(len, prompts())) * 5 * 10
+    assert {"prompt", "layer", "position", "rank", "token_id", "token", "logprob", "input_token"} <= set(table)
