@@ -6,8 +6,7 @@ escapes the result for the places it is drawn in.  Nothing else in the workbench
 
     token_texts(tok, [262, 198])      [" the", "\\n"]       raw text, for data
     visible(" the\\n")                 "·the↵"             for people
-    html(...)  plotly(...)  latex(...)                     escaped for one medium; call visible() first for
-    tokens
+    html(...)  plotly(...)  latex(...)                     escaped for one medium; visible() first, for tokens
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def _characters(raw: bytes) -> Iterable[tuple[str, int]]:
 
 
 def _pieces(tokenizer: Any, ids: Iterable[int]) -> list[str | bytes]:
-    """Each id as bytes, or as str where its text is not made of bytes to be joined (special and unknown tokens)."""
+    """Each id as bytes; as str where its text is not to be joined (special and unknown tokens)."""
     numbers = [int(i) for i in ids]
     if tokenizer is None:
         return ["" if i < 0 else f"#{i}" for i in numbers]
@@ -296,10 +295,12 @@ def plotly(text: str) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+    "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "-": "-{}", "`": r"\textasciigrave{}", "'": "'{}",
-    SPACE: r"\textperiodcentered{}", NEWLINE: r"\(\hookleftarrow\)", TAB: r"\(\mapsto\)", EMPTY: r"\(\emptyset\)",
+    SPACE: r"\textperiodcentered{}", NEWLINE: r"\(\hookleftarrow\)", TAB: r"\(\mapsto\)",
+    EMPTY: r"\(\emptyset\)",
     CONTINUED: r"\(\cdots\)", "⟨": r"\(\langle\)", "⟩": r"\(\rangle\)", _ISOLATE: "", _POP: "",
 }  # fmt: skip
 

@@ -71,15 +71,17 @@ def logit_lens(lengths=(14, 12, 9), layers=7, top_k=5, targets=None, seed=0):
     wide = (*shape, len(targets)) if targets else shape
     lp = np.float32(-8 + 7 * depth + rng.normal(0, 0.6, shape))
     target = np.broadcast_to(lp[..., None], wide) + rng.normal(0, 1, wide) if targets else lp.copy()
+    best, noise = np.take_along_axis(logp, order, -1), rng.random(shape)
+    null = np.float32(-9 + rng.normal(0, 0.3, wide))
     ranks = np.int32(np.maximum(0, -target * 12 - 10))
     data = xr.Dataset(
         {
             "token_id": ((*grid, "rank"), pad(order.astype("int32"), lengths, -1)),
-            "logprob": ((*grid, "rank"), pad(np.take_along_axis(logp, order, -1).astype("float32"), lengths, np.nan)),
+            "logprob": ((*grid, "rank"), pad(best.astype("float32"), lengths, np.nan)),
             "entropy": (grid, pad(-(np.exp(logp) * logp).sum(-1).astype("float32"), lengths, np.nan)),
-            "kl_to_final": (grid, pad(np.float32(4 * (1 - depth) + rng.random(shape) * 0.3), lengths, np.nan)),
+            "kl_to_final": (grid, pad(np.float32(4 * (1 - depth) + noise * 0.3), lengths, np.nan)),
             "target_logprob": ((*grid, *tail), pad(np.float32(target), lengths, np.nan)),
-            "target_logprob_null": ((*grid, *tail), pad(np.float32(-9 + rng.normal(0, 0.3, wide)), lengths, np.nan)),
+            "target_logprob_null": ((*grid, *tail), pad(null, lengths, np.nan)),
             "target_rank": ((*grid, *tail), pad(ranks, lengths, -1)),
             **context(lengths, width, rng),
         },

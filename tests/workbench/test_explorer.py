@@ -173,9 +173,9 @@ def test_page_answers_to_keys_metrics_search_and_pins(page):
       key("Home"); key("ArrowRight"); key("ArrowDown"); key("p"); await wait();
       document.body.dataset.head = document.querySelector(".lw-panel h3 span").textContent;
       document.body.dataset.pins = document.querySelectorAll(".lw-pins span").length;
-      const show = [...document.querySelectorAll("select")].find((s) => [...s.options].some((o) => o.value === "entropy"));
+      const show = document.querySelector("select[aria-label=show]"), first = '[data-row="0"][data-at="0"]';
       show.value = "entropy"; show.dispatchEvent(new Event("change")); await wait();
-      document.body.dataset.entropy = document.querySelector('.lw-cell[data-row="0"][data-at="0"]').textContent;
+      document.body.dataset.entropy = document.querySelector(first).textContent;
       const search = document.querySelector("input[type=search]");
       search.value = "<s>"; search.dispatchEvent(new Event("input")); await wait();
       document.body.dataset.hits = document.querySelectorAll(".lw-cell.hit").length;
@@ -198,7 +198,9 @@ def test_long_prompts_draw_only_what_is_in_sight(tmp_path):
     file = to_html(logit_lens(lengths=(2000,), layers=81, top_k=5), tmp_path / "long.html")
     script = """
       const grid = document.querySelector(".lw-grid"), wait = () => new Promise((r) => setTimeout(r, 150));
-      for (let i = 0; i < 5; i++) { grid.scrollLeft = i * 9000; grid.dispatchEvent(new Event("scroll")); await wait(); }
+      for (let i = 0; i < 5; i++) {
+        grid.scrollLeft = i * 9000; grid.dispatchEvent(new Event("scroll")); await wait();
+      }
       document.body.dataset.first = document.querySelector(".lw-in").title.split("#")[1];
       document.body.dataset.cells = document.querySelectorAll(".lw-cell").length;
     """

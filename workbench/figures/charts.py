@@ -31,7 +31,8 @@ LABELS = {
     "contribution": "contribution to logit",
 }
 BAR_LABELS = {
-    "logprob": "log-prob (nats)", "cosine": "cosine", "similarity": "similarity", "target_logprob": "log-prob (nats)",
+    "logprob": "log-prob (nats)", "cosine": "cosine", "similarity": "similarity",
+    "target_logprob": "log-prob (nats)",
     "kl_to_final": "KL (nats)", "target_rank": "rank of target",
 }  # fmt: skip
 SMALL_IS_STRONG = {"entropy", "kl_to_final", "target_rank"}
@@ -139,11 +140,9 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
 
 
 def fit_cells(figure: go.Figure, height: float | None = None) -> None:
-    """Fit a heatmap to its width: cell texts cut or dropped and input labels thinned, so that nothing
-    overlaps.
+    """Fit a heatmap to its width: cell texts cut or dropped, input labels thinned, nothing overlapping.
 
-    height   pixels; by default what the layers and the labels need.  Figures without cells are left as they
-             are.
+    height   pixels; by default what the layers and the labels need.  Figures without cells stay as they are.
     """
     layout: Any = figure.layout
     meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
@@ -196,7 +195,7 @@ def _is_paper(layout: Any) -> bool:
 
 
 def _columns(text: str) -> int:
-    """Width in letter widths: East Asian wide characters and emoji count double, combining marks not at all."""
+    """Width in letters: East Asian wide characters and emoji count double, combining marks not at all."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )
@@ -238,10 +237,11 @@ def trajectory(
         label = tokens.plotly(tokens.visible(names[index]))
         line = {"color": colour, "width": 2}
         ranks = _along(place, "target_rank", index)
+        rank = "" if ranks is None else ", rank %{customdata}"
         figure.add_scatter(
             x=source.depths, y=_along(place, "target_logprob", index), name=label, mode="lines+markers",
             line=line, marker={"size": 4}, customdata=ranks, legendgroup=label,
-            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} nats" + (", rank %{customdata}" if ranks is not None else ""),
+            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} nats" + rank,
         )  # fmt: skip
         null = _along(place, "target_logprob_null", index)
         if null is not None and not np.all(np.isnan(null)):
@@ -281,8 +281,7 @@ def curves(
     seed: int = 0,
     target: int | str | None = None,
 ) -> Figure:
-    """Depth curves: the mean over prompts of each prompt's mean over positions, with a bootstrap band over
-    prompts.
+    """Depth curves: the mean over prompts of each prompt's mean, with a bootstrap band over prompts.
 
     value      one variable or several (one panel each); default target_rank and entropy, where there
     level      of the percentile band; it needs two prompts, and with one there is none
@@ -310,8 +309,8 @@ def curves(
                 showlegend=False, **where,
             )  # fmt: skip
         figure.add_scatter(
-            x=source.depths, y=centre, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
-            name=name, showlegend=False, customdata=np.stack([low, high], axis=-1),
+            x=source.depths, y=centre, name=name, mode="lines+markers", marker={"size": 4},
+            line={"color": colour, "width": 2}, showlegend=False, customdata=np.stack([low, high], axis=-1),
             hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
         )  # fmt: skip
         figure.update_yaxes(title_text=LABELS.get(name, name), **where)

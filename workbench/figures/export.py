@@ -16,8 +16,8 @@ from workbench.figures import theme
 from workbench.reading import write_whole
 
 BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell",
-    "microsoft-edge", "brave-browser",
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
+    "chrome-headless-shell", "microsoft-edge", "brave-browser",
 )  # fmt: skip
 MAC_BROWSERS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -105,7 +105,7 @@ class Figure(go.Figure):
         return figure
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        """A PNG where a browser is at hand to draw it, else plotly's own data if that is small; always text."""
+        """A PNG where a browser can draw it, else plotly's own data if that is small; always text."""
         bundle: dict[str, Any] = {"text/plain": repr(self)}
         try:
             bundle["image/png"] = render(self, "png", scale=2.0)
@@ -128,7 +128,7 @@ class Figure(go.Figure):
 
 
 def browser() -> str | None:
-    """The path of a Chrome or Chromium: BROWSER_PATH, then PATH, then the places where installers leave it."""
+    """The path of a Chrome or Chromium: BROWSER_PATH, then PATH, then where installers leave it."""
     named = os.environ.get("BROWSER_PATH")
     if named:
         return named if os.access(named, os.X_OK) else None
@@ -163,8 +163,8 @@ def render(figure: go.Figure, kind: str, scale: float = 1.0) -> bytes:
         import kaleido
     except ImportError:
         raise ExportError(
-            'Saving figures needs the package "kaleido" (1.0 or newer), which is not installed: pip install kaleido. '
-            "Or save the figure as .html."
+            'Saving figures needs the package "kaleido" (1.0 or newer), which is not installed. '
+            "Install it with: pip install kaleido. Or save the figure as .html."
         ) from None
     width, height = _size(figure)
     try:

@@ -125,7 +125,7 @@ class Source:
         raise InputError(f"The target {target!r} is not in this reading. It holds: {names}.")
 
     def grid(self, name: str, prompt: int, target: int | str | None = None) -> np.ndarray:
-        """One variable as [depth, real position], float, NaN where there is none; the top rank, one target."""
+        """One variable as [depth, real position], float, NaN for none; the top rank, one target."""
         found = self.data[name]
         picks: dict[str, Any] = {"prompt": prompt, "rank": 0}
         if "target" in found.dims:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe & Ito (2008): eight hues that stay apart for colour-blind readers; black last, for the dark theme's sake.
+# Okabe & Ito (2008): hues that stay apart for colour-blind readers.
 HUES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
 HUES_DARK = ["#56B4E9", "#E69F00", "#2FC99B", "#E5A3C8", "#F0E442", "#FF8A4C", "#9AA4B2", "#FFFFFF"]
 FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
@@ -30,8 +30,8 @@ def inches(width: str | float, venue: str | None = None) -> float:
     if isinstance(width, int | float):
         if not 0.5 <= width <= 40:
             raise ValueError(
-                f"width={width} is not a width in inches that a page has (0.5 to 40). For pixels divide by "
-                "96."
+                f"width={width} is not a width in inches that a page has (0.5 to 40). "
+                "For pixels divide by 96."
             )
         return float(width)
     key = venue.lower() if venue else None
@@ -48,7 +48,7 @@ def inches(width: str | float, venue: str | None = None) -> float:
 
 
 def register() -> None:
-    """Make the templates "workbench", "workbench_dark" and "workbench_paper" known to plotly; cheap when done."""
+    """Make "workbench", "workbench_dark" and "workbench_paper" known to plotly; cheap when done."""
     if "workbench_paper" in pio.templates:
         return
     pio.templates["workbench"] = _template("#FFFFFF", "#1F2430", "#DDE1E8", HUES, 12)
@@ -64,8 +64,8 @@ def register() -> None:
 
 def _template(ground: str, ink: str, line: str, hues: list[str], size: float) -> go.layout.Template:
     axis = {
-        "showgrid": False, "zeroline": False, "showline": True, "linecolor": ink, "linewidth": 1, "ticks": "outside",
-        "ticklen": 4, "tickcolor": ink, "automargin": True, "title": {"standoff": 8},
+        "showgrid": False, "zeroline": False, "showline": True, "linecolor": ink, "linewidth": 1,
+        "ticks": "outside", "ticklen": 4, "tickcolor": ink, "automargin": True, "title": {"standoff": 8},
     }  # fmt: skip
     bar = {"thickness": 10, "outlinewidth": 0, "ticks": "outside", "ticklen": 3, "title": {"side": "right"}}
     return go.layout.Template(

@@ -1,4 +1,4 @@
-"""The lens explorer in a notebook: an anywidget over one small ES module, and a static table for when no kernel runs."""
+"""The lens explorer in a notebook: an anywidget over one small ES module, with a static table beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 MODULE = Path(__file__).with_name("lens_explorer.js")
 TABLE_ROWS, TABLE_COLUMNS = 13, 24
-
-__all__ = ["LensExplorer", "explore", "payload", "static_html"]  # noqa: F822
 
 
 def explore(readings: Any, *, top_k: int | None = None) -> Any:
@@ -39,8 +37,7 @@ def _widget_class() -> Any:
         raise missing("anywidget", "The live explorer", "notebook") from None
 
     class LensExplorer(anywidget.AnyWidget):
-        """Tokens x layers to walk through.  `selection` says where the reader is, and moves them when it is
-        set.
+        """Tokens x layers to walk through.  `selection` says where the reader is, and sets it.
 
         payload     what is shown, from workbench.widgets.payload()
         selection   {"reading", "prompt", "depth", "position", "token", "metric", "pins"}; depth and position
@@ -56,7 +53,7 @@ def _widget_class() -> Any:
             self._static_html = static_html
 
         def _repr_mimebundle_(self, **options: Any) -> Any:
-            """The widget, and beside it a plain table: what remains when the notebook is opened without a kernel."""
+            """The widget, and beside it a plain table: what remains in a notebook without a kernel."""
             shown = super()._repr_mimebundle_(**options)
             bundle, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
             if self._static_html:
@@ -74,8 +71,7 @@ def __getattr__(name: str) -> Any:
 
 
 def static_html(data: xr.Dataset, prompt: int = 0) -> str:
-    """A small HTML table of the top tokens of one prompt, layers rising upwards; needs no script and no
-    kernel.
+    """A small HTML table of the top tokens of one prompt, layers rising upwards; no script, no kernel.
 
     Large readings are thinned to what fits; the caption says so.  Raises InputError where there are no tokens
     to show.
@@ -88,7 +84,8 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     score = next((s for s in SCORES if source.has(s)), None)
     shades = source.grid(score, prompt) if score else np.full(ids.shape, np.nan)
     low, high = (np.nanmin(shades), np.nanmax(shades)) if np.isfinite(shades).any() else (0.0, 1.0)
-    cell = "padding:1px 4px;text-align:center;white-space:pre;max-width:9em;overflow:hidden;text-overflow:ellipsis;"
+    cell = "padding:1px 4px;text-align:center;white-space:pre;"
+    cell += "max-width:9em;overflow:hidden;text-overflow:ellipsis;"
     lines = []
     for row in reversed(rows):
         tds = []

@@ -420,7 +420,7 @@ function render({ model, el }) {
       const id = state.token ?? ids[0];
       if (id === undefined) return make("div");
       lines.push({ y: r.depths.map((_, d) => { const k = view.rankOf(d, at, id); return k < 0 ? NaN : view.score(d, at, k); }) });
-      title = `${NAMES[r.score] || "score"} of ${view.text(id)} (where in the top ${view.k})`;
+      title = `${NAMES[r.score] || "score"} of ${view.text(id)} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
     }
     const W = 300, H = 120, L = 38, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
     const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
@@ -591,8 +591,8 @@ function render({ model, el }) {
   state.at = longest.inputs.length - 1;
   open();
   state.metric = metrics().includes(kept.metric) ? kept.metric : "top";
-  take();
   lay();
+  take();
   paint();
 
   return () => {

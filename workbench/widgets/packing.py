@@ -123,6 +123,7 @@ def _reading(name: str, reading: Any, top_k: int | None) -> dict[str, Any]:
         "depth_label": source.depth_label,
         "depths": [int(d) for d in source.depths],
         "top_k": keep,
+        "ranks": int(data.sizes["rank"]),
         "score": score,
         "domain": domain,
         "wide": [g for g, v in grids.items() if v.shape[1] > 1],

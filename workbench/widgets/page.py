@@ -12,13 +12,14 @@ from workbench.reading import write_whole
 from workbench.widgets.explorer import MODULE
 from workbench.widgets.packing import as_pairs, payload, script_json
 
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 # The policy makes "no network" a property of the file: the browser itself refuses every request.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
@@ -36,12 +37,16 @@ code {{ font: 12px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 {about}
 </header>
 <main id="explorer"></main>
-<noscript>This page draws its tables with a script that it carries itself; scripts are switched off here.</noscript>
+<noscript>This page draws itself with a script that it carries; scripts are switched off here.</noscript>
 <script type="application/json" id="payload">{payload}</script>
 <script type="module">
 {module}
 const state = {{ payload: JSON.parse(document.getElementById("payload").textContent), selection: {{}} }};
-const model = {{ get: (name) => state[name], set: (name, value) => {{ state[name] = value; }}, save_changes() {{}}, on() {{}}, off() {{}} }};
+const model = {{
+  get: (name) => state[name],
+  set: (name, value) => {{ state[name] = value; }},
+  save_changes() {{}}, on() {{}}, off() {{}},
+}};
 explorer.render({{ model, el: document.getElementById("explorer") }});
 </script>
 </body>
@@ -75,7 +80,11 @@ def page(readings: Any, title: str | None = None, top_k: int | None = None) -> s
     # The same module as in the notebook; a page has no importer, so its one export becomes a name.
     module = MODULE.read_text(encoding="utf-8").replace("export default", "const explorer =", 1)
     return PAGE.format(
-        title=tokens.html(title), about="\n".join(lines), payload=script_json(shown), module=module
+        policy=POLICY,
+        title=tokens.html(title),
+        about="\n".join(lines),
+        payload=script_json(shown),
+        module=module,
     )
 
 
@@ -85,4 +94,8 @@ def _about(reading: dict[str, Any]) -> str:
         parts.append(f"model {tokens.html(reading['model'])}")
     if reading["fingerprint"]:
         parts.append(f"fingerprint <code>{tokens.html(reading['fingerprint'])}</code>")
+    if reading["top_k"] < reading["ranks"]:
+        parts.append(
+            f"the top {reading['top_k']} of the {reading['ranks']} ranks that {reading['reader']} kept"
+        )
     return f"<p>{', '.join(parts) or 'model not recorded'}</p>"
