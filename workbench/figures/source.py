@@ -5,6 +5,7 @@ Needs numpy and xarray only, so that widgets and pages can stand on it, too.
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,8 @@ class Source:
 
     @property
     def model(self) -> str:
-        return str(self.data.attrs.get("model", ""))
+        """The model's name; of a model from a local folder, the folder's own name."""
+        return short_name(str(self.data.attrs.get("model", "")))
 
     @property
     def depth_label(self) -> str:
@@ -152,3 +154,7 @@ class Source:
             and (v.dtype.kind == "f" or name == "target_rank")
             and set(v.dims) <= {"prompt", self.depth, "position", "rank", "target"}
         ]
+
+
+def short_name(model: str) -> str:
+    return PurePath(model).name if PurePath(model).is_absolute() else model

@@ -16,7 +16,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures.source import Source
+from workbench.figures.source import Source, short_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,7 +49,7 @@ def as_pairs(readings: Any) -> list[tuple[str, Any]]:
             name += f" at {data.attrs['at']}"
         names.append(name)
     counts = {name: names.count(name) for name in names}
-    models = [str(opened(r)[0].attrs.get("model", "")) for r in readings]
+    models = [Source(opened(r)[0]).model for r in readings]
     names = [f"{n} · {m}" if counts[n] > 1 and m else n for n, m in zip(names, models, strict=True)]
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -117,7 +117,7 @@ def _reading(name: str, reading: Any, top_k: int | None) -> dict[str, Any]:
     return {
         "name": name,
         "reader": source.reader,
-        "model": str(model.get("name") or source.model),
+        "model": short_name(str(model.get("name") or source.model)),
         "fingerprint": str(model.get("fingerprint") or ""),
         "depth": depth,
         "depth_label": source.depth_label,
