@@ -1,0 +1,99 @@
+"""Which architectures load with a proved readout; every other one must be refused, and none be read wrongly.
+
+Each architecture of transformers' causal and image-text-to-text mappings is built tiny and random (``zoo.py``),
+loaded, and its last layer compared with the model's own logits on prompts that the loader never saw.
+
+    python tests/coverage.py [--only NAME ...]        writes tests/coverage.csv when nothing is left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import zoo
+
+import workbench
+from lenses import LogitLens
+from workbench.errors import Refused
+
+FIELDS = ["kind", "model_type", "class", "status", "blocks", "readout", "proof", "detail"]
+
+
+def examine(kind: str, model_type: str) -> dict[str, Any]:
+    """One row: status is proved, refused, WRONG (loaded, but the lens disagrees), error, or not built."""
+    row: dict[str, Any] = {"kind": kind, "model_type": model_type}
+    try:
+        module = zoo.build(model_type, kind)
+    except zoo.CannotBuild as reason:
+        return {**row, "status": "not built", "detail": str(reason)}
+    row["class"] = type(module).__name__
+    try:
+        model = workbench.load(module, name=model_type)
+    except Refused as reason:
+        return {**row, "status": "refused", "detail": str(reason)}
+    except Exception as error:
+        return {**row, "status": "error", "detail": f"load: {type(error).__name__}: {error}"}
+    row |= {"blocks": model.anatomy.blocks, "readout": model.anatomy.formula}
+    row["proof"] = f"{model.anatomy.proof.error:.1e}"
+    try:
+        wrong = disagreement(model)
+    except Exception as error:
+        return {**row, "status": "error", "detail": f"read: {type(error).__name__}: {error}"}
+    return {**row, "status": "WRONG" if wrong else "proved", "detail": wrong or ""}
+
+
+def disagreement(model: workbench.Model) -> str | None:
+    """How the lens differs from the model's own logits and its own streams; None where it does not."""
+    given, real = zoo.inputs(model.module, seed=5, lengths=(13, 9))
+    own = zoo.logits(model.module, given).log_softmax(-1)
+    prompts = [ids[mask].tolist() for ids, mask in zip(given["input_ids"], real, strict=True)]
+    data = workbench.read(model, prompts, LogitLens(top_k=5), batch_size=2, progress=False).data
+    for p, mask in enumerate(real):
+        mine, lens = own[p][mask], data.isel(prompt=p, position=slice(int(mask.sum())))
+        last = lens.sel(layer=model.n_layers)
+        theirs = mine.gather(-1, torch.tensor(last.token_id.values).long())
+        off = float((theirs - torch.tensor(last.logprob.values)).abs().max())
+        if not off < 1e-3 * max(1.0, float(theirs.abs().max())):
+            return f"log-probabilities of the last layer are off by {off:.2g}"
+        best = mine.max(-1).values - theirs[:, 0]
+        if float(best.max()) > 1e-3:
+            return "another top token at the last layer"
+        first = lens.sel(layer=0).logprob.values
+        if abs(first - last.logprob.values).max() < 1e-6:
+            return "layer 0 reads the same as the last layer"
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*")
+    chosen = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    rows = []
+    for kind, types in (("causal", zoo.causal()), ("image_text", zoo.image_text())):
+        for model_type in types:
+            if chosen.only and model_type not in chosen.only:
+                continue
+            row = examine(kind, model_type)
+            rows.append(row)
+            if chosen.only or row["status"] != "proved":
+                print(f"{row['status']:<10} {kind:<10} {model_type:<26} {row.get('detail') or row.get('readout')}", flush=True)
+    for kind in ("causal", "image_text"):
+        print(kind, dict(Counter(r["status"] for r in rows if r["kind"] == kind)))
+    if not chosen.only:
+        with (Path(__file__).parent / "coverage.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**r, "detail": " ".join(str(r.get("detail", "")).split())[:400]} for r in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Tiny random models of every architecture in transformers' causal and image-text-to-text mappings.
+
+From the configs alone: sizes shrink by field name, multipliers move away from 1, weights are scaled until the
+logits have a standard deviation near 8.  Otherwise a forgotten scale, bias or softcap would hide in rounding.
+
+    python tests/zoo.py [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import time
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+VOCABULARY = 131
+WIDTH, HEADS, LAYERS = 32, 4, 4
+
+EXACT: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
+    "hidden_size": WIDTH, "n_embd": WIDTH, "d_model": WIDTH, "dim": WIDTH, "embed_dim": WIDTH, "hidden_dim": WIDTH,
+    "embedding_size": WIDTH, "emb_dim": WIDTH, "word_embed_proj_dim": WIDTH, "attention_hidden_size": WIDTH,
+    "model_dim": WIDTH, "d_embed": WIDTH, "input_embedding_size": WIDTH,
+    "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
+    "decoder_layers": LAYERS, "encoder_layers": LAYERS, "depth": 2, "num_encoder_layers": 2, "num_decoder_layers": LAYERS,
+    "num_attention_heads": HEADS, "n_head": HEADS, "n_heads": HEADS, "num_heads": HEADS,
+    "decoder_attention_heads": HEADS, "encoder_attention_heads": HEADS, "attention_heads": HEADS,
+    "num_key_value_heads": 2, "num_kv_heads": 2, "multi_query_group_num": 2,
+    "head_dim": 8, "attention_head_dim": 8, "global_head_dim": 8, "kv_channels": 8,
+    "intermediate_size": 48, "ffn_dim": 48, "n_inner": 48, "d_ff": 48, "ffn_hidden_size": 48, "mlp_dim": 48,
+    "decoder_ffn_dim": 48, "encoder_ffn_dim": 48, "ffn_size": 48, "dense_intermediate_size": 48,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24, "expert_dim": 24, "expert_ffn_hidden_size": 24,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_moe_experts": 4,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2, "moe_top_k": 2, "top_k_experts": 2,
+    "n_group": 1, "topk_group": 1, "n_groups": 2, "first_k_dense_replace": 1, "zero_expert_num": 2,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "qk_head_dim": 8, "v_head_dim": 8,
+    "index_head_dim": 8, "index_n_heads": 2, "index_topk": 8, "o_lora_rank": 8,
+    "max_position_embeddings": 64, "n_positions": 64, "max_seq_len": 64, "seq_length": 64, "n_ctx": 64,
+    "max_sequence_length": 64, "context_length": 64, "max_seqlen": 64,
+    "sliding_window": 16, "attention_window_size": 16, "window_size": 16, "local_attn_window": 16,
+    "state_size": 8, "mamba_d_state": 8, "ssm_state_size": 8, "mamba_num_heads": 8, "mamba_n_heads": 8,
+    "mamba_head_dim": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_dt_rank": 4, "time_step_rank": 4,
+    "mamba_d_ssm": 64, "chunk_size": 8, "mamba_chunk_size": 8, "expand": 2, "mamba_expand": 2, "lru_width": WIDTH,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "image_size": 16, "patch_size": 8, "num_channels": 3, "spatial_merge_size": 1, "temporal_patch_size": 1,
+    "out_hidden_size": WIDTH, "num_image_tokens": 4, "projection_dim": WIDTH, "vision_output_dim": WIDTH,
+    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2,
+    "num_nextn_predict_layers": 0, "mtp_num_layers": 0, "num_mtp_modules": 0, "pad_token_id": 0, "bos_token_id": 1,
+    "rotary_dim": 4, "num_query_tokens": 4, "mm_tokens_per_image": 4, "resampler_n_latents": 4,
+    "layerdrop": 0.0, "num_memory_blocks": 2, "num_mem_blocks": 1, "attention_rank": 4, "low_rank_dim": 4,
+    "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1, "memory_size": 8,
+    "num_codebooks": 2, "codebook_size": 16, "vq_config": None,
+}  # fmt: skip
+MULTIPLIERS = (
+    "logit_scale", "logits_scaling", "lm_head_multiplier", "residual_multiplier", "embedding_multiplier",
+    "attention_multiplier", "scale_emb", "scale_depth", "mup_", "_multiplier", "emb_scale", "logits_scale",
+    "output_multiplier", "width_scale", "routed_scaling_factor", "embedding_scale", "residual_scale",
+)  # fmt: skip
+TOKENS = ("image_token", "video_token", "audio_token", "boi_", "eoi_", "vision_", "image_")
+
+
+class CannotBuild(Exception):
+    """This class cannot be made tiny, with the reason."""
+
+
+def _class(names: dict[str, Any], model_type: str) -> type:
+    name = names[model_type]
+    name = name[0] if isinstance(name, (tuple, list)) else name
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise CannotBuild(f"transformers has no class {name}")
+    return found
+
+
+def causal() -> list[str]:
+    return list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def image_text() -> list[str]:
+    return list(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
+    """Keyword arguments that make a config of this class small."""
+    values: dict[str, Any] = {}
+    taken = 100
+    for name, value in list(vars(config).items()):
+        if name.startswith("_") or name in ("transformers_version", "architectures"):
+            continue
+        vision = any(w in path for w in ("vision", "vit", "image", "audio", "speech", "vq", "dac", "codec", "mimi"))
+        if hasattr(value, "to_dict"):
+            if hasattr(value, "model_type"):
+                values[name] = type(value)(**_shrunk(value, f"{path}.{name}"))
+        elif isinstance(value, bool) or value is None:
+            if name == "use_mambapy" or name == "use_cache":
+                values[name] = False
+        elif name.endswith(("token_id", "token_index")) and isinstance(value, int):
+            special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+            if name in special:
+                values[name] = special[name]
+            else:
+                taken += 1
+                values[name] = taken
+        elif name.endswith("eos_token_id"):
+            values[name] = 2
+        elif name in EXACT and isinstance(value, (int, float)):
+            values[name] = 2 if vision and EXACT[name] == LAYERS and "layer" in name else EXACT[name]
+        elif name in ("layer_types", "layers_block_type", "block_types", "attention_types", "mlp_layer_types", "attention_layers"):
+            kinds = list(dict.fromkeys(value))
+            n = LAYERS
+            values[name] = (kinds * n)[:n] if kinds else value
+        elif "softcap" in name:
+            values[name] = 11.0
+        elif isinstance(value, float) and any(m in name for m in MULTIPLIERS):
+            values[name] = value * 0.6 if value != 1 else 0.6
+    return values
+
+
+PATCHES: dict[str, dict[str, Any]] = {}
+
+
+def _config(model_type: str) -> Any:
+    if model_type not in CONFIG_MAPPING:
+        raise CannotBuild("no config class")
+    kind = CONFIG_MAPPING[model_type]
+    small = _shrunk(kind())
+    patch = PATCHES.get(model_type, {})
+    for key, value in patch.items():
+        if "." in key:
+            sub, name = key.split(".")
+            setattr(small[sub], name, value)
+        else:
+            small[key] = value
+    config = kind(**small)
+    text = config.get_text_config(decoder=True)
+    for name in ("final_logit_softcapping",):
+        if hasattr(text, name):
+            setattr(text, name, 11.0)
+    for name in ("logit_scale", "logits_scaling"):
+        if isinstance(getattr(text, name, None), (int, float)):
+            setattr(text, name, 0.7)
+    return config
+
+
+def build(model_type: str, kind: str = "causal", seed: int = 0) -> Any:
+    names = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if kind == "causal"
+        else modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    )
+    torch.manual_seed(seed)
+    try:
+        config = _config(model_type)
+        cls = _class(names, model_type)
+        if cls.config_class is not None and not isinstance(config, cls.config_class):
+            text = config.get_text_config(decoder=True)
+            config = text if isinstance(text, cls.config_class) else config
+        if hasattr(config, "is_decoder") and kind == "causal":
+            config.is_decoder = True
+        config._attn_implementation = "eager"
+        module = cls(config).float().eval()
+    except CannotBuild:
+        raise
+    except Exception as error:
+        raise CannotBuild(f"{type(error).__name__}: {str(error)[:200]}") from error
+    size = sum(p.numel() for p in module.parameters())
+    if size > 2e7:
+        big = max(module.named_parameters(), key=lambda p: p[1].numel())
+        raise CannotBuild(f"{size / 1e6:.0f} M parameters; {big[0]} {tuple(big[1].shape)}")
+    _scale(module, seed)
+    return module
+
+
+def inputs(module: Any, seed: int = 0, lengths: tuple[int, int] = (12, 8)) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed + 77)
+    ids = torch.randint(3, 96, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, n in enumerate(lengths):
+        mask[row, n:] = 0
+        ids[row, n:] = 0
+    return {"input_ids": ids, "attention_mask": mask}, mask.bool()
+
+
+def logits(module: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    takes = inspect.signature(module.forward).parameters
+    given = {k: v for k, v in given.items() if k in takes or k == "input_ids"}
+    if "use_cache" in takes:
+        given["use_cache"] = False  # type: ignore[assignment]
+    with torch.no_grad():
+        return module(**given).logits
+
+
+def _scale(module: Any, seed: int) -> None:
+    """Random norms and biases, and logits with a standard deviation near 8."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if not p.is_floating_point():
+                continue
+            if p.ndim == 1:
+                noise = torch.randn(p.shape, generator=generator)
+                p.add_(0.2 * noise if p.abs().max() < 100 else 0)
+            elif p.ndim >= 2 and p.std() < 0.1:
+                p.copy_(torch.randn(p.shape, generator=generator) * (0.6 / p.shape[-1] ** 0.5))
+        head = module.get_output_embeddings()
+        if head is None or not hasattr(head, "weight"):
+            return
+            for _ in range(4):
+            try:
+                given, real = inputs(module)
+                out = logits(module, given)
+            except Exception:
+                return
+            z = out[real][:, :96].float() if out.ndim == 3 and out.shape[:2] == real.shape else out.float()
+            z = z[z.abs() < 1e20]
+            std = float(z.std())
+            cap = getattr(module.config.get_text_config(decoder=True), "final_logit_softcapping", None)
+            if cap:
+                std = float((cap * torch.atanh((z / cap).clamp(-0.9999, 0.9999))).std())
+            if not 0 < std < 1e9:
+                return
+            if 6 < std < 10:
+                return
+            factor = 8 / std
+            if tied:
+                norms = [m for n, m in module.named_modules() if isinstance(getattr(m, "weight", None), torch.nn.Parameter) and m.weight.ndim == 1]
+                if not norms or "vision" in next(n for n, m in module.named_modules() if m is norms[-1]):
+                    head.weight.mul_(min(factor, 30))
+                else:
+                    offset = 1.0 if torch.allclose(norms[-1].weight.mean(), torch.tensor(0.0), atol=0.3) else 0.0
+                    norms[-1].weight.copy_((norms[-1].weight + offset) * factor - offset)
+            else:
+                head.weight.mul_(factor)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*")
+    chosen = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    good = total = 0
+    for kind, types in (("causal", causal()), ("image_text", image_text())):
+        for model_type in types:
+            if chosen.only and model_type not in chosen.only:
+                continue
+            total += 1
+            start = time.time()
+            try:
+                m = build(model_type, kind)
+                given, real = inputs(m)
+                z = logits(m, given)
+                good += 1
+                if chosen.only: print("ok  ", kind, model_type, type(m).__name__, tuple(z.shape), f"std {float(z[z.abs()<1e20].std()):.1f} {time.time() - start:.1f}s", flush=True)
+            except Exception as error:
+                print("FAIL", kind, model_type, type(error).__name__, str(error)[:160].replace("\n", " "), flush=True)
+    print(good, "of", total)
