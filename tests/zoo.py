@@ -209,10 +209,12 @@ def _scale(module: Any, seed: int) -> None:
                 p.add_(0.2 * noise if p.abs().max() < 100 else 0)
             elif p.ndim >= 2 and p.std() < 0.1:
                 p.copy_(torch.randn(p.shape, generator=generator) * (0.6 / p.shape[-1] ** 0.5))
-        head = module.get_output_embeddings()
-        if head is None or not hasattr(head, "weight"):
+        try:
+            head = module.get_output_embeddings()
+            tied = head.weight is module.get_input_embeddings().weight
+        except (AttributeError, NotImplementedError):
             return
-            for _ in range(4):
+        for _ in range(4):
             try:
                 given, real = inputs(module)
                 out = logits(module, given)

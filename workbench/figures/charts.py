@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from workbench import tokens
@@ -75,11 +76,12 @@ def heatmap(
 
     inputs = [tokens.visible(t) for t in source.inputs(prompt)]
     signed = value == "contribution" or value.endswith("_difference")
+    scale = theme.DIVERGING if signed else _scale(value)
     trace = go.Heatmap(
         z=np.round(shown, 4),
         x=list(range(len(inputs))),
-        y=source.depths.tolist(),
-        colorscale=theme.DIVERGING if signed else _scale(value),
+        y=list(range(len(source.depths))),  # rows are equally high, whichever layers were read
+        colorscale=scale,
         zmid=0 if signed else None,
         colorbar=bar,
         hoverongaps=False,
@@ -89,18 +91,37 @@ def heatmap(
     )
     if grid.size <= HOVER_CELLS:
         trace.hovertext = _hovers(source, prompt, value, grid, inputs)
-    if text and source.has("token_id") and grid.size <= TEXT_CELLS:
-        ids = _ids(source, prompt)[:, :, 0]
-        trace.customdata = [[tokens.visible(source.text(i)) if i >= 0 else "" for i in row] for row in ids]
-
     figure = _figure(trace, _title(source, LABELS.get(value, value), prompt))
+    if text and source.has("token_id") and grid.size <= TEXT_CELLS:
+        rows, columns = np.indices(grid.shape)
+        top = _ids(source, prompt)[:, :, 0].ravel()
+        # A trace of its own: a heatmap's texts have one colour, and here each must stand out from its cell.
+        figure.add_scatter(
+            x=columns.ravel().tolist(), y=rows.ravel().tolist(), mode="text", hoverinfo="skip",
+            customdata=[tokens.visible(source.text(i)) if i >= 0 else "" for i in top], showlegend=False,
+            textfont={"color": _ink(shown, scale, centred=signed)},
+        )  # fmt: skip
     figure.update_layout(
-        width=float(np.clip(130 + 46 * len(inputs), 420, 1400)), meta={"workbench": {"inputs": inputs}}
+        width=float(np.clip(130 + 46 * len(inputs), 420, 1400)),
+        meta={"workbench": {"inputs": inputs, "depths": source.depths.tolist()}},
     )
     figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
     figure.update_xaxes(showline=False, ticks="")
     fit_cells(figure)
     return figure
+
+
+def _ink(values: np.ndarray, colorscale: str, centred: bool) -> list[str]:
+    """Black or white for each cell, whichever stands out more from its colour."""
+    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    if centred:
+        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+    shares = np.nan_to_num((values - low) / ((high - low) or 1), nan=1.0).clip(0, 1)
+    colours = sample_colorscale(colorscale, shares.ravel().tolist(), colortype="tuple")
+    linear = (np.asarray(colours) / (255 if np.max(colours, initial=0) > 1 else 1)) ** 2.2
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    # WCAG's contrast with black beats that with white above 0.179.
+    return np.where(luminance > 0.179, "#000000", "#FFFFFF").tolist()
 
 
 def _scale(value: str) -> str:
@@ -148,8 +169,8 @@ def fit_cells(figure: go.Figure, height: float | None = None) -> None:
     meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
     if not meta or "inputs" not in meta:
         return
-    trace: Any = next(iter(figure.data))
-    inputs, rows = meta["inputs"], max(len(trace.y), 1)
+    inputs, depths = meta["inputs"], meta["depths"]
+    rows = max(len(depths), 1)
     paper = _is_paper(layout)
     font = 8 * theme.PIXELS_PER_INCH / 72 if paper else 12
     letter = 0.6 * font
@@ -172,21 +193,25 @@ def fit_cells(figure: go.Figure, height: float | None = None) -> None:
         ticktext=[tokens.plotly(t) for t in labels],
         tickangle=0 if flat else -90,
         automargin=False,
+        range=[-0.5, len(inputs) - 0.5],
     )
-    figure.update_yaxes(tickvals=list(trace.y)[:: max(1, int(np.ceil(font * 1.3 / cell_height)))])
+    skip = max(1, int(np.ceil(font * 1.3 / cell_height)))
+    figure.update_yaxes(
+        tickvals=list(range(0, rows, skip)),
+        ticktext=[str(d) for d in depths[::skip]],
+        range=[-0.5, rows - 0.5],
+    )
 
     size = min(font, cell_height * 0.72)
-    letters = int((cell_width - 3) / (0.6 * size)) if size >= 6 else 0
+    letters = int((cell_width - 3) / (0.57 * size)) if size >= 6 else 0
     if letters < 4 and size > 7:  # a smaller type before no text at all
         size = 7
-        letters = int((cell_width - 3) / (0.6 * size))
-    if trace.customdata is not None and letters >= 3:
-        trace.text = [[tokens.plotly(_cut(str(t), letters)) for t in row] for row in trace.customdata]
-        trace.texttemplate = "%{text}"
-        trace.textfont = {"size": size}
-    else:
-        trace.text = None
-        trace.texttemplate = None
+        letters = int((cell_width - 3) / (0.57 * size))
+    for trace in figure.select_traces({"type": "scatter", "mode": "text"}):
+        readable = letters >= 3
+        trace.text = [tokens.plotly(_cut(str(t), letters)) for t in trace.customdata] if readable else None
+        trace.textfont.size = max(size, 1)
+        trace.visible = readable
 
 
 def _is_paper(layout: Any) -> bool:
