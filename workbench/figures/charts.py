@@ -208,7 +208,7 @@ def fit_cells(figure: go.Figure, height: float | None = None) -> None:
         size = 7
         letters = int((cell_width - 3) / (0.57 * size))
     for trace in figure.select_traces({"type": "scatter", "mode": "text"}):
-        readable = letters >= 3
+        readable = letters >= 4
         trace.text = [tokens.plotly(_cut(str(t), letters)) for t in trace.customdata] if readable else None
         trace.textfont.size = max(size, 1)
         trace.visible = readable

@@ -130,6 +130,9 @@ function colour(share) {
   return VIRIDIS[low].map((c, i) => Math.round(c + (VIRIDIS[low + 1][i] - c) * part));
 }
 
+// Black or white, whichever stands out more: WCAG's contrasts cross at a luminance of 0.179.
+const ink = (...rgb) => rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff";
+
 // ------------------------------------------------------------------ one prompt of one reading
 
 class View {
@@ -332,7 +335,7 @@ function render({ model, el }) {
         if (!Number.isNaN(x)) {
           const [r, g, b] = colour(share(state.metric, x));
           cell.style.background = `rgb(${r},${g},${b})`;
-          cell.style.color = 0.299 * r + 0.587 * g + 0.114 * b > 128 ? "#000" : "#fff";
+          cell.style.color = ink(r, g, b);
         }
         if (query) cell.classList.add(marked.has(key) ? "hit" : "dim");
         if (pinned.has(key)) cell.classList.add("pin");
