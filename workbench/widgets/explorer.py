@@ -107,7 +107,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         left_out.append(f"prompt {prompt} of {count}")
     said = " · ".join(filter(None, [source.reader, source.model, "top token", *left_out]))
     if score:
-        said += f" (shade: {score} {low:.3g} to {high:.3g})"
+        said += f" (shade: {score} {low:.2f} to {high:.2f})"
     return (
         f'<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:12px">'
         f'<caption style="text-align:left;padding:2px 4px">{tokens.html(said)}</caption>'

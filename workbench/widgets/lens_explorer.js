@@ -279,7 +279,7 @@ function render({ model, el }) {
     const rows = view.rows * ROW;
     space.style.width = `${GUTTER + view.count * cw()}px`;
     space.style.height = `${rows + AXIS}px`;
-    const bar = GUTTER + view.count * cw() > grid.clientWidth ? 18 : 2; // room for the scroll bar
+    const bar = GUTTER + view.count * cw() > grid.clientWidth ? 22 : 6; // room for the scroll bar
     grid.style.height = `${Math.min(rows + AXIS + bar, Math.max(200, Math.min(620, innerHeight * 0.68)))}px`;
     left.style.height = `${rows}px`;
     cells.style.height = `${rows}px`;
