@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.engines.hooks import StopForward, hidden, hooked, run, tensors, untouched
+from workbench.engines.hooks import Layout, StopForward, hooked, run, spliced, tensors, untouched
 from workbench.errors import Refused
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -68,6 +68,8 @@ class Anatomy:
     tied_function: bool = False
     bidirectional: bool = False
     last_block: int = -1
+    layout: Layout = Layout(0)
+    own_tail: bool = False
     proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
 
     def describe(self) -> dict[str, Any]:
@@ -78,6 +80,8 @@ class Anatomy:
     def formula(self) -> str:
         """The readout in one line, e.g. ``30 * tanh(lm_head(norm(state)) / 30)``."""
         text = "state"
+        if self.own_tail:
+            return f"{self.architecture}'s own way from {self.blocks}[{self.last_block}] to {self.unembedding}"
         for step in self.steps:
             text = f"{step.path}({'' if step.scale == 1 else f'{step.scale:.6g} * '}{text})"
         if self.scale != 1:
@@ -382,52 +386,37 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
 
     outputs = [by_name[name].output for name in ran]
     last = outputs[-1]
-    if last is None or last.ndim != 3 or last.shape[:2] != real.shape:
+    layout = None if last is None else Layout.guess(last, *real.shape)
+    if last is None or layout is None:
         shape = None if last is None else tuple(last.shape)
         raise Refused(
-            f"{ran[-1]} of {kind} gives states of shape {shape}, not [batch, position, width] = "
-            f"[{real.shape[0]}, {real.shape[1]}, width]: there is not one residual state for each position."
+            f"{ran[-1]} of {kind} gives states of shape {shape} for {real.shape[0]} prompts of {real.shape[1]} tokens: "
+            "there is not one residual state for each position."
         )
     continuous = all(
-        any(t.shape == o.shape and torch.equal(t[real], o[real]) for t in by_name[name].inputs)
+        any(t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real]) for t in by_name[name].inputs)
         for o, name in zip(outputs[:-1], ran[1:], strict=True)
-        if o is not None
+        if o is not None and o.shape == last.shape
     )
-
     numbers = _config_numbers(config := getattr(module, "config", None))
-    steps: list[Step] = []
-    state: Tensor | None = last
-    raw: Tensor | None = None
     functional = unembedding is None
-    for name in outer:
-        event = by_name[name]
-        scale = next((r for t in event.inputs if (r := _ratio(state[real], _rows(t, real))) is not None), None)
-        if scale is None:
-            continue
-        if event.output is None:
-            continue
-        if unembedding is not None and (name == unembedding or unembedding.startswith(name + ".")):
-            steps.append(Step(name, _snap(scale, numbers)))
-            raw = by_name[unembedding].output
-            break
-        same = scale == 1 and event.output.shape == state.shape and torch.equal(event.output, state)
-        if not same:  # dropout and identity modules are no steps
-            steps.append(Step(name, _snap(scale, numbers)))
-            state = event.output
-    if raw is None:
-        embedding = module.get_input_embeddings()
-        weight = getattr(embedding, "weight", None)
-        if functional and isinstance(weight, Tensor) and weight.shape == (vocabulary, state.shape[-1]):
-            unembedding = next(n for n, m in module.named_modules() if m is embedding)
-            raw = nn.functional.linear(state, weight)
-        else:
-            raise Refused(_tail_reason(kind, ran[-1], outer, unembedding))
+    steps, raw = _follow(module, by_name, outer, unembedding, last, layout, real, numbers)
+    own_tail = False
+    if raw is None and functional:
+        # No module gives the logits: perhaps the tied embedding matrix does, in a function.
+        unembedding, raw = _tied(module, by_name, steps, last, layout, vocabulary)
+    if raw is None and not functional:
+        # Not a chain of modules.  The model's own code can still be run on states put in place of the last
+        # block's output; whether that depends on nothing else is for the proof to say.
+        own_tail, steps, raw = True, [], by_name[str(unembedding)].output
+    if raw is None or unembedding is None:
+        raise Refused(_tail_reason(kind, ran[-1], outer, unembedding))
     raw_rows = _rows(raw, real).float()
     own_rows = logits[real].float()
     if raw_rows.shape != own_rows.shape:
         raise Refused(
-            f"{unembedding} of {kind} gives {raw_rows.shape[-1]} numbers for each position and the logits have "
-            f"{own_rows.shape[-1]}: the logits come from somewhere else as well."
+            f"{unembedding} of {kind} gives {tuple(raw_rows.shape)} numbers and the logits are {tuple(own_rows.shape)}: "
+            "the logits come from somewhere else as well."
         )
     scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers)
     embedding = module.get_input_embeddings()
@@ -436,7 +425,7 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
         architecture=kind,
         blocks=path,
         n_layers=len(module.get_submodule(path)),
-        d_model=last.shape[-1],
+        d_model=layout.width,
         vocab_size=vocabulary,
         embedding=where,
         steps=tuple(steps),
@@ -446,9 +435,57 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
         masked=masked,
         tied_function=functional,
         bidirectional=not _is_causal(config),
-        last_block=int(ran[-1].rsplit(".", 1)[1]),
-        proof=Proof(math.nan, math.nan, 0, str(last.dtype), continuous),
+        last_block=[name for name, _ in module.get_submodule(path).named_children()].index(ran[-1].rsplit(".", 1)[1]),
+        layout=layout,
+        own_tail=own_tail,
+        proof=Proof(math.nan, math.nan, 0, str(last.dtype).removeprefix("torch."), continuous),
     )
+
+
+def _follow(
+    module: nn.Module,
+    by_name: dict[str, _Event],
+    outer: list[str],
+    unembedding: str | None,
+    last: Tensor,
+    layout: Layout,
+    real: Tensor,
+    numbers: list[float],
+) -> tuple[list[Step], Tensor | None]:
+    """Follow the last state through the modules that ran behind it, up to the unembedding.
+
+    Returns the steps and what the unembedding gave; None for the latter when the way was lost.
+    """
+    steps: list[Step] = []
+    state = layout.read(last) if layout.streams == 1 else last
+    for name in outer:
+        event = by_name[name]
+        if event.output is None:
+            continue
+        scale = next(
+            (r for t in event.inputs if (r := _ratio(_rows(state, real), _rows(t, real))) is not None), None
+        )
+        if scale is None:
+            continue
+        if unembedding is not None and (name == unembedding or unembedding.startswith(name + ".")):
+            return [*steps, Step(name, _snap(scale, numbers))], by_name[unembedding].output
+        same = scale == 1 and event.output.shape == state.shape and torch.equal(event.output, state)
+        if not same:  # dropout and identity modules are no steps
+            steps.append(Step(name, _snap(scale, numbers)))
+            state = event.output
+    return steps, None
+
+
+def _tied(
+    module: nn.Module, by_name: dict[str, _Event], steps: list[Step], last: Tensor, layout: Layout, vocabulary: int
+) -> tuple[str | None, Tensor | None]:
+    """The input embeddings as unembedding, and the logits that they give; None, None where shapes do not fit."""
+    embedding = module.get_input_embeddings()
+    state = by_name[steps[-1].path].output if steps else layout.read(last)
+    weight = getattr(embedding, "weight", None)
+    if state is None or not isinstance(weight, Tensor) or weight.shape != (vocabulary, state.shape[-1]):
+        return None, None
+    return next(n for n, m in module.named_modules() if m is embedding), nn.functional.linear(state, weight)
 
 
 def _is_causal(config: Any) -> bool:
@@ -480,25 +517,50 @@ class Replay:
     """The readout's way from states to the unembedding's input, through the model's own modules."""
 
     def __init__(self, module: nn.Module, anatomy: Anatomy) -> None:
+        self._module, self._anatomy = module, anatomy
         self._steps = [(module.get_submodule(step.path), step.scale) for step in anatomy.steps]
         self._head = module.get_submodule(anatomy.unembedding)
-        self._functional = anatomy.tied_function
+        self._sample: dict[int, Any] | None = None
 
     def features(self, states: Tensor) -> Tensor:
         """[rows, width] states after any block -> [rows, features], what the unembedding matrix multiplies."""
+        if self._anatomy.own_tail:
+            return torch.cat([self._own(rows) for rows in states.split(32)])
         x = states.unsqueeze(0)
+        if self._anatomy.layout.streams > 1:
+            x = self._anatomy.layout.write(x)
         for step, scale in self._steps:
             x = x if scale == 1 else x * scale
             if step is self._head:
                 break
-            if not self._functional and any(m is self._head for m in step.modules()):
+            if not self._anatomy.tied_function and any(m is self._head for m in step.modules()):
                 x = self._into_head(step, x)
                 break
-            x = hidden(step(x.to(_device(step, x)))) if isinstance(step, nn.Module) else x
+            x = next(tensors(step(x.to(_device(step, x)))))
         return x.reshape(-1, x.shape[-1])
 
-    def _into_head(self, step: nn.Module, x: Tensor) -> Tensor:
-        """Run a composite head only as far as its unembedding, and take what it is given."""
+    def _own(self, states: Tensor) -> Tensor:
+        """The model's own code behind the last block, with every block skipped and the states put in its place."""
+        module, anatomy = self._module, self._anatomy
+        blocks = list(module.get_submodule(anatomy.blocks).children())
+        if self._sample is None:
+            # What each block gives (a tensor or a tuple), from one short pass.
+            self._sample = {}
+
+            def keep(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                self._sample[blocks.index(m)] = output  # type: ignore[index]
+
+            with hooked(after={block: keep for block in blocks}):
+                module(**accepted(module, _probe_inputs(module, seed=3)[0]))
+        ids = _probe_inputs(module, seed=3)[0]["input_ids"][:1, :1].expand(1, len(states))
+        inputs = accepted(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        given = anatomy.layout.write(states.unsqueeze(0))
+        with spliced(blocks, anatomy.last_block, given, self._sample):
+            x = self._into_head(module, None, inputs)
+        return x.reshape(-1, x.shape[-1])[-len(states) :]
+
+    def _into_head(self, step: nn.Module, x: Tensor | None, inputs: dict[str, Any] | None = None) -> Tensor:
+        """Run a composite module only as far as the unembedding inside it, and take what that is given."""
         seen: list[Tensor] = []
 
         def take(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -506,7 +568,7 @@ class Replay:
             raise StopForward
 
         with hooked({self._head: take}):
-            run(step, {_first_argument(step): x})
+            run(step, {_first_argument(step): x} if inputs is None else inputs)
         return seen[0]
 
 
@@ -531,7 +593,7 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     last = list(module.get_submodule(anatomy.blocks).children())[anatomy.last_block]
 
     def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        state = hidden(output, anatomy.d_model)
+        state = anatomy.layout.find(output)
         if state is not None:
             seen.append(state.detach().clone())
 
@@ -557,6 +619,11 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     error = float((logits - own)[keep].abs().max() / own[keep].abs().max().clamp_min(1e-30))
     dtype = rows.dtype
     tolerance = TOLERANCE.get(dtype, 1e-4)
+    if not anatomy.proof.states_continuous:
+        raise Refused(
+            f"In {anatomy.architecture} a block of {anatomy.blocks} does not read what the block before it gave. "
+            "The states at the borders are not one residual stream, so reading them layer by layer would mislead."
+        )
     if not error <= tolerance:
         raise Refused(
             f"The readout found for {anatomy.architecture} is not the model's: on fresh tokens "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.anatomy import _config_numbers, _probe_inputs, _record, _snap, accepted
-from workbench.engines.hooks import hidden, untouched
+from workbench.engines.hooks import untouched
 from workbench.errors import Refused
 from workbench.sites import Site
 
@@ -47,6 +47,8 @@ class Parts:
 def find_writes(model: Model) -> list[Parts | str]:
     """For each block its :class:`Parts`, or the reason why they are not known."""
     module, width = model.module, model.d_model
+    if model.anatomy.layout.axes != "BTW" or model.anatomy.layout.prefix:
+        return [f"block {i} carries its states as {model.anatomy.layout.axes}" for i in range(model.n_layers)]
     prefix = model.anatomy.blocks + "."
     with untouched(module):
         inputs, real = _probe_inputs(module, seed=2)
@@ -150,7 +152,7 @@ def add_hooks(
     after: dict[nn.Module, Callable],
 ) -> None:
     """Hooks for resid_mid, attn_out and mlp_out: [batch, position, width], exactly what is added to the stream."""
-    width = model.d_model
+    layout = model.anatomy.layout
     for block in sorted({site.index for site in sites}):
         kinds = {site.kind for site in sites if site.index == block}
         if kinds & {"router", "experts"}:
@@ -165,7 +167,7 @@ def add_hooks(
         stream: dict[str, Tensor] = {}
 
         def entering(m: nn.Module, args: tuple, kwargs: dict, stream: dict = stream) -> None:
-            states = hidden((args, kwargs), width)
+            states = layout.find((args, kwargs))
             if states is not None:
                 # A copy: some models add to the stream in place.
                 stream["start"] = states.clone()
@@ -174,7 +176,7 @@ def add_hooks(
             m: nn.Module, a: tuple, k: dict, output: Any, stream: dict = stream, block: int = block,
             write: Write = parts.attn, kinds: set[str] = kinds,
         ) -> None:  # fmt: skip
-            out = hidden(output, width)
+            out = layout.find(output)
             added = out - stream["start"] if write.total else out if write.scale == 1 else out * write.scale
             if parts_total(write, kinds):
                 stream["middle"] = stream["start"] + added
@@ -187,7 +189,7 @@ def add_hooks(
             m: nn.Module, a: tuple, k: dict, output: Any, stream: dict = stream, block: int = block,
             write: Write = parts.mlp,
         ) -> None:  # fmt: skip
-            out = hidden(output, width)
+            out = layout.find(output)
             added = out - stream["middle"] if write.total else out if write.scale == 1 else out * write.scale
             show(Site("mlp_out", block), added)
 

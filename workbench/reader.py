@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from workbench.engines.hooks import StopForward, hidden, hooked, run, untouched
+from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
 from workbench.anatomy import accepted
@@ -297,7 +297,7 @@ Hooks = dict[nn.Module, Callable[..., None]]
 
 def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None], None]) -> tuple[Hooks, Hooks]:
     """Hooks at the modules where the sites are, and nowhere else."""
-    width = model.d_model
+    layout = model.anatomy.layout
     layers = sorted(site.index for site in sites if site.kind == "resid")
     inner = {site for site in sites if site.kind != "resid"}
     before: Hooks = {}
@@ -306,7 +306,7 @@ def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None]
 
     def entering(block: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            states = hidden((args, kwargs), width)
+            states = layout.find((args, kwargs))
             for layer in layers:
                 # A block that this pass skips leaves the stream alone: its layer is what the next block gets.
                 if layer <= block:
@@ -322,7 +322,7 @@ def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None]
 
         def leaving(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             for layer in layers:
-                show(Site("resid", layer), hidden(output, width)) if layer > last else None
+                show(Site("resid", layer), layout.find(output)) if layer > last else None
 
         after[model.blocks[last]] = leaving
     if inner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,16 +28,69 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def hidden(value: Any, width: int | None = None, *, ndim: int = 3) -> Tensor | None:
-    """The first floating-point tensor of shape [batch, position, width] in a nest, or None."""
-    for tensor in tensors(value):
-        if (
-            tensor.ndim == ndim
-            and tensor.is_floating_point()
-            and (width is None or tensor.shape[-1] == width)
-        ):
-            return tensor
-    return None
+@dataclass(frozen=True)
+class Layout:
+    """How a model lays out the residual stream, and how that becomes [batch, position, width].
+
+    axes: "BTW" (nearly all), "TBW" (positions first), "BTSW" or "SBTW" (S parallel streams, which together are
+    the state: width = streams * stream width).  prefix: positions of the model's own in front of the prompt's.
+    """
+
+    width: int
+    axes: str = "BTW"
+    streams: int = 1
+    prefix: int = 0
+
+    @classmethod
+    def guess(cls, tensor: Tensor, batch: int, length: int) -> Layout | None:
+        """From a state of a probe whose prompt length is no other size in the model's way."""
+        shape = tuple(tensor.shape)
+        match shape:
+            case (b, t, w) if b == batch and t >= length:
+                return cls(w, prefix=t - length)
+            case (t, b, w) if b == batch and t == length:
+                return cls(w, "TBW")
+            case (b, t, s, w) if b == batch and t == length:
+                return cls(s * w, "BTSW", s)
+            case (s, b, t, w) if b == batch and t == length:
+                return cls(s * w, "SBTW", s)
+        return None
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The model's own layout -> [batch, position, width]."""
+        match self.axes:
+            case "TBW":
+                return tensor.transpose(0, 1)
+            case "BTSW":
+                return tensor.flatten(2)
+            case "SBTW":
+                return tensor.permute(1, 2, 0, 3).flatten(2)
+        return tensor[:, self.prefix :] if self.prefix else tensor
+
+    def write(self, states: Tensor) -> Tensor:
+        """[batch, position, width] -> the model's own layout; positions of its own are zeros."""
+        match self.axes:
+            case "TBW":
+                return states.transpose(0, 1)
+            case "BTSW":
+                return states.unflatten(2, (self.streams, -1))
+            case "SBTW":
+                return states.unflatten(2, (self.streams, -1)).permute(2, 0, 1, 3)
+        if self.prefix:
+            return torch.cat([states.new_zeros(len(states), self.prefix, self.width), states], 1)
+        return states
+
+    def find(self, value: Any) -> Tensor | None:
+        """The state among a module's inputs or outputs, as [batch, position, width]; None if there is none."""
+        for tensor in tensors(value):
+            if (
+                tensor.ndim == len(self.axes)
+                and tensor.is_floating_point()
+                and tensor.shape[-1] * self.streams == self.width
+                and (self.streams == 1 or tensor.shape[self.axes.index("S")] == self.streams)
+            ):
+                return self.read(tensor)
+        return None
 
 
 @contextmanager
@@ -94,3 +148,33 @@ def run(module: nn.Module, inputs: dict[str, Any]) -> Any:
         return module(**inputs)
     except StopForward:
         return None
+
+
+@contextmanager
+def spliced(blocks: list[nn.Module], last: int, state: Tensor, sample: dict[int, Any]) -> Iterator[None]:
+    """Make blocks pass their input on and block ``last`` give ``state``, for the length of a ``with`` block.
+
+    ``sample[i]`` is what block i once gave: where that was a tuple, a tuple is given again.
+    """
+
+    def shaped(i: int, value: Tensor) -> Any:
+        given = sample.get(i)
+        return (value, *[None] * (len(given) - 1)) if isinstance(given, tuple) else value
+
+    def skip(i: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return shaped(i, state if i == last else next(t for t in tensors((args, kwargs)) if t.is_floating_point()))
+
+        return forward
+
+    own = [(block, block.__dict__.get("forward")) for block in blocks]
+    try:
+        for i, block in enumerate(blocks):
+            block.forward = skip(i)
+        yield
+    finally:
+        for block, forward in own:
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

@@ -21,7 +21,7 @@ from torch import Tensor
 from workbench.organisms.story.grammar import COLOURS, JOBS, NUMBERS, PLACES, SENSES, Fact, facts, stories
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
-FULL = {"stories": 24000, "steps": 1500, "batch": 32, "length": 128, "layers": 6, "width": 128, "rate": 3e-3}
+FULL = {"stories": 16000, "steps": 600, "batch": 32, "length": 128, "layers": 6, "width": 128, "rate": 3e-3}
 SMOKE = {"stories": 2500, "steps": 120, "batch": 16, "length": 96, "layers": 3, "width": 64, "rate": 5e-3}
 
 
