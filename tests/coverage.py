@@ -52,11 +52,15 @@ def examine(kind: str, model_type: str) -> dict[str, Any]:
 def disagreement(model: workbench.Model) -> str | None:
     """How the lens differs from the model's own logits and its own streams; None where it does not."""
     given, real = zoo.inputs(model.module, seed=5, lengths=(13, 9))
-    own = zoo.logits(model.module, given).log_softmax(-1)
     prompts = [ids[mask].tolist() for ids, mask in zip(given["input_ids"], real, strict=True)]
+    # Each prompt on its own, so that padding can hide nothing.
+    own = [
+        zoo.logits(model.module, {"input_ids": (ids := torch.tensor([p])), "attention_mask": torch.ones_like(ids)})
+        for p in prompts
+    ]
     data = workbench.read(model, prompts, LogitLens(top_k=5), batch_size=2, progress=False).data
     for p, mask in enumerate(real):
-        mine, lens = own[p][mask], data.isel(prompt=p, position=slice(int(mask.sum())))
+        mine, lens = own[p][0].log_softmax(-1), data.isel(prompt=p, position=slice(int(mask.sum())))
         last = lens.sel(layer=model.n_layers)
         theirs = mine.gather(-1, torch.tensor(last.token_id.values).long())
         off = float((theirs - torch.tensor(last.logprob.values)).abs().max())

@@ -70,6 +70,7 @@ class Anatomy:
     last_block: int = -1
     layout: Layout = Layout(0)
     own_tail: bool = False
+    pads: bool = True
     proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
 
     def describe(self) -> dict[str, Any]:
@@ -630,6 +631,12 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
             f"{anatomy.formula} differs from its own logits by {error:.1e} of the largest logit "
             f"(allowed: {tolerance:.0e} in {dtype}). A lens through it would be silently wrong."
         )
+    # The shorter prompt once more, on its own: a model that padding disturbs is only given prompts of one length.
+    short = int(real[1].sum())
+    alone = accepted(module, {k: v[1:, :short] for k, v in inputs.items() if isinstance(v, Tensor)})
+    apart = module(**alone).logits[0].float().to(own.device)
+    off = (apart - own[-short:]).abs()[keep[-short:]].max() / own[keep].abs().max().clamp_min(1e-30)
+    anatomy = replace(anatomy, pads=bool(off <= 10 * tolerance))
     proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
     return replace(anatomy, proof=proof)
 

@@ -225,8 +225,10 @@ def position_axis(prompts: list[Prompt], positions: Positions) -> list[int]:
     return list(range(max(len(p.positions) for p in prompts)))
 
 
-def plan(prompts: list[Prompt], budget: int, batch_size: int | None) -> list[list[int]]:
+def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: bool = True) -> list[list[int]]:
     """Batches of prompt indices, longest first, each at most ``budget`` tokens with padding (or batch_size rows).
+
+    With ``pads=False`` a batch holds prompts of one length: for models whose states padding would change.
 
     Prompts with images go one at a time: what their processors give has no common batch axis.
     """
@@ -237,7 +239,7 @@ def plan(prompts: list[Prompt], budget: int, batch_size: int | None) -> list[lis
         if current and not prompts[i].extras and not prompts[current[0]].extras:
             longest = len(prompts[current[0]].ids)
             room = len(current) < batch_size if batch_size else (len(current) + 1) * longest <= budget
-            if room:
+            if room and (pads or longest == len(prompts[i].ids)):
                 current.append(i)
                 continue
         batches.append([i])

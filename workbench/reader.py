@@ -197,7 +197,7 @@ def _pass(
     """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
     from tqdm.auto import tqdm
 
-    queue = plan(prompts, token_budget(model), batch_size)
+    queue = plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
     total = sum(len(p.ids) for p in prompts)
     done = 0
     with (
@@ -242,9 +242,12 @@ def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) 
     """One forward pass over one batch, as deep as the deepest site, showing each site to its readers."""
     pending = set(wanted)
     finite: list[tuple[Site, Tensor, Tensor]] = []
+    busy = False
 
     def show(site: Site, states: Tensor | None) -> None:
-        if site not in pending:
+        nonlocal busy
+        # A reader may run parts of the model itself (its own tail): those states are not this pass's.
+        if busy or site not in pending:
             return
         if states is None:
             raise Refused(
@@ -256,8 +259,10 @@ def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) 
         finite.append((site, torch.isfinite(rows.sum(dtype=torch.float32)), rows.detach()))
         if states.device.type == "cpu":
             _check(finite, batch)
+        busy = True
         for reader in wanted[site]:
             reader.observe(site, states, batch)
+        busy = False
         if not pending:
             raise StopForward
 
