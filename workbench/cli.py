@@ -268,7 +268,8 @@ def _write(named: dict[str, Any], out: Path) -> list[Path]:
         raise ReadingError(f"The folder {out} cannot be made: {error}.") from error
     paths = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
     page = out / "index.html"
-    to_html(list(named.values()), page)
+    # The page shows tokens over depth; an attribution has no such grid (its bars are among the figures).
+    to_html([reading for reading in named.values() if "token_id" in reading.data], page)
     return [page, *paths]
 
 

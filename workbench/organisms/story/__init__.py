@@ -5,6 +5,6 @@ DEMO_PROMPTS = (
     "The bell of Tilda is",
     "The bat flew out of the dark",
     "He swung the bat and hit the",
-    "one two three four",
+    "one two three",
 )
 """Two facts, one word in two senses, and counting."""
