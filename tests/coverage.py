@@ -89,7 +89,8 @@ def main() -> None:
             row = examine(kind, model_type)
             rows.append(row)
             if chosen.only or row["status"] != "proved":
-                print(f"{row['status']:<10} {kind:<10} {model_type:<26} {row.get('detail') or row.get('readout')}", flush=True)
+                said = row.get("detail") or row.get("readout")
+                print(f"{row['status']:<10} {kind:<10} {model_type:<26} {said}", flush=True)
     for kind in ("causal", "image_text"):
         print(kind, dict(Counter(r["status"] for r in rows if r["kind"] == kind)))
     if not chosen.only:

@@ -66,7 +66,6 @@ class Anatomy:
     softcap: float | None = None
     masked: tuple[int, ...] = ()
     tied_function: bool = False
-    bidirectional: bool = False
     last_block: int = -1
     layout: Layout = Layout(0)
     own_tail: bool = False
@@ -395,11 +394,14 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
             "there is not one residual state for each position."
         )
     continuous = all(
-        any(t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real]) for t in by_name[name].inputs)
+        any(
+            t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real])
+            for t in by_name[name].inputs
+        )
         for o, name in zip(outputs[:-1], ran[1:], strict=True)
         if o is not None and o.shape == last.shape
     )
-    numbers = _config_numbers(config := getattr(module, "config", None))
+    numbers = _config_numbers(getattr(module, "config", None))
     functional = unembedding is None
     steps, raw = _follow(module, by_name, outer, unembedding, last, layout, real, numbers)
     own_tail = False
@@ -416,8 +418,8 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
     own_rows = logits[real].float()
     if raw_rows.shape != own_rows.shape:
         raise Refused(
-            f"{unembedding} of {kind} gives {tuple(raw_rows.shape)} numbers and the logits are {tuple(own_rows.shape)}: "
-            "the logits come from somewhere else as well."
+            f"{unembedding} of {kind} gives {tuple(raw_rows.shape)} numbers and the logits are "
+            f"{tuple(own_rows.shape)}: the logits come from somewhere else as well."
         )
     scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers)
     embedding = module.get_input_embeddings()
@@ -435,7 +437,6 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
         softcap=softcap,
         masked=masked,
         tied_function=functional,
-        bidirectional=not _is_causal(config),
         last_block=[name for name, _ in module.get_submodule(path).named_children()].index(ran[-1].rsplit(".", 1)[1]),
         layout=layout,
         own_tail=own_tail,
@@ -487,10 +488,6 @@ def _tied(
     if state is None or not isinstance(weight, Tensor) or weight.shape != (vocabulary, state.shape[-1]):
         return None, None
     return next(n for n, m in module.named_modules() if m is embedding), nn.functional.linear(state, weight)
-
-
-def _is_causal(config: Any) -> bool:
-    return not (hasattr(config, "is_decoder") and config.is_decoder is False and hasattr(config, "position_embedding_type"))
 
 
 def _rows(tensor: Tensor, real: Tensor) -> Tensor:

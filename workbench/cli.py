@@ -78,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     read.add_argument("model", metavar="MODEL", help=about_model)
     read.add_argument("prompts", metavar="PROMPT", nargs="+", help="text; quote it")
-    read.add_argument("--lens", action="append", metavar="NAME", help="logit (default), embedding, attribution, or an installed one; repeatable")
+    read.add_argument(
+        "--lens",
+        action="append",
+        metavar="NAME",
+        help="logit (default), embedding, attribution, or an installed one; repeatable",
+    )
     read.add_argument("--layers", type=_integers, metavar="0,6,-1", help="layers to read; default: all")
     read.add_argument("--top-k", type=int, default=10, help="tokens to keep at each place; default: 10")
     read.add_argument("--targets", action="append", metavar="TOKEN", help="a token whose rank to follow; repeatable")

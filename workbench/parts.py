@@ -75,7 +75,7 @@ def find_writes(model: Model) -> list[Parts | str]:
         outputs = [
             (e.name.removeprefix(block + "."), e.output[real].double())
             for e in inside
-            if e.output.shape == own.output.shape and e.output.shape[-1] == width
+            if e.output is not None and e.output.shape == own.output.shape and e.output.shape[-1] == width
         ]
         taken = [t[real].double() for e in inside for t in e.inputs if t.shape == own.output.shape]
         tolerance = TOLERANCE.get(own.output.dtype, 1e-5)
@@ -177,6 +177,7 @@ def add_hooks(
             write: Write = parts.attn, kinds: set[str] = kinds,
         ) -> None:  # fmt: skip
             out = layout.find(output)
+            assert out is not None, "a part that gave a state when it was proved"
             added = out - stream["start"] if write.total else out if write.scale == 1 else out * write.scale
             if parts_total(write, kinds):
                 stream["middle"] = stream["start"] + added
@@ -190,6 +191,7 @@ def add_hooks(
             write: Write = parts.mlp,
         ) -> None:  # fmt: skip
             out = layout.find(output)
+            assert out is not None, "a part that gave a state when it was proved"
             added = out - stream["middle"] if write.total else out if write.scale == 1 else out * write.scale
             show(Site("mlp_out", block), added)
 

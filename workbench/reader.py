@@ -19,10 +19,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
-from workbench.anatomy import accepted
 from workbench.model import Model, load
 from workbench.reading import Reading
 from workbench.sites import Site
@@ -77,7 +77,7 @@ class Run:
             "token_position": (("prompt", "position"), place),
             "prompt_text": (("prompt",), _texts(p.text for p in self.prompts)),
         }
-        coords = {k: _texts(v) if getattr(v, "dtype", None) == object else v for k, v in coords.items()}
+        coords = {k: _texts(v) if getattr(v, "dtype", np.dtype(int)).kind == "O" else v for k, v in coords.items()}
         coords = {"prompt": np.arange(len(self.prompts)), "position": np.array(self.positions), **coords}
         used = [variables[n][1] for n in ("token_id", "target_id") if n in variables]
         if used:

@@ -70,7 +70,7 @@ class Reading:
         main = [n for n, v in self.data.data_vars.items() if {"prompt", "position"} <= set(v.dims)]
         depth = [n for n in main if set(self.data[n].dims) & {"layer", "block", "component", "expert"}]
         keep = [n for n in main if self.data[n].ndim == 2 or n in depth]
-        table = self.data[keep].to_dataframe().reset_index()
+        table: Any = self.data[keep].to_dataframe().reset_index()
         if "input_id" in table:
             table = table[table["input_id"] >= 0]
         if "token_id" in table and "vocab_token" in self.data:

@@ -272,7 +272,7 @@ class Readout:
                 peak[s, n] = new.view(shape)
         if half:
             best, best_id = self._rerank(features, best, best_id, peak, total, moment)
-            if above is not None and goal is not None:
+            if above is not None and goal is not None and targets is not None:
                 exact = (best[..., None] > goal[..., None, :]) & (best_id[..., None] != targets[None, :, None])
                 above = torch.where(goal >= best[..., -1:], exact.sum(-2).to(above.dtype), above)
         if expected is not None:

@@ -21,7 +21,8 @@ def plain():
     """The shipped weights through transformers alone."""
     where = folder("story")
     model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32).eval()
-    return model, transformers.AutoTokenizer.from_pretrained(where), json.loads((where.parent / "card.json").read_text())
+    card = json.loads((where.parent / "card.json").read_text())
+    return model, transformers.AutoTokenizer.from_pretrained(where), card
 
 
 def test_facts_hold_throughout_the_text():

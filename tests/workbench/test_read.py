@@ -51,7 +51,8 @@ def count_forwards(module, run):
 
 def test_ten_readers_cost_one_forward(llama):
     readers = [LogitLens(), EmbeddingLens(), LogitAttribution(), LogitLens(at="mlp_out"), LogitLens(at="attn_out")]
-    readers += [LogitLens(at="resid_mid"), LogitLens(top_k=1), LogitLens(targets=5), Keep(("resid", 2)), Keep(("resid", 4))]
+    readers += [LogitLens(at="resid_mid"), LogitLens(top_k=1), LogitLens(targets=5)]
+    readers += [Keep(("resid", 2)), Keep(("resid", 4))]
     llama.parts  # noqa: B018 - found once for a model, by a pass of its own
     assert len(readers) == 10
     assert count_forwards(llama.module, lambda: workbench.read(llama, prompts()[:1], readers, progress=False)) == 1
@@ -63,7 +64,8 @@ def test_the_pass_stops_after_the_deepest_site(llama):
     handles = [b.register_forward_hook(lambda *a, i=i: ran.append(i)) for i, b in enumerate(blocks)]
     handles.append(llama.module.lm_head.register_forward_hook(lambda *a: ran.append("head")))
     try:
-        for site, expected in ((("resid", 0), []), (("resid", 2), [0, 1]), (("attn_out", 1), [0]), (("resid", 4), [0, 1, 2, 3])):
+        reach = {("resid", 0): [], ("resid", 2): [0, 1], ("attn_out", 1): [0], ("resid", 4): [0, 1, 2, 3]}
+        for site, expected in reach.items():
             ran.clear()
             workbench.read(llama, prompts()[:1], Keep(site), progress=False)
             assert ran == expected, site
@@ -173,7 +175,8 @@ def test_positions(llama):
 
 
 @pytest.mark.parametrize("bad, message", [
-    ([], "no prompt"), ([[]], "empty"), ([[3] * 65], "at most 64"), ([[3, 97]], "token id 97"), ("text", "no tokenizer"),
+    ([], "no prompt"), ([[]], "empty"), ([[3] * 65], "at most 64"), ([[3, 97]], "token id 97"),
+    ("text", "no tokenizer"),
     (3.5, "cannot read a float"), ([[3, "a"]], "Prompt 0"), ({"texts": "a"}, "'text' and 'images'"),
 ])  # fmt: skip
 def test_bad_inputs_say_what_was_found(llama, bad, message):
