@@ -39,7 +39,8 @@ EXACT: dict[str, Any] = {
     "shared_intermediate_size": 24, "expert_dim": 24, "expert_ffn_hidden_size": 24,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_moe_experts": 4,
     "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2, "moe_top_k": 2, "top_k_experts": 2,
-    "n_group": 1, "topk_group": 1, "n_groups": 2, "first_k_dense_replace": 1, "zero_expert_num": 2,
+    "n_group": 1, "topk_group": 1, "n_groups": 2, "num_group": 1, "num_expert_group": 1,
+    "first_k_dense_replace": 1, "zero_expert_num": 2,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "qk_head_dim": 8,
     "v_head_dim": 8,
     "index_head_dim": 8, "index_n_heads": 2, "index_topk": 8, "o_lora_rank": 8,
@@ -52,13 +53,34 @@ EXACT: dict[str, Any] = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "image_size": 16, "patch_size": 8, "num_channels": 3, "spatial_merge_size": 1, "temporal_patch_size": 1,
     "out_hidden_size": WIDTH, "num_image_tokens": 4, "projection_dim": WIDTH, "vision_output_dim": WIDTH,
+    "text_hidden_size": WIDTH, "base_channels": 32,
     "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2,
     "num_nextn_predict_layers": 0, "mtp_num_layers": 0, "num_mtp_modules": 0, "pad_token_id": 0, "bos_token_id": 1,
     "rotary_dim": 4, "num_query_tokens": 4, "mm_tokens_per_image": 4, "resampler_n_latents": 4,
     "layerdrop": 0.0, "num_memory_blocks": 2, "num_mem_blocks": 1, "attention_rank": 4, "low_rank_dim": 4,
     "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1, "memory_size": 8,
-    "num_codebooks": 2, "codebook_size": 16, "vq_config": None,
+    "num_codebooks": 2, "codebook_size": 16,
+    "query_pre_attn_scalar": 10, "scale_emb": 3, "dim_model_base": 20,
 }  # fmt: skip
+# These are None in some default configs, and the classes cannot be made from that.
+FILLED: dict[str, Any] = {"head_dim": 8, "attn_logit_softcapping": 20.0}
+PER_LAYER = (
+    "layer_types", "layers_block_type", "block_types", "attention_types", "mlp_layer_types", "attention_layers",
+    "indexer_types", "layer_rope_theta", "no_rope_layers", "num_attention_heads_per_layer", "intermediate_size",
+    "activation_sparsity_pattern", "attn_layers", "kv_source_layers",
+)  # fmt: skip
+CAP = 11.0
+NEEDED = (
+    "head_dim",
+    "num_experts_per_tok",
+    "n_routed_experts",
+    "num_experts",
+    "moe_intermediate_size",
+    "top_k_experts",
+)
+"""Sizes whose default is None and which some architectures cannot do without."""
+PATCHES: dict[str, dict[str, Any]] = {}
+"""What the walk over the config cannot know, per model type; ``a.b`` is field b of the sub-config a."""
 MULTIPLIERS = (
     "logit_scale", "logits_scaling", "lm_head_multiplier", "residual_multiplier", "embedding_multiplier",
     "attention_multiplier", "scale_emb", "scale_depth", "mup_", "_multiplier", "emb_scale", "logits_scale",
@@ -88,20 +110,41 @@ def image_text() -> list[str]:
     return list(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
+def _cycled(value: Any, n: int, old: int) -> list[Any]:
+    """``n`` entries of a list with one entry per layer, so that each kind of entry occurs where it can."""
+    kinds = list(dict.fromkeys(value)) if all(isinstance(v, str) for v in value) else list(value)
+    if len(kinds) == len(value) and len(value) >= n:
+        return list(value[:n])
+    return (kinds * n)[:n] if kinds else list(value)
+
+
+def _sections(sections: list[int], total: int) -> list[int]:
+    """Rotary sections with the same order of sizes and this sum."""
+    small = [max(1, s * total // sum(sections)) for s in sections]
+    small[0] += total - sum(small)
+    return small
+
+
 def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
     """Keyword arguments that make a config of this class small."""
     values: dict[str, Any] = {}
     taken = 100
-    for name, value in list(vars(config).items()):
+    own = vars(config)
+    vision = any(w in path for w in ("vision", "vit", "image", "audio", "speech", "vq", "dac", "codec", "mimi"))
+    layers = 2 if vision else LAYERS
+    for name, value in list(own.items()):
         if name.startswith("_") or name in ("transformers_version", "architectures"):
             continue
-        vision = any(w in path for w in ("vision", "vit", "image", "audio", "speech", "vq", "dac", "codec", "mimi"))
         if hasattr(value, "to_dict"):
             if hasattr(value, "model_type"):
                 values[name] = type(value)(**_shrunk(value, f"{path}.{name}"))
+        elif name in FILLED and value is None:
+            values[name] = FILLED[name]
         elif isinstance(value, bool) or value is None:
             if name == "use_mambapy" or name == "use_cache":
                 values[name] = False
+            elif name in ("mup_enabled", "scale_embedding"):
+                values[name] = True
         elif name.endswith(("token_id", "token_index")) and isinstance(value, int):
             special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
             if name in special:
@@ -111,49 +154,52 @@ def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
                 values[name] = taken
         elif name.endswith("eos_token_id"):
             values[name] = 2
+        elif name == "head_dim" and "qk_rope_head_dim" in own:
+            # Latent attention: these configs name the rotary part of a head so, or the whole of it.
+            values[name] = EXACT["qk_rope_head_dim" if value == own["qk_rope_head_dim"] else "qk_head_dim"]
+        elif name in ("num_key_value_heads", "num_attention_heads") and "kv_lora_rank" in own:
+            values[name] = HEADS
         elif name in EXACT and isinstance(value, (int, float)):
             values[name] = 2 if vision and EXACT[name] == LAYERS and "layer" in name else EXACT[name]
-        elif name in (
-            "layer_types",
-            "layers_block_type",
-            "block_types",
-            "attention_types",
-            "mlp_layer_types",
-            "attention_layers",
-        ):
-            kinds = list(dict.fromkeys(value))
-            n = LAYERS
-            values[name] = (kinds * n)[:n] if kinds else value
-        elif "softcap" in name:
-            values[name] = 11.0
+        elif name in PER_LAYER and isinstance(value, (list, tuple)):
+            values[name] = _cycled(value, layers, len(value))
+        elif name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+            share = value.get("partial_rotary_factor", 1.0)
+            values[name] = {**value, "mrope_section": _sections(value["mrope_section"], int(4 * share))}
+        elif "softcap" in name or "soft_cap" in name:
+            values[name] = CAP
         elif isinstance(value, float) and any(m in name for m in MULTIPLIERS):
             values[name] = value * 0.6 if value != 1 else 0.6
+        elif isinstance(value, (list, tuple)) and name.endswith("_multipliers"):
+            values[name] = [v * f for v, f in zip(value, (0.6, 0.7, 0.8, 1.3, 1.4), strict=False)]
     return values
-
-
-PATCHES: dict[str, dict[str, Any]] = {}
 
 
 def _config(model_type: str) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise CannotBuild("no config class")
     kind = CONFIG_MAPPING[model_type]
-    small = _shrunk(kind())
     patch = PATCHES.get(model_type, {})
+    first = {k: v for k, v in patch.items() if k.startswith("=")}
+    small = _shrunk(kind(**{k[1:]: v for k, v in first.items()}))
     for key, value in patch.items():
-        if "." in key:
-            sub, name = key.split(".")
-            setattr(small[sub], name, value)
+        if key.startswith("="):
+            continue
+        # A sub-config is rebuilt, because its constructor derives fields from the others.
+        *way, name = key.split(".")
+        if way:
+            sub = small[way[0]]
+            kept = _shrunk(type(sub)()) if False else {}
+            del kept
+            setattr(sub, name, value)
         else:
-            small[key] = value
+            small[name] = value
     config = kind(**small)
     text = config.get_text_config(decoder=True)
-    for name in ("final_logit_softcapping",):
-        if hasattr(text, name):
-            setattr(text, name, 11.0)
-    for name in ("logit_scale", "logits_scaling"):
-        if isinstance(getattr(text, name, None), (int, float)):
-            setattr(text, name, 0.7)
+    # Where the default is None, too: the code that applies it is there.
+    for name, value in (("final_logit_softcapping", CAP), ("logit_scale", 0.7), ("logits_scaling", 0.7)):
+        if name in vars(text) and (value == CAP or isinstance(getattr(text, name), (int, float))):
+            setattr(text, name, value)
     return config
 
 
@@ -179,9 +225,11 @@ def build(model_type: str, kind: str = "causal", seed: int = 0) -> Any:
     except Exception as error:
         raise CannotBuild(f"{type(error).__name__}: {str(error)[:200]}") from error
     size = sum(p.numel() for p in module.parameters())
-    if size > 2e7:
+    if size > 3e7:
         big = max(module.named_parameters(), key=lambda p: p[1].numel())
         raise CannotBuild(f"{size / 1e6:.0f} M parameters; {big[0]} {tuple(big[1].shape)}")
+    if hasattr(module, "set_default_language"):
+        module.set_default_language("en_XX")
     _scale(module, seed)
     return module
 
