@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import warnings
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -79,8 +81,6 @@ NEEDED = (
     "top_k_experts",
 )
 """Sizes whose default is None and which some architectures cannot do without."""
-PATCHES: dict[str, dict[str, Any]] = {}
-"""What the walk over the config cannot know, per model type; ``a.b`` is field b of the sub-config a."""
 MULTIPLIERS = (
     "logit_scale", "logits_scaling", "lm_head_multiplier", "residual_multiplier", "embedding_multiplier",
     "attention_multiplier", "scale_emb", "scale_depth", "mup_", "_multiplier", "emb_scale", "logits_scale",
@@ -125,8 +125,8 @@ def _sections(sections: list[int], total: int) -> list[int]:
     return small
 
 
-def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
-    """Keyword arguments that make a config of this class small."""
+def _shrunk(config: Any, fixed: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Keyword arguments that make a config of this class small; ``fixed`` has the last word."""
     values: dict[str, Any] = {}
     taken = 100
     own = vars(config)
@@ -137,7 +137,7 @@ def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
             continue
         if hasattr(value, "to_dict"):
             if hasattr(value, "model_type"):
-                values[name] = type(value)(**_shrunk(value, f"{path}.{name}"))
+                values[name] = type(value)(**_shrunk(value, fixed.get(name, {}), f"{path}.{name}"))
         elif name in FILLED and value is None:
             values[name] = FILLED[name]
         elif isinstance(value, bool) or value is None:
@@ -172,35 +172,112 @@ def _shrunk(config: Any, path: str = "") -> dict[str, Any]:
             values[name] = value * 0.6 if value != 1 else 0.6
         elif isinstance(value, (list, tuple)) and name.endswith("_multipliers"):
             values[name] = [v * f for v, f in zip(value, (0.6, 0.7, 0.8, 1.3, 1.4), strict=False)]
-    return values
+    return values | {k: v for k, v in fixed.items() if not hasattr(own.get(k), "to_dict")}
+
+
+PLAIN = {"rope_theta": 10000.0, "rope_type": "default"}
+MROPE = {"rope_parameters": {**PLAIN, "mrope_section": [2, 1, 1]}}
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+SHARED = {
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": LAYERS,
+    "layer_types": ALTERNATING,
+}  # fmt: skip
+VOCABULARY_MAP = {"<image>": 100, "<|extra_200|>": 99} | {
+    name: 101 + i for i in range(8) for name in (f"IMGIMG{'ABCDEFGH'[i]}Z", f"<|visual token {i:06d}|>")
+}
+TINY_VQ = {"base_channels": 32, "channel_multiplier": (1, 1), "num_res_blocks": 1, "num_embeddings": 16}
+
+START: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0,
+            "num_kv_shared_layers": 30,
+        },
+    },
+}  # fmt: skip
+"""Arguments without which the default config of a type cannot even be made."""
+
+PATCHES: dict[str, dict[str, Any]] = {
+    "blt": {"encoder_hash_byte_group_vocab": 60, "encoder_hash_byte_group_size": [3, 4]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_ocr2": {
+        "text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 1,
+                        "topk_group": 1},
+    },
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "gemma4_assistant": {"backbone_hidden_size": WIDTH, "text_config": SHARED},
+    "gemma4_unified_assistant": {"backbone_hidden_size": WIDTH, "text_config": SHARED},
+    "ernie4_5_vl_moe": {
+        "text_config": {"moe_intermediate_size": [24, 24], "head_dim": 8,
+                        "rope_parameters": {**PLAIN, "mrope_section": [1, 1, 2]}},
+    },
+    "florence2": {
+        "vision_config": {"embed_dim": (16, 16, 32, 32), "num_heads": (2, 2, 2, 2), "num_groups": (2, 2, 2, 2),
+                          "depths": (1, 1, 1, 1)},
+    },
+    "glm5_next": {"text_config": {"qk_rope_head_dim": 0, "qk_nope_head_dim": 8, "head_dim": 0, "index_kpool": 4}},
+    "granite4_vision": {
+        "deepstack_layer_map": [(0, 0), (1, 1)], "spatial_target_layers": [1, 2], "downsample_rate": "1/2",
+    },
+    "inkling_mm_model": {"vision_config": {"patch_size": 8, "n_layers": 8}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0], "text_hidden_size": WIDTH}},
+    "muse_spark": {
+        "audio_config": {"num_hidden_layers": 2, "patch_sizes": (4, 2), "hidden_sizes": (16, 32), "depths": (1, 1)},
+    },
+    "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "reformer": {"axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16), "attention_head_size": 8,
+                 "feed_forward_size": 48},
+    "step3p7": {"text_config": {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] * 2,
+                                "rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}}},
+    "unlimited_ocr": {"text_config": {"num_key_value_heads": HEADS}},
+    "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 16},
+    "zamba2": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 16},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "chameleon": {"vocabulary_map": VOCABULARY_MAP, "vq_config": TINY_VQ},
+    "emu3": {"vocabulary_map": VOCABULARY_MAP, "vq_config": TINY_VQ},
+    "janus": {"vq_config": TINY_VQ},
+    **{name: {"text_config": MROPE} for name in (
+        "glm4v", "glm46v", "glmga", "glm_ocr", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl", "hunyuan_vl",
+        "qwen2_5_omni_thinker",
+    )},
+    "glm4v_moe": {
+        "text_config": {"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
+    },
+}  # fmt: skip
+"""What the walk over the config cannot know, per model type; sub-configs nest."""
 
 
 def _config(model_type: str) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise CannotBuild("no config class")
     kind = CONFIG_MAPPING[model_type]
-    patch = PATCHES.get(model_type, {})
-    first = {k: v for k, v in patch.items() if k.startswith("=")}
-    small = _shrunk(kind(**{k[1:]: v for k, v in first.items()}))
-    for key, value in patch.items():
-        if key.startswith("="):
-            continue
-        # A sub-config is rebuilt, because its constructor derives fields from the others.
-        *way, name = key.split(".")
-        if way:
-            sub = small[way[0]]
-            kept = _shrunk(type(sub)()) if False else {}
-            del kept
-            setattr(sub, name, value)
-        else:
-            small[name] = value
-    config = kind(**small)
+    default = kind(**START.get(model_type, {}))
+    config = kind(**_shrunk(default, PATCHES.get(model_type, {})))
     text = config.get_text_config(decoder=True)
     # Where the default is None, too: the code that applies it is there.
     for name, value in (("final_logit_softcapping", CAP), ("logit_scale", 0.7), ("logits_scaling", 0.7)):
         if name in vars(text) and (value == CAP or isinstance(getattr(text, name), (int, float))):
             setattr(text, name, value)
     return config
+
+
+@contextmanager
+def _without_timm() -> Any:
+    """Towers that only the timm package has become identities: text alone never enters them."""
+    made = transformers.AutoModel.from_config
+
+    def from_config(config: Any, **kwargs: Any) -> Any:
+        return torch.nn.Identity() if config.model_type == "timm_wrapper" else made(config, **kwargs)
+
+    with patch.object(transformers.AutoModel, "from_config", from_config):
+        yield
 
 
 def build(model_type: str, kind: str = "causal", seed: int = 0) -> Any:
@@ -219,7 +296,8 @@ def build(model_type: str, kind: str = "causal", seed: int = 0) -> Any:
         if hasattr(config, "is_decoder") and kind == "causal":
             config.is_decoder = True
         config._attn_implementation = "eager"
-        module = cls(config).float().eval()
+        with _without_timm():
+            module = cls(config).float().eval()
     except CannotBuild:
         raise
     except Exception as error:
