@@ -114,7 +114,9 @@ def _integers(text: str) -> list[int]:
 
 def readers() -> dict[str, Any]:
     """Installed readers by name: the entry points of group ``workbench.readers``, ours and third parties'."""
-    return {point.name: point for point in metadata.entry_points(group="workbench.readers")}
+    points = metadata.entry_points(group="workbench.readers")
+    # The logit lens first: it is what most people look for.
+    return {point.name: point for point in sorted(points, key=lambda p: (p.name != "logit", p.name))}
 
 
 def _make(name: str, **options: Any) -> Any:
