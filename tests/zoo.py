@@ -70,10 +70,13 @@ EXACT: dict[str, Any] = {
     "layerdrop": 0.0, "num_memory_blocks": 2, "num_mem_blocks": 1, "attention_rank": 4, "low_rank_dim": 4,
     "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1, "memory_size": 8,
     "num_codebooks": 2, "codebook_size": 16,
-    "query_pre_attn_scalar": 10, "scale_emb": 3, "dim_model_base": 20,
+    "query_pre_attn_scalar": 10, "route_scale": 1.7,
+    "full_attn_alpha_factor": 0.8, "full_attn_beta_factor": 1.3, "linear_attn_alpha_factor": 0.7,
+    "linear_attn_beta_factor": 1.2, "mlp_alpha_factor": 0.9, "mlp_beta_factor": 1.4,
+    "scale_emb": 3, "dim_model_base": 20,
 }  # fmt: skip
 # These are None in some default configs, and the classes cannot be made from that.
-FILLED: dict[str, Any] = {"head_dim": 8, "attn_logit_softcapping": 20.0}
+FILLED: dict[str, Any] = {"head_dim": 8, "attn_logit_softcapping": 20.0, "logit_scale": 0.7}
 PER_LAYER = (
     "layer_types", "layers_block_type", "block_types", "attention_types", "mlp_layer_types", "attention_layers",
     "indexer_types", "layer_rope_theta", "no_rope_layers", "num_attention_heads_per_layer",
@@ -506,9 +509,9 @@ def _scale(module: Any, kind: str, seed: int) -> None:
         try:
             head = module.get_output_embeddings()
             tied = head is None or head.weight is module.get_input_embeddings().weight
-            norm = _last_norm(module, kind) if tied else None
         except (AttributeError, NotImplementedError):
-            return
+            head, tied = None, True
+        norm = _last_norm(module, kind) if tied else None
         # Some norms multiply with 1 + weight.
         offset = 1.0 if norm is not None and abs(float(norm.weight.mean())) < 0.4 else 0.0
         for step in range(8):
