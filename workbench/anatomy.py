@@ -150,7 +150,8 @@ def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
     parameters = inspect.signature(module.forward).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    kept = {k: v for k, v in inputs.items() if k in parameters or (open_ended and k == "attention_mask")}
+    usual = ("input_ids", "attention_mask") if open_ended else ()
+    kept = {k: v for k, v in inputs.items() if k in parameters or k in usual}
     if "use_cache" in parameters:
         kept["use_cache"] = False
     return kept
