@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,15 @@ PLAIN_PROMPTS = (
     "One two three four five",
 )
 """For a user's own model: the first is a story, the second a fact, the last a count."""
+TARGET = ("target_rank", "target_logprob", "target_logprob_null")
+SHOWN_PARTS = 6
+PROMPTS_ABREAST = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, or 1 with the error in one paragraph on standard error."""
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     if not hasattr(chosen, "run"):
         parser.print_help()
         return 2
@@ -41,36 +47,56 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """``--layers -1,0`` as one word: argparse would take -1,0 for an option."""
+    words = list(arguments)
+    for i in range(len(words) - 1, 0, -1):
+        if words[i - 1] == "--layers" and words[i].startswith("-") and words[i][1:2].isdigit():
+            words[i - 1 : i + 1] = [f"--layers={words[i]}"]
+    return words
+
+
+class _Version(argparse.Action):
+    """Looked up when asked for: reading the metadata takes time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"workbench {metadata.version('latent-workbench')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="workbench",
+        usage="workbench COMMAND ...",
         formatter_class=style,
         description="Read the hidden states of a language model, layer by layer.",
-        epilog="Start with:  workbench demo",
+        epilog="Start with:  workbench demo\nMore on one:  workbench read --help",
     )
-    commands = parser.add_subparsers(title="commands", metavar="")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="workbench")
     about_model = (
         "a hub id (Qwen/Qwen3-0.6B), a folder with config.json and weights, or organism:story (built in, no download)"
     )
 
     demo = commands.add_parser(
         "demo",
-        help="read a handful of prompts through every reader and make a page of it",
+        help="read a few prompts with every reader; make a page",
         formatter_class=style,
         description="Read a handful of prompts through every reader that works on the model.\n"
         "Prints a table; writes an offline page, the reading files and the figures to --out.",
         epilog="example:\n  workbench demo --model Qwen/Qwen3-0.6B --out out/qwen",
     )
-    demo.add_argument("--model", default=DEMO, help=f"{about_model}; default: {DEMO}")
-    demo.add_argument("--out", default="out/demo", type=Path, help="where to write; default: out/demo")
+    demo.add_argument("--model", default=DEMO, help=f"{about_model}; the default")
+    demo.add_argument("--out", default="out/demo", type=Path, metavar="FOLDER", help="default: out/demo")
     demo.set_defaults(run=_demo)
 
     read = commands.add_parser(
         "read",
         help="read prompts of yours",
         formatter_class=style,
-        description="Read prompts in one pass and print, for each, the top token at every layer of its last position.",
+        description="Read prompts in one pass and print, for each, the top token at every layer of its last position\n"
+        "(attribution: the parts that stand out in its logit).",
         epilog="examples:\n"
         '  workbench read organism:story "the bat flew out of the"\n'
         '  workbench read Qwen/Qwen3-0.6B "The capital of France is" --lens logit --lens embedding --out out/paris\n\n'
@@ -78,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     read.add_argument("model", metavar="MODEL", help=about_model)
     read.add_argument("prompts", metavar="PROMPT", nargs="+", help="text; quote it")
+    read.add_argument("--ids", action="store_true", help="the prompts are token ids, such as 5,9,13")
     read.add_argument(
         "--lens",
         action="append",
@@ -85,16 +112,16 @@ def _parser() -> argparse.ArgumentParser:
         help="logit (default), embedding, attribution, or an installed one; repeatable",
     )
     read.add_argument("--layers", type=_integers, metavar="0,6,-1", help="layers to read; default: all")
-    read.add_argument("--top-k", type=int, default=10, help="tokens to keep at each place; default: 10")
-    read.add_argument("--targets", action="append", metavar="TOKEN", help="a token whose rank to follow; repeatable")
+    read.add_argument("--top-k", type=int, default=10, metavar="N", help="tokens to keep at each place; default: 10")
+    read.add_argument("--targets", action="append", metavar="TOKEN", help="a token to follow: ' red'; repeatable")
     read.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     read.add_argument("--dtype", help="float32, bfloat16, float16 or auto; default: float32 on a CPU")
-    read.add_argument("--out", type=Path, help="a folder for the reading files and the page")
+    read.add_argument("--out", type=Path, metavar="FOLDER", help="a folder for the reading files and the page")
     read.set_defaults(run=_read)
 
     info = commands.add_parser(
         "info",
-        help="what the workbench knows of a model: anatomy, proof, which readers can work",
+        help="a model's anatomy, its proof, which readers work",
         formatter_class=style,
         description="Load a model, prove its readout, and say where its parts are and which readers can work on it.",
     )
@@ -160,14 +187,30 @@ def _prompts(model: Any, source: str) -> list[Any]:
     return [p for p in PLAIN_PROMPTS if limit is None or len(model.tokenizer(p)["input_ids"]) <= limit] or ["a"]
 
 
-def _demo(chosen: argparse.Namespace) -> None:
-    import workbench
+def _load(chosen: argparse.Namespace) -> Any:
+    """The model; a device that is not here is said in one line, before anything is loaded."""
+    import torch
 
-    model = workbench.load(chosen.model)
+    import workbench
+    from workbench.errors import InputError
+
+    device, dtype = getattr(chosen, "device", None), getattr(chosen, "dtype", None)
+    if device is not None:
+        try:
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"The device {device!r} cannot be used here: {reason}") from error
+    return workbench.load(chosen.model, device=device, dtype=dtype)
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    _folder(chosen.out)
+    model = _load(chosen)
     good, bad = _working(model)
     prompts = _prompts(model, chosen.model)
-    found = workbench.read(model, prompts, list(good.values()))
-    named = dict(zip(good, found, strict=True))
+    named, late = _read_all(model, prompts, good)
+    bad |= late
     _describe(model)
     for name, reason in bad.items():
         print(f"  {name} cannot read this model: {reason}\n")
@@ -177,13 +220,34 @@ def _demo(chosen: argparse.Namespace) -> None:
     print("\nWritten:")
     for path in [*paths, *notes]:
         print(f"  {path}")
+    yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
+    opened = f"import workbench; print(workbench.open({str(chosen.out / 'logit.nc')!r}).frame())"
     print("\nNext:")
     print(f"  open {chosen.out / 'index.html'} in a browser (it works offline)")
-    print(f'  workbench read {chosen.model} "a prompt of yours" --out out/mine')
-    print(f"  python -c \"import workbench; print(workbench.open('{chosen.out / 'logit.nc'}').frame())\"")
-    if chosen.model == DEMO:
-        print("  make demo MODEL=<a hub id or a folder>")
-    print("  make lab")
+    print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
+    print(f'  python -c "{opened}"')
+    if Path("Makefile").is_file():
+        if chosen.model == DEMO:
+            print("  make demo MODEL=<a hub id or a folder>")
+        print("  make lab")
+
+
+def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All readers in one pass.  When one of them refuses on the way, each alone; and the reasons of those that did."""
+    import workbench
+
+    try:
+        return dict(zip(good, workbench.read(model, prompts, list(good.values())), strict=True)), {}
+    except ValueError:
+        named, bad = {}, {}
+        for name in good:
+            try:
+                named[name] = workbench.read(model, prompts, _make(name))
+            except ValueError as error:
+                if name == "logit":
+                    raise
+                bad[name] = str(error)
+        return named, bad
 
 
 def _read(chosen: argparse.Namespace) -> None:
@@ -192,19 +256,30 @@ def _read(chosen: argparse.Namespace) -> None:
     names = list(dict.fromkeys(chosen.lens or ["logit"]))
     options = {"layers": chosen.layers, "top_k": chosen.top_k, "targets": chosen.targets}
     lenses = [_make(name, **options) for name in names]
-    model = workbench.load(chosen.model, device=chosen.device, dtype=chosen.dtype)
-    found = workbench.read(model, chosen.prompts, lenses)
+    prompts = [_ids(text) for text in chosen.prompts] if chosen.ids else chosen.prompts
+    if chosen.out:
+        _folder(chosen.out)
+    found = workbench.read(_load(chosen), prompts, lenses)
     named = dict(zip(names, found, strict=True))
-    for reading in found:
+    for i, reading in enumerate(found):
+        if i:
+            print()
         _table(reading)
     if chosen.out:
         print("\nWritten:", *_write(named, chosen.out), sep="\n  ")
 
 
-def _info(chosen: argparse.Namespace) -> None:
-    import workbench
+def _ids(text: str) -> list[int]:
+    from workbench.errors import InputError
 
-    model = workbench.load(chosen.model, device=chosen.device, dtype=chosen.dtype)
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise InputError(f"--ids: {text!r} is not a list of token ids such as 5,9,13.") from error
+
+
+def _info(chosen: argparse.Namespace) -> None:
+    model = _load(chosen)
     _describe(model)
     good, bad = _working(model)
     print(f"  readers      {', '.join(good)}")
@@ -231,53 +306,102 @@ def _describe(model: Any) -> None:
 
 
 def _table(reading: Any) -> None:
-    """The top tokens of the last position of every prompt, layer by layer."""
+    """What a reading says of the last position of every prompt, as tables; nothing for readings of other kinds."""
+    from workbench.tokens import visible
+
+    data = reading.data
+    name = data.attrs.get("reader", "reading")
+    lasts = [int((row >= 0).sum()) - 1 for row in data["input_id"].values]
+    axis = "layer" if "layer" in data.dims else "block"
+    if "token_id" in data:
+        score = "logprob" if "logprob" in data else "cosine"
+        texts = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
+
+        def top(p: int, i: int) -> tuple[str, str]:
+            place = {"prompt": p, axis: i, "position": lasts[p], "rank": 0}
+            value = float(data[score].isel(place))
+            value = math.exp(value) if score == "logprob" else value
+            return visible(texts.get(int(data["token_id"].isel(place)), "")), f"{value:.2f}"
+
+        said = "probability" if score == "logprob" else "cosine"
+        _print(data, f"{name}: top token at the last position, with its {said}", axis, top)
+    for t in range(data.sizes.get("target", 0)) if "target_rank" in data else ():
+
+        def followed(p: int, i: int, t: int = t) -> tuple[str, str]:
+            place = {"prompt": p, axis: i, "position": lasts[p], "target": t}
+            rank, logprob, null = (data[v].isel(place).item() for v in TARGET)
+            return f"{rank}", f"{logprob:.2f}" + ("" if math.isnan(null) else f" ({null:.2f})")
+
+        token = visible(str(data["target"].values[t]))
+        print()
+        _print(data, f"{name}: rank of {token} (0 = top), its log-probability (null) in nats", axis, followed)
+    if "contribution" in data:
+        for t in range(data.sizes.get("target", 1)):
+            part = data.isel(target=t) if "target" in data.dims else data
+            if t:
+                print()
+            _contributions(part, name, lasts)
+
+
+def _contributions(data: Any, name: str, lasts: list[int]) -> None:
+    """The parts that stand out most against their own mean."""
+    from workbench.tokens import visible
+
+    mean = data["contribution_mean"].values
+    rows = [data["contribution"].values[p, last] for p, last in enumerate(lasts)]
+    order = [abs(row - mean).argsort()[::-1] for row in rows]
+    count = min(SHOWN_PARTS, len(mean))
+
+    def part(p: int, i: int) -> tuple[str, str]:
+        c = order[p][count - 1 - i]
+        return str(data["component"].values[c]), f"{rows[p][c]:+.2f} ({mean[c]:+.2f})"
+
+    target = visible(str(data["target"].item())) if "target" in data.coords else "the top token"
+    title = f"{name}: parts that stand out in the logit of {target} at the last position (mean over positions)"
+    _print(data, title, "", part, [str(count - i) for i in range(count)])
+
+
+def _print(
+    data: Any, title: str, axis: str, cell: Callable[[int, int], tuple[str, str]], rows: list[str] | None = None
+) -> None:
+    """A table with a column for each prompt, the deepest layer on top; PROMPTS_ABREAST at a time."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from workbench.tokens import visible
-
-    data = reading.data
-    if "token_id" not in data:
-        return
-    axis = "layer" if "layer" in data.dims else "block"
-    score = "logprob" if "logprob" in data else "cosine"
-    texts = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
+    rows = rows or [str(int(value)) for value in data[axis].values]
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    title = f"{data.attrs['reader']}: top token at the last position, with its "
-    title += "probability" if score == "logprob" else "cosine"
-    table = Table(title=title, title_justify="left", show_edge=False)
-    table.add_column(axis, justify="right", no_wrap=True)
-    lasts = [int((data["input_id"].values[p] >= 0).sum()) - 1 for p in range(data.sizes["prompt"])]
-    for p in range(data.sizes["prompt"]):
-        shown = str(data["prompt_text"].values[p])
-        table.add_column(escape("…" + shown[-25:] if len(shown) > 26 else shown), overflow="fold")
-    for i in range(data.sizes[axis] - 1, -1, -1):
-        cells = []
-        for p, last in enumerate(lasts):
-            place = {"prompt": p, axis: i, "position": last, "rank": 0}
-            token = texts.get(int(data["token_id"].isel(place)), "")
-            value = float(data[score].isel(place))
-            value = 2.718281828459045**value if score == "logprob" else value
-            cells.append(f"{escape(visible(token))} [dim]{value:.2f}[/]")
-        table.add_row(str(int(data[axis].values[i])), *cells)
-    console.print(table)
+    console.print(escape(title), style="italic")
+    for first in range(0, data.sizes["prompt"], PROMPTS_ABREAST):
+        some = range(first, min(first + PROMPTS_ABREAST, data.sizes["prompt"]))
+        table = Table(show_edge=False)
+        table.add_column(axis, justify="right", no_wrap=True)
+        for p in some:
+            shown = " ".join(str(data["prompt_text"].values[p]).split())
+            table.add_column(escape("…" + shown[-25:] if len(shown) > 26 else shown), overflow="fold")
+        for i in range(len(rows) - 1, -1, -1):
+            cells = (cell(p, i) for p in some)
+            table.add_row(rows[i], *(f"{escape(text)} [dim]{value}[/]" for text, value in cells))
+        console.print(table)
 
 
-def _write(named: dict[str, Any], out: Path) -> list[Path]:
+def _folder(out: Path) -> None:
+    """Make the folder of ``--out``, before any work that would be lost without it."""
     from workbench.errors import ReadingError
-    from workbench.widgets.page import to_html
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReadingError(f"The folder {out} cannot be made: {error}.") from error
+        raise ReadingError(f"The folder {out} cannot be made: {error.strerror}.") from error
+
+
+def _write(named: dict[str, Any], out: Path) -> list[Path]:
+    from workbench.widgets.page import to_html
+
     paths = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
-    page = out / "index.html"
     # The page shows tokens over depth; an attribution has no such grid (its bars are among the figures).
-    to_html([reading for reading in named.values() if "token_id" in reading.data], page)
-    return [page, *paths]
+    grids = [reading for reading in named.values() if "token_id" in reading.data]
+    return [to_html(grids, out / "index.html"), *paths] if grids else paths
 
 
 def _figures(named: dict[str, Any], out: Path) -> list[Path | str]:
