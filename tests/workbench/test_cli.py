@@ -12,6 +12,7 @@ from tiny import tiny
 
 import workbench
 from workbench.cli import main
+from workbench.errors import Refused
 
 WORDS = ["<pad>", "<s>", "</s>", "[b]", *(f"w{i}" for i in range(93))]
 
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "tiny model"
     tiny("llama").save_pretrained(path)
     words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>")
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
@@ -124,7 +125,21 @@ def test_demo_says_what_to_do_next(
     assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"index.html", "logit.nc", "embedding.nc", "attribution.nc"}
+    assert "cannot read" not in said
     assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
+
+
+def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, site: object, states: object, batch: object) -> None:
+        raise Refused("not with these states")
+
+    monkeypatch.setattr("workbench.cli._figures", lambda named, out: [])
+    monkeypatch.setattr("lenses.embedding.EmbeddingLens.observe", refuse)
+    assert main(["demo", "--model", str(folder), "--out", str(tmp_path)]) == 0
+    assert "embedding cannot read this model: not with these states" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "logit.nc", "attribution.nc"}
 
 
 @pytest.mark.parametrize(
