@@ -378,7 +378,7 @@ def _print(
         table.add_column(axis, justify="right", no_wrap=True)
         for p in some:
             shown = " ".join(str(data["prompt_text"].values[p]).split())
-            table.add_column(escape("…" + shown[-25:] if len(shown) > 26 else shown), overflow="fold")
+            table.add_column(escape("…" + shown[-25:].lstrip() if len(shown) > 26 else shown), overflow="fold")
         for i in range(len(rows) - 1, -1, -1):
             cells = (cell(p, i) for p in some)
             table.add_row(rows[i], *(f"{escape(text)} [dim]{value}[/]" for text, value in cells))
