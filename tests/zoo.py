@@ -36,7 +36,7 @@ EXACT: dict[str, Any] = {
     "hidden_size_global": WIDTH, "encoder_cross_output_size": WIDTH,
     "model_dim": WIDTH, "d_embed": WIDTH, "input_embedding_size": WIDTH,
     "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
-    "decoder_layers": LAYERS, "encoder_layers": LAYERS, "depth": 2,
+    "decoder_layers": LAYERS, "encoder_layers": LAYERS, "layers": LAYERS, "depth": 2,
     "num_encoder_layers": 2, "num_decoder_layers": LAYERS,
     "num_attention_heads": HEADS, "n_head": HEADS, "n_heads": HEADS, "num_heads": HEADS,
     "decoder_attention_heads": HEADS, "encoder_attention_heads": HEADS, "attention_heads": HEADS,
