@@ -145,7 +145,9 @@ class LogitAttribution:
             for gain in gains:
                 direction = x * gain
                 wanted = features - shift
-                factor = (direction * wanted).sum(-1, keepdim=True) / (direction**2).sum(-1, keepdim=True)
+                # A state of zeros (an embedded pad) has no direction, and contributes nothing.
+                length = (direction**2).sum(-1, keepdim=True).clamp_min(1e-30)
+                factor = (direction * wanted).sum(-1, keepdim=True) / length
                 error = (factor * direction - wanted).abs().max() / wanted.abs().max()
                 if error < (3e-2 if self._run.model.dtype in (torch.float16, torch.bfloat16) else 1e-4):
                     return factor * gain, centre, shift

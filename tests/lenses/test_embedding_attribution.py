@@ -52,3 +52,13 @@ def test_a_post_norm_model_is_refused():
     model = workbench.load(transformers.BertLMHeadModel(config).eval(), name="bert")
     with pytest.raises(ValueError, match="norm behind the addition"):
         workbench.read(model, prompts(), LogitAttribution(), progress=False)
+
+
+def test_a_state_of_zeros_contributes_nothing(llama):
+    """The padding token's embedding is zero: its attention and MLP outputs are, too, in a model without biases."""
+    module = tiny("llama")
+    with torch.no_grad():
+        module.model.embed_tokens.weight[0].zero_()
+    data = workbench.read(workbench.load(module), [[0], [5, 0, 9]], LogitAttribution(targets=7), progress=False).data
+    assert float(abs(data.contribution[0, 0]).max()) == 0
+    np.testing.assert_allclose(data.contribution[1].sum("component"), data.logit[1], atol=1e-3)
