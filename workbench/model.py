@@ -131,6 +131,19 @@ class Model:
             digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """16 hex digits over the vocabulary and over how a few texts are split; None without a tokenizer.
+
+        The texts tell apart tokenizers of one vocabulary: leading tokens, normalisation, how words are cut.
+        """
+        if self.tokenizer is None:
+            return None
+        digest = hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        for text in ("The cat sat.", " two  Spaces\n\tand 1234567 é e\u0301", "naïve 日本語 🙂 don't"):
+            digest.update(json.dumps(list(self.tokenizer(text)["input_ids"])).encode())
+        return digest.hexdigest()[:16]
+
 
 def _settled(config: dict) -> dict:
     """A config without what says where and by whom it was saved."""

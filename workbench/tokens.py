@@ -278,6 +278,37 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def word_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """The word around the characters start..end of a text, as start and end.
+
+    A word is a run of letters, digits, marks and underscores, with an apostrophe where it stands between two of
+    them.  Where words are not written apart (Chinese, Japanese, Thai, ...) the characters given stay as they are.
+    """
+
+    def within(i: int) -> bool:
+        if not 0 <= i < len(text):
+            return False
+        if text[i] in "'\u2019":
+            return 0 < i < len(text) - 1 and text[i - 1].isalnum() and text[i + 1].isalnum()
+        letter = text[i].isalnum() or text[i] == "_" or unicodedata.category(text[i]).startswith("M")
+        return letter and not _unspaced(text[i])
+
+    if end > start and within(start):
+        while within(start - 1):
+            start -= 1
+    if end > start and within(end - 1):
+        while within(end):
+            end += 1
+    return start, end
+
+
+_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+
+
+def _unspaced(char: str) -> bool:
+    return any(low <= ord(char) <= high for low, high in _UNSPACED)
+
+
 # ---------------------------------------------------------------- text to one medium
 
 

@@ -1,0 +1,24 @@
+"""The LatentLens family: what a hidden state means, said by the contexts whose states lie nearest."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenses.latent.index import ContextIndex
+    from lenses.latent.store import IndexRefused
+
+__all__ = ["ContextIndex", "IndexRefused"]
+
+_HOMES = {"ContextIndex": "index", "IndexRefused": "store"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lenses.latent.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lenses.latent' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,484 @@
+"""Making an index: choose from token ids alone, then run only the chosen sentences, no deeper than needed.
+
+The result is a function of the set of sentences, the settings and the model.  Sentences run in batches of one
+length (no padding) and of one fixed shape (a batch that is not full is filled up), so that a state has the same
+bits whichever other sentences ran beside it: a build that was killed and resumed, shards that were merged, and an
+index that was extended end with the same bytes as one uninterrupted build on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lenses.latent import corpus as corpora
+from lenses.latent.selection import Kept, Selection, batches, sentence_hash
+from lenses.latent.store import (
+    BLOCK,
+    FORMAT,
+    STORAGES,
+    VERSION,
+    Encoding,
+    IndexRefused,
+    Store,
+    checksums,
+    fsync_folder,
+    layer_file,
+    read_manifest,
+    seal,
+    write_table,
+)
+from workbench.engines.hooks import untouched
+from workbench.errors import InputError, WorkbenchError
+from workbench.inputs import Batch, Prompt, collate
+from workbench.reader import observe_batch
+from workbench.reading import write_whole
+from workbench.sites import Site, resolve
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+TOKENISED_AT_ONCE = 2048
+JOURNAL_SECONDS = 5.0
+COMMON = ("storage", "d_model", "layers", "settings", "special_ids", "fingerprint", "tokenizer", "dtype")
+"""What two indices must have in common to be one: what decides the bits of a row."""
+
+
+def essence(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides the bits of an index's rows."""
+    flat = {**manifest, **manifest["model"]}
+    return {name: flat[name] for name in COMMON}
+
+
+def paper_layers(n_layers: int) -> list[int]:
+    """The layers of the LatentLens paper: 1, 2, 4, 8, 16, 24 and the last two before the output's (L-2, L-1)."""
+    return sorted({i for i in (1, 2, 4, 8, 16, 24, n_layers - 2, n_layers - 1) if 1 <= i < n_layers}) or [n_layers]
+
+
+def header(
+    model: Model, layers: Any, contexts_per_token: int, seed: int, first_position: int, max_tokens: int, storage: str
+) -> dict[str, Any]:
+    """What the manifest says of an index before any sentence is read.  Raises InputError for what cannot be."""
+    if contexts_per_token < 1:
+        raise InputError(f"contexts_per_token={contexts_per_token} keeps nothing. Use 1 or more.")
+    if first_position < 0 or max_tokens < 1:
+        raise InputError(f"first_position={first_position} or max_tokens={max_tokens} is below its least value.")
+    if storage not in STORAGES:
+        raise InputError(f"storage={storage!r} is unknown. Use 'fp16' (the default) or 'int8' (half the size).")
+    if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
+        raise InputError(
+            f"{model.name} has {'no tokenizer' if model.tokenizer is None else 'a tokenizer without offsets'}, so it "
+            "cannot be said which characters of a sentence a token stands for. Load it with a fast tokenizer "
+            "(tokenizer.json): workbench.load(..., tokenizer=...)."
+        )
+    sites = resolve(model, "resid", paper_layers(model.n_layers) if layers is None else layers)
+    limit = min(max_tokens, model.context_length or max_tokens)
+    return {
+        "storage": storage,
+        "d_model": model.d_model,
+        "layers": [site.index for site in sites],
+        "settings": {
+            "contexts_per_token": contexts_per_token,
+            "seed": seed,
+            "first_position": first_position,
+            "max_tokens": limit,
+        },
+        "model": {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "tokenizer": model.tokenizer_fingerprint,
+            "n_layers": model.n_layers,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "special_ids": sorted(set(model.tokenizer.all_special_ids)),
+    }
+
+
+# ---------------------------------------------------------------- pass one: choose
+
+
+class Census:
+    """What was read: sentences, tokens, and a fingerprint that does not depend on their order."""
+
+    def __init__(self) -> None:
+        self.sentences = self.tokens = self.sum = 0
+
+    def see(self, texts: Sequence[str], tokens: int) -> None:
+        self.sentences += len(texts)
+        self.tokens += tokens
+        for text in texts:
+            digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+            self.sum = (self.sum + int.from_bytes(digest, "little")) % 2**64
+
+    def add(self, corpus: dict[str, Any]) -> None:
+        self.sentences += corpus["sentences"]
+        self.tokens += corpus["tokens"]
+        self.sum = (self.sum + int(corpus["fingerprint"], 16)) % 2**64
+
+    def describe(self) -> dict[str, Any]:
+        return {"sentences": self.sentences, "tokens": self.tokens, "fingerprint": f"{self.sum:016x}"}
+
+
+def selection(head: dict[str, Any], vocabulary: int, folder: Path) -> Selection:
+    given = head["settings"]
+    return Selection(
+        vocabulary,
+        given["contexts_per_token"],
+        given["seed"],
+        first_position=given["first_position"],
+        folder=folder,
+    )
+
+
+def choose(
+    model: Model, corpus: corpora.Corpus, column: str | None, chosen: Selection, census: Census, limit: int, progress: bool
+) -> None:
+    """Tokenise a corpus and feed it to a selection."""
+    from tqdm.auto import tqdm
+
+    table = model.module.get_input_embeddings()
+    known = getattr(table, "num_embeddings", model.vocab_size)
+    with tqdm(
+        total=corpora.size(corpus), unit="sentence", desc="choosing contexts", disable=not progress, delay=1.0
+    ) as bar:
+        for texts in batches(corpora.sentences(corpus, column), TOKENISED_AT_ONCE):
+            ids = [row[:limit] for row in tokenised(model, texts)["input_ids"]]
+            worst = max(max(row, default=0) for row in ids)
+            if worst >= known:
+                raise InputError(
+                    f"The tokenizer gave id {worst} and {model.name} embeds ids 0 to {known - 1}. They may not belong "
+                    "together."
+                )
+            chosen.feed(texts, ids)
+            census.see(texts, sum(map(len, ids)))
+            bar.update(len(texts))
+            bar.set_postfix(tokens=census.tokens, refresh=False)
+
+
+def tokenised(model: Model, texts: Sequence[str], **options: Any) -> Any:
+    return model.tokenizer(
+        list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
+    )
+
+
+def refeed(store: Store, chosen: Selection, census: Census) -> None:
+    """The sentences of a finished index.
+
+    Positions that it did not keep were worse than k others, which are in it: they lose again.
+    """
+    census.add(store.manifest["corpus"])
+    chosen.occurrences[store.tokens["token_id"]] += store.tokens["occurrences"]
+    flat, starts = store.token_ids()
+    column = store.sentences["text"]
+    for at in range(0, len(starts) - 1, TOKENISED_AT_ONCE):
+        stop = min(at + TOKENISED_AT_ONCE, len(starts) - 1)
+        chosen.feed(
+            column.slice(at, stop - at).to_pylist(),
+            [flat[starts[i] : starts[i + 1]] for i in range(at, stop)],
+            count=False,
+        )
+
+
+# ---------------------------------------------------------------- pass two: run
+
+
+def materialise(
+    path: Path,
+    head: dict[str, Any],
+    kept: Kept,
+    census: Census,
+    tables: dict[str, dict[str, np.ndarray]],
+    *,
+    model: Model | None,
+    sources: Sequence[Store] = (),
+    replace: bool = False,
+    batch_tokens: int = 512,
+    progress: bool = True,
+) -> None:
+    """Write the index of these contexts to ``path``; rows that a source has are copied, the others computed.
+
+    What an earlier call did for the same contexts is kept.  ``replace`` allows another finished index to be there.
+    """
+    encoding = Encoding(head["storage"], head["d_model"])
+    identity = [essence(head), census.describe(), [h.hex() for h in kept.hashes]]
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
+    digest.update(kept.sentence.astype("<i4").tobytes() + kept.position.astype("<i4").tobytes())
+    folder = path / f"data-{digest.hexdigest()}"
+    if (path / "manifest.json").exists():
+        there = read_manifest(path)
+        if there["data"] == folder.name:
+            return tidy(path, folder)
+        if not replace:
+            raise InputError(
+                f"{path} already holds an index of other sentences, settings or another model. Choose another path, "
+                "extend it with add(), or delete it first."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tables(folder, kept, tables)
+    files = {
+        layer_file(layer, kind): width for layer in head["layers"] for kind, width in encoding.files().items()
+    }
+    handles = {name: os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in files}
+    try:
+        for name, handle in handles.items():
+            os.ftruncate(handle, files[name] * len(kept))
+        _fill(folder, head["layers"], kept, encoding, handles, model, sources, batch_tokens, progress)
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+    entries = {}
+    for name in sorted([*files, "sentences.parquet", "contexts.parquet", "tokens.parquet"]):
+        block = files[name] * BLOCK if name in files else 2**20
+        entries[name] = {
+            "bytes": (folder / name).stat().st_size, "block": block, "crc32": checksums(folder / name, block),
+        }  # fmt: skip
+    manifest = {
+        "format": FORMAT, "version": VERSION, "data": folder.name, "n_rows": len(kept), "n_sentences": len(kept.texts),
+        **head, "corpus": census.describe(), "files": entries,
+    }  # fmt: skip
+    write_manifest(path, manifest)
+    tidy(path, folder)
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    write_whole(path / "manifest.json", lambda name: Path(name).write_text(seal(manifest), "utf-8"))
+    fsync_folder(path)
+
+
+def tidy(path: Path, folder: Path) -> None:
+    """Remove what an interrupted call left, and data that no manifest names any more."""
+    names = set(read_manifest(path)["files"])
+    for other in [*path.glob("data-*"), *path.glob(".manifest.json.*")]:
+        if other != folder:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    for file in folder.iterdir():
+        if file.name not in names:
+            file.unlink()
+
+
+def _write_tables(folder: Path, kept: Kept, tables: dict[str, dict[str, np.ndarray]]) -> None:
+    import pyarrow as arrow
+
+    ids = arrow.ListArray.from_arrays(arrow.array(kept.starts.astype(np.int32)), arrow.array(kept.ids))
+    write_table(folder / "sentences.parquet", {"text": arrow.array(kept.texts, arrow.string()), "token_ids": ids})
+    rows = {"sentence": kept.sentence, "position": kept.position, "token_id": kept.token_id}
+    write_table(folder / "contexts.parquet", {**rows, **tables["spans"]})
+    write_table(folder / "tokens.parquet", tables["tokens"])
+
+
+def token_table(counts: np.ndarray, texts: Callable[[list[int]], list[str]]) -> dict[str, np.ndarray]:
+    seen = np.flatnonzero(counts)
+    shown = [t.encode("utf-8", "replace").decode() for t in texts(seen.tolist())]
+    return {"token_id": seen.astype(np.int32), "token": np.array(shown, object), "occurrences": counts[seen]}
+
+
+def spans_of(model: Model, kept: Kept) -> dict[str, np.ndarray]:
+    """The characters of its sentence that each context's token stands for, without the spaces around them."""
+    start, end = np.zeros(len(kept), np.int32), np.zeros(len(kept), np.int32)
+    first = np.searchsorted(kept.sentence, np.arange(len(kept.texts) + 1))
+    for at in range(0, len(kept.texts), TOKENISED_AT_ONCE):
+        texts = kept.texts[at : at + TOKENISED_AT_ONCE]
+        encoded = tokenised(model, texts, return_offsets_mapping=True)
+        for i, text in enumerate(texts, at):
+            ids, offsets = encoded["input_ids"][i - at], encoded["offset_mapping"][i - at]
+            mine = kept.tokens(i)
+            if list(ids[: len(mine)]) != mine:
+                raise WorkbenchError(
+                    f"The tokenizer of {model.name} split {text!r} in two ways in one build. Its states could not be "
+                    "matched with characters; use one version of it throughout."
+                )
+            for row in range(first[i], first[i + 1]):
+                a, b = offsets[kept.position[row]]
+                inner = text[a:b]
+                a += len(inner) - len(inner.lstrip())
+                start[row], end[row] = a, max(a, b - (len(inner) - len(inner.rstrip())))
+    return {"char_start": start, "char_end": end}
+
+
+def spans_in(kept: Kept, sources: Sequence[Store]) -> dict[str, np.ndarray]:
+    """The same from indices that have these contexts."""
+    origin, theirs = _origins(kept, sources)
+    spans = {}
+    for name in ("char_start", "char_end"):
+        spans[name] = np.zeros(len(kept), np.int32)
+        for s, store in enumerate(sources):
+            spans[name][origin == s] = store.contexts[name][theirs[origin == s]]
+    return spans
+
+
+def _fill(
+    folder: Path,
+    layers: list[int],
+    kept: Kept,
+    encoding: Encoding,
+    handles: dict[str, int],
+    model: Model | None,
+    sources: Sequence[Store],
+    batch_tokens: int,
+    progress: bool,
+) -> None:
+    """Put every row in its place, going on after the last step that the journal has."""
+    from tqdm.auto import tqdm
+
+    origin, theirs = _origins(kept, sources)
+    copies = [rows for s in range(len(sources)) for rows in _pieces(np.flatnonzero(origin == s))]
+    missing = np.flatnonzero(origin < 0)
+    if len(missing) and model is None:
+        raise IndexRefused(f"{len(missing)} contexts of the merged index are in none of its parts. Build it again.")
+    lengths = np.diff(kept.starts)
+    runs = _runs(np.unique(kept.sentence[missing]), lengths, batch_tokens)
+    journal = folder / "journal.json"
+    # Another batch size would be another list of steps.
+    steps = {"batch_tokens": batch_tokens, "sources": [s.manifest["crc32"] for s in sources]}
+    done = _resume(journal, steps)
+    written = time.monotonic()
+
+    def note(step: int, *, at_once: bool = False) -> None:
+        nonlocal written
+        if at_once or time.monotonic() - written > JOURNAL_SECONDS:
+            for handle in handles.values():
+                os.fsync(handle)
+            write_whole(journal, lambda name: Path(name).write_text(json.dumps({**steps, "done": step})))
+            written = time.monotonic()
+
+    for step, rows in enumerate(copies):
+        if step >= done:
+            source = sources[origin[rows[0]]]
+            for layer in layers:
+                matrix = source.matrix(layer)
+                for kind in encoding.files():
+                    _put(handles[layer_file(layer, kind)], rows, matrix.stored(kind, theirs[rows]))
+            note(step + 1)
+    if model is not None and runs:
+        kept_rows = _Rows(kept, missing)
+        writer = _Writer(encoding, handles)
+        sites: dict[Site, list[Any]] = {Site("resid", layer): [writer] for layer in layers}
+        total = sum(int(lengths[run].sum()) for run in runs)
+        with (
+            untouched(model.module),
+            tqdm(total=total, unit="tok", desc=f"running {model.name}", disable=not progress, delay=1.0) as bar,
+        ):
+            sentences = 0
+            for step, run in enumerate(runs, len(copies)):
+                if step >= done:
+                    prompts, writer.rows = kept_rows.prompts(run, max(2, batch_tokens // int(lengths[run[0]])))
+                    batch = collate(model, prompts, list(range(len(prompts))))
+                    observe_batch(model, batch, sites)
+                    note(step + 1)
+                else:
+                    bar.initial += int(lengths[run].sum())
+                sentences += len(run)
+                bar.update(int(lengths[run].sum()))
+                bar.set_postfix(sentences=sentences, refresh=False)
+    note(len(copies) + len(runs), at_once=True)
+
+
+def _resume(journal: Path, steps: dict[str, Any]) -> int:
+    """How many steps are done, by a journal of the same steps."""
+    try:
+        found = json.loads(journal.read_text())
+    except (OSError, ValueError):
+        return 0
+    return int(found.pop("done")) if {k: v for k, v in found.items() if k != "done"} == steps else 0
+
+
+def _origins(kept: Kept, sources: Sequence[Store]) -> tuple[np.ndarray, np.ndarray]:
+    """For each row: the source that has it (-1: none), and its number there."""
+    origin, theirs = np.full(len(kept), -1, np.int32), np.zeros(len(kept), np.int64)
+    if not sources:
+        return origin, theirs
+    name = {h: i for i, h in enumerate(kept.hashes)}
+    keys = kept.sentence.astype(np.int64) << 32 | kept.position
+    for s, store in enumerate(sources):
+        key = str(store.manifest["settings"]["seed"]).encode()
+        flat, starts = store.token_ids()
+        mine = np.array(
+            [name.get(sentence_hash(flat[starts[i] : starts[i + 1]], key), -1) for i in range(len(starts) - 1)], np.int64
+        )
+        table = store.contexts
+        sentence = mine[table["sentence"]] if len(mine) else np.zeros(0, np.int64)
+        have = np.flatnonzero(sentence >= 0)
+        at = np.searchsorted(keys, sentence[have] << 32 | table["position"][have])
+        at[at == len(keys)] = 0
+        good = keys[at] == (sentence[have] << 32 | table["position"][have]) if len(keys) else np.zeros(0, bool)
+        at, have = at[good], have[good]
+        new = origin[at] < 0
+        origin[at[new]], theirs[at[new]] = s, have[new]
+    return origin, theirs
+
+
+def _pieces(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+
+
+def _runs(sentences: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Sentences of one length each (they are sorted by length), as many as a batch holds."""
+    runs = []
+    for group in np.split(sentences, np.flatnonzero(np.diff(lengths[sentences])) + 1):
+        if len(group):
+            size = max(2, batch_tokens // int(lengths[group[0]]))
+            runs += [group[i : i + size] for i in range(0, len(group), size)]
+    return runs
+
+
+class _Rows:
+    """The prompts of a run, with the positions whose rows are missing."""
+
+    def __init__(self, kept: Kept, missing: np.ndarray) -> None:
+        self.kept, self.missing = kept, missing
+        self.sentence = kept.sentence[missing]
+
+    def prompts(self, run: np.ndarray, size: int) -> tuple[list[Prompt], np.ndarray]:
+        """``size`` prompts, and the row numbers of their states in order; those beyond the run are there to fill."""
+        prompts, rows = [], []
+        for i in run:
+            mine = self.missing[np.searchsorted(self.sentence, i) : np.searchsorted(self.sentence, i, "right")]
+            prompts.append(Prompt(self.kept.tokens(i), "", positions=self.kept.position[mine].tolist()))
+            rows.append(mine)
+        prompts += [Prompt(prompts[0].ids, "") for _ in range(size - len(run))]
+        return prompts, np.concatenate(rows)
+
+
+class _Writer:
+    """Takes the states of a batch at each layer and writes them to their rows."""
+
+    def __init__(self, encoding: Encoding, handles: dict[str, int]) -> None:
+        self.encoding, self.handles = encoding, handles
+        self.rows = np.zeros(0, np.int64)
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        for kind, values in self.encoding.encode(batch.take(states)).items():
+            _put(self.handles[layer_file(site.index, kind)], self.rows, values)
+
+
+def _put(handle: int, rows: np.ndarray, values: np.ndarray) -> None:
+    """Write values[i] to row rows[i]; rows ascend."""
+    width = values.nbytes // max(1, len(values))
+    for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+        if len(part):
+            data = memoryview(np.ascontiguousarray(values[part[0] : part[-1] + 1])).cast("B")
+            at = int(rows[part[0]]) * width
+            while len(data):
+                n = os.pwrite(handle, data, at)
+                data, at = data[n:], at + n
+
+
+def compatible(manifests: Iterable[dict[str, Any]], what: str) -> None:
+    """Raise IndexRefused unless these manifests agree on all that decides a row."""
+    first, *others = map(essence, manifests)
+    for other in others:
+        for name in COMMON:
+            if first[name] != other[name]:
+                raise IndexRefused(
+                    f"{what}: they differ in {name!r} ({first[name]} against {other[name]}), so their rows are not "
+                    "comparable. Build them with the same model and settings."
+                )

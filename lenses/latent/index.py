@@ -1,0 +1,483 @@
+"""``ContextIndex``: the states of many words in their sentences, to be searched by nearness."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lenses.latent import build as building
+from lenses.latent import search as searching
+from lenses.latent.corpus import Corpus
+from lenses.latent.search import Found, Scale
+from lenses.latent.selection import Kept
+from lenses.latent.store import IndexRefused, Store, checksums
+from workbench.errors import InputError
+from workbench.reading import write_whole
+from workbench.tokens import token_texts, word_span
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+Path_ = str | os.PathLike[str]
+
+
+class ContextIndex:
+    """States of a model at chosen contexts, on disk, with the sentences they come from.
+
+    Make one with :meth:`build`, :meth:`merge` or ``lenses.latent.import_published``; :meth:`open` opens it.  The method
+    is LatentLens (arXiv 2602.00462); layers are numbered as there (0 = embeddings, l = after l blocks).
+
+    Attributes:
+        path: the folder.
+        layers: the layers whose states are stored.
+        n_rows: contexts, each of which has a row in every layer.
+        manifest: everything that is known of the index (settings, model, corpus, recall).
+    """
+
+    def __init__(self, path: Path_, model: Model | None = None) -> None:
+        self.path = Path(path)
+        self._model = model
+        self._open()
+
+    def _open(self) -> None:
+        self.store = Store(self.path)
+        self.manifest = self.store.manifest
+        self.layers = list(self.store.layers)
+        self.n_rows = self.store.n_rows
+        self.d_model: int = self.manifest["d_model"]
+        self._scales: dict[tuple[int, str], Scale] = {}
+        self._faiss: dict[int, Any] = {}
+        self._special: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ContextIndex({str(self.path)!r}, {self.n_rows:,} contexts in {self.manifest['n_sentences']:,} sentences, "
+            f"layers {self.layers}, width {self.d_model}, {self.manifest['storage']}, "
+            f"model {self.manifest['model']['name']!r})"
+        )
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    # ---------------------------------------------------------------- making
+
+    @classmethod
+    def build(
+        cls,
+        model: Any,
+        corpus: Corpus,
+        path: Path_,
+        *,
+        layers: Iterable[int] | None = None,
+        contexts_per_token: int = 50,
+        seed: int = 0,
+        storage: str = "fp16",
+        first_position: int = 0,
+        max_tokens: int = 512,
+        column: str | None = None,
+        batch_tokens: int | None = None,
+        approximate: str | None = None,
+        progress: bool = True,
+    ) -> ContextIndex:
+        """Build the index of a corpus, or go on with a build that was interrupted.
+
+        Pass one only tokenises, and chooses at most ``contexts_per_token`` contexts for each token id by a seeded hash
+        of their sentences.  Pass two runs the chosen sentences, as deep as the deepest layer, without unembedding.
+
+        Args:
+            model: a :class:`workbench.Model`, or anything :func:`workbench.load` takes.
+            corpus: a file (.txt, .jsonl, .csv, .tsv, .parquet), a folder of them, the name of a ``datasets`` set, or an
+                iterable of sentences.
+            path: a folder for the index.
+            layers: default: those of the paper, {1, 2, 4, 8, 16, 24, L-2, L-1}.
+            storage: "fp16", or "int8" for about half the size.
+            first_position: contexts before this position are left out (the published package leaves out 0 and 1).
+            max_tokens: a longer line is read up to here (or to the model's context).
+            column: where tables have the text.
+            batch_tokens: tokens that run at once; default 512 on a CPU, 8192 on a GPU.
+            approximate: also make an approximate index ("ivf-sq8", "ivf-pq" or "hnsw"); see :meth:`accelerate`.
+
+        Raises:
+            InputError: a corpus that cannot be read, settings that cannot be, or another index at the path.
+            StateError: the model gave NaN or infinity.
+        """
+        model = _loaded(model)
+        head = building.header(
+            model, layers, contexts_per_token, seed, first_position, max_tokens, storage
+        )
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        census = building.Census()
+        chosen = building.selection(head, _vocabulary(model), path)
+        building.choose(model, corpus, column, chosen, census, head["settings"]["max_tokens"], progress)
+        _write(path, head, chosen, census, model, batch_tokens=batch_tokens, progress=progress)
+        index = cls(path, model)
+        return index.accelerate(approximate) if approximate else index
+
+    @classmethod
+    def open(cls, path: Path_) -> ContextIndex:
+        """Open an index.  Raises IndexRefused when it is damaged, unfinished or newer than this workbench."""
+        return cls(path)
+
+    def add(
+        self, corpus: Corpus, *, model: Any = None, column: str | None = None, batch_tokens: int | None = None,
+        progress: bool = True,
+    ) -> ContextIndex:  # fmt: skip
+        """Extend the index with more sentences: what one build of all of them would have given.
+
+        States that stay are copied; only new contexts run.  ``model`` is loaded by its name when not given.
+        An approximate index is dropped, because it no longer fits: make it again with :meth:`accelerate`.
+        """
+        model = _loaded(model or self._model or self.manifest["model"]["name"])
+        self.check(model)
+        census = building.Census()
+        chosen = building.selection(self.manifest, _vocabulary(model), self.path)
+        building.refeed(self.store, chosen, census)
+        building.choose(model, corpus, column, chosen, census, self.manifest["settings"]["max_tokens"], progress)
+        head = {k: self.manifest[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
+        _write(
+            self.path, head, chosen, census, model, [self.store], batch_tokens=batch_tokens, replace=True, progress=progress
+        )
+        self._model = model
+        self._open()
+        return self
+
+    @classmethod
+    def merge(cls, paths: Sequence[Path_], path: Path_, *, progress: bool = True) -> ContextIndex:
+        """One index of several that were built apart (on other machines): equal to the build of all their sentences.
+
+        Raises IndexRefused when they differ in model, tokenizer, layers or settings.
+        """
+        if not paths:
+            raise InputError("There is nothing to merge: no index was given.")
+        stores = [Store(Path(p)) for p in paths]
+        building.compatible([s.manifest for s in stores], f"{paths[0]} and the others cannot become one")
+        # In the order of their contents, so that the order in which they are named makes no difference.
+        stores.sort(key=lambda s: (s.manifest["model"]["name"], s.manifest["data"]))
+        first = stores[0].manifest
+        head = {k: first[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        census = building.Census()
+        largest = max((int(s.tokens["token_id"].max(initial=0)) for s in stores), default=0)
+        chosen = building.selection(head, largest + 1, path)
+        for store in stores:
+            building.refeed(store, chosen, census)
+        _write(path, head, chosen, census, None, stores, progress=progress)
+        return cls(path)
+
+    def accelerate(self, kind: str = "ivf-sq8", *, recall: float = 0.99, progress: bool = True) -> ContextIndex:
+        """Make an approximate index of every layer beside the rows, for ``search(method="approximate")``.
+
+        Candidates from FAISS are ranked again by their exact similarity.  The effort (nprobe or efSearch) is the least
+        that reaches ``recall`` among the ten nearest, measured on this index; :meth:`info` shows what was measured.
+
+        Args:
+            kind: "ivf-sq8", "ivf-pq" (smaller files) or "hnsw".
+        """
+        if kind not in searching.KINDS:
+            raise InputError(f"There is no approximate index {kind!r}. Use one of {', '.join(searching.KINDS)}.")
+        from tqdm.auto import tqdm
+
+        faiss = searching.faiss()
+        manifest = {**self.manifest, "files": dict(self.manifest["files"])}
+        effort, measured = {}, {}
+        for layer in tqdm(self.layers, desc=f"{kind} index", disable=not progress, delay=1.0):
+            index = searching.make_approximate(self.store.matrix(layer), kind)
+            # A little more than asked for: the queries to come are not the ones measured with.
+            effort[str(layer)], found = searching.tune(index, self.store, layer, min(1.0, recall + 0.003))
+            measured[str(layer)] = round(found, 4)
+            file = self.store.folder / searching.approximate_file(layer)
+            write_whole(file, lambda name, index=index: faiss.write_index(index, name))
+            manifest["files"][file.name] = {
+                "bytes": file.stat().st_size, "block": 2**20, "crc32": checksums(file, 2**20),
+            }  # fmt: skip
+        manifest["approximate"] = {"kind": kind, "effort": effort, "recall_at_10": measured, "wanted": recall}
+        building.write_manifest(self.path, manifest)
+        self._open()
+        return self
+
+    # ---------------------------------------------------------------- use
+
+    def check(self, model: Model, *, foreign: bool = False) -> None:
+        """Raise IndexRefused unless the index was built with this model and tokenizer.
+
+        ``foreign=True`` only asks for the same width: states of another model, e.g. a fine-tuned one, are then read
+        with this one's.
+        """
+        mine = self.manifest["model"]
+        if model.d_model != self.d_model:
+            raise IndexRefused(
+                f"The index holds states of width {self.d_model} ({mine['name']}) and {model.name} is {model.d_model} wide."
+            )
+        if foreign:
+            return
+        for what, theirs in (("tokenizer", model.tokenizer_fingerprint), ("fingerprint", model.fingerprint)):
+            if mine[what] is None:
+                raise IndexRefused(
+                    f"The index at {self.path} does not say which model made it (it was imported without one). Import it "
+                    "with model=, which checks it, or use foreign=True."
+                )
+            if mine[what] != theirs:
+                thing = "tokenizer" if what == "tokenizer" else "weights or configuration"
+                raise IndexRefused(
+                    f"The index was built with another {thing}: {mine['name']} ({what} {mine[what]}), not {model.name} "
+                    f"({theirs}). Nearness between states of two models need not mean anything. Build an index with this "
+                    "model, or say foreign=True if reading one model with another's states is what you want."
+                )
+
+    def nearest(
+        self,
+        states: Any,
+        top_k: int = 5,
+        *,
+        layers: int | Iterable[int] | None = None,
+        calibration: str = "none",
+        distinct: bool = True,
+        special: bool = False,
+        method: str = "exact",
+        device: Any = None,
+    ) -> Found:
+        """Numbers of the nearest rows; the arguments are those of :meth:`search`."""
+        if top_k < 1:
+            raise InputError(f"top_k={top_k} keeps no neighbour. Use 1 or more.")
+        if calibration not in searching.CALIBRATIONS:
+            raise InputError(f"calibration={calibration!r} is unknown. Use one of {', '.join(searching.CALIBRATIONS)}.")
+        if method not in ("exact", "approximate"):
+            raise InputError(f"method={method!r} is unknown. Use 'exact' or 'approximate'.")
+        if method == "approximate" and calibration != "none":
+            raise InputError(f"The approximate index knows plain cosines only; search {calibration!r} with method='exact'.")
+        queries = searching.checked_queries(states, self.d_model)
+        queries = queries.to(device) if device is not None else queries
+        wanted = self._layers(layers)
+        hidden = np.zeros(0, np.int64) if special else self._hidden
+        k = min(top_k, self.n_rows)
+        scores, rows = [], []
+        with torch.no_grad():
+            for layer in wanted if k else ():
+                if method == "approximate":
+                    found = searching.approximate(self._quick(layer), self.store.matrix(layer), queries, k, hidden)
+                else:
+                    found = searching.exact(self._scale(layer, calibration), queries, k, hidden)
+                scores.append(found[0])
+                rows.append(found[1])
+        if not scores:
+            scores, rows, wanted = [torch.zeros(len(queries), 0)], [torch.zeros(len(queries), 0).long()], wanted[:1]
+        return searching.merge(wanted, scores, rows, top_k, distinct)
+
+    def search(
+        self,
+        states: Any,
+        top_k: int = 5,
+        *,
+        layers: int | Iterable[int] | None = None,
+        calibration: str = "none",
+        distinct: bool = True,
+        special: bool = False,
+        method: str = "exact",
+        device: Any = None,
+        model: Model | None = None,
+    ) -> xr.Dataset:
+        """The nearest contexts of each state, over all index layers together.
+
+        Args:
+            states: [queries, d_model] or [d_model]; a tensor or an array.
+            layers: index layers to look in; None: all.
+            calibration: "none" (cosine), "centre", "z-score" or "csls" (:mod:`lenses.latent.search`).
+            distinct: a context counts once, in the layer where it is nearest.
+            special: also find contexts that end in a special token (beginning of sequence and the like).
+            method: "exact", or "approximate" where :meth:`accelerate` made such an index.
+            device: where to compute, e.g. "cuda"; default: where the states are.
+            model: where the states come from, if it shall be checked that the index fits.
+
+        Returns:
+            dims (query, rank): similarity, index_layer, token_id, token, next_token_id, next_token, sentence,
+            token_position, word, char_start, char_end, row.  Where there are fewer contexts than asked for, numbers
+            are -1, similarities NaN and texts empty.
+
+        Raises:
+            StateError: a state with NaN, infinity or only zeros; the message names its row.
+            InputError: states of another width, layers that are not stored.
+            IndexRefused: damaged files, or an index of another model.
+        """
+        if model is not None:
+            self.check(model)
+        found = self.nearest(
+            states, top_k, layers=layers, calibration=calibration, distinct=distinct, special=special, method=method,
+            device=device,
+        )  # fmt: skip
+        dims = ("query", "rank")
+        variables = {
+            "similarity": (dims, found.similarity),
+            "index_layer": (dims, found.layer),
+            **{name: (dims, values) for name, values in self.describe(found.row).items()},
+        }
+        attrs: dict[str, Any] = {"index": str(self.path), "calibration": calibration, "method": method}
+        if method == "approximate":
+            attrs["recall_at_10"] = min(self.manifest["approximate"]["recall_at_10"].values())
+        return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
+
+    def describe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What the contexts of these row numbers are; arrays of the same shape (-1: no row)."""
+        used = np.unique(rows)
+        used = used[used >= 0]
+        table = self.store.contexts
+        sentence, position = table["sentence"][used], table["position"][used]
+        start, end = table["char_start"][used], table["char_end"][used]
+        numbers, at = np.unique(sentence, return_inverse=True)
+        texts = self.store.sentences["text"].take(numbers).to_pylist() if len(numbers) else []
+        texts = [texts[i] for i in at]
+        flat, starts = self.store.token_ids()
+        after = starts[sentence] + position + 1
+        following = np.where(after < starts[sentence + 1], flat[np.minimum(after, max(0, len(flat) - 1))], -1)
+        words = []
+        for text, a, b in zip(texts, start, end, strict=True):
+            a, b = word_span(text, int(a), int(b))
+            words.append(text[a:b])
+        columns: dict[str, Any] = {
+            "token_id": table["token_id"][used],
+            "token": self._tokens(table["token_id"][used]),
+            "next_token_id": following.astype(np.int32),
+            "next_token": self._tokens(following),
+            "sentence": np.array(texts, object),
+            "token_position": position,
+            "word": np.array(words, object),
+            "char_start": start,
+            "char_end": end,
+        }
+        place = np.searchsorted(used, rows)
+        found = {}
+        for name, values in columns.items():
+            blank = "" if values.dtype == object else -1
+            found[name] = np.append(values, np.array([blank], values.dtype))[np.where(rows >= 0, place, -1)]
+        return {**found, "row": rows.astype(np.int32)}
+
+    def info(self) -> dict[str, Any]:
+        """Size, model, corpus coverage and recall, as a dict of plain values."""
+        tokens, kept = self.store.tokens, np.bincount(self.store.contexts["token_id"]) if self.n_rows else np.zeros(1)
+        settings = self.manifest["settings"]
+        size = sum(entry["bytes"] for entry in self.manifest["files"].values())
+        seen = len(tokens["token_id"])
+        return {
+            "path": str(self.path),
+            "contexts": self.n_rows,
+            "sentences": self.manifest["n_sentences"],
+            "layers": self.layers,
+            "width": self.d_model,
+            "storage": self.manifest["storage"],
+            "bytes": size,
+            "model": self.manifest["model"],
+            "settings": settings,
+            "corpus": self.manifest["corpus"],
+            "sentences_run": self.manifest["n_sentences"] / max(1, self.manifest["corpus"]["sentences"]),
+            "tokens_seen": seen,
+            "tokens_with_all_contexts": int((kept >= settings["contexts_per_token"]).sum()),
+            "approximate": self.manifest.get("approximate"),
+        }
+
+    # ---------------------------------------------------------------- within
+
+    @property
+    def _hidden(self) -> np.ndarray:
+        """Ascending rows of special tokens."""
+        if self._special is None:
+            self._special = np.flatnonzero(np.isin(self.store.contexts["token_id"], self.manifest["special_ids"]))
+        return self._special
+
+    def _layers(self, layers: int | Iterable[int] | None) -> list[int]:
+        if layers is None:
+            return self.layers
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        for layer in wanted:
+            if layer not in self.layers:
+                raise InputError(f"The index holds layers {self.layers}, not {layer}. Build it with layers=[..., {layer}].")
+        return sorted(set(wanted))
+
+    def _scale(self, layer: int, calibration: str) -> Scale:
+        if (layer, calibration) not in self._scales:
+            sample = self._sample() if calibration == "csls" else None
+            self._scales[layer, calibration] = Scale(self.store.matrix(layer), calibration, sample)
+        return self._scales[layer, calibration]
+
+    def _sample(self) -> torch.Tensor:
+        """Unit rows spread over the layers, as stand-ins for queries."""
+        each = -(-min(searching.SAMPLE, self.n_rows) // len(self.layers))
+        rng = np.random.Generator(np.random.PCG64(2))
+        parts = []
+        for layer in self.layers:
+            rows = np.sort(rng.choice(self.n_rows, min(each, self.n_rows), replace=False))
+            matrix = self.store.matrix(layer)
+            parts.append(matrix.encoding.back(matrix.gather(rows)))
+        return torch.cat(parts)
+
+    def _quick(self, layer: int) -> Any:
+        made = self.manifest.get("approximate")
+        if not made:
+            raise InputError(f"The index at {self.path} has no approximate index. Make one with .accelerate().")
+        if layer not in self._faiss:
+            faiss = searching.faiss()
+            raw = self.store.checked(searching.approximate_file(layer)).whole()
+            index = faiss.deserialize_index(np.frombuffer(raw, np.uint8))
+            searching.set_effort(index, made["effort"][str(layer)])
+            self._faiss[layer] = index
+        return self._faiss[layer]
+
+    def _tokens(self, ids: np.ndarray) -> np.ndarray:
+        table = self.store.tokens
+        at = np.searchsorted(table["token_id"], ids)
+        at[at == len(table["token_id"])] = 0
+        good = table["token_id"][at] == ids if len(table["token_id"]) else np.zeros(len(ids), bool)
+        return np.where(good, table["token"][at], "") if len(table["token"]) else np.full(len(ids), "", object)
+
+
+def _write(
+    path: Path,
+    head: dict[str, Any],
+    chosen: Any,
+    census: Any,
+    model: Model | None,
+    sources: Sequence[Store] = (),
+    *,
+    batch_tokens: int | None = None,
+    replace: bool = False,
+    progress: bool = True,
+) -> None:
+    """Finish a selection and write its index, with the tables that need a tokenizer or the sources'."""
+    kept: Kept = chosen.finish()
+    if model is not None:
+        batch_tokens = batch_tokens or (8192 if model.device.type == "cuda" else 512)
+        spans = building.spans_of(model, kept)
+        texts = lambda ids: token_texts(model.tokenizer, ids)  # noqa: E731
+    else:
+        spans = building.spans_in(kept, sources)
+        known = {i: t for s in sources for i, t in zip(s.tokens["token_id"].tolist(), s.tokens["token"], strict=True)}
+        texts = lambda ids: [known[i] for i in ids]  # noqa: E731
+    tables = {"spans": spans, "tokens": building.token_table(chosen.occurrences, texts)}
+    room = shutil.disk_usage(path).free
+    need = len(kept) * len(head["layers"]) * head["d_model"] * (2 if head["storage"] == "fp16" else 1)
+    if need > room:
+        raise InputError(
+            f"The index takes {need / 1e9:.1f} GB and {path} has {room / 1e9:.1f} GB free. Use storage='int8', fewer "
+            "layers or a smaller contexts_per_token."
+        )
+    building.materialise(
+        path, head, kept, census, tables, model=model, sources=sources, replace=replace,
+        batch_tokens=batch_tokens or 512, progress=progress,
+    )  # fmt: skip
+
+
+def _loaded(model: Any) -> Model:
+    from workbench.model import load
+
+    return load(model)
+
+
+def _vocabulary(model: Model) -> int:
+    return max(len(model.tokenizer) if model.tokenizer is not None else 0, model.vocab_size)

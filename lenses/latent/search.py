@@ -1,0 +1,331 @@
+"""Nearest rows by exact streaming over an index, or by FAISS with exact re-ranking.
+
+Exact search reads each layer's rows once, block by block, multiplies them with all queries and keeps a running
+top k; memory is the block's, whatever the size of the index.  Every score, calibrated or not, is the product of
+one vector for the query with the stored row, then shifted and scaled by one number for the row:
+
+    none      cos(q, x)
+    centre    cos(q - m, x - m), with m the mean state of the index layer
+    z-score   cos((q - m) / s, (x - m) / s), with s the standard deviation of each dimension
+    csls      2 cos(q, x) - r(x) - r(q): less what each side has in common with its own nearest neighbours
+              (Conneau et al. 2018, eq. 1), so that hubs, near to everything, lose their advantage
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lenses.latent.store import BLOCK, Matrix, Store, layer_file
+from workbench.errors import InputError, StateError, missing
+
+CALIBRATIONS = ("none", "centre", "z-score", "csls")
+CSLS_NEIGHBOURS = 10
+SAMPLE = 1024
+"""Rows, spread over the layers, that stand for queries where hubness is measured."""
+QUERIES_AT_ONCE = 1024
+GROUP = 64
+"""Scores of which first only the maximum is looked at."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """[queries, k] each; where there are fewer than k rows, layer and row are -1 and the similarity NaN."""
+
+    similarity: np.ndarray
+    layer: np.ndarray
+    row: np.ndarray
+
+
+def checked_queries(states: Any, d_model: int) -> Tensor:
+    """[queries, d_model] float32.  Raises InputError for another width, StateError for a state without direction."""
+    queries = states if isinstance(states, Tensor) else torch.as_tensor(np.asarray(states))
+    queries = queries.detach()
+    queries = queries[None] if queries.ndim == 1 else queries
+    if queries.ndim != 2 or queries.shape[1] != d_model or not len(queries):
+        raise InputError(
+            f"The states have shape {tuple(queries.shape)} and the index holds states of width {d_model}. "
+            f"Give [queries, {d_model}]."
+        )
+    queries = queries.float()
+    good = torch.isfinite(queries).all(1) & (queries != 0).any(1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0, 0])
+        what = "NaN" if queries[row].isnan().any() else "infinity" if queries[row].isinf().any() else "only zeros"
+        raise StateError(
+            f"State {row} holds {what}: it has no direction, so nothing is near to it. Leave it out, or find out "
+            "where it comes from."
+        )
+    return queries
+
+
+# ---------------------------------------------------------------- scores
+
+
+class Scale:
+    """How the scores of one layer are made under one calibration."""
+
+    def __init__(self, matrix: Matrix, calibration: str, sample: Tensor | None) -> None:
+        self.matrix, self.calibration = matrix, calibration
+        self.mean = self.spread = self.length = self.hub = None
+        if calibration in ("centre", "z-score"):
+            self._moments()
+        elif calibration == "csls":
+            assert sample is not None
+            self._hubs(sample)
+
+    def _moments(self) -> None:
+        """The layer's mean and spread, and each row's length in the calibrated space; in two passes over the rows."""
+        matrix, n = self.matrix, self.matrix.n_rows
+        total, squares = torch.zeros(2, matrix.encoding.d_model, dtype=torch.float64)
+        for lo in range(0, n, BLOCK):
+            x = matrix.states(lo, min(lo + BLOCK, n)).double()
+            total += x.sum(0)
+            squares += (x * x).sum(0)
+        mean = total / max(n, 1)
+        self.mean = mean.float()
+        if self.calibration == "z-score":
+            spread = (squares / max(n, 1) - mean**2).clamp_min(0).sqrt()
+            # A dimension that never varies says nothing; it must not be divided by zero.
+            self.spread = spread.clamp_min(1e-6 * float(spread.max()) + 1e-30).float()
+        self.length = torch.cat(
+            [self._moved(matrix.states(lo, min(lo + BLOCK, n))).norm(dim=1) for lo in range(0, n, BLOCK)]
+        ).clamp_min(1e-12)
+
+    def _moved(self, states: Tensor) -> Tensor:
+        moved = states - self.mean.to(states.device)
+        return moved if self.spread is None else moved / self.spread.to(states.device)
+
+    def _hubs(self, sample: Tensor) -> None:
+        """[rows] each row's mean cosine with its nearest neighbours among the sample."""
+        n, parts = self.matrix.n_rows, []
+        turned = self.matrix.encoding.turn(sample)
+        k = min(CSLS_NEIGHBOURS, len(sample) - 1)
+        for lo in range(0, n, BLOCK):
+            cosine = self.matrix.units(lo, min(lo + BLOCK, n)) @ turned.T
+            # A row that is in the sample itself is no neighbour of its own.
+            cosine[cosine > 1 - 1e-4] = -1
+            parts.append(cosine.topk(k, 1).values.mean(1))
+        self.hub = torch.cat(parts) if parts else torch.zeros(0)
+
+    def query(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is multiplied with the stored rows, and what is then taken off for each query."""
+        turn = self.matrix.encoding.turn
+        if self.mean is None:
+            return turn(normalize(queries, dim=1)), None
+        vector = normalize(self._moved(queries), dim=1)
+        if self.spread is not None:
+            vector = vector / self.spread.to(queries.device)
+        return turn(vector), vector @ self.mean.to(queries.device)
+
+    def finish(self, scores: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
+        """Products of query vectors and codes -> scores, in place."""
+        scale = self.matrix.scale(start, stop)
+        if scale is not None:
+            scores *= scale.to(scores.device)
+        if self.mean is not None and self.length is not None and shift is not None:
+            scores *= self.matrix.norm[start:stop].to(scores.device)
+            scores -= shift[:, None]
+            scores /= self.length[start:stop].to(scores.device)
+        if self.hub is not None:
+            scores *= 2
+            scores -= self.hub[start:stop].to(scores.device)
+        return scores
+
+
+# ---------------------------------------------------------------- exact
+
+
+class _Best:
+    """A running top k of each query."""
+
+    def __init__(self, queries: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self.score = torch.full((queries, k), -torch.inf, device=device)
+        self.row = torch.full((queries, k), -1, device=device)
+
+    def see(self, queries: slice, scores: Tensor, first: int) -> None:
+        """Scores [queries, n] of rows first..first + n."""
+        best = self.score[queries]
+        n = scores.shape[1]
+        if n % GROUP == 0 and n > GROUP:
+            # The k best are in the k groups with the highest maxima; mostly a block has no or few of them.
+            groups = scores.view(len(scores), -1, GROUP)
+            top = groups.amax(-1)
+            hits = min(int((top > best[:, -1:]).sum(1).max()), self.k, top.shape[1])
+            if not hits:
+                return
+            group = top.topk(hits, 1).indices
+            scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+            value, at = scores.topk(min(self.k, scores.shape[1]), 1)
+            row = first + group.gather(1, at // GROUP) * GROUP + at % GROUP
+        else:
+            value, at = scores.topk(min(self.k, n), 1)
+            row = first + at
+        value, pick = torch.cat([best, value], 1).topk(self.k, 1)
+        self.score[queries] = value
+        self.row[queries] = torch.cat([self.row[queries], row], 1).gather(1, pick)
+
+
+def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The k best rows of one layer: scores and row numbers [queries, k], on the queries' device.
+
+    ``hidden``: ascending numbers of rows that are never found.
+    """
+    matrix = scale.matrix
+    vector, shift = scale.query(queries)
+    best = _Best(len(queries), k, queries.device)
+    cosines = _Best(len(queries), CSLS_NEIGHBOURS, queries.device) if scale.hub is not None else None
+    space = torch.empty(BLOCK, vector.shape[1], device=queries.device)
+    product = torch.empty(min(QUERIES_AT_ONCE, len(queries)), BLOCK, device=queries.device)
+    for lo in range(0, matrix.n_rows, BLOCK):
+        hi = min(lo + BLOCK, matrix.n_rows)
+        codes = space[: hi - lo].copy_(matrix.codes(lo, hi))
+        skip = torch.from_numpy(hidden[np.searchsorted(hidden, lo) : np.searchsorted(hidden, hi)] - lo)
+        for q in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(q, min(q + QUERIES_AT_ONCE, len(queries)))
+            scores = product[: part.stop - q].view(-1)[: (part.stop - q) * (hi - lo)].view(-1, hi - lo)
+            torch.mm(vector[part], codes.T, out=scores)
+            if cosines is not None:
+                factor = matrix.scale(lo, hi)
+                cosines.see(part, scores if factor is None else scores * factor.to(scores.device), lo)
+            scores = scale.finish(scores, None if shift is None else shift[part], lo, hi)
+            if len(skip):
+                scores[:, skip.to(scores.device)] = -torch.inf
+            best.see(part, scores, lo)
+    if cosines is not None:
+        held = cosines.score.isfinite()
+        best.score -= (cosines.score.where(held, 0.0).sum(1) / held.sum(1).clamp_min(1))[:, None]
+    return best.score, torch.where(best.score.isfinite(), best.row, -1)
+
+
+def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, distinct: bool) -> Found:
+    """The best k over all layers; with ``distinct`` a context counts once, in the layer where it is nearest.
+
+    Exact: a context among the k best is, in its best layer, among that layer's k best.
+    """
+    score = torch.cat(scores, 1).cpu()
+    row = torch.cat(rows, 1).cpu()
+    layer = torch.cat([torch.full_like(r, x) for x, r in zip(layers, rows, strict=True)], 1).cpu()
+    # Ties go to the lower layer, then the lower row: never to chance.
+    score, order = score.sort(dim=1, descending=True, stable=True)
+    row, layer = row.gather(1, order), layer.gather(1, order)
+    if distinct and len(layers) > 1:
+        by_row, at = row.sort(dim=1, stable=True)
+        double = torch.zeros_like(row, dtype=torch.bool)
+        double[:, 1:] = by_row[:, 1:] == by_row[:, :-1]
+        double = torch.zeros_like(double).scatter(1, at, double)
+        score = score.masked_fill(double, -torch.inf)
+        score, order = score.sort(dim=1, descending=True, stable=True)
+        row, layer = row.gather(1, order), layer.gather(1, order)
+    pad = max(0, k - score.shape[1])
+    score, row, layer = score[:, :k], row[:, :k], layer[:, :k]
+    empty = ~score.isfinite()
+    filled = (score.masked_fill(empty, torch.nan), layer.masked_fill(empty, -1), row.masked_fill(empty, -1))
+    parts = [np.pad(x.numpy(), ((0, 0), (0, pad)), constant_values=v) for x, v in zip(filled, (np.nan, -1, -1), strict=True)]
+    return Found(parts[0].astype(np.float32), parts[1].astype(np.int32), parts[2].astype(np.int64))
+
+
+# ---------------------------------------------------------------- approximate
+
+KINDS = ("ivf-sq8", "ivf-pq", "hnsw")
+CHECKED = 256
+"""Queries of each sort with which recall is measured."""
+
+
+def faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise missing("faiss-cpu", "An approximate index", "latent") from error
+    return faiss
+
+
+def make_approximate(matrix: Matrix, kind: str) -> Any:
+    """A FAISS index (inner product of unit rows, numbered as the index's own) over one layer."""
+    library = faiss()
+    n, d = matrix.n_rows, matrix.encoding.d_model
+    lists = max(1, min(int(4 * n**0.5), n // 39))
+    recipe = {
+        "ivf-sq8": f"IVF{lists},SQ8",
+        "ivf-pq": f"IVF{lists},PQ{next(m for m in (d // 4, d // 2, d) if d % m == 0)}x8",
+        "hnsw": "HNSW32,SQ8",
+    }[kind]
+    index = library.index_factory(d, recipe, library.METRIC_INNER_PRODUCT)
+    rng = np.random.Generator(np.random.PCG64(0))
+    sample = np.sort(rng.choice(n, min(n, 64 * lists, 200_000), replace=False))
+    index.train(matrix.gather(sample).numpy())
+    for lo in range(0, n, 8 * BLOCK):
+        index.add(matrix.units(lo, min(lo + 8 * BLOCK, n)).numpy())
+    return index
+
+
+def set_effort(index: Any, effort: int) -> None:
+    """nprobe of an inverted file, efSearch of a graph."""
+    library = faiss()
+    index = library.downcast_index(index)
+    if hasattr(index, "nprobe"):
+        index.nprobe = effort
+    else:
+        index.hnsw.efSearch = effort
+
+
+def approximate(index: Any, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Candidates from FAISS, then their exact cosines from the stored rows."""
+    vector = matrix.encoding.turn(normalize(queries.cpu(), dim=1))
+    _, rows = index.search(vector.numpy(), min(matrix.n_rows, max(4 * k, 40)))
+    rows = torch.from_numpy(rows)
+    bad = (rows < 0) | torch.from_numpy(np.isin(rows.numpy(), hidden))
+    score = torch.empty(rows.shape)
+    step = max(1, 2**23 // (rows.shape[1] * vector.shape[1]))
+    for q in range(0, len(rows), step):
+        part = rows[q : q + step].clamp_min(0)
+        found = matrix.gather(part.flatten().numpy()).view(*part.shape, -1)
+        score[q : q + step] = torch.bmm(found, vector[q : q + step, :, None])[..., 0]
+    score, at = score.masked_fill(bad, -torch.inf).topk(min(k, rows.shape[1]), 1)
+    return score, torch.where(score.isfinite(), rows.gather(1, at), -1)
+
+
+def tune(index: Any, store: Store, layer: int, target: float, k: int = 10) -> tuple[int, float]:
+    """The least effort that reaches the recall wanted, and the recall@k that was measured with it.
+
+    Measured with rows of this layer (each without itself) and with rows of the farthest other layer, which are as
+    foreign as queries get; the worse of the two counts.
+    """
+    matrix, rng = store.matrix(layer), np.random.Generator(np.random.PCG64(1))
+    other = max(store.layers, key=lambda x: abs(x - layer))
+    sets = []
+    for source in dict.fromkeys((layer, other)):
+        picked = np.sort(rng.choice(store.n_rows, min(CHECKED, store.n_rows), replace=False))
+        queries = store.matrix(source).encoding.back(store.matrix(source).gather(picked))
+        truth = exact(Scale(matrix, "none", None), queries, k + 1, np.zeros(0, np.int64))[1]
+        sets.append((queries, truth, picked if source == layer else None))
+    best = 0.0
+    effort = 1
+    limit = min(4096, 2 * max(1, int(store.n_rows**0.5)))
+    while True:
+        set_effort(index, effort)
+        best = min(_recall(partial(approximate, index, matrix), *each, k) for each in sets)
+        if best >= target or effort >= limit:
+            return effort, best
+        effort *= 2
+
+
+def _recall(find: Any, queries: Tensor, truth: Tensor, own: np.ndarray | None, k: int) -> float:
+    found = find(queries, k + 1, np.zeros(0, np.int64))[1]
+    hits = total = 0
+    for i, (a, b) in enumerate(zip(found.tolist(), truth.tolist(), strict=True)):
+        right = [x for x in b if x >= 0 and (own is None or x != own[i])][:k]
+        hits += len(set(right) & {x for x in a if own is None or x != own[i]})
+        total += len(right)
+    return hits / max(1, total)
+
+
+def approximate_file(layer: int) -> str:
+    return layer_file(layer, "faiss")
