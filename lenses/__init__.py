@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenses.attribution import LogitAttribution
     from lenses.embedding import EmbeddingLens
+    from lenses.latent import ContextIndex, LatentLens
     from lenses.logit import LogitLens
 
-__all__ = ["EmbeddingLens", "LogitAttribution", "LogitLens"]
+__all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens"]
 
-_HOMES = {"LogitLens": "logit", "EmbeddingLens": "embedding", "LogitAttribution": "attribution"}
+_HOMES = {
+    "LogitLens": "logit",
+    "EmbeddingLens": "embedding",
+    "LogitAttribution": "attribution",
+    "LatentLens": "latent",
+    "ContextIndex": "latent",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from workbench.errors import InputError
 from workbench.sites import Site, resolve
+from workbench.stats import RandomDirections
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -60,11 +61,7 @@ class EmbeddingLens:
         depth = len(self._wanted)
         self._token_id = run.empty([depth], np.int32, after=[self._k])
         self._cosine = run.empty([depth], after=[self._k])
-        d = run.model.d_model
-        self._sum = torch.zeros(depth, d, dtype=torch.float64)
-        self._outer = torch.zeros(depth, d, d, dtype=torch.float64) if depth * d * d <= 2**26 else None
-        self._squares = torch.zeros(depth, d, dtype=torch.float64)
-        self._count = 0
+        self._random = RandomDirections(depth, run.model.d_model, FLOOR_DRAWS)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
         depth = self._wanted.index(site)
@@ -73,17 +70,7 @@ class EmbeddingLens:
         p, s = batch.prompt.numpy(), batch.slot.numpy()
         self._token_id[p, depth, s] = ids.cpu().numpy()
         self._cosine[p, depth, s] = cosine.cpu().numpy()
-        sums, squares = rows.sum(0).cpu().double(), (rows * rows).sum(0).cpu().double()
-        outer = (rows.T @ rows).cpu().double() if self._outer is not None else None
-
-        def commit() -> None:
-            self._sum[depth] += sums
-            self._squares[depth] += squares
-            if outer is not None and self._outer is not None:
-                self._outer[depth] += outer
-            self._count += len(rows) if depth == 0 else 0
-
-        batch.done.append(commit)
+        self._random.observe(depth, rows, batch)
 
     def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[rows, d] -> the top_k cosines and token ids, over chunks of the matrix with a running best."""
@@ -99,23 +86,9 @@ class EmbeddingLens:
         return best, ids
 
     def _floor(self) -> np.ndarray:
-        """[layers]: 95th percentile of the best cosine of Gaussian draws with each layer's mean and covariance."""
-        generator = torch.Generator().manual_seed(0)
-        d = self._sum.shape[1]
-        floor = []
-        for depth in range(len(self._wanted)):
-            n = max(self._count, 1)
-            mean = self._sum[depth] / n
-            noise = torch.randn(FLOOR_DRAWS, d, generator=generator, dtype=torch.float64)
-            if self._outer is not None:
-                covariance = self._outer[depth] / n - torch.outer(mean, mean)
-                values, vectors = torch.linalg.eigh(covariance)
-                noise = noise * values.clamp_min(0).sqrt() @ vectors.T
-            else:  # too wide for a full covariance: its diagonal
-                noise = noise * (self._squares[depth] / n - mean**2).clamp_min(0).sqrt()
-            best, _ = self._nearest((mean + noise).float().to(self._weight.device))
-            floor.append(float(best[:, 0].quantile(0.95)))
-        return np.array(floor, np.float32)
+        """[layers]: 95th percentile of the best cosine of random directions."""
+        draws = [self._random.draw(depth).to(self._weight.device) for depth in range(len(self._wanted))]
+        return np.array([float(self._nearest(d)[0][:, 0].quantile(0.95)) for d in draws], np.float32)
 
     def end(self) -> Reading:
         from workbench.reading import Reading
@@ -135,6 +108,6 @@ class EmbeddingLens:
         settings = {
             "name": "EmbeddingLens", "at": self.at, "top_k": self._k,
             "floor": f"95th percentile of the best cosine of {FLOOR_DRAWS} Gaussian draws with the layer's mean and "
-            + ("covariance" if self._outer is not None else "variances"),
+            "covariance",
         }  # fmt: skip
         return Reading(data, {"reader": settings})

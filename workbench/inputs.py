@@ -216,7 +216,7 @@ def position_axis(prompts: list[Prompt], positions: Positions) -> list[int]:
     """The labels of a reading's position axis.
 
     Absolute positions where they mean the same in every prompt; otherwise ("last", negative, slices) the
-    running number of the selection, and the variable ``token_position`` has the absolute ones.
+    running number of the selection, and the variable ``input_position`` has the absolute ones.
     """
     if positions == "all":
         return list(range(max(len(p.ids) for p in prompts)))

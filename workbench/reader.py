@@ -61,7 +61,7 @@ class Run:
     def dataset(self, variables: dict[str, Any], coords: dict[str, Any], **attrs: Any) -> xr.Dataset:
         """The reader's variables with the prompts' tokens beside them.
 
-        Adds input_id, input_token, token_position [prompt, position] and prompt_text [prompt]; and, where there
+        Adds input_id, input_token, input_position [prompt, position] and prompt_text [prompt]; and, where there
         is a ``token_id``, the texts of all ids in it as vocab_token [vocab].
         """
         tokenizer = self.model.tokenizer
@@ -74,7 +74,7 @@ class Run:
         context: dict[str, Any] = {
             "input_id": (("prompt", "position"), ids),
             "input_token": (("prompt", "position"), texts),
-            "token_position": (("prompt", "position"), place),
+            "input_position": (("prompt", "position"), place),
             "prompt_text": (("prompt",), _texts(p.text for p in self.prompts)),
         }
         coords = {k: _texts(v) if getattr(v, "dtype", np.dtype(int)).kind == "O" else v for k, v in coords.items()}

@@ -76,7 +76,8 @@ class Reading:
         if "token_id" in table and "vocab_token" in self.data:
             texts = dict(zip(self.data["vocab"].values.tolist(), self.data["vocab_token"].values, strict=True))
             table = table[table["token_id"] >= 0]
-            table.insert(table.columns.get_loc("token_id") + 1, "token", table["token_id"].map(texts))
+            if "token" not in table:
+                table.insert(table.columns.get_loc("token_id") + 1, "token", table["token_id"].map(texts))
         return table.reset_index(drop=True)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -85,7 +86,7 @@ class Reading:
         Raises ReadingError when it cannot be written (a full disk, no such folder); the reading is untouched.
         """
         path = Path(path)
-        stored = self.data.copy()
+        stored = _texts_once(self.data)
         stored.attrs = {
             **self.data.attrs,
             "workbench_format": FORMAT,
@@ -100,6 +101,25 @@ class Reading:
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
+
+
+def _texts_once(data: xr.Dataset) -> xr.Dataset:
+    """Each different text stored once: a variable of texts over many places becomes numbers and a table."""
+    out = data.copy()
+    for name, variable in data.data_vars.items():
+        if variable.dtype.kind == "O" and variable.ndim > 2:
+            texts, codes = np.unique(variable.values.astype(object), return_inverse=True)
+            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), {"texts": f"{name}_texts"})
+            out[f"{name}_texts"] = ((f"{name}_text",), texts)
+    return out
+
+
+def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
+    for name in [n for n, v in data.data_vars.items() if "texts" in v.attrs]:
+        table = data[name].attrs["texts"]
+        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values])
+        data = data.drop_vars(table)
+    return data
 
 
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
@@ -152,6 +172,7 @@ def open_reading(path: str | os.PathLike[str]) -> Reading:
             f"{path} has format version {version} and this workbench reads up to {VERSION}: upgrade latent-workbench."
         )
     del data.attrs["workbench_format"]
+    data = _texts_in_place(data)
     provenance = json.loads(str(data.attrs.pop("provenance")))
     for name, variable in data.variables.items():
         variable.encoding.clear()

@@ -278,6 +278,12 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def plain(text: str) -> str:
+    """Running text for a view: spaces stay spaces, breaks become spaces, control characters become visible."""
+    spaced = " ".join(text.replace("\t", " ").splitlines()) if text else ""
+    return "".join(c if c == " " else visible(c) if unicodedata.category(c)[0] == "C" else c for c in spaced)
+
+
 def word_span(text: str, start: int, end: int) -> tuple[int, int]:
     """The word around the characters start..end of a text, as start and end.
 
@@ -302,7 +308,21 @@ def word_span(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+def around(text: str, start: int, end: int, reach: int = 90) -> tuple[str, str, str]:
+    """A sentence as (before, word, after), cut to what is near to the word around these characters."""
+    a, b = word_span(text, start, end) if end > start else (0, 0)
+    before, after = text[:a], text[b:]
+    if len(before) > reach:
+        before = "…" + before[-reach:]
+    if len(after) > reach:
+        after = after[:reach] + "…"
+    return before, text[a:b], after
+
+
+# Thai and Lao, Burmese, Khmer, Japanese kana, Chinese characters.
+_UNSPACED = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF),
+)  # fmt: skip
 
 
 def _unspaced(char: str) -> bool:

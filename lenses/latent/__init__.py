@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex
+    from lenses.latent.lens import LatentLens
     from lenses.latent.store import IndexRefused
 
-__all__ = ["ContextIndex", "IndexRefused"]
+__all__ = ["ContextIndex", "IndexRefused", "LatentLens"]
 
-_HOMES = {"ContextIndex": "index", "IndexRefused": "store"}
+_HOMES = {"ContextIndex": "index", "LatentLens": "lens", "IndexRefused": "store"}
 
 
 def __getattr__(name: str) -> Any:

@@ -140,7 +140,13 @@ def selection(head: dict[str, Any], vocabulary: int, folder: Path) -> Selection:
 
 
 def choose(
-    model: Model, corpus: corpora.Corpus, column: str | None, chosen: Selection, census: Census, limit: int, progress: bool
+    model: Model,
+    corpus: corpora.Corpus,
+    column: str | None,
+    chosen: Selection,
+    census: Census,
+    limit: int,
+    progress: bool,
 ) -> None:
     """Tokenise a corpus and feed it to a selection."""
     from tqdm.auto import tqdm
@@ -224,9 +230,7 @@ def materialise(
             )
     folder.mkdir(parents=True, exist_ok=True)
     _write_tables(folder, kept, tables)
-    files = {
-        layer_file(layer, kind): width for layer in head["layers"] for kind, width in encoding.files().items()
-    }
+    files = {layer_file(layer, kind): width for layer in head["layers"] for kind, width in encoding.files().items()}
     handles = {name: os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in files}
     try:
         for name, handle in handles.items():
@@ -402,7 +406,8 @@ def _origins(kept: Kept, sources: Sequence[Store]) -> tuple[np.ndarray, np.ndarr
         key = str(store.manifest["settings"]["seed"]).encode()
         flat, starts = store.token_ids()
         mine = np.array(
-            [name.get(sentence_hash(flat[starts[i] : starts[i + 1]], key), -1) for i in range(len(starts) - 1)], np.int64
+            [name.get(sentence_hash(flat[starts[i] : starts[i + 1]], key), -1) for i in range(len(starts) - 1)],
+            np.int64,
         )
         table = store.contexts
         sentence = mine[table["sentence"]] if len(mine) else np.zeros(0, np.int64)

@@ -109,9 +109,7 @@ class ContextIndex:
             StateError: the model gave NaN or infinity.
         """
         model = _loaded(model)
-        head = building.header(
-            model, layers, contexts_per_token, seed, first_position, max_tokens, storage
-        )
+        head = building.header(model, layers, contexts_per_token, seed, first_position, max_tokens, storage)
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         census = building.Census()
@@ -143,7 +141,15 @@ class ContextIndex:
         building.choose(model, corpus, column, chosen, census, self.manifest["settings"]["max_tokens"], progress)
         head = {k: self.manifest[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
         _write(
-            self.path, head, chosen, census, model, [self.store], batch_tokens=batch_tokens, replace=True, progress=progress
+            self.path,
+            head,
+            chosen,
+            census,
+            model,
+            [self.store],
+            batch_tokens=batch_tokens,
+            replace=True,
+            progress=progress,
         )
         self._model = model
         self._open()
@@ -215,22 +221,23 @@ class ContextIndex:
         mine = self.manifest["model"]
         if model.d_model != self.d_model:
             raise IndexRefused(
-                f"The index holds states of width {self.d_model} ({mine['name']}) and {model.name} is {model.d_model} wide."
+                f"The index holds states of width {self.d_model} ({mine['name']}) and {model.name} is {model.d_model} "
+                "wide."
             )
         if foreign:
             return
         for what, theirs in (("tokenizer", model.tokenizer_fingerprint), ("fingerprint", model.fingerprint)):
             if mine[what] is None:
                 raise IndexRefused(
-                    f"The index at {self.path} does not say which model made it (it was imported without one). Import it "
-                    "with model=, which checks it, or use foreign=True."
+                    f"The index at {self.path} does not say which model made it (it was imported without one). Import "
+                    "it with model=, which checks it, or use foreign=True."
                 )
             if mine[what] != theirs:
                 thing = "tokenizer" if what == "tokenizer" else "weights or configuration"
                 raise IndexRefused(
                     f"The index was built with another {thing}: {mine['name']} ({what} {mine[what]}), not {model.name} "
-                    f"({theirs}). Nearness between states of two models need not mean anything. Build an index with this "
-                    "model, or say foreign=True if reading one model with another's states is what you want."
+                    f"({theirs}). Nearness between states of two models need not mean anything. Build an index with "
+                    "this model, or say foreign=True if reading one model with another's states is what you want."
                 )
 
     def nearest(
@@ -253,10 +260,12 @@ class ContextIndex:
         if method not in ("exact", "approximate"):
             raise InputError(f"method={method!r} is unknown. Use 'exact' or 'approximate'.")
         if method == "approximate" and calibration != "none":
-            raise InputError(f"The approximate index knows plain cosines only; search {calibration!r} with method='exact'.")
+            raise InputError(
+                f"The approximate index knows plain cosines only; search {calibration!r} with method='exact'."
+            )
         queries = searching.checked_queries(states, self.d_model)
         queries = queries.to(device) if device is not None else queries
-        wanted = self._layers(layers)
+        wanted = self.chosen_layers(layers)
         hidden = np.zeros(0, np.int64) if special else self._hidden
         k = min(top_k, self.n_rows)
         scores, rows = [], []
@@ -343,9 +352,9 @@ class ContextIndex:
             words.append(text[a:b])
         columns: dict[str, Any] = {
             "token_id": table["token_id"][used],
-            "token": self._tokens(table["token_id"][used]),
+            "token": self.token_texts(table["token_id"][used]),
             "next_token_id": following.astype(np.int32),
-            "next_token": self._tokens(following),
+            "next_token": self.token_texts(following),
             "sentence": np.array(texts, object),
             "token_position": position,
             "word": np.array(words, object),
@@ -391,13 +400,16 @@ class ContextIndex:
             self._special = np.flatnonzero(np.isin(self.store.contexts["token_id"], self.manifest["special_ids"]))
         return self._special
 
-    def _layers(self, layers: int | Iterable[int] | None) -> list[int]:
+    def chosen_layers(self, layers: int | Iterable[int] | None) -> list[int]:
+        """Index layers by their numbers, or all.  Raises InputError for one that is not stored."""
         if layers is None:
             return self.layers
         wanted = [layers] if isinstance(layers, int) else list(layers)
         for layer in wanted:
             if layer not in self.layers:
-                raise InputError(f"The index holds layers {self.layers}, not {layer}. Build it with layers=[..., {layer}].")
+                raise InputError(
+                    f"The index holds layers {self.layers}, not {layer}. Build it with layers=[..., {layer}]."
+                )
         return sorted(set(wanted))
 
     def _scale(self, layer: int, calibration: str) -> Scale:
@@ -429,7 +441,8 @@ class ContextIndex:
             self._faiss[layer] = index
         return self._faiss[layer]
 
-    def _tokens(self, ids: np.ndarray) -> np.ndarray:
+    def token_texts(self, ids: np.ndarray) -> np.ndarray:
+        """Texts of token ids of the corpus; "" for ids that it does not have."""
         table = self.store.tokens
         at = np.searchsorted(table["token_id"], ids)
         at[at == len(table["token_id"])] = 0

@@ -228,7 +228,9 @@ def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, d
     score, row, layer = score[:, :k], row[:, :k], layer[:, :k]
     empty = ~score.isfinite()
     filled = (score.masked_fill(empty, torch.nan), layer.masked_fill(empty, -1), row.masked_fill(empty, -1))
-    parts = [np.pad(x.numpy(), ((0, 0), (0, pad)), constant_values=v) for x, v in zip(filled, (np.nan, -1, -1), strict=True)]
+    parts = [
+        np.pad(x.numpy(), ((0, 0), (0, pad)), constant_values=v) for x, v in zip(filled, (np.nan, -1, -1), strict=True)
+    ]
     return Found(parts[0].astype(np.float32), parts[1].astype(np.int32), parts[2].astype(np.int64))
 
 

@@ -253,7 +253,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
         if any(path.glob("data-*")):
-            raise IndexRefused(f"The index at {path} was not finished. Run the same build again: it goes on from there.")
+            raise IndexRefused(
+                f"The index at {path} was not finished. Run the same build again: it goes on from there."
+            )
         raise IndexRefused(f"There is no index at {path}: it has no manifest.json.")
     try:
         manifest = json.loads(file.read_text("utf-8"))

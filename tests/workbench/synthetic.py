@@ -46,7 +46,7 @@ def context(lengths, width, rng):
     return {
         "input_id": (("prompt", "position"), ids),
         "input_token": (("prompt", "position"), words),
-        "token_position": (("prompt", "position"), np.where(ids >= 0, np.arange(width), -1).astype("int32")),
+        "input_position": (("prompt", "position"), np.where(ids >= 0, np.arange(width), -1).astype("int32")),
         "prompt_text": (("prompt",), np.array(["".join(r) for r in words], dtype=object)),
         "vocab_token": (("vocab",), np.array(VOCAB, dtype=object)),
     }
@@ -101,7 +101,7 @@ def logit_lens(lengths=(14, 12, 9), layers=7, top_k=5, targets=None, seed=0):
 
 def embedding_lens(lengths=(14, 12, 9), layers=7, top_k=5, seed=1):
     logit = logit_lens(lengths, layers, top_k, seed=seed)
-    keep = ["token_id", "input_id", "input_token", "token_position", "prompt_text", "vocab_token"]
+    keep = ["token_id", "input_id", "input_token", "input_position", "prompt_text", "vocab_token"]
     data = logit[keep]
     data["cosine"] = (logit["logprob"].dims, (1 / (1 - logit["logprob"].values)).astype("float32"))
     data["cosine_floor"] = (("layer",), np.full(layers, 0.12, dtype="float32"))

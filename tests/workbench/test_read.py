@@ -166,10 +166,10 @@ def test_positions(llama):
     last = workbench.read(llama, ids, LogitLens(), positions="last", progress=False).data
     assert last.sizes["position"] == 1
     for p, prompt in enumerate(ids):
-        assert int(last.token_position[p, 0]) == len(prompt) - 1
+        assert int(last.input_position[p, 0]) == len(prompt) - 1
         np.testing.assert_allclose(last.logprob[p, :, 0], everything.logprob[p, :, len(prompt) - 1], atol=1e-4)
     some = workbench.read(llama, ids, LogitLens(), positions=[0, -1], progress=False).data
-    np.testing.assert_array_equal(some.token_position[:, 0], 0)
+    np.testing.assert_array_equal(some.input_position[:, 0], 0)
     with pytest.raises(InputError, match="positions 0 to"):
         workbench.read(llama, ids, LogitLens(), positions=40, progress=False)
 

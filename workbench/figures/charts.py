@@ -143,6 +143,7 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
         found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
         scores = found.values[:, source.positions(prompt), :5]
     name = LABELS.get(value, value)
+    said = _contexts(source, prompt)
     rows = []
     for d, depth in enumerate(source.depths):
         row = []
@@ -153,11 +154,30 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
             if ids is not None:
                 for rank, token_id in enumerate(ids[d, p]):
                     if token_id >= 0:
-                        said = f"  {scores[d, p, rank]:.3g}" if scores is not None else ""
-                        lines.append(f"{rank}. {tokens.plotly(tokens.visible(source.text(token_id)))}{said}")
+                        number = f"  {scores[d, p, rank]:.3g}" if scores is not None else ""
+                        text = said(d, p, rank) or tokens.plotly(tokens.visible(source.text(token_id)))
+                        lines.append(f"{rank}. {text}{number}")
             row.append("<br>".join(lines))
         rows.append(row)
     return rows
+
+
+def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
+    """The sentence of a neighbour with its word in bold, by (depth, position, rank); "" where there is none."""
+    if not source.has("sentence"):
+        return lambda d, p, rank: ""
+    real = source.positions(prompt)
+    found = {
+        name: source.data[name].isel(prompt=prompt).transpose(source.depth, "position", "rank").values[:, real]
+        for name in ("sentence", "char_start", "char_end")
+    }
+
+    def said(d: int, p: int, rank: int) -> str:
+        text, start, end = (found[name][d, p, rank] for name in ("sentence", "char_start", "char_end"))
+        before, word, after = (tokens.plotly(tokens.plain(t)) for t in tokens.around(str(text), start, end, 30))
+        return f"{before}<b>{word}</b>{after}"
+
+    return said
 
 
 def fit_cells(figure: go.Figure, height: float | None = None) -> None:
@@ -428,6 +448,40 @@ def attribution(
     return figure
 
 
+# ---------------------------------------------------------------- leap
+
+
+def leap(data: xr.Dataset) -> Figure:
+    """From which index layer the nearest contexts of each model layer come, beside the null of random states.
+
+    Shares of a row add up to 1.  The null draws states with the mean and covariance of each layer: what it shows,
+    too, is what the index prefers by itself (hubs, crowded layers), and not where meaning lies.
+    """
+    source = Source(data)
+    panels = [("index_layer_share", "neighbours")]
+    if source.has("index_layer_share_null"):
+        panels.append(("index_layer_share_null", "null: random states"))
+    names = [str(i) for i in data["index"].values]
+    titles = [title for _, title in panels]
+    figure = _figure(make_subplots(cols=len(panels), horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles))
+    for column, (name, _) in enumerate(panels, start=1):
+        shares = data[name].transpose(source.depth, "index").values
+        figure.add_heatmap(
+            z=np.round(shares, 4), x=names, y=list(range(len(source.depths))), zmin=0, zmax=1,
+            colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
+            hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}<extra></extra>", row=1, col=column,
+        )  # fmt: skip
+        figure.update_xaxes(title_text="index layer", type="category", row=1, col=column)
+    figure.update_yaxes(
+        tickvals=list(range(len(source.depths))), ticktext=[str(d) for d in source.depths], showline=False, ticks=""
+    )
+    figure.update_yaxes(title_text=f"model {source.depth_label}", col=1)
+    figure.update_layout(title_text=tokens.plotly(_heading(source, "which index layer answers")))
+    height = float(np.clip(150 + 22 * len(source.depths), 260, 900))
+    figure.update_layout(width=float(190 + len(panels) * max(140, 44 * len(names))), height=height, margin={"t": 70})
+    return figure
+
+
 # ---------------------------------------------------------------- choosing
 
 
@@ -447,6 +501,7 @@ CHARTS: dict[str, Chart] = {
     "trajectory": Chart(trajectory, ("target_logprob",)),
     "curves": Chart(curves, ("entropy",)),
     "attribution": Chart(attribution, ("contribution",)),
+    "leap": Chart(leap, ("index_layer_share",)),
 }
 
 

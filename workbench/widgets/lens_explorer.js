@@ -76,6 +76,8 @@ body[data-jp-theme-light="false"] .lw{--bg:#14171f;--ink:#e2e6ee;--soft:#9aa4b4;
 .lw-fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:2px;min-width:1px}
 .lw-num{text-align:right;font-variant-numeric:tabular-nums;color:var(--soft)}
 .lw-said{color:var(--soft);font-size:12px;margin:0 3px 4px;overflow-wrap:anywhere}
+.lw-said mark{background:color-mix(in srgb,var(--accent) 28%,transparent);color:inherit;border-radius:2px}
+.lw-said small{opacity:.8;white-space:nowrap}
 .lw-pins{display:flex;flex-wrap:wrap;gap:5px}
 .lw-pins span{display:inline-flex;border:1px solid var(--line);border-radius:5px;overflow:hidden;max-width:100%}
 .lw-pins button{border:0;border-radius:0;white-space:pre;overflow:hidden;text-overflow:ellipsis}
@@ -383,7 +385,7 @@ function render({ model, el }) {
       const x = view.value(name, row, at, state.target);
       if (NAMES[name] && !Number.isNaN(x)) facts.push(`${NAMES[name]} ${say(x, name)}`);
     }
-    if (r.floor) facts.push(`cosine floor ${say(r.floor[row])}`);
+    if (r.floor && r.floor[row] !== null) facts.push(`${r.score} floor ${say(r.floor[row])}`);
     const list = make("ol", "lw-bars"), ids = view.ids(row, at), scores = ids.map((_, i) => view.score(row, at, i));
     const probability = r.score === "logprob";
     const full = probability ? 1 : Math.max(...scores.map(Math.abs), 1e-9);
@@ -398,8 +400,15 @@ function render({ model, el }) {
       button.append(make("span", "lw-tok", view.text(id)), track, make("span", "lw-num", say(x)));
       button.onclick = () => { state.token = state.token === id ? null : id; detail(); tell(); };
       item.append(button);
-      const said = view.prompt.said && view.prompt.said.texts[decode(view.prompt.said.at)[view.cell(row, at) * view.k + rank]];
-      if (said) item.append(make("p", "lw-said", said));
+      const said = view.prompt.said;
+      if (said) {
+        const where = view.cell(row, at) * view.k + rank, line = make("p", "lw-said");
+        const [before, word, after] = said.texts[decode(said.at)[where]];
+        const layer = said.layer ? decode(said.layer)[where] : -1;
+        line.append(before, make("mark", "", word), after);
+        if (layer >= 0) line.append(make("small", "", ` layer ${layer}`));
+        item.append(line);
+      }
       list.append(item);
     });
     const parts = [head];

@@ -128,9 +128,7 @@ def _reading(name: str, reading: Any, top_k: int | None) -> dict[str, Any]:
         "domain": domain,
         "wide": [g for g, v in grids.items() if v.shape[1] > 1],
         "targets": [tokens.visible(str(t)) for t in data["target"].values] if "target" in data.coords else [],
-        "floor": [float(f"{f:.4g}") for f in data["cosine_floor"].values]
-        if source.has("cosine_floor")
-        else None,
+        "floor": _floor(source),
         "vocab": texts,
         "vocab_id": used.tolist(),
         "prompts": [_prompt(source, p, ids, used, scores, grids) for p in range(data.sizes["prompt"])],
@@ -147,7 +145,7 @@ def _prompt(
 ) -> dict[str, Any]:
     real, data = source.positions(p), source.data
     inputs = source.inputs(p)
-    positions = data["token_position"].values[p][real] if source.has("token_position") else real
+    positions = data["input_position"].values[p][real] if source.has("input_position") else real
     text = source.prompt_text(p)
     packed: dict[str, Any] = {
         "text": tokens.visible(text).replace(tokens.SPACE, " ") if text else f"prompt {p}",
@@ -166,10 +164,39 @@ def _prompt(
             data["target_id"].transpose("prompt", "position").values[p][real], used
         ).tolist()
     if source.has("sentence") and "rank" in data["sentence"].dims:
-        said = data["sentence"].transpose("prompt", str(source.depth), "position", "rank")
-        table, at = np.unique(said.values[p][:, real, : ids.shape[3]].astype(str), return_inverse=True)
-        packed["said"] = {"texts": [t.replace("\n", " ") for t in table.tolist()], "at": integers(at)}
+        packed["said"] = _said(source, p, real, ids.shape[3])
     return packed
+
+
+def _said(source: Source, p: int, real: np.ndarray, keep: int) -> dict[str, Any]:
+    """Each neighbour as [text before, its word, text after], each different one once, and where it came from."""
+
+    def at(name: str) -> np.ndarray:
+        found = source.data[name].transpose("prompt", str(source.depth), "position", "rank")
+        return found.values[p][:, real, :keep].ravel()
+
+    shown: dict[tuple[str, int, int], int] = {}
+    places = [
+        shown.setdefault((str(text), int(a), int(b)), len(shown))
+        for text, a, b in zip(at("sentence"), at("char_start"), at("char_end"), strict=True)
+    ]
+    packed: dict[str, Any] = {
+        "texts": [[tokens.plain(part) for part in tokens.around(*key)] for key in shown],
+        "at": integers(np.array(places)),
+    }
+    if source.has("index_layer"):
+        packed["layer"] = integers(at("index_layer"))
+    return packed
+
+
+def _floor(source: Source) -> list[float | None] | None:
+    """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
+    names = [n for n in ("cosine_floor", "similarity_floor_random", "similarity_floor_shuffled") if source.has(n)]
+    if not names:
+        return None
+    floors = np.stack([source.data[n].values.astype(float) for n in names])
+    highest = np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), axis=0))
+    return [None if np.isnan(f) else float(f"{f:.4g}") for f in highest]
 
 
 def _target_ids(source: Source) -> list[np.ndarray]:
