@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from lenses.embedding import EmbeddingLens
     from lenses.latent import ContextIndex, LatentLens
     from lenses.logit import LogitLens
+    from lenses.states import States
 
-__all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens"]
+__all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens", "States"]
 
 _HOMES = {
     "LogitLens": "logit",
@@ -19,6 +20,7 @@ _HOMES = {
     "LogitAttribution": "attribution",
     "LatentLens": "latent",
     "ContextIndex": "latent",
+    "States": "states",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``workbench demo | read | info``."""
+"""The command line: ``workbench demo | read | info``, and what lenses and probes add to it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PLAIN_PROMPTS = (
 TARGET = ("target_rank", "target_logprob", "target_logprob_null")
 SHOWN_PARTS = 6
 PROMPTS_ABREAST = 5
+SHOWN_LAYERS = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,11 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         "--lens",
         action="append",
         metavar="NAME",
-        help="logit (default), embedding, attribution, or an installed one; repeatable",
+        help="logit (default), embedding, attribution, latent, or an installed one; repeatable",
     )
-    read.add_argument("--layers", type=_integers, metavar="0,6,-1", help="layers to read; default: all")
+    read.add_argument("--layers", type=integers, metavar="0,6,-1", help="layers to read; default: all")
     read.add_argument("--top-k", type=int, default=10, metavar="N", help="tokens to keep at each place; default: 10")
     read.add_argument("--targets", action="append", metavar="TOKEN", help="a token to follow: ' red'; repeatable")
+    read.add_argument("--index", type=Path, metavar="PATH", help="the index of contexts that the latent lens looks in")
     read.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     read.add_argument("--dtype", help="float32, bfloat16, float16 or auto; default: float32 on a CPU")
     read.add_argument("--out", type=Path, metavar="FOLDER", help="a folder for the reading files and the page")
@@ -129,10 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--device", help="cpu, cuda, ...")
     info.add_argument("--dtype", help="float32, bfloat16, float16 or auto")
     info.set_defaults(run=_info)
+    for point in metadata.entry_points(group="workbench.commands"):
+        point.load()(commands, style)
     return parser
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -157,15 +161,22 @@ def _make(name: str, **options: Any) -> Any:
         raise InputError(f"There is no lens {name!r}. Installed: {', '.join(sorted(known)) or 'none'}.")
     kind = known[name].load()
     takes = inspect.signature(kind).parameters
+    lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
+    if lacking:
+        raise InputError(f"The {name} lens needs --{lacking[0]}.")
     return kind(**{k: v for k, v in options.items() if k in takes and v is not None})
 
 
-def _working(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Readers that can work on this model, by name; and why the others cannot."""
+def _working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Readers that can work on this model, by name; and why the others cannot.
+
+    ``folder`` is where a reader that needs more than a model (an index) may make a small one for show.
+    """
     good, bad = {}, {}
-    for name in readers():
+    for name, point in readers().items():
         try:
-            reader = _make(name)
+            show = getattr(point.load(), "demo", None)
+            reader = show(model, folder / name) if show and folder else _make(name)
             reader.sites(model)
             if name == "embedding":
                 _ = model.embedding
@@ -187,7 +198,7 @@ def _prompts(model: Any, source: str) -> list[Any]:
     return [p for p in PLAIN_PROMPTS if limit is None or len(model.tokenizer(p)["input_ids"]) <= limit] or ["a"]
 
 
-def _load(chosen: argparse.Namespace) -> Any:
+def load(chosen: argparse.Namespace) -> Any:
     """The model; a device that is not here is said in one line, before anything is loaded."""
     import torch
 
@@ -206,8 +217,8 @@ def _load(chosen: argparse.Namespace) -> Any:
 
 def _demo(chosen: argparse.Namespace) -> None:
     _folder(chosen.out)
-    model = _load(chosen)
-    good, bad = _working(model)
+    model = load(chosen)
+    good, bad = _working(model, chosen.out)
     prompts = _prompts(model, chosen.model)
     named, late = _read_all(model, prompts, good)
     bad |= late
@@ -215,6 +226,10 @@ def _demo(chosen: argparse.Namespace) -> None:
     for name, reason in bad.items():
         print(f"  {name} cannot read this model: {reason}\n")
     _table(named["logit"])
+    for name, reading in named.items():
+        if "sentence" in reading.data:
+            print(f"\n{name}, in a small index made for this: {chosen.out / name}")
+            neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
     paths = _write(named, chosen.out)
     notes = _figures(named, chosen.out)
     print("\nWritten:")
@@ -242,7 +257,7 @@ def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dic
         named, bad = {}, {}
         for name in good:
             try:
-                named[name] = workbench.read(model, prompts, _make(name))
+                named[name] = workbench.read(model, prompts, good[name])
             except ValueError as error:
                 if name == "logit":
                     raise
@@ -254,12 +269,12 @@ def _read(chosen: argparse.Namespace) -> None:
     import workbench
 
     names = list(dict.fromkeys(chosen.lens or ["logit"]))
-    options = {"layers": chosen.layers, "top_k": chosen.top_k, "targets": chosen.targets}
+    options = {"layers": chosen.layers, "top_k": chosen.top_k, "targets": chosen.targets, "index": chosen.index}
     lenses = [_make(name, **options) for name in names]
     prompts = [_ids(text) for text in chosen.prompts] if chosen.ids else chosen.prompts
     if chosen.out:
         _folder(chosen.out)
-    found = workbench.read(_load(chosen), prompts, lenses)
+    found = workbench.read(load(chosen), prompts, lenses)
     named = dict(zip(names, found, strict=True))
     for i, reading in enumerate(found):
         if i:
@@ -279,7 +294,7 @@ def _ids(text: str) -> list[int]:
 
 
 def _info(chosen: argparse.Namespace) -> None:
-    model = _load(chosen)
+    model = load(chosen)
     _describe(model)
     good, bad = _working(model)
     print(f"  readers      {', '.join(good)}")
@@ -314,7 +329,7 @@ def _table(reading: Any) -> None:
     lasts = [int((row >= 0).sum()) - 1 for row in data["input_id"].values]
     axis = "layer" if "layer" in data.dims else "block"
     if "token_id" in data:
-        score = "logprob" if "logprob" in data else "cosine"
+        score = next(s for s in ("logprob", "cosine", "similarity") if s in data)
         texts = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
 
         def top(p: int, i: int) -> tuple[str, str]:
@@ -323,7 +338,7 @@ def _table(reading: Any) -> None:
             value = math.exp(value) if score == "logprob" else value
             return visible(texts.get(int(data["token_id"].isel(place)), "")), f"{value:.2f}"
 
-        said = "probability" if score == "logprob" else "cosine"
+        said = "probability" if score == "logprob" else score
         _print(data, f"{name}: top token at the last position, with its {said}", axis, top)
     for t in range(data.sizes.get("target", 0)) if "target_rank" in data else ():
 
@@ -341,6 +356,44 @@ def _table(reading: Any) -> None:
             if t:
                 print()
             _contributions(part, name, lasts)
+
+
+def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int | None = None) -> None:
+    """The contexts nearest to a prompt's last token, layer by layer (``layers``: about so many of them)."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from workbench import tokens
+
+    data = data.isel(prompt=prompt)
+    data = data.isel(position=int((data["input_id"].values >= 0).sum()) - 1)
+    table = Table(box=None, pad_edge=False, title_justify="left", title_style="")
+    before = tokens.plain(str(data["prompt_text"].item()))
+    table.title = Text(f"nearest contexts of the last token of: {before}")
+    for name in ("layer", "similarity", "from layer"):
+        table.add_column(name, justify="right")
+    table.add_column("context", ratio=1)
+    depth = "layer" if "layer" in data.dims else "block"
+    floors = [data[name].values for name in data if str(name).startswith("similarity_floor")]
+    count = data.sizes[depth]
+    shown = min(layers or count, count)
+    for i in sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)}):
+        for rank in range(min(top or data.sizes["rank"], data.sizes["rank"])):
+            one = data.isel({depth: i, "rank": rank})
+            if int(one["row"]) < 0:
+                continue
+            start, end = int(one["char_start"]), int(one["char_end"])
+            parts = [tokens.plain(t) for t in tokens.around(str(one["sentence"].item()), start, end, 40)]
+            value = float(one["similarity"])
+            above = all(value > floor[i] for floor in floors)
+            table.add_row(
+                "" if rank else str(data[depth].values[i]), f"{value:.3f}{' ' if above else '-'}",
+                str(int(one["index_layer"])), Text.assemble(parts[0], (parts[1], "bold reverse"), parts[2]),
+            )  # fmt: skip
+    Console().print(table)
+    if floors:
+        print("- : not above what random states or shuffled contexts reach at this layer")
 
 
 def _contributions(data: Any, name: str, lasts: list[int]) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex
     from lenses.latent.lens import LatentLens
+    from lenses.latent.published import import_published
     from lenses.latent.store import IndexRefused
 
-__all__ = ["ContextIndex", "IndexRefused", "LatentLens"]
+__all__ = ["ContextIndex", "IndexRefused", "LatentLens", "import_published"]
 
-_HOMES = {"ContextIndex": "index", "LatentLens": "lens", "IndexRefused": "store"}
+_HOMES = {"ContextIndex": "index", "LatentLens": "lens", "import_published": "published", "IndexRefused": "store"}
 
 
 def __getattr__(name: str) -> Any:

@@ -171,9 +171,8 @@ def choose(
 
 
 def tokenised(model: Model, texts: Sequence[str], **options: Any) -> Any:
-    return model.tokenizer(
-        list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
-    )
+    tokenizer: Any = model.tokenizer
+    return tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
 
 
 def refeed(store: Store, chosen: Selection, census: Census) -> None:
@@ -181,6 +180,11 @@ def refeed(store: Store, chosen: Selection, census: Census) -> None:
 
     Positions that it did not keep were worse than k others, which are in it: they lose again.
     """
+    if store.manifest.get("imported"):
+        raise IndexRefused(
+            f"The index at {store.path} was imported: how its contexts were chosen is not known, so it can be searched "
+            "but not extended or merged. Build an index of its sentences instead."
+        )
     census.add(store.manifest["corpus"])
     chosen.occurrences[store.tokens["token_id"]] += store.tokens["occurrences"]
     flat, starts = store.token_ids()
@@ -229,7 +233,7 @@ def materialise(
                 "extend it with add(), or delete it first."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tables(folder, kept, tables)
+    write_tables(folder, kept, tables)
     files = {layer_file(layer, kind): width for layer in head["layers"] for kind, width in encoding.files().items()}
     handles = {name: os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in files}
     try:
@@ -239,14 +243,22 @@ def materialise(
     finally:
         for handle in handles.values():
             os.close(handle)
+    finish(path, folder, head, len(kept), len(kept.texts), census)
+
+
+def finish(path: Path, folder: Path, head: dict[str, Any], rows: int, sentences: int, census: Census) -> None:
+    """Checksums of what is in the data folder, then the manifest that makes it count."""
+    encoding = Encoding(head["storage"], head["d_model"])
+    blocks = {
+        layer_file(layer, kind): width * BLOCK for layer in head["layers"] for kind, width in encoding.files().items()
+    }
     entries = {}
-    for name in sorted([*files, "sentences.parquet", "contexts.parquet", "tokens.parquet"]):
-        block = files[name] * BLOCK if name in files else 2**20
-        entries[name] = {
-            "bytes": (folder / name).stat().st_size, "block": block, "crc32": checksums(folder / name, block),
-        }  # fmt: skip
+    for name in sorted([*blocks, "sentences.parquet", "contexts.parquet", "tokens.parquet"]):
+        block = blocks.get(name, 2**20)
+        file = folder / name
+        entries[name] = {"bytes": file.stat().st_size, "block": block, "crc32": checksums(file, block)}
     manifest = {
-        "format": FORMAT, "version": VERSION, "data": folder.name, "n_rows": len(kept), "n_sentences": len(kept.texts),
+        "format": FORMAT, "version": VERSION, "data": folder.name, "n_rows": rows, "n_sentences": sentences,
         **head, "corpus": census.describe(), "files": entries,
     }  # fmt: skip
     write_manifest(path, manifest)
@@ -269,7 +281,7 @@ def tidy(path: Path, folder: Path) -> None:
             file.unlink()
 
 
-def _write_tables(folder: Path, kept: Kept, tables: dict[str, dict[str, np.ndarray]]) -> None:
+def write_tables(folder: Path, kept: Kept, tables: dict[str, dict[str, np.ndarray]]) -> None:
     import pyarrow as arrow
 
     ids = arrow.ListArray.from_arrays(arrow.array(kept.starts.astype(np.int32)), arrow.array(kept.ids))
@@ -301,11 +313,15 @@ def spans_of(model: Model, kept: Kept) -> dict[str, np.ndarray]:
                     "matched with characters; use one version of it throughout."
                 )
             for row in range(first[i], first[i + 1]):
-                a, b = offsets[kept.position[row]]
-                inner = text[a:b]
-                a += len(inner) - len(inner.lstrip())
-                start[row], end[row] = a, max(a, b - (len(inner) - len(inner.rstrip())))
+                start[row], end[row] = inner(text, *offsets[kept.position[row]])
     return {"char_start": start, "char_end": end}
+
+
+def inner(text: str, start: int, end: int) -> tuple[int, int]:
+    """A token's characters without the spaces around them."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, max(start, end - (len(part) - len(part.rstrip())))
 
 
 def spans_in(kept: Kept, sources: Sequence[Store]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
-from workbench.engines.hooks import untouched
+from lenses.states import States
 from workbench.errors import InputError
-from workbench.inputs import Batch, Prompt, collate
-from workbench.reader import observe_batch
+from workbench.reader import read
 from workbench.sites import Site, resolve
 from workbench.stats import RandomDirections
 
 if TYPE_CHECKING:
+    from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.reader import Run
     from workbench.reading import Reading
@@ -87,11 +88,13 @@ class LatentLens:
 
     @classmethod
     def demo(cls, model: Model, folder: Any) -> LatentLens:
-        """The lens over a small index of made-up stories, built in ``folder``."""
+        """The lens over a small index of made-up stories, built in ``folder`` (an index that is there is replaced)."""
         from workbench.organisms.story.grammar import stories
 
         small = sum(p.numel() for p in model.module.parameters()) < 5e6
         texts = [story.text for story in stories(1500 if small else 150, 5)]
+        if (folder / "manifest.json").exists():
+            shutil.rmtree(folder)
         return cls(ContextIndex.build(model, texts, folder))
 
     def sites(self, model: Model) -> list[Site]:
@@ -153,33 +156,22 @@ class LatentLens:
 
     def _floor_shuffled(self) -> np.ndarray:
         """One more pass, over prompts whose tokens stand in random order (leading special tokens stay in front)."""
-        model, depths = self._run.model, len(self._wanted)
         special = set(self.index.manifest["special_ids"])
         rng = np.random.default_rng(0)
-        shuffled: list[Prompt] = []
-        left = SHUFFLED
+        shuffled: list[list[int]] = []
+        inner: list[slice] = []
         for prompt in self._run.prompts:
             head = next((i for i, t in enumerate(prompt.ids) if t not in special), len(prompt.ids))
-            if left <= 0 or prompt.extras or len(prompt.ids) - head < 2:
-                continue
-            ids = prompt.ids[:head] + rng.permutation(prompt.ids[head:]).tolist()
-            positions = [p for p in prompt.positions if p >= head][:left]
-            shuffled.append(Prompt(ids, "", positions=positions))
-            left -= len(positions)
-        kept: dict[Site, list[Tensor]] = {site: [] for site in self._wanted}
-
-        class Keep:
-            def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-                kept[site].append(batch.take(states).float())
-
-        with untouched(model.module):
-            for i, prompt in enumerate(shuffled):
-                if prompt.positions:
-                    observe_batch(model, collate(model, shuffled, [i]), {site: [Keep()] for site in self._wanted})
-        if not kept[self._wanted[0]]:
-            return np.full(depths, np.nan, np.float32)
-        states = torch.cat([torch.cat(kept[site]) for site in self._wanted])
-        best = self._nearest(states).similarity[:, 0].reshape(depths, -1)
+            room = SHUFFLED - sum(s.stop - s.start for s in inner)
+            if room > 0 and not prompt.extras and len(prompt.ids) - head > 1:
+                shuffled.append(prompt.ids[:head] + rng.permutation(prompt.ids[head:]).tolist())
+                inner.append(slice(head, min(len(prompt.ids), head + room)))
+        if not shuffled:
+            return np.full(len(self._wanted), np.nan, np.float32)
+        states = States([s.index for s in self._wanted], at=self.at)
+        read(self._run.model, shuffled, states, progress=False)
+        found = torch.cat([states.found[i, :, at] for i, at in enumerate(inner)], 1)
+        best = self._nearest(found.flatten(0, 1)).similarity[:, 0].reshape(len(found), -1)
         return np.nanquantile(best, 0.95, axis=1).astype(np.float32)
 
     def end(self) -> Reading:
