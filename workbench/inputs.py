@@ -246,11 +246,13 @@ def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: bool 
     return batches
 
 
-def collate(model: Model, prompts: list[Prompt], members: list[int], padding_side: str = "right") -> Batch:
-    """Pad the members to one batch on the model's device."""
+def collate(
+    model: Model, prompts: list[Prompt], members: list[int], padding_side: str = "right", width: int = 0
+) -> Batch:
+    """Pad the members to one batch on the model's device, as wide as the longest of them or ``width``."""
     chosen = [prompts[i] for i in members]
     lengths = [len(p.ids) for p in chosen]
-    width = max(lengths)
+    width = max(width, *lengths)
     pad = getattr(text_config(model.module), "pad_token_id", None)
     pad = pad if isinstance(pad, int) and 0 <= pad < model.vocab_size else chosen[0].ids[0]
     ids = torch.full((len(chosen), width), pad, dtype=torch.long)

@@ -1,8 +1,8 @@
 """Making an index: choose from token ids alone, then run only the chosen sentences, no deeper than needed.
 
-The result is a function of the set of sentences, the settings and the model.  Sentences run in batches of one
-length (no padding) and of one fixed shape (a batch that is not full is filled up), so that a state has the same
-bits whichever other sentences ran beside it: a build that was killed and resumed, shards that were merged, and an
+The result is a function of the set of sentences, the settings and the model.  Sentences of one length run in batches
+of one fixed shape (a batch that is not full is filled up), so that a state has the same bits whichever other sentences
+ran beside it: a build that was killed and resumed, shards that were merged, and an
 index that was extended end with the same bytes as one uninterrupted build on the same kind of machine.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -37,6 +38,7 @@ from lenses.latent.store import (
     seal,
     write_table,
 )
+from workbench.anatomy import text_config
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
 from workbench.inputs import Batch, Prompt, collate
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 TOKENISED_AT_ONCE = 2048
 JOURNAL_SECONDS = 5.0
+TILE, SHORT = 16, 64
 COMMON = ("storage", "d_model", "layers", "settings", "special_ids", "fingerprint", "tokenizer", "dtype")
 """What two indices must have in common to be one: what decides the bits of a row."""
 
@@ -355,7 +358,8 @@ def _fill(
     if len(missing) and model is None:
         raise IndexRefused(f"{len(missing)} contexts of the merged index are in none of its parts. Build it again.")
     lengths = np.diff(kept.starts)
-    runs = _runs(np.unique(kept.sentence[missing]), lengths, batch_tokens)
+    shapes = Shapes(model, batch_tokens) if model is not None else None
+    runs = shapes.runs(np.unique(kept.sentence[missing]), lengths) if shapes is not None else []
     journal = folder / "journal.json"
     # Another batch size would be another list of steps.
     steps = {"batch_tokens": batch_tokens, "sources": [s.manifest["crc32"] for s in sources]}
@@ -378,26 +382,33 @@ def _fill(
                 for kind in encoding.files():
                     _put(handles[layer_file(layer, kind)], rows, matrix.stored(kind, theirs[rows]))
             note(step + 1)
-    if model is not None and runs:
+    if model is not None and shapes is not None and runs:
         kept_rows = _Rows(kept, missing)
         writer = _Writer(encoding, handles)
         sites: dict[Site, list[Any]] = {Site("resid", layer): [writer] for layer in layers}
-        total = sum(int(lengths[run].sum()) for run in runs)
+        sizes = [int(lengths[run].sum()) for run in runs]
+        before = sum(sizes[: max(0, done - len(copies))])
         with (
             untouched(model.module),
-            tqdm(total=total, unit="tok", desc=f"running {model.name}", disable=not progress, delay=1.0) as bar,
+            tqdm(
+                total=sum(sizes),
+                initial=before,
+                unit="tok",
+                desc=f"running {model.name}",
+                disable=not progress,
+                delay=1.0,
+            ) as bar,
         ):
             sentences = 0
-            for step, run in enumerate(runs, len(copies)):
-                if step >= done:
-                    prompts, writer.rows = kept_rows.prompts(run, max(2, batch_tokens // int(lengths[run[0]])))
-                    batch = collate(model, prompts, list(range(len(prompts))))
-                    observe_batch(model, batch, sites)
-                    note(step + 1)
-                else:
-                    bar.initial += int(lengths[run].sum())
+            for step, (run, size) in enumerate(zip(runs, sizes, strict=True), len(copies)):
                 sentences += len(run)
-                bar.update(int(lengths[run].sum()))
+                if step < done:
+                    continue
+                count, width = shapes(int(lengths[run[0]]))
+                prompts, writer.rows = kept_rows.prompts(run, count)
+                observe_batch(model, collate(model, prompts, list(range(count)), width=width), sites)
+                note(step + 1)
+                bar.update(size)
                 bar.set_postfix(sentences=sentences, refresh=False)
     note(len(copies) + len(runs), at_once=True)
 
@@ -441,14 +452,42 @@ def _pieces(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
 
 
-def _runs(sentences: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Sentences of one length each (they are sorted by length), as many as a batch holds."""
-    runs = []
-    for group in np.split(sentences, np.flatnonzero(np.diff(lengths[sentences])) + 1):
-        if len(group):
-            size = max(2, batch_tokens // int(lengths[group[0]]))
-            runs += [group[i : i + size] for i in range(0, len(group), size)]
-    return runs
+class Shapes:
+    """How many sentences of a length run at once, and how wide their batch is padded.
+
+    Matrix products go in tiles of rows, and a row in a tile that is cut short may be rounded otherwise.  So a batch
+    holds a multiple of TILE tokens: many short sentences, or longer ones padded to the next multiple (beyond the
+    longest, so that every batch has padding and takes the same way through the attention).  Heads narrower than a
+    tile must begin where vectors do, too: for them short sentences are padded to a multiple of ``grain``.
+    """
+
+    def __init__(self, model: Model, batch_tokens: int) -> None:
+        config = text_config(model.module)
+        heads = getattr(config, "num_attention_heads", None) or 1
+        head = getattr(config, "head_dim", None) or model.d_model // heads
+        self.tokens, self.pads = batch_tokens, model.anatomy.pads
+        self.grain = TILE // math.gcd(head, TILE) if self.pads else 1
+
+    def __call__(self, length: int) -> tuple[int, int]:
+        """Sentences, width."""
+        if length < SHORT or not self.pads:
+            width = -(-length // self.grain) * self.grain
+            unit = TILE // math.gcd(width, TILE)
+            return max(1, round(self.tokens / (width * unit))) * unit, width
+        width = (length // TILE + 1) * TILE
+        return max(1, self.tokens // width), width
+
+    def runs(self, sentences: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """The sentences (sorted by length) in pieces that run together."""
+        own = lengths[sentences]
+        # Short sentences run with those of their own length only: padded and unpadded ones never together.
+        kind = np.where((own < SHORT) | (not self.pads), own, own // TILE * TILE)
+        runs = []
+        for group in np.split(sentences, np.flatnonzero(np.diff(kind)) + 1):
+            if len(group):
+                size = self(int(lengths[group[0]]))[0]
+                runs += [group[i : i + size] for i in range(0, len(group), size)]
+        return runs
 
 
 class _Rows:

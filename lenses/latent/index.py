@@ -15,7 +15,7 @@ import xarray as xr
 from lenses.latent import build as building
 from lenses.latent import search as searching
 from lenses.latent.corpus import Corpus
-from lenses.latent.search import Found, Scale
+from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
 from lenses.latent.store import IndexRefused, Store, checksums
 from workbench.errors import InputError
@@ -198,7 +198,7 @@ class ContextIndex:
         for layer in tqdm(self.layers, desc=f"{kind} index", disable=not progress, delay=1.0):
             index = searching.make_approximate(self.store.matrix(layer), kind)
             # A little more than asked for: the queries to come are not the ones measured with.
-            effort[str(layer)], found = searching.tune(index, self.store, layer, min(1.0, recall + 0.003))
+            effort[str(layer)], found = searching.tune(index, kind, self.store, layer, min(1.0, recall + 0.003))
             measured[str(layer)] = round(found, 4)
             file = self.store.folder / searching.approximate_file(layer)
             write_whole(file, lambda name, index=index: faiss.write_index(index, name))
@@ -272,7 +272,8 @@ class ContextIndex:
         with torch.no_grad():
             for layer in wanted if k else ():
                 if method == "approximate":
-                    found = searching.approximate(self._quick(layer), self.store.matrix(layer), queries, k, hidden)
+                    quick, kind = self._quick(layer), self.manifest["approximate"]["kind"]
+                    found = searching.approximate(quick, kind, self.store.matrix(layer), queries, k, hidden)
                 else:
                     found = searching.exact(self._scale(layer, calibration), queries, k, hidden)
                 scores.append(found[0])
@@ -418,16 +419,14 @@ class ContextIndex:
             self._scales[layer, calibration] = Scale(self.store.matrix(layer), calibration, sample)
         return self._scales[layer, calibration]
 
-    def _sample(self) -> torch.Tensor:
+    def _sample(self) -> Sample:
         """Unit rows spread over the layers, as stand-ins for queries."""
-        each = -(-min(searching.SAMPLE, self.n_rows) // len(self.layers))
+        each = min(-(-searching.SAMPLE // len(self.layers)), self.n_rows)
         rng = np.random.Generator(np.random.PCG64(2))
-        parts = []
-        for layer in self.layers:
-            rows = np.sort(rng.choice(self.n_rows, min(each, self.n_rows), replace=False))
-            matrix = self.store.matrix(layer)
-            parts.append(matrix.encoding.back(matrix.gather(rows)))
-        return torch.cat(parts)
+        rows = [np.sort(rng.choice(self.n_rows, each, replace=False)) for _ in self.layers]
+        found = [self.store.matrix(layer) for layer in self.layers]
+        units = torch.cat([m.encoding.back(m.gather(r)) for m, r in zip(found, rows, strict=True)])
+        return Sample(units, np.repeat(self.layers, each), np.concatenate(rows))
 
     def _quick(self, layer: int) -> Any:
         made = self.manifest.get("approximate")

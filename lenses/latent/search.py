@@ -68,10 +68,19 @@ def checked_queries(states: Any, d_model: int) -> Tensor:
 # ---------------------------------------------------------------- scores
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Unit states of some rows of all layers, and which they are."""
+
+    units: Tensor
+    layer: np.ndarray
+    row: np.ndarray
+
+
 class Scale:
     """How the scores of one layer are made under one calibration."""
 
-    def __init__(self, matrix: Matrix, calibration: str, sample: Tensor | None) -> None:
+    def __init__(self, matrix: Matrix, calibration: str, sample: Sample | None) -> None:
         self.matrix, self.calibration = matrix, calibration
         self.mean = self.spread = self.length = self.hub = None
         if calibration in ("centre", "z-score"):
@@ -102,15 +111,19 @@ class Scale:
         moved = states - self.mean.to(states.device)
         return moved if self.spread is None else moved / self.spread.to(states.device)
 
-    def _hubs(self, sample: Tensor) -> None:
+    def _hubs(self, sample: Sample) -> None:
         """[rows] each row's mean cosine with its nearest neighbours among the sample."""
         n, parts = self.matrix.n_rows, []
-        turned = self.matrix.encoding.turn(sample)
-        k = min(CSLS_NEIGHBOURS, len(sample) - 1)
+        turned = self.matrix.encoding.turn(sample.units)
+        k = min(CSLS_NEIGHBOURS, len(turned) - 1)
+        own = torch.from_numpy(np.flatnonzero(sample.layer == self.matrix.layer))
+        rows = torch.from_numpy(sample.row)[own]
         for lo in range(0, n, BLOCK):
-            cosine = self.matrix.units(lo, min(lo + BLOCK, n)) @ turned.T
+            hi = min(lo + BLOCK, n)
+            cosine = self.matrix.units(lo, hi) @ turned.T
             # A row that is in the sample itself is no neighbour of its own.
-            cosine[cosine > 1 - 1e-4] = -1
+            here = (rows >= lo) & (rows < hi)
+            cosine[rows[here] - lo, own[here]] = -1
             parts.append(cosine.topk(k, 1).values.mean(1))
         self.hub = torch.cat(parts) if parts else torch.zeros(0)
 
@@ -236,7 +249,8 @@ def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, d
 
 # ---------------------------------------------------------------- approximate
 
-KINDS = ("ivf-sq8", "ivf-pq", "hnsw")
+KINDS = {"ivf-sq8": 4, "ivf-pq": 16, "hnsw": 4}
+"""Candidates that are ranked exactly, for each neighbour wanted: more where the codes say less."""
 CHECKED = 256
 """Queries of each sort with which recall is measured."""
 
@@ -254,9 +268,11 @@ def make_approximate(matrix: Matrix, kind: str) -> Any:
     library = faiss()
     n, d = matrix.n_rows, matrix.encoding.d_model
     lists = max(1, min(int(4 * n**0.5), n // 39))
+    # FAISS wants 39 points for each centroid.
+    bits = int(np.clip(np.log2(max(n, 1) / 39), 4, 8))
     recipe = {
         "ivf-sq8": f"IVF{lists},SQ8",
-        "ivf-pq": f"IVF{lists},PQ{next(m for m in (d // 4, d // 2, d) if d % m == 0)}x8",
+        "ivf-pq": f"IVF{lists},PQ{next(m for m in (d // 4, d // 2, d) if d % m == 0)}x{bits}",
         "hnsw": "HNSW32,SQ8",
     }[kind]
     index = library.index_factory(d, recipe, library.METRIC_INNER_PRODUCT)
@@ -278,10 +294,12 @@ def set_effort(index: Any, effort: int) -> None:
         index.hnsw.efSearch = effort
 
 
-def approximate(index: Any, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Tensor, Tensor]:
+def approximate(
+    index: Any, kind: str, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray
+) -> tuple[Tensor, Tensor]:
     """Candidates from FAISS, then their exact cosines from the stored rows."""
     vector = matrix.encoding.turn(normalize(queries.cpu(), dim=1))
-    _, rows = index.search(vector.numpy(), min(matrix.n_rows, max(4 * k, 40)))
+    _, rows = index.search(vector.numpy(), min(matrix.n_rows, KINDS[kind] * max(k, 10)))
     rows = torch.from_numpy(rows)
     bad = (rows < 0) | torch.from_numpy(np.isin(rows.numpy(), hidden))
     score = torch.empty(rows.shape)
@@ -294,7 +312,7 @@ def approximate(index: Any, matrix: Matrix, queries: Tensor, k: int, hidden: np.
     return score, torch.where(score.isfinite(), rows.gather(1, at), -1)
 
 
-def tune(index: Any, store: Store, layer: int, target: float, k: int = 10) -> tuple[int, float]:
+def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> tuple[int, float]:
     """The least effort that reaches the recall wanted, and the recall@k that was measured with it.
 
     Measured with rows of this layer (each without itself) and with rows of the farthest other layer, which are as
@@ -313,7 +331,7 @@ def tune(index: Any, store: Store, layer: int, target: float, k: int = 10) -> tu
     limit = min(4096, 2 * max(1, int(store.n_rows**0.5)))
     while True:
         set_effort(index, effort)
-        best = min(_recall(partial(approximate, index, matrix), *each, k) for each in sets)
+        best = min(_recall(partial(approximate, index, kind, matrix), *each, k) for each in sets)
         if best >= target or effort >= limit:
             return effort, best
         effort *= 2
