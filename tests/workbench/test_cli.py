@@ -124,7 +124,8 @@ def test_demo_says_what_to_do_next(
     out = tmp_path / "demo"
     assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"index.html", "logit.nc", "embedding.nc", "attribution.nc"}
+    read = {"logit.nc", "embedding.nc", "attribution.nc", "latent.nc"}
+    assert {path.name for path in out.iterdir()} == {"index.html", "latent", *read}  # latent/: the small index
     assert "cannot read" not in said
     assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
 
@@ -139,7 +140,8 @@ def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
     monkeypatch.setattr("lenses.embedding.EmbeddingLens.observe", refuse)
     assert main(["demo", "--model", str(folder), "--out", str(tmp_path)]) == 0
     assert "embedding cannot read this model: not with these states" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "logit.nc", "attribution.nc"}
+    others = {"logit.nc", "attribution.nc", "latent.nc"}
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "latent", *others}
 
 
 @pytest.mark.parametrize(
