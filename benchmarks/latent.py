@@ -1,0 +1,542 @@
+"""LatentLens indices: build and search against the published package, plain FAISS, and floors.
+
+    python benchmarks/latent.py [PART ...] [--quick] [--out FILE]
+
+    build      20,000 sentences, a random GPT-2 small: ours | floor (forward passes of the chosen sentences alone) |
+               the published package; memory, disk, int8
+    corpus     pass one over the whole corpus: which share of its sentences has to run, by contexts per token
+    search     1,000 queries over 8 layers of 100,000 rows x 768: ours | FAISS flat | the bare product
+    million    1,000,000 rows: the approximate index against exact search, with its recall on held-out states
+    lines      memory of pass one over one and ten million made-up lines
+    agreement  the same rows in both: top-10 neighbours with right padding, and what left padding does
+
+The published package is ``latentlens`` 0.1.0 with its own concepts.txt (117,125 sentences).  It is installed without
+dependencies into a folder of its own, .envs/latentlens.  States for search and million are those of a model of width
+768 that was trained on the corpus for some minutes: hidden states of a random model have no structure to be found.
+Parts add their results to FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+import workbench
+from lenses import ContextIndex
+from lenses.latent import build as building
+from lenses.latent import search as searching
+from lenses.latent.selection import Kept, Selection
+from lenses.latent.store import BLOCK, layer_file
+
+HERE = Path(__file__).resolve().parents[1]
+PUBLISHED = HERE / ".envs" / "latentlens"
+
+
+# ---------------------------------------------------------------- what is measured with
+
+
+def published() -> Any:
+    """The published package."""
+    if not (PUBLISHED / "latentlens").is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PUBLISHED)]
+        subprocess.run([*pip, "latentlens==0.1.0"], check=True)
+    if str(PUBLISHED) not in sys.path:
+        sys.path.append(str(PUBLISHED))
+    import latentlens
+
+    return latentlens
+
+
+def concepts() -> list[str]:
+    published()
+    text = (PUBLISHED / "latentlens" / "data" / "concepts.txt").read_text("utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def some(n: int) -> list[str]:
+    return random.Random(0).sample(concepts(), n)
+
+
+def tokenizer(size: int, folder: Path, padding_side: str = "right") -> Any:
+    """A byte-level BPE of the corpus with a beginning-of-sequence token; made once."""
+    file = folder / f"bpe-{size}.json"
+    if not file.exists():
+        from workbench.organisms.story.recipe import make_tokenizer
+
+        made = make_tokenizer(concepts(), size).backend_tokenizer
+        # Several benchmarks may start together.
+        made.save(str(file.with_suffix(".part")))
+        file.with_suffix(".part").replace(file)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(file), bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>",
+        padding_side=padding_side, model_max_length=512,
+    )  # fmt: skip
+
+
+def resident(what: str = "VmRSS") -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0]) / 2**10
+
+
+class Measured:
+    """Seconds, and MB of peak resident memory above what was held before (Linux)."""
+
+    def __enter__(self) -> Measured:
+        before = resident()
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before, self.start = before, time.perf_counter()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.seconds = time.perf_counter() - self.start
+        self.extra = resident("VmHWM") - self.before
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+# ---------------------------------------------------------------- build
+
+
+def part_build(work: Path, quick: bool) -> dict[str, Any]:
+    texts = some(1000 if quick else 20_000)
+    tok = tokenizer(50257, work)
+    torch.manual_seed(0)
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+    model = workbench.load(module, tokenizer=tok, name="GPT-2 small, random")
+    _ = model.fingerprint, model.tokenizer_fingerprint
+    ContextIndex.build(model, texts[:64], work / "warm", progress=False)
+    # Pass one alone says what has to run.
+    head = building.header(model, None, 50, 0, 0, 512, "fp16")
+    chosen = building.selection(head, len(tok), work)
+    building.choose(model, texts, None, chosen, building.Census(), 512, False)
+    kept: Kept = chosen.finish()
+    floor, reference = _Floor(module, kept, max(head["layers"])), published()
+    said: dict[str, Any] = {"sentences": len(texts), "layers": head["layers"], "contexts": len(kept)}
+    said["sentences_run"] = round(len(kept.texts) / len(texts), 4)
+    # The floor in quarters around the builds, so that slow phases of the machine hurt both.
+    alone = floor.seconds(0, 4) + floor.seconds(1, 4)
+    with Measured() as ours:
+        index = ContextIndex.build(model, texts, work / "fp16", progress=False)
+    alone += floor.seconds(2, 4) + floor.seconds(3, 4)
+    rows, text = len(index) * len(index.layers) * 768 * 2, sum(len(t.encode()) for t in kept.texts)
+    with Measured() as small:
+        eight = ContextIndex.build(model, texts, work / "int8", storage="int8", progress=False)
+    queries = _held_out(model, kept, [0, 6, 11])
+    exact, coded = (i.search(queries, 10, distinct=False) for i in (index, eight))
+    same = _overlap(exact, coded)
+    with Measured() as theirs:
+        other = reference.build_index("", list(texts), model=module, tokenizer=tok, show_progress=False)
+    said |= {
+        "floor_seconds": round(alone, 1),
+        "ours_seconds": round(ours.seconds, 1),
+        "int8_seconds": round(small.seconds, 1),
+        "published_seconds": round(theirs.seconds, 1),
+        "ours / floor": round(ours.seconds / alone, 3),
+        "published / ours": round(theirs.seconds / ours.seconds, 2),
+        "ours_extra_MB": round(ours.extra),
+        "published_extra_MB": round(theirs.extra),
+        "published_rows": len(other) // len(index.layers),
+        "disk / (fp16 rows + sentences)": round(bytes_of(index.path) / (rows + text), 4),
+        "int8 disk / (fp16 rows + sentences)": round(bytes_of(eight.path) / (rows + text), 4),
+        "int8 keeps of the exact top 10": round(same, 4),
+    }
+    return said
+
+
+class _Floor:
+    """The chosen sentences through the model as deep as needed, without unembedding, and nothing else."""
+
+    def __init__(self, module: Any, kept: Kept, depth: int) -> None:
+        self.module, self.depth = module, depth
+        lengths = np.diff(kept.starts)
+        self.batches: list[torch.Tensor] = []
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            size = max(1, 512 // int(length))
+            ids = [torch.tensor([kept.tokens(i) for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
+            self.batches += ids
+
+    def seconds(self, first: int, step: int) -> float:
+        body = self.module.transformer
+        blocks, body.h = body.h, body.h[: self.depth]
+        try:
+            start = time.perf_counter()
+            with torch.no_grad():
+                for ids in self.batches[first::step]:
+                    body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            return time.perf_counter() - start
+        finally:
+            body.h = blocks
+
+
+def _held_out(model: workbench.Model, kept: Kept, layers: list[int], n: int = 500) -> torch.Tensor:
+    """States of sentences that are not in the index: every second word left out."""
+    from lenses import States
+
+    texts = [" ".join(t.split()[::2]) for t in kept.texts[:: max(1, len(kept.texts) // n)]][:n]
+    states = States(layers)
+    workbench.read(model, texts, states, positions="last", progress=False)
+    return states.found.flatten(0, -2)
+
+
+def _overlap(a: Any, b: Any) -> float:
+    """Share of the neighbours (index layer, row) of a that b has, too."""
+    keys = [np.stack([x["index_layer"].values.astype(np.int64) << 40 | x["row"].values]) [0] for x in (a, b)]  # fmt: skip
+    return float(np.mean([len(set(x) & set(y)) / len(x) for x, y in zip(*keys, strict=True)]))
+
+
+# ---------------------------------------------------------------- corpus
+
+
+def part_corpus(work: Path, quick: bool) -> dict[str, Any]:
+    texts, tok = (some(5000) if quick else concepts()), tokenizer(50257, work)
+    said: dict[str, Any] = {"sentences": len(texts)}
+    with Measured() as used:
+        ids = [i for at in range(0, len(texts), 2048) for i in tok(texts[at : at + 2048])["input_ids"]]
+    said["tokenising_seconds"] = round(used.seconds, 1)
+    for k in (5, 20, 50):
+        chosen = Selection(len(tok), k, folder=work)
+        start = time.perf_counter()
+        for at in range(0, len(texts), 2048):
+            chosen.feed(texts[at : at + 2048], ids[at : at + 2048])
+        kept = chosen.finish()
+        said[f"{k} contexts per token"] = {
+            "contexts": len(kept),
+            "sentences_run": round(len(kept.texts) / len(texts), 4),
+            "tokens_run": round(len(kept.ids) / sum(map(len, ids)), 4),
+            "choosing_seconds": round(time.perf_counter() - start, 1),
+        }
+    return said
+
+
+# ---------------------------------------------------------------- search
+
+
+def trained(work: Path, quick: bool) -> workbench.Model:
+    """A Llama of width 768 and three blocks, trained on the corpus for some minutes (kept in ``work``)."""
+    folder = work / "trained"
+    if not folder.is_dir():
+        from workbench.organisms.story.recipe import pack, train
+
+        tok = tokenizer(8192, work)
+        setting = {"stories": 0, "steps": 20 if quick else 400, "batch": 8, "length": 96, "layers": 3, "width": 768}
+        begin = time.perf_counter()
+        module = train(tok, pack(tok, some(40_000), 96), {**setting, "rate": 6e-4})
+        print(f"trained for {time.perf_counter() - begin:.0f} s")
+        module.save_pretrained(folder)
+        tok.save_pretrained(folder)
+    return workbench.load(folder)
+
+
+def trained_rows(work: Path, quick: bool) -> tuple[ContextIndex, torch.Tensor]:
+    """An index of a million states of the trained model (after two of its blocks), and 1,000 held-out states."""
+    model, texts = trained(work, quick), concepts()
+    rng = random.Random(1)
+    rng.shuffle(texts)
+    n = 1500 if quick else 68_000
+    index = ContextIndex.build(model, texts[:n], work / "million", layers=[2], contexts_per_token=10**6)
+    from lenses import States
+
+    states = States(2)
+    workbench.read(model, texts[-100:], states, progress=False)
+    held = states.found.flatten(0, -2)
+    held = held[~held.isnan().any(1)]
+    pick = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:1000]
+    return index, held[pick].contiguous()
+
+
+def part_search(work: Path, quick: bool) -> dict[str, Any]:
+    import faiss
+
+    index, queries = trained_rows(work, quick)
+    matrix, n, layers = index.store.matrix(2), 2000 if quick else 100_000, 8
+    eight = work / "eight"
+    if not eight.is_dir():
+        _rows_as_layers(index, eight, n, layers, len(index) // layers)
+    ours = ContextIndex.open(eight)
+    flat = []
+    for i in range(layers):
+        at = i * (len(index) // layers)
+        flat.append(faiss.IndexFlatIP(768))
+        flat[-1].add(matrix.gather(np.arange(at, at + n)).numpy())  # pyright: ignore[reportCallIssue]
+    bare = [torch.from_numpy(faiss.rev_swig_ptr(f.get_xb(), n * 768).reshape(n, 768)) for f in flat]
+    unit = torch.nn.functional.normalize(queries, dim=1)
+
+    def product() -> None:
+        for rows in bare:
+            for lo in range(0, n, BLOCK):
+                unit @ rows[lo : lo + BLOCK].T
+
+    def of_faiss() -> None:
+        for f in flat:
+            f.search(unit.numpy(), 10)  # pyright: ignore[reportCallIssue]
+
+    cases = {"ours": lambda: ours.nearest(queries, 10), "faiss": of_faiss, "product": product}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(3 if quick else 8):
+        for name, run in cases.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    median = {name: float(np.median(s)) for name, s in seconds.items()}
+    return {
+        "queries": len(queries), "layers": layers, "rows": n, "width": 768,
+        **{f"{name}_seconds": round(s, 3) for name, s in median.items()},
+        **{
+            f"ours / {peer}": round(float(np.median(np.divide(seconds["ours"], seconds[peer]))), 3)
+            for peer in ("faiss", "product")
+        },
+        "extra_MB_above_mapped_files": round(_anonymous(eight, queries, work)),
+    }  # fmt: skip
+
+
+def _rows_as_layers(index: ContextIndex, path: Path, n: int, layers: int, apart: int) -> None:
+    """An index of ``layers`` layers out of parts of a long one."""
+    folder = path / "data-made"
+    folder.mkdir(parents=True)
+    store = index.store
+    for layer in range(layers):
+        rows = np.arange(layer * apart, layer * apart + n)
+        for kind in store.encoding.files():
+            (folder / layer_file(layer, kind)).write_bytes(store.matrix(2).stored(kind, rows).tobytes())
+    start = np.zeros(n, np.int32)
+    kept = Kept(["x"], np.zeros(1, np.int32), np.array([0, 1]), [], start, start, start + 5)
+    spans = {"char_start": start, "char_end": start}
+    tokens = building.token_table(np.eye(1, 6, 5, dtype=np.int64)[0], lambda ids: ["x" for _ in ids])
+    building.write_tables(folder, kept, {"spans": spans, "tokens": tokens})
+    head = {k: index.manifest[k] for k in ("storage", "d_model", "settings", "model", "special_ids")}
+    building.finish(path, folder, {**head, "layers": list(range(layers))}, n, 1, building.Census())
+
+
+def _anonymous(path: Path, queries: torch.Tensor, work: Path) -> float:
+    """MB of memory that is no file's, at the peak of a search in a process of its own."""
+    np.save(work / "queries.npy", queries.numpy())
+    script = f"""
+import threading, time, numpy, torch
+from pathlib import Path
+from lenses import ContextIndex
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 2**10
+index, queries = ContextIndex.open({str(path)!r}), torch.from_numpy(numpy.load({str(work / "queries.npy")!r}))
+torch.mm(queries, queries.T)
+index.nearest(queries[:2], 10, layers=0)
+before = peak = anonymous()
+stop = False
+def watch():
+    global peak
+    while not stop:
+        peak = max(peak, anonymous())
+        time.sleep(.002)
+thread = threading.Thread(target=watch); thread.start()
+index.nearest(queries, 10)
+stop = True; thread.join()
+print(peak - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=HERE)
+    return float(done.stdout.split()[-1])
+
+
+# ---------------------------------------------------------------- a million
+
+
+def part_million(work: Path, quick: bool, kind: str = "ivf-sq8") -> dict[str, Any]:
+    index, queries = trained_rows(work, quick)
+    start = time.perf_counter()
+    index.accelerate(kind)
+    made = time.perf_counter() - start
+    truth = index.nearest(queries, 10)
+    found = index.nearest(queries, 10, method="approximate")
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(truth.row, found.row, strict=True)])
+    seconds: dict[str, list[float]] = {"exact": [], "approximate": []}
+    for _ in range(3 if quick else 5):
+        for method, spent in seconds.items():
+            start = time.perf_counter()
+            index.nearest(queries, 10, method=method)
+            spent.append(time.perf_counter() - start)
+    exact, quicker = (float(np.median(s)) for s in seconds.values())
+    known = index.manifest["approximate"]
+    file = index.store.folder / searching.approximate_file(2)
+    return {
+        "rows": len(index), "queries": len(queries), "width": 768, "kind": kind, "effort": known["effort"]["2"],
+        "recall@10 measured when it was made": known["recall_at_10"]["2"],
+        "recall@10 of held-out states": round(float(recall), 4),
+        "exact_seconds": round(exact, 3), "approximate_seconds": round(quicker, 3),
+        "exact / approximate": round(exact / quicker, 1),
+        "seconds_to_make": round(made), "file_MB": round(file.stat().st_size / 1e6),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- lines
+
+
+def part_lines(work: Path, quick: bool) -> dict[str, Any]:
+    sizes = (20_000, 200_000) if quick else (1_000_000, 10_000_000)
+    said: dict[str, Any] = {}
+    for n in sizes:
+        command = [sys.executable, __file__, "--lines", str(n), "--work", str(work)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said[f"{n:,} lines"] = json.loads(out.splitlines()[-1])
+    return said
+
+
+def pass_one(n: int, work: Path) -> dict[str, Any]:
+    """Made-up lines of six words out of 5,000 through pass one, in this process."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    raw = Tokenizer(models.WordLevel({f"w{i}": i for i in range(5000)}, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
+    config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=5000)
+    model = workbench.load(transformers.GPT2LMHeadModel(config).eval(), tokenizer=tok)
+    building.choose(model, list(_lines(5000)), None, Selection(5000, 50, folder=work), building.Census(), 512, False)
+    chosen = Selection(5000, 50, folder=work)
+    with Measured() as used:
+        building.choose(model, _lines(n), None, chosen, building.Census(), 512, False)
+        kept = chosen.finish()
+    return {
+        "seconds": round(used.seconds), "extra_MB": round(used.extra), "contexts": len(kept),
+        "kept_MB": round(sum(v.nbytes for v in (kept.ids, kept.starts, kept.sentence, kept.position, kept.token_id))
+                         / 2**20),
+    }  # fmt: skip
+
+
+def _lines(n: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    for at in range(0, n, 10_000):
+        for row in rng.integers(0, 5000, (min(10_000, n - at), 6)).tolist():
+            yield " ".join(f"w{i}" for i in row)
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def part_agreement(work: Path, quick: bool) -> dict[str, Any]:
+    latentlens = published()
+    story = workbench.load("organism:story")
+    texts = some(200 if quick else 1500)
+    layers, said = [1, 2, 4, 5], {}
+    held = [" ".join(t.split()[::2]) for t in some(1900)[-300:]]
+    from lenses import States
+
+    states = States(3)
+    workbench.read(story, held, states, positions="last", progress=False)
+    queries = states.found[:, 0, 0]
+    indices = {}
+    for side in ("right", "left"):
+        tok: Any = story.tokenizer
+        tok.padding_side = side
+        theirs = latentlens.build_index(
+            "", list(texts), layers=layers, max_contexts_per_token=10**6, model=story.module, tokenizer=tok,
+            show_progress=False,
+        )  # fmt: skip
+        # As it is published and loaded: float16 rows, like ours.
+        theirs.save(work / f"published-{side}")
+        theirs = latentlens.ContextualIndex.from_directory(work / f"published-{side}")
+        path = work / f"agreement-{side}"
+        shutil.rmtree(path, ignore_errors=True)
+        # Its own rules: no cap here, and positions 0 and 1 left out.
+        ours = ContextIndex.build(
+            story, texts, path, layers=layers, contexts_per_token=10**6, first_position=2, max_tokens=512,
+            progress=False,
+        )  # fmt: skip
+        indices[side] = ours.path
+        mine = ours.search(queries, 11, distinct=False, special=True)
+        agree = total = 0
+        worst = 0.0
+        for q, found in enumerate(theirs.search(queries, 11)):
+            own = {
+                (str(s), int(p), int(x)): float(v)
+                for s, p, x, v in zip(*(mine[name].values[q] for name in (
+                    "sentence", "token_position", "index_layer", "similarity")), strict=True)
+            }  # fmt: skip
+            for rank, f in enumerate(found[:10]):
+                # A neighbour as near as the eleventh may stand on either side of the cut.
+                tie = found[10].similarity >= f.similarity - 1e-6
+                # The package keeps the first sentence of those with one prefix, we the one of least hash.
+                hit = _same(f, own)
+                agree += tie or hit is not None
+                total += 1
+                worst = max(worst, abs(float(mine["similarity"].values[q, rank]) - f.similarity))
+        said[f"padding {side}"] = {
+            "rows of ours": len(ours), "rows of the package": len(theirs) // len(layers),
+            "top-10 agreement": round(agree / total, 5), "largest difference of similarity": round(worst, 6),
+        }  # fmt: skip
+    story.tokenizer.padding_side = "right"  # pyright: ignore[reportOptionalMemberAccess]
+    a, b = (sorted(p.rglob("layer_*")) for p in indices.values())
+    said["ours: same bytes for both padding sides"] = all(
+        x.read_bytes() == y.read_bytes() for x, y in zip(a, b, strict=True)
+    )
+    return said
+
+
+def _same(found: Any, own: dict[tuple[str, int, int], float]) -> float | None:
+    for (sentence, position, layer), value in own.items():
+        if (position, layer) == (found.position, found.contextual_layer) and (
+            sentence == found.caption or abs(value - found.similarity) < 1e-5
+        ):
+            return value
+    return None
+
+
+# ---------------------------------------------------------------- all
+
+
+PARTS = {
+    "agreement": part_agreement,
+    "corpus": part_corpus,
+    "build": part_build,
+    "search": part_search,
+    "million": part_million,
+    "lines": part_lines,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="small, to see that it runs; its ratios say little")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, help="where models and indices are kept (default: removed at the end)")
+    parser.add_argument("--lines", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if unknown := [p for p in given.parts if p not in PARTS]:
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if given.lines:
+        print(json.dumps(pass_one(given.lines, given.work)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        work = given.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        for part in given.parts or PARTS:
+            said = PARTS[part](work, given.quick)
+            print(f"\n{part}")
+            for name, value in said.items():
+                print(f"  {name:<38} {value}", flush=True)
+            if given.out:
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                whole = json.loads(given.out.read_text()) if given.out.exists() else {}
+                machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+                given.out.write_text(json.dumps({**whole, part: {"machine": machine, **said}}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
