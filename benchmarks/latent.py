@@ -117,7 +117,9 @@ def part_build(work: Path, quick: bool) -> dict[str, Any]:
     texts = some(1000 if quick else 20_000)
     tok = tokenizer(50257, work)
     torch.manual_seed(0)
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+    module = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    ).eval()
     model = workbench.load(module, tokenizer=tok, name="GPT-2 small, random")
     _ = model.fingerprint, model.tokenizer_fingerprint
     ContextIndex.build(model, texts[:64], work / "warm", progress=False)
@@ -197,7 +199,7 @@ def _held_out(model: workbench.Model, kept: Kept, layers: list[int], n: int = 50
 
 def _overlap(a: Any, b: Any) -> float:
     """Share of the neighbours (index layer, row) of a that b has, too."""
-    keys = [np.stack([x["index_layer"].values.astype(np.int64) << 40 | x["row"].values]) [0] for x in (a, b)]  # fmt: skip
+    keys = [x["index_layer"].values.astype(np.int64) << 40 | x["row"].values for x in (a, b)]
     return float(np.mean([len(set(x) & set(y)) / len(x) for x, y in zip(*keys, strict=True)]))
 
 

@@ -6,14 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lenses.latent.agreement import logit_agreement
     from lenses.latent.index import ContextIndex
     from lenses.latent.lens import LatentLens
     from lenses.latent.published import import_published
     from lenses.latent.store import IndexRefused
 
-__all__ = ["ContextIndex", "IndexRefused", "LatentLens", "import_published"]
+__all__ = ["ContextIndex", "IndexRefused", "LatentLens", "import_published", "logit_agreement"]
 
-_HOMES = {"ContextIndex": "index", "LatentLens": "lens", "import_published": "published", "IndexRefused": "store"}
+_HOMES = {
+    "ContextIndex": "index",
+    "IndexRefused": "store",
+    "LatentLens": "lens",
+    "logit_agreement": "agreement",
+    "import_published": "published",
+}
 
 
 def __getattr__(name: str) -> Any:

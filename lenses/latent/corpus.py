@@ -44,8 +44,23 @@ def sentences(corpus: Corpus, column: str | None = None) -> Iterator[str]:
 
 
 def size(corpus: Corpus) -> int | None:
-    """How many sentences there are at most, where that can be told without reading them."""
-    return len(corpus) if not isinstance(corpus, str) and hasattr(corpus, "__len__") else None  # type: ignore[arg-type]
+    """How many sentences there are at most, where that can be told at little cost."""
+    if not isinstance(corpus, (str, os.PathLike)):
+        return len(corpus) if hasattr(corpus, "__len__") else None  # type: ignore[arg-type]
+    path = Path(corpus).expanduser()
+    files = [p for p in path.rglob("*") if p.is_file() and _kind(p) in _READERS] if path.is_dir() else [path]
+    counts = [_lines(file) if file.is_file() else None for file in files]
+    return None if None in counts else sum(counts)  # type: ignore[arg-type]
+
+
+def _lines(file: Path) -> int | None:
+    """Lines of a text file, rows of a parquet file; unknown for what is compressed."""
+    if file.suffix == ".parquet":
+        return _parquet_file(file).metadata.num_rows
+    if file.suffix == ".gz":
+        return None
+    with file.open("rb") as raw:
+        return 1 + sum(part.count(b"\n") for part in iter(lambda: raw.read(1 << 20), b""))
 
 
 def _raw(corpus: Corpus, column: str | None) -> Iterable[Any]:
@@ -107,12 +122,16 @@ def _csv(path: Path, column: str | None) -> Iterator[str]:
         yield from (row[column] or "" for row in rows)
 
 
-def _parquet(path: Path, column: str | None) -> Iterator[str]:
+def _parquet_file(path: Path) -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise missing("pyarrow", "Reading parquet", "latent") from error
-    file = parquet.ParquetFile(path)
+    return parquet.ParquetFile(path)
+
+
+def _parquet(path: Path, column: str | None) -> Iterator[str]:
+    file = _parquet_file(path)
     column = _pick(file.schema_arrow.names, str(path), column)
     for batch in file.iter_batches(8192, columns=[column]):
         yield from (text for text in batch.column(0).to_pylist() if text is not None)

@@ -249,6 +249,7 @@ class ContextIndex:
         calibration: str = "none",
         distinct: bool = True,
         special: bool = False,
+        without: Any = None,
         method: str = "exact",
         device: Any = None,
     ) -> Found:
@@ -267,6 +268,8 @@ class ContextIndex:
         queries = queries.to(device) if device is not None else queries
         wanted = self.chosen_layers(layers)
         hidden = np.zeros(0, np.int64) if special else self._hidden
+        if without is not None:
+            hidden = np.union1d(hidden, np.asarray(without, np.int64))
         k = min(top_k, self.n_rows)
         scores, rows = [], []
         with torch.no_grad():
@@ -291,6 +294,7 @@ class ContextIndex:
         calibration: str = "none",
         distinct: bool = True,
         special: bool = False,
+        without: Any = None,
         method: str = "exact",
         device: Any = None,
         model: Model | None = None,
@@ -303,6 +307,7 @@ class ContextIndex:
             calibration: "none" (cosine), "centre", "z-score" or "csls" (:mod:`lenses.latent.search`).
             distinct: a context counts once, in the layer where it is nearest.
             special: also find contexts that end in a special token (beginning of sequence and the like).
+            without: numbers of rows that are not to be found (the queries' own contexts, say).
             method: "exact", or "approximate" where :meth:`accelerate` made such an index.
             device: where to compute, e.g. "cuda"; default: where the states are.
             model: where the states come from, if it shall be checked that the index fits.
@@ -320,8 +325,8 @@ class ContextIndex:
         if model is not None:
             self.check(model)
         found = self.nearest(
-            states, top_k, layers=layers, calibration=calibration, distinct=distinct, special=special, method=method,
-            device=device,
+            states, top_k, layers=layers, calibration=calibration, distinct=distinct, special=special, without=without,
+            method=method, device=device,
         )  # fmt: skip
         dims = ("query", "rank")
         variables = {
@@ -392,6 +397,22 @@ class ContextIndex:
             "approximate": self.manifest.get("approximate"),
         }
 
+    def sample(self, n: int, seed: int = 2) -> Sample:
+        """About ``n`` of the stored states (unit length), from all layers alike, and which they are."""
+        each = min(-(-n // len(self.layers)), self.n_rows)
+        rng = np.random.Generator(np.random.PCG64(seed))
+        rows = [np.sort(rng.choice(self.n_rows, each, replace=False)) for _ in self.layers]
+        found = [self.store.matrix(layer) for layer in self.layers]
+        units = torch.cat([m.encoding.back(m.gather(r)) for m, r in zip(found, rows, strict=True)])
+        norm = torch.cat([m.norm[torch.from_numpy(r)] for m, r in zip(found, rows, strict=True)])
+        return Sample(units, norm, np.repeat(self.layers, each), np.concatenate(rows))
+
+    def hubness(self, states: Any = None, **options: Any) -> xr.Dataset:
+        """How unevenly contexts and layers are found, for each calibration: :func:`lenses.latent.hubness.hubness`."""
+        from lenses.latent.hubness import hubness
+
+        return hubness(self, states, **options)
+
     # ---------------------------------------------------------------- within
 
     @property
@@ -415,18 +436,9 @@ class ContextIndex:
 
     def _scale(self, layer: int, calibration: str) -> Scale:
         if (layer, calibration) not in self._scales:
-            sample = self._sample() if calibration == "csls" else None
+            sample = self.sample(searching.SAMPLE) if calibration == "csls" else None
             self._scales[layer, calibration] = Scale(self.store.matrix(layer), calibration, sample)
         return self._scales[layer, calibration]
-
-    def _sample(self) -> Sample:
-        """Unit rows spread over the layers, as stand-ins for queries."""
-        each = min(-(-searching.SAMPLE // len(self.layers)), self.n_rows)
-        rng = np.random.Generator(np.random.PCG64(2))
-        rows = [np.sort(rng.choice(self.n_rows, each, replace=False)) for _ in self.layers]
-        found = [self.store.matrix(layer) for layer in self.layers]
-        units = torch.cat([m.encoding.back(m.gather(r)) for m, r in zip(found, rows, strict=True)])
-        return Sample(units, np.repeat(self.layers, each), np.concatenate(rows))
 
     def _quick(self, layer: int) -> Any:
         made = self.manifest.get("approximate")

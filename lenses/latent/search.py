@@ -73,6 +73,7 @@ class Sample:
     """Unit states of some rows of all layers, and which they are."""
 
     units: Tensor
+    norm: Tensor
     layer: np.ndarray
     row: np.ndarray
 
@@ -326,15 +327,25 @@ def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int 
         queries = store.matrix(source).encoding.back(store.matrix(source).gather(picked))
         truth = exact(Scale(matrix, "none", None), queries, k + 1, np.zeros(0, np.int64))[1]
         sets.append((queries, truth, picked if source == layer else None))
-    best = 0.0
-    effort = 1
     limit = min(4096, 2 * max(1, int(store.n_rows**0.5)))
-    while True:
+
+    def measure(effort: int) -> float:
         set_effort(index, effort)
-        best = min(_recall(partial(approximate, index, kind, matrix), *each, k) for each in sets)
-        if best >= target or effort >= limit:
-            return effort, best
+        return min(_recall(partial(approximate, index, kind, matrix), *each, k) for each in sets)
+
+    effort, best = 1, measure(1)
+    while best < target and effort < limit:
         effort *= 2
+        best = measure(effort)
+    # The doubling may have gone too far by nearly half.
+    low = effort // 2
+    while effort - low > max(1, effort // 8):
+        middle = (low + effort) // 2
+        if (found := measure(middle)) >= target:
+            effort, best = middle, found
+        else:
+            low = middle
+    return effort, best
 
 
 def _recall(find: Any, queries: Tensor, truth: Tensor, own: np.ndarray | None, k: int) -> float:

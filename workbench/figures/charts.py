@@ -16,7 +16,7 @@ from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.export import Figure
-from workbench.figures.source import Source
+from workbench.figures.source import Source, short_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -482,6 +482,55 @@ def leap(data: xr.Dataset) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- rates
+
+
+def rates(data: xr.Dataset) -> Figure:
+    """Shares over depth, one panel for each measure: rate with its interval, and its chance level dashed.
+
+    Needs rate, rate_low, rate_high, rate_chance [measure, depth], or with one more dimension of several series
+    (several lenses, say), which get a line each.
+    """
+    depth = "layer" if "layer" in data.dims else "block"
+    others = [d for d in data["rate"].dims if d not in ("measure", depth)]
+    series = [str(x) for x in data[others[0]].values] if others else [""]
+    measures = [str(m) for m in data["measure"].values]
+    found = data.transpose("measure", *others, depth, ...)
+    x = data[depth].values
+    panels = make_subplots(cols=len(measures), horizontal_spacing=0.05, shared_yaxes=True, subplot_titles=measures)
+    figure = _figure(panels)
+    for column in range(len(measures)):
+        where = {"row": 1, "col": column + 1}
+        for i, name in enumerate(series):
+            own = found.isel(measure=column, **({others[0]: i} if others else {}))
+            rate, low, high, chance = (own[f"rate{end}"].values for end in ("", "_low", "_high", "_chance"))
+            colour = theme.HUES[i]
+            if not np.isnan(low).all():
+                figure.add_scatter(
+                    x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines", fill="toself",
+                    fillcolor=_fade(colour), line={"width": 0}, hoverinfo="skip", showlegend=False, **where,
+                )  # fmt: skip
+            figure.add_scatter(
+                x=x, y=chance, mode="lines", line={"color": colour, "width": 1, "dash": "dash"}, hoverinfo="skip",
+                name=f"{name} by chance".strip(), showlegend=column == 0 and len(series) == 1, **where,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=x, y=rate, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
+                name=name or "rate", showlegend=column == 0 and bool(others),
+                customdata=np.stack([low, high, chance], -1),
+                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], chance %{customdata[2]:.3f}"
+                f"<extra>{tokens.plotly(name)}</extra>", **where,
+            )  # fmt: skip
+        figure.update_xaxes(title_text=depth, tickformat="d", **where)
+    figure.update_yaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(title_text="share", col=1)
+    model, reader = short_name(str(data.attrs.get("model", ""))), str(data.attrs.get("reader", ""))
+    figure.update_layout(title_text=tokens.plotly(f"{reader} · {model} · dashed: chance"))
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    figure.update_layout(width=float(100 + 250 * len(measures)), height=360, margin={"t": 70})
+    return figure
+
+
 # ---------------------------------------------------------------- choosing
 
 
@@ -502,6 +551,7 @@ CHARTS: dict[str, Chart] = {
     "curves": Chart(curves, ("entropy",)),
     "attribution": Chart(attribution, ("contribution",)),
     "leap": Chart(leap, ("index_layer_share",)),
+    "rates": Chart(rates, ("rate", "rate_low", "rate_high", "rate_chance")),
 }
 
 
