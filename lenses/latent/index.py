@@ -351,7 +351,9 @@ class ContextIndex:
         texts = [texts[i] for i in at]
         flat, starts = self.store.token_ids()
         after = starts[sentence] + position + 1
-        following = np.where(after < starts[sentence + 1], flat[np.minimum(after, max(0, len(flat) - 1))], -1)
+        # An import without a model has no token ids, and so nothing that follows.
+        flat = np.append(flat, np.int32(-1))
+        following = np.where(after < starts[sentence + 1], flat[np.minimum(after, len(flat) - 1)], -1)
         words = []
         for text, a, b in zip(texts, start, end, strict=True):
             a, b = word_span(text, int(a), int(b))

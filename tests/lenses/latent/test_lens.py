@@ -1,0 +1,280 @@
+"""LatentLens as a reader, and what is measured with it, against the index itself and dense computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+
+import workbench
+from lenses import ContextIndex, LogitLens, States
+from lenses.latent import IndexRefused, LatentLens, logit_agreement
+from workbench.errors import InputError
+from workbench.organisms.story.grammar import stories
+
+PROMPTS = ["Mara lives in", "He took the money to the bank to save it.", "one two three four"]
+NAMES = ("similarity", "index_layer", "token_id", "sentence", "token_position", "word", "char_start", "char_end", "row")
+
+
+@pytest.fixture(scope="module")
+def reading(story, index):
+    return workbench.read(story, PROMPTS, LatentLens(index), progress=False)
+
+
+def test_every_place_has_the_neighbours_that_the_index_gives_for_its_own_state(story, index, reading):
+    compared = []
+    for p, prompt in enumerate(PROMPTS):
+        ids = story.tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            hidden = story.module(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        # transformers' last entry is behind the final norm, so the deepest layer is left out here.
+        for layer in range(story.n_layers):
+            found = index.search(hidden[layer][0], 5)
+            here = reading.data.isel(prompt=p, layer=layer, position=slice(len(ids)))
+            np.testing.assert_allclose(here.similarity.values, found.similarity.values, atol=1e-5)
+            clear = np.abs(np.diff(found.similarity.values, axis=1)).min(1) > 1e-5
+            for name in NAMES[1:]:
+                assert (here[name].values[clear] == found[name].values[clear]).all(), name
+            compared.append(clear.mean())
+    assert np.mean(compared) > 0.6  # elsewhere two neighbours are equally near
+
+
+def test_the_word_is_marked_where_it_stands(reading):
+    data = reading.data
+    real = data.row.values >= 0
+    for text, a, b, word in zip(
+        *(data[n].values[real] for n in ("sentence", "char_start", "char_end", "word")), strict=True
+    ):
+        assert text[a:b] in word and word in text
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 2, "padding_side": "left"}])
+def test_batches_and_padding_change_nothing(story, index, reading, how):
+    other = workbench.read(story, PROMPTS, LatentLens(index), progress=False, **how).data
+    same = reading.data.row.values == other.row.values
+    near = np.abs(reading.data.similarity.values - other.similarity.values)
+    assert np.nanmax(near) < 1e-5
+    assert same.mean() > 0.99  # ties may be broken by the last bit
+    for floor in ("similarity_floor_random", "similarity_floor_shuffled"):
+        np.testing.assert_allclose(other[floor].values, reading.data[floor].values, atol=1e-4)
+
+
+def test_pads_have_no_neighbours(story, reading):
+    data = reading.data
+    short = len(story.tokenizer(PROMPTS[0])["input_ids"])
+    pads = data.isel(prompt=0, position=slice(short, None))
+    assert pads.sizes["position"] > 0
+    assert (pads.row.values == -1).all() and np.isnan(pads.similarity.values).all()
+    assert (pads.sentence.values == "").all()
+
+
+def test_positions_and_layers_that_were_asked_for(story, index):
+    data = workbench.read(story, PROMPTS, LatentLens(index, [-1, 2], 3), positions="last", progress=False).data
+    assert data.layer.values.tolist() == [2, 6] and data.sizes["rank"] == 3 and data.sizes["position"] == 1
+    only = workbench.read(story, PROMPTS, LatentLens(index, 2, index_layers=[4]), progress=False).data
+    assert set(np.unique(only.index_layer.values)) <= {4, -1}
+
+
+def test_a_state_of_zeros_has_no_neighbours_and_is_no_error(story, index):
+    lens = LatentLens(index, floors=False)
+    with torch.no_grad():
+        module = workbench.load("organism:story").module
+        module.get_input_embeddings().weight[5] = 0
+    model = workbench.load(module, tokenizer=story.tokenizer)
+    lens.foreign = True
+    data = workbench.read(model, [[1, 5, 9]], lens, progress=False).data
+    assert (data.row.values[0, 0, 1] == -1).all() and (data.row.values[0, 0, 2] >= 0).all()
+
+
+def test_another_models_index_is_refused_unless_that_is_wanted(index):
+    other = workbench.load(tiny("llama"), name="other")
+    with pytest.raises(IndexRefused, match="width"):
+        workbench.read(other, [[3, 4]], LatentLens(index), progress=False)
+
+
+def test_states_of_the_corpus_itself_come_back_as_themselves(story, index):
+    """A known answer: a sentence of the index finds its own contexts, at similarity 1, in its own layer."""
+    sentence = int(index.store.contexts["sentence"][len(index) // 2])
+    text = index.store.text(sentence)
+    data = workbench.read(story, text, LatentLens(index, index.layers, distinct=False), progress=False).data
+    rows = np.flatnonzero(index.store.contexts["sentence"] == sentence)
+    for row in rows:
+        at = int(index.store.contexts["position"][row])
+        if index.store.contexts["token_id"][row] in index.manifest["special_ids"]:
+            continue
+        for i, layer in enumerate(index.layers):
+            place = data.isel(prompt=0, layer=i, position=at)
+            # Another context may be as near where sentences agree up to the last bit; this one is among the best.
+            assert row in place.row.values[place.index_layer.values == layer]
+            assert float(place.similarity[0]) == pytest.approx(1, abs=1e-3)
+
+
+# ---------------------------------------------------------------- controls
+
+
+def test_real_states_are_nearer_than_either_floor(story, index):
+    texts = [s.text for s in stories(12, 9)]
+    data = workbench.read(story, texts, LatentLens(index), progress=False).data
+    best = data.similarity.values[..., 0]
+    for i in range(1, 6):
+        for floor in (data.similarity_floor_random, data.similarity_floor_shuffled):
+            assert np.nanquantile(best[:, i], 0.95) > float(floor[i])
+        assert np.nanmean(best[:, i]) > float(data.similarity_floor_random[i])
+    shares = data.index_layer_share.values
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(data.index_layer_share_null.values.sum(1), 1, atol=1e-5)
+    counted = [(data.index_layer.values[:, 3] == x).sum() for x in index.layers]
+    np.testing.assert_allclose(shares[3], np.array(counted) / sum(counted), atol=1e-6)
+
+
+def test_noise_stays_under_the_random_floor(story, index):
+    """The floor means what it says: states drawn as it draws pass it one time in twenty."""
+    states = States(3)
+    workbench.read(story, [s.text for s in stories(30, 9)], states, progress=False)
+    real = states.found[:, 0].flatten(0, 1)
+    real = real[~real.isnan().any(1)].double()
+    lens = LatentLens(index, 3)
+    floor = float(
+        workbench.read(story, [s.text for s in stories(30, 9)], lens, progress=False).data.similarity_floor_random[0]
+    )
+    noise = torch.distributions.MultivariateNormal(real.mean(0), torch.cov(real.T) + 1e-9 * torch.eye(128)).sample(
+        (400,)
+    )
+    passed = (index.search(noise.float(), 1).similarity.values[:, 0] > floor).mean()
+    assert passed < 0.15
+
+
+def test_an_interrupted_figure_needs_nothing_but_the_file(reading, tmp_path):
+    opened = workbench.open(reading.save(tmp_path / "latent.nc"))
+    for name in NAMES:
+        np.testing.assert_array_equal(opened.data[name].values, reading.data[name].values)
+    assert opened.provenance["reader"]["index"]["n_rows"] == reading.provenance["reader"]["index"]["n_rows"]
+    # Sentences come back many times, and are stored once.
+    assert (tmp_path / "latent.nc").stat().st_size < 400_000
+    leap = opened.figure("leap")
+    np.testing.assert_allclose(leap.data[0].z, reading.data.index_layer_share.values, atol=1e-4)
+    np.testing.assert_allclose(leap.data[1].z, reading.data.index_layer_share_null.values, atol=1e-4)
+    shown = opened.figure().to_json()
+    assert "similarity" in shown
+
+
+def test_the_explorer_is_sent_each_sentence_once_with_its_word_marked(reading):
+    from workbench.widgets import payload
+
+    data = reading.data
+    sent = payload([("latent", data)])["readings"][0]["prompts"][1]["said"]
+    shown = {tuple(p) for p in sent["texts"]}
+    assert len(shown) == len(sent["texts"]) > 20
+    texts = set(data.sentence.values[1].ravel())
+    for before, word, after in shown - {("", "", "")}:
+        assert word and any(before.lstrip("…") + word + after.rstrip("…") in text for text in texts)
+
+
+# ---------------------------------------------------------------- agreement with the logit lens
+
+
+def test_agreement_counts_what_a_loop_counts(story, index):
+    texts = [s.text for s in stories(6, 9)]
+    latent, logit = workbench.read(story, texts, [LatentLens(index), LogitLens(layers=[1, 3, 6])], progress=False)
+    found = logit_agreement(latent, logit).data
+    assert found.layer.values.tolist() == [1, 3, 6] and found.measure.values.tolist() == ["token", "next token"]
+    for measure, name in (("token", "token_id"), ("next token", "next_token_id")):
+        for layer in (1, 3, 6):
+            pairs = []
+            for p, text in enumerate(texts):
+                for t in range(len(story.tokenizer(text)["input_ids"])):
+                    top = int(logit.data.token_id.sel(layer=layer, rank=0)[p, t])
+                    near = {int(x) for x in latent.data[name].sel(layer=layer)[p, t].values} - {-1}
+                    pairs.append((top, near))
+            own = np.mean([top in near for top, near in pairs])
+            others = [a in near for i, (a, _) in enumerate(pairs) for j, (_, near) in enumerate(pairs) if i != j]
+            here = found.sel(measure=measure, layer=layer)
+            assert float(here.rate) == pytest.approx(own, abs=1e-9)
+            assert float(here.rate_chance) == pytest.approx(np.mean(others), abs=1e-9)
+            assert float(here.rate_low) <= own <= float(here.rate_high)
+
+
+def test_neighbours_go_on_as_the_model_does(story, index):
+    """At the last layer a trained model's state says the next token; so do the contexts near to it."""
+    texts = [s.text for s in stories(12, 9)]
+    latent, logit = workbench.read(story, texts, [LatentLens(index), LogitLens()], progress=False)
+    last = logit_agreement(latent, logit).data.sel(measure="next token", layer=6)
+    assert float(last.rate_low) > 5 * float(last.rate_chance)
+
+
+def test_readings_of_different_prompts_are_not_compared(story, index, reading):
+    other = workbench.read(story, PROMPTS[:2], LogitLens(), progress=False)
+    with pytest.raises(InputError, match="different prompts"):
+        logit_agreement(reading, other)
+    with pytest.raises(InputError, match="in this order"):
+        logit_agreement(other, reading)
+
+
+# ---------------------------------------------------------------- hubs
+
+
+def test_a_planted_hub_is_found_and_csls_takes_its_advantage(tmp_path):
+    """Rows around a common direction: the row in the middle is near to all of them."""
+    tokens = {f"w{i}": i for i in range(200)}
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel(tokens, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    module = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=64, n_head=1, vocab_size=200)).eval()
+    with torch.no_grad():
+        table = torch.randn(200, 64)
+        table[7] = 0
+        table = table / table.norm(dim=1, keepdim=True).clamp_min(1e-6) + torch.eye(64)[0]
+        module.transformer.wte.weight.copy_(table)
+        module.transformer.wpe.weight.zero_()
+    model = workbench.load(module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=raw))
+    index = ContextIndex.build(model, list(tokens), tmp_path / "hub", layers=[0], progress=False)
+    found = index.hubness(top_k=5)
+    assert found.calibration.values.tolist() == ["none", "centre", "z-score", "csls"]
+    plain, csls = found.sel(calibration="none"), found.sel(calibration="csls")
+    assert plain.hub_sentence.values[0] == "w7" and int(plain.hub_count[0]) > 150
+    assert float(plain.skewness) > 3 * float(plain.skewness_null)
+    assert int(csls.hub_count[0]) < 0.75 * int(plain.hub_count[0])
+    np.testing.assert_allclose(found.share.sum("index"), 1, atol=1e-6)
+    # By hand: in how many others' five nearest does each row stand?
+    unit = torch.nn.functional.normalize(table, dim=1)
+    cosine = (unit @ unit.T).fill_diagonal_(-2)
+    times = torch.bincount(cosine.topk(5, 1).indices.flatten(), minlength=200).sort(descending=True).values
+    assert abs(int(plain.hub_count[0]) - int(times[0])) <= 2
+    assert float(plain.never_found) == pytest.approx(float((times == 0).double().mean()), abs=0.02)
+
+
+# ---------------------------------------------------------------- senses
+
+
+def test_senses_of_the_card_are_found_again(story, tmp_path):
+    """A smaller run than the card's; its numbers lie in wider intervals around them."""
+    import json
+
+    from lenses.latent.senses import senses
+    from workbench.organisms import folder
+
+    card = json.loads((folder("story").parent / "card.json").read_text())["lenses"]
+    data = senses(story, corpus=1000, queries=120, path=tmp_path / "senses").data
+    assert data.measure.values.tolist() == card["measure"] and data.lens.values.tolist() == card["lens"]
+    here, there = data.rate.values[1:], np.array(card["rate"])[1:]
+    assert np.abs(here - there).max() < 0.12
+    assert (data.rate_low.values <= data.rate.values + 1e-9).all() and (
+        data.rate.values <= data.rate_high.values + 1e-9
+    ).all()
+    new_story = data.sel(measure="sense, new story").rate.max("layer")
+    assert float(new_story.sel(lens="LatentLens")) > 0.85 > float(new_story.sel(lens="EmbeddingLens"))
+    assert np.abs(data.rate_chance.values[1:] - 0.5).max() < 0.1
+    assert data.rate.sel(measure="word", lens="LatentLens").values[1:].min() > 0.7
+
+
+def test_left_out_contexts_are_never_found(index, dense):
+    queries = dense[index.layers[0]][:20]
+    first = index.search(queries, 3)
+    without = np.unique(first.row.values)
+    again = index.search(queries, 3, without=without)
+    assert not np.isin(again.row.values, without).any()
+    assert (again.similarity.values <= first.similarity.values + 1e-6).all()
