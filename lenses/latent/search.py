@@ -139,10 +139,7 @@ class Scale:
         return turn(vector), vector @ self.mean.to(queries.device)
 
     def finish(self, scores: Tensor, shift: Tensor | None, start: int, stop: int) -> Tensor:
-        """Products of query vectors and codes -> scores, in place."""
-        scale = self.matrix.scale(start, stop)
-        if scale is not None:
-            scores *= scale.to(scores.device)
+        """Products of query vectors and unit rows -> scores, in place."""
         if self.mean is not None and self.length is not None and shift is not None:
             scores *= self.matrix.norm[start:stop].to(scores.device)
             scores -= shift[:, None]
@@ -200,15 +197,14 @@ def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Te
     product = torch.empty(min(QUERIES_AT_ONCE, len(queries)), BLOCK, device=queries.device)
     for lo in range(0, matrix.n_rows, BLOCK):
         hi = min(lo + BLOCK, matrix.n_rows)
-        codes = space[: hi - lo].copy_(matrix.codes(lo, hi))
+        rows = space[: hi - lo].copy_(matrix.codes(lo, hi)).mul_(matrix.scale(lo, hi).to(queries.device)[:, None])
         skip = torch.from_numpy(hidden[np.searchsorted(hidden, lo) : np.searchsorted(hidden, hi)] - lo)
         for q in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(q, min(q + QUERIES_AT_ONCE, len(queries)))
             scores = product[: part.stop - q].view(-1)[: (part.stop - q) * (hi - lo)].view(-1, hi - lo)
-            torch.mm(vector[part], codes.T, out=scores)
+            torch.mm(vector[part], rows.T, out=scores)
             if cosines is not None:
-                factor = matrix.scale(lo, hi)
-                cosines.see(part, scores if factor is None else scores * factor.to(scores.device), lo)
+                cosines.see(part, scores, lo)
             scores = scale.finish(scores, None if shift is None else shift[part], lo, hi)
             if len(skip):
                 scores[:, skip.to(scores.device)] = -torch.inf

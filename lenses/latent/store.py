@@ -5,8 +5,9 @@
         sentences.parquet   text, token_ids: each sentence once
         contexts.parquet    row -> sentence, position, token_id, char_start, char_end; one table for all layers
         tokens.parquet      token_id, token (its text), occurrences: what the whole corpus held
-        layer_008.f16       [rows, d_model] little-endian float16, unit length          (storage="fp16")
-        layer_008.i8        [rows, d_model] int8, and layer_008.scale [rows] float32    (storage="int8")
+        layer_008.f16       [rows, d_model] little-endian float16                       (storage="fp16")
+        layer_008.i8        [rows, d_model] int8                                        (storage="int8")
+        layer_008.scale     [rows] float32: what a row is multiplied with to have unit length
         layer_008.norm      [rows] float32: the length that the state had
         layer_008.faiss     an approximate index, where one was made
 
@@ -93,16 +94,17 @@ class Encoding:
         unit = self.turn(states / norm.clamp_min(1e-30)[:, None])
         files = {"norm": norm.cpu().numpy().astype("<f4")}
         if self.storage == "int8":
-            scale = unit.abs().amax(1).clamp_min(1e-30) / 127
-            files["scale"] = scale.cpu().numpy().astype("<f4")
-            unit = (unit / scale[:, None]).round_()
-        files[self.suffix] = unit.cpu().numpy().astype(self.dtype)
+            unit = (unit * (127 / unit.abs().amax(1).clamp_min(1e-30))[:, None]).round_()
+        codes = unit.cpu().numpy().astype(self.dtype)
+        # Rounding has changed the length; with it given back, a product with a row is a cosine.
+        length = torch.from_numpy(codes.astype(np.float32)).norm(dim=1)
+        files["scale"] = torch.where(length > 0, 1 / length, 0.0).numpy().astype("<f4")
+        files[self.suffix] = codes
         return files
 
     def files(self) -> dict[str, int]:
         """Bytes that one row takes in each of the layer's files."""
-        wide = {self.suffix: self.dtype.itemsize * self.d_model, "norm": 4}
-        return {**wide, "scale": 4} if self.storage == "int8" else wide
+        return {self.suffix: self.dtype.itemsize * self.d_model, "norm": 4, "scale": 4}
 
 
 # ---------------------------------------------------------------- files and their checksums
@@ -186,9 +188,9 @@ class Matrix:
         raw = self._array(self.encoding.suffix, start, stop).view(self.encoding.dtype)
         return _tensor(raw).view(-1, self.encoding.d_model)
 
-    def scale(self, start: int, stop: int) -> Tensor | None:
-        """What the codes of each row are multiplied with; None: nothing."""
-        return _tensor(self._array("scale", start, stop).view("<f4")) if "scale" in self._files else None
+    def scale(self, start: int, stop: int) -> Tensor:
+        """What the codes of each row are multiplied with."""
+        return _tensor(self._array("scale", start, stop).view("<f4"))
 
     @cached_property
     def norm(self) -> Tensor:
@@ -197,15 +199,12 @@ class Matrix:
 
     def units(self, start: int, stop: int) -> Tensor:
         """Unit rows start..stop in float32, turned."""
-        rows, scale = self.codes(start, stop).float(), self.scale(start, stop)
-        return rows if scale is None else rows * scale[:, None]
+        return self.codes(start, stop).float() * self.scale(start, stop)[:, None]
 
     def gather(self, rows: np.ndarray) -> Tensor:
         """Unit rows of these numbers in float32, turned."""
         found = torch.from_numpy(self.stored(self.encoding.suffix, rows).view(self.encoding.dtype)).float()
-        if "scale" in self._files:
-            found *= torch.from_numpy(self.stored("scale", rows).view("<f4"))
-        return found
+        return found.mul_(torch.from_numpy(self.stored("scale", rows).view("<f4")))
 
     def states(self, start: int, stop: int) -> Tensor:
         """The states themselves, as far as storage keeps them."""

@@ -93,7 +93,7 @@ def test_search_is_the_exact_top_k_over_all_layers(index, dense, story, calibrat
 def test_csls_takes_off_what_hubs_have_in_common(index, dense):
     """2 cos - r(x) - r(q) with r written out; r(x) over the index's own sample."""
     queries, layer = dense[4][::50], 4
-    sample = index._sample()
+    sample = index.sample(1024)
     units = normalize(dense[layer], dim=1)
     cosine = units @ normalize(sample.units, dim=1).T
     for column in np.flatnonzero(sample.layer == layer):

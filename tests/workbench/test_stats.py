@@ -1,0 +1,61 @@
+"""Nulls and intervals against their definitions."""
+
+import numpy as np
+import torch
+
+from workbench.inputs import Batch
+from workbench.stats import RandomDirections, bootstrap_interval
+
+
+def batch_of(prompts: list[int]) -> Batch:
+    """As much of a batch as the draws look at."""
+    batch = Batch.__new__(Batch)
+    batch.scratch, batch.done = {}, []
+    batch.prompt = torch.tensor(prompts)
+    return batch
+
+
+def feed(directions: RandomDirections, states: torch.Tensor, prompts: list[int]) -> None:
+    batch = batch_of(prompts)
+    directions.observe(0, states, batch)
+    for step in batch.done:
+        step()
+
+
+def test_draws_have_the_mean_and_covariance_of_what_was_seen():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator)
+    states = torch.randn(500, 6, generator=generator) @ mix + 3
+    directions = RandomDirections(1, 6, 20_000)
+    for at in range(0, 500, 50):
+        feed(directions, states[at : at + 50], [at // 50] * 50)
+    drawn = directions.draw(0).double()
+    covariance = torch.cov(states.double().T, correction=0)
+    torch.testing.assert_close(drawn.mean(0), states.double().mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(torch.cov(drawn.T), covariance, atol=0.04 * float(covariance.diag().max()), rtol=0.05)
+
+
+def test_draws_do_not_depend_on_batches():
+    states = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    whole, parts = RandomDirections(1, 4, 10), RandomDirections(1, 4, 10)
+    prompts = [i // 10 for i in range(30)]
+    feed(whole, states, prompts)
+    for i in (2, 0, 1):
+        feed(parts, states[10 * i : 10 * i + 10], prompts[10 * i : 10 * i + 10])
+    torch.testing.assert_close(whole.draw(0), parts.draw(0))
+
+
+def test_the_interval_holds_the_mean_as_often_as_it_says():
+    rng, hits, n = np.random.default_rng(0), 0, 300
+    for i in range(n):
+        values = rng.normal(1, 1, 40)
+        low, high = bootstrap_interval(values, draws=400, seed=i)
+        hits += low <= 1 <= high
+    assert 0.90 < hits / n < 0.98
+
+
+def test_weights_and_missing_values():
+    values = np.array([[0.0, 1.0], [1.0, np.nan], [1.0, 1.0]])
+    low, high = bootstrap_interval(values, np.array([1.0, 1e-12, 1e-12]), draws=2000)
+    assert low[0] == 0 and high[0] <= 1 and low[1] == high[1] == 1
+    assert all(np.isnan(bootstrap_interval(np.ones((1, 2)))).ravel())
