@@ -113,6 +113,14 @@ class Model:
         return find_writes(self)
 
     @cached_property
+    def moe(self) -> dict[int, Any]:
+        """Mixture-of-experts layers by block (:class:`workbench.moe.MoE`), proved when first asked for."""
+        from workbench.moe import find_moe, prove
+
+        layers = find_moe(self)
+        return prove(self, layers) if layers else layers
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over config, weights (sampled evenly), and tokenizer; the same on every device."""
         digest = hashlib.sha256()

@@ -155,8 +155,6 @@ def add_hooks(
     layout = model.anatomy.layout
     for block in sorted({site.index for site in sites}):
         kinds = {site.kind for site in sites if site.index == block}
-        if kinds & {"router", "experts"}:
-            raise Refused(f"{model.name}: router and expert sites are not read by this version of the workbench.")
         parts = parts_of(model, block)
         if parts.parallel and "resid_mid" in kinds:
             raise Refused(

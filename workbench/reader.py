@@ -24,6 +24,8 @@ from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
 from workbench.model import Model, load
+from workbench.moe import Routing, moe_of
+from workbench.moe import hooks as moe_hooks
 from workbench.reading import Reading
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
@@ -244,7 +246,7 @@ def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) 
     finite: list[tuple[Site, Tensor, Tensor]] = []
     busy = False
 
-    def show(site: Site, states: Tensor | None) -> None:
+    def show(site: Site, states: Any) -> None:
         nonlocal busy
         # A reader may run parts of the model itself (its own tail): those states are not this pass's.
         if busy or site not in pending:
@@ -255,9 +257,11 @@ def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) 
                 "its anatomy was proved. Inputs that change the model's path (images, caches) may do that."
             )
         pending.discard(site)
-        rows = batch.take(states)
-        finite.append((site, torch.isfinite(rows.sum(dtype=torch.float32)), rows.detach()))
-        if states.device.type == "cpu":
+        numbers = states.weight if isinstance(states, Routing) else states
+        rows = batch.take(numbers)
+        if site.kind != "router":  # a masked expert's score may be -infinity
+            finite.append((site, torch.isfinite(rows.sum(dtype=torch.float32)), rows.detach()))
+        if numbers.device.type == "cpu":
             _check(finite, batch)
         busy = True
         for reader in wanted[site]:
@@ -330,8 +334,19 @@ def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None]
                 show(Site("resid", layer), layout.find(output)) if layer > last else None
 
         after[model.blocks[last]] = leaving
-    if inner:
+    routed = {site for site in inner if site.kind in ("router", "experts")}
+    if inner - routed:
         from workbench.parts import add_hooks
 
-        add_hooks(model, inner, show, before, after)
+        add_hooks(model, inner - routed, show, before, after)
+    if routed:
+        kinds: dict[int, set[str]] = {}
+        for site in routed:
+            kinds.setdefault(site.index, set()).add(site.kind)
+            moe_of(model, site.index)
+        early, late = moe_hooks(
+            model, model.moe, lambda b, v: show(Site("experts" if isinstance(v, Routing) else "router", b), v), kinds
+        )
+        before.update(early)
+        after.update(late)
     return before, after

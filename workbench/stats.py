@@ -73,3 +73,67 @@ def bootstrap_interval(
         means = np.tensordot(counts, x, 1) / np.tensordot(counts, w, 1)
     lower, upper = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return lower, upper
+
+
+def p_value(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """One-sided permutation p: (1 + how many of the null's draws [draws, ...] reach the observed) / (1 + draws).
+
+    Never 0, and valid at any number of draws (Phipson & Smyth 2010).
+    """
+    null = np.asarray(null)
+    # Sums of the same numbers in another order must not look different.
+    reach = (null >= np.asarray(observed) - 1e-12 * (1 + np.abs(observed))).sum(0)
+    return (1 + reach) / (1 + len(null))
+
+
+def fdr(p: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg adjusted p-values (q) over all cells; NaN cells are left out."""
+    p = np.asarray(p, float)
+    flat = p.ravel()
+    real = np.flatnonzero(~np.isnan(flat))
+    order = real[np.argsort(flat[real])]
+    m = len(order)
+    q = np.full(flat.shape, np.nan)
+    if m:
+        raw = flat[order] * m / np.arange(1, m + 1)
+        q[order] = np.minimum(1, np.minimum.accumulate(raw[::-1])[::-1])
+    return q.reshape(p.shape)
+
+
+def max_statistic_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """Family-wise p of each cell: how often the largest cell of a null draw [draws, ...] reaches it."""
+    null = np.asarray(null)
+    largest = null.reshape(len(null), -1).max(1)
+    return p_value(observed, np.broadcast_to(largest.reshape(-1, *[1] * np.ndim(observed)), null.shape))
+
+
+def mantel(
+    a: np.ndarray, b: np.ndarray, *, draws: int = 9999, seed: int = 0, rank: bool = False
+) -> tuple[float, float]:
+    """Correlation of two distance matrices [n, n] over their pairs, and its two-sided p by Mantel's permutations.
+
+    Pairs share members, so that a correlation's usual p is far too small: rows and columns of one matrix are
+    permuted together instead (Mantel 1967).  ``rank``: Spearman's in place of Pearson's.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    n = len(a)
+    i, j = np.triu_indices(n, 1)
+    if len(i) < 3:
+        return float("nan"), float("nan")
+
+    def ranked(x: np.ndarray) -> np.ndarray:
+        _, at, count = np.unique(x, return_inverse=True, return_counts=True)
+        return (np.cumsum(count) - (count - 1) / 2)[at]
+
+    def centred(x: np.ndarray) -> np.ndarray:
+        x = ranked(x) if rank else x
+        x = x - x.mean()
+        return x / max(float(np.linalg.norm(x)), 1e-300)
+
+    fixed, rng = centred(b[i, j]), np.random.default_rng(seed)
+    observed = float(centred(a[i, j]) @ fixed)
+    null = np.empty(draws)
+    for d in range(draws):
+        order = rng.permutation(n)
+        null[d] = centred(a[np.ix_(order, order)][i, j]) @ fixed
+    return observed, float(p_value(np.array(abs(observed)), np.abs(null)))
