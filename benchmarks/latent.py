@@ -375,7 +375,7 @@ print(peak - before)
 # ---------------------------------------------------------------- a million
 
 
-def part_million(work: Path, quick: bool, kind: str = "ivf-sq8") -> dict[str, Any]:
+def part_million(work: Path, quick: bool, kind: str = "ivf-pq") -> dict[str, Any]:
     index, queries = trained_rows(work, quick)
     start = time.perf_counter()
     index.accelerate(kind, progress=False)

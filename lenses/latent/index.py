@@ -179,14 +179,14 @@ class ContextIndex:
         _write(path, head, chosen, census, None, stores, progress=progress)
         return cls(path)
 
-    def accelerate(self, kind: str = "ivf-sq8", *, recall: float = 0.99, progress: bool = True) -> ContextIndex:
+    def accelerate(self, kind: str = "ivf-pq", *, recall: float = 0.99, progress: bool = True) -> ContextIndex:
         """Make an approximate index of every layer beside the rows, for ``search(method="approximate")``.
 
         Candidates from FAISS are ranked again by their exact similarity.  The effort (nprobe or efSearch) is the least
         that reaches ``recall`` among the ten nearest, measured on this index; :meth:`info` shows what was measured.
 
         Args:
-            kind: "ivf-sq8", "ivf-pq" (smaller files) or "hnsw".
+            kind: "ivf-pq" (the fastest and smallest), "ivf-sq8" or "hnsw".
         """
         if kind not in searching.KINDS:
             raise InputError(f"There is no approximate index {kind!r}. Use one of {', '.join(searching.KINDS)}.")

@@ -246,7 +246,7 @@ def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, d
 
 # ---------------------------------------------------------------- approximate
 
-KINDS = {"ivf-sq8": 4, "ivf-pq": 16, "hnsw": 4}
+KINDS = {"ivf-pq": 16, "ivf-sq8": 4, "hnsw": 4}
 """Candidates that are ranked exactly, for each neighbour wanted: more where the codes say less."""
 CHECKED = 256
 """Queries of each sort with which recall is measured."""
@@ -261,18 +261,19 @@ def faiss() -> Any:
 
 
 def make_approximate(matrix: Matrix, kind: str) -> Any:
-    """A FAISS index (inner product of unit rows, numbered as the index's own) over one layer."""
+    """A FAISS index (unit rows, numbered as the index's own) over one layer."""
     library = faiss()
     n, d = matrix.n_rows, matrix.encoding.d_model
-    lists = max(1, min(int(4 * n**0.5), n // 39))
-    # FAISS wants 39 points for each centroid.
-    bits = int(np.clip(np.log2(max(n, 1) / 39), 4, 8))
+    lists = max(1, min(int(4 * n**0.5), n // 39))  # FAISS wants 39 points for each centroid
+    half = d if d < 128 else d // 4 * 2
     recipe = {
+        # Half of the directions and four bits for each find the candidates at the speed of FAISS's fast scan.
+        "ivf-pq": f"PCAR{half},IVF{lists},PQ{half}x4fs",
         "ivf-sq8": f"IVF{lists},SQ8",
-        "ivf-pq": f"IVF{lists},PQ{next(m for m in (d // 4, d // 2, d) if d % m == 0)}x{bits}",
         "hnsw": "HNSW32,SQ8",
     }[kind]
-    index = library.index_factory(d, recipe, library.METRIC_INNER_PRODUCT)
+    # Between unit vectors the nearest has the highest cosine, and moving the origin (as PCA does) changes nothing.
+    index = library.index_factory(d, recipe, library.METRIC_L2)
     rng = np.random.Generator(np.random.PCG64(0))
     sample = np.sort(rng.choice(n, min(n, 64 * lists, 200_000), replace=False))
     index.train(matrix.gather(sample).numpy())
@@ -284,11 +285,11 @@ def make_approximate(matrix: Matrix, kind: str) -> Any:
 def set_effort(index: Any, effort: int) -> None:
     """nprobe of an inverted file, efSearch of a graph."""
     library = faiss()
-    index = library.downcast_index(index)
-    if hasattr(index, "nprobe"):
-        index.nprobe = effort
+    inverted = library.try_extract_index_ivf(index)
+    if inverted is not None:
+        inverted.nprobe = effort
     else:
-        index.hnsw.efSearch = effort
+        library.downcast_index(index).hnsw.efSearch = effort
 
 
 def approximate(
