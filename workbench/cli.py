@@ -175,7 +175,10 @@ def _working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], di
     good, bad = {}, {}
     for name, point in readers().items():
         try:
-            show = getattr(point.load(), "demo", None)
+            kind = point.load()
+            if not getattr(kind, "applies", lambda model: True)(model):
+                continue  # routing in a dense model: there is nothing that could be refused
+            show = getattr(kind, "demo", None)
             reader = show(model, folder / name) if show and folder else _make(name)
             reader.sites(model)
             if name == "embedding":

@@ -61,6 +61,11 @@ class RoutingTracer:
         self.labels, self.blocks = labels, blocks
         self.trace, self.scores, self.pairs = trace, scores, pairs
 
+    @staticmethod
+    def applies(model: Model) -> bool:
+        """Whether the model has experts at all."""
+        return bool(model.moe)
+
     # ---------------------------------------------------------------- the reader
 
     def sites(self, model: Model) -> list[Site]:
@@ -212,7 +217,7 @@ class RoutingTracer:
             "block": blocks, "label": np.array(self._names, object), "expert": np.arange(self._count.shape[2]),
             **({"block_from": blocks[:-1]} if self.pairs else {}),
         }  # fmt: skip
-        data = self._run.dataset(variables, coords, reader="RoutingTracer")
+        data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
         settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
         return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self._layers}}})
 

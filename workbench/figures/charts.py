@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -555,25 +556,36 @@ CHARTS: dict[str, Chart] = {
 }
 
 
+def charts() -> dict[str, Chart]:
+    """All charts: ours, and those of probes and other packages (entry points ``workbench.charts``)."""
+    more = {p.name: p for p in metadata.entry_points(group="workbench.charts") if p.name not in CHARTS}
+    return CHARTS | {name: point.load() for name, point in more.items()}
+
+
 def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
     """Draw `kind`, or the first chart that fits the data; options go to that chart's function."""
-    fitting = [name for name, c in CHARTS.items() if not c.lacks(data)]
+    kind = kind or data.attrs.get("chart")
+    if kind in CHARTS or (kind is None and any(not c.lacks(data) for c in CHARTS.values())):
+        known = CHARTS
+    else:
+        known = charts()
+    fitting = [name for name, c in known.items() if not c.lacks(data)]
     if kind is None:
         if not fitting:
-            needs = "; ".join(f"{name} needs {', '.join(c.needs)}" for name, c in CHARTS.items())
+            needs = "; ".join(f"{name} needs {', '.join(c.needs)}" for name, c in known.items())
             raise InputError(
                 f"No chart fits this reading: it holds {sorted(map(str, data.data_vars))}, but {needs}. "
                 "Draw it from .data or .frame() with plotly itself."
             )
         kind = fitting[0]
-    if kind not in CHARTS:
+    if kind not in known:
         raise InputError(f"There is no chart {kind!r}. Charts that fit this reading: {fitting}.")
-    if lacking := CHARTS[kind].lacks(data):
+    if lacking := known[kind].lacks(data):
         raise InputError(
             f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
             f"{fitting}."
         )
-    return CHARTS[kind].function(data, **options)
+    return known[kind].function(data, **options)
 
 
 # ---------------------------------------------------------------- common

@@ -1,0 +1,296 @@
+"""Measures against loops written out, and against two models whose routing is known by construction."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import planted
+import pytest
+import torch
+from scipy import stats as scipy_stats
+from scipy.spatial.distance import jensenshannon
+
+import workbench
+from probes.routing import RoutingTracer, measures
+from workbench.errors import InputError, Refused
+from workbench.reading import Reading
+from workbench.stats import fdr, mantel, p_value
+
+
+@pytest.fixture(scope="module")
+def found():
+    """The planted model over 200 documents in four languages."""
+    texts, labels = planted.documents(200, languages=True)
+    tracer = RoutingTracer(labels, trace=True, scores=True, pairs=True)
+    return workbench.read(planted.model(planted=True), texts, tracer, progress=False)
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    """The null model over documents that differ in nothing but their topics."""
+    texts, labels = planted.documents(120, languages=False)
+    return workbench.read(planted.model(planted=False), texts, RoutingTracer(labels, trace=True), progress=False)
+
+
+def relabelled(reading: Reading, rng: np.random.Generator) -> Reading:
+    """The reading as it would be had the documents other labels."""
+    data = reading.data.copy()
+    data["document_label_count"] = (
+        data["document_label_count"].dims, data["document_label_count"].values[rng.permutation(data.sizes["prompt"])]
+    )  # fmt: skip
+    return Reading(data, reading.provenance)
+
+
+# ---------------------------------------------------------------- the trace
+
+
+def test_counts_are_those_of_transformers_own_router():
+    """OLMoE's top k of its router logits is its routing: counted with a loop, one document at a time."""
+    model = planted.model(planted=True)
+    texts, labels = planted.documents(12, languages=True, tokens=17)
+    texts = [t[: 5 + i] for i, t in enumerate(texts)]
+    data = workbench.read(
+        model, texts, RoutingTracer(labels, trace=True, scores=True), batch_size=5, progress=False
+    ).data
+    count = np.zeros((4, 2, planted.EXPERTS))
+    probability = np.zeros((4, 2, planted.EXPERTS))
+    for i, (ids, label) in enumerate(zip(texts, labels, strict=True)):
+        with torch.no_grad():
+            out = model.module(input_ids=torch.tensor([ids]), output_router_logits=True)
+        for b, logits in enumerate(out.router_logits):
+            index = logits.topk(2, 1).indices
+            l = int(label[1])
+            np.add.at(count[l, b], index.numpy().ravel(), 1)
+            probability[l, b] += logits.softmax(1).sum(0).numpy()
+            own = data["expert_id"].values[i, b, : len(ids)]
+            assert (np.sort(own, 1) == np.sort(index.numpy(), 1)).all()
+            assert (data["expert_id"].values[i, b, len(ids) :] == -1).all()
+    np.testing.assert_array_equal(data["usage_count"].values, count)
+    tokens = data["token_count"].values
+    assert tokens.sum() == sum(map(len, texts))
+    np.testing.assert_allclose(data["usage_probability"].values, probability / tokens[:, None, None], atol=1e-5)
+    np.testing.assert_array_equal(data["document_count"].values.sum(0), count.sum(0))
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 7, "padding_side": "left"}])
+def test_batches_and_padding_change_nothing(found, how):
+    texts, labels = planted.documents(200, languages=True)
+    other = workbench.read(
+        planted.model(planted=True),
+        texts,
+        RoutingTracer(labels, trace=True, scores=True, pairs=True),
+        progress=False,
+        **how,
+    ).data
+    for name in ("usage_count", "document_count", "token_count", "pair_count", "flow_count", "expert_id"):
+        np.testing.assert_array_equal(other[name].values, found.data[name].values)
+    np.testing.assert_allclose(other["usage_weight"].values, found.data["usage_weight"].values, rtol=1e-4)
+
+
+def test_labels_by_token():
+    model = planted.model(planted=False)
+    ids = [[5, 6, 7, 8], [9, 10, 11]]
+    labels = [["noun", "verb", "noun", "other"], ["verb", "verb", "noun"]]
+    data = workbench.read(model, ids, RoutingTracer(labels), progress=False).data
+    assert dict(zip(data.label.values, data.token_count.values, strict=True)) == {"noun": 3, "verb": 3, "other": 1}
+    with pytest.raises(InputError, match="several labels"):
+        measures.divergence(workbench.read(model, ids, RoutingTracer(labels), progress=False))
+
+
+def test_what_cannot_be_traced_says_why():
+    from tiny import tiny
+
+    with pytest.raises(Refused, match="dense model"):
+        workbench.read(workbench.load(tiny("llama")), [[3, 4]], RoutingTracer(), progress=False)
+    model = planted.model(planted=False)
+    with pytest.raises(InputError, match="labels has 1 and there are 2 prompts"):
+        workbench.read(model, [[5, 6], [7]], RoutingTracer(["a"]), progress=False)
+    with pytest.raises(InputError, match="Prompt 1 has 1 tokens and 2 labels"):
+        workbench.read(model, [[5, 6], [7]], RoutingTracer([["a", "b"], ["a", "b"]]), progress=False)
+    with pytest.raises(InputError, match="empty"):
+        workbench.read(model, [[5, 6], []], RoutingTracer(), progress=False)
+
+
+def test_a_reading_opens_again(found, tmp_path):
+    again = workbench.open(found.save(tmp_path / "routing.nc"))
+    for name in found.data.data_vars:
+        np.testing.assert_array_equal(again.data[name].values, found.data[name].values)
+
+
+# ---------------------------------------------------------------- measures against loops
+
+
+def test_divergence_is_scipys(found):
+    data = measures.divergence(found, draws=60)
+    share = found.data["usage_count"].values / found.data["usage_count"].values.sum(-1, keepdims=True)
+    for a, b in itertools.combinations(range(4), 2):
+        for block in range(2):
+            own = float(data["jsd"][a, b, block])
+            assert own == pytest.approx(jensenshannon(share[a, block], share[b, block]) ** 2, abs=1e-9)
+            assert float(data["jsd_low"][a, b, block]) <= own <= float(data["jsd_high"][a, b, block]) + 1e-9
+    pairs = np.triu_indices(4, 1)
+    np.testing.assert_allclose(data["mean_jsd"].values, data["jsd"].values[pairs].mean(0))
+
+
+def test_information_is_the_mutual_information_of_balanced_labels(found):
+    share = found.data["usage_count"].values / found.data["usage_count"].values.sum(-1, keepdims=True)
+    joint = share[:, 1] / 4
+    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mutual = np.nansum(joint * np.log(joint / outer))
+    own = measures.information(found, draws=20)["information"].values[1]
+    assert own == pytest.approx(mutual / np.log(4), abs=1e-9)
+
+
+def test_pairs_are_all_pairs_of_slots(found):
+    """OLMoE's own script counts only neighbours in rank; a uniform router must give (k-1)/(E-1)."""
+    ids = found.data["expert_id"].values
+    for block in range(2):
+        table = np.zeros((planted.EXPERTS, planted.EXPERTS))
+        for slots in ids[:, block].reshape(-1, 2):
+            if slots[0] >= 0:
+                for a, b in itertools.permutations(slots, 2):
+                    table[a, b] += 1
+        np.testing.assert_array_equal(found.data["pair_count"].values[block], table)
+    rng = np.random.default_rng(0)
+    uniform = found.data.copy()
+    e, k, n = 16, 4, 40_000
+    picks = np.argsort(rng.random((n, e)), 1)[:, :k]
+    held = np.zeros((n, e))
+    np.put_along_axis(held, picks, 1, 1)
+    pairs = held.T @ held
+    np.fill_diagonal(pairs, 0)
+    made = uniform.isel(expert=[0], expert_2=[0], block=[0]).drop_dims(["expert", "expert_2", "block", "block_from"])
+    made = made.assign(
+        pair_count=(("block", "expert", "expert_2"), pairs[None].astype(int)),
+        usage_count=(("label", "block", "expert"), np.broadcast_to(held.sum(0) / 4, (4, 1, e))),
+        token_count=(("label",), np.full(4, n // 4)), top_k=(("block",), [k]),
+        expert_exists=(("block", "expert"), np.ones((1, e), bool)),
+    ).assign_coords(block=[0], expert=np.arange(e))  # fmt: skip
+    given = measures.coactivation(Reading(made))
+    off = ~np.eye(e, dtype=bool)
+    assert float(given["given_null"][0]) == pytest.approx((k - 1) / (e - 1))
+    assert given["given"].values[0][off].mean() == pytest.approx((k - 1) / (e - 1), abs=1e-3)
+
+
+def test_a_token_seen_once_scores_nothing(nothing):
+    table = measures.vocabulary(nothing, least=50)
+    ids = nothing.data["input_id"].values
+    seen, count = np.unique(ids[ids >= 0], return_counts=True)
+    assert set(table.token.values) == set(seen[count >= 50]) and (count < 50).any()
+    # By hand for one token in one block.
+    token, block = int(table.token.values[3]), 1
+    slots = nothing.data["expert_id"].values[:, block][ids == token]
+    best = max((slots == e).any(1).mean() for e in range(planted.EXPERTS))
+    assert float(table["share"].sel(token=token)[block]) == pytest.approx(best)
+    with pytest.raises(InputError, match="No token id occurs 100000 times"):
+        measures.vocabulary(nothing, least=100_000)
+
+
+def test_a_uniform_router_has_no_vocabulary_specialisation():
+    """Size-matched null: the published figure would show .3 and more here, out of nothing."""
+    rng = np.random.default_rng(0)
+    model = planted.model(planted=False)
+    texts, _ = planted.documents(40, languages=False)
+    reading = workbench.read(model, texts, RoutingTracer(trace=True), progress=False)
+    made = reading.data.copy()
+    shape = made["expert_id"].shape
+    made["expert_id"] = (made["expert_id"].dims, np.argsort(rng.random((*shape[:3], planted.EXPERTS)), -1)[..., :2])
+    table = measures.vocabulary(Reading(made), least=10)
+    assert (table["specialisation"].values > 0.3).all()
+    assert np.abs(table["specialisation_excess"].values).max() < 0.03
+
+
+def test_saturation_is_the_share_of_experts_kept(found):
+    other = found.data.copy()
+    ids = other["expert_id"].values.copy()
+    ids[:, 0, :, 0] = np.where(ids[:, 0, :, 0] >= 0, planted.EXPERTS + 1, -1)  # one of two slots changed in block 0
+    other["expert_id"] = (other["expert_id"].dims, ids)
+    table = measures.saturation([Reading(other), found], ["early", "late"])
+    assert table["saturation"].sel(checkpoint="late").values.tolist() == [1, 1]
+    assert table["saturation"].sel(checkpoint="early").values.tolist() == [0.5, 1]
+    assert table["saturation_null"].values.tolist() == [2 / 8, 2 / 8]
+
+
+def test_usage_of_an_even_router_lies_in_its_band_and_of_a_planted_one_outside(found):
+    table = measures.usage(found, draws=50)
+    share = table["share"].values
+    assert (share[:, 1] > table["band_high"].values[:, 1, None]).any(1).all()
+    assert (table["max_violation"].values[:, 1] > 5 * table["max_violation_null"].values[:, 1]).all()
+    # The experts of a language share its slots: two of eight.
+    assert table["effective_experts"].values[:, 1] == pytest.approx(2, abs=0.3)
+
+
+# ---------------------------------------------------------------- the planted and the null model
+
+
+def test_what_was_planted_is_found_and_exported_exactly(found):
+    selection = measures.select(found, draws=300)
+    plan = measures.export(selection)
+    assert {label: own["1"] for label, own in plan["selected"].items()} == planted.MAP
+    assert (selection["gap_p"].values[1] < 0.01).all()
+    assert np.nanmin(selection["stability"].values[:, 1]) > 0.9
+    apart = measures.divergence(found, draws=300)
+    upper = np.triu_indices(4, 1)
+    assert (apart["jsd_q"].values[upper][:, 1] < 0.05).all() and float(apart["mean_jsd_p"][1]) < 0.01
+    assert apart["mean_jsd"].values[1] == pytest.approx(np.log(2), abs=0.05)
+    # Two random halves of a language's documents differ by far less.
+    assert (apart["jsd_floor"].values[:, 1] < 0.02).all()
+
+
+def test_power_is_one_at_200_documents():
+    model = planted.model(planted=True)
+    for seed in range(5):
+        texts, labels = planted.documents(200, languages=True, tokens=20, seed=seed)
+        reading = workbench.read(model, texts, RoutingTracer(labels), progress=False)
+        selection = measures.select(reading, draws=100)
+        assert {x: own["1"] for x, own in measures.export(selection)["selected"].items()} == planted.MAP
+
+
+def test_false_positives_stay_within_their_level_and_a_test_over_tokens_fails(nothing):
+    rng, shuffles, hits = np.random.default_rng(0), 200, {"divergence": 0, "information": 0, "gap": 0, "tokens": 0}
+    for i in range(shuffles):
+        own = relabelled(nothing, rng)
+        hits["divergence"] += float(measures.divergence(own, draws=59, seed=i)["mean_jsd_p"][1]) <= 0.05
+        hits["information"] += float(measures.information(own, draws=59, seed=i)["information_p"][1]) <= 0.05
+        hits["gap"] += bool((measures.select(own, blocks=1, draws=59, seed=i)["gap_p"].values[1] <= 0.05).any())
+        documents = measures.Documents(own)
+        table = documents.by_label()[:, 1]
+        hits["tokens"] += scipy_stats.chi2_contingency(table[:, table.sum(0) > 0]).pvalue <= 0.05
+    low, high = scipy_stats.binom.interval(0.95, shuffles, 0.05)
+    print({name: n / shuffles for name, n in hits.items()})
+    for name in ("divergence", "information", "gap"):
+        assert low <= hits[name] <= high, (name, hits[name], (low, high))
+    assert hits["tokens"] > 0.8 * shuffles  # what counting tokens as independent gives
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_false_discovery_rate_is_scipys():
+    p = np.random.default_rng(0).random(40) ** 2
+    np.testing.assert_allclose(fdr(p), scipy_stats.false_discovery_control(p))
+    assert np.isnan(fdr(np.array([0.1, np.nan]))[1])
+
+
+def test_permutation_p_is_never_zero():
+    assert p_value(np.array(5.0), np.zeros(99)) == pytest.approx(0.01)
+
+
+def test_mantel_is_level_where_pairs_share_members_and_pearson_is_not():
+    rng, hits, naive = np.random.default_rng(0), 0, 0
+    upper = np.triu_indices(10, 1)
+    for i in range(200):
+        # Two languages that are odd in nothing but their own way make all their pairs far.
+        a, b = (rng.lognormal(0, 1.2, 10) for _ in range(2))
+        x, y = a[:, None] + a[None], b[:, None] + b[None]
+        _, p = mantel(x, y, draws=99, seed=i)
+        hits += p <= 0.05
+        naive += scipy_stats.pearsonr(x[upper], y[upper]).pvalue <= 0.05
+    low, high = scipy_stats.binom.interval(0.99, 200, 0.05)
+    assert low <= hits <= high and naive > 2 * high
+    points = rng.random((8, 2))
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    r, p = mantel(distance, distance + 0.01 * rng.random((8, 8)), draws=199)
+    assert r > 0.99 and p < 0.02
