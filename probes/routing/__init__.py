@@ -6,12 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.routing.interventions import intervene
+    from probes.routing.interventions import effect, intervene
+    from probes.routing.store import Trace, from_vllm, trace
     from probes.routing.tracer import RoutingTracer
 
-__all__ = ["RoutingTracer", "intervene"]
+__all__ = ["RoutingTracer", "Trace", "effect", "from_vllm", "intervene", "trace"]
 
-_HOMES = {"RoutingTracer": "tracer", "intervene": "interventions"}
+_HOMES = {
+    "RoutingTracer": "tracer",
+    "Trace": "store",
+    "effect": "interventions",
+    "from_vllm": "store",
+    "intervene": "interventions",
+    "trace": "store",
+}
 
 
 def __getattr__(name: str) -> Any:

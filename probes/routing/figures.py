@@ -59,6 +59,27 @@ def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
     return _sized(figure, 190 + 34 * len(names), 150 + 30 * len(names))
 
 
+def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard") -> Figure:
+    """Divergence of usage against shared vocabulary, a point for each pair of labels, with Mantel's p."""
+    table = measures.overlap(Reading(data), draws=20)
+    blocks = table["block"].values.tolist()
+    at = blocks.index(blocks[-1] if block is None else block)
+    names = [str(x) for x in table["label"].values]
+    i, j = np.triu_indices(len(names), 1)
+    own = table.sel(measure=measure).isel(block=at)
+    figure = _figure(
+        data, f"block {blocks[at]}: r = {float(own['pearson']):.2f}, Mantel p = {float(own['mantel_p']):.3g}"
+    )
+    figure.add_scatter(
+        x=table[measure].values[i, j], y=table["jsd"].values[i, j, at], mode="markers+text", marker={"size": 7},
+        text=[tokens.plotly(f"{names[a]}-{names[b]}") for a, b in zip(i, j, strict=True)], textposition="top center",
+        textfont={"size": 9}, hovertemplate="%{text}: %{x:.3f}, %{y:.4f} nats<extra></extra>", cliponaxis=False,
+    )  # fmt: skip
+    figure.update_xaxes(title_text=f"shared vocabulary ({measure})")
+    figure.update_yaxes(title_text="JSD (nats)", rangemode="tozero")
+    return _sized(figure, 520, 400)
+
+
 def layers(data: xr.Dataset) -> Figure:
     """Mean divergence between labels over blocks, with its interval, beside shuffled labels and split halves."""
     table = measures.divergence(Reading(data), draws=200)
@@ -195,6 +216,7 @@ def _sized(figure: Figure, width: float, height: float) -> Figure:
 
 USAGE = Chart(usage, ("document_count", "usage_count"))
 DIVERGENCE = Chart(divergence, ("document_count", "usage_count"))
+OVERLAP = Chart(overlap, ("document_count", "usage_count"))
 LAYERS = Chart(layers, ("document_count", "usage_count"))
 GAPS = Chart(gaps, ("document_count", "usage_count"))
 COACTIVATION = Chart(coactivation, ("pair_count",))

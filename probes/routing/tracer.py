@@ -77,22 +77,22 @@ class RoutingTracer:
         n = model.n_layers
         wanted = [self.blocks] if isinstance(self.blocks, int) else self.blocks
         chosen = sorted(model.moe) if wanted is None else sorted({b % n if -n <= b < n else b for b in wanted})
-        self._layers: list[MoE] = [moe_of(model, b) for b in chosen]
+        self.layers: list[MoE] = [moe_of(model, b) for b in chosen]
         if self.scores:
-            for layer in self._layers:
+            for layer in self.layers:
                 if not layer.router or not layer.gate:
                     raise Refused(
                         f"{model.name}: how the router of block {layer.block} makes probabilities of its scores is not "
                         "known (neither softmax nor sigmoid gives the applied weights). Trace without scores=True."
                     )
-        sites = [Site("experts", layer.block) for layer in self._layers]
-        return sites + [Site("router", layer.block) for layer in self._layers] * self.scores
+        sites = [Site("experts", layer.block) for layer in self.layers]
+        return sites + [Site("router", layer.block) for layer in self.layers] * self.scores
 
     def begin(self, run: Run) -> None:
         self._run = run
         self._names, of = _labels(self.labels, [p.ids for p in run.prompts])
         self._of = [torch.tensor([own[i] for i in p.positions]) for own, p in zip(of, run.prompts, strict=True)]
-        blocks, experts = len(self._layers), max(x.n_experts for x in self._layers)
+        blocks, experts = len(self.layers), max(x.n_experts for x in self.layers)
         labels = len(self._names)
         self._count = torch.zeros(labels, blocks, experts, dtype=torch.long)
         self._weight = torch.zeros(labels, blocks, experts, dtype=torch.float64)
@@ -104,13 +104,13 @@ class RoutingTracer:
         self._pairs = torch.zeros(blocks * self.pairs, experts, experts, dtype=torch.long)
         self._flow = torch.zeros(max(0, blocks - 1) * self.pairs, experts, experts, dtype=torch.long)
         if self.trace:
-            slots = max(x.top_k for x in self._layers)
+            slots = max(x.top_k for x in self.layers)
             self._id = run.empty([blocks], np.int16, after=[slots])
             self._slot_weight = run.empty([blocks], np.float16, after=[slots])
 
     def observe(self, site: Site, states: Any, batch: Batch) -> None:
-        i = next(i for i, x in enumerate(self._layers) if x.block == site.index)
-        layer = self._layers[i]
+        i = next(i for i, x in enumerate(self.layers) if x.block == site.index)
+        layer = self.layers[i]
         if not layer.causal and len(batch.prompts) > 1:
             raise Refused(
                 f"In {self._run.model.name} a token's routing depends on the others in its batch (block {site.index}). "
@@ -189,7 +189,7 @@ class RoutingTracer:
     def end(self) -> Reading:
         tokens = self._tokens.sum(0)
         where = ("label", "block", "expert")
-        known = np.arange(self._count.shape[2]) < np.array([x.n_experts for x in self._layers])[:, None]
+        known = np.arange(self._count.shape[2]) < np.array([x.n_experts for x in self.layers])[:, None]
         variables: dict[str, Any] = {
             "usage_count": (where, self._count.numpy()),
             "usage_weight": (where, self._weight.numpy()),
@@ -198,8 +198,8 @@ class RoutingTracer:
             "document_count": (("prompt", "block", "expert"), self._documents.numpy()),
             "document_label_count": (("prompt", "label"), self._tokens.numpy()),
             "expert_exists": (("block", "expert"), known),
-            "top_k": (("block",), np.array([x.top_k for x in self._layers])),
-            "module": (("block",), np.array([x.name for x in self._layers], object)),
+            "top_k": (("block",), np.array([x.top_k for x in self.layers])),
+            "module": (("block",), np.array([x.name for x in self.layers], object)),
         }
         if self.scores:
             each = tokens.clamp_min(1)[:, None].double()
@@ -212,14 +212,14 @@ class RoutingTracer:
             slots = ("prompt", "block", "position", "slot")
             variables["expert_id"] = (slots, self._id)
             variables["expert_weight"] = (slots, self._slot_weight)
-        blocks = [x.block for x in self._layers]
+        blocks = [x.block for x in self.layers]
         coords = {
             "block": blocks, "label": np.array(self._names, object), "expert": np.arange(self._count.shape[2]),
             **({"block_from": blocks[:-1]} if self.pairs else {}),
         }  # fmt: skip
         data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
         settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
-        return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self._layers}}})
+        return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
 
 
 def _labels(labels: Sequence[Any] | None, ids: list[list[int]]) -> tuple[list[str], list[list[int]]]:

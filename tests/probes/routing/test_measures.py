@@ -222,6 +222,21 @@ def test_usage_of_an_even_router_lies_in_its_band_and_of_a_planted_one_outside(f
     assert table["effective_experts"].values[:, 1] == pytest.approx(2, abs=0.3)
 
 
+def test_shared_vocabulary_by_sets(nothing):
+    table = measures.overlap(nothing, draws=5, permutations=99)
+    ids, label = nothing.data["input_id"].values, measures.Documents(nothing).label
+    own = [set(ids[label == i].ravel()) - {-1} for i in range(4)]
+    count = [np.bincount(ids[label == i][ids[label == i] >= 0], minlength=200) for i in range(4)]
+    for a, b in itertools.combinations(range(4), 2):
+        assert float(table["jaccard"][a, b]) == pytest.approx(len(own[a] & own[b]) / len(own[a] | own[b]))
+        assert float(table["contained"][a, b]) == pytest.approx(len(own[a] & own[b]) / min(len(own[a]), len(own[b])))
+        shared = np.minimum(count[a] / count[a].sum(), count[b] / count[b].sum()).sum()
+        assert float(table["weighted"][a, b]) == pytest.approx(shared)
+    pairs = np.triu_indices(4, 1)
+    r = scipy_stats.pearsonr(table["jaccard"].values[pairs], table["jsd"].values[..., 1][pairs]).statistic
+    assert float(table["pearson"].sel(measure="jaccard")[1]) == pytest.approx(r)
+
+
 # ---------------------------------------------------------------- the planted and the null model
 
 

@@ -1,0 +1,273 @@
+"""Full routing traces on disk: every token's experts and weights, in shards that survive being killed.
+
+    trace.json            what was traced: model, documents, blocks, experts, and a digest of each finished shard
+    shard-00000.safetensors   index [tokens, blocks, slots] int16 (-1: no expert), weight float16 (absent where it is
+                          not known), token [tokens] int32, document [tokens] int32, position [tokens] int32
+
+A shard holds whole documents and is renamed into place when it is complete: a trace that was killed goes on with the
+first shard that is missing, and ends as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from probes.routing.tracer import RoutingTracer
+from workbench.errors import InputError, ReadingError
+from workbench.inputs import encode
+from workbench.reading import Reading, write_whole
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+FORMAT, VERSION = "latent-workbench routing trace", 1
+SHARD_TOKENS = 16_384
+
+
+def trace(
+    model: Model,
+    inputs: Any,
+    path: str | os.PathLike[str],
+    *,
+    labels: Sequence[Any] | None = None,
+    blocks: Any = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Trace:
+    """Trace documents to a folder, or go on with a trace of the same documents that was interrupted.
+
+    Args:
+        labels: one for each document.
+
+    Raises InputError when the folder holds a trace of another model or of other documents.
+    """
+    from tqdm.auto import tqdm
+
+    from workbench.reader import read
+
+    prompts = encode(model, inputs)
+    if labels is not None and len(labels) != len(prompts):
+        raise InputError(f"labels has {len(labels)} and there are {len(prompts)} documents. Give one for each.")
+    tracer = RoutingTracer(blocks=blocks)
+    tracer.sites(model)
+    layers = tracer.layers
+    digest = hashlib.blake2b(digest_size=8)
+    for prompt in prompts:
+        digest.update(np.array([len(prompt.ids), *prompt.ids], "<i4").tobytes())
+    head = {
+        "format": FORMAT, "version": VERSION, "model": model.name, "fingerprint": model.fingerprint,
+        "documents": len(prompts), "digest": digest.hexdigest(), "shard_tokens": SHARD_TOKENS,
+        "labels": None if labels is None else [str(x) for x in labels], "blocks": [x.block for x in layers],
+        "experts": [x.n_experts for x in layers], "top_k": [x.top_k for x in layers],
+        "modules": [x.name for x in layers],
+    }  # fmt: skip
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    done: dict[str, str] = {}
+    if (path / "trace.json").exists():
+        there = _manifest(path)
+        done = there.pop("shards")
+        if there != head:
+            other = next(k for k in head if there.get(k) != head[k])
+            raise InputError(f"{path} holds a trace with another {other}. Choose another folder, or delete it first.")
+    shards = _shards([len(p.ids) for p in prompts])
+    with tqdm(
+        total=sum(len(p.ids) for p in prompts), unit="tok", desc="tracing", disable=not progress, delay=1.0
+    ) as bar:
+        for number, members in enumerate(shards):
+            name = f"shard-{number:05d}.safetensors"
+            if name not in done:
+                ids = [prompts[i].ids for i in members]
+                own = RoutingTracer(blocks=blocks, trace=True)
+                data = read(model, ids, own, batch_size=batch_size, progress=False).data
+                write_whole(path / name, lambda file, data=data, members=members: _write(file, data, members))
+                done[name] = _digest(path / name)
+                text = json.dumps({**head, "shards": done})
+                write_whole(path / "trace.json", lambda file, text=text: Path(file).write_text(text))
+            bar.update(sum(len(prompts[i].ids) for i in members))
+    return Trace(path)
+
+
+class Trace:
+    """A trace on disk.  ``.reading()`` counts it anew under any labels; ``.shards()`` yields its arrays."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.about = _manifest(self.path)
+        expected = self.about["documents"]
+        last = -1
+        for name in sorted(self.about["shards"]):
+            file = self.path / name
+            if not file.exists() or _digest(file) != self.about["shards"][name]:
+                raise ReadingError(f"{file} is missing or damaged. Remove it and trace again: the rest is kept.")
+            last = int(next(self._arrays(name))["document"][-1]) if expected else last
+        if last != expected - 1:
+            raise ReadingError(
+                f"The trace at {self.path} is not finished: it has {last + 1} of {expected} documents. Run the same "
+                "trace again; it goes on from there."
+            )
+
+    def __repr__(self) -> str:
+        return f"Trace({str(self.path)!r}, {self.about['documents']} documents of {self.about['model']})"
+
+    def _arrays(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+        from safetensors.numpy import load_file
+
+        yield load_file(self.path / name)
+
+    def shards(self) -> Iterator[dict[str, np.ndarray]]:
+        """One shard after the other: index, weight, token, document, position."""
+        for name in sorted(self.about["shards"]):
+            yield from self._arrays(name)
+
+    def reading(self, labels: Sequence[Any] | None = None) -> Reading:
+        """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
+        a = self.about
+        given = a["labels"] if labels is None else [str(x) for x in labels]
+        return counted(
+            self.shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
+            modules=a["modules"],
+        )  # fmt: skip
+
+
+def counted(
+    shards: Any,
+    documents: int,
+    labels: Sequence[str] | None,
+    blocks: Sequence[int],
+    experts: Sequence[int],
+    top_k: Sequence[int],
+    *,
+    model: str = "",
+    modules: Sequence[str] | None = None,
+) -> Reading:
+    """The reading of a trace that is given in shards."""
+    if labels is not None and len(labels) != documents:
+        raise InputError(f"labels has {len(labels)} and there are {documents} documents. Give one for each.")
+    own = ["all"] * documents if labels is None else [str(x) for x in labels]
+    names = sorted(set(own))
+    label = np.array([names.index(x) for x in own])
+    e = max(experts)
+    count = np.zeros((documents, len(blocks), e), np.int32)
+    mass = np.zeros((len(names), len(blocks), e))
+    tokens, idle = np.zeros(documents, np.int64), np.zeros((len(names), len(blocks)), np.int64)
+    for shard in shards:
+        document, index = shard["document"], shard["index"]
+        tokens += np.bincount(document, minlength=documents)
+        for b in range(len(blocks)):
+            real = (index[:, b] >= 0) & (index[:, b] < experts[b])
+            where = np.broadcast_to(document[:, None], real.shape)
+            np.add.at(count[:, b], (where[real], index[:, b][real]), 1)
+            idle[:, b] += np.bincount(label[document], (~real).sum(1), minlength=len(names)).astype(np.int64)
+            if "weight" in shard:
+                np.add.at(
+                    mass[:, b], (label[where[real]], index[:, b][real]), shard["weight"][:, b][real].astype(float)
+                )
+    usage = np.zeros((len(names), len(blocks), e), np.int64)
+    np.add.at(usage, label, count)
+    spread = np.zeros((documents, len(names)), np.int64)
+    spread[np.arange(documents), label] = tokens
+    where = ("label", "block", "expert")
+    data = xr.Dataset(
+        {
+            "usage_count": (where, usage), "usage_weight": (where, mass), "idle_count": (where[:2], idle),
+            "token_count": (("label",), spread.sum(0)), "document_count": (("prompt", "block", "expert"), count),
+            "document_label_count": (("prompt", "label"), spread),
+            "expert_exists": (("block", "expert"), np.arange(e) < np.array(experts)[:, None]),
+            "top_k": (("block",), np.array(top_k)),
+            "module": (("block",), np.array(list(modules or [""] * len(blocks)), object)),
+        },
+        {
+            "block": list(blocks), "label": np.array(names, object), "expert": np.arange(e),
+            "prompt": np.arange(documents),
+        },
+        {"model": model, "reader": "RoutingTracer", "chart": "usage"},
+    )  # fmt: skip
+    return Reading(data, {"reader": {"name": "RoutingTracer", "from": "trace"}, "model": {"name": model}})
+
+
+def from_vllm(
+    routed: Sequence[np.ndarray],
+    *,
+    n_experts: int,
+    labels: Sequence[Any] | None = None,
+    blocks: Sequence[int] | None = None,
+    model: str = "",
+) -> Reading:
+    """A reading of routed experts that vLLM returned (``--enable-return-routed-experts``).
+
+    Args:
+        routed: for each document [tokens, layers, k] integers.
+        n_experts: experts of a layer; not in the arrays.
+        blocks: which blocks the layers are; default 0, 1, ...: wrong where the first blocks are dense.
+
+    Raises InputError for arrays that do not fit together or name experts that are not there.
+    """
+    arrays = [np.asarray(x) for x in routed]
+    for i, x in enumerate(arrays):
+        if x.ndim != 3 or not len(x) or x.shape[1:] != arrays[0].shape[1:]:
+            raise InputError(
+                f"Document {i} has shape {x.shape}; each must be [tokens, layers, k], with the same layers and k."
+            )
+        if x.max() >= n_experts:
+            raise InputError(f"Document {i} names expert {x.max()} and there are {n_experts}, numbered from 0.")
+    depth, k = arrays[0].shape[1:]
+    if blocks is not None and len(blocks) != depth:
+        raise InputError(f"The arrays have {depth} layers and blocks names {len(blocks)}.")
+    shards = ({"index": x, "document": np.full(len(x), i)} for i, x in enumerate(arrays))
+    return counted(
+        shards, len(arrays), labels, list(blocks or range(depth)), [n_experts] * depth, [k] * depth, model=model
+    )
+
+
+def _shards(lengths: list[int]) -> list[list[int]]:
+    found: list[list[int]] = [[]]
+    size = 0
+    for i, n in enumerate(lengths):
+        if found[-1] and size + n > SHARD_TOKENS:
+            found.append([])
+            size = 0
+        found[-1].append(i)
+        size += n
+    return [x for x in found if x]
+
+
+def _write(file: str, data: xr.Dataset, members: list[int]) -> None:
+    from safetensors.numpy import save_file
+
+    real = data["input_id"].values >= 0
+    order = ("prompt", "position", "block", "slot")
+    prompt = np.broadcast_to(np.array(members, np.int32)[:, None], real.shape)
+    arrays = {
+        "index": data["expert_id"].transpose(*order).values[real],
+        "weight": data["expert_weight"].transpose(*order).values[real],
+        "token": data["input_id"].values[real].astype(np.int32),
+        "document": prompt[real],
+        "position": data["input_position"].values[real].astype(np.int32),
+    }
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as raw:
+        return hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "trace.json").read_text())
+        if found["format"] != FORMAT:
+            raise ReadingError(f"{path} is no routing trace.")
+    except (OSError, ValueError, KeyError) as error:
+        raise ReadingError(f"There is no routing trace at {path} ({type(error).__name__}: {error}).") from error
+    if found["version"] > VERSION:
+        raise ReadingError(f"The trace at {path} has version {found['version']}: upgrade latent-workbench.")
+    return found

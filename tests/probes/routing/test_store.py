@@ -1,0 +1,156 @@
+"""Traces on disk: the same as in memory, whole after any interruption, refused when damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+
+import workbench
+from probes.routing import RoutingTracer, Trace, from_vllm, store, trace
+from workbench.errors import InputError, ReadingError
+
+COUNTS = (
+    "usage_count",
+    "document_count",
+    "token_count",
+    "document_label_count",
+    "idle_count",
+    "top_k",
+    "expert_exists",
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted.model(planted=True)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return planted.documents(40, languages=True, tokens=30)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(store, "SHARD_TOKENS", 200)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if not p.name.startswith(".")}
+
+
+def test_a_trace_counts_what_the_reader_counts(model, texts, tmp_path):
+    ids, labels = texts
+    kept = trace(model, ids, tmp_path / "t", labels=labels, progress=False)
+    whole = workbench.read(model, ids, RoutingTracer(labels, trace=True), progress=False).data
+    own = kept.reading().data
+    for name in COUNTS:
+        np.testing.assert_array_equal(own[name].values, whole[name].values)
+    np.testing.assert_allclose(own["usage_weight"].values, whole["usage_weight"].values, rtol=1e-2)
+    shards = list(kept.shards())
+    assert len(shards) > 3
+    index = np.concatenate([s["index"] for s in shards])
+    real = whole["input_id"].values >= 0
+    np.testing.assert_array_equal(
+        index, whole["expert_id"].transpose("prompt", "position", "block", "slot").values[real]
+    )
+    np.testing.assert_array_equal(np.concatenate([s["token"] for s in shards]), whole["input_id"].values[real])
+    # Other labels, without running the model.
+    even = ["even" if i % 2 == 0 else "odd" for i in range(40)]
+    again = workbench.read(model, ids, RoutingTracer(even), progress=False).data
+    np.testing.assert_array_equal(kept.reading(even).data["usage_count"].values, again["usage_count"].values)
+
+
+KILLED = """
+import sys; sys.path[:0] = {path!r}
+import planted
+from probes.routing import store, trace
+store.SHARD_TOKENS = 200
+ids, labels = planted.documents(40, languages=True, tokens=30)
+print("ready", flush=True)
+trace(planted.model(planted=True), ids, {to!r}, labels=labels, batch_size=1, progress=False)
+"""
+
+
+def test_a_trace_killed_at_any_moment_ends_as_if_it_had_not_been(model, texts, tmp_path):
+    ids, labels = texts
+    whole = tree(trace(model, ids, tmp_path / "whole", labels=labels, batch_size=1, progress=False).path)
+    killed = 0
+    for i in range(4):
+        to = tmp_path / f"killed-{i}"
+        script = KILLED.format(path=[p for p in sys.path if p], to=str(to))
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        # Once some shards are there, and before all are.
+        limit = time.monotonic() + 60
+        while len(list(to.glob("shard-*"))) < 1 + i and time.monotonic() < limit and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        killed += len(list(to.glob("shard-*"))) < len(whole) - 1
+        trace(model, ids, to, labels=labels, batch_size=1, progress=False)
+        assert tree(to) == whole
+    assert killed >= 2
+
+
+def test_an_unfinished_or_damaged_trace_is_refused(model, texts, tmp_path, monkeypatch):
+    ids, labels = texts
+    path = trace(model, ids, tmp_path / "t", labels=labels, progress=False).path
+    file = sorted(path.glob("shard-*"))[1]
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ReadingError, match="missing or damaged"):
+        Trace(path)
+    file.unlink()
+    with pytest.raises(ReadingError, match="missing or damaged"):
+        Trace(path)
+    with pytest.raises(ReadingError, match="no routing trace"):
+        Trace(tmp_path / "nothing")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    write = store._write
+    calls = []
+    monkeypatch.setattr(store, "_write", lambda *a: write(*a) if not calls.append(1) and len(calls) < 3 else stop())
+    with pytest.raises(KeyboardInterrupt):
+        trace(model, ids, tmp_path / "half", labels=labels, progress=False)
+    with pytest.raises(ReadingError, match="not finished"):
+        Trace(tmp_path / "half")
+
+
+def test_a_folder_with_another_trace_is_not_touched(model, texts, tmp_path):
+    ids, labels = texts
+    path = trace(model, ids, tmp_path / "t", labels=labels, progress=False).path
+    before = tree(path)
+    with pytest.raises(InputError, match="another digest|another documents"):
+        trace(model, ids[:-1] + [ids[0]], path, labels=labels, progress=False)
+    with pytest.raises(InputError, match="another model|another fingerprint"):
+        trace(planted.model(planted=False), ids, path, labels=labels, progress=False)
+    assert tree(path) == before
+    with pytest.raises(InputError, match="labels has 3"):
+        trace(model, ids, tmp_path / "u", labels=labels[:3], progress=False)
+
+
+def test_a_trace_from_vllm_is_counted(model, texts):
+    ids, labels = texts
+    whole = workbench.read(model, ids, RoutingTracer(labels, trace=True), progress=False).data
+    routed = [whole["expert_id"].values[i, :, : len(x)].swapaxes(0, 1) for i, x in enumerate(ids)]
+    own = from_vllm(routed, n_experts=planted.EXPERTS, labels=labels).data
+    for name in ("usage_count", "document_count", "token_count"):
+        np.testing.assert_array_equal(own[name].values, whole[name].values)
+    from probes.routing import measures
+    from workbench.reading import Reading
+
+    assert (measures.divergence(Reading(own), draws=59)["mean_jsd_p"].values[1]) < 0.05
+    with pytest.raises(InputError, match="names expert 7 and there are 4"):
+        from_vllm(routed, n_experts=4)
+    with pytest.raises(InputError, match="Document 1 has shape"):
+        from_vllm([routed[0], routed[1][:, :1]], n_experts=8)
