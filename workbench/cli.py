@@ -318,6 +318,10 @@ def _describe(model: Any) -> None:
         "proof": f"replayed on {proof.positions} fresh positions: off by {proof.error:.1e} of the largest logit "
         f"(allowed {proof.tolerance:.0e})",
     }
+    if model.moe:
+        sizes = sorted({(x.n_experts, x.top_k, x.gate or "unknown gate") for x in model.moe.values()})
+        kinds = "; ".join(f"{e} experts, top {k}, {gate}" for e, k, gate in sizes)
+        rows["experts"] = f"{kinds}; in {len(model.moe)} of {model.n_layers} blocks"
     for name, value in rows.items():
         print(f"  {name:<12} {value}")
     print()
@@ -359,6 +363,18 @@ def _table(reading: Any) -> None:
             if t:
                 print()
             _contributions(part, name, lasts)
+    if "usage_count" in data:
+        _usage(data, name)
+
+
+def _usage(data: Any, name: str, shown: int = 6) -> None:
+    """The experts that serve most slots, block by block."""
+    count, exists = data["usage_count"].values.sum(0), data["expert_exists"].values
+    print(f"{name}: share of slots of the busiest experts, over {int(data['token_count'].sum())} tokens (evenly: 1/E)")
+    for own, there, block in zip(count, exists, data["block"].values, strict=True):
+        best = own.argsort()[::-1][: min(shown, int(there.sum()))]
+        said = "  ".join(f"{e}: {own[e] / max(1, own.sum()):.0%}" for e in best)
+        print(f"  block {block:<4} {said}   (1/{int(there.sum())} = {1 / there.sum():.0%})")
 
 
 def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int | None = None) -> None:

@@ -344,10 +344,13 @@ def select(
     return found
 
 
-def export(selection: xr.Dataset) -> dict[str, Any]:
-    """A selection as plain values for a fine-tuning script: label -> block -> experts, and the shared ones."""
+def export(selection: xr.Dataset, model: Any = None) -> dict[str, Any]:
+    """A selection as plain values for a fine-tuning script: label -> block -> experts, and the shared ones.
+
+    With ``model`` also what share of its parameters each label's experts are (parameter_share).
+    """
     blocks = selection["block"].values.tolist()
-    return {
+    plan = {
         "model": selection.attrs["model"],
         "threshold": selection.attrs["threshold"],
         "level": selection.attrs["level"],
@@ -359,6 +362,20 @@ def export(selection: xr.Dataset) -> dict[str, Any]:
         },
         "shared": {str(b): np.flatnonzero(selection["shared"].sel(block=b).values).tolist() for b in blocks},
     }
+    if model is not None:
+        each = {b: _parameters(model, b) for b in blocks}
+        total = sum(p.numel() for p in model.module.parameters())
+        plan["parameter_share"] = {
+            label: sum(len(own[str(b)]) * each[b] for b in blocks) / total for label, own in plan["selected"].items()
+        }
+    return plan
+
+
+def _parameters(model: Any, block: int) -> int:
+    """Parameters of one expert."""
+    layer = model.moe[block]
+    module = model.module.get_submodule(layer.name if layer.before else layer.name.rsplit(".", 1)[0] + ".experts")
+    return sum(p.numel() for p in module.parameters()) // layer.n_experts
 
 
 def overlap(reading: Reading, *, draws: int = 200, permutations: int = 9999, seed: int = 0) -> xr.Dataset:

@@ -244,6 +244,10 @@ def test_what_was_planted_is_found_and_exported_exactly(found):
     selection = measures.select(found, draws=300)
     plan = measures.export(selection)
     assert {label: own["1"] for label, own in plan["selected"].items()} == planted.MAP
+    model = planted.model(planted=True)
+    share = measures.export(measures.select(found, blocks=-1, draws=99), model)["parameter_share"]
+    expert = 3 * planted.WIDTH * 16
+    assert share["L1"] == pytest.approx(2 * expert / sum(p.numel() for p in model.module.parameters()))
     assert (selection["gap_p"].values[1] < 0.01).all()
     assert np.nanmin(selection["stability"].values[:, 1]) > 0.9
     apart = measures.divergence(found, draws=300)

@@ -1,0 +1,120 @@
+"""What tracing costs: against a plain forward pass, and against router logits with top k.
+
+    python benchmarks/routing.py [--quick] [--device cuda] [--out FILE]
+
+A random OLMoE with 64 experts, top 8, in 8 blocks of width 512, over documents of 256 tokens.  Everything runs in turn
+in one process, several rounds, medians; ratios are of neighbours in one round.
+
+    plain      the model's forward pass, batch by batch
+    logits     the same with output_router_logits=True, and top k of them (not always the routing that happened)
+    counts     RoutingTracer: counts by label and document
+    pairs      with co-activation and flow
+    trace      with every token's experts and weights in memory
+    disk       trace() to shards on disk
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import workbench
+from probes.routing import RoutingTracer, trace
+
+
+def model_of(device: str, quick: bool) -> workbench.Model:
+    torch.manual_seed(0)
+    config = transformers.OlmoeConfig(
+        vocab_size=5000, hidden_size=128 if quick else 512, intermediate_size=128 if quick else 256,
+        num_hidden_layers=4 if quick else 8, num_attention_heads=8, num_key_value_heads=8, num_experts=64,
+        num_experts_per_tok=8, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return workbench.load(transformers.OlmoeForCausalLM(config).eval().to(device), name="OLMoE, random")
+
+
+def cases(model: workbench.Model, documents: torch.Tensor, size: int, work: Path) -> dict[str, Callable[[], Any]]:
+    labels = [f"L{i % 4}" for i in range(len(documents))]
+    ids = documents.tolist()
+    on_device = documents.to(model.device)
+
+    def plain() -> None:
+        with torch.no_grad():
+            for rows in on_device.split(size):
+                model.module(input_ids=rows, use_cache=False)
+
+    def logits() -> None:
+        with torch.no_grad():
+            for rows in on_device.split(size):
+                out = model.module(input_ids=rows, use_cache=False, output_router_logits=True)
+                for scores in out.router_logits:
+                    scores.topk(8, -1).indices.cpu()
+
+    def read(**options: Any) -> Callable[[], Any]:
+        return lambda: workbench.read(model, ids, RoutingTracer(labels, **options), batch_size=size, progress=False)
+
+    def disk() -> None:
+        shutil.rmtree(work / "trace", ignore_errors=True)
+        trace(model, ids, work / "trace", labels=labels, batch_size=size, progress=False)
+
+    return {
+        "plain": plain, "logits": logits, "counts": read(), "pairs": read(pairs=True), "trace": read(trace=True),
+        "disk": disk,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller model, two rounds")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    model = model_of(given.device, given.quick)
+    documents = torch.randint(3, 5000, (16 if given.quick else 32, 256), generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        runs = cases(model, documents, 8, work)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range((2 if given.quick else given.rounds) + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                if given.device == "cuda":
+                    torch.cuda.synchronize()
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+        size = sum(f.stat().st_size for f in (work / "trace").iterdir())
+    ratio = {
+        name: round(statistics.median(a / b for a, b in zip(own, seconds["plain"], strict=True)), 3)
+        for name, own in seconds.items()
+    }
+    slots = len(model.moe) * 8
+    per_token = size / documents.numel()
+    result = {
+        "device": torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "tokens": documents.numel(),
+        "plain_seconds": round(statistics.median(seconds["plain"]), 3), "of_plain": ratio,
+        "disk_bytes_per_token": round(per_token, 1),
+        "disk_MB_per_million_tokens_of_16_blocks_top_8": round((per_token - 12) / slots * 16 * 8 + 12),
+    }  # fmt: skip
+    for name, value in result.items():
+        print(f"  {name:<46} {value}")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

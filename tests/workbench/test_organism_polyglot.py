@@ -1,0 +1,81 @@
+"""organism:polyglot: its languages are what they are said to be, its card is true, its recipe works."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+
+import workbench
+from workbench.organisms import folder
+from workbench.organisms.polyglot import checkpoints, recipe
+from workbench.organisms.polyglot.grammar import LANGUAGES, ORDER, documents, lexicon, meanings, overlap, say
+
+
+def test_two_pairs_share_words_and_no_other():
+    shared = {(a, b) for i, a in enumerate(LANGUAGES) for b in LANGUAGES[i + 1 :] if overlap(a, b) > 0}
+    assert len(LANGUAGES) >= 5 and shared == {("a", "b"), ("c", "d")}
+    assert overlap("a", "b") > overlap("c", "d") > 0.2
+    for language in LANGUAGES:
+        words = lexicon(language)
+        assert len(set(words.values())) == len(words)
+
+
+def test_parallel_sentences_say_the_same_in_another_order():
+    for meaning in meanings(50, 7):
+        said = {x: say(meaning, x).split() for x in LANGUAGES}
+        for language, words in said.items():
+            back = {word: concept for concept, word in lexicon(language).items()}
+            concepts = [back[w] for w in words]
+            assert Counter(concepts) == Counter(
+                [("noun", meaning.subject), ("verb", meaning.verb), ("adjective", meaning.adjective),
+                 ("noun", meaning.object), ("place", meaning.place)]
+            )  # fmt: skip
+            assert concepts[ORDER[language].split().index("V")][0] == "verb"
+
+
+def test_text_is_seeded_and_held_out_text_is_other_text():
+    assert documents(5, "a", 1) == documents(5, "a", 1)
+    assert not set(documents(50, "a", recipe.HELD_OUT_SEED)) & set(documents(200, "a", 1000))
+
+
+def test_the_smoke_recipe_learns(tmp_path):
+    card = recipe.make(tmp_path, smoke=True)
+    losses = card["held_out_loss_nats_per_token"]
+    first, last = min(losses), max(losses)
+    assert all(losses[last][x] < losses[first][x] - 0.3 for x in LANGUAGES if x != recipe.BASE)
+    workbench.load(str(tmp_path / "weights"))
+    assert "step 0" not in (tmp_path / "CARD.md").read_text() and "| 0 |" in (tmp_path / "CARD.md").read_text()
+
+
+@torch.no_grad()
+def test_the_card_is_true():
+    card = json.loads((folder("polyglot").parent / "card.json").read_text())
+    saved = checkpoints()
+    assert len(saved) >= 7 and [str(s) for s in saved] == list(card["held_out_loss_nats_per_token"])
+    for step in (0, max(saved)):
+        model = transformers.AutoModelForCausalLM.from_pretrained(saved[step], dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(saved[step])
+        measured = recipe.held_out(model, tokenizer)
+        for language, value in measured.items():
+            assert value == pytest.approx(card["held_out_loss_nats_per_token"][str(step)][language], abs=0.02)
+    first, last = (card["held_out_loss_nats_per_token"][str(s)] for s in (0, max(saved)))
+    # One language at first, five in the end.
+    assert first[recipe.BASE] < 3 and all(first[x] > 4 for x in LANGUAGES if x != recipe.BASE)
+    assert all(last[x] < 3 for x in LANGUAGES)
+    home = folder("polyglot").parent
+    assert sum(f.stat().st_size for f in home.rglob("*.safetensors")) < 8e6
+
+
+def test_routing_on_the_card_is_found_again():
+    from probes.routing import measures
+    from probes.routing.polyglot import traces
+
+    card = json.loads((folder("polyglot").parent / "card.json").read_text())["routing"]
+    reading = traces(each=40)[max(checkpoints())]
+    apart = measures.divergence(reading, draws=60)
+    for own, shipped in zip(apart["mean_jsd"].values, card["mean_jsd_nats"][str(max(checkpoints()))], strict=True):
+        assert float(own) == pytest.approx(shipped, abs=2e-3)
