@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workbench import lazy
 
 if TYPE_CHECKING:
     from lenses.attribution import LogitAttribution
@@ -14,20 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens", "States"]
 
-_HOMES = {
-    "LogitLens": "logit",
-    "EmbeddingLens": "embedding",
-    "LogitAttribution": "attribution",
-    "LatentLens": "latent",
-    "ContextIndex": "latent",
-    "States": "states",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lenses.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lenses' has no attribute {name!r}")
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "LogitLens": "logit",
+        "EmbeddingLens": "embedding",
+        "LogitAttribution": "attribution",
+        "LatentLens": "latent",
+        "ContextIndex": "latent",
+        "States": "states",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workbench import lazy
 
 if TYPE_CHECKING:
     from lenses.latent.agreement import logit_agreement
@@ -14,19 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextIndex", "IndexRefused", "LatentLens", "import_published", "logit_agreement"]
 
-_HOMES = {
-    "ContextIndex": "index",
-    "IndexRefused": "store",
-    "LatentLens": "lens",
-    "logit_agreement": "agreement",
-    "import_published": "published",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lenses.latent.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'lenses.latent' has no attribute {name!r}")
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "ContextIndex": "index",
+        "IndexRefused": "store",
+        "LatentLens": "lens",
+        "logit_agreement": "agreement",
+        "import_published": "published",
+    },
+)
 
 
 def __dir__() -> list[str]:

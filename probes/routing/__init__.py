@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workbench import lazy
 
 if TYPE_CHECKING:
     from probes.routing.interventions import effect, intervene
@@ -12,20 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RoutingTracer", "Trace", "effect", "from_vllm", "intervene", "trace"]
 
-_HOMES = {
-    "RoutingTracer": "tracer",
-    "Trace": "store",
-    "effect": "interventions",
-    "from_vllm": "store",
-    "intervene": "interventions",
-    "trace": "store",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"probes.routing.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'probes.routing' has no attribute {name!r}")
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "RoutingTracer": "tracer",
+        "Trace": "store",
+        "effect": "interventions",
+        "from_vllm": "store",
+        "intervene": "interventions",
+        "trace": "store",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,18 @@
+"""Packages whose names are imported when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__``: ``homes`` says in which of its modules each public name lives."""
+
+    def __getattr__(name: str) -> Any:  # noqa: N807
+        if name in homes:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__
