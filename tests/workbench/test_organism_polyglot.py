@@ -77,5 +77,13 @@ def test_routing_on_the_card_is_found_again():
     card = json.loads((folder("polyglot").parent / "card.json").read_text())["routing"]
     reading = traces(each=40)[max(checkpoints())]
     apart = measures.divergence(reading, draws=60)
+    own = apart["mean_jsd"].values
+    assert own.argmax() == 3 and own.argmin() in (1, 2) and own[0] > own[1:3].max()
+    assert (apart["mean_jsd_p"].values < 0.05).all() and (own > 10 * apart["mean_jsd_null"].values).all()
+    first = measures.divergence(traces(each=40)[0], draws=20)
+    assert (first["mean_jsd"].values > 0.1).all()
+    shared = measures.overlap(reading, draws=5)
+    assert (shared["pearson"].sel(measure="jaccard").values < -0.6).all()
+    assert float(shared["mantel_p"].sel(measure="jaccard")[3]) < 0.05
     for own, shipped in zip(apart["mean_jsd"].values, card["mean_jsd_nats"][str(max(checkpoints()))], strict=True):
         assert float(own) == pytest.approx(shipped, abs=2e-3)
