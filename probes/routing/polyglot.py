@@ -64,11 +64,11 @@ def study(each: int = 40, draws: int = 200) -> dict[str, Any]:
     }  # fmt: skip
 
 
-VERDICT = """What of the study appears here: languages part most in the last block at the end, and pairs that share words
-are routed most alike, in every block (p by the 120 permutations that five languages allow). What does not: they do not
-part in the last block alone. The first block parts them nearly as much (it sees the words themselves), the middle
-least, as in studies of parallel text; and the one-language base, to which four languages are noise, already routes them
-apart."""
+VERDICT = """What of the study appears here: languages part most in the last block at the end, and pairs that share
+words are routed most alike, in every block (p by the 120 permutations that five languages allow). What does not:
+they do not part in the last block alone. The first block parts them nearly as much (it sees the words themselves),
+the middle least, as in studies of parallel text; and the one-language base, to which four languages are noise, already
+routes them apart."""
 """Said of the shipped weights; tests/workbench/test_organism_polyglot.py holds it to their numbers."""
 
 
