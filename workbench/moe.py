@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -176,9 +177,9 @@ ADAPTERS: dict[str, tuple[Callable[..., Routing], int]] = {
 def find_moe(model: Model) -> dict[int, MoE]:
     """The mixture-of-experts layers of a model, by block.  Empty for a dense model."""
     found: dict[int, MoE] = {}
+    kinds = _router_kinds(model.module)
     for block, module in enumerate(model.blocks):
         prefix = f"{model.anatomy.blocks}.{block}"
-        kinds = _router_kinds(model.module)
         layers = [_layer(kinds, block, prefix, name, m, module) for name, m in module.named_modules()]
         layers = [layer for layer in layers if layer is not None]
         if len(layers) > 1:
@@ -198,17 +199,15 @@ def find_moe(model: Model) -> dict[int, MoE]:
 def _layer(
     kinds: dict[str, int], block: int, prefix: str, name: str, module: nn.Module, inside: nn.Module
 ) -> MoE | None:
+    path = f"{prefix}.{name}"
     if takes_routing(module):
         router, at = _router(kinds, prefix, inside)
         n, identity = _experts(module)
         if n:
-            pick = lambda out: _pick(out, at)  # noqa: E731
-            return MoE(block, f"{prefix}.{name}", router, n, identity, 0, True, _from_call, pick, True)
+            return MoE(block, path, router, n, identity, 0, True, _from_call, partial(_pick, at), True)
     elif type(module).__name__ in ADAPTERS:
         read, at = ADAPTERS[type(module).__name__]
-        pick = lambda out: _pick(out, at)  # noqa: E731
-        path = f"{prefix}.{name}"
-        return MoE(block, path, path, int(module.num_experts), 0, 0, True, read, pick, False)
+        return MoE(block, path, path, int(module.num_experts), 0, 0, True, read, partial(_pick, at), False)
     return None
 
 
@@ -243,7 +242,7 @@ def _router(kinds: dict[str, int], prefix: str, inside: nn.Module) -> tuple[str,
     return "", 0
 
 
-def _pick(output: Any, at: int) -> Tensor | None:
+def _pick(at: int, output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     found = output[at] if isinstance(output, (tuple, list)) and len(output) > at else None

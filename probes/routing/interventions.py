@@ -116,9 +116,8 @@ def _changer(lost: Tensor, given: list[int] | None, renormalise: bool, rows: Ten
 
 def _shift(router: nn.Module, amounts: Mapping[int, float], layer: MoE) -> Tensor | None:
     """A state that, added to a router's input, adds these amounts to its scores and nothing to the others."""
-    width = next((p.shape[1] for p in router.parameters() if p.ndim == 2 and p.shape[0] >= layer.n_experts), None)
     matrix = next((p for p in router.parameters() if p.ndim == 2 and p.shape[0] >= layer.n_experts), None)
-    if matrix is None or width is None:
+    if matrix is None:
         return None
     wanted = torch.zeros(matrix.shape[0], dtype=torch.float64)
     for expert, amount in amounts.items():
@@ -128,7 +127,7 @@ def _shift(router: nn.Module, amounts: Mapping[int, float], layer: MoE) -> Tenso
     if float((own @ shift - wanted).abs().max()) > 1e-6 * float(wanted.abs().max().clamp_min(1e-12)):
         return None
     # The proof: two states through the router itself.
-    x = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(matrix)
+    x = torch.randn(3, matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix)
     try:
         with torch.no_grad():
             before, after = layer.scores(router(x)), layer.scores(router(x + shift.to(matrix)))

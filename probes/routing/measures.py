@@ -50,20 +50,20 @@ class Documents:
         weight[label, np.arange(len(label))] = 1 if picked is None else picked
         return np.tensordot(weight, self.count, 1)
 
-    def bootstrap(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> tuple[Any, Any]:
-        """95 % percentile interval of a statistic of [label, block, expert] counts."""
-        rng, found = np.random.default_rng(seed), []
-        groups = [np.flatnonzero(self.label == i) for i in range(len(self.names))]
-        if min(map(len, groups)) < 2:
-            value = statistic(self.by_label())
-            return np.full_like(value, np.nan), np.full_like(value, np.nan)
-        for _ in range(draws):
-            picked = np.zeros(len(self.label))
-            for own in groups:
-                np.add.at(picked, rng.choice(own, len(own)), 1)
-            found.append(statistic(self.by_label(picked=picked)))
-        low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
-        return low, high
+    def resample(self, rng: np.random.Generator) -> np.ndarray:
+        """How often each document is drawn when every label's documents are drawn again with replacement."""
+        picked = np.zeros(len(self.label))
+        for i in range(len(self.names)):
+            own = np.flatnonzero(self.label == i)
+            np.add.at(picked, rng.choice(own, len(own)), 1)
+        return picked
+
+    def bootstrap(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> np.ndarray:
+        """[draws, ...] of a statistic of [label, block, expert] counts; NaN where a label has one document."""
+        if np.bincount(self.label, minlength=len(self.names)).min() < 2:
+            return np.full((1, *statistic(self.by_label()).shape), np.nan)
+        rng = np.random.default_rng(seed)
+        return np.stack([statistic(self.by_label(picked=self.resample(rng))) for _ in range(draws)])
 
     def shuffled(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> np.ndarray:
         """[draws, ...] of a statistic when labels are shuffled among documents."""
@@ -75,6 +75,14 @@ class Documents:
         return xr.Dataset(
             variables, {**axes, **coords}, {"documents": len(self.label), "model": self.data.attrs["model"]}
         )
+
+
+def interval(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval over bootstrap draws [draws, ...]."""
+    if np.isnan(found).all():
+        return found[0], found[0]
+    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
+    return low, high
 
 
 def shares(count: np.ndarray) -> np.ndarray:
@@ -108,7 +116,7 @@ def usage(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
     documents = Documents(reading)
     count = documents.by_label()
     share = shares(count)
-    low, high = documents.bootstrap(shares, draws, seed)
+    low, high = interval(documents.bootstrap(shares, draws, seed))
     e, k = documents.experts[None, :], documents.k[None, :]
     tokens = reading.data["token_count"].values[:, None].clip(1)
     spread = 1.96 * np.sqrt(k / e * (1 - k / e) / tokens) / k
@@ -134,7 +142,7 @@ def usage(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
         "entropy_uniform": (("block",), np.log(documents.experts)),
         "effective_experts": (two, np.exp(entropy(share) + bias)),
     }
-    e_low, e_high = documents.bootstrap(lambda c: entropy(shares(c)), draws, seed)
+    e_low, e_high = interval(documents.bootstrap(lambda c: entropy(shares(c)), draws, seed))
     found |= {"entropy_low": (two, e_low + bias), "entropy_high": (two, e_high + bias)}
     for name in null:
         found[name] = (two, np.stack([x[name] for x in own], 1))
@@ -172,7 +180,8 @@ def divergence(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Datas
 
     upper = np.triu_indices(n, 1)
     observed = pairs(documents.by_label())
-    low, high = documents.bootstrap(pairs, draws, seed)
+    resampled = documents.bootstrap(pairs, draws, seed)
+    low, high = interval(resampled)
     null = documents.shuffled(pairs, draws, seed + 1)
     p = p_value(observed, null)
     p[np.arange(n), np.arange(n)] = np.nan
@@ -180,7 +189,7 @@ def divergence(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Datas
     q[upper] = fdr(p[upper])
     q = np.where(np.isnan(q), q.swapaxes(0, 1), q)
     mean, mean_null = observed[upper].mean(0), null[:, upper[0], upper[1]].mean(1)
-    m_low, m_high = documents.bootstrap(lambda c: pairs(c)[upper].mean(0), draws, seed)
+    m_low, m_high = interval(resampled[:, upper[0], upper[1]].mean(1))
     three = ("label", "label_2", "block")
     return documents.dataset(
         {
@@ -233,7 +242,7 @@ def information(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Data
         return (entropy(share.mean(0)) - entropy(share).mean(0)) / np.log(max(2, len(documents.names)))
 
     observed = gained(documents.by_label())
-    low, high = documents.bootstrap(gained, draws, seed)
+    low, high = interval(documents.bootstrap(gained, draws, seed))
     null = documents.shuffled(gained, draws, seed + 1)
     found = {
         "information": observed, "information_low": low, "information_high": high,
@@ -265,12 +274,8 @@ def specialisation(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.D
     once = np.ones(len(tokens))
     share = per_token(documents.label, once)
     rng, found, null = np.random.default_rng(seed), [], []
-    groups = [np.flatnonzero(documents.label == i) for i in range(len(documents.names))]
     for _ in range(draws):
-        picked = np.zeros(len(tokens))
-        for own in groups:
-            np.add.at(picked, rng.choice(own, len(own)), 1)
-        found.append(per_token(documents.label, picked))
+        found.append(per_token(documents.label, documents.resample(rng)))
         null.append(lift(per_token(rng.permutation(documents.label), once)))
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     observed = lift(share)
@@ -319,13 +324,8 @@ def select(
         own = np.nan_to_num(shares(count)).argmax(0)
         return (gaps(count) > threshold) & (own == np.arange(len(documents.names))[:, None, None])
 
-    rng, kept = np.random.default_rng(seed + 1), []
-    groups = [np.flatnonzero(documents.label == i) for i in range(len(documents.names))]
-    for _ in range(200):
-        picked = np.zeros(len(documents.label))
-        for own in groups:
-            np.add.at(picked, rng.choice(own, len(own)), 1)
-        kept.append(picks(documents.by_label(picked=picked)))
+    rng = np.random.default_rng(seed + 1)
+    kept = [picks(documents.by_label(picked=documents.resample(rng))) for _ in range(200)]
     selected = chosen & (owner == np.arange(len(documents.names))[:, None, None])
     mean = np.where(documents.exists, np.nan_to_num(shares(count)).mean(0), -1)
     best = np.argsort(-mean, 1)[:, :shared]
