@@ -78,12 +78,26 @@ def bootstrap_interval(
 def p_value(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     """One-sided permutation p: (1 + how many of the null's draws [draws, ...] reach the observed) / (1 + draws).
 
-    Never 0, and valid at any number of draws (Phipson & Smyth 2010).
+    Never 0, and valid at any number of draws (Phipson & Smyth 2010).  NaN where the null is.
     """
     null = np.asarray(null)
     # Sums of the same numbers in another order must not look different.
     reach = (null >= np.asarray(observed) - 1e-12 * (1 + np.abs(observed))).sum(0)
-    return (1 + reach) / (1 + len(null))
+    return np.where(np.isnan(null).any(0), np.nan, (1 + reach) / (1 + len(null)))
+
+
+def ranked(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, ties at their mean."""
+    _, at, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[at]
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive's score is above another's (ties count half)."""
+    n = int(positive.sum())
+    if not 0 < n < len(positive):
+        return float("nan")
+    return float((ranked(scores)[positive].sum() - n * (n - 1) / 2) / (n * (len(positive) - n)))
 
 
 def fdr(p: np.ndarray) -> np.ndarray:
@@ -108,32 +122,40 @@ def max_statistic_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def mantel(
-    a: np.ndarray, b: np.ndarray, *, draws: int = 9999, seed: int = 0, rank: bool = False
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    draws: int = 9999,
+    seed: int = 0,
+    rank: bool = False,
+    given: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Correlation of two distance matrices [n, n] over their pairs, and its two-sided p by Mantel's permutations.
 
     Pairs share members, so that a correlation's usual p is far too small: rows and columns of one matrix are
-    permuted together instead (Mantel 1967).  ``rank``: Spearman's in place of Pearson's.
+    permuted together instead (Mantel 1967).  ``rank``: Spearman's in place of Pearson's.  ``given``: a third matrix
+    that is taken out of both first (partial Mantel; Smouse, Long & Sokal 1986).  draws=0: no p (NaN).
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     n = len(a)
     i, j = np.triu_indices(n, 1)
-    if len(i) < 3:
+    if len(i) < 3 or np.isnan(a[i, j]).any() or np.isnan(b[i, j]).any():
         return float("nan"), float("nan")
 
-    def ranked(x: np.ndarray) -> np.ndarray:
-        _, at, count = np.unique(x, return_inverse=True, return_counts=True)
-        return (np.cumsum(count) - (count - 1) / 2)[at]
-
-    def centred(x: np.ndarray) -> np.ndarray:
-        x = ranked(x) if rank else x
+    def unit(x: np.ndarray) -> np.ndarray:
         x = x - x.mean()
         return x / max(float(np.linalg.norm(x)), 1e-300)
 
-    fixed, rng = centred(b[i, j]), np.random.default_rng(seed)
-    observed = float(centred(a[i, j]) @ fixed)
-    null = np.empty(draws)
-    for d in range(draws):
-        order = rng.permutation(n)
-        null[d] = centred(a[np.ix_(order, order)][i, j]) @ fixed
+    other = None if given is None else unit(np.asarray(given, float)[i, j])
+
+    def prepared(x: np.ndarray) -> np.ndarray:
+        x = unit(ranked(x[i, j]) if rank else x[i, j])
+        return x if other is None else unit(x - other * (other @ x))
+
+    fixed, rng = prepared(b), np.random.default_rng(seed)
+    observed = float(prepared(a) @ fixed)
+    if not draws:
+        return observed, float("nan")
+    orders = (rng.permutation(n) for _ in range(draws))
+    null = np.array([prepared(a[np.ix_(order, order)]) @ fixed for order in orders])
     return observed, float(p_value(np.array(abs(observed)), np.abs(null)))

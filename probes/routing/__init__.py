@@ -1,4 +1,11 @@
-"""Which experts serve what: the routing that really happened in a mixture of experts, with nulls and intervals."""
+"""Which experts serve what: the routing that really happened in a mixture of experts, with nulls and intervals.
+
+RoutingTracer, trace, from_vllm      what happened: counts in the one pass, every token's experts on disk
+measures                             what it says
+intervene, effect, effects, regret   what it is worth
+contributions, functional, shared    what experts say, and how loudly
+adapters                             routing over LoRA adapters
+"""
 
 from __future__ import annotations
 
@@ -7,20 +14,39 @@ from typing import TYPE_CHECKING
 from workbench import lazy
 
 if TYPE_CHECKING:
-    from probes.routing.interventions import effect, intervene
+    from probes.routing.interventions import effect, effects, intervene, regret
+    from probes.routing.outputs import contributions, functional
+    from probes.routing.shared_experts import shared
     from probes.routing.store import Trace, from_vllm, trace
     from probes.routing.tracer import RoutingTracer
 
-__all__ = ["RoutingTracer", "Trace", "effect", "from_vllm", "intervene", "trace"]
+__all__ = [
+    "RoutingTracer",
+    "Trace",
+    "contributions",
+    "effect",
+    "effects",
+    "from_vllm",
+    "functional",
+    "intervene",
+    "regret",
+    "shared",
+    "trace",
+]
 
 __getattr__ = lazy.names(
     __name__,
     {
         "RoutingTracer": "tracer",
         "Trace": "store",
+        "contributions": "outputs",
         "effect": "interventions",
+        "effects": "interventions",
         "from_vllm": "store",
+        "functional": "outputs",
         "intervene": "interventions",
+        "regret": "interventions",
+        "shared": "shared_experts",
         "trace": "store",
     },
 )

@@ -1,11 +1,15 @@
-"""Figures of a routing trace; ``reading.figure("usage")`` and so on draw them."""
+"""Figures of a routing trace: ``reading.figure("usage")`` and so on; those of several readings take a measure's table.
+
+An expert that is claimed to serve a label is marked with a star where an intervention backs the claim: pass the table
+of :func:`probes.routing.effects` as ``effects=``.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from plotly.subplots import make_subplots
 
 from probes.routing import measures
 from workbench import tokens
@@ -20,24 +24,109 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def usage(data: xr.Dataset, label: Any = None) -> Figure:
-    """Share of slots by block and expert; marked where it lies within the band of a router that chooses at random."""
+def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None) -> Figure:
+    """Share of slots by block and expert of one label (default the first).
+
+    A dot marks what lies within the band of a router that chooses at random, a star what an intervention backs.
+    """
+    names = [str(x) for x in data["label"].values]
+    i = measures.Documents(Reading(data)).number(label) if label is not None else 0
     table = measures.usage(Reading(data), draws=50)
-    names = [str(x) for x in table["label"].values]
-    i = names.index(str(label)) if label is not None else 0
-    if label is not None and str(label) not in names:
-        raise InputError(f"There is no label {label!r}; there are {', '.join(names)}.")
     share = table["share"].values[i]
     inside = (share >= table["band_low"].values[i][:, None]) & (share <= table["band_high"].values[i][:, None])
-    figure = _figure(data, f"{names[i]}: share of slots (dot: as by chance)")
+    marks = np.where(inside, "·", "").astype(object)
+    for block, expert in _backed(effects, names[i], names):
+        marks[table["block"].values.tolist().index(block), expert] += "★"
+    star = ", star: missed when dropped" if effects is not None else ""
+    figure = _figure(data, f"{names[i]}: share of slots (dot: as by chance{star})")
     figure.add_heatmap(
         z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.SEQUENTIAL,
-        zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, "·", ""), texttemplate="%{text}",
+        zmin=0, colorbar={"title": {"text": "share"}}, text=marks, texttemplate="%{text}",
         hovertemplate="block %{y}, expert %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickformat="d")
     figure.update_yaxes(title_text="block", type="category")
     return _sized(figure, 160 + 14 * share.shape[1], 140 + 20 * share.shape[0])
+
+
+def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[tuple[int, int]]:
+    """(block, expert) of backed claims of this label; a claim without a label's name is of all labels."""
+    if effects is None:
+        return []
+    found = []
+    for claim, experts, backed in zip(effects["claim"].values, effects["experts"].values, _holds(effects), strict=True):
+        if backed and (str(claim) == label or str(claim) not in labels):
+            found += [(int(block), e) for block, chosen in json.loads(str(experts)).items() for e in chosen]
+    return sorted(set(found))
+
+
+def _holds(effects: xr.Dataset) -> np.ndarray:
+    """[claim] whether its experts are missed: more than others of their load on average, and than each set of them."""
+    beyond = effects["delta"].values > effects["delta_random"].transpose("claim", "draw").values.max(1)
+    return beyond & (effects["excess_low"].values > 0) & (effects["q"].values < 0.05)
+
+
+def entropy(data: xr.Dataset) -> Figure:
+    """Entropy of expert usage over blocks, a line for each label with its interval; dashed: even loads."""
+    table = measures.usage(Reading(data), draws=200)
+    x = table["block"].values
+    figure = _figure(data, "entropy of expert usage")
+    for i, name in enumerate([str(n) for n in table["label"].values]):
+        hue = theme.HUES[i % len(theme.HUES)]
+        _band(figure, x, table["entropy_low"].values[i], table["entropy_high"].values[i], hue)
+        figure.add_scatter(
+            x=x, y=table["entropy"].values[i], name=tokens.plotly(name), mode="lines+markers", marker={"size": 4},
+            line={"color": hue, "width": 2},
+        )  # fmt: skip
+    figure.add_scatter(
+        x=x, y=table["entropy_uniform"].values, name="even", mode="lines", line={"dash": "dash", "width": 1},
+    )  # fmt: skip
+    figure.update_xaxes(title_text="block", tickvals=x[:: max(1, len(x) // 12)])
+    figure.update_yaxes(title_text="nats")
+    figure.update_layout(legend={"orientation": "h", "y": -0.3})
+    return _sized(figure, 520, 380)
+
+
+def gate(data: xr.Dataset, label: Any = None) -> Figure:
+    """How sure the gate is of each token: a histogram of its entropy over ln E for every block."""
+    documents = measures.Documents(Reading(data), "probability")
+    i = documents.number(label) if label is not None else 0
+    count = data["gate_histogram"].values[i].astype(float)
+    figure = _figure(data, f"{documents.names[i]}: entropy of the gate (1: undecided)")
+    figure.add_heatmap(
+        z=count / count.sum(1, keepdims=True).clip(1), x=data["bin"].values, y=[str(b) for b in documents.blocks],
+        colorscale=theme.SEQUENTIAL, zmin=0, colorbar={"title": {"text": "tokens"}},
+        hovertemplate="block %{y}, %{x:.2f}: %{z:.1%} of tokens<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="entropy / ln E", range=[0, 1])
+    figure.update_yaxes(title_text="block", type="category")
+    return _sized(figure, 520, 140 + 20 * len(count))
+
+
+def words(data: xr.Dataset, block: int | None = None, top: int = 8, least: int = 10) -> Figure:
+    """The tokens that each expert of one block (default the last) serves most beyond chance, as a table."""
+    table = measures.vocabulary(Reading(data), least=least)
+    blocks = table["block"].values.tolist()
+    own = table.isel(block=blocks.index(blocks[-1] if block is None else block))
+    ids, shown = data["input_id"].values, data["input_token"].values
+    text = dict(zip(ids[ids >= 0].tolist(), shown[ids >= 0].tolist(), strict=True))
+    excess = own["share"].values - own["null"].values
+    rows = []
+    for e in data["expert"].values.tolist():
+        mine = np.flatnonzero((own["expert"].values == e) & (excess > 0))
+        best = mine[np.argsort(-excess[mine])][:top]
+        words = [
+            f"{tokens.plotly(tokens.visible(text[int(own['token'][j])]))} {own['share'].values[j]:.0%}" for j in best
+        ]
+        rows.append((str(e), ", ".join(words), str(len(mine))))
+    figure = _figure(
+        data, f"tokens of the experts of block {own['block'].item()} (share served; at least {least} times)"
+    )
+    figure.add_table(
+        columnwidth=[1, 8, 1], header={"values": ["expert", "tokens", "of it"], "align": "left"},
+        cells={"values": list(zip(*rows, strict=True)), "align": "left"},
+    )  # fmt: skip
+    return _sized(figure, 760, 160 + sum(10 + 18 * (1 + len(row[1]) // 85) for row in rows))
 
 
 def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
@@ -86,11 +175,7 @@ def layers(data: xr.Dataset) -> Figure:
     x = table["block"].values
     figure = _figure(data, "mean divergence between labels")
     low, high = table["mean_jsd_low"].values, table["mean_jsd_high"].values
-    red, green, blue = (int(theme.HUES[0][i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
-        fillcolor=f"rgba({red},{green},{blue},0.18)", hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
+    _band(figure, x, low, high, theme.HUES[0])
     lines = [
         ("labels", table["mean_jsd"].values, None, 0),
         ("labels shuffled among documents", table["mean_jsd_null"].values, "dash", 1),
@@ -107,20 +192,29 @@ def layers(data: xr.Dataset) -> Figure:
     return _sized(figure, 520, 360)
 
 
-def gaps(data: xr.Dataset, block: int | None = None) -> Figure:
-    """Activation gap of every expert of one block (default the last) by its label, and the threshold of chance."""
+def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None = None) -> Figure:
+    """Activation gap of every expert of one block (default the last) by its label, and the threshold of chance.
+
+    A star: an intervention backs that the expert is needed.
+    """
     table = measures.select(Reading(data), draws=200)
     blocks = table["block"].values.tolist()
     at = blocks.index(blocks[-1] if block is None else block)
     gap, owner = table["gap"].values[at], table["owner"].values[at]
     order = np.argsort(-gap)
     figure = _figure(data, f"activation gap in block {blocks[at]}")
-    for i, name in enumerate([str(x) for x in table["label"].values]):
+    labels = [str(x) for x in table["label"].values]
+    for i, name in enumerate(labels):
         own = [j for j in order if str(owner[j]) == name]
+        stars = [(blocks[at], int(j)) in _backed(effects, name, labels) for j in own]
         figure.add_scatter(
             x=[int(np.flatnonzero(order == j)[0]) for j in own], y=gap[own], mode="markers", name=tokens.plotly(name),
-            marker={"size": 8, "color": theme.HUES[i % len(theme.HUES)]}, text=[str(j) for j in own],
-            hovertemplate="expert %{text}: %{y:.4f}<extra></extra>",
+            marker={
+                "size": [13 if star else 8 for star in stars],
+                "symbol": ["star" if star else "circle" for star in stars],
+                "color": theme.HUES[i % len(theme.HUES)],
+            },
+            text=[str(j) for j in own], hovertemplate="expert %{text}: %{y:.4f}<extra></extra>",
         )  # fmt: skip
     figure.add_hline(y=table.attrs["threshold"], line={"dash": "dash", "width": 1})
     figure.update_xaxes(title_text="expert", tickvals=list(range(len(order))), ticktext=[str(j) for j in order])
@@ -129,15 +223,15 @@ def gaps(data: xr.Dataset, block: int | None = None) -> Figure:
 
 
 def coactivation(data: xr.Dataset, block: int | None = None) -> Figure:
-    """Which experts serve a token together: log2 of P(column | row) over the column's own share; 0 is independence."""
+    """Which experts serve a token together: log2 of how often over what their loads alone give (0)."""
     table = measures.coactivation(Reading(data))
     blocks = table["block"].values.tolist()
     at = blocks.index(blocks[-1] if block is None else block)
-    values = table["pmi"].values[at].copy()
+    values = table["lift"].values[at].copy()
     np.fill_diagonal(values, np.nan)
     values[~np.isfinite(values)] = np.nan
     reach = float(np.nanmax(np.abs(values), initial=0.1))
-    figure = _figure(data, f"co-activation in block {blocks[at]} (0: independent)")
+    figure = _figure(data, f"co-activation in block {blocks[at]} (0: as by their loads)")
     figure.add_heatmap(
         z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.DIVERGING, zmin=-reach,
         zmax=reach, colorbar={"title": {"text": "bits"}}, hovertemplate="%{x} given %{y}: %{z:.2f} bits<extra></extra>",
@@ -173,32 +267,91 @@ def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
     return _sized(figure, 160 + 150 * len(blocks), 460)
 
 
-def forest(effects: dict[str, xr.Dataset]) -> Figure:
-    """What dropping experts costs (:func:`probes.routing.interventions.effect`), beside experts of the same load."""
-    figure = Figure(make_subplots())
+def forest(table: xr.Dataset) -> Figure:
+    """What dropping experts costs (the table of :func:`probes.routing.effects`), beside experts of the same load.
+
+    Ticks: other experts of the same load; crosses: their slots given to random others (equal compute).
+    """
     theme.register()
-    names = list(effects)
-    for i, (name, found) in enumerate(effects.items()):
-        own, low, high = (float(found[x]) for x in ("delta", "delta_low", "delta_high"))
+    figure = Figure()
+    names = [str(x) for x in table["claim"].values]
+    rows = list(range(len(names)))
+    for name, values, symbol in (
+        ("others of the same load", table["delta_random"], "line-ns-open"),
+        ("replaced at random", table["delta_replaced"], "x-thin-open"),
+    ):
         figure.add_scatter(
-            x=found["delta_random"].values, y=[i] * found.sizes["draw"], mode="markers", showlegend=i == 0,
-            name="experts of the same load", marker={"symbol": "line-ns-open", "size": 9, "color": "#888888"},
+            x=values.values.ravel(), y=np.repeat(rows, values.sizes["draw"]), mode="markers", name=name,
+            marker={"symbol": symbol, "size": 8, "color": "#888888"}, hovertemplate="%{x:.4f}<extra></extra>",
         )  # fmt: skip
-        figure.add_scatter(
-            x=[own], y=[i], mode="markers", name="dropped", showlegend=i == 0,
-            marker={"size": 9, "color": theme.HUES[0]},
-            error_x={"type": "data", "array": [high - own], "arrayminus": [own - low], "symmetric": False},
-            hovertemplate=f"{tokens.plotly(name)}: %{{x:.4f}} nats a token<extra></extra>",
-        )  # fmt: skip
+    own, low, high = (table[x].values for x in ("delta", "delta_low", "delta_high"))
+    figure.add_scatter(
+        x=own, y=rows, mode="markers", name="dropped", marker={"size": 9, "color": theme.HUES[0]},
+        error_x={"type": "data", "array": high - own, "arrayminus": own - low, "symmetric": False},
+        text=[f"q = {q:.2g}" for q in table["q"].values], hovertemplate="%{x:.4f} nats a token, %{text}<extra></extra>",
+    )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1})
-    figure.update_layout(
-        template="workbench", title_text="what dropping experts costs", legend={"orientation": "h", "y": -0.4}
+    title = f"{short_name(str(table.attrs['model']))} · what dropping experts costs"
+    figure.update_layout(template="workbench", title_text=tokens.plotly(title), legend={"orientation": "h", "y": -0.4})
+    shown = [tokens.plotly(n) + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)]
+    figure.update_yaxes(tickvals=rows, ticktext=shown, autorange="reversed")
+    figure.update_xaxes(title_text="more nats a token, 95 % over documents (★ beyond all others of its load)")
+    return _sized(figure, 600, 170 + 34 * len(names))
+
+
+def saturation(table: xr.Dataset, value: str = "saturation") -> Figure:
+    """How soon the final routing is there: a table of :func:`measures.saturation`, a line for each block."""
+    figure = _figure(table, "share of the final experts")
+    steps = [str(x) for x in table["checkpoint"].values]
+    for i, block in enumerate(table["block"].values):
+        hue = theme.HUES[i % len(theme.HUES)]
+        own = table.isel(block=i)
+        _band(figure, steps, own[f"{value}_low"].values, own[f"{value}_high"].values, hue)
+        figure.add_scatter(
+            x=steps, y=own[value].values, name=f"block {block}", mode="lines+markers", line={"color": hue, "width": 2},
+        )  # fmt: skip
+    figure.add_hline(
+        y=float(table[f"{value}_null"].mean()), line={"dash": "dash", "width": 1}, annotation_text="chance"
     )
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=[tokens.plotly(n) for n in names], autorange="reversed"
-    )
-    figure.update_xaxes(title_text="more nats a token, 95 % over documents")
-    return _sized(figure, 560, 170 + 34 * len(names))
+    if f"{value}_floor" in table:
+        floor = float(table[f"{value}_floor"].mean())
+        figure.add_hline(
+            y=floor, line={"dash": "dot", "width": 1}, annotation_text="noise", annotation_position="bottom left"
+        )
+    figure.update_xaxes(title_text="checkpoint", type="category")
+    figure.update_yaxes(range=[0, 1.03])
+    return _sized(figure, 560, 380)
+
+
+def parallel(table: xr.Dataset, reference: str | None = None) -> Figure:
+    """Divergence between translations over blocks (a table of :func:`measures.parallel`), beside random pairings.
+
+    ``reference``: pairs with this label alone.
+    """
+    figure = _figure(table, "divergence between translations (dashed: of other sentences)")
+    names, x = [str(n) for n in table["label"].values], table["block"].values
+    if reference is not None and reference not in names:
+        raise InputError(f"There is no label {reference!r}; there are {', '.join(names)}.")
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if reference in (None, a, b)]
+    for i, (a, b) in enumerate(pairs):
+        own, hue = table.sel(label=a, label_2=b), theme.HUES[i % len(theme.HUES)]
+        _band(figure, x, own["divergence_low"].values, own["divergence_high"].values, hue)
+        for name, dash in (("divergence", None), ("divergence_null", "dash")):
+            figure.add_scatter(
+                x=x, y=own[name].values, name=tokens.plotly(f"{a}-{b}"), showlegend=dash is None, mode="lines",
+                line={"color": hue, "dash": dash, "width": 2 if dash is None else 1},
+            )  # fmt: skip
+    figure.update_xaxes(title_text="block", tickvals=x[:: max(1, len(x) // 12)])
+    figure.update_yaxes(title_text="JSD / mean entropy", rangemode="tozero")
+    return _sized(figure, 600, 400)
+
+
+def _band(figure: Figure, x: Any, low: np.ndarray, high: np.ndarray, hue: str) -> None:
+    """An interval behind a line."""
+    figure.add_scatter(
+        x=[*x, *list(x)[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
+        fillcolor=theme.faded(hue), hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
 
 
 def _figure(data: xr.Dataset, what: str) -> Figure:
@@ -220,4 +373,7 @@ OVERLAP = Chart(overlap, ("document_count", "usage_count"))
 LAYERS = Chart(layers, ("document_count", "usage_count"))
 GAPS = Chart(gaps, ("document_count", "usage_count"))
 COACTIVATION = Chart(coactivation, ("pair_count",))
+ENTROPY = Chart(entropy, ("document_count", "usage_count"))
+GATE = Chart(gate, ("gate_histogram",))
+WORDS = Chart(words, ("expert_id", "input_token"))
 FLOW = Chart(flow, ("flow_count",))

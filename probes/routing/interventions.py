@@ -1,11 +1,13 @@
-"""Doing something to the routing: drop, force or steer experts during a pass, and what that costs beside chance.
+"""Doing something to the routing: drop, replace, force, steer or jitter, and what that costs beside chance.
 
 No observational statistic of routing says by itself that an expert matters (arXiv 2606.10703): what an expert is
-claimed to be for should be shown by what happens without it, beside experts of the same load.
+claimed to be for should be shown by what happens without it, beside experts of the same load and beside other routes
+of the same compute.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,14 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.routing.rows import Pass, Rows
 from workbench.anatomy import accepted
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, Refused
-from workbench.inputs import collate, encode, plan
+from workbench.inputs import Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, moe_of
 from workbench.reader import token_budget
+from workbench.stats import bootstrap_interval, fdr, p_value
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -33,40 +37,63 @@ def intervene(
     model: Model,
     *,
     drop: Experts | None = None,
-    force: Experts | None = None,
+    replace: Experts | None = None,
+    force: Mapping[int, Iterable[int] | str] | None = None,
     steer: Mapping[int, Mapping[int, float]] | None = None,
+    jitter: float | Mapping[int, float] | None = None,
     renormalise: bool = True,
-    rows: Tensor | None = None,
+    rows: Rows = None,
+    seed: int = 0,
 ) -> Iterator[None]:
     """Change the routing of every pass inside a ``with`` block; everything is put back after it, also by an error.
 
     Args:
         drop: block -> experts whose slots are lost.  With ``renormalise`` the weights that remain are raised so that
             their sum stays; a token that loses all of its slots gets nothing from routed experts.
+        replace: block -> experts whose slots go, with their weights, to random experts that are not named and do not
+            serve the token already: a route of the same compute without them.
         force: block -> experts (as many as there are slots) that every token is given, with the weights its own
-            choice had, rank by rank.
+            choice had, rank by rank; or "random": as many different experts drawn for each token.
         steer: block -> {expert: amount added to its score}, before the model's own selection.
-        rows: [rows] bool, which rows of the flattened batch are changed; None: all.
+        jitter: relative width e, for all blocks with experts or as block -> e: what a router is given is multiplied
+            by uniform(1 - e, 1 + e), element by element (the input jitter of Switch Transformers, arXiv 2101.03961).
+            With e = 2**-8, the rounding of bfloat16, it is a floor: routing that moves less has not moved.
+        rows: which tokens are changed; None: all.  A function of input_ids [batch, length] that gives bool [batch,
+            length] is asked in every pass.  It sees the tokens of each prompt from column 0 on, whatever the padding
+            side, and -1 behind them; pads are never changed.  Or [rows] bool, for one flattened batch.
+        seed: of the random choices.  They are a hash of seed, block and the tokens up to this one, so that a token
+            in its context draws the same in any batch.  In cached generation both see the tokens of one call.
 
-    Raises Refused for blocks without experts, for models whose experts are not called with indices and weights, and
-    for steering routers whose scores are not a linear function of the state.
+    Applied in the order force, replace, drop.  Raises Refused for blocks without experts, for models whose experts
+    are not called with indices and weights, and for steering routers whose scores are not a linear function of the
+    state; InputError for experts that are not there, or too few to choose others from.
     """
+    drop, replace, force = drop or {}, replace or {}, force or {}
+    widths = dict.fromkeys(model.moe, jitter) if isinstance(jitter, (int, float)) else dict(jitter or {})
     with ExitStack() as stack:
-        for block in sorted({*(drop or {}), *(force or {})}):
-            layer = _checked(model, block, [*(drop or {}).get(block, ()), *(force or {}).get(block, ())])
+        now = Pass(rows, seed)
+        stack.callback(model.module.register_forward_pre_hook(now.enter, with_kwargs=True).remove)
+        stack.callback(model.module.register_forward_hook(now.leave, always_call=True).remove)
+        for block in sorted({*drop, *replace, *force}):
+            given = force.get(block)
+            given = given if given is None or given == "random" else list(given)
+            lost, moved = sorted(drop.get(block, ())), sorted(set(replace.get(block, ())))
+            layer = _checked(model, block, [*lost, *moved, *(given if isinstance(given, list) else [])])
             if not layer.before:
                 raise Refused(
                     f"{model.name}: block {block} dispatches tokens inside its router ({layer.name}), so slots cannot "
-                    "be dropped or forced. Steer its scores instead."
+                    "be dropped, replaced or forced. Steer its scores instead."
                 )
-            lost = torch.tensor(sorted((drop or {}).get(block, ())), dtype=torch.long)
-            given = list(force[block]) if force and block in force else None
-            if given is not None and len(given) != layer.top_k:
+            if isinstance(given, list) and len(given) != layer.top_k:
                 raise InputError(f"Block {block} gives each token {layer.top_k} experts and force names {len(given)}.")
-            change = _changer(lost, given, renormalise, rows)
+            if moved and layer.n_experts - len(moved) < layer.top_k:
+                raise InputError(
+                    f"Block {block} has {layer.n_experts} experts and replace names {len(moved)}: the others are fewer "
+                    f"than the {layer.top_k} slots of a token. Name fewer."
+                )
+            change = _changer(now, layer, given, moved, lost, renormalise)
             part = model.module.get_submodule(layer.name)
-            handle = part.register_forward_pre_hook(change, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(part.register_forward_pre_hook(change, with_kwargs=True).remove)
         for block, amounts in (steer or {}).items():
             layer = _checked(model, block, amounts)
             router = model.module.get_submodule(layer.router) if layer.router else None
@@ -76,8 +103,17 @@ def intervene(
                     f"{model.name}: the scores of block {block} are not one linear map of the state, so they cannot be "
                     "steered from outside. Use drop= or force=."
                 )
-            handle = router.register_forward_pre_hook(_adder(shift, rows), with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.callback(router.register_forward_pre_hook(_adder(now, shift), with_kwargs=True).remove)
+        for block, width in widths.items():
+            layer = moe_of(model, block)
+            # A router that is the experts, too, with scores of a kind not known: noise would reach what they read.
+            if not layer.router or (not layer.before and not layer.gate):
+                raise Refused(
+                    f"{model.name}: block {block} has no router of its own that is known, so its input cannot be "
+                    "jittered. Name other blocks: jitter={block: width}."
+                )
+            router = model.module.get_submodule(layer.router)
+            stack.callback(router.register_forward_pre_hook(_jitterer(now, block, width), with_kwargs=True).remove)
         yield
 
 
@@ -89,25 +125,41 @@ def _checked(model: Model, block: int, experts: Iterable[int]) -> MoE:
     return layer
 
 
-def _changer(lost: Tensor, given: list[int] | None, renormalise: bool, rows: Tensor | None) -> Any:
+def _changer(
+    now: Pass, layer: MoE, given: list[int] | str | None, moved: list[int], lost: list[int], renormalise: bool
+) -> Any:
+    n = layer.n_experts
+
     def change(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         call = Call(module, args, kwargs)
         index, weight = call.get(call.index), call.get(call.weight)
         if index.ndim != 2 or weight.shape != index.shape:
             raise Refused(f"{type(module).__name__} is called with masks and not with slots: it cannot be changed so.")
         new, scaled = index, weight
-        if given is not None:
+        if given == "random":
+            drawn = now.noise(index, n, layer.block, 0).argsort(1)[:, : index.shape[1]]
+            # Identity experts cost nothing: their slots stay what they are, for the same compute.
+            new = torch.where(index < n, drawn.to(index.dtype), index)
+        elif given is not None:
             # The heaviest slot of a token gets the first expert named, and so on.
             rank = weight.argsort(1, descending=True).argsort(1)
             new = torch.tensor(given, device=index.device, dtype=index.dtype)[rank]
-        if len(lost):
-            held = ~torch.isin(new, lost.to(new.device))
+        if moved:
+            held = torch.isin(new, torch.tensor(moved, device=new.device))
+            taken = torch.zeros(len(new), n + 1, dtype=torch.bool, device=new.device)
+            taken = taken.scatter_(1, new.long().clamp(0, n), True)[:, :n]
+            taken[:, moved] = True
+            others = now.noise(index, n, layer.block, 1).masked_fill(taken, 2).argsort(1)
+            # The first slot of a token to be replaced gets the first of the others, and so on.
+            new = torch.where(held, others.gather(1, (held.cumsum(1) - 1).clamp_min(0)).to(new.dtype), new)
+        if lost:
+            held = ~torch.isin(new, torch.tensor(lost, device=new.device))
             scaled = weight * held
             if renormalise:
                 left = scaled.sum(1, keepdim=True)
                 scaled = torch.where(left != 0, scaled * (weight.sum(1, keepdim=True) / left), scaled)
-        if rows is not None:
-            own = rows.to(index.device)[:, None]
+        own = now.own(index)
+        if own is not None:
             new, scaled = torch.where(own, new, index), torch.where(own, scaled, weight)
         return call.replaced(new, scaled)
 
@@ -139,15 +191,23 @@ def _shift(router: nn.Module, amounts: Mapping[int, float], layer: MoE) -> Tenso
     return shift if bool((moved - wanted).abs().max() < 1e-2 * max(1e-6, float(wanted.abs().max()))) else None
 
 
-def _adder(shift: Tensor, rows: Tensor | None) -> Any:
+def _adder(now: Pass, shift: Tensor) -> Any:
     def add(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        x = args[0]
-        own = shift.to(x)
-        if rows is not None:
-            own = rows.to(x.device).view(*x.shape[:-1], 1) * own
-        return (x + own, *args[1:]), kwargs
+        x, own = args[0], now.own(args[0])
+        moved = x + (shift.to(x) if own is None else own.view(*x.shape[:-1], 1) * shift.to(x))
+        return (moved, *args[1:]), kwargs
 
     return add
+
+
+def _jitterer(now: Pass, block: int, width: float) -> Any:
+    def jitter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        x, own = args[0], now.own(args[0])
+        noise = 2 * now.noise(x, x.shape[-1], block, 2) - 1
+        scale = 1 + width * (noise if own is None else noise * own)
+        return ((x * scale.view_as(x)).to(x.dtype), *args[1:]), kwargs
+
+    return jitter
 
 
 # ---------------------------------------------------------------- what it costs
@@ -155,10 +215,18 @@ def _adder(shift: Tensor, rows: Tensor | None) -> Any:
 
 def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Nats and number of predicted tokens of each document, under whatever is being done to the model."""
+    return _nll(model, *_planned(model, inputs, batch_size))
+
+
+def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Prompt], list[list[int]]]:
     prompts = encode(model, inputs)
+    return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
+
+
+def _nll(model: Model, prompts: list[Prompt], batches: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     nats, tokens = np.zeros(len(prompts)), np.array([len(p.ids) - 1 for p in prompts])
     with untouched(model.module):
-        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pads):
+        for members in batches:
             batch = collate(model, prompts, members)
             logits = model.module(**accepted(model.module, batch.inputs)).logits
             for row, i in enumerate(members):
@@ -169,6 +237,19 @@ def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) ->
     return nats, tokens
 
 
+def _mean(values: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
+    """Nats of documents -> nats a token, and the ends of its interval when documents are drawn again."""
+    with np.errstate(invalid="ignore"):
+        low, high = bootstrap_interval(values / tokens, tokens, draws=resamples, seed=seed)
+    return float(values.sum() / tokens.sum()), float(low), float(high)
+
+
+def _flipped(values: np.ndarray, draws: int, seed: int) -> float:
+    """Two-sided p that paired differences [documents] sum to 0: their signs are flipped at random."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(values)))
+    return float(p_value(np.array(abs(values.sum())), np.abs(signs @ values)))
+
+
 def effect(
     model: Model,
     inputs: Any,
@@ -177,47 +258,103 @@ def effect(
     loads: xr.DataArray | None = None,
     draws: int = 8,
     renormalise: bool = True,
+    batch_size: int | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """What dropping experts costs in nats a token, beside dropping as many others of the nearest load.
+    """What dropping experts costs in nats a token, beside dropping as many others and beside other routes.
 
     Args:
         inputs: documents.
         experts: block -> experts.
         loads: [block, expert] usage to match by (``usage_count`` summed over labels); None: random experts.
-        draws: random sets of experts.
+        draws: random sets of experts, and random routes.
 
     Returns:
-        delta: mean increase over documents, weighted by tokens, with a paired bootstrap interval (delta_low,
-        delta_high); delta_random [draw] of the other sets; excess = delta less their mean, with interval.
+        All but p in nats a token, weighted by tokens, with 95 % paired bootstrap over documents (_low, _high):
+        delta: what dropping the experts costs; delta_random [draw]: what dropping other sets of the same load costs.
+        excess: delta less the mean of delta_random.
+        delta_replaced [draw], replaced: what it costs when the experts' slots go to random others with their weights,
+            so that the compute stays; and the mean.  Near delta: these experts are missed, and not just the slots.
+        p: two-sided, paired by document: the signs of the documents' excess are flipped at random.  Would other
+            documents show an excess over these sets?
+        p_random: one-sided: how many sets reach delta; at least 1 / (1 + draws).  Would other sets cost as much?
+        The attribute experts is JSON: {"block": [expert, ...]}.
     """
-    plain, tokens = document_nll(model, inputs)
+    experts = {int(block): [int(e) for e in chosen] for block, chosen in experts.items()}
+    job = _planned(model, inputs, batch_size)
+    plain, tokens = _nll(model, *job)
     rng = np.random.default_rng(seed)
 
-    def cost(chosen: Experts) -> np.ndarray:
-        with intervene(model, drop=chosen, renormalise=renormalise):
-            return document_nll(model, inputs)[0] - plain
+    def cost(**change: Any) -> np.ndarray:
+        with intervene(model, renormalise=renormalise, **change):
+            return _nll(model, *job)[0] - plain
 
-    own = cost(experts)
-    others = np.stack([cost(_matched(model, experts, loads, rng)) for _ in range(draws)])
-    picks = rng.integers(len(plain), size=(resamples, len(plain)))
-    weight = tokens[picks].sum(1)
-
-    def interval(values: np.ndarray) -> np.ndarray:
-        return np.quantile(values[picks].sum(1) / weight, [0.025, 0.975])
-
+    own = cost(drop=experts)
+    others = np.stack([cost(drop=_matched(model, experts, loads, rng)) for _ in range(draws)])
+    routes = np.stack([cost(replace=experts, seed=seed + i) for i in range(draws)])
+    found: dict[str, Any] = {}
+    for name, values in (("delta", own), ("excess", own - others.mean(0)), ("replaced", routes.mean(0))):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
     total = tokens.sum()
-    low, high = interval(own)
-    e_low, e_high = interval(own - others.mean(0))
-    return xr.Dataset(
-        {
-            "delta": own.sum() / total, "delta_low": low, "delta_high": high,
-            "delta_random": (("draw",), others.sum(1) / total),
-            "excess": (own - others.mean(0)).sum() / total, "excess_low": e_low, "excess_high": e_high,
-        },
-        attrs={"documents": len(plain), "nll": float(plain.sum() / total), "experts": str(dict(experts))},
-    )  # fmt: skip
+    found["delta_random"] = (("draw",), others.sum(1) / total)
+    found["delta_replaced"] = (("draw",), routes.sum(1) / total)
+    found["p"] = _flipped(own - others.mean(0), resamples, seed)
+    found["p_random"] = p_value(own.sum() / total, others.sum(1) / total)
+    attrs = {"documents": len(plain), "nll": float(plain.sum() / total), "experts": json.dumps(experts)}
+    return xr.Dataset(found, attrs=attrs)
+
+
+def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings: Any) -> xr.Dataset:
+    """:func:`effect` of several claims, name -> (documents, experts), as one table: what a forest plot draws.
+
+    The variables of effect with the dimension ``claim``, and documents, nll, experts (JSON) of each;
+    q, q_random: p and p_random with the false discovery rate over the claims (Benjamini-Hochberg).
+    """
+    if not claims:
+        raise InputError("There is no claim to test: the table is empty. Give {name: (documents, experts)}.")
+    found = [effect(model, inputs, experts, **settings) for inputs, experts in claims.values()]
+    table = xr.concat([x.assign(x.attrs).drop_attrs() for x in found], "claim")
+    table = table.assign_coords(claim=np.array(list(claims), object))
+    table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
+    return table.assign_attrs(model=model.name)
+
+
+def regret(
+    model: Model,
+    inputs: Any,
+    block: int,
+    *,
+    draws: int = 8,
+    batch_size: int | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """What the router's own choice in one block is worth, in nats a token, beside random routes of the same compute.
+
+    Every token of the block is given k experts drawn at random, with the weights of its own choice rank by rank.
+    After the counterfactual routes of Yoon et al. 2026 (arXiv 2605.07260), who re-route one token at a time, draw
+    near the router's scores, and look where a sampled route is better.
+
+    Returns:
+        nll: of the model; nll_random [draw]: under random routes.
+        regret: nll less the mean of nll_random; below 0: the router chooses better than chance.  With 95 % paired
+            bootstrap over documents (_low, _high) and p (two-sided, signs of documents flipped).
+        regret_best: nll less the best draw of each document.  Above 0: some random route was better; it grows with
+            the draws, since the least of many draws is low by chance.
+    """
+    job = _planned(model, inputs, batch_size)
+    plain, tokens = _nll(model, *job)
+    routes = []
+    for i in range(draws):
+        with intervene(model, force={block: "random"}, seed=seed + i):
+            routes.append(_nll(model, *job)[0])
+    random, total = np.stack(routes), tokens.sum()
+    found: dict[str, Any] = {"nll": plain.sum() / total, "nll_random": (("draw",), random.sum(1) / total)}
+    for name, values in (("regret", plain - random.mean(0)), ("regret_best", plain - random.min(0))):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
+    found["p"] = _flipped(plain - random.mean(0), resamples, seed)
+    return xr.Dataset(found, attrs={"model": model.name, "block": block, "documents": len(plain)})
 
 
 def _matched(

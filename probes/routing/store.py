@@ -15,12 +15,12 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from probes.routing.tracer import RoutingTracer
+from probes.routing.tracer import RoutingTracer, assembled
 from workbench.errors import InputError, ReadingError
 from workbench.inputs import encode
 from workbench.reading import Reading, write_whole
@@ -154,11 +154,9 @@ def counted(
         raise InputError(f"labels has {len(labels)} and there are {documents} documents. Give one for each.")
     own = ["all"] * documents if labels is None else [str(x) for x in labels]
     names = sorted(set(own))
-    label = np.array([names.index(x) for x in own])
     e = max(experts)
-    count = np.zeros((documents, len(blocks), e), np.int32)
-    mass = np.zeros((len(names), len(blocks), e))
-    tokens, idle = np.zeros(documents, np.int64), np.zeros((len(names), len(blocks)), np.int64)
+    count, mass = (np.zeros((documents, len(blocks), e), kind) for kind in (np.int32, np.float32))
+    tokens, idle = np.zeros(documents, np.int64), np.zeros((documents, len(blocks), 2), np.int64)
     for shard in shards:
         document, index = shard["document"], shard["index"]
         tokens += np.bincount(document, minlength=documents)
@@ -166,32 +164,28 @@ def counted(
             real = (index[:, b] >= 0) & (index[:, b] < experts[b])
             where = np.broadcast_to(document[:, None], real.shape)
             np.add.at(count[:, b], (where[real], index[:, b][real]), 1)
-            idle[:, b] += np.bincount(label[document], (~real).sum(1), minlength=len(names)).astype(np.int64)
+            for at, none in enumerate((~real, index[:, b] >= experts[b])):
+                idle[:, b, at] += np.bincount(document, none.sum(1), minlength=documents).astype(np.int64)
             if "weight" in shard:
-                np.add.at(
-                    mass[:, b], (label[where[real]], index[:, b][real]), shard["weight"][:, b][real].astype(float)
-                )
-    usage = np.zeros((len(names), len(blocks), e), np.int64)
-    np.add.at(usage, label, count)
-    spread = np.zeros((documents, len(names)), np.int64)
-    spread[np.arange(documents), label] = tokens
-    where = ("label", "block", "expert")
+                np.add.at(mass[:, b], (where[real], index[:, b][real]), shard["weight"][:, b][real].astype(np.float32))
+    layers = [Layer(*x) for x in zip(blocks, modules or [""] * len(blocks), experts, top_k, strict=True)]
+    prompts = np.arange(documents)
+    variables, coords = assembled(
+        names, prompts, np.array([names.index(x) for x in own]), documents, tokens, count, mass, idle, layers
+    )
     data = xr.Dataset(
-        {
-            "usage_count": (where, usage), "usage_weight": (where, mass), "idle_count": (where[:2], idle),
-            "token_count": (("label",), spread.sum(0)), "document_count": (("prompt", "block", "expert"), count),
-            "document_label_count": (("prompt", "label"), spread),
-            "expert_exists": (("block", "expert"), np.arange(e) < np.array(experts)[:, None]),
-            "top_k": (("block",), np.array(top_k)),
-            "module": (("block",), np.array(list(modules or [""] * len(blocks)), object)),
-        },
-        {
-            "block": list(blocks), "label": np.array(names, object), "expert": np.arange(e),
-            "prompt": np.arange(documents),
-        },
-        {"model": model, "reader": "RoutingTracer", "chart": "usage"},
-    )  # fmt: skip
+        variables, {**coords, "prompt": prompts}, {"model": model, "reader": "RoutingTracer", "chart": "usage"}
+    )
     return Reading(data, {"reader": {"name": "RoutingTracer", "from": "trace"}, "model": {"name": model}})
+
+
+class Layer(NamedTuple):
+    """What a reading says of a block's experts."""
+
+    block: int
+    name: str
+    n_experts: int
+    top_k: int
 
 
 def from_vllm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,12 @@ from workbench.errors import InputError, Refused
 from workbench.moe import MoE, Routing, moe_of
 from workbench.reading import Reading
 from workbench.sites import Site
+
+GATE = ("entropy", "top", "margin", "chosen", "log_sum_square", "moved")
+"""Statistics of a token's gate distribution p over E experts, of which k are chosen: its entropy (nats); its largest
+value; p of the k-th less p of the next; the sum of p over the experts applied; the squared log-sum-exp of the scores
+(the z-loss, ST-MoE eq. 5); slots whose expert is not among the gate's own top k (a bias or groups chose it)."""
+BINS = 20
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -28,22 +34,29 @@ class RoutingTracer:
             None: all prompts are "all".
         blocks: blocks to trace; None: all that have experts.
         trace: also keep, for every token, the experts and weights of every slot.
-        scores: also read the router's scores: mean gate probabilities and their entropy.  Needs a gate whose
-            probabilities are known (softmax or sigmoid of the scores, found when the model is first traced).
+        scores: also read the router's scores: gate probabilities by document, and statistics of them.  Needs a gate
+            whose probabilities are known (softmax or sigmoid of the scores, found when the model is first traced).
+            With trace=True every token's gate probabilities are kept, too (2 bytes for each expert and block).
         pairs: count experts that serve a token together, and from block to block.
 
     The reading's variables:
         usage_count   [label, block, expert]: slots in which the expert was applied, over tokens of the label.
         usage_weight  [label, block, expert]: the sum of the weights of those slots.
-        idle_count    [label, block]: slots that reached no routed expert (skipped, dropped, identity experts).
+        idle_count, identity_count [label, block]: slots that reached no routed expert, and those of them that an
+            identity expert took (the rest was skipped or dropped).
         token_count   [label]
-        document_count [prompt, block, expert]: usage_count of each document (all of its labels).  Tokens of a document
-            are not independent: whatever is inferred is inferred over documents.
+        document_count, document_weight [prompt, block, expert]: both for each document (all of its labels).  Tokens
+            of a document are not independent: whatever is inferred is inferred over documents.
         document_label_count [prompt, label]: tokens of each label in each document.
-        usage_probability [label, block, expert], gate_entropy [label, block] (nats): with scores=True.
+        part_count, part_weight [part, block, expert], part_prompt, part_label [part]: where labels are by token, the
+            tokens of one label in one document.
+        usage_probability [label, block, expert], gate_entropy [label, block] (nats), document_probability (mean over
+            tokens), document_gate [prompt, block, statistic] (means; :data:`GATE`), gate_histogram [label, block,
+            bin]: tokens by entropy / ln E in 20 equal bins; with scores=True.
         pair_count    [block, expert, expert_2]: tokens whose slots hold both; flow_count [block_from, expert,
             expert_2]: strongest expert here and in the next traced block; with pairs=True.
         expert_id, expert_weight [prompt, block, position, slot]: with trace=True; -1 and NaN: no token or no expert.
+        gate_probability [prompt, block, position, expert] float16: with trace=True and scores=True.
 
     Raises Refused for a dense model, for experts that hooks cannot see, and where a token's routing depends on the
     tokens beside it in the batch (capacity limits) unless prompts are read one at a time.
@@ -91,22 +104,31 @@ class RoutingTracer:
     def begin(self, run: Run) -> None:
         self._run = run
         self._names, of = _labels(self.labels, [p.ids for p in run.prompts])
-        self._of = [torch.tensor([own[i] for i in p.positions]) for own, p in zip(of, run.prompts, strict=True)]
-        blocks, experts = len(self.layers), max(x.n_experts for x in self.layers)
-        labels = len(self._names)
-        self._count = torch.zeros(labels, blocks, experts, dtype=torch.long)
-        self._weight = torch.zeros(labels, blocks, experts, dtype=torch.float64)
-        self._idle = torch.zeros(labels, blocks, dtype=torch.long)
-        self._tokens = torch.zeros(len(run.prompts), labels, dtype=torch.long)
-        self._documents = torch.zeros(len(run.prompts), blocks, experts, dtype=torch.int32)
-        self._probability = torch.zeros(labels, blocks, experts, dtype=torch.float64)
-        self._entropy = torch.zeros(labels, blocks, dtype=torch.float64)
+        # A part is the tokens of one label in one document: nearly always the document.
+        self._parts: list[tuple[int, int]] = []
+        self._part: list[Tensor] = []
+        for i, (own, p) in enumerate(zip(of, run.prompts, strict=True)):
+            number = {label: len(self._parts) + j for j, label in enumerate(sorted({own[at] for at in p.positions}))}
+            self._parts += [(i, label) for label in number]
+            self._part.append(torch.tensor([number[own[at]] for at in p.positions]))
+        parts, blocks, experts = len(self._parts), len(self.layers), max(x.n_experts for x in self.layers)
+        self._label = torch.tensor([label for _, label in self._parts])
+        self._tokens = torch.zeros(parts, dtype=torch.long)
+        self._count = torch.zeros(parts, blocks, experts, dtype=torch.int32)
+        self._weight = torch.zeros(parts, blocks, experts)
+        self._idle = torch.zeros(parts, blocks, 2, dtype=torch.long)
+        scored = parts * self.scores
+        self._probability = torch.zeros(scored, blocks, experts)
+        self._gate = torch.zeros(scored, blocks, len(GATE), dtype=torch.float64)
+        self._histogram = torch.zeros(len(self._names) * self.scores, blocks, BINS, dtype=torch.long)
         self._pairs = torch.zeros(blocks * self.pairs, experts, experts, dtype=torch.long)
         self._flow = torch.zeros(max(0, blocks - 1) * self.pairs, experts, experts, dtype=torch.long)
         if self.trace:
             slots = max(x.top_k for x in self.layers)
             self._id = run.empty([blocks], np.int16, after=[slots])
             self._slot_weight = run.empty([blocks], np.float16, after=[slots])
+            if self.scores:
+                self._token_probability = run.empty([blocks], np.float16, after=[experts])
 
     def observe(self, site: Site, states: Any, batch: Batch) -> None:
         i = next(i for i, x in enumerate(self.layers) if x.block == site.index)
@@ -116,33 +138,28 @@ class RoutingTracer:
                 f"In {self._run.model.name} a token's routing depends on the others in its batch (block {site.index}). "
                 "Read with batch_size=1, so that every prompt is routed as it would be alone."
             )
-        label = batch.scratch.get((RoutingTracer, id(self)))
-        if label is None:
+        part = batch.scratch.get((RoutingTracer, id(self)))
+        if part is None:
             # Rows stand prompt by prompt, in the order of each prompt's positions.
-            label = torch.cat([self._of[p] for p in dict.fromkeys(batch.prompt.tolist())])
-            batch.scratch[RoutingTracer, id(self)] = label
-            batch.done.append(lambda: self._count_tokens(batch.prompt, label))
+            part = torch.cat([self._part[p] for p in dict.fromkeys(batch.prompt.tolist())])
+            batch.scratch[RoutingTracer, id(self)] = part
+            batch.done.append(lambda: self._tokens.index_add_(0, part, torch.ones_like(part)))
         if isinstance(states, Routing):
-            self._routed(
-                i, layer, batch.take(states.index).cpu(), batch.take(states.weight).float().cpu(), label, batch
-            )
+            index, weight = batch.take(states.index).cpu(), batch.take(states.weight).float().cpu()
+            self._routed(i, layer, index, weight, part, batch)
         else:
-            self._scored(i, layer, batch.take(states).float(), label, batch)
+            # A router runs before its experts; what it says of them waits until they are known.
+            batch.scratch[RoutingTracer, id(self), "scores", i] = batch.take(states).float()
 
-    def _count_tokens(self, prompt: Tensor, label: Tensor) -> None:
-        self._tokens.index_put_((prompt, label), torch.ones_like(label), accumulate=True)
-
-    def _routed(self, i: int, layer: MoE, index: Tensor, weight: Tensor, label: Tensor, batch: Batch) -> None:
+    def _routed(self, i: int, layer: MoE, index: Tensor, weight: Tensor, part: Tensor, batch: Batch) -> None:
         real = (index >= 0) & (index < layer.n_experts)
         experts = self._count.shape[2]
         expert = index.clamp(0, experts - 1)
-        place = label[:, None] * experts + expert
-        size = len(self._names) * experts
-        count = torch.bincount(place[real], minlength=size).view(-1, experts)
-        mass = torch.bincount(place[real], weight[real].double(), minlength=size).view(-1, experts)
-        idle = torch.bincount(label, (~real).sum(1).double(), minlength=len(self._names)).long()
-        found, at = torch.unique(batch.prompt, return_inverse=True)
-        mine = torch.bincount((at[:, None] * experts + expert)[real], minlength=len(found) * experts)
+        found, at = torch.unique(part, return_inverse=True)
+        place, size = (at[:, None] * experts + expert)[real], len(found) * experts
+        count = torch.bincount(place, minlength=size).view(-1, experts)
+        mass = torch.bincount(place, weight[real].double(), minlength=size).view(-1, experts)
+        none = [torch.bincount(at, x.sum(1).double()).long() for x in (~real, index >= layer.n_experts)]
         pairs = flow = None
         if self.pairs:
             held = torch.zeros(len(index), experts).scatter_add_(1, expert, real.float()).clamp_max_(1)
@@ -154,12 +171,14 @@ class RoutingTracer:
             if before is not None:
                 both = (before >= 0) & (first >= 0)
                 flow = torch.bincount(before[both] * experts + first[both], minlength=experts**2).view(experts, experts)
+        scores = batch.scratch.pop((RoutingTracer, id(self), "scores", i), None)
+        if scores is not None:
+            self._scored(i, layer, scores, index, found, at, batch)
 
         def commit() -> None:
-            self._count[:, i] += count
-            self._weight[:, i] += mass
-            self._idle[:, i] += idle
-            self._documents[found, i] += mine.view(len(found), experts).int()
+            self._count[found, i] += count.int()
+            self._weight[found, i] += mass.float()
+            self._idle[found, i] += torch.stack(none, 1)
             if pairs is not None:
                 self._pairs[i] += pairs
             if flow is not None:
@@ -172,54 +191,137 @@ class RoutingTracer:
 
         batch.done.append(commit)
 
-    def _scored(self, i: int, layer: MoE, scores: Tensor, label: Tensor, batch: Batch) -> None:
-        p = layer.probabilities(scores)[:, : self._count.shape[2]].cpu().double()
+    def _scored(
+        self, i: int, layer: MoE, scores: Tensor, index: Tensor, found: Tensor, at: Tensor, batch: Batch
+    ) -> None:
+        p = layer.probabilities(scores)
+        k, index = min(layer.top_k, p.shape[1]), index.to(p.device)
+        best = p.topk(min(k + 1, p.shape[1]), 1)
+        # Masked experts score -infinity: what they add to a sum is nothing.
         entropy = -torch.special.xlogy(p, p).sum(1)
-        own = torch.zeros(len(self._names), p.shape[1], dtype=torch.float64).index_add_(0, label, p)
-        total = torch.bincount(label, entropy, minlength=len(self._names))
+        held = (index >= 0) & (index < p.shape[1])
+        mine = p.gather(1, index.clamp(0, p.shape[1] - 1)) * held
+        kept = (index[:, :, None] == best.indices[:, None, :k]).any(-1)
+        gate = torch.stack(
+            [
+                entropy, best.values[:, 0], best.values[:, k - 1] - best.values[:, -1], mine.sum(1),
+                scores.logsumexp(1) ** 2, (held & ~kept).sum(1).float(),
+            ], 1,
+        ).cpu().double()  # fmt: skip
+        p = p[:, : self._count.shape[2]].cpu()
+        own = torch.zeros(len(found), p.shape[1]).index_add_(0, at, p)
+        totals = torch.zeros(len(found), len(GATE), dtype=torch.float64).index_add_(0, at, gate)
+        column = (gate[:, 0] / max(np.log(layer.n_experts), 1e-9) * BINS).long().clamp(0, BINS - 1)
+        bins = torch.bincount(self._label[found][at] * BINS + column, minlength=len(self._names) * BINS).view(-1, BINS)
 
         def commit() -> None:
-            self._probability[:, i, : own.shape[1]] += own
-            self._entropy[:, i] += total
+            self._probability[found, i, : own.shape[1]] += own
+            self._gate[found, i] += totals
+            self._histogram[:, i] += bins
+            if self.trace:
+                prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
+                self._token_probability[prompt, i, slot, : p.shape[1]] = p.numpy()
 
         batch.done.append(commit)
 
     # ---------------------------------------------------------------- the result
 
     def end(self) -> Reading:
-        tokens = self._tokens.sum(0)
-        where = ("label", "block", "expert")
-        known = np.arange(self._count.shape[2]) < np.array([x.n_experts for x in self.layers])[:, None]
-        variables: dict[str, Any] = {
-            "usage_count": (where, self._count.numpy()),
-            "usage_weight": (where, self._weight.numpy()),
-            "idle_count": (where[:2], self._idle.numpy()),
-            "token_count": (("label",), tokens.numpy()),
-            "document_count": (("prompt", "block", "expert"), self._documents.numpy()),
-            "document_label_count": (("prompt", "label"), self._tokens.numpy()),
-            "expert_exists": (("block", "expert"), known),
-            "top_k": (("block",), np.array([x.top_k for x in self.layers])),
-            "module": (("block",), np.array([x.name for x in self.layers], object)),
-        }
+        prompt, label = np.array(self._parts).reshape(-1, 2).T
+        variables, coords = assembled(
+            self._names, prompt, label, len(self._run.prompts), self._tokens.numpy(), self._count.numpy(),
+            self._weight.numpy(), self._idle.numpy(), self.layers,
+        )  # fmt: skip
         if self.scores:
-            each = tokens.clamp_min(1)[:, None].double()
-            variables["usage_probability"] = (where, (self._probability / each[..., None]).numpy())
-            variables["gate_entropy"] = (where[:2], (self._entropy / each).numpy())
+            tokens = self._tokens.numpy()
+            by_label, by_prompt = (
+                _summed(x, n) for x, n in ((label, len(self._names)), (prompt, len(self._run.prompts)))
+            )
+
+            def mean(values: np.ndarray, by: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+                return by(values.astype(float)) / by(tokens).clip(1).reshape(-1, 1, 1)
+
+            p, gate = self._probability.numpy(), self._gate.numpy()
+            three = ("block", "expert")
+            variables["usage_probability"] = (("label", *three), mean(p, by_label))
+            variables["gate_entropy"] = (("label", "block"), mean(gate, by_label)[..., 0])
+            variables["document_probability"] = (("prompt", *three), mean(p, by_prompt).astype(np.float32))
+            variables["document_gate"] = (("prompt", "block", "statistic"), mean(gate, by_prompt))
+            if "part_count" in variables:
+                variables["part_probability"] = (("part", *three), p / tokens.clip(1).reshape(-1, 1, 1))
+                variables["part_gate"] = (("part", "block", "statistic"), gate / tokens.clip(1).reshape(-1, 1, 1))
+            variables["gate_histogram"] = (("label", "block", "bin"), self._histogram.numpy())
+            coords["statistic"] = np.array(GATE, object)
+            coords["bin"] = (np.arange(BINS) + 0.5) / BINS
         if self.pairs:
             variables["pair_count"] = (("block", "expert", "expert_2"), self._pairs.numpy())
             variables["flow_count"] = (("block_from", "expert", "expert_2"), self._flow.numpy())
+            coords["block_from"] = coords["block"][:-1]
         if self.trace:
             slots = ("prompt", "block", "position", "slot")
             variables["expert_id"] = (slots, self._id)
             variables["expert_weight"] = (slots, self._slot_weight)
-        blocks = [x.block for x in self.layers]
-        coords = {
-            "block": blocks, "label": np.array(self._names, object), "expert": np.arange(self._count.shape[2]),
-            **({"block_from": blocks[:-1]} if self.pairs else {}),
-        }  # fmt: skip
+            if self.scores:
+                variables["gate_probability"] = ((*slots[:3], "expert"), self._token_probability)
         data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
         settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
         return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
+
+
+def assembled(
+    names: list[str],
+    prompt: np.ndarray,
+    label: np.ndarray,
+    documents: int,
+    tokens: np.ndarray,
+    count: np.ndarray,
+    weight: np.ndarray,
+    idle: np.ndarray,
+    layers: Sequence[Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables and coordinates of a reading, from counts [part, block, expert] of parts with a prompt and a label.
+
+    ``layers`` have .block, .name, .n_experts and .top_k; ``idle`` is [part, block, (idle, identity)].
+    """
+    by_label, by_prompt = _summed(label, len(names)), _summed(prompt, documents)
+    spread = np.zeros((documents, len(names)), np.int64)
+    np.add.at(spread, (prompt, label), tokens)
+    idle = by_label(idle)
+    one, three = ("block", "expert"), ("label", "block", "expert")
+    variables: dict[str, Any] = {
+        "usage_count": (three, by_label(count.astype(np.int64))),
+        "usage_weight": (three, by_label(weight.astype(np.float64))),
+        "idle_count": (three[:2], idle[..., 0]),
+        "identity_count": (three[:2], idle[..., 1]),
+        "token_count": (("label",), spread.sum(0)),
+        "document_count": (("prompt", *one), by_prompt(count)),
+        "document_weight": (("prompt", *one), by_prompt(weight)),
+        "document_label_count": (("prompt", "label"), spread),
+        "expert_exists": (one, np.arange(count.shape[2]) < np.array([x.n_experts for x in layers])[:, None]),
+        "top_k": (("block",), np.array([x.top_k for x in layers])),
+        "module": (("block",), np.array([x.name for x in layers], object)),
+    }
+    if len(prompt) != len(np.unique(prompt)):
+        variables["part_count"] = (("part", *one), count)
+        variables["part_weight"] = (("part", *one), weight)
+        variables["part_prompt"], variables["part_label"] = (("part",), prompt), (("part",), label)
+    coords = {
+        "block": [x.block for x in layers], "label": np.array(names, object), "expert": np.arange(count.shape[2]),
+    }  # fmt: skip
+    return variables, coords
+
+
+def _summed(group: np.ndarray, n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums of rows by the group they are in; rows that are groups themselves are handed through."""
+    if n == len(group) and (group == np.arange(n)).all():
+        return lambda values: values
+
+    def total(values: np.ndarray) -> np.ndarray:
+        found = np.zeros((n, *values.shape[1:]), values.dtype)
+        np.add.at(found, group, values)
+        return found
+
+    return total
 
 
 def _labels(labels: Sequence[Any] | None, ids: list[list[int]]) -> tuple[list[str], list[list[int]]]:

@@ -351,7 +351,7 @@ def curves(
         if len(means) > 1:
             figure.add_scatter(
                 x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),
-                mode="lines", fill="toself", fillcolor=_fade(colour), line={"width": 0}, hoverinfo="skip",
+                mode="lines", fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip",
                 showlegend=False, **where,
             )  # fmt: skip
         figure.add_scatter(
@@ -395,11 +395,6 @@ def _band(
     draws = np.stack([np.nanmean(means[p], axis=0) for p in picks])
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return centre, low, high
-
-
-def _fade(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
 
 
 # ---------------------------------------------------------------- attribution
@@ -509,7 +504,7 @@ def rates(data: xr.Dataset) -> Figure:
             if not np.isnan(low).all():
                 figure.add_scatter(
                     x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines", fill="toself",
-                    fillcolor=_fade(colour), line={"width": 0}, hoverinfo="skip", showlegend=False, **where,
+                    fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False, **where,
                 )  # fmt: skip
             figure.add_scatter(
                 x=x, y=chance, mode="lines", line={"color": colour, "width": 1, "dash": "dash"}, hoverinfo="skip",

@@ -62,6 +62,12 @@ def register() -> None:
     pio.templates["workbench_paper"] = paper
 
 
+def faded(colour: str) -> str:
+    """A hue as the ground of an interval."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
 def _template(ground: str, ink: str, line: str, hues: list[str], size: float) -> go.layout.Template:
     axis = {
         "showgrid": False, "zeroline": False, "showline": True, "linecolor": ink, "linewidth": 1,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import numpy as np
-import planted
 import pytest
 import torch
+import zoo
 
 import workbench
-from probes.routing import RoutingTracer, intervene
-from probes.routing.interventions import document_nll, effect
+from probes.routing import RoutingTracer, intervene, interventions
+from probes.routing.interventions import document_nll, effect, effects, regret
+from workbench import stats
 from workbench.errors import InputError, Refused
+from workbench.moe import record
+from workbench.organisms.polyglot import twins
 
 
 @pytest.fixture(scope="module")
 def model():
-    return planted.model(planted=True)
+    return twins.planted()
 
 
 IDS = torch.tensor([[5, 9, 40, 77, 100, 12]])
@@ -96,19 +102,171 @@ def test_the_tracer_sees_the_routing_as_it_was_changed(model):
     assert data["usage_count"].values[0, 1].tolist() == [0, 0, 0, 6, 0, 0, 6, 0]
 
 
+TEXTS = [[5, 9, 40, 77, 100, 12], [9, 8, 33], [60, 9, 61, 62, 9]]
+
+
+def applied(model, block: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and weights that a block's experts were given, as the tests' own prompt passes."""
+    with record(model.module) as found:
+        logits(model)
+    return found[model.moe[block].name][0]
+
+
+def test_replaced_slots_go_to_others_with_their_weights(model):
+    x, scores, _ = block_output(model)
+    weight, index = scores.softmax(1).topk(2, 1)
+    named = sorted({*index[0].tolist(), int(index[2, 1])})  # all of the first token's, and one of another's
+    with intervene(model, replace={1: named}, seed=3):
+        new, kept = applied(model)
+        _, _, out = block_output(model)
+    moved = torch.isin(index, torch.tensor(named))
+    torch.testing.assert_close(kept, weight)
+    assert torch.equal(new[~moved], index[~moved])
+    assert not torch.isin(new, torch.tensor(named)).any()
+    assert (new[:, 0] != new[:, 1]).all()
+    torch.testing.assert_close(out, by_hand(model, x, new, weight), atol=1e-5, rtol=1e-4)
+
+
+def test_random_routes_have_as_many_experts_and_the_same_weights(model):
+    x, scores, _ = block_output(model)
+    weight = scores.softmax(1).topk(2, 1).values
+    with intervene(model, force={1: "random"}):
+        new, kept = applied(model)
+        _, _, out = block_output(model)
+    torch.testing.assert_close(kept, weight)
+    assert (new[:, 0] != new[:, 1]).all()
+    torch.testing.assert_close(out, by_hand(model, x, new, weight), atol=1e-5, rtol=1e-4)
+
+
+def test_slots_of_identity_experts_cost_nothing_and_stay():
+    longcat = workbench.load(zoo.build("longcat_flash"))
+    layer, ids = longcat.moe[0], torch.arange(3, 60)[None]
+    seen = []
+    for change in ({}, {"force": {0: "random"}}):
+        with intervene(longcat, **change), record(longcat.module) as found, torch.no_grad():
+            longcat.module(input_ids=ids)
+        seen.append(found[layer.name][0].index)
+    identity = seen[0] >= layer.n_experts
+    assert identity.any()
+    assert torch.equal(seen[1] >= layer.n_experts, identity)
+    assert not torch.equal(seen[1], seen[0])
+
+
+def test_random_choices_are_even_and_differ_by_seed_and_block(model):
+    texts, _ = twins.documents(60, languages=False, tokens=40)
+    seen = {}
+    for seed in (0, 1):
+        with intervene(model, force={0: "random", 1: "random"}, seed=seed):
+            seen[seed] = workbench.read(model, texts, RoutingTracer(trace=True), progress=False).data
+    share = seen[0]["usage_count"].values[0] / (60 * 40 * 2)
+    # 4800 slots: one eighth, give or take 3.5 standard errors.
+    assert (abs(share - 1 / 8) < 3.5 * (1 / 8 * 7 / 8 / 4800) ** 0.5).all()
+    first = [seen[s]["expert_id"].values[:, b, :, 0] for s, b in ((0, 0), (0, 1), (1, 0))]
+    for a, b in itertools.combinations(first, 2):
+        assert abs((a == b).mean() - 1 / 8) < 0.03
+
+
+@pytest.mark.parametrize("change", ["replace", "random", "jitter", "rows"])
+def test_neither_batch_nor_padding_side_changes_what_happens_to_a_token(model, change):
+    settings = {
+        "replace": {"replace": {0: [1, 2], 1: [2, 3, 4]}},
+        "random": {"force": {1: "random"}},
+        "jitter": {"jitter": 0.5},
+        "rows": {"drop": {0: [0, 1, 2, 3], 1: [0, 1, 2]}, "rows": lambda ids: (ids == 9) | (ids % 4 == 0)},
+    }[change]  # fmt: skip
+    seen = []
+    with intervene(model, **settings):
+        for given in ({}, {"batch_size": 1}, {"padding_side": "left"}):
+            data = workbench.read(model, TEXTS, RoutingTracer(trace=True), progress=False, **given).data
+            seen.append((data["expert_id"].values, np.nan_to_num(data["expert_weight"].values)))
+        alone = document_nll(model, TEXTS, batch_size=1)[0]
+        np.testing.assert_allclose(document_nll(model, TEXTS)[0], alone, rtol=1e-4)
+    for ids, weight in seen[1:]:
+        np.testing.assert_array_equal(ids, seen[0][0])
+        np.testing.assert_allclose(weight, seen[0][1], atol=2e-3)
+    assert abs(alone - document_nll(model, TEXTS)[0]).max() > 1e-4
+
+
+def test_a_function_of_the_tokens_says_which_are_changed(model):
+    asked = []
+
+    def nines(ids):
+        asked.append(ids.clone())
+        return ids == 9
+
+    def heard(**settings):
+        reading = workbench.read(model, TEXTS, RoutingTracer(trace=True), progress=False, **settings)
+        return reading.data["expert_id"].values[:, 1]
+
+    plain = heard()
+    for side in ("right", "left"):
+        with intervene(model, force={1: [6, 3]}, rows=nines):
+            ids = heard(padding_side=side)
+        # Each prompt from column 0 on, longest first, and -1 where there is no token.
+        assert asked[-1].tolist() == [TEXTS[0], [*TEXTS[2], -1], [*TEXTS[1], -1, -1, -1]]
+        for p, text in enumerate(TEXTS):
+            for t, token in enumerate(text):
+                assert sorted(ids[p, t]) == ([3, 6] if token == 9 else sorted(plain[p, t]))
+    # A function that says yes to pads, too, does not reach them.
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    seen = []
+    for rows in (lambda ids: ids < -1, lambda ids: ids < 999):
+        with intervene(model, force={0: [6, 3]}, rows=rows), record(model.module) as found, torch.no_grad():
+            model.module(input_ids=torch.tensor([[0, 0, 5, 9], [9, 8, 33, 40]]), attention_mask=mask)
+        seen.append(found[model.moe[0].name][0].index)
+    assert (seen[1][mask.flatten() == 1].sort(1).values == torch.tensor([3, 6])).all()
+    assert torch.equal(seen[1][mask.flatten() == 0], seen[0][mask.flatten() == 0])
+    with (
+        pytest.raises(InputError, match=r"gave torch.int64 \[3, 6\]"),
+        intervene(model, drop={1: [1]}, rows=lambda i: i),
+    ):
+        heard()
+    with (
+        pytest.raises(InputError, match="without input_ids"),
+        intervene(model, replace={1: [1]}),
+        torch.no_grad(),
+    ):
+        model.module(inputs_embeds=torch.zeros(1, 3, twins.WIDTH))
+
+
+def test_jitter_reaches_the_router_alone_and_by_no_more_than_its_width(model):
+    texts, _ = twins.documents(8, languages=True, tokens=30)
+    seen: dict[str, list[torch.Tensor]] = {"gate": [], "experts": []}
+    mlp = model.module.model.layers[0].mlp
+    handles = []
+    with intervene(model, jitter={0: 0.25}):
+        for name, kept in seen.items():
+            part = getattr(mlp, name)
+            handles.append(part.register_forward_pre_hook(lambda m, a, kept=kept: kept.append(a[0].detach().clone())))
+        document_nll(model, texts)
+    for handle in handles:
+        handle.remove()
+    noise = seen["gate"][0].reshape(-1) / seen["experts"][0].reshape(-1) - 1
+    assert float(noise.abs().max()) <= 0.25 + 1e-5
+    assert float(noise.mean()) == pytest.approx(0, abs=0.005)
+    assert float(noise.std()) == pytest.approx(0.25 / 3**0.5, rel=0.02)
+    plain = document_nll(model, texts)[0]
+    with intervene(model, jitter=0.0):
+        np.testing.assert_array_equal(document_nll(model, texts)[0], plain)
+    with intervene(model, jitter=0.5, rows=lambda ids: torch.zeros_like(ids, dtype=torch.bool)):
+        np.testing.assert_array_equal(document_nll(model, texts)[0], plain)
+    with intervene(model, jitter=0.5):
+        assert abs(document_nll(model, texts)[0] - plain).max() > 1e-3
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_put_back(model, fails):
     before = logits(model)
-    hooks = sum(len(m._forward_pre_hooks) for m in model.module.modules())
+    hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.module.modules())
     try:
-        with intervene(model, drop={0: [1], 1: [2]}, steer={0: {3: 1.0}}):
+        with intervene(model, drop={0: [1], 1: [2]}, replace={0: [2]}, steer={0: {3: 1.0}}, jitter=0.1):
             assert not torch.equal(logits(model), before)
             if fails:
                 raise KeyError
     except KeyError:
         pass
     assert torch.equal(logits(model), before)
-    assert sum(len(m._forward_pre_hooks) for m in model.module.modules()) == hooks
+    assert sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.module.modules()) == hooks
 
 
 def test_what_cannot_be_done_says_why(model):
@@ -116,14 +274,22 @@ def test_what_cannot_be_done_says_why(model):
         pass
     with pytest.raises(InputError, match="each token 2 experts and force names 1"), intervene(model, force={1: [3]}):
         pass
+    with pytest.raises(InputError, match="fewer than the 2 slots"), intervene(model, replace={1: range(7)}):
+        pass
     from tiny import tiny
 
+    jet = workbench.load(zoo.build("jetmoe"))
+    with pytest.raises(Refused, match="dropped, replaced or forced"), intervene(jet, replace={1: [1]}):
+        pass
+    hashed = workbench.load(zoo.build("deepseek_v4"))
+    with pytest.raises(Refused, match="no router of its own"), intervene(hashed, jitter=0.1):
+        pass
     with pytest.raises(Refused, match="no routed experts"), intervene(workbench.load(tiny("llama")), drop={0: [1]}):
         pass
 
 
 def test_nll_is_the_models_own_loss(model):
-    texts, _ = planted.documents(5, languages=True, tokens=9)
+    texts, _ = twins.documents(5, languages=True, tokens=9)
     texts = [t[: 4 + i] for i, t in enumerate(texts)]
     nats, tokens = document_nll(model, texts)
     for i, ids in enumerate(texts):
@@ -134,15 +300,95 @@ def test_nll_is_the_models_own_loss(model):
 
 
 def test_an_effect_stands_beside_experts_of_the_same_load(model):
-    texts, labels = planted.documents(16, languages=True, tokens=20)
+    texts, labels = twins.documents(16, languages=True, tokens=20)
     data = workbench.read(model, texts, RoutingTracer(labels), progress=False).data
     own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
     loads = data["usage_count"].sum("label")
-    found = effect(model, own, {1: planted.MAP["L0"]}, loads=loads, draws=3)
+    found = effect(model, own, {1: twins.MAP["L0"]}, loads=loads, draws=3)
     plain = document_nll(model, own)
-    with intervene(model, drop={1: planted.MAP["L0"]}):
+    with intervene(model, drop={1: twins.MAP["L0"]}):
         without = document_nll(model, own)
     assert float(found["delta"]) == pytest.approx((without[0] - plain[0]).sum() / plain[1].sum(), rel=1e-5)
     # Documents in L0 never reach the other languages' experts: dropping those costs nothing.
     np.testing.assert_allclose(found["delta_random"].values, 0, atol=1e-6)
     assert float(found["delta_low"]) <= float(found["delta"]) <= float(found["delta_high"])
+
+
+def test_an_effect_stands_beside_other_routes_of_the_same_compute(model, monkeypatch):
+    own = twins.documents(6, languages=False, tokens=12)[0]
+    encoded = []
+    encode = interventions.encode
+    monkeypatch.setattr(interventions, "encode", lambda *a: encoded.append(1) or encode(*a))
+    experts = {np.int64(1): np.array([0, 5])}
+    found = effect(model, own, experts, draws=3, seed=7)
+    assert len(encoded) == 1
+    assert json.loads(found.attrs["experts"]) == {"1": [0, 5]}
+    plain, tokens = document_nll(model, own)
+    routes = []
+    for i in range(3):
+        with intervene(model, replace={1: [0, 5]}, seed=7 + i):
+            routes.append((document_nll(model, own)[0] - plain).sum() / tokens.sum())
+    np.testing.assert_allclose(found["delta_replaced"].values, routes, rtol=1e-5)
+    assert float(found["replaced"]) == pytest.approx(np.mean(routes), rel=1e-5)
+    assert float(found["replaced_low"]) <= float(found["replaced"]) <= float(found["replaced_high"])
+    reach = (found["delta_random"].values >= float(found["delta"])).sum()
+    assert float(found["p_random"]) == pytest.approx((1 + reach) / 4)
+
+
+def test_the_sign_flip_is_the_share_of_all_flips():
+    values = np.array([1.0, 2.0, -0.5, 3.0, 0.7, 1.1])
+    flips = np.array(list(itertools.product([-1, 1], repeat=6)))
+    exact = (abs(flips @ values) >= abs(values.sum()) - 1e-9).mean()
+    assert interventions._flipped(values, 20000, 0) == pytest.approx(exact, abs=0.01)
+    assert interventions._flipped(-values, 20000, 0) == pytest.approx(exact, abs=0.01)
+
+
+def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):
+    texts, labels = twins.documents(24, languages=True, tokens=20)
+    claims = {
+        name: ([t for t, label in zip(texts, labels, strict=True) if label == name], {1: twins.MAP[name]})
+        for name in ("L0", "L1")
+    }
+    claims["not L0"] = (claims["L0"][0], {1: twins.MAP["L1"]})
+    table = effects(model, claims, draws=2)
+    assert table["claim"].values.tolist() == ["L0", "L1", "not L0"]
+    one = effect(model, *claims["L1"], draws=2)
+    for name in one.data_vars:
+        np.testing.assert_array_equal(table[name].sel(claim="L1").values, one[name].values)
+    assert json.loads(str(table["experts"].sel(claim="L1").item())) == {"1": [2, 3]}
+    np.testing.assert_array_equal(table["q"].values, stats.fdr(table["p"].values))
+    np.testing.assert_array_equal(table["q_random"].values, stats.fdr(table["p_random"].values))
+    # Documents in L0 never reach the experts of L1: exactly nothing.
+    assert float(table["delta"].sel(claim="not L0")) == float(table["replaced"].sel(claim="not L0")) == 0
+    path = workbench.reading.Reading(table).save(tmp_path / "claims.nc")
+    assert workbench.open(path).data["experts"].values.tolist() == table["experts"].values.tolist()
+    with pytest.raises(InputError, match="no claim"):
+        effects(model, {})
+
+
+def test_regret_is_what_random_routes_cost(model):
+    texts, _ = twins.documents(5, languages=False, tokens=12)
+    found = regret(model, texts, 1, draws=3, seed=2)
+    plain, tokens = document_nll(model, texts)
+    routes = []
+    for i in range(3):
+        with intervene(model, force={1: "random"}, seed=2 + i):
+            routes.append(document_nll(model, texts)[0])
+    assert float(found["nll"]) == pytest.approx(plain.sum() / tokens.sum())
+    np.testing.assert_allclose(found["nll_random"].values, np.sum(routes, 1) / tokens.sum(), rtol=1e-5)
+    assert float(found["regret"]) == pytest.approx((plain - np.mean(routes, 0)).sum() / tokens.sum(), abs=1e-6)
+    assert float(found["regret_best"]) == pytest.approx((plain - np.min(routes, 0)).sum() / tokens.sum(), abs=1e-6)
+    assert float(found["regret_low"]) <= float(found["regret"]) <= float(found["regret_high"])
+
+
+def test_a_trained_router_chooses_better_than_chance():
+    from workbench.organisms.polyglot.grammar import LANGUAGES, documents
+
+    texts = [text for language in LANGUAGES for text in documents(4, language, 4242)]
+    trained = workbench.load("organism:polyglot")
+    found = regret(trained, texts, 3, draws=2)
+    assert float(found["regret_high"]) < -0.2
+    assert float(found["p"]) < 0.01
+    with intervene(trained, jitter=2**-8):  # the rounding of bfloat16 costs next to nothing
+        nats, tokens = document_nll(trained, texts)
+    assert abs(nats.sum() / tokens.sum() - float(found["nll"])) < 0.002

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import planted
 import pytest
 import torch
 from scipy import stats as scipy_stats
@@ -14,6 +13,7 @@ from scipy.spatial.distance import jensenshannon
 import workbench
 from probes.routing import RoutingTracer, measures
 from workbench.errors import InputError, Refused
+from workbench.organisms.polyglot import twins
 from workbench.reading import Reading
 from workbench.stats import fdr, mantel, p_value
 
@@ -21,16 +21,16 @@ from workbench.stats import fdr, mantel, p_value
 @pytest.fixture(scope="module")
 def found():
     """The planted model over 200 documents in four languages."""
-    texts, labels = planted.documents(200, languages=True)
+    texts, labels = twins.documents(200, languages=True)
     tracer = RoutingTracer(labels, trace=True, scores=True, pairs=True)
-    return workbench.read(planted.model(planted=True), texts, tracer, progress=False)
+    return workbench.read(twins.planted(), texts, tracer, progress=False)
 
 
 @pytest.fixture(scope="module")
 def nothing():
     """The null model over documents that differ in nothing but their topics."""
-    texts, labels = planted.documents(120, languages=False)
-    return workbench.read(planted.model(planted=False), texts, RoutingTracer(labels, trace=True), progress=False)
+    texts, labels = twins.documents(120, languages=False)
+    return workbench.read(twins.null(), texts, RoutingTracer(labels, trace=True), progress=False)
 
 
 def relabelled(reading: Reading, rng: np.random.Generator) -> Reading:
@@ -47,14 +47,14 @@ def relabelled(reading: Reading, rng: np.random.Generator) -> Reading:
 
 def test_counts_are_those_of_transformers_own_router():
     """OLMoE's top k of its router logits is its routing: counted with a loop, one document at a time."""
-    model = planted.model(planted=True)
-    texts, labels = planted.documents(12, languages=True, tokens=17)
+    model = twins.planted()
+    texts, labels = twins.documents(12, languages=True, tokens=17)
     texts = [t[: 5 + i] for i, t in enumerate(texts)]
     data = workbench.read(
         model, texts, RoutingTracer(labels, trace=True, scores=True), batch_size=5, progress=False
     ).data
-    count = np.zeros((4, 2, planted.EXPERTS))
-    probability = np.zeros((4, 2, planted.EXPERTS))
+    count = np.zeros((4, 2, twins.EXPERTS))
+    probability = np.zeros((4, 2, twins.EXPERTS))
     for i, (ids, label) in enumerate(zip(texts, labels, strict=True)):
         with torch.no_grad():
             out = model.module(input_ids=torch.tensor([ids]), output_router_logits=True)
@@ -75,9 +75,9 @@ def test_counts_are_those_of_transformers_own_router():
 
 @pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 7, "padding_side": "left"}])
 def test_batches_and_padding_change_nothing(found, how):
-    texts, labels = planted.documents(200, languages=True)
+    texts, labels = twins.documents(200, languages=True)
     other = workbench.read(
-        planted.model(planted=True),
+        twins.planted(),
         texts,
         RoutingTracer(labels, trace=True, scores=True, pairs=True),
         progress=False,
@@ -89,13 +89,30 @@ def test_batches_and_padding_change_nothing(found, how):
 
 
 def test_labels_by_token():
-    model = planted.model(planted=False)
+    model = twins.null()
     ids = [[5, 6, 7, 8], [9, 10, 11]]
     labels = [["noun", "verb", "noun", "other"], ["verb", "verb", "noun"]]
     data = workbench.read(model, ids, RoutingTracer(labels), progress=False).data
     assert dict(zip(data.label.values, data.token_count.values, strict=True)) == {"noun": 3, "verb": 3, "other": 1}
-    with pytest.raises(InputError, match="several labels"):
-        measures.divergence(workbench.read(model, ids, RoutingTracer(labels), progress=False))
+    # Noun against verb by hand: counts of their tokens alone.
+    reading = workbench.read(model, ids, RoutingTracer(labels, trace=True, scores=True), progress=False)
+    slots, spread = reading.data["expert_id"].values, np.zeros((2, 2, twins.EXPERTS))
+    for prompt, own in enumerate(labels):
+        for position, label in enumerate(own):
+            for block in range(2):
+                if label != "other":
+                    np.add.at(spread[int(label == "verb"), block], slots[prompt, block, position], 1)
+    table = measures.divergence(reading, draws=20)
+    share = spread / spread.sum(-1, keepdims=True)
+    for block in range(2):
+        assert float(table["jsd"].sel(label="noun", label_2="verb")[block]) == pytest.approx(
+            jensenshannon(*share[:, block]) ** 2, abs=1e-9
+        )
+    # Labels that lie inside documents cannot be shuffled among them.
+    assert np.isnan(table["jsd_p"].values).all() and np.isnan(table["mean_jsd_null"].values).all()
+    assert measures.gate(reading, draws=5)["top"].shape == (3, 2)
+    with pytest.raises(InputError, match="labels are by token"):
+        measures.select(reading)
 
 
 def test_what_cannot_be_traced_says_why():
@@ -103,7 +120,7 @@ def test_what_cannot_be_traced_says_why():
 
     with pytest.raises(Refused, match="dense model"):
         workbench.read(workbench.load(tiny("llama")), [[3, 4]], RoutingTracer(), progress=False)
-    model = planted.model(planted=False)
+    model = twins.null()
     with pytest.raises(InputError, match="labels has 1 and there are 2 prompts"):
         workbench.read(model, [[5, 6], [7]], RoutingTracer(["a"]), progress=False)
     with pytest.raises(InputError, match="Prompt 1 has 1 tokens and 2 labels"):
@@ -147,7 +164,7 @@ def test_pairs_are_all_pairs_of_slots(found):
     """OLMoE's own script counts only neighbours in rank; a uniform router must give (k-1)/(E-1)."""
     ids = found.data["expert_id"].values
     for block in range(2):
-        table = np.zeros((planted.EXPERTS, planted.EXPERTS))
+        table = np.zeros((twins.EXPERTS, twins.EXPERTS))
         for slots in ids[:, block].reshape(-1, 2):
             if slots[0] >= 0:
                 for a, b in itertools.permutations(slots, 2):
@@ -182,7 +199,7 @@ def test_a_token_seen_once_scores_nothing(nothing):
     # By hand for one token in one block.
     token, block = int(table.token.values[3]), 1
     slots = nothing.data["expert_id"].values[:, block][ids == token]
-    best = max((slots == e).any(1).mean() for e in range(planted.EXPERTS))
+    best = max((slots == e).any(1).mean() for e in range(twins.EXPERTS))
     assert float(table["share"].sel(token=token)[block]) == pytest.approx(best)
     with pytest.raises(InputError, match="No token id occurs 100000 times"):
         measures.vocabulary(nothing, least=100_000)
@@ -191,12 +208,12 @@ def test_a_token_seen_once_scores_nothing(nothing):
 def test_a_uniform_router_has_no_vocabulary_specialisation():
     """Size-matched null: the published figure would show .3 and more here, out of nothing."""
     rng = np.random.default_rng(0)
-    model = planted.model(planted=False)
-    texts, _ = planted.documents(40, languages=False)
+    model = twins.null()
+    texts, _ = twins.documents(40, languages=False)
     reading = workbench.read(model, texts, RoutingTracer(trace=True), progress=False)
     made = reading.data.copy()
     shape = made["expert_id"].shape
-    made["expert_id"] = (made["expert_id"].dims, np.argsort(rng.random((*shape[:3], planted.EXPERTS)), -1)[..., :2])
+    made["expert_id"] = (made["expert_id"].dims, np.argsort(rng.random((*shape[:3], twins.EXPERTS)), -1)[..., :2])
     table = measures.vocabulary(Reading(made), least=10)
     assert (table["specialisation"].values > 0.3).all()
     assert np.abs(table["specialisation_excess"].values).max() < 0.03
@@ -205,7 +222,7 @@ def test_a_uniform_router_has_no_vocabulary_specialisation():
 def test_saturation_is_the_share_of_experts_kept(found):
     other = found.data.copy()
     ids = other["expert_id"].values.copy()
-    ids[:, 0, :, 0] = np.where(ids[:, 0, :, 0] >= 0, planted.EXPERTS + 1, -1)  # one of two slots changed in block 0
+    ids[:, 0, :, 0] = np.where(ids[:, 0, :, 0] >= 0, twins.EXPERTS + 1, -1)  # one of two slots changed in block 0
     other["expert_id"] = (other["expert_id"].dims, ids)
     table = measures.saturation([Reading(other), found], ["early", "late"])
     assert table["saturation"].sel(checkpoint="late").values.tolist() == [1, 1]
@@ -243,10 +260,10 @@ def test_shared_vocabulary_by_sets(nothing):
 def test_what_was_planted_is_found_and_exported_exactly(found):
     selection = measures.select(found, draws=300)
     plan = measures.export(selection)
-    assert {label: own["1"] for label, own in plan["selected"].items()} == planted.MAP
-    model = planted.model(planted=True)
+    assert {label: own["1"] for label, own in plan["selected"].items()} == twins.MAP
+    model = twins.planted()
     share = measures.export(measures.select(found, blocks=-1, draws=99), model)["parameter_share"]
-    expert = 3 * planted.WIDTH * 16
+    expert = 3 * twins.WIDTH * 16
     assert share["L1"] == pytest.approx(2 * expert / sum(p.numel() for p in model.module.parameters()))
     assert (selection["gap_p"].values[1] < 0.01).all()
     assert np.nanmin(selection["stability"].values[:, 1]) > 0.9
@@ -259,12 +276,12 @@ def test_what_was_planted_is_found_and_exported_exactly(found):
 
 
 def test_power_is_one_at_200_documents():
-    model = planted.model(planted=True)
+    model = twins.planted()
     for seed in range(5):
-        texts, labels = planted.documents(200, languages=True, tokens=20, seed=seed)
+        texts, labels = twins.documents(200, languages=True, tokens=20, seed=seed)
         reading = workbench.read(model, texts, RoutingTracer(labels), progress=False)
         selection = measures.select(reading, draws=100)
-        assert {x: own["1"] for x, own in measures.export(selection)["selected"].items()} == planted.MAP
+        assert {x: own["1"] for x, own in measures.export(selection)["selected"].items()} == twins.MAP
 
 
 def test_false_positives_stay_within_their_level_and_a_test_over_tokens_fails(nothing):

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import planted
 import pytest
 
 import workbench
 from probes.routing import RoutingTracer, Trace, from_vllm, store, trace
 from workbench.errors import InputError, ReadingError
+from workbench.organisms.polyglot import twins
 
 COUNTS = (
     "usage_count",
@@ -28,12 +28,12 @@ COUNTS = (
 
 @pytest.fixture(scope="module")
 def model():
-    return planted.model(planted=True)
+    return twins.planted()
 
 
 @pytest.fixture(scope="module")
 def texts():
-    return planted.documents(40, languages=True, tokens=30)
+    return twins.documents(40, languages=True, tokens=30)
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +69,12 @@ def test_a_trace_counts_what_the_reader_counts(model, texts, tmp_path):
 
 KILLED = """
 import sys; sys.path[:0] = {path!r}
-import planted
+from workbench.organisms.polyglot import twins
 from probes.routing import store, trace
 store.SHARD_TOKENS = 200
-ids, labels = planted.documents(40, languages=True, tokens=30)
+ids, labels = twins.documents(40, languages=True, tokens=30)
 print("ready", flush=True)
-trace(planted.model(planted=True), ids, {to!r}, labels=labels, batch_size=1, progress=False)
+trace(twins.planted(), ids, {to!r}, labels=labels, batch_size=1, progress=False)
 """
 
 
@@ -133,7 +133,7 @@ def test_a_folder_with_another_trace_is_not_touched(model, texts, tmp_path):
     with pytest.raises(InputError, match="another digest|another documents"):
         trace(model, ids[:-1] + [ids[0]], path, labels=labels, progress=False)
     with pytest.raises(InputError, match="another model|another fingerprint"):
-        trace(planted.model(planted=False), ids, path, labels=labels, progress=False)
+        trace(twins.null(), ids, path, labels=labels, progress=False)
     assert tree(path) == before
     with pytest.raises(InputError, match="labels has 3"):
         trace(model, ids, tmp_path / "u", labels=labels[:3], progress=False)
@@ -143,7 +143,7 @@ def test_a_trace_from_vllm_is_counted(model, texts):
     ids, labels = texts
     whole = workbench.read(model, ids, RoutingTracer(labels, trace=True), progress=False).data
     routed = [whole["expert_id"].values[i, :, : len(x)].swapaxes(0, 1) for i, x in enumerate(ids)]
-    own = from_vllm(routed, n_experts=planted.EXPERTS, labels=labels).data
+    own = from_vllm(routed, n_experts=twins.EXPERTS, labels=labels).data
     for name in ("usage_count", "document_count", "token_count"):
         np.testing.assert_array_equal(own[name].values, whole[name].values)
     from probes.routing import measures

@@ -1,31 +1,49 @@
-"""Two small mixtures of experts whose answer is known: one routes by language in its last block, one by nothing.
+"""Two small mixtures of experts whose routing is known by construction, to calibrate a measure on.
 
-Both read documents with a topic of their own, so that the tokens of a document are alike, as in real text.
+``planted()`` routes by language in its last block, where each language has two experts of its own (:data:`MAP`);
+``null()`` has frozen random routers that no language reaches, so whatever is found in it is a false finding.  Both are
+made on the spot from a seed.  Their documents have a topic each, so that a document's tokens are alike, as in real text.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from transformers import OlmoeConfig, OlmoeForCausalLM
+from typing import TYPE_CHECKING
 
-import workbench
+import numpy as np
+
+if TYPE_CHECKING:
+    from workbench.model import Model
 
 LANGUAGES, WORDS, EXPERTS, WIDTH = 4, 30, 8, 64
 MAP = {f"L{i}": [2 * i, 2 * i + 1] for i in range(LANGUAGES)}
-"""The last block's experts of each language, as planted."""
+"""The last block's experts of each language in the planted twin."""
 
 
-def model(*, planted: bool) -> workbench.Model:
-    torch.manual_seed(0)
+def planted() -> Model:
+    """Languages have two experts each in block 1, and none of their own in block 0."""
+    return _model(planted=True)
+
+
+def null() -> Model:
+    """No router sees a language."""
+    return _model(planted=False)
+
+
+def _model(*, planted: bool) -> Model:
+    import torch
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    import workbench
+
     config = OlmoeConfig(
         vocab_size=3 + LANGUAGES * WORDS, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, num_experts=EXPERTS, num_experts_per_tok=2,
         max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.05,
     )  # fmt: skip
-    module = OlmoeForCausalLM(config).eval()
-    directions = torch.linalg.qr(torch.randn(WIDTH, LANGUAGES)).Q.T
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        module = OlmoeForCausalLM(config).eval()
+        directions = torch.linalg.qr(torch.randn(WIDTH, LANGUAGES)).Q.T
         table = module.model.embed_tokens.weight
         table.copy_(torch.randn_like(table))
         # Languages show in the embeddings in both models ...
@@ -42,7 +60,10 @@ def model(*, planted: bool) -> workbench.Model:
 
 
 def documents(n: int, *, languages: bool, tokens: int = 60, seed: int = 0) -> tuple[list[list[int]], list[str]]:
-    """Token ids and labels.  Each document draws its words from a topic of its own; without ``languages`` from all."""
+    """Token ids and labels.  Each document draws its words from a topic of its own.
+
+    ``languages``: a document has the words of its label's language; else all words, and its label means nothing.
+    """
     rng = np.random.default_rng(seed)
     found, labels = [], []
     for i in range(n):

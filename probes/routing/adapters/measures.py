@@ -1,0 +1,333 @@
+"""What routing over adapters says (:func:`probes.routing.adapters.adapter_routing`), beside what chance gives.
+
+    usage(reading)  oracle_rate(reading)  agreement(reading)    the routing; every number over documents
+    gram(model)  prototypes(model)                              what it routes by
+    compare(model, texts, labels, oracle)  weighted(model, ..)  what it is worth beside other weights
+
+Tokens of one document are not independent: intervals (``_low``, ``_high``; 95 %) are over documents drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from probes.routing.adapters.tracing import adapter_names, document_labels, mixed, oracle_adapters, projections
+from probes.routing.interventions import document_nll
+from workbench.errors import InputError
+from workbench.inputs import encode
+from workbench.model import Model
+from workbench.reading import Reading
+from workbench.stats import fdr, p_value
+
+
+class _Documents:
+    """Documents of a reading, drawn again with replacement within labels."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.data = data = reading.data
+        if "document_weight" not in data:
+            raise InputError("This is no reading of adapter_routing: it has no document_weight.")
+        self.label, self.tokens = data["document_label"].values, data["document_tokens"].values
+        if not self.tokens.all():
+            raise InputError(f"Document {int(self.tokens.argmin())} has no token that was read. Leave it out.")
+        self.names, self.adapters = (data[n].values.tolist() for n in ("label", "adapter"))
+
+    def mean(self, values: np.ndarray, label: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        """Means over the tokens of documents [prompt, ...] -> over those of labels [label, ...]."""
+        by = (label == np.arange(len(self.names))[:, None]) * (picked * self.tokens)
+        return np.tensordot(by / by.sum(1, keepdims=True), values, 1)
+
+    def estimate(
+        self, name: str, dims: tuple[str, ...], statistic: Callable[..., np.ndarray], draws: int, seed: int
+    ) -> dict[str, Any]:
+        """A statistic(label, times drawn) with its 95 % interval; NaN bounds where a label has one document."""
+        rng, once = np.random.default_rng(seed), np.ones(len(self.label))
+        value = statistic(self.label, once)
+        low = high = np.full(np.shape(value), np.nan)
+        groups = [np.flatnonzero(self.label == i) for i in range(len(self.names))]
+        if min(map(len, groups)) > 1:
+            found = []
+            for _ in range(draws):
+                drawn = np.concatenate([rng.choice(own, len(own)) for own in groups])
+                found.append(statistic(self.label, np.bincount(drawn, minlength=len(once)).astype(float)))
+            low, high = np.quantile(found, [0.025, 0.975], axis=0)
+        return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
+
+    def dataset(self, variables: dict[str, Any], **coords: Any) -> xr.Dataset:
+        own = {n: self.data[n] for n in ("label", "adapter", "projection", "stage", "block", "kind")}
+        about = {"documents": len(self.label), "model": self.data.attrs["model"]}
+        return xr.Dataset(variables, {**own, **coords}, about)
+
+
+def usage(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+    """The reading's weight, chosen and entropy by label, with 95 % intervals over documents within labels.
+
+    weight, chosen [label, projection, adapter] and their null 1/N (share_null); entropy [label, projection, stage] in
+    nats, entropy_null (ln N, ln k) and entropy_random as in the reading; mean_weight, mean_chosen [label, adapter] and
+    mean_entropy [label, stage]: over projections.
+    """
+    documents = _Documents(reading)
+    found: dict[str, Any] = {
+        "share_null": 1 / len(documents.adapters),
+        "entropy_null": reading.data["routing_entropy_uniform"],
+        "entropy_random": reading.data["routing_entropy_random"],
+    }
+    for name, last in (("weight", "adapter"), ("chosen", "adapter"), ("entropy", "stage")):
+        values = reading.data[f"document_{name}"].values.astype(float)
+        for of, prefix, dims in (
+            (values, "", ("label", "projection", last)),
+            (values.mean(1), "mean_", ("label", last)),
+        ):
+            found |= documents.estimate(prefix + name, dims, lambda a, b, v=of: documents.mean(v, a, b), draws, seed)
+    return documents.dataset(found)
+
+
+def oracle_rate(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+    """How often a label's tokens go to the adapter that was trained for it, and with what weight.
+
+    rate (share of tokens whose largest weight is their own adapter's) and probability (their mean weight for it)
+    [label, projection], each with interval, and two nulls: _null, 1/N; and labels shuffled among documents (_shuffled,
+    their mean; _p and _q, the false discovery rate over all cells), which an adapter that is everyone's favourite does
+    not pass.  mean_rate, mean_probability: over labels and projections.  (MTTL's ``expert_p``.)
+    """
+    documents = _Documents(reading)
+    if "oracle_adapter" not in reading.data:
+        raise InputError("The reading knows no label's own adapter. Trace with oracle={label: adapter}.")
+    own, n = reading.data["oracle_adapter"].values, len(documents.names)
+    found: dict[str, Any] = {}
+    for name, source in (("rate", "chosen"), ("probability", "weight")):
+        values = reading.data[f"document_{source}"].values.astype(float)[..., own]
+
+        def statistic(label: np.ndarray, picked: np.ndarray, values: np.ndarray = values) -> np.ndarray:
+            return np.diagonal(documents.mean(values, label, picked), axis1=0, axis2=2).T
+
+        def mean(label: np.ndarray, picked: np.ndarray, cells: Callable[..., Any] = statistic) -> np.ndarray:
+            return cells(label, picked).mean()
+
+        rng, once = np.random.default_rng(seed + 1), np.ones(len(documents.label))
+        null = np.stack([statistic(rng.permutation(documents.label), once) for _ in range(draws)])
+        # With one label there is nothing to shuffle.
+        p = p_value(statistic(documents.label, once), null) if n > 1 else np.full(null.shape[1:], np.nan)
+        mean_p = p_value(mean(documents.label, once), null.mean((1, 2))) if n > 1 else np.nan
+        two = ("label", "projection")
+        found |= documents.estimate(name, two, statistic, draws, seed)
+        found |= documents.estimate(f"mean_{name}", (), mean, draws, seed)
+        found |= {f"{name}_null": 1 / len(documents.adapters), f"{name}_shuffled": (two, null.mean(0))}
+        found |= {f"{name}_p": (two, p), f"{name}_q": (two, fdr(p)), f"mean_{name}_p": mean_p}
+    return documents.dataset(found)
+
+
+def agreement(reading: Reading, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
+    """How often two projections give a token's largest weight to the same adapter.
+
+    agreement [projection, projection_2] with interval; agreement_null: the product of both projections' shares, summed
+    over adapters; agreement_excess above it, with interval; agreement_null_label: the same product within each label,
+    which is what labels alone explain.  Needs a reading with trace=True.
+    """
+    documents = _Documents(reading)
+    if "adapter_id" not in reading.data:
+        raise InputError("The reading has no token's adapters. Trace with trace=True.")
+    first, n = reading.data["adapter_id"].values, len(documents.adapters)
+    held = first[..., None] == np.arange(n, dtype=np.int16)
+    flat = held.reshape(*held.shape[:2], -1).astype(np.float32)
+    same = np.stack([x @ x.T for x in flat]) / documents.tokens[:, None, None]
+    share = held.sum(2) / documents.tokens[:, None, None]
+
+    def pooled(values: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        return np.tensordot(picked * documents.tokens / (picked @ documents.tokens), values, 1)
+
+    def excess(label: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        mine = pooled(share, picked)
+        return pooled(same, picked) - mine @ mine.T
+
+    two, once = ("projection", "projection_2"), np.ones(len(first))
+    mine, by_label = pooled(share, once), documents.mean(share, documents.label, once)
+    each = np.bincount(documents.label, documents.tokens) / documents.tokens.sum()
+    return documents.dataset(
+        {
+            **documents.estimate("agreement", two, lambda _, picked: pooled(same, picked), draws, seed),
+            **documents.estimate("agreement_excess", two, excess, draws, seed),
+            "agreement_null": (two, mine @ mine.T),
+            "agreement_null_label": (two, np.einsum("l,lpa,lqa->pq", each, by_label, by_label)),
+        },
+        projection_2=reading.data["projection"].values,
+    )
+
+
+# ---------------------------------------------------------------- what it routes by
+
+
+def prototypes(model: Model, *, names: Sequence[str] | None = None) -> dict[str, xr.DataArray]:
+    """The prototypes that the routers hold: projection -> [adapter, width], float32; of unit length, of either sign."""
+    found = projections(model)
+    adapters = np.array(adapter_names(found, names), object)
+    return {
+        x.name: xr.DataArray(x.router.prototypes.float().cpu().numpy(), {"adapter": adapters}, ("adapter", "width"))
+        for x in found
+    }
+
+
+def gram(model: Model, *, names: Sequence[str] | None = None, draws: int = 9999, seed: int = 0) -> xr.Dataset:
+    """How alike the adapters' prototypes are: adapters with one prototype cannot be told apart by routing.
+
+    cosine [projection, adapter, adapter_2]: |cos|.  Beside it, directions drawn at random in that width d:
+    cosine_null [projection], their expectation sqrt(2 / (pi d)) (less 1/(4 d) of it); cosine_high: 95 % are below;
+    cosine_p of each pair, and cosine_q, the false discovery rate over all pairs and projections.  No intervals:
+    prototypes are weights, and nothing was sampled.
+
+    exact [projection, adapter]: |cos| of the prototype with the top right singular vector of the adapter's update BA as
+    it is now.  Below 1: PEFT's 15 power iterations did not converge (their start is random, so is the routing), or the
+    adapter was trained on since.  energy: that singular value's share of the update's squared norm.
+    """
+    found, held = projections(model), list(prototypes(model, names=names).values())
+    n, rng = held[0].sizes["adapter"], np.random.default_rng(seed)
+    cosine, p = np.empty((2, len(found), n, n))
+    null, high = np.empty((2, len(found)))
+    exact, energy = np.empty((2, len(found), n))
+    upper = np.triu_indices(n, 1)
+    for i, (x, own) in enumerate(zip(found, held, strict=True)):
+        unit = own.values / np.linalg.norm(own.values, axis=1, keepdims=True)
+        width = unit.shape[1]
+        cosine[i] = np.abs(unit @ unit.T)
+        # One coordinate of a random unit vector.
+        z = rng.standard_normal(draws)
+        drawn = np.abs(z) / np.sqrt(z**2 + rng.chisquare(width - 1, draws))
+        null[i], high[i] = np.sqrt(2 / (np.pi * width)), np.quantile(drawn, 0.95)
+        p[i] = p_value(cosine[i], drawn[:, None, None])
+        for e, name in enumerate(x.router.task_adapter_names):
+            vector, energy[i, e] = _top(x.linear.lora_A[name].weight, x.linear.lora_B[name].weight)
+            exact[i, e] = abs(unit[e] @ vector)
+    q = np.full_like(p, np.nan)
+    p[:, np.arange(n), np.arange(n)] = np.nan
+    q[:, upper[0], upper[1]] = q[:, upper[1], upper[0]] = fdr(p[:, upper[0], upper[1]])
+    pair = ("projection", "adapter", "adapter_2")
+    adapters = held[0]["adapter"].values
+    return xr.Dataset(
+        {
+            "cosine": (pair, cosine), "cosine_p": (pair, p), "cosine_q": (pair, q), "cosine_null": (pair[:1], null),
+            "cosine_high": (pair[:1], high), "exact": (pair[:2], exact), "energy": (pair[:2], energy),
+        },
+        {
+            "projection": np.array([x.name for x in found], object), "adapter": adapters, "adapter_2": adapters,
+            "block": ("projection", [x.block for x in found]), "kind": ("projection", [x.kind for x in found]),
+        },
+        {"model": model.name},
+    )  # fmt: skip
+
+
+def _top(a: Tensor, b: Tensor) -> tuple[np.ndarray, float]:
+    """Top right singular vector [in] of BA, and its share of the squared norm; A [rank, in], B [out, rank]."""
+    q, r = torch.linalg.qr(a.detach().double().cpu().T)
+    _, s, v = torch.linalg.svd(torch.linalg.qr(b.detach().double().cpu()).R @ r.T)
+    return (q @ v[0]).numpy(), float(s[0] ** 2 / (s**2).sum())
+
+
+# ---------------------------------------------------------------- what it is worth
+
+
+@contextmanager
+def weighted(model: Model, weights: Mapping[str, float], *, names: Sequence[str] | None = None) -> Iterator[None]:
+    """Give every token these weights over adapters in every projection, in place of Arrow's, inside a ``with`` block.
+
+    Adapters that are not named get 0; {} is the base model without adapters.  Scalings are kept.  Everything is put
+    back after it, also by an error.
+
+    Raises InputError for an adapter that the model does not have, and Refused where :func:`projections` does.
+    """
+    found = projections(model)
+    adapters = adapter_names(found, names)
+    unknown = set(weights) - set(adapters)
+    if unknown:
+        raise InputError(f"There is no adapter {min(unknown)!r} in {model.name}; there are {', '.join(adapters)}.")
+    row = torch.tensor([[float(weights.get(a, 0)) for a in adapters]])
+
+    def change(router: nn.Module, args: tuple, kwargs: dict[str, Any], update: Tensor) -> Tensor:
+        x = args[0].to(update)
+        return mixed(router, x.reshape(-1, x.shape[-1]), row.to(x), kwargs).view_as(update)
+
+    with ExitStack() as stack:
+        for x in found:
+            stack.callback(x.router.register_forward_hook(change, with_kwargs=True).remove)
+        yield
+
+
+def compare(
+    model: Model,
+    inputs: Any,
+    labels: Sequence[Any] | None = None,
+    oracle: Mapping[Any, str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Nats a token under Arrow's routing, and what other ways to use the same adapters would cost or save.
+
+    routing: "arrow"; "uniform": weight 1/N for every adapter; "oracle": the adapter of the document's label alone;
+    "other": beside it, one of the other adapters alone, drawn at random for each document; "base": none.  The two in
+    the middle need ``oracle``, a mapping label -> adapter.
+
+    nll [routing], over all predicted tokens, with interval; delta [routing] = nll less Arrow's (positive: Arrow is
+    better), with interval, both over the same documents drawn again (paired); delta_p: two-sided, the signs of the
+    documents' differences flipped at random.
+
+    document_nats [prompt, routing]; document_tokens, document_label [prompt].
+    """
+    prompts = encode(model, inputs)
+    ids, own = [p.ids for p in prompts], document_labels(labels, len(prompts))
+    if any(p.extras for p in prompts):
+        raise InputError("compare() reads text, and some prompts came with images. Give texts or token ids.")
+    short = next((i for i, x in enumerate(ids) if len(x) < 2), None)
+    if short is not None:
+        raise InputError(f"Document {short} has one token, so none is predicted. Leave it out.")
+    adapters = adapter_names(projections(model), names)
+    n, rng = len(adapters), np.random.default_rng(seed)
+
+    def under(weights: Mapping[str, float], chosen: Sequence[int] = range(len(ids))) -> np.ndarray:
+        with weighted(model, weights, names=names):
+            return document_nll(model, [ids[i] for i in chosen], batch_size=batch_size)[0]
+
+    def alone(adapter: np.ndarray) -> np.ndarray:
+        nats = np.empty(len(ids))
+        for e in np.unique(adapter):
+            mine = np.flatnonzero(adapter == e)
+            nats[mine] = under({adapters[e]: 1}, mine.tolist())
+        return nats
+
+    arrow, tokens = document_nll(model, ids, batch_size=batch_size)
+    nats = {"arrow": arrow, "uniform": under(dict.fromkeys(adapters, 1 / n))}
+    if oracle is not None:
+        of = oracle_adapters(oracle, own, adapters)
+        right = np.array([of[x] for x in own])
+        nats["oracle"] = alone(right)
+        if n > 1:
+            nats["other"] = alone((right + rng.integers(1, n, len(right))) % n)
+    nats["base"] = under({})
+    values = np.stack(list(nats.values()), 1)
+    apart = values - values[:, :1]
+    low = high = d_low = d_high = np.full(len(nats), np.nan)
+    if len(ids) > 1:
+        times = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=draws)
+        low, high = np.quantile(times @ values / (times @ tokens)[:, None], [0.025, 0.975], axis=0)
+        d_low, d_high = np.quantile(times @ apart / (times @ tokens)[:, None], [0.025, 0.975], axis=0)
+    p = p_value(np.abs(apart.sum(0)), np.abs(rng.choice([-1.0, 1.0], (draws, len(ids))) @ apart))
+    p[0] = np.nan
+    one = ("routing",)
+    return xr.Dataset(
+        {
+            "nll": (one, values.sum(0) / tokens.sum()), "nll_low": (one, low), "nll_high": (one, high),
+            "delta": (one, apart.sum(0) / tokens.sum()), "delta_low": (one, d_low), "delta_high": (one, d_high),
+            "delta_p": (one, p), "document_nats": (("prompt", "routing"), values),
+            "document_tokens": (("prompt",), tokens), "document_label": (("prompt",), np.array(own, object)),
+        },
+        {"routing": list(nats)},
+        {"documents": len(ids), "model": model.name},
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""What a routing trace says, each number with its null and its interval.  Documents are the unit of inference.
+
+Every function takes a :class:`RoutingTracer` reading (those of tokens also a :class:`Trace` on disk) and gives an
+xarray Dataset with the measure's name, ``_low`` and ``_high`` (95 %, over documents) and ``_null`` (what chance gives)
+or ``_p``.  Tokens of one document are not independent: intervals and tests that take them for such are several times
+too narrow.
+
+    how much each expert serves     usage  gate  balance  reordering
+    labels beside each other        divergence  information  specialisation  agreement  classes  parallel  decode
+    experts of a label, for export  select  export
+    tokens                          vocabulary  overlap  consistency  context
+    experts beside each other       coactivation  flow  paths  geometry
+    checkpoints beside each other   saturation  router_drift
+"""
+
+from probes.routing.measures.checkpoints import router_drift, saturation
+from probes.routing.measures.documents import Documents
+from probes.routing.measures.experts import coactivation, flow, geometry, paths
+from probes.routing.measures.labels import (
+    agreement,
+    classes,
+    decode,
+    divergence,
+    information,
+    parallel,
+    specialisation,
+)
+from probes.routing.measures.selection import export, select
+from probes.routing.measures.tokens import consistency, context, overlap, vocabulary
+from probes.routing.measures.usage import balance, gate, reordering, usage
+
+__all__ = [
+    "Documents",
+    "agreement",
+    "balance",
+    "classes",
+    "coactivation",
+    "consistency",
+    "context",
+    "decode",
+    "divergence",
+    "export",
+    "flow",
+    "gate",
+    "geometry",
+    "information",
+    "overlap",
+    "parallel",
+    "paths",
+    "reordering",
+    "router_drift",
+    "saturation",
+    "select",
+    "specialisation",
+    "usage",
+    "vocabulary",
+]

@@ -1,0 +1,138 @@
+"""Checkpoints beside each other: how soon the final routing is there, and how far routers move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from probes.routing.measures.experts import router_rows
+from workbench.errors import InputError
+from workbench.reading import Reading
+from workbench.stats import bootstrap_interval
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+
+def saturation(
+    readings: Sequence[Reading],
+    names: Sequence[Any] | None = None,
+    final: int = -1,
+    *,
+    floor: Reading | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Of a token's experts at a checkpoint, the share that it has at the final one, too: |S_t and S_T| / k (OLMoE).
+
+    Args:
+        readings: of the same prompts with trace=True, one for each checkpoint.
+        floor: the final checkpoint once more under noise (``intervene(model, jitter=...)``), or of another seed:
+            what falls short of 1 by no more than its does is no change.
+
+    saturation [checkpoint, block]; top, the same of the strongest expert alone; weighted, the weights that experts
+    have in common (sum of the smaller, over the final ones' sum); each with interval over documents.  divergence:
+    KL(p_t || p_T) of the gate's distributions in nats, where the readings have them (scores=True).  saturation_null =
+    k/E, top_null = 1/E; saturation_floor, top_floor, weighted_floor, divergence_floor [block] with ``floor``.
+    """
+    last = readings[final].data
+    rows = [_compared(reading.data, last, draws, seed) for reading in readings]
+    names = list(range(len(readings))) if names is None else list(names)
+    if len(names) != len(readings):
+        raise InputError(f"There are {len(readings)} readings and {len(names)} names. Name each.")
+    found: dict[str, Any] = {
+        name: (("checkpoint", "block"), np.stack([row[name] for row in rows]))
+        for name in rows[0] if all(name in row for row in rows)
+    }  # fmt: skip
+    k, e = last["top_k"].values, last["expert_exists"].values.sum(1)
+    found |= {"saturation_null": (("block",), k / e), "top_null": (("block",), 1 / e)}
+    if floor is not None:
+        row = _compared(floor.data, last, draws, seed)
+        for name in ("saturation", "top", "weighted", "divergence"):
+            if name in row:
+                found[f"{name}_floor"] = (("block",), row[name])
+    return xr.Dataset(found, {"checkpoint": names, "block": last["block"].values}, {"model": last.attrs["model"]})
+
+
+def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, seed: int) -> dict[str, np.ndarray]:
+    if "expert_id" not in data or "expert_id" not in last or data["input_id"].shape != last["input_id"].shape:
+        raise InputError("Saturation compares traces (trace=True) of the same prompts.")
+    if not bool((data["input_id"].values == last["input_id"].values).all()):
+        raise InputError("Saturation compares traces of the same prompts, and these are of different ones.")
+    if data["block"].values.tolist() != last["block"].values.tolist():
+        raise InputError("Saturation compares traces of the same blocks, and these are of different ones.")
+    parts: dict[str, list[np.ndarray]] = {}
+    for b in range(data.sizes["block"]):
+        for name, each in _shared(data.isel(block=b), last.isel(block=b)).items():
+            parts.setdefault(name, []).append(each)
+    found = {}
+    for name, values in parts.items():
+        each = np.stack(values, 1)  # [prompt, block, position]
+        tokens = (~np.isnan(each)).sum(2).astype(float)
+        means = np.divide(np.nansum(each, 2), tokens, out=np.full(tokens.shape, np.nan), where=tokens > 0)
+        found[name] = np.nansum(each, (0, 2)) / tokens.sum(0).clip(1)
+        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(means, tokens[:, 0], draws=draws, seed=seed)
+    return found
+
+
+def _shared(data: xr.Dataset, last: xr.Dataset) -> dict[str, np.ndarray]:
+    """[prompt, position] of one block; NaN where there is no token, or it has no expert at the end."""
+    a, b = data["expert_id"].values, last["expert_id"].values
+    meet = (a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0)
+    held = (b >= 0).sum(-1)
+    x, y = (np.nan_to_num(d["expert_weight"].values.astype(np.float32)) for d in (data, last))
+
+    def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+        return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=(held > 0) & (bottom > 0))
+
+    first = [np.take_along_axis(i, w.argmax(-1)[..., None], -1)[..., 0] for i, w in ((a, x), (b, y))]
+    found = {
+        "saturation": ratio(meet.any(-1).sum(-1).astype(float), held.astype(float)),
+        "top": np.where(held > 0, (first[0] == first[1]) & (first[0] >= 0), np.nan),
+        "weighted": ratio((np.minimum(x[..., :, None], y[..., None, :]) * meet).sum((-1, -2)), y.sum(-1)),
+    }
+    if "gate_probability" in data and "gate_probability" in last:
+        p, q = (np.maximum(d["gate_probability"].values.astype(np.float32), 1e-7) for d in (data, last))
+        found["divergence"] = np.where(held > 0, np.nansum(p * np.log(p / q), -1), np.nan)
+    return found
+
+
+def router_drift(models: Mapping[Any, Model], final: Any = None) -> xr.Dataset:
+    """How far each router's weights are from those of the final checkpoint (default the last one named).
+
+    cosine [checkpoint, block, expert] of an expert's row with its own at the end; matched [checkpoint, block]: share of
+    rows that are nearest to their own (1 unless experts changed places); change [checkpoint, block]: norm of the
+    difference over the final norm.  cosine_null [block] = 0: unrelated rows, spread by 1 / sqrt(width).
+    """
+    names = list(models)
+    if len(names) < 2:
+        raise InputError("Drift is between checkpoints, and there is one. Give two or more.")
+    last = models[names[-1] if final is None else final]
+    blocks = sorted(last.moe)
+    e = max(last.moe[b].n_experts for b in blocks)
+    cosine = np.full((len(names), len(blocks), e), np.nan)
+    matched, change = (np.full((len(names), len(blocks)), np.nan) for _ in range(2))
+    for i, name in enumerate(names):
+        for j, block in enumerate(blocks):
+            rows, end = router_rows(models[name], block), router_rows(last, block)
+            if rows.shape != end.shape:
+                raise InputError(
+                    f"Checkpoint {name!r} has a router of shape {rows.shape} in block {block}, and the final one "
+                    f"{end.shape}. Drift is between checkpoints of one model."
+                )
+            a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) for x in (rows, end))
+            cosine[i, j, : len(a)] = (a * b).sum(1)
+            matched[i, j] = ((a @ b.T).argmax(1) == np.arange(len(a))).mean()
+            change[i, j] = np.linalg.norm(rows - end) / np.linalg.norm(end)
+    return xr.Dataset(
+        {
+            "cosine": (("checkpoint", "block", "expert"), cosine), "matched": (("checkpoint", "block"), matched),
+            "change": (("checkpoint", "block"), change), "cosine_null": (("block",), np.zeros(len(blocks))),
+            "cosine_spread": (("block",), np.full(len(blocks), last.d_model**-0.5)),
+        },
+        {"checkpoint": names, "block": blocks, "expert": np.arange(e)},
+        {"model": last.name},
+    )  # fmt: skip

@@ -1,0 +1,273 @@
+"""Experts beside each other: which serve a token together, where tokens go next, and how routers see them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from probes.routing.measures.documents import (
+    counts_of,
+    entropy,
+    groups_of,
+    shares,
+    token_table,
+    with_interval,
+)
+from workbench.errors import InputError, Refused
+from workbench.reading import Reading
+
+if TYPE_CHECKING:
+    from probes.routing.store import Trace
+    from workbench.model import Model
+
+
+def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+    """Which experts serve a token together, over all pairs of slots.
+
+    given [block, expert, expert_2]: P(expert_2 in the slots | expert is), with interval (NaN unless every token was
+    traced); given_null [block] = (k-1)/(E-1), a router without preferences; expected: what the experts' own loads
+    give, if a token's k experts are otherwise drawn at random (conditional Bernoulli; Chen, Dempster & Liu 1994).
+    lift = log2(given / expected); pmi = log2(given / load of expert_2), which is below 0 where nothing is going on,
+    since an expert does not serve a token twice; phi: correlation of the two being there.
+    """
+    tables = _tables(source, "pairs", seed)
+    data = counts_of(source).data
+    k, exists = data["top_k"].values, data["expert_exists"].values
+
+    def conditional(weight: np.ndarray) -> np.ndarray:
+        pairs, own = (np.tensordot(weight, tables[x], 1) for x in ("pairs", "usage"))
+        return np.divide(pairs, own[..., None], out=np.full(pairs.shape, np.nan), where=own[..., None] > 0)
+
+    given = conditional(np.ones(len(tables["tokens"])))
+    load = tables["usage"].sum(0) / max(1, tables["tokens"].sum())
+    expected = np.full(given.shape, np.nan)
+    for b in range(len(k)):
+        real = np.flatnonzero(exists[b] & (load[b] > 0))
+        pairs = together(load[b][real], int(k[b]))
+        expected[b][np.ix_(real, real)] = pairs / load[b][real][:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        joint = given * load[..., None]
+        spread = np.sqrt(load * (1 - load))
+        found = {
+            "expected": expected,
+            "lift": np.log2(given / expected),
+            "pmi": np.log2(given / load[:, None]),
+            "phi": (joint - load[..., None] * load[:, None]) / (spread[..., None] * spread[:, None]),
+        }
+    three = ("block", "expert", "expert_2")
+    return xr.Dataset(
+        {
+            **with_interval("given", three, given, _drawn(conditional, len(tables["tokens"]), draws, seed)),
+            **{name: (three, values) for name, values in found.items()},
+            "given_null": (("block",), (k - 1) / np.maximum(1, exists.sum(1) - 1)),
+        },
+        {"block": data["block"].values, "expert": data["expert"].values, "expert_2": data["expert"].values},
+        {"model": data.attrs["model"]},
+    )  # fmt: skip
+
+
+def together(load: np.ndarray, k: int) -> np.ndarray:
+    """[E, E] P(both are among the k) if k of E are drawn at random but for their loads P(one is) [E], which sum to k.
+
+    The distribution of greatest entropy: a set's probability is proportional to the product of its members' odds.
+    """
+    load = np.clip(load * min(k, len(load)) / load.sum(), 1e-12, 1 - 1e-12)
+    if k >= len(load):
+        return np.ones((len(load), len(load))) - np.eye(len(load))
+    odds = load / (1 - load)
+    for _ in range(500):
+        # Sums over sets that leave one expert out, of 0 to k members.
+        without = np.zeros((len(load), k + 1))
+        without[:, 0] = 1
+        for j, odd in enumerate(odds):
+            own = without[j].copy()
+            without[:, 1:] += odd * without[:, :-1]
+            without[j] = own
+        mine = odds * without[:, k - 1]
+        found = mine / (mine + without[:, k])
+        odds = odds * load / found
+        odds = odds / np.exp(np.log(odds).mean())
+        if np.abs(found - load).max() < 1e-10:
+            break
+    both = np.zeros((len(load), len(load), k))
+    both[..., 0] = 1
+    for j, odd in enumerate(odds):
+        row, column = both[j].copy(), both[:, j].copy()
+        both[..., 1:] += odd * both[..., :-1].copy()
+        both[j], both[:, j] = row, column
+    pair = odds[:, None] * odds[None] * both[..., k - 2] if k > 1 else np.zeros(both.shape[:2])
+    np.fill_diagonal(pair, 0)
+    return pair * (k * (k - 1) / max(pair.sum(), 1e-300))
+
+
+def flow(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+    """Where a token's strongest expert leads in the next traced block.
+
+    follows [block_from, expert, expert_2]: P(next | here); information [block_from]: their mutual information in nats,
+    with interval (NaN unless every token was traced), and information_null, what counts of independent experts would
+    show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).
+    """
+    tables = _tables(source, "flow", seed)
+    data = counts_of(source).data
+    count = tables["flow"].sum(0)
+
+    def information(weight: np.ndarray) -> np.ndarray:
+        joint = np.tensordot(weight, tables["flow"], 1)
+        joint = joint / np.maximum(joint.sum((1, 2), keepdims=True), 1)
+        return entropy(joint.sum(2)) + entropy(joint.sum(1)) - entropy(joint.reshape(len(joint), -1))
+
+    seen = [((count.sum(axis) > 0).sum(1) - 1) for axis in (1, 2)]
+    groups = len(tables["tokens"])
+    return xr.Dataset(
+        {
+            "follows": (("block_from", "expert", "expert_2"), np.nan_to_num(shares(count))),
+            **with_interval(
+                "information", ("block_from",), information(np.ones(groups)), _drawn(information, groups, draws, seed)
+            ),
+            "information_null": (("block_from",), seen[0] * seen[1] / (2 * np.maximum(count.sum((1, 2)), 1))),
+        },
+        {"block_from": data["block"].values[:-1], "expert": data["expert"].values, "expert_2": data["expert"].values},
+        {"model": data.attrs["model"]},
+    )
+
+
+def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> xr.Dataset:
+    """The routes that tokens take through all traced blocks, by their strongest expert in each.  Needs trace=True.
+
+    count [path] of the ``top`` commonest, expert [path, block]; distinct: how many there are; entropy of routes in nats
+    (as counted, too low where routes outnumber tokens), and for both their value when every block's experts are
+    shuffled among the tokens (_null).
+    """
+    first = np.concatenate([_strongest(rows) for rows in token_table(source)])
+    data = counts_of(source).data
+    rng = np.random.default_rng(seed)
+
+    def counted(routes: np.ndarray) -> Counter[bytes]:
+        return Counter(row.tobytes() for row in np.ascontiguousarray(routes.astype(np.int32)))
+
+    def spread(found: Counter[bytes]) -> float:
+        return float(entropy(np.array(list(found.values()), float) / len(first)))
+
+    own = counted(first)
+    null = counted(np.stack([rng.permutation(column) for column in first.T], 1))
+    best = own.most_common(top)
+    return xr.Dataset(
+        {
+            "expert": (("path", "block"), np.array([np.frombuffer(route, np.int32) for route, _ in best])),
+            "count": (("path",), np.array([n for _, n in best])),
+            "distinct": len(own), "distinct_null": len(null), "entropy": spread(own), "entropy_null": spread(null),
+            "tokens": len(first),
+        },
+        {"block": data["block"].values},
+        {"model": data.attrs["model"]},
+    )  # fmt: skip
+
+
+def _strongest(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """[tokens, block] the expert of the largest weight; -1 where there is none."""
+    if "weight" not in rows:
+        raise InputError("The trace has no weights, so it does not tell which of a token's experts is the strongest.")
+    weight = np.where(rows["index"] >= 0, rows["weight"].astype(np.float32), -np.inf)
+    return np.take_along_axis(rows["index"], weight.argmax(-1)[..., None], -1)[..., 0]
+
+
+def _tables(source: Reading | Trace, what: str, seed: int) -> dict[str, np.ndarray]:
+    """Counts by random groups of documents: usage [group, block, expert], tokens [group], and pairs or flow."""
+    data = counts_of(source).data
+    if isinstance(source, Reading) and "expert_id" not in data:
+        name = {"pairs": "pair_count", "flow": "flow_count"}[what]
+        if name not in data:
+            raise InputError(f"The reading has no {what}. Trace with pairs=True or trace=True.")
+        found = {"usage": data["usage_count"].sum("label"), "tokens": data["token_count"].sum(), what: data[name]}
+        return {name: values.values[None].astype(float) for name, values in found.items()}
+    documents, blocks, e = data.sizes["prompt"], data.sizes["block"], data.sizes["expert"]
+    if what == "flow" and blocks < 2:
+        raise InputError("Flow is from block to block, and one block was traced.")
+    group = groups_of(documents, seed)
+    groups = int(group.max()) + 1
+    usage, tokens = np.zeros((groups, blocks, e)), np.zeros(groups)
+    table = np.zeros((groups, blocks - (what == "flow"), e, e))
+    for rows in token_table(source):
+        index, first = rows["index"], _strongest(rows) if what == "flow" else None
+        for g in np.unique(group[rows["document"]]):
+            mine = group[rows["document"]] == g
+            tokens[g] += mine.sum()
+            for b in range(blocks):
+                own = index[mine, b]
+                held = np.zeros((len(own), e), np.float32)
+                at, slot = np.nonzero((own >= 0) & (own < e))
+                held[at, own[at, slot]] = 1
+                usage[g, b] += held.sum(0)
+                if what == "pairs":
+                    table[g, b] += held.T @ held * (1 - np.eye(e))
+                elif b + 1 < blocks and first is not None:
+                    here, there = first[mine, b], first[mine, b + 1]
+                    both = (here >= 0) & (there >= 0) & (here < e) & (there < e)
+                    np.add.at(table[g, b], (here[both], there[both]), 1)
+    return {"usage": usage, "tokens": tokens, what: table}
+
+
+def _drawn(statistic: Any, groups: int, draws: int, seed: int) -> np.ndarray:
+    """[draws, ...] of a statistic of how often each group of documents is drawn."""
+    if groups < 2:
+        return np.full((1, *statistic(np.ones(groups)).shape), np.nan)
+    rng = np.random.default_rng(seed)
+    return np.stack(
+        [statistic(rng.multinomial(groups, np.full(groups, 1 / groups)).astype(float)) for _ in range(draws)]
+    )
+
+
+def router_rows(model: Model, block: int) -> np.ndarray:
+    """[experts, width] the router's matrix; Refused where it has none of that shape."""
+    from workbench.moe import moe_of
+
+    layer = moe_of(model, block)
+    if layer.router:
+        for value in model.module.get_submodule(layer.router).parameters():
+            if value.ndim == 2 and value.shape[0] >= layer.n_experts and value.shape[1] == model.d_model:
+                return value.detach().double().cpu().numpy()[: layer.n_experts]
+    raise Refused(f"{model.name}: the router of block {block} has no matrix of one row for each expert.")
+
+
+def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
+    """How the routers' rows lie: experts whose rows are alike are chosen by the same states.
+
+    cosine [block, expert, expert_2]; mean_cosine [block] of all pairs, its magnitude cosine_size, and rank [block],
+    the effective number of directions exp(entropy of squared singular values); norm [block, expert].  Beside them what
+    as many Gaussian rows of that width give (_null) and p of being less spread than those (rank_p).
+    """
+    blocks = sorted(model.moe)
+    e = max(model.moe[b].n_experts for b in blocks)
+    cosine, norm = np.full((len(blocks), e, e), np.nan), np.full((len(blocks), e), np.nan)
+    rng = np.random.default_rng(seed)
+    names = ("mean_cosine", "cosine_size", "rank")
+    found, null, p = np.zeros((len(blocks), 3)), np.zeros((len(blocks), 3)), np.zeros(len(blocks))
+    for i, block in enumerate(blocks):
+        rows = router_rows(model, block)
+        n = len(rows)
+        norm[i, :n] = np.linalg.norm(rows, axis=1)
+        cosine[i, :n, :n], found[i] = _spread(rows)
+        random = np.stack([_spread(rng.standard_normal(rows.shape))[1] for _ in range(draws)])
+        null[i] = random.mean(0)
+        p[i] = (1 + (random[:, 2] <= found[i, 2]).sum()) / (1 + draws)
+    return xr.Dataset(
+        {
+            "cosine": (("block", "expert", "expert_2"), cosine), "norm": (("block", "expert"), norm),
+            **{name: (("block",), found[:, j]) for j, name in enumerate(names)},
+            **{f"{name}_null": (("block",), null[:, j]) for j, name in enumerate(names)},
+            "rank_p": (("block",), p),
+        },
+        {"block": blocks, "expert": np.arange(e), "expert_2": np.arange(e)},
+        {"model": model.name},
+    )  # fmt: skip
+
+
+def _spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    cosine = unit @ unit.T
+    off = cosine[~np.eye(len(rows), dtype=bool)]
+    power = np.linalg.svd(unit, compute_uv=False) ** 2
+    return cosine, np.array([off.mean(), np.abs(off).mean(), np.exp(entropy(power / power.sum()))])

@@ -1,0 +1,300 @@
+"""What experts say, and how loudly: the size of what each adds, and the words that it points to.
+
+A router's choice says nothing of what an expert then writes.  The output f(x) of one expert is found by calling the
+block's own experts again on the same states with one slot at a time and the weight 1; that the slots' outputs, times
+their weights, make up what the block's experts gave is proved for every block on the first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from probes.routing.measures.documents import jsd
+from workbench.anatomy import accepted
+from workbench.engines.hooks import StopForward, hooked, run, tensors, untouched
+from workbench.errors import InputError, Refused
+from workbench.inputs import Batch, Prompt, collate, encode, plan
+from workbench.moe import Call, MoE, moe_of
+from workbench.reader import token_budget
+from workbench.readout import Readout
+from workbench.stats import p_value
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+Blocks = int | Iterable[int] | None
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of a proof, relative; in half precision 3e-2
+
+
+def contributions(
+    model: Model,
+    inputs: Any,
+    labels: Sequence[Any] | None = None,
+    blocks: Blocks = None,
+    *,
+    batch_size: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much each expert adds: sizes of its output over the tokens that it served.
+
+    Args:
+        inputs: documents.
+        labels: one for each document; None: all are "all".
+        blocks: None: all that have experts.
+
+    Returns:
+        [label, block, expert], sizes as Euclidean norms in the units of the stream, NaN for experts without a token:
+        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with 95 % bootstrap over
+        documents, within labels (_low, _high).  total: sum of weight * |f(x)|; count: slots.
+    """
+    prompts, layers = encode(model, inputs), layers_of(model, blocks)
+    names, of = _labels(labels, len(prompts))
+    experts = max(x.n_experts for x in layers)
+    sums = np.zeros((3, len(prompts), len(layers), experts))  # weight * size, size, slots
+
+    def see(i: int, f: Tensor, expert: Tensor, weight: Tensor, document: Tensor) -> None:
+        size = f.double().norm(dim=1)
+        for j, values in enumerate((weight.double().abs() * size, size, torch.ones_like(size))):
+            np.add.at(sums[j], (document.numpy(), i, expert.cpu().numpy()), values.cpu().numpy())
+
+    _speak(model, prompts, layers, batch_size, see)
+    found: dict[str, list[Any]] = {}
+    for label in range(len(names)):
+        mass, size, count = sums[:, of == label]
+        for name, values in (("reap", mass), ("norm", size)):
+            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, seed), strict=True):
+                found.setdefault(name + end, []).append(value)
+        found.setdefault("total", []).append(mass.sum(0))
+        found.setdefault("count", []).append(count.sum(0).astype(int))
+    return xr.Dataset(
+        {name: (("label", "block", "expert"), np.stack(value)) for name, value in found.items()},
+        {"label": np.array(names, object), "block": [x.block for x in layers], "expert": np.arange(experts)},
+        {"model": model.name, "documents": len(prompts)},
+    )
+
+
+def functional(
+    model: Model,
+    inputs: Any,
+    blocks: Blocks = None,
+    *,
+    clusters: int = 64,
+    top: int = 3,
+    draws: int = 200,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much experts differ in the words that they write (functional specialisation, arXiv 2604.02178).
+
+    Each expert's output, at each token that it served, is read by the logit lens; its ``top`` tokens fall into
+    clusters of similar unembedding rows (:func:`token_clusters`).  One readout for every slot: name blocks for large
+    models.
+
+    Returns:
+        jsd [block, expert]: Jensen-Shannon divergence, nats, of the expert's clusters and those of all experts of its
+        block; jsd_null: its mean when the expert draws as many slots from the block's clusters at random; excess:
+        the difference.  mean_jsd, mean_jsd_null, mean_excess [block]: means weighted by slots; mean_p: how often the
+        null reaches mean_jsd.  cluster_count [block, expert, cluster]; slot_count [block, expert]; vocab_cluster.
+
+    The null takes slots for independent, as the paper does, and the top tokens of a slot for one draw (at worst it is
+    too high).  Tokens of one document are alike: a small excess may be their doing, and says little by itself.
+    """
+    prompts, layers = encode(model, inputs), layers_of(model, blocks)
+    readout = Readout(model, precision)
+    cluster = token_clusters(model, clusters, seed=seed)
+    experts = max(x.n_experts for x in layers)
+    count = torch.zeros(len(layers), experts, clusters, dtype=torch.long)
+    slots = torch.zeros(len(layers), experts, dtype=torch.long)
+
+    def see(i: int, f: Tensor, expert: Tensor, weight: Tensor, document: Tensor) -> None:
+        if f.shape[1] != model.d_model:
+            raise Refused(
+                f"{model.name}: the experts of block {layers[i].block} write {f.shape[1]} numbers and the stream is "
+                f"{model.d_model} wide, so the unembedding cannot read them. Leave this block out."
+            )
+        if len(f):
+            ids = readout.read(readout.features(f.to(model.dtype))[None], top).token_id[0].cpu()
+            place = expert.cpu()[:, None] * clusters + cluster[ids]
+            count[i] += torch.bincount(place.flatten(), minlength=experts * clusters).view(experts, clusters)
+            slots[i] += torch.bincount(expert.cpu(), minlength=experts)
+
+    _speak(model, prompts, layers, batch_size, see)
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[Any]] = {}
+    for own, n in zip(count.numpy(), slots.numpy(), strict=True):
+        pooled = own.sum(0) / max(1, own.sum())
+        value = np.where(n > 0, jsd(own / np.maximum(1, own.sum(1, keepdims=True)), pooled), np.nan)
+        null = np.full((draws, experts), np.nan)
+        for e in np.flatnonzero(n):
+            null[:, e] = jsd(rng.multinomial(n[e], pooled, size=draws) / n[e], pooled)
+        share, chance = n / max(1, n.sum()), np.nan_to_num(null).mean(0)
+        mean, means = np.nansum(share * value), np.nansum(share * null, 1)
+        for name, x in (
+            ("jsd", value), ("jsd_null", np.where(n > 0, chance, np.nan)), ("excess", value - chance),
+            ("mean_jsd", mean), ("mean_jsd_null", means.mean()), ("mean_excess", mean - means.mean()),
+            ("mean_p", p_value(mean, means)),
+        ):  # fmt: skip
+            found.setdefault(name, []).append(x)
+    two = ("block", "expert")
+    return xr.Dataset(
+        {
+            **{name: (two[: np.ndim(x)], np.array(x)) for name, x in found.items()},
+            "cluster_count": ((*two, "cluster"), count.numpy()),
+            "slot_count": (two, slots.numpy()),
+            "vocab_cluster": (("vocab",), cluster.numpy().astype(np.int32)),
+        },
+        {"block": [x.block for x in layers], "expert": np.arange(experts)},
+        {"model": model.name, "documents": len(prompts), "top": top, "seed": seed},
+    )
+
+
+def token_clusters(model: Model, clusters: int = 64, *, rounds: int = 25, seed: int = 0) -> Tensor:
+    """[vocab] cluster numbers of the unembedding rows, by spherical k-means (Dhillon & Modha 2001).
+
+    The mean row is taken out first: what all rows have in common changes no probability.
+    """
+    weight = model.unembedding[0].float()
+    if not 1 <= clusters <= len(weight):
+        raise InputError(f"clusters={clusters}, and the vocabulary has {len(weight)} tokens. Use 1 to {len(weight)}.")
+    rows = nn.functional.normalize(weight - weight.mean(0), dim=1)
+    # k-means++: each further row is drawn by its distance to those before it.
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(rows), (), generator=generator))]
+    nearest = rows @ rows[chosen[0]]
+    for _ in range(clusters - 1):
+        chosen.append(int(torch.multinomial((1 - nearest).clamp_min(1e-9).cpu(), 1, generator=generator)))
+        nearest = torch.maximum(nearest, rows @ rows[chosen[-1]])
+    centres, found = rows[chosen], torch.full((len(rows),), -1, device=rows.device)
+    for _ in range(rounds):
+        before, found = found, (rows @ centres.T).argmax(1)
+        if torch.equal(before, found):
+            break
+        total = torch.zeros_like(centres).index_add_(0, found, rows)
+        # An empty cluster keeps its centre.
+        centres = torch.where(total.any(1, keepdim=True), nn.functional.normalize(total, dim=1), centres)
+    return found.cpu()
+
+
+# ---------------------------------------------------------------- the pass
+
+
+def layers_of(model: Model, blocks: Blocks) -> list[MoE]:
+    """The blocks asked for, in order; Refused where what one expert gives cannot be seen."""
+    n = model.n_layers
+    given = [blocks] if isinstance(blocks, int) else blocks
+    wanted = sorted(model.moe) if given is None else sorted({b % n if -n <= b < n else b for b in given})
+    if not wanted:
+        raise Refused(f"{model.name}: no block has routed experts, or none was asked for, so there is nothing to read.")
+    layers = [moe_of(model, b) for b in wanted]
+    for layer in layers:
+        if not layer.before:
+            raise Refused(
+                f"{model.name}: block {layer.block} dispatches tokens inside its router ({layer.name}), so what one "
+                "expert gives a token is not seen. Ask about its routing instead (RoutingTracer)."
+            )
+    return layers
+
+
+def _labels(labels: Sequence[Any] | None, documents: int) -> tuple[list[str], np.ndarray]:
+    """Label names, sorted, and the number of each document's label."""
+    given = ["all"] * documents if labels is None else [str(x) for x in labels]
+    if isinstance(labels, str) or len(given) != documents:
+        found = "one text" if isinstance(labels, str) else str(len(given))
+        raise InputError(f"labels has {found} and there are {documents} documents. Give one label for each document.")
+    names, of = np.unique(given, return_inverse=True)
+    return names.tolist(), of
+
+
+def each_batch(
+    model: Model, prompts: list[Prompt], batch_size: int | None, hooks: Callable[[Batch], tuple[dict, dict]]
+) -> None:
+    """Run every batch with the hooks (before, after) that belong to it."""
+    with untouched(model.module):
+        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pads):
+            batch = collate(model, prompts, members)
+            with hooked(*hooks(batch)):
+                run(model.module, accepted(model.module, batch.inputs))
+
+
+def _speak(
+    model: Model,
+    prompts: list[Prompt],
+    layers: list[MoE],
+    batch_size: int | None,
+    see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None],
+) -> None:
+    """Call ``see(layer number, f [rows, width], expert [rows], weight [rows], document [rows])`` for every slot.
+
+    Rows whose slot reached no routed expert are left out; f is in float32, and the weight is not in it.
+    """
+    proved: set[int] = set()
+    busy = False
+
+    def hooks(batch: Batch) -> tuple[dict, dict]:
+        def speak(i: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            nonlocal busy
+            if busy:
+                return  # a readout may run parts of the model itself
+            busy, layer, call = True, layers[i], Call(module, args, kwargs)
+            index, weight = call.get(call.index), call.get(call.weight)
+            routing = layer.read(module, args, kwargs, None)
+            if index.ndim != 2 or weight.shape != index.shape or routing is None:
+                raise Refused(
+                    f"{type(module).__name__} is called with masks and not with slots, so one expert's output for a "
+                    "token cannot be asked for."
+                )
+            expert, scale = batch.take(routing.index), batch.take(weight).float()
+            whole, total = batch.take(next(tensors(output))), 0.0
+            # LongCat's experts (some pass their input on) cannot be called with one slot: a second, of weight 0.
+            ones = torch.tensor([1.0, 0.0] if layer.n_identity else [1.0])
+            for slot in range(index.shape[1]):
+                # forward itself, so that no hook and no intervention comes between.
+                one = call.replaced(index[:, [slot] * len(ones)], ones.to(weight).expand(len(weight), -1))
+                f = batch.take(next(tensors(module.forward(*one[0], **one[1])))).float()
+                total = total + scale[:, slot, None] * f
+                real = (expert[:, slot] >= 0) & (expert[:, slot] < layer.n_experts)
+                see(i, f[real], expert[real, slot], scale[real, slot], batch.prompt[real.cpu()])
+            if i not in proved:
+                same(model, layer, whole, total, "the slots' outputs times their weights", "its experts gave")
+                proved.add(i)
+            busy = False
+            if i == len(layers) - 1:
+                raise StopForward
+
+        parts = {model.module.get_submodule(x.name): i for i, x in enumerate(layers)}
+        return {}, {part: (lambda *a, i=i: speak(i, *a)) for part, i in parts.items()}
+
+    each_batch(model, prompts, batch_size, hooks)
+
+
+def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: str) -> None:
+    """Refused unless ``total`` is ``whole``, both [rows, width]."""
+    error = float((whole.float() - total).norm() / whole.float().norm().clamp_min(1e-30))
+    if not error < TOLERANCE.get(whole.dtype, 3e-2):
+        raise Refused(
+            f"{model.name}: in block {layer.block} {what} are not what {of} (relative error {error:.1g}), so what is "
+            "one part's share is not known. Leave this block out: blocks=[...]."
+        )
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def ratio(over: np.ndarray, under: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio of sums over documents [documents, ...] and its 95 % interval when documents are drawn again."""
+    n = len(over)
+    picked = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
+    above, below = (np.tensordot(np.vstack([np.ones(n), picked]), x, 1) for x in (over, under))
+    found = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    # One document has no interval.
+    known = ~np.isnan(found[0]) & (n > 1)
+    low, high = np.nanquantile(np.where(known, found[1:], 0), [0.025, 0.975], axis=0)
+    return found[0], np.where(known, low, np.nan), np.where(known, high, np.nan)

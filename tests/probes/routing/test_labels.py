@@ -1,0 +1,170 @@
+"""Labels beside each other: lists of experts, classes, translations, and decoding, against loops and null models."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from scipy.spatial.distance import jensenshannon
+
+import workbench
+from probes.routing import RoutingTracer, measures
+from workbench.errors import InputError
+from workbench.organisms.polyglot import twins
+from workbench.stats import auroc, mantel
+
+
+@pytest.fixture(scope="module")
+def found():
+    texts, labels = twins.documents(80, languages=True)
+    tracer = RoutingTracer(labels, trace=True, scores=True)
+    return workbench.read(twins.planted(), texts, tracer, progress=False)
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    texts, labels = twins.documents(80, languages=False)
+    tracer = RoutingTracer(labels, trace=True, scores=True)
+    return workbench.read(twins.null(), texts, tracer, progress=False)
+
+
+def test_every_kind_of_usage_has_its_divergence_and_bits_are_nats(found):
+    for of, name in (("count", "usage_count"), ("weight", "usage_weight"), ("probability", "usage_probability")):
+        table = measures.divergence(found, of=of, draws=5)
+        p = found.data[name].values[:, 1]
+        p = p / p.sum(-1, keepdims=True)
+        for a, b in itertools.combinations(range(4), 2):
+            assert float(table["jsd"][a, b, 1]) == pytest.approx(jensenshannon(p[a], p[b]) ** 2, rel=1e-5)
+        bits = measures.divergence(found, of=of, unit="bits", draws=5)
+        for variable in ("jsd", "jsd_null", "jsd_floor", "mean_jsd"):
+            np.testing.assert_allclose(bits[variable] * np.log(2), table[variable], atol=1e-12)
+        assert (table.attrs["of"], bits.attrs["unit"]) == (of, "bits")
+    with pytest.raises(InputError, match="unit='trits' is unknown"):
+        measures.divergence(found, unit="trits")
+    with pytest.raises(InputError, match="of='logits' is unknown"):
+        measures.divergence(found, of="logits")
+
+
+def test_lists_of_experts_and_classes_by_sets(found):
+    count = found.data["usage_count"].values
+    table = measures.agreement(found, top=3, draws=50)
+    best = [[set(np.argsort(-c[b], kind="stable")[:3]) for b in range(2)] for c in count]
+    for a, c in itertools.product(range(4), range(4)):
+        for b in range(2):
+            meet = len(best[a][b] & best[c][b])
+            assert float(table["shared"][a, c, b]) == pytest.approx(meet / 3)
+            assert float(table["jaccard"][a, c, b]) == pytest.approx(meet / len(best[a][b] | best[c][b]))
+    assert table["shared_null"].values.tolist() == [3 / 8, 3 / 8]
+    # A random list: the hypergeometric mean.
+    assert scipy_stats.hypergeom(8, 3, 3).mean() / 3 == pytest.approx(3 / 8)
+    assert (measures.agreement(found, top=2, draws=5)["shared"].values[np.triu_indices(4, 1)][:, 1] == 0).all()
+    classes = measures.classes(found, top=2, draws=50)
+    assert classes["exclusive"].values[:, 1].tolist() == [2, 2, 2, 2] and int(classes["universal"][1]) == 0
+    for i, label in enumerate(found.data["label"].values):
+        assert np.flatnonzero(classes["exclusivity"].values[i, 1] > 0.4).tolist() == twins.MAP[label]
+    # Of short lists nearly as many are exclusive when labels mean nothing: the count alone says little.
+    assert (classes["exclusive_null"].values[:, 1] > 1).all() and (classes["exclusive_p"].values[:, 1] > 0.1).all()
+
+
+def test_translations_are_compared_sentence_by_sentence(found):
+    groups = [i // 4 for i in range(80)]
+    table = measures.parallel(found, groups, of="count", draws=100)
+    share = found.data["document_count"].values.astype(float)
+    share = share / share.sum(-1, keepdims=True)
+    each = []
+    for g in range(20):
+        a, b = share[4 * g, 0], share[4 * g + 1, 0]
+        spread = (scipy_stats.entropy(a) + scipy_stats.entropy(b)) / 2
+        each.append(jensenshannon(a, b) ** 2 / spread)
+    own = table.sel(label="L0", label_2="L1").isel(block=0)
+    assert float(own["divergence"]) == pytest.approx(np.mean(each)) and int(own["pairs"]) == 20
+    assert float(own["divergence_low"]) < np.mean(each) < float(own["divergence_high"])
+    # These documents translate nothing: pairing them at random makes no difference.
+    assert (table["divergence_p"].values[np.triu_indices(4, 1)] > 0.01).all()
+    with pytest.raises(InputError, match="two documents of group 0"):
+        measures.parallel(found, [0] * 80)
+    with pytest.raises(InputError, match="groups has 3 and there are 80"):
+        measures.parallel(found, [1, 2, 3])
+    with pytest.raises(InputError, match="no translations to compare"):
+        measures.parallel(found, range(80))
+
+
+def test_meaning_that_routes_is_seen_beside_random_pairings():
+    """The same document under four labels routes alike, and others do not."""
+    texts, _ = twins.documents(12, languages=False)
+    texts, labels = [t for t in texts for _ in range(3)], ["x", "y", "z"] * 12
+    reading = workbench.read(twins.null(), texts, RoutingTracer(labels, scores=True), progress=False)
+    table = measures.parallel(reading, [i // 3 for i in range(36)], draws=99)
+    upper = np.triu_indices(3, 1)
+    assert np.abs(table["divergence"].values[upper]).max() < 1e-6
+    assert (table["divergence_p"].values[upper] == 0.01).all() and (table["divergence_excess"].values[upper] < 0).all()
+
+
+def test_labels_are_decoded_where_they_route_and_nowhere_else(found, nothing):
+    table = measures.decode(found, draws=30)
+    macro, p = table["macro"].to_series(), table["macro_p"].to_series()
+    assert macro["block 1"] > 0.99 and macro["all"] > 0.99 and p["all"] == pytest.approx(1 / 31)
+    assert abs(macro["length"] - 0.5) < 0.15
+    assert (table["auroc_low"] <= table["auroc"] + 1e-9).all() and table["macro_null"].values.mean() < 0.6
+    null = measures.decode(nothing, draws=30)
+    assert float(null["macro"].sel(view="all")) < 0.65 and float(null["macro_p"].sel(view="all")) > 0.02
+    with pytest.raises(InputError, match="5 folds need as many groups"):
+        measures.decode(found, groups=[i % 2 for i in range(80)])
+
+
+def test_documents_of_one_group_never_stand_on_both_sides():
+    """Copies of a document give its label away, unless they are held out together."""
+    texts, _ = twins.documents(20, languages=False, tokens=40)
+    rng = np.random.default_rng(1)
+    of = rng.integers(2, size=20)
+    reading = workbench.read(
+        twins.null(), [t for t in texts for _ in range(4)],
+        RoutingTracer([str(of[i // 4]) for i in range(80)]), progress=False,
+    )  # fmt: skip
+    leaky = measures.decode(reading, draws=5, strength=0.01)["macro"].sel(view="all")
+    honest = measures.decode(reading, draws=5, strength=0.01, groups=[i // 4 for i in range(80)])["macro"].sel(
+        view="all"
+    )
+    assert float(leaky) > 0.95 and float(honest) < 0.8
+
+
+def test_decoding_is_level_under_shuffled_labels(nothing):
+    rng, hits, n = np.random.default_rng(0), 0, 100
+    for i in range(n):
+        data = nothing.data.copy()
+        order = rng.permutation(80)
+        data["document_label_count"] = (data["document_label_count"].dims, data["document_label_count"].values[order])
+        table = measures.decode(workbench.reading.Reading(data, {}), draws=19, seed=i)
+        hits += float(table["macro_p"].sel(view="all")) <= 0.05
+    low, high = scipy_stats.binom.interval(0.99, n, 0.05)
+    assert low <= hits <= high, hits
+
+
+def test_area_under_the_curve_is_the_rank_sum():
+    rng = np.random.default_rng(0)
+    scores, positive = np.round(rng.standard_normal(60), 1), rng.random(60) < 0.3
+    u = scipy_stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    assert auroc(scores, positive) == pytest.approx(u / positive.sum() / (~positive).sum())
+    assert np.isnan(auroc(scores, np.zeros(60, bool)))
+
+
+def test_partial_mantel_is_the_partial_correlation():
+    rng = np.random.default_rng(0)
+    a, b, z = (rng.random((7, 7)) for _ in range(3))
+    a, b, z = (x + x.T for x in (a, b, z))
+    i, j = np.triu_indices(7, 1)
+    left = [x[i, j] - np.polyval(np.polyfit(z[i, j], x[i, j], 1), z[i, j]) for x in (a, b)]
+    r, p = mantel(a, b, given=z, draws=99)
+    assert r == pytest.approx(scipy_stats.pearsonr(*left).statistic) and 0 < p <= 1
+    assert np.isnan(mantel(a, b, draws=0)[1])
+
+
+def test_an_unseen_label_is_named(found):
+    with pytest.raises(InputError, match="no label 'xx' in the reading; there are L0, L1, L2, L3"):
+        measures.Documents(found).number("xx")
+    with pytest.raises(InputError, match="no label 'xx'"):
+        found.figure("usage", label="xx")
+    with pytest.raises(InputError, match="given says nothing of the labels L2, L3"):
+        measures.overlap(found, given={"L0": 1, "L1": 1})
