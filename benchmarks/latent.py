@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from measure import Measured
 
 import workbench
 from lenses import ContextIndex
@@ -87,24 +88,6 @@ def tokenizer(size: int, folder: Path, padding_side: str = "right") -> Any:
         tokenizer_file=str(file), bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>",
         padding_side=padding_side, model_max_length=512,
     )  # fmt: skip
-
-
-def resident(what: str = "VmRSS") -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0]) / 2**10
-
-
-class Measured:
-    """Seconds, and MB of peak resident memory above what was held before (Linux)."""
-
-    def __enter__(self) -> Measured:
-        before = resident()
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before, self.start = before, time.perf_counter()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.seconds = time.perf_counter() - self.start
-        self.extra = resident("VmHWM") - self.before
 
 
 def bytes_of(folder: Path) -> int:

@@ -223,6 +223,9 @@ def _pass(
                     continue
                 for commit in batch.done:
                     commit()
+                # What is in here knows the batch: it would stay in memory until the collector comes by.
+                batch.done.clear()
+                batch.scratch.clear()
                 done += len(members)
                 bar.update(sum(len(prompts[i].ids) for i in members))
         except KeyboardInterrupt:

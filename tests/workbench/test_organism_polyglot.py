@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -71,19 +72,36 @@ def test_the_card_is_true():
 
 
 def test_routing_on_the_card_is_found_again():
-    from probes.routing import measures
-    from probes.routing.polyglot import traces
+    from probes.routing import measures, polyglot
 
     card = json.loads((folder("polyglot").parent / "card.json").read_text())["routing"]
-    reading = traces(each=40)[max(checkpoints())]
+    model = workbench.load(str(checkpoints()[max(checkpoints())]))
+    reading = polyglot.traced(model, 40)
     apart = measures.divergence(reading, draws=60)
     own = apart["mean_jsd"].values
     assert own.argmax() == 3 and own.argmin() in (1, 2) and own[0] > own[1:3].max()
     assert (apart["mean_jsd_p"].values < 0.05).all() and (own > 10 * apart["mean_jsd_null"].values).all()
-    first = measures.divergence(traces(each=40)[0], draws=20)
+    first = measures.divergence(polyglot.traced(workbench.load(str(checkpoints()[0])), 40), draws=20)
     assert (first["mean_jsd"].values > 0.1).all()
     shared = measures.overlap(reading, draws=5)
     assert (shared["pearson"].sel(measure="jaccard").values < -0.6).all()
-    assert float(shared["mantel_p"].sel(measure="jaccard")[3]) < 0.05
+    assert (shared["mantel_p"].sel(measure="jaccard").values[[0, 2, 3]] < 0.05).all()
+    assert 0.05 < float(shared["mantel_p"].sel(measure="jaccard")[1]) < 0.1
     for own, shipped in zip(apart["mean_jsd"].values, card["mean_jsd_nats"][str(max(checkpoints()))], strict=True):
         assert float(own) == pytest.approx(shipped, abs=2e-3)
+    # Translations are routed as any two sentences of their languages, unless they share words.
+    inputs, labels, same_as = polyglot.texts(40)
+    same = measures.parallel(reading, same_as, draws=60)
+    ratio = (same["divergence"] / same["divergence_null"]).values
+    number = {x: i for i, x in enumerate(LANGUAGES)}
+    for i, j in zip(*np.triu_indices(len(LANGUAGES), 1), strict=True):
+        if overlap(LANGUAGES[i], LANGUAGES[j]) == 0:
+            assert np.abs(ratio[i, j] - 1).max() < 0.03
+    assert ratio[number["a"], number["b"], 0] < 0.8 and ratio[number["c"], number["d"], 0] < 0.97
+    claims = polyglot.claims(model, reading, inputs, labels, 200)
+    assert set(claims) == set(card["experts"]) == {"a", "b", "c", "e"}
+    for language, own in claims.items():
+        assert {str(b): e for b, e in own["experts"].items()} == card["experts"][language]["experts"]
+        assert own["delta"] == pytest.approx(card["experts"][language]["delta"], abs=0.02)
+    assert all(claims[x]["excess_low"] > 0.3 and claims[x]["p_random"] == 0.05 for x in ("a", "e"))
+    assert claims["c"]["excess_high"] < 0 and claims["b"]["p_random"] > 0.2

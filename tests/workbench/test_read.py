@@ -215,3 +215,26 @@ def test_chats_get_one_beginning_of_sequence():
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         workbench.read(model, [chat], LogitLens(), progress=False)
+
+
+def test_a_batch_is_let_go_when_it_is_done():
+    """Commits know their batch and the batch its commits: unless that is undone, memory grows until a collection."""
+    import gc
+    import weakref
+
+    seen = []
+
+    class Keeps(LogitLens):
+        def observe(self, site, states, batch):
+            batch.done.append(lambda: batch)
+            batch.scratch["states"] = states
+            seen.append(weakref.ref(batch))
+            super().observe(site, states, batch)
+
+    gc.collect()
+    gc.disable()
+    try:
+        workbench.read(workbench.load(tiny("llama")), [[3, 4, 5]] * 6, Keeps(), batch_size=2, progress=False)
+        assert len(seen) >= 3 and all(ref() is None for ref in seen)
+    finally:
+        gc.enable()

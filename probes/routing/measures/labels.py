@@ -122,6 +122,8 @@ def specialisation(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.D
 
     token_share [label, block, expert] with interval and its uniform value k/E (token_share_null); lift = log2 of it
     over the mean of all labels; lift_p: labels shuffled among documents, lift_q: false discovery rate over all cells.
+    p is at least 1 / (1 + draws), and q that times the cells over those found: where few of many cells are thought to
+    differ, ``draws`` must be several times as many as cells.
     """
     documents = Documents(reading)
 
