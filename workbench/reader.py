@@ -243,8 +243,13 @@ def token_budget(model: Model) -> int:
     return max(256, min(4096, 24 * 2**20 // bytes_per_token))
 
 
-def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) -> None:
-    """One forward pass over one batch, as deep as the deepest site, showing each site to its readers."""
+def observe_batch(
+    model: Model, batch: Batch, wanted: dict[Site, list[Reader]], forward: Callable[[], Any] | None = None
+) -> Any:
+    """One forward pass over one batch, as deep as the deepest site, showing each site to its readers.
+
+    ``forward`` is run in its place, to its end, and its output given back: for passes with a cache or with embeddings.
+    """
     pending = set(wanted)
     finite: list[tuple[Site, Tensor, Tensor]] = []
     busy = False
@@ -270,18 +275,19 @@ def observe_batch(model: Model, batch: Batch, wanted: dict[Site, list[Reader]]) 
         for reader in wanted[site]:
             reader.observe(site, states, batch)
         busy = False
-        if not pending:
+        if not pending and forward is None:
             raise StopForward
 
     before, after = _hooks(model, list(wanted), show)
     with hooked(before, after):
-        run(model.module, accepted(model.module, batch.inputs))
+        output = run(model.module, accepted(model.module, batch.inputs)) if forward is None else forward()
     _check(finite, batch)
     if pending:
         raise Refused(
             f"The forward pass of {model.name} ended without reaching {min(pending)}: that part of the model did "
             "not run on these inputs."
         )
+    return output
 
 
 def _check(finite: list[tuple[Site, Tensor, Tensor]], batch: Batch) -> None:

@@ -106,11 +106,11 @@ class RoutingTracer:
         self._names, of = _labels(self.labels, [p.ids for p in run.prompts])
         # A part is the tokens of one label in one document: nearly always the document.
         self._parts: list[tuple[int, int]] = []
-        self._part: list[Tensor] = []
+        self._part = torch.zeros(len(of), max(len(p.positions) for p in run.prompts), dtype=torch.long)
         for i, (own, p) in enumerate(zip(of, run.prompts, strict=True)):
             number = {label: len(self._parts) + j for j, label in enumerate(sorted({own[at] for at in p.positions}))}
             self._parts += [(i, label) for label in number]
-            self._part.append(torch.tensor([number[own[at]] for at in p.positions]))
+            self._part[i, : len(p.positions)] = torch.tensor([number[own[at]] for at in p.positions])
         parts, blocks, experts = len(self._parts), len(self.layers), max(x.n_experts for x in self.layers)
         self._label = torch.tensor([label for _, label in self._parts])
         self._tokens = torch.zeros(parts, dtype=torch.long)
@@ -140,8 +140,7 @@ class RoutingTracer:
             )
         part = batch.scratch.get((RoutingTracer, id(self)))
         if part is None:
-            # Rows stand prompt by prompt, in the order of each prompt's positions.
-            part = torch.cat([self._part[p] for p in dict.fromkeys(batch.prompt.tolist())])
+            part = self._part[batch.prompt, batch.slot]
             batch.scratch[RoutingTracer, id(self)] = part
             batch.done.append(lambda: self._tokens.index_add_(0, part, torch.ones_like(part)))
         if isinstance(states, Routing):
