@@ -1,0 +1,139 @@
+"""A trained probe for which nodes a state holds, with what a probe finds anywhere (control tasks)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+from probes.superposition.problems import Problem
+from workbench.errors import InputError
+from workbench.stats import auroc
+
+
+def decode_frontier(
+    states: np.ndarray,
+    problems: Sequence[Problem],
+    nodes: Sequence[Sequence[Any]] | None = None,
+    *,
+    ahead: int = 1,
+    kinds: Sequence[str] = ("linear", "mlp"),
+    seeds: int = 3,
+    held_out: float = 0.3,
+    hidden: int = 128,
+    steps: int = 300,
+    decay: float = 1e-2,
+) -> xr.Dataset:
+    """Can the frontier be decoded from states by a probe that was trained on other graphs?
+
+    Args:
+        states: [problem, layer, place, width], as ``States`` gives them at every place of ``think``.
+        nodes: what each problem's nodes are called (token ids, names); the probe has one output for each name, so names
+            must mean the same in all problems.  None: their numbers.
+        kinds: "linear", or "mlp" with one layer of ``hidden`` units.
+        held_out: share of problems that are tested on; identical graphs never stand on both sides.
+
+    Returns, [kind, seed, layer, place]: auc, over the nodes of held-out problems, frontier against others; control, of
+    a probe trained alike on frontiers that were shuffled among the problems and tested on theirs: what can be learned
+    of the names alone; selectivity = auc - control (Hewitt & Liang 2019).  Means over seeds: auc_mean and so on, with
+    the least and the largest seed (_low, _high).
+    """
+    states = np.asarray(states, np.float32)
+    if states.ndim != 4 or len(states) != len(problems):
+        raise InputError(
+            f"states has shape {states.shape} and there are {len(problems)} problems. Give [problem, layer, place, "
+            "width]."
+        )
+    if unknown := set(kinds) - {"linear", "mlp"}:
+        raise InputError(f"kinds={sorted(unknown)} are unknown. Use 'linear' and 'mlp'.")
+    named = [[str(x) for x in (own if nodes is None else nodes[i])] for i, own in enumerate(_numbers(problems))]
+    outputs = sorted({x for own in named for x in own})
+    column = {name: j for j, name in enumerate(outputs)}
+    n, layers, places, _ = states.shape
+    here = np.zeros((n, len(outputs)), bool)
+    ring = np.zeros((n, places, len(outputs)), bool)
+    for i, problem in enumerate(problems):
+        at = [column[x] for x in named[i]]
+        here[i, at] = True
+        for t in range(places):
+            ring[i, t, at] = problem.depth == t + ahead
+    kinship = [tuple(sorted(p.edges)) + (p.root,) for p in problems]
+    shape = (len(kinds), seeds, layers, places)
+    found = {name: np.full(shape, np.nan) for name in ("auc", "control")}
+    for s in range(seeds):
+        rng = np.random.default_rng(s)
+        graphs = sorted(set(kinship))
+        tested = {graphs[i] for i in rng.permutation(len(graphs))[: max(1, round(held_out * len(graphs)))]}
+        test = np.array([k in tested for k in kinship])
+        if test.all() or not test.any():
+            raise InputError(f"{n} problems have too few different graphs to hold some out. Give more problems.")
+        shuffled = rng.permutation(n)
+        for t in range(places):
+            if not ring[:, t].any():
+                continue
+            for name, truth, there in (("auc", ring[:, t], here), ("control", ring[shuffled, t], here[shuffled])):
+                for k, kind in enumerate(kinds):
+                    scores = _trained(states[:, :, t], truth, there, test, kind, hidden, steps, decay, s)
+                    for l in range(layers):
+                        each = [
+                            auroc(scores[l, i, there[r]], truth[r, there[r]])
+                            for i, r in enumerate(np.flatnonzero(test))
+                        ]
+                        found[name][k, s, l, t] = np.nanmean(each) if not np.isnan(each).all() else np.nan
+    found["selectivity"] = found["auc"] - found["control"]
+    dims = ("kind", "seed", "layer", "place")
+    table: dict[str, Any] = {name: (dims, values) for name, values in found.items()}
+    for name, values in found.items():
+        table[f"{name}_mean"] = (("kind", "layer", "place"), values.mean(1))
+        table[f"{name}_low"] = (("kind", "layer", "place"), values.min(1))
+        table[f"{name}_high"] = (("kind", "layer", "place"), values.max(1))
+    return xr.Dataset(table, {"kind": list(kinds), "seed": np.arange(seeds), "layer": np.arange(layers)})
+
+
+def _numbers(problems: Sequence[Problem]) -> list[range]:
+    return [range(len(p.names)) for p in problems]
+
+
+def _trained(
+    states: np.ndarray,
+    truth: np.ndarray,
+    there: np.ndarray,
+    test: np.ndarray,
+    kind: str,
+    hidden: int,
+    steps: int,
+    decay: float,
+    seed: int,
+) -> np.ndarray:
+    """[layer, held out, output] scores of probes for all layers at once, trained on the other problems."""
+    x = torch.from_numpy(states).transpose(0, 1)  # [layer, problem, width]
+    train, held = torch.from_numpy(~test), torch.from_numpy(test)
+    centre, spread = x[:, train].mean(1, keepdim=True), x[:, train].std(1, keepdim=True).clamp_min(1e-6)
+    x = (x - centre) / spread
+    y, seen = torch.from_numpy(truth[~test]).float(), torch.from_numpy(there[~test]).float()
+    layers, _, width = x.shape
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        sizes = [width, truth.shape[1]] if kind == "linear" else [width, hidden, truth.shape[1]]
+        parameters = []
+        for a, b in zip(sizes, sizes[1:], strict=False):
+            parameters += [nn.Parameter(torch.randn(layers, a, b) * a**-0.5), nn.Parameter(torch.zeros(layers, 1, b))]
+        optimiser = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=decay)
+
+        def scores(z: torch.Tensor) -> torch.Tensor:
+            z = torch.baddbmm(parameters[1], z, parameters[0])
+            return z if kind == "linear" else torch.baddbmm(parameters[3], z.relu(), parameters[2])
+
+        own, weight = x[:, train], seen.expand(layers, -1, -1)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                scores(own), y.expand(layers, -1, -1), weight=weight, reduction="sum"
+            )
+            (loss / weight.sum()).backward()
+            optimiser.step()
+        return scores(x[:, held]).detach().numpy()

@@ -1,0 +1,224 @@
+"""Figures of thoughts: what they hold, where in the model, and what the answer owes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probes.superposition.belief import normalised
+from probes.superposition.problems import Problem
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures import theme
+from workbench.figures.charts import Chart
+from workbench.figures.export import Figure
+
+HUES = {
+    "frontier": theme.HUES[0], "optimal": theme.HUES[2], "reachable": theme.HUES[4], "not reachable": "#999999",
+    "correct next": theme.HUES[0], "target": theme.HUES[2], "wrong neighbour": theme.HUES[1], "other": "#999999",
+}  # fmt: skip
+
+
+def areas(table: xr.Dataset, title: str = "belief over thoughts") -> Figure:
+    """How belief is shared among groups of nodes from thought to thought (a table of :func:`mass`)."""
+    figure = _figure(title)
+    for name in [str(g) for g in table["group"].values]:
+        own = table.sel(group=name)
+        figure.add_scatter(
+            x=table["place"].values, y=own["mean"].values, name=name, mode="lines", stackgroup="one",
+            line={"width": 0.5, "color": HUES[name]}, hovertemplate=f"{name}: %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="thoughts so far", tickvals=table["place"].values)
+    figure.update_yaxes(title_text="belief", range=[0, 1])
+    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
+    return figure
+
+
+def inner(table: xr.Dataset, title: str = "logits of nodes by group") -> Figure:
+    """Mean logit of the nodes of every group from thought to thought (a table of :func:`mass`)."""
+    figure = _figure(title)
+    for name in [str(g) for g in table["group"].values]:
+        own = table.sel(group=name)
+        _line(figure, table["place"].values, own["inner"], own["inner_low"], own["inner_high"], name, HUES[name])
+    figure.update_xaxes(title_text="thoughts so far", tickvals=table["place"].values)
+    figure.update_yaxes(title_text="logit")
+    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
+    return figure
+
+
+def depths(data: xr.Dataset, problems: Sequence[Problem], title: str = "belief in the target") -> Figure:
+    """Belief in the target by layer and thought, mean over problems (data of a :class:`CandidateBelief` reading)."""
+    target = np.array([p.target for p in problems])
+    belief = normalised(data["logit"].values)[np.arange(len(problems)), ..., target]
+    figure = _figure(title)
+    figure.add_heatmap(
+        z=belief.mean(0), x=data["position"].values, y=[str(x) for x in data["layer"].values], zmin=0, zmax=1,
+        colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "belief"}},
+        hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="thoughts so far", tickvals=data["position"].values)
+    figure.update_yaxes(title_text="layer", type="category")
+    figure.update_layout(width=480, height=140 + 26 * data.sizes["layer"])
+    return figure
+
+
+def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
+    """Belief in every candidate from place to place, of one prompt at one layer."""
+    own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
+    names = [tokens.plotly(str(x)) for x in own["candidate_name"].values]
+    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt}")
+    figure.add_heatmap(
+        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.SEQUENTIAL,
+        colorbar={"title": {"text": "belief"}}, hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="position", tickvals=data["position"].values)
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_layout(width=480, height=140 + 18 * len(names))
+    return figure
+
+
+def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts") -> Figure:
+    """Change of the target's log-odds under every intervention (a table of :func:`use`), and the accuracy left."""
+    names = [str(c) for c in table["condition"].values]
+    change = [n for n in names if n != "plain"]
+    own = table.sel(condition=change)
+    figure = _figure(title)
+    mean, low, high = (own[x].values for x in ("effect", "effect_low", "effect_high"))
+    figure.add_scatter(
+        x=mean, y=list(range(len(change))), mode="markers", marker={"size": 9, "color": theme.HUES[0]},
+        error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "symmetric": False},
+        hovertemplate="%{x:+.2f} nats<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    figure.add_vline(x=0, line={"width": 1})
+    plain = float(table["accuracy"].sel(condition="plain"))
+    labels = [f"{n} ({float(own['accuracy'].sel(condition=n)):.0%})" for n in change]
+    figure.update_yaxes(tickvals=list(range(len(change))), ticktext=labels, autorange="reversed")
+    figure.update_xaxes(title_text=f"change of log-odds, 95 % over problems (right of two: {plain:.0%} with thoughts)")
+    figure.update_layout(width=620, height=150 + 34 * len(change))
+    return figure
+
+
+def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> Figure:
+    """Soft against hard by layer: KL of the lens's distributions, beside what another token would make of it."""
+    figure = _figure(title)
+    x = table["layer"].values
+    for i, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token"))):
+        if not np.isnan(table[name].values).all():
+            _line(figure, x, table[name], table[f"{name}_low"], table[f"{name}_high"], called, theme.HUES[i])
+    figure.update_xaxes(title_text="layer", tickvals=x)
+    figure.update_yaxes(title_text="KL from the mixture (nats)", rangemode="tozero")
+    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
+    return figure
+
+
+def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
+    """Entropy of the logit lens at the thought, fed soft and fed hard (a table of :func:`soft_versus_hard`)."""
+    figure = _figure(title)
+    for i, name in enumerate(("soft", "hard")):
+        own = [table[f"entropy_{name}{end}"] for end in ("", "_low", "_high")]
+        _line(figure, table["layer"].values, *own, name, theme.HUES[i])
+    figure.update_xaxes(title_text="layer", tickvals=table["layer"].values)
+    figure.update_yaxes(title_text="nats", rangemode="tozero")
+    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
+    return figure
+
+
+def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mixture of k tokens") -> Figure:
+    """Entropy against the number of tokens in the mixture (:func:`mixture_entropy`), a line for each checkpoint."""
+    figure = _figure(title)
+    for i, (name, table) in enumerate(tables.items()):
+        own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
+        _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)])
+    even = max(float(table["entropy_even"]) for table in tables.values())
+    figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
+    figure.update_xaxes(title_text="tokens in the mixture", type="log")
+    figure.update_yaxes(title_text="nats", rangemode="tozero")
+    figure.update_layout(width=520, height=360, legend={"orientation": "h", "y": -0.35})
+    return figure
+
+
+def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
+    """The problem's graph, nodes as full as the belief in them, with a slider from thought to thought.
+
+    belief [place, node].  Columns are distances from the root, and nodes out of its reach stand below.  The target has
+    a thick rim.
+    """
+    belief = np.atleast_2d(np.asarray(belief, float))
+    if belief.shape[1] < len(problem.names):
+        raise InputError(f"The problem has {len(problem.names)} nodes and belief {belief.shape[1]}. Give one for each.")
+    x, y = _places(problem)
+    figure = _figure(title or f"{problem.names[problem.root]}: {problem.names[problem.target]} or "
+                     f"{problem.names[problem.negative]}?")  # fmt: skip
+    for a, b in problem.edges:
+        figure.add_annotation(
+            x=x[b], y=y[b], ax=x[a], ay=y[a], xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True,
+            arrowhead=2, arrowsize=1, arrowwidth=1, arrowcolor="#bbbbbb", standoff=13, startstandoff=13,
+        )  # fmt: skip
+    rim = np.where(np.arange(len(x)) == problem.target, 3.5, 1.0)
+    for place, own in enumerate(belief):
+        shown = np.nan_to_num(own[: len(x)])
+        figure.add_scatter(
+            x=x, y=y, mode="markers+text", text=[tokens.plotly(n) for n in problem.names], textposition="middle center",
+            textfont={"size": 9}, visible=place == 0, showlegend=False, customdata=shown,
+            marker={
+                "size": 26, "color": shown, "colorscale": theme.SEQUENTIAL, "cmin": 0, "cmax": 1, "opacity": 1,
+                "line": {"width": rim, "color": theme.HUES[2]}, "showscale": True,
+                "colorbar": {"title": {"text": "belief"}},
+            },
+            hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        width=680, height=420, xaxis={"visible": False}, yaxis={"visible": False},
+        sliders=[{
+            "currentvalue": {"prefix": "thoughts so far: "}, "pad": {"t": 30},
+            "steps": [
+                {"label": str(p), "method": "restyle", "args": [{"visible": [q == p for q in range(len(belief))]}]}
+                for p in range(len(belief))
+            ],
+        }],
+    )  # fmt: skip
+    return figure
+
+
+def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Columns by distance from the root; nodes out of reach below, by the longest way that leads to them."""
+    x, y = np.zeros((2, len(problem.names)))
+    reached = problem.depth >= 0
+    column = np.where(reached, problem.depth, 0)
+    for _ in range(len(problem.names)):
+        for a, b in problem.edges:
+            if not reached[b] and not reached[a] and a != b:
+                column[b] = max(column[b], min(column[a] + 1, len(problem.names)))
+    for row, own in ((1, reached), (-1, ~reached)):
+        for c in np.unique(column[own]):
+            nodes = np.flatnonzero(own & (column == c))
+            x[nodes] = c
+            y[nodes] = row * (0.4 + np.arange(len(nodes)))
+    return x, y
+
+
+def _line(figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hue: str) -> None:
+    """A line with its interval."""
+    x, low, high = np.asarray(x), np.asarray(low), np.asarray(high)
+    figure.add_scatter(
+        x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
+        fillcolor=theme.faded(hue) if hue in theme.HUES else "rgba(153,153,153,0.18)", hoverinfo="skip",
+        showlegend=False,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=x, y=np.asarray(value), name=tokens.plotly(name), mode="lines+markers", marker={"size": 4},
+        line={"color": hue, "width": 2},
+    )  # fmt: skip
+
+
+def _figure(title: str) -> Figure:
+    theme.register()
+    figure = Figure()
+    figure.update_layout(template="workbench", title_text=tokens.plotly(title))
+    return figure
+
+
+BELIEF = Chart(belief, ("belief", "candidate_name"))

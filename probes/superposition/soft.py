@@ -1,0 +1,148 @@
+"""Does a mixture of tokens do anything that its largest token does not?  One place, every layer compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
+from workbench.model import Model
+from workbench.reading import Reading
+from workbench.readout import Readout
+from workbench.sites import Site, resolve
+from workbench.stats import bootstrap_interval
+
+
+@torch.no_grad()
+def soft_versus_hard(
+    model: Model, inputs: Any, policy: SoftThought | None = None, *, batch_size: int | None = None, seed: int = 0
+) -> xr.Dataset:
+    """The next thought fed as the mixture, as its largest token alone, and as its second (arXiv 2604.06374).
+
+    Returns, by layer, means over prompts with 95 % intervals (_low, _high):
+        kl [layer]: KL(soft || hard) of the logit lens's distributions at the thought, in nats; cosine of the states.
+        kl_second, cosine_second: soft beside the second token of the mixture, over prompts whose mixture has one: how
+            far apart another token is.  Near 0 beside it, the mixture goes the way of its largest token.
+        entropy_soft, entropy_hard [layer]: of the lens's distributions, in nats.
+        kl_each, cosine_each [prompt, layer]; mixture_entropy [prompt] in nats; weight [prompt], of the largest token.
+    """
+    policy = policy or SoftThought(1)
+    soft = think(model, inputs, policy, readers=[_States()], batch_size=batch_size, seed=seed)
+    ids = torch.as_tensor(soft.data["token_id"].values[:, 0], device=model.device).long()
+    weight: np.ndarray = soft.data["weight"].values[:, 0]
+    states = {"soft": _kept(soft)}
+    for rank, name in enumerate(("hard", "second")):
+        at = min(rank, ids.shape[1] - 1)
+        rows = mixed(model, ids[:, at : at + 1].clamp_min(0), torch.ones(len(ids), 1, device=ids.device))
+        given = Given(rows.detach().float().cpu().numpy()[:, None])
+        states[name] = _kept(think(model, inputs, given, readers=[_States()], batch_size=batch_size, seed=seed))
+    readout, found = Readout(model), {}
+    for name, other in (("", states["hard"]), ("_second", states["second"])):
+        kl, cosine, own, theirs = np.zeros((4, *other.shape[:2]))
+        for layer in range(other.shape[1]):
+            a, b = (x[:, layer].to(model.device) for x in (states["soft"], other))
+            final = readout.final(readout.features(a), 1)
+            read = readout.read(readout.features(b)[None], 1, final=final)
+            assert read.kl is not None
+            kl[:, layer], theirs[:, layer] = read.kl[0].cpu().numpy(), read.entropy[0].cpu().numpy()
+            own[:, layer] = final.statistics.entropy[0].cpu().numpy()
+            cosine[:, layer] = torch.cosine_similarity(a.float(), b.float(), dim=-1).cpu().numpy()
+        if name:
+            alone = ~(weight[:, 1] > 0) if weight.shape[1] > 1 else np.ones(len(weight), bool)
+            kl[alone], cosine[alone] = np.nan, np.nan
+        named = {f"kl{name}": kl, f"cosine{name}": cosine}
+        if not name:
+            named |= {"entropy_soft": own, "entropy_hard": theirs}
+        for what, values in named.items():
+            low, high = bootstrap_interval(values, seed=seed)
+            some = ~np.isnan(values).all(0)
+            mean = np.where(some, np.nansum(values, 0) / np.maximum((~np.isnan(values)).sum(0), 1), np.nan)
+            found |= {what: ("layer", mean), f"{what}_low": ("layer", low), f"{what}_high": ("layer", high)}
+            found[f"{what}_each"] = (("prompt", "layer"), values)
+    found["mixture_entropy"] = ("prompt", soft.data["mixture_entropy"].values[:, 0])
+    found["weight"] = ("prompt", weight[:, 0])
+    return xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"model": model.name, "policy": repr(policy)})
+
+
+def mixture_entropy(
+    model: Model,
+    inputs: Any,
+    sizes: Any = (1, 2, 4, 8, 16),
+    *,
+    draws: int = 8,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> xr.Dataset:
+    """Entropy of the next-token distribution behind an even mixture of k random tokens, for growing k (its test f).
+
+    entropy [size] in nats with interval over prompts; entropy_each [size, prompt], mean of ``draws`` mixtures;
+    entropy_even: ln of the vocabulary.  A model that holds k tokens at once grows more undecided with k; one that does
+    not is as sure as of one.  Compare checkpoints, and a random initialisation.
+    """
+    from probes.superposition.thoughts import ForcedMixture
+
+    sizes, rng = [int(k) for k in sizes], np.random.default_rng(seed)
+    found = []
+    for k in sizes:
+        each = []
+        for _ in range(draws):
+            chosen = rng.choice(
+                min(model.vocab_size, len(model.module.get_input_embeddings().weight)), k, replace=False
+            )
+            reader = _Entropy()
+            think(model, inputs, ForcedMixture([chosen.tolist()]), readers=[reader], batch_size=batch_size, seed=seed)
+            each.append(reader.found[:, 1])
+        found.append(np.mean(each, 0))
+    values = np.stack(found)
+    low, high = bootstrap_interval(values.T, seed=seed)
+    return xr.Dataset(
+        {
+            "entropy": ("size", values.mean(1)), "entropy_low": ("size", low), "entropy_high": ("size", high),
+            "entropy_each": (("size", "prompt"), values), "entropy_even": float(np.log(model.vocab_size)),
+        },
+        {"size": sizes},
+        {"model": model.name},
+    )  # fmt: skip
+
+
+class _States:
+    """States of every layer, [prompt, layer, place, width]."""
+
+    def sites(self, model: Model) -> list[Site]:
+        self._wanted = resolve(model, "resid", None)
+        return self._wanted
+
+    def begin(self, run: Any) -> None:
+        self.found = torch.from_numpy(run.empty([len(self._wanted)], after=[run.model.d_model]))
+
+    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
+        self.found[batch.prompt, site.index, batch.slot] = batch.take(states).float().cpu()
+
+    def end(self) -> Reading:
+        return Reading(xr.Dataset({"state": (("prompt", "layer", "position", "width"), self.found.numpy())}), {})
+
+
+class _Entropy:
+    """Entropy of the last layer's distribution [prompt, place]."""
+
+    def sites(self, model: Model) -> list[Site]:
+        return [Site("resid", model.n_layers)]
+
+    def begin(self, run: Any) -> None:
+        self._readout, self.found = Readout(run.model), run.empty()
+
+    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
+        whole = self._readout.read(self._readout.features(batch.take(states))[None], 1)
+        self.found[batch.prompt.numpy(), batch.slot.numpy()] = whole.entropy[0].cpu().numpy()
+
+    def end(self) -> Reading:
+        return Reading(xr.Dataset({"entropy": (("prompt", "position"), self.found)}), {})
+
+
+def _kept(thoughts: Thoughts) -> Tensor:
+    """[prompt, layer, width]: the states at the first thought."""
+    return torch.from_numpy(thoughts.readings[0].data["state"].values[:, :, 1])

@@ -1,0 +1,533 @@
+"""Latent thoughts: vectors that a model feeds back to itself in the place of words, with readers looking on.
+
+A *thought* is an input embedding that is no token's.  ``think`` reads the prompts, lets a policy make the thoughts one
+after the other, and feeds the tokens of ``then`` after them.  Places are counted in thoughts: place 0 is the prompt's
+last token, place t the t-th thought, and the places after those are the tokens of ``then``.  The state at place t is
+what thought t + 1 is made of, and reading it is reading that thought before it is fed.
+
+Any reader of the workbench can look on.  It sees every place once, in a batch of its own, while the model runs with its
+cache; since later inputs cannot change earlier states, a pass over the whole sequence would show it the same numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.anatomy import TOLERANCE
+from workbench.engines.hooks import untouched
+from workbench.errors import InputError, Refused
+from workbench.inputs import Batch, Prompt, collate, encode, plan
+from workbench.model import Model
+from workbench.reader import Reader, Run, observe_batch, provenance, token_budget
+from workbench.reading import Reading
+from workbench.sites import Site
+
+Edit = Callable[[int, Tensor, list[int]], Tensor]
+"""(place of the thought, thoughts [batch, width], index of each row's prompt) -> the thoughts to feed instead."""
+
+
+@dataclass
+class Step:
+    """What a policy makes the next thought of.
+
+    place: the thought's number, from 1.  state [batch, width]: of the last place, behind the final norm.  logits
+    [batch, vocabulary], of the last place.  prompts: index of each row's prompt.  draw: random numbers of each row that
+    do not depend on its batch: draw(shape) -> [batch, *shape] uniform in (0, 1).
+    """
+
+    model: Model
+    place: int
+    state: Tensor
+    logits: Tensor
+    prompts: list[int]
+    draw: Callable[..., Tensor]
+
+
+class Policy(Protocol):
+    """How thoughts are made."""
+
+    n: int
+    """Thoughts at most."""
+
+    def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next thoughts [batch, width], and what is to be noted of them, {name: [batch, ...]}."""
+        ...
+
+    def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
+        """[batch] whether a row has thought enough, from the notes so far; None: nobody stops early."""
+        ...
+
+
+@dataclass(frozen=True)
+class ContinuousThought:
+    """The last state behind the final norm is fed back as it is (Coconut, Hao et al. 2024, arXiv 2412.06769).
+
+    n: thoughts; 0 is the model without thoughts.  scale: a factor on each thought (models that were trained otherwise).
+    """
+
+    n: int
+    scale: float = 1.0
+
+    def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        width = step.model.module.get_input_embeddings().weight.shape[1]
+        if step.state.shape[1] != width:
+            raise Refused(
+                f"{step.model.name}: states behind the final norm have width {step.state.shape[1]} and input "
+                f"embeddings {width}, so a state cannot be fed back. Use SoftThought."
+            )
+        return step.state * self.scale, {}
+
+    def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class SoftThought:
+    """A mixture of token embeddings by the model's own next-token probabilities (Soft Thinking, arXiv 2505.15778).
+
+    Args:
+        n: thoughts at most.
+        temperature, top_k, top_p, min_p: cut the distribution, in this order.
+        keep: at most so many tokens in the mixture, their weights renormalised.  1: greedy decoding.
+        stop_entropy, patience: a row stops once the entropy of its distribution, uncut and at temperature 1, has been
+            below ``stop_entropy`` nats for ``patience`` thoughts running.  None: never.
+        gumbel: None, or the temperature of a Gumbel-softmax over the tokens kept: log p + noise, over it.
+
+    Notes: token_id, weight [prompt, thought, rank]; mixture_entropy, entropy [prompt, thought] in nats, of the weights
+    and of the uncut distribution.
+    """
+
+    n: int
+    temperature: float = 0.6
+    top_k: int | None = 30
+    top_p: float = 0.95
+    min_p: float = 0.001
+    keep: int = 10
+    stop_entropy: float | None = None
+    patience: int = 256
+    gumbel: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.keep < 1 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise InputError(
+                f"temperature={self.temperature}, keep={self.keep}, top_p={self.top_p}, min_p={self.min_p}: the "
+                "temperature must be above 0, keep at least 1, top_p in (0, 1] and min_p in [0, 1]."
+            )
+
+    def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        uncut = step.logits.log_softmax(-1)
+        p, ids = (step.logits / self.temperature).softmax(-1).sort(-1, descending=True)
+        kept = torch.ones_like(p, dtype=torch.bool)
+        if self.top_k is not None:
+            kept[:, self.top_k :] = False
+        # A token stays while the mass before it is below top_p: the first one always does.
+        kept &= p.cumsum(-1) - p < self.top_p
+        kept &= p >= self.min_p * p[:, :1]
+        kept[:, self.keep :] = False
+        width = min(self.keep, p.shape[1])
+        weight, ids, kept = p[:, :width], ids[:, :width], kept[:, :width]
+        if self.gumbel is not None:
+            noise = -(-step.draw(width).to(weight).clamp(1e-12, 1 - 1e-7).log()).log()
+            weight = ((weight.clamp_min(1e-30).log() + noise) / self.gumbel).masked_fill(~kept, -torch.inf).softmax(-1)
+        weight = weight * kept
+        weight = weight / weight.sum(-1, keepdim=True)
+        notes = {
+            "token_id": ids, "weight": weight, "mixture_entropy": torch.special.entr(weight).sum(-1),
+            "entropy": torch.special.entr(uncut.exp()).sum(-1),
+        }  # fmt: skip
+        return mixed(step.model, ids, weight), notes
+
+    def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
+        if self.stop_entropy is None or len(notes) < self.patience:
+            return None
+        return torch.stack([x["entropy"] < self.stop_entropy for x in notes[-self.patience :]]).all(0)
+
+
+@dataclass(frozen=True)
+class ForcedMixture:
+    """Thoughts that are chosen beforehand: the mean of the embeddings of given tokens (arXiv 2604.06374, its test f).
+
+    Args:
+        tokens: for each thought the token ids of its mixture; [thought][token], or [prompt][thought][token].
+    """
+
+    tokens: Sequence[Any]
+
+    @property
+    def n(self) -> int:
+        return max((len(own) for own in self.tokens), default=0) if self._own else len(self.tokens)
+
+    @property
+    def _own(self) -> bool:
+        return bool(self.tokens) and bool(len(self.tokens[0])) and not isinstance(self.tokens[0][0], (int, np.integer))
+
+    def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = [(self.tokens[p] if self._own else self.tokens)[step.place - 1] for p in step.prompts]
+        rows = []
+        for ids in chosen:
+            at = torch.tensor([list(ids)], device=step.state.device)
+            rows.append(mixed(step.model, at, torch.full(at.shape, 1 / at.shape[1], device=at.device)))
+        return torch.cat(rows), {}
+
+    def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Given:
+    """Thoughts that are there already: vectors [prompt, thought, width], such as another run's."""
+
+    vectors: Any = field(repr=False)
+
+    @property
+    def n(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = np.asarray(self.vectors)[step.prompts, step.place - 1]
+        return torch.as_tensor(rows, dtype=step.state.dtype, device=step.state.device), {}
+
+    def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
+        return None
+
+
+def mixed(model: Model, ids: Tensor, weight: Tensor) -> Tensor:
+    """[batch, width]: input embeddings of tokens [batch, k], added up with weights [batch, k]."""
+    rows = model.module.get_input_embeddings()(ids)
+    return (rows * weight.to(rows.dtype)[..., None]).sum(1)
+
+
+@dataclass
+class Thoughts:
+    """What was thought.
+
+    data: vector [prompt, thought, width], the thoughts as they were fed (NaN behind a row's stop); length [prompt];
+    and the policy's notes.  readings: one for each reader, whose positions are places (0: the prompt's last token).
+    """
+
+    data: xr.Dataset
+    readings: tuple[Reading, ...]
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[prompt, thought, width]"""
+        return self.data["vector"].values
+
+
+def think(
+    model: Model,
+    inputs: Any,
+    policy: Policy,
+    *,
+    readers: Sequence[Reader] = (),
+    then: str | Sequence[int] | None = None,
+    edit: Edit | None = None,
+    batch_size: int | None = None,
+    cache: bool | None = None,
+    seed: int = 0,
+) -> Thoughts:
+    """Let a model think, and look on.
+
+    Args:
+        inputs: prompts as :func:`workbench.read` takes them (no images).
+        policy: ContinuousThought, SoftThought, ForcedMixture, Given, or your own.
+        readers: what looks on, at every place.
+        then: text or token ids that are fed after the thoughts; the answer is read at their last place.
+        edit: changes thoughts before they are fed; later ones are made of what follows from it.
+        cache: whether the model's key-value cache is used; None: where it has been shown to change nothing.
+
+    The model is left as it was found, and nothing depends on the batches.
+
+    Raises InputError where prompt, thoughts and ``then`` do not fit the context; Refused for models that take no
+    embeddings, or whose results with them or with a cache are not their own.
+    """
+    _proved(model)
+    prompts = encode(model, inputs, "last")
+    if any(p.extras for p in prompts):
+        raise InputError("Thoughts are for text: prompts with images cannot be continued with embeddings.")
+    after = _tokens(model, then)
+    places = policy.n + 1 + len(after)
+    limit = model.context_length
+    longest = max(len(p.ids) for p in prompts)
+    if limit is not None and longest + policy.n + len(after) > limit:
+        raise InputError(
+            f"A prompt of {longest} tokens, {policy.n} thoughts and {len(after)} tokens after them are "
+            f"{longest + policy.n + len(after)}, and {model.name} reads at most {limit}. Think less, or cut the prompt."
+        )
+    if isinstance(policy, Given) and len(policy.vectors) != len(prompts):
+        raise InputError(f"There are {len(prompts)} prompts and thoughts for {len(policy.vectors)}.")
+    # To a reader a thought is a position behind the prompt, with a stand-in for its token.
+    stand_in = prompts[0].ids[-1]
+    extended = [
+        Prompt([*p.ids, *[stand_in] * policy.n, *after], p.text, positions=[len(p.ids) - 1 + t for t in range(places)])
+        for p in prompts
+    ]
+    job = Run(model, extended, list(range(places)))
+    wanted: dict[Site, list[Reader]] = {}
+    for reader in readers:
+        for site in reader.sites(model):
+            wanted.setdefault(site, []).append(reader)
+        reader.begin(job)
+    cached = model.__dict__["_thinks"] if cache is None else cache
+    runner = _Runner(model, prompts, policy, wanted, after, edit, cached, seed)
+    with untouched(model.module):
+        for members in plan(extended, token_budget(model), batch_size, model.anatomy.pads):
+            runner.run(members)
+    origin = provenance(model, job, len(prompts))
+    origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}
+    readings = []
+    for reader in readers:
+        reading = reader.end()
+        _named(reading, runner.length, policy.n)
+        reading.provenance = {**origin, **reading.provenance}
+        readings.append(reading)
+    return Thoughts(runner.dataset(), tuple(readings))
+
+
+def _tokens(model: Model, then: str | Sequence[int] | None) -> list[int]:
+    if then is None:
+        return []
+    if not isinstance(then, str):
+        return [int(i) for i in then]
+    if model.tokenizer is None:
+        raise InputError(f"{model.name} has no tokenizer, so then={then!r} needs to be token ids.")
+    return list(model.tokenizer(then, add_special_tokens=False)["input_ids"])
+
+
+def _named(reading: Reading, length: np.ndarray, n: int) -> None:
+    """Thoughts are no tokens, and places are no positions of the text."""
+    data = reading.data
+    if "input_id" not in data:
+        return
+    for t in range(1, n + 1):
+        data["input_id"].values[:, t] = -1
+        data["input_token"].values[:, t] = np.where(length >= t, f"thought {t}", "")
+
+
+class _Runner:
+    """Batches of prompts, each read, continued with thoughts, and with ``after``."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: list[Prompt],
+        policy: Policy,
+        wanted: dict[Site, list[Reader]],
+        after: list[int],
+        edit: Edit | None,
+        cached: bool,
+        seed: int,
+    ) -> None:
+        self.model, self.prompts, self.policy, self.wanted = model, prompts, policy, wanted
+        self.after, self.edit, self.cached, self.seed = after, edit, cached, seed
+        self.last = _Last(model)
+        self.all = {site: list(own) for site, own in wanted.items()}
+        for site in self.last.sites(model):
+            self.all.setdefault(site, []).append(self.last)
+        self.length = np.zeros(len(prompts), int)
+        self.logits = torch.empty(0)
+        self.vectors: dict[int, list[np.ndarray]] = {}
+        self.notes: dict[str, dict[int, list[np.ndarray]]] = {}
+
+    def run(self, members: list[int]) -> None:
+        model, n = self.model, self.policy.n
+        batch = collate(model, self.prompts, members, "left")
+        pass_ = _Pass(model, batch.inputs, self.cached)
+        going = torch.ones(len(members), dtype=torch.bool)
+        notes: list[dict[str, Tensor]] = []
+        self._look(pass_, members, going, 0, pass_.start)
+        for t in range(1, n + 1):
+            step = Step(model, t, self.last.state, self.logits, members, self._draws(members, t))
+            vector, noted = self.policy.next(step)
+            if self.edit is not None:
+                vector = self.edit(t, vector, members).to(vector)
+            for row, i in enumerate(members):
+                if going[row]:
+                    self.length[i] = t
+                    self.vectors.setdefault(i, []).append(vector[row].float().cpu().numpy())
+                    for name, values in noted.items():
+                        self.notes.setdefault(name, {}).setdefault(i, []).append(values[row].float().cpu().numpy())
+            notes.append(noted)
+            self._look(pass_, members, going, t, partial(pass_.feed, vector[:, None], going))
+            enough = self.policy.stopped(notes)
+            if enough is not None:
+                going = going & ~enough.cpu()
+                if not going.any():
+                    break
+        everyone = torch.ones(len(members), dtype=torch.bool)
+        for j, token in enumerate(self.after):
+            ids = torch.full((len(members), 1), token, device=model.device)
+            rows = model.module.get_input_embeddings()(ids)
+            self._look(pass_, members, everyone, n + 1 + j, partial(pass_.feed, rows, everyone))
+
+    def _look(self, pass_: _Pass, members: list[int], going: Tensor, place: int, forward: Callable[[], Any]) -> None:
+        """Run one pass and show its last column to the readers, as ``place`` of each row that goes on."""
+        rows = going.nonzero()[:, 0]
+        width = pass_.width_of(place)
+        batch = Batch(
+            members, {}, (rows * width + width - 1).to(self.model.device), torch.tensor(members)[rows],
+            torch.full((len(rows),), place), torch.zeros(len(rows), dtype=torch.long),
+        )  # fmt: skip
+        output = observe_batch(self.model, batch, self.all, forward)
+        self.logits = output.logits[:, -1].float()
+        for commit in batch.done:
+            commit()
+        batch.done.clear()
+        batch.scratch.clear()
+
+    def _draws(self, members: list[int], place: int) -> Callable[..., Tensor]:
+        def draw(*shape: int) -> Tensor:
+            rows = [
+                np.random.Generator(np.random.Philox(key=[self.seed, i * 100_003 + place])).random(shape, np.float32)
+                for i in members
+            ]
+            return torch.from_numpy(np.stack(rows))
+
+        return draw
+
+    def dataset(self) -> xr.Dataset:
+        prompts, n = len(self.prompts), self.policy.n
+        width = self.model.module.get_input_embeddings().weight.shape[1]
+        vectors = np.full((prompts, n, width), np.nan, np.float32)
+        for i, own in self.vectors.items():
+            vectors[i, : len(own)] = own
+        found: dict[str, Any] = {
+            "vector": (("prompt", "thought", "width"), vectors), "length": (("prompt",), self.length),
+        }  # fmt: skip
+        for name, by_prompt in self.notes.items():
+            shape = next(iter(by_prompt.values()))[0].shape
+            table = np.full((prompts, n, *shape), np.nan, np.float32)
+            for i, own in by_prompt.items():
+                table[i, : len(own)] = own
+            if name.endswith("_id"):
+                table = np.nan_to_num(table, nan=-1).astype(np.int32)
+            found[name] = (("prompt", "thought", "rank")[: table.ndim], table)
+        coords = {"prompt": np.arange(prompts), "thought": np.arange(1, n + 1)}
+        return xr.Dataset(found, coords, {"model": self.model.name, "policy": repr(self.policy)})
+
+
+class _Last:
+    """Keeps the last column's state behind the final norm [batch, width]."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.state = torch.empty(0)
+
+    def sites(self, model: Model) -> list[Site]:
+        return [Site("resid", model.n_layers)]
+
+    def begin(self, run: Run) -> None: ...
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        self.state = self.model.replay.features(states[:, -1])
+
+    def end(self) -> Reading:
+        raise NotImplementedError
+
+
+class _Pass:
+    """A batch of sequences that grow at their ends, left-padded; with the model's cache, or all of it each time."""
+
+    def __init__(self, model: Model, inputs: dict[str, Any], cached: bool) -> None:
+        self.module, self.cached = model.module, cached
+        self.mask = inputs["attention_mask"]
+        self.embeds = model.module.get_input_embeddings()(inputs["input_ids"])
+        self.takes = set(inspect.signature(model.module.forward).parameters)
+        self.past: Any = None
+        self.fed = self.mask.shape[1]
+
+    def width_of(self, place: int) -> int:
+        """Columns of the pass that shows this place."""
+        return self.fed if place == 0 else 1 if self.cached else self.fed + 1
+
+    def start(self) -> Any:
+        return self._forward(self.embeds)
+
+    def feed(self, rows: Tensor, going: Tensor) -> Any:
+        """rows [batch, 1, width]; a row that does not go on gets a column that nothing attends to."""
+        self.mask = torch.cat([self.mask, going.to(self.mask)[:, None]], 1)
+        self.embeds = torch.cat([self.embeds, rows.to(self.embeds)], 1)
+        self.fed += 1
+        return self._forward(rows.to(self.embeds) if self.cached else self.embeds)
+
+    def _forward(self, embeds: Tensor) -> Any:
+        place = (self.mask.cumsum(1) - 1).clamp_min(0)
+        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": self.mask}
+        if "position_ids" in self.takes:
+            given["position_ids"] = place[:, -embeds.shape[1] :]
+        if "logits_to_keep" in self.takes:
+            given["logits_to_keep"] = 1
+        if "use_cache" in self.takes:
+            given["use_cache"] = self.cached
+        if self.cached and self.past is not None:
+            given["past_key_values"] = self.past
+        output = self.module(**given)
+        self.past = getattr(output, "past_key_values", None) if self.cached else None
+        return output
+
+
+def _proved(model: Model) -> None:
+    """That embeddings in the place of ids give the model's own logits, and whether its cache changes nothing."""
+    if "_thinks" in model.__dict__:
+        return
+    takes = inspect.signature(model.module.forward).parameters
+    if "inputs_embeds" not in takes:
+        raise Refused(f"{model.name} takes no inputs_embeds, so nothing but tokens can be fed to it.")
+    if model.anatomy.layout.prefix or model.anatomy.layout.axes != "BTW":
+        raise Refused(f"{model.name} puts positions of its own before the prompt: where a thought stands is not known.")
+    generator = torch.Generator().manual_seed(0)
+    room = min(7, (model.context_length or 99) - 3)
+    ids = [
+        torch.randint(3, min(96, model.vocab_size), (n,), generator=generator).tolist()
+        for n in (room, max(2, room - 3))
+    ]
+    prompts = [Prompt(own, "", positions=[len(own) - 1]) for own in ids]
+    table = model.module.get_input_embeddings().weight
+    thoughts = table.detach()[5:9].float().mean(0).to(table)[None, None]
+    tolerance = TOLERANCE.get(model.dtype, 1e-4)
+    with untouched(model.module):
+        alone = []
+        for i in range(len(prompts)):
+            inputs = collate(model, prompts, [i], "left").inputs
+            own = model.module(input_ids=inputs["input_ids"]).logits[:, -1]
+            pass_ = _Pass(model, inputs, False)
+            error = _apart(pass_.start().logits[:, -1], own)
+            if not error <= tolerance:
+                raise Refused(
+                    f"{model.name}: its own input embeddings fed as inputs_embeds change its logits by {error:.1e} of "
+                    f"the largest (allowed: {tolerance:.0e}), so a thought would not mean what an embedding means."
+                )
+            one = torch.ones(1, dtype=torch.bool)
+            for _ in range(2):
+                output = pass_.feed(thoughts.to(model.device), one)
+            alone.append(output.logits[:, -1])
+        model.__dict__["_thinks"] = False
+        if "past_key_values" not in takes or "use_cache" not in takes:
+            return
+        groups = [[0, 1]] if model.anatomy.pads else [[0], [1]]
+        found = []
+        try:
+            for members in groups:
+                pass_ = _Pass(model, collate(model, prompts, members, "left").inputs, True)
+                pass_.start()
+                both = torch.ones(len(members), dtype=torch.bool)
+                for _ in range(2):
+                    output = pass_.feed(thoughts.to(model.device).expand(len(members), 1, -1), both)
+                found.append(output.logits[:, -1])
+        except Exception:  # a cache of its own kind: without it, then
+            return
+        model.__dict__["_thinks"] = _apart(torch.cat(found), torch.cat(alone)) <= tolerance
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))

@@ -1,0 +1,100 @@
+"""One word for what thoughts hold, with the evidence for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import InputError
+from workbench.stats import bootstrap_interval
+
+EVEN = 0.2
+"""Evenness within the frontier from which more than one of its nodes counts as held: of four nodes, held as if 1.6."""
+ONE = 1.5
+"""Candidates in all (exp of entropy) below which a state holds one thing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`verdict` says.
+
+    word: "held and used", "held but unused", "collapsed" or "absent".  sure: whether no interval straddles the line
+    that decided.  evidence: sentences, each with its numbers.
+    """
+
+    word: str
+    sure: bool
+    evidence: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.word}{'' if self.sure else ' (not sure)'}\n" + "\n".join(f"  {line}" for line in self.evidence)
+
+
+def verdict(held: xr.Dataset, used: xr.Dataset | None = None, *, places: Any = None) -> Verdict:
+    """Whether thoughts hold several answers at once, and whether the answer rests on it.
+
+    Args:
+        held: of :func:`frontier`.
+        used: of :func:`use`; None: a model whose thoughts were not intervened on (then never "used").
+        places: which places to judge; None: all those where half the problems or more have two frontier nodes.
+
+    held: the frontier is told from other nodes better than any other graph's (auc above auc_null, intervals apart) and
+    its nodes are held together (evenness above :data:`EVEN`).  collapsed: evenness below, or one candidate alone.
+    absent: neither a frontier nor a single candidate.  used: the answer gets worse with another problem's thoughts
+    (necessary), and worse when the branch to the target is taken from them than when a node out of reach is (specific).
+    """
+    each, evenness = held["auc_each"].values, held["evenness_each"].values
+    if places is None:
+        places = np.flatnonzero((~np.isnan(evenness)).mean(0) >= 0.5)
+    places = np.atleast_1d(np.asarray(places, int))
+    if not len(places):
+        raise InputError(
+            "At no place do half of the problems have two frontier nodes, so there is nothing to hold at once. Give "
+            "problems that branch."
+        )
+    auc, auc_low, auc_high = _mean(each[:, places])
+    null_high = float(held["auc_null_high"].values[places].mean())
+    even, even_low, even_high = _mean(evenness[:, places])
+    effective = float(held["effective"].values[places].mean())
+    decodable, together = auc_low > null_high, even > EVEN
+    lines = [
+        f"frontier told from other nodes: AUC {auc:.3f} [{auc_low:.3f}, {auc_high:.3f}], other graphs {null_high:.3f}",
+        f"evenness within the frontier: {even:.3f} [{even_low:.3f}, {even_high:.3f}] (0: one node, 1: all alike)",
+        f"candidates held in all: {effective:.2f}",
+    ]
+    sure = not (auc_low <= null_high < auc) and not even_low <= EVEN <= even_high
+    if not together or effective < ONE:
+        if effective < ONE or decodable:
+            return Verdict("collapsed", sure or effective < ONE, tuple(lines))
+        return Verdict("absent", sure, tuple(lines))
+    if not decodable:
+        return Verdict("absent", sure, tuple(lines))
+    if used is None:
+        return Verdict("held but unused", False, (*lines, "no intervention was made, so no use is shown"))
+    necessary, necessary_line = _fewer(used, "resampled", "plain", "with another problem's thoughts")
+    if "edit optimal" not in used["condition"].values:
+        return Verdict("held but unused", False, (*lines, necessary_line, "no branch was edited, so no use is shown"))
+    specific, specific_line = _fewer(
+        used, "edit optimal", "edit not reachable", "without the branch to the target, beside one out of reach"
+    )
+    word = "held and used" if necessary and specific else "held but unused"
+    return Verdict(word, sure, (*lines, necessary_line, specific_line))
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    """Of problems, each the mean of its places, with interval."""
+    rows = values[~np.isnan(values).all(1)]
+    own = np.nanmean(rows, 1)
+    low, high = bootstrap_interval(own[:, None])
+    return float(own.mean()), float(low[0]), float(high[0])
+
+
+def _fewer(used: xr.Dataset, worse: str, than: str, what: str) -> tuple[bool, str]:
+    change = used["logodds"].sel(condition=worse).values - used["logodds"].sel(condition=than).values
+    change = change[~np.isnan(change)]
+    low, high = (float(x[0]) for x in bootstrap_interval(change[:, None]))
+    line = f"log-odds of the target {what}: {change.mean():+.2f} [{low:+.2f}, {high:+.2f}] nats, {len(change)} problems"
+    return high < 0, line

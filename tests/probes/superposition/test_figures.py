@@ -1,0 +1,71 @@
+"""Figures show the tables' numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_belief import graph, made
+from tiny import tiny
+
+import workbench
+from probes.superposition import CandidateBelief, SoftThought, figures, mass, mixture_entropy, soft_versus_hard, use
+from probes.superposition.belief import normalised
+from probes.superposition.thoughts import ContinuousThought
+from workbench.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return [graph(i, nodes=16) for i in range(12)]
+
+
+def test_areas_and_lines_are_the_means(problems):
+    table = mass(made(problems, "all", 0), problems)
+    figure = figures.areas(table)
+    np.testing.assert_allclose(np.sum([line.y for line in figure.data], 0), 1)
+    assert {line.name: tuple(line.y) for line in figure.data}["frontier"] == tuple(
+        table["mean"].sel(group="frontier").values
+    )
+    lines = {line.name: line.y for line in figures.inner(table).data if line.name}
+    np.testing.assert_allclose(lines["optimal"], table["inner"].sel(group="optimal"))
+
+
+def test_belief_in_the_target_by_layer(problems):
+    model = workbench.load(tiny("gpt2"))
+    prompts = [[5, 6, 7 + i] for i in range(12)]
+    names = [[10 + v for v in range(16)]] * 12
+    reading = workbench.read(model, prompts, CandidateBelief(names), progress=False)
+    figure = figures.depths(reading.data, problems)
+    belief = reading.data["belief"].values
+    mean = np.mean([belief[i, :, :, p.target] for i, p in enumerate(problems)], 0)
+    np.testing.assert_allclose(figure.data[0].z, mean)
+    shown = reading.figure("belief", prompt=3)
+    np.testing.assert_allclose(np.array(shown.data[0].z), belief[3, -1].T)
+    table = use(model, prompts, problems, names, ContinuousThought(1), then=[4])
+    drawn = figures.uses(table)
+    np.testing.assert_allclose(drawn.data[0].x, table["effect"].values[1:])
+    assert len(drawn.layout.yaxis.ticktext) == table.sizes["condition"] - 1
+
+
+def test_mixtures_and_soft_thoughts_are_drawn():
+    model = workbench.load(tiny("llama"))
+    table = soft_versus_hard(model, [[5, 6], [7, 8]], SoftThought(1, temperature=2.0, keep=3))
+    np.testing.assert_allclose([d.y for d in figures.soft(table).data if d.name == "largest token"][0], table["kl"])
+    assert [d.name for d in figures.entropies(table).data if d.name] == ["soft", "hard"]
+    tables = {"early": mixture_entropy(model, [[5, 6]], sizes=(1, 2), draws=2)}
+    assert "early" in [d.name for d in figures.mixtures(tables).data]
+
+
+def test_the_graph_has_every_node_once_and_a_step_for_every_thought(problems):
+    problem = problems[0]
+    belief = normalised(made(problems, "all", 0))[0]
+    figure = figures.graph(problem, belief)
+    assert len(figure.data) == 3 and [d.visible for d in figure.data] == [True, False, False]
+    assert len({*zip(figure.data[0].x, figure.data[0].y, strict=True)}) == len(problem.names)
+    np.testing.assert_allclose(figure.data[1].marker.color, belief[1])
+    arrows = [a for a in figure.layout.annotations if a.showarrow]
+    assert len(arrows) == len(problem.edges) and len(figure.layout.sliders[0].steps) == 3
+    reached = problem.depth >= 0
+    np.testing.assert_array_equal(np.array(figure.data[0].x)[reached], problem.depth[reached])
+    with pytest.raises(InputError, match="16 nodes and belief 3"):
+        figures.graph(problem, np.zeros((2, 3)))

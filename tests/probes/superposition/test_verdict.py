@@ -1,0 +1,209 @@
+"""Verdicts where the truth is built in, interventions by hand, mixtures, and trained probes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from test_belief import graph, made
+from tiny import tiny
+
+import workbench
+from lenses.states import States
+from probes.superposition import (
+    ContinuousThought,
+    SoftThought,
+    decode_frontier,
+    frontier,
+    mixture_entropy,
+    soft_versus_hard,
+    think,
+    use,
+    verdict,
+)
+from probes.superposition.used import _remover, _victims, flipped
+from workbench.errors import InputError
+
+
+def uses(problems, matter: bool, seed: int) -> xr.Dataset:
+    """What `use` would give for an answer that reads the thoughts, and for one that was known before."""
+    rng = np.random.default_rng(seed)
+    n = len(problems)
+    odds = {name: 4 + rng.standard_normal(n) for name in ("plain", "resampled", "edit optimal", "edit not reachable")}
+    if matter:
+        odds["resampled"] -= 4
+        odds["edit optimal"] -= 2
+    return xr.Dataset(
+        {"logodds": (("condition", "problem"), np.stack(list(odds.values())))}, {"condition": list(odds)}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "matter", "word"),
+    [
+        ("all", True, "held and used"),
+        ("all", False, "held but unused"),
+        ("one", True, "collapsed"),
+        ("nothing", False, "absent"),
+    ],
+)
+def test_the_verdict_is_right_on_a_hundred_instances_of_each_kind(kind, matter, word):
+    for seed in range(100):
+        problems = [graph(1000 * seed + i) for i in range(25)]
+        held = frontier(made(problems, kind, seed), problems, draws=5, seed=seed)
+        found = verdict(held, uses(problems, matter, seed))
+        assert found.word == word, (seed, str(found))
+
+
+def test_shuffled_graphs_are_at_chance():
+    """The frontier of another graph, over a hundred sets of thoughts that hold their own: 0.5 within its interval."""
+    inside = 0
+    for seed in range(40):
+        problems = [graph(500 * seed + i) for i in range(25)]
+        table = frontier(made(problems, "all", seed), problems, draws=10, seed=seed)
+        inside += bool(table["auc_null_low"][1] <= 0.5 <= table["auc_null_high"][1])
+    assert inside >= 33  # 95 % of 40, less what 25 problems allow
+
+
+def test_a_verdict_needs_problems_that_branch_and_interventions_for_use():
+    problems = [graph(i) for i in range(25)]
+    held = frontier(made(problems, "all", 0), problems, draws=5)
+    assert verdict(held).word == "held but unused" and "no intervention" in str(verdict(held))
+    line = held.assign(evenness_each=held["evenness_each"] * np.nan)
+    with pytest.raises(InputError, match="problems that branch"):
+        verdict(line)
+
+
+# ---------------------------------------------------------------- interventions
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A tiny model with graphs in its vocabulary: node v is token 10 + v."""
+    model = workbench.load(tiny("gpt2"))
+    problems = [graph(i, nodes=16) for i in range(6)]
+    inputs = [[5, *[10 + v for e in p.edges[:8] for v in e], 6, 10 + p.root] for p in problems]
+    return model, problems, inputs, [[10 + v for v in range(16)] for _ in problems]
+
+
+def odds(model, ids, vectors, then, problem):
+    embed = model.module.get_input_embeddings()
+    row = torch.cat([embed(torch.tensor([ids])), torch.as_tensor(vectors)[None], embed(torch.tensor([then]))], 1)
+    with torch.no_grad():
+        z = model.module(inputs_embeds=row).logits[0, -1]
+    return float(z[10 + problem.target] - z[10 + problem.negative]), int(z.argmax())
+
+
+def test_conditions_are_what_they_say(setting):
+    model, problems, inputs, names = setting
+    table = use(model, inputs, problems, names, ContinuousThought(3), then=[7], mirrored=inputs[::-1])
+    vectors = think(model, inputs, ContinuousThought(3)).vectors
+    empty = np.zeros((0, model.d_model), np.float32)
+    for i, problem in enumerate(problems):
+        others = np.delete(vectors, i, 0).mean(0)
+        for condition, fed in (
+            ("plain", vectors[i]), ("deleted", empty), ("mean", others), ("mirrored", vectors[len(problems) - 1 - i]),
+        ):  # fmt: skip
+            own, first = odds(model, inputs[i], fed, [7], problem)
+            assert float(table["logodds"].sel(condition=condition)[i]) == pytest.approx(own, abs=2e-4), condition
+        resampled = [odds(model, inputs[i], vectors[j], [7], problem)[0] for j in range(6) if j != i]
+        assert np.abs(np.array(resampled) - float(table["logodds"].sel(condition="resampled")[i])).min() < 2e-4
+    plain = table["logodds"].sel(condition="plain").values
+    assert float(table["accuracy"].sel(condition="plain")) == pytest.approx((plain > 0).mean())
+    assert float(table["effect"].sel(condition="plain")) == 0 and float(table["effect_p"].sel(condition="plain")) == 1
+
+
+def test_an_edit_takes_one_node_out_and_nothing_else(setting):
+    model, problems, inputs, names = setting
+    chosen = [_victims(p, "optimal", 3, np.random.default_rng(i)) for i, p in enumerate(problems)]
+    for own, problem in zip(chosen, problems, strict=True):
+        for t, node in enumerate(own, 1):
+            assert node < 0 or (problem.depth[node] == t and t + problem.to_target[node] == problem.length)
+    remove = _remover(model, names, chosen)
+    x = torch.randn(6, model.d_model, generator=torch.Generator().manual_seed(0))
+    found = remove(1, x, list(range(6)))
+    table, rows = model.module.get_input_embeddings().weight.detach(), model.unembedding[0]
+    for i in range(6):
+        if chosen[i][0] < 0:
+            assert torch.equal(found[i], x[i])
+            continue
+        token = 10 + chosen[i][0]
+        for direction in (table[token], rows[token]):
+            assert abs(float(found[i] @ direction)) < 1e-4 * float(x[i].norm() * direction.norm())
+        gone = x[i] - found[i]
+        span = torch.stack([table[token], rows[token]])
+        assert np.linalg.matrix_rank(torch.cat([span, gone[None]]).numpy(), tol=1e-3) == np.linalg.matrix_rank(
+            span.numpy(), tol=1e-3
+        )
+    assert all(_victims(p, "not reachable", 3, np.random.default_rng(0)) != [p.negative] * 3 for p in problems)
+
+
+def test_flipped_signs_are_level():
+    rng = np.random.default_rng(0)
+    hits = sum(flipped(rng.standard_t(3, 25), 199, i) <= 0.05 for i in range(300))
+    assert 5 <= hits <= 26
+    assert flipped(np.full(20, 2.0) + 0.1 * rng.standard_normal(20), 999, 0) < 0.01 and flipped(np.zeros(3), 9, 0) == 1
+
+
+# ---------------------------------------------------------------- mixtures and probes
+
+
+def test_soft_and_hard_are_compared_layer_by_layer():
+    model = workbench.load(tiny("llama"))
+    prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    policy = SoftThought(1, temperature=1.5, keep=4)
+    table = soft_versus_hard(model, prompts, policy)
+    mixed = think(model, prompts, policy)
+    embed, norm, head = model.module.get_input_embeddings(), model.module.model.norm, model.module.lm_head
+    for i, ids in enumerate(prompts):
+        kept = []
+        for vector in (mixed.vectors[i, 0], embed.weight[int(mixed.data["token_id"][i, 0, 0])].detach().numpy()):
+            row = torch.cat([embed(torch.tensor([ids])), torch.tensor(vector)[None, None]], 1)
+            with torch.no_grad():
+                out = model.module(inputs_embeds=row, output_hidden_states=True)
+            kept.append(out)
+        for layer in range(model.n_layers + 1):
+            last = layer == model.n_layers
+            with torch.no_grad():
+                p, q = ((o.logits if last else head(norm(o.hidden_states[layer])))[0, -1].log_softmax(0) for o in kept)
+            assert float(table["kl_each"][i, layer]) == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+        a, b = (o.hidden_states[2][0, -1] for o in kept)
+        assert float(table["cosine_each"][i, 2]) == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), abs=1e-5)
+    # One token alone: nothing to compare.
+    one = soft_versus_hard(model, prompts, SoftThought(1, keep=1))
+    assert np.abs(one["kl"]).max() < 1e-5 and np.isnan(one["kl_second"]).all() and (one["weight"] == 1).all()
+
+
+def test_entropy_behind_mixtures():
+    model = workbench.load(tiny("gpt2"))
+    table = mixture_entropy(model, [[5, 6, 7], [8, 9]], sizes=(1, 4), draws=3)
+    assert table["entropy"].shape == (2,) and (table["entropy"] <= table["entropy_even"]).all()
+    assert (table["entropy_low"] <= table["entropy"]).all()
+
+
+def test_a_probe_finds_the_frontier_where_it_is_and_nothing_by_names_alone():
+    problems = [graph(i, nodes=16) for i in range(400)]
+    rng = np.random.default_rng(0)
+    table = np.linalg.qr(rng.standard_normal((32, 16)))[0].T
+    states = np.zeros((400, 2, 2, 32), np.float32)
+    for i, p in enumerate(problems):
+        for t in range(2):
+            # Layer 0 is noise; layer 1 holds the ring.
+            states[i, :, t] = 0.3 * rng.standard_normal((2, 32))
+            states[i, 1, t] += table[p.depth == t + 1].sum(0)
+    found = decode_frontier(states, problems, seeds=2, steps=150)
+    assert (found["auc_mean"].sel(layer=1) > 0.95).all() and (np.abs(found["auc_mean"].sel(layer=0) - 0.5) < 0.06).all()
+    assert (found["selectivity_mean"].sel(layer=1) > 0.4).all() and (np.abs(found["control_mean"] - 0.5) < 0.08).all()
+    with pytest.raises(InputError, match="too few different graphs"):
+        decode_frontier(states[:3], [problems[0]] * 3)
+    with pytest.raises(InputError, match="\\['tree'\\] are unknown"):
+        decode_frontier(states, problems, kinds=["tree"])
+
+
+def test_states_of_thoughts_go_into_the_probe(setting):
+    model, problems, inputs, names = setting
+    states = States()
+    think(model, inputs, ContinuousThought(2), readers=[states])
+    found = decode_frontier(states.found.numpy(), problems, names, seeds=1, steps=5, kinds=["linear"])
+    assert found["auc"].shape == (1, 1, model.n_layers + 1, 3)
