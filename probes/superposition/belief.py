@@ -80,10 +80,17 @@ class CandidateBelief:
         logit = np.where(there, logit, np.nan)
         depth, p, s = self._wanted.index(site), batch.prompt.numpy(), batch.slot.numpy()
         self._logit[p, depth, s] = logit
-        if self.mass:
-            whole = self._readout.read(features[None], 1)
-            self._mass[p, depth, s] = np.nansum(np.exp(logit - whole.logsumexp[0].cpu().numpy()[:, None]), -1)
-            self._first[p, depth, s] = whole.token_id[0, :, 0].cpu().numpy()
+        if not self.mass:
+            return
+        # The whole vocabulary is read once for all layers.
+        notes = batch.scratch.setdefault(self, {})
+        notes[site] = features
+        if len(notes) == len(self._wanted):
+            whole = self._readout.read(torch.stack([notes[x] for x in self._wanted]), 1)
+            notes.clear()
+            total = whole.logsumexp.T.cpu().numpy()
+            self._mass[p, :, s] = np.nansum(np.exp(self._logit[p, :, s] - total[..., None]), -1)
+            self._first[p, :, s] = whole.token_id[..., 0].T.cpu().numpy()
 
     def end(self) -> Reading:
         dims = ("prompt", "layer", "position")

@@ -141,7 +141,7 @@ def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mi
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
-    """The problem's graph, nodes as full as the belief in them, with a slider from thought to thought.
+    """The problem's graph, nodes as full of colour as the belief in them, with a slider from thought to thought.
 
     belief [place, node].  Columns are distances from the root, and nodes out of its reach stand below.  The target has
     a thick rim.
@@ -162,13 +162,12 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
         shown = np.nan_to_num(own[: len(x)])
         figure.add_scatter(
             x=x, y=y, mode="markers+text", text=[tokens.plotly(n) for n in problem.names], textposition="middle center",
-            textfont={"size": 9}, visible=place == 0, showlegend=False, customdata=shown,
+            textfont={"size": 9, "color": ["#ffffff" if v > 0.55 else "#222222" for v in shown]}, visible=place == 0,
+            showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
-                "size": 26, "color": shown, "colorscale": theme.SEQUENTIAL, "cmin": 0, "cmax": 1, "opacity": 1,
-                "line": {"width": rim, "color": theme.HUES[2]}, "showscale": True,
-                "colorbar": {"title": {"text": "belief"}},
+                "size": 26, "color": [_filled(theme.HUES[0], v) for v in shown], "opacity": 1,
+                "line": {"width": rim, "color": theme.HUES[2]},
             },
-            hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         width=680, height=420, xaxis={"visible": False}, yaxis={"visible": False},
@@ -181,6 +180,12 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
         }],
     )  # fmt: skip
     return figure
+
+
+def _filled(hue: str, share: float) -> str:
+    """A hue over white, as strong as the share."""
+    mixed = (round(255 + (int(hue[i : i + 2], 16) - 255) * min(1.0, max(0.0, share))) for i in (1, 3, 5))
+    return "#" + "".join(f"{v:02x}" for v in mixed)
 
 
 def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
