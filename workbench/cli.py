@@ -235,6 +235,10 @@ def _demo(chosen: argparse.Namespace) -> None:
             neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
     paths = _write(named, chosen.out)
     notes = _figures(named, chosen.out)
+    if chosen.model == DEMO:
+        # What probes have to show, each with an organism of its own.
+        for point in metadata.entry_points(group="workbench.demos"):
+            paths += point.load()(chosen.out)
     print("\nWritten:")
     for path in [*paths, *notes]:
         print(f"  {path}")
