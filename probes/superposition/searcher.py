@@ -190,7 +190,7 @@ def example(out: Path) -> list[Path]:
         for t in range(THOUGHTS + 1 + 1):
             best = np.argsort(-q[t])[:4]
             where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
-            print(f"    {where:<16}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
+            print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
         path = out / f"graph-{regime}.html"
         figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?").save(path)
         written.append(path)

@@ -55,8 +55,10 @@ class Step:
 class Policy(Protocol):
     """How thoughts are made."""
 
-    n: int
-    """Thoughts at most."""
+    @property
+    def n(self) -> int:
+        """Thoughts at most."""
+        ...
 
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The next thoughts [batch, width], and what is to be noted of them, {name: [batch, ...]}."""
