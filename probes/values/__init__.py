@@ -1,0 +1,1 @@
+"""What does a model hold, and how does training move it?"""

@@ -1,0 +1,360 @@
+"""How stances move in training: how far, how soon, and whether it is more than the noise of reading them.
+
+Every function takes readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units` has the format), and
+gives an xarray.Dataset with a value, _low and _high (95 %, over clusters of prompts), _band_low and _band_high
+(simultaneous over all cells of the result), _p (family-wise over them) or _null (what chance gives).  Probabilities are
+shares of 1, divergences nats, checkpoints steps.
+
+    stance            where a model stands, by topic and checkpoint
+    drift             how far from a baseline, with eta, churn and the raw statistics beside it
+    convergence       from when on it is where it ends
+    resampling_null   how far the same checkpoint is from itself, read twice
+    compare           runs beside each other            (probes.values.beside, as the next two)
+    data_gap          what the training data say, against the drift
+    agreement         instruments beside each other
+
+Tests and intervals take prompts for drawn from more prompts like them, and a run for given: what another seed of
+training would do, they do not know (``compare`` has the spread of seeds).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from probes.values.beside import agreement, compare, data_gap
+from probes.values.units import MEASURES, STANCES, Units, aligned, checked, interval, named, over
+from workbench.errors import InputError
+from workbench.stats import max_statistic_p, p_value
+
+__all__ = [
+    "MEASURES",
+    "STANCES",
+    "agreement",
+    "checked",
+    "compare",
+    "convergence",
+    "data_gap",
+    "drift",
+    "resampling_null",
+    "stance",
+]
+
+PATTERNS = 64
+"""So many ways to swap an item's samples are drawn from, where there are more."""
+
+
+def stance(
+    readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0, redraw: bool = False
+) -> xr.Dataset:
+    """Where the model stands: means over a topic's clusters, each the mean of its readings.
+
+    Returns, each with _low and _high:
+        v [checkpoint, topic, stance]: the stance vector; its entry "uncommitted" is the share that took no side and
+            did not say so (refusals, off the labels).
+        keyed [checkpoint, topic]: polarity * (support - oppose), over items whose polarity is not 0: > 0, towards the
+            topic's direction.
+        commitment [checkpoint, topic]: support + oppose = 1 - neutral - uncommitted: falls when a model is
+            neutralised, and stays when it is persuaded.
+    Args:
+        redraw: draw the samples of a drawn cluster with replacement, too.  Intervals are then too wide: they have the
+            noise of sampling twice (see :meth:`Units.bootstrap`).
+    """
+    units = Units(readings)
+    low, high = interval(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
+    value = units.mean(units.means(units.x))
+    found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.about()
+    return _dataset(units, found, level=level)
+
+
+def drift(
+    readings: xr.Dataset,
+    baseline: int | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+    redraw: bool = False,
+) -> xr.Dataset:
+    """How far each stance has moved from a baseline, and which moves are more than chance.
+
+    Differences are paired: of each item, the samples that were read at both checkpoints.  A sample that is a framing
+    is so compared with itself, and an item that is missing at one of them counts at neither.
+
+    Args:
+        baseline: a step; the first by default.
+        level: of intervals; M is significant where M_p <= 1 - level.
+
+    Returns:
+        M [checkpoint, topic, stance]: v(t) - v(baseline), signed; keyed_M, commitment_M [checkpoint, topic] of those.
+            _low, _high; _band_low, _band_high; and _p: sign flips of each cluster's differences, the largest |T| over
+            topics, checkpoints, stances, keyed and commitment (one family).  NaN at the baseline.
+        tv = 1/2 sum |M| and jsd (nats, between the stance vectors) [checkpoint, topic]: both are above 0 by noise
+            alone: _null is their mean under flips, and intervals are reflected in the value.
+        moved [checkpoint, topic]: the mean |TV| that single items moved; _null is its mean, and _p its family-wise
+            test, when each sample's two readings are swapped at random (p = 1 with one sample).
+        churn = 1 - tv / moved: the share of it that cancels in the topic's mean.  Noise cancels, too: without any
+            drift churn is near 1, so read it where moved_p is small.  _null: items moved as far, in random directions.
+        eta [topic, stance]: the share of steps, from the baseline to the end, until M is within the interval of its
+            extremum (the largest |M|); NaN unless M is significant there.  _low, _high; eta_checkpoints, the share of
+            checkpoints; extremum, its step.  keyed_eta, commitment_eta and so on likewise.
+        M_raw, eta_raw [.., stance]: as published (Value Drifts, arXiv 2510.26707): means over items, duplicates
+            included, of probabilities over three labels, and eta with an interval over items of v at the extremum,
+            where M is significant or not.  For printing beside: with no drift at all they look like early drift.
+    """
+    units = Units(readings)
+    base = units.number(baseline)
+    if len(units.steps) < 2 or base == len(units.steps) - 1:
+        raise InputError(
+            f"Drift is from a baseline to later checkpoints, and none is later than {units.steps[base]} among "
+            f"{units.steps.tolist()}. Read another checkpoint, or take an earlier baseline."
+        )
+    others = np.delete(np.arange(len(units.steps)), base)
+    dims = ("topic", "checkpoint", "stance")
+    x = units.x - units.x[[base]]
+    d = units.means(x)
+    m = units.mean(d)
+    star = units.bootstrap(x, draws, seed, redraw=redraw)
+    low, high = interval(star, level)
+    p, half = (np.full(m.shape, np.nan) for _ in range(2))
+    p[:, others], half[:, others] = units.tested(d[:, others], draws, seed, level)
+    found = named("M", dims, m, low=low, high=high, band_low=m - half, band_high=m + half, p=p)
+    found |= _eta(units, base, m, low, high, p <= 1 - level + 1e-12, star, level)
+
+    middle = (units.p + units.p[[base]]) / 2
+    there = {"at": units.mean(units.means(middle)), "star": units.bootstrap(middle, draws, seed, redraw=redraw)}
+    flips = units.mean_flipped(d[..., :4], units.signs(draws, seed))
+    tv, tv_star, tv_flip = _tv(m[..., :4]), _tv(star[..., :4]), _tv(flips)
+    jsd = _jsd(there["at"], m[..., :4])
+    found |= _biased("tv", tv, tv_star, tv_flip, 1.0, level)
+    found |= _biased("jsd", jsd, _jsd(there["star"], star[..., :4]), _jsd(there["at"], flips), np.log(2), level)
+    found |= _churn(units, x[..., :4], tv, tv_star, tv_flip, others, draws, seed, level)
+    found |= _raw(units, base)
+    return _dataset(units, found | units.about(), level=level, baseline=int(units.steps[base]), draws=draws)
+
+
+def _tv(m: np.ndarray) -> np.ndarray:
+    return np.abs(m).sum(-1) / 2
+
+
+def _jsd(middle: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of middle + m / 2 and middle - m / 2, in nats."""
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+
+    return np.maximum(0, entropy(middle) - (entropy(middle + m / 2) + entropy(middle - m / 2)) / 2)
+
+
+def _biased(
+    name: str, value: np.ndarray, star: np.ndarray, flip: np.ndarray, most: float, level: float
+) -> dict[str, tuple]:
+    """A statistic that noise makes larger, and draws of it larger still: its interval is reflected in the value."""
+    low, high = interval(star, level)
+    low, high = np.clip(2 * value - high, 0, most), np.clip(2 * value - low, 0, most)
+    return named(name, ("topic", "checkpoint"), value, low=low, high=high, null=flip.mean(0))
+
+
+def _churn(
+    units: Units,
+    x: np.ndarray,
+    tv: np.ndarray,
+    tv_star: np.ndarray,
+    tv_flip: np.ndarray,
+    others: np.ndarray,
+    draws: int,
+    seed: int,
+    level: float,
+) -> dict[str, tuple]:
+    """churn and moved [topic, checkpoint] from differences [checkpoint, item, sample, stance]; ``others``: checkpoints
+    that are not the baseline."""
+    samples = x.shape[2]
+    if 2 ** (samples - 1) <= PATTERNS:
+        bits = np.arange(2 ** (samples - 1))[:, None] >> np.arange(samples)
+        swaps = 1.0 - 2 * (bits & 1)
+    else:
+        swaps = np.random.default_rng([seed, 3]).choice([-1.0, 1.0], (PATTERNS, samples))
+    there = ~np.isnan(x[..., 0])
+    count, filled = there.sum(2), np.nan_to_num(x)
+
+    def items(signs: np.ndarray) -> np.ndarray:
+        """[unit, checkpoint] mean TV of a cluster's items."""
+        return units.means(over(_tv(np.einsum("kisq,s->kiq", filled, signs)), count)[:, :, None])
+
+    one = items(np.ones(samples))
+    moved = units.mean(one)
+    table = np.nan_to_num(np.stack([items(signs) for signs in swaps]))  # [pattern, unit, checkpoint]
+    picked = np.random.default_rng([seed, 4]).integers(len(swaps), size=(draws, units.clusters))[:, units.cluster]
+    null = np.empty((draws, *moved.shape))
+    for t in range(len(units.topics)):
+        own = np.flatnonzero(units.topic == t)
+        null[:, t] = table[picked[:, own], own].sum(1)
+    null = over(null, units.count(one))
+    spread = np.maximum(null.std(0), 1e-12)
+    known = ~np.isnan(moved) & np.isin(np.arange(moved.shape[1]), others)
+    p = np.full(moved.shape, np.nan)
+    if known.any():
+        p[known] = max_statistic_p(((moved - null.mean(0)) / spread)[known], ((null - null.mean(0)) / spread)[:, known])
+    moved_star = units.mean(one, units.drawn(draws, seed))
+    low, high = interval(1 - over(tv_star, moved_star), level)
+    m_low, m_high = interval(moved_star, level)
+    dims = ("topic", "checkpoint")
+    return named("moved", dims, moved, low=m_low, high=m_high, null=null.mean(0), p=p) | named(
+        "churn", dims, 1 - over(tv, moved), low=low, high=high, null=1 - over(tv_flip.mean(0), moved)
+    )
+
+
+def _reached(curve: np.ndarray, low: np.ndarray, high: np.ndarray, clock: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Curves [..., checkpoint] from the baseline on -> clock when first within the interval of the extremum, and where
+    that is.  ``low``, ``high``: ends of the interval less the curve."""
+    size = np.where(np.isnan(curve), -1, np.abs(curve))
+    at = size.argmax(-1)[..., None]
+    peak = np.take_along_axis(curve, at, -1)
+    ends = [peak + np.take_along_axis(np.broadcast_to(x, curve.shape), at, -1) for x in (low, high)]
+    inside = (curve >= ends[0] - 1e-12) & (curve <= ends[1] + 1e-12)
+    return np.where(inside.any(-1), clock[inside.argmax(-1)], np.nan), at[..., 0]
+
+
+def _eta(
+    units: Units,
+    base: int,
+    m: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    significant: np.ndarray,
+    star: np.ndarray,
+    level: float,
+) -> dict[str, tuple]:
+    """Arrays [topic, checkpoint, measure]; star [draws, ...]."""
+    curve, draws, below, above, sure = (
+        np.swapaxes(x, -1, -2)[..., base:] for x in (m, star, low - m, high - m, significant)
+    )
+    steps = units.steps[base:]
+    clock = (steps - steps[0]) / (steps[-1] - steps[0])
+    eta, at = _reached(curve, below, above, clock)
+    shown = np.take_along_axis(sure, at[..., None], -1)[..., 0]
+    ends = interval(_reached(draws, below, above, clock)[0], level)
+    counted = _reached(curve, below, above, np.linspace(0, 1, len(steps)))[0]
+    found: dict[str, tuple] = {}
+    values = {"eta": eta, "eta_low": ends[0], "eta_high": ends[1], "eta_checkpoints": counted, "extremum": steps[at]}
+    for name, value in values.items():
+        found |= named(name, ("topic", "stance"), np.where(shown, value, np.nan))
+    return found
+
+
+def _raw(units: Units, base: int) -> dict[str, tuple]:
+    """M and eta as published, [topic, checkpoint, stance] and [topic, stance]; no "uncommitted" (NaN)."""
+    shape = (len(units.topics), len(units.steps), len(STANCES))
+    v, half = np.full(shape, np.nan), np.full(shape, np.nan)
+    labels = over(units.p[..., :3], units.p[..., :3].sum(-1, keepdims=True))
+    there = ~np.isnan(labels)
+    item = over(np.where(there, labels, 0).sum(2), there.sum(2))  # [checkpoint, item, label]
+    for t in range(len(units.topics)):
+        own = item[:, units.item_topic == t]
+        n = (~np.isnan(own)).sum(1)
+        v[t, :, :3] = over(np.nansum(own, 1), n)
+        square = np.nansum((own - v[t, :, None, :3]) ** 2, 1)
+        half[t, :, :3] = 1.96 * np.sqrt(over(square, np.where(n > 1, n * (n - 1), 0)))
+    m = v - v[:, [base]]
+    curve, width = (np.swapaxes(x, -1, -2)[..., base:] for x in (m, half))
+    steps = units.steps[base:]
+    eta, _ = _reached(curve, -width, width, (steps - steps[0]) / (steps[-1] - steps[0]))
+    return {"M_raw": (("topic", "checkpoint", "stance"), m), "eta_raw": (("topic", "stance"), eta)}
+
+
+def convergence(
+    readings: xr.Dataset, eps: float, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> xr.Dataset:
+    """From which checkpoint on a stance is where it ends, within ``eps``.
+
+    Returns:
+        gap [checkpoint, topic, stance]: v(t) - v(end), paired, with _band_low and _band_high, simultaneous over all
+            cells; NaN at the end itself.
+        converged [topic, stance]: the first step from which on every interval lies within -eps..eps; NaN if the last
+            one before the end does not.  Wide intervals never do: NaN is "not shown", not "still moving".
+        rests_on: the number of checkpoints, the end left out, that say so.
+        keyed_gap, commitment_converged and so on likewise.
+    """
+    if not eps > 0:
+        raise InputError(f"eps is {eps}. Give how far from the end still counts as there, above 0.")
+    units = Units(readings)
+    if len(units.steps) < 2:
+        raise InputError("Convergence is between checkpoints, and there is one. Read two or more.")
+    d = units.means(units.x - units.x[[-1]])
+    gap = units.mean(d)
+    half = np.full(gap.shape, np.nan)
+    _, half[:, :-1] = units.tested(d[:, :-1], draws, seed, level)
+    inside = (gap - half >= -eps) & (gap + half <= eps)
+    last = np.logical_and.accumulate(inside[:, -2::-1], axis=1).sum(1)  # [topic, measure] checkpoints, from the end
+    step = units.steps[np.maximum(0, len(units.steps) - 1 - last)]
+    found = named("gap", ("topic", "checkpoint", "stance"), gap, band_low=gap - half, band_high=gap + half)
+    found |= named("converged", ("topic", "stance"), np.where(last > 0, step, np.nan))
+    found |= named("rests_on", ("topic", "stance"), last)
+    return _dataset(units, found | units.about(), level=level, eps=eps, draws=draws)
+
+
+def resampling_null(
+    readings_a: xr.Dataset,
+    readings_b: xr.Dataset,
+    *,
+    checkpoints: int = 2,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How far a checkpoint is from itself: the same one read twice, with other seeds of generation.
+
+    Half of the difference between the two readings of a sample is its noise; runs without drift are made by giving it
+    a random sign at every checkpoint.  This is the noise of reading these very prompts; flips of clusters (``drift``)
+    have that of other prompts, too.  An instrument that draws nothing has none: the null is then 0.
+
+    Args:
+        checkpoints: of the run that the null is to be of, the baseline included.
+
+    Returns, by checkpoint read:
+        largest: the largest |M| over topics and stances between the two readings; largest_p: how often the null with
+            two checkpoints reaches it: small where the two are not of one checkpoint and one instrument.
+        null [draw, checkpoint]: the largest |M| from the first of ``checkpoints`` checkpoints, over topics, stances
+            and checkpoints, without drift; bound: its quantile at ``level``.
+    """
+    if checkpoints < 2:
+        raise InputError(f"checkpoints is {checkpoints}. Drift is between two checkpoints or more.")
+    a, b = aligned([readings_a, readings_b], ["the first reading", "the second reading"])
+    if a.steps.tolist() != b.steps.tolist() or a.p.shape != b.p.shape:
+        raise InputError(
+            f"The readings are of checkpoints {a.steps.tolist()} and {b.steps.tolist()}, with {a.p.shape[2]} and "
+            f"{b.p.shape[2]} samples. Read the same checkpoints twice, alike."
+        )
+    d = a.p - b.p
+    y, rows = a.means(d), a.parts(d) / d.shape[2]
+    largest = _most(a.mean(y))
+    n = a.count(y)
+
+    def noise(number: int) -> np.ndarray:
+        signs = a.signs(draws, seed + 7919 * number, d.shape[2])
+        return over(sum(a.sums(signs[:, :, s], rows[:, s]) for s in range(d.shape[2])), n) / np.sqrt(2)
+
+    first = noise(0)
+    null = two = _most(noise(1) - first)
+    for number in range(2, checkpoints):
+        null = np.maximum(null, _most(noise(number) - first))
+    return xr.Dataset(
+        {
+            "largest": (("checkpoint",), largest), "largest_p": (("checkpoint",), p_value(largest, two)),
+            "null": (("draw", "checkpoint"), null), "bound": (("checkpoint",), np.quantile(null, level, axis=0)),
+        },
+        {"checkpoint": a.steps, "draw": np.arange(draws)},
+        {"checkpoints": checkpoints, "level": level},
+    )  # fmt: skip
+
+
+def _most(m: np.ndarray) -> np.ndarray:
+    """[..., topic, checkpoint, stance] -> [..., checkpoint] the largest |M|; NaN where nothing was read."""
+    size = np.where(np.isnan(m), -1, np.abs(m)).max((-1, -3))
+    return np.where(size < 0, np.nan, size)
+
+
+def _dataset(units: Units, found: dict[str, tuple], **about: object) -> xr.Dataset:
+    axes = {"checkpoint": units.steps, "topic": np.array(units.topics, object), "stance": list(STANCES)}
+    data = xr.Dataset(found, axes, about)
+    return data.transpose("draw", "checkpoint", "topic", "stance", missing_dims="ignore")

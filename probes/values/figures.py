@@ -1,0 +1,121 @@
+"""Figures of values over training: where a model stands, what moved, when, and which items changed sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures import theme
+from workbench.figures.export import Figure
+
+SIDES = {"support": theme.HUES[2], "neutral": "#999999", "oppose": theme.HUES[1], "uncommitted": "#dddddd"}
+
+
+def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:
+    """Keyed stance of every topic over checkpoints with its interval: a table of :func:`stance`, or several runs'."""
+    runs = dict(table) if isinstance(table, Mapping) and not isinstance(table, xr.Dataset) else {"": table}
+    first = next(iter(runs.values()))
+    topics = [str(t) for t in first["topic"].values]
+    columns = min(columns, len(topics))
+    rows = -(-len(topics) // columns)
+    figure = _figure("keyed stance", Figure(make_subplots(
+        rows, columns, shared_yaxes="all", shared_xaxes=True, subplot_titles=[tokens.plotly(t) for t in topics],
+        vertical_spacing=0.25 / max(1, rows), horizontal_spacing=0.03,
+    )))  # fmt: skip
+    for i, (name, own) in enumerate(runs.items()):
+        hue, x = theme.HUES[i % len(theme.HUES)], own["checkpoint"].values
+        for j, topic in enumerate(topics):
+            at = {"row": j // columns + 1, "col": j % columns + 1}
+            value, low, high = (own[f"keyed{end}"].sel(topic=topic).values for end in ("", "_low", "_high"))
+            figure.add_scatter(
+                x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
+                fillcolor=theme.faded(hue), hoverinfo="skip", showlegend=False, **at,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=x, y=value, mode="lines+markers", marker={"size": 4}, line={"color": hue, "width": 2}, name=name,
+                legendgroup=name, showlegend=bool(name) and j == 0, hovertemplate="%{x}: %{y:+.2f}<extra></extra>",
+                **at,
+            )  # fmt: skip
+    figure.add_hline(y=0, line={"width": 1, "dash": "dot"})
+    figure.update_layout(width=170 * columns + 90, height=150 * rows + 110, legend={"orientation": "h", "y": -0.25})
+    return figure
+
+
+def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
+    """Keyed drift by topic and checkpoint (a table of :func:`drift`); hatched: not beyond chance (family-wise)."""
+    value = table["keyed_M"].transpose("topic", "checkpoint").values
+    sure = table["keyed_M_p"].transpose("topic", "checkpoint").values <= level
+    figure = _figure("keyed drift (hatched: not beyond chance)")
+    x = [str(c) for c in table["checkpoint"].values]
+    y = [tokens.plotly(str(t)) for t in table["topic"].values]
+    reach = float(np.nanmax(np.abs(value), initial=0.05))
+    figure.add_heatmap(
+        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.DIVERGING, colorbar={"title": {"text": "drift"}},
+        text=np.where(sure | np.isnan(value), "", "///"), texttemplate="%{text}",
+        hovertemplate="%{y} at %{x}: %{z:+.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="checkpoint", type="category")
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_layout(width=200 + 38 * len(x), height=140 + 26 * len(y))
+    return figure
+
+
+def times(table: xr.Dataset) -> Figure:
+    """When a topic's keyed stance was where it went farthest, as a share of the steps; significant drifts only."""
+    figure = _figure("drift time (significant drifts only)")
+    keyed = table["keyed_eta"].values
+    real = ~np.isnan(keyed)
+    names = [tokens.plotly(str(t)) for t in table["topic"].values[real]]
+    low, high = (
+        np.where(np.isnan(x), keyed, x)[real] for x in (table["keyed_eta_low"].values, table["keyed_eta_high"].values)
+    )
+    figure.add_scatter(
+        x=keyed[real], y=names, mode="markers", marker={"size": 9, "color": theme.HUES[0]}, showlegend=False,
+        error_x={"type": "data", "array": high - keyed[real], "arrayminus": keyed[real] - low, "symmetric": False},
+    )  # fmt: skip
+    figure.update_xaxes(title_text="share of steps", range=[-0.02, 1.02])
+    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_layout(width=520, height=150 + 26 * max(1, len(names)))
+    return figure
+
+
+def sides(readings: xr.Dataset, start: Any = None, end: Any = None, *, topic: str | None = None) -> Figure:
+    """Which items changed sides between two checkpoints (the likeliest stance of each), "uncommitted" among them."""
+    steps = readings["checkpoint"].values.tolist()
+    chosen = [steps[0] if start is None else start, steps[-1] if end is None else end]
+    if missing := [s for s in chosen if s not in steps]:
+        raise InputError(
+            f"There is no checkpoint {missing[0]} in the readings; there are {', '.join(map(str, steps))}."
+        )
+    data = readings if topic is None else readings.isel(item=np.flatnonzero(readings["topic"].values == topic))
+    if not data.sizes["item"]:
+        raise InputError(f"There is no topic {topic!r}; there are {', '.join(sorted(set(readings['topic'].values)))}.")
+    mean = data["p"].mean("sample").sel(checkpoint=chosen)
+    names = [str(s) for s in mean["stance"].values]
+    known = ~mean.isnull().any("stance").any("checkpoint").values
+    best = mean.fillna(0).argmax("stance").values[:, known]
+    table = np.zeros((len(names), len(names)), int)
+    np.add.at(table, (best[0], best[1]), 1)
+    source, target = np.nonzero(table)
+    figure = _figure(f"items from {chosen[0]} to {chosen[1]}" + (f": {topic}" if topic else ""))
+    figure.add_sankey(
+        node={
+            "label": names * 2, "color": [SIDES.get(n, "#999999") for n in names] * 2, "pad": 14, "thickness": 14,
+        },
+        link={"source": source, "target": target + len(names), "value": table[source, target]},
+    )  # fmt: skip
+    figure.update_layout(width=560, height=360)
+    return figure
+
+
+def _figure(title: str, figure: Figure | None = None) -> Figure:
+    theme.register()
+    figure = Figure() if figure is None else figure
+    figure.update_layout(template="workbench", title_text=tokens.plotly(title))
+    return figure

@@ -1,0 +1,251 @@
+"""``ValueTracker``: checkpoints x items x instruments, read into a folder that survives being killed.
+
+    track.json                            items (digest), and what was read or failed, checkpoint by checkpoint
+    step-00000500/pmf-1a2b3c4d.nc         one instrument's reading of one checkpoint, renamed into place when complete
+
+Readings are only ever added.  A run that was killed goes on with the first reading that is missing, and what is there
+is never read again; other items or other settings of an instrument are refused or stand beside, never over, the old.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import InputError, ReadingError
+from workbench.reading import write_whole
+
+FORMAT, VERSION = "latent-workbench values", 1
+STANCES = ("support", "neutral", "oppose", "uncommitted")
+
+
+class Instrument(Protocol):
+    """What asks: gives ``p`` [item, framing or sample, stance], rows summing to 1, and attrs name and settings."""
+
+    name: str
+
+    @property
+    def settings(self) -> str: ...
+
+    def read(
+        self, model: Any, items: Any, *, batch_size: int | None = None, seed: int = 0, progress: bool = True
+    ) -> Any: ...
+
+
+class ValueTracker:
+    """A folder of stance readings.
+
+    Args:
+        path: the folder; made where it is not there.
+        items: what is asked (``probes.values.Items``, or any sequence of items).
+        instruments: how.  More can be used later, in the same folder.
+
+    Raises InputError where the folder holds readings of other items.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], items: Sequence[Any], instruments: Sequence[Instrument]) -> None:
+        self.path, self.items, self.instruments = Path(path), list(items), list(instruments)
+        if not self.items or not self.instruments:
+            raise InputError("There is nothing to track: give at least one item and one instrument.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        fresh = {"format": FORMAT, "version": VERSION, "items": _digest(self.items), "checkpoints": {}}
+        self.about = _manifest(self.path) if (self.path / "track.json").exists() else fresh
+        if self.about["items"] != fresh["items"]:
+            raise InputError(
+                f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
+                "compared: use another folder."
+            )
+        self._save()
+
+    def __repr__(self) -> str:
+        done = sum(bool(own["read"]) for own in self.about["checkpoints"].values())
+        return f"ValueTracker({str(self.path)!r}, {len(self.items)} items, {done} checkpoints read)"
+
+    def run(
+        self,
+        checkpoints: Mapping[int, Any],
+        *,
+        skip_failures: bool = False,
+        batch_size: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> ValueTracker:
+        """Read what is not there yet.
+
+        Args:
+            checkpoints: step -> what :func:`workbench.load` takes; a pair (hub id, revision); a pair (base, folder of a
+                PEFT adapter), where the second is a folder with adapter_config.json; or a function that gives a model.
+            skip_failures: a checkpoint that cannot be loaded is recorded (:attr:`failures`) and left out; by default
+                its error is raised.
+        """
+        from tqdm.auto import tqdm
+
+        todo = [
+            (step, source, instrument)
+            for step, source in sorted(checkpoints.items())
+            for instrument in self.instruments
+            if not self._there(step, instrument)
+        ]
+        with tqdm(total=len(todo), unit="reading", desc="values", disable=not progress, delay=1.0) as bar:
+            loaded: tuple[int, Any] | None = None
+            for step, source, instrument in todo:
+                own = self.about["checkpoints"].setdefault(
+                    str(step), {"source": _named(source), "read": {}, "failed": ""}
+                )
+                if loaded is None or loaded[0] != step:
+                    loaded = None  # the one before goes before the next comes
+                    try:
+                        loaded = (step, opened(source))
+                    except Exception as error:
+                        own["failed"] = f"{type(error).__name__}: {error}"
+                        self._save()
+                        if not skip_failures:
+                            raise
+                        loaded = (step, None)
+                if loaded[1] is not None:
+                    self._read(step, loaded[1], instrument, batch_size, seed)
+                bar.update()
+        return self
+
+    def add(self, step: int, instrument: Instrument, data: xr.Dataset, source: str = "live", **about: Any) -> None:
+        """Keep a reading that was made elsewhere (in training, say) as this step's."""
+        own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
+        file = self._file(step, instrument)
+        (self.path / file).parent.mkdir(exist_ok=True)
+        kept = data.drop_attrs().assign_attrs(name=instrument.name, settings=instrument.settings)
+        write_whole(self.path / file, lambda name: kept.to_netcdf(name, engine="h5netcdf"))
+        own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
+        own["failed"] = ""
+        self._save()
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Checkpoints that could not be loaded, and why."""
+        return {int(step): own["failed"] for step, own in self.about["checkpoints"].items() if own["failed"]}
+
+    @property
+    def steps(self) -> list[int]:
+        """Checkpoints with at least one reading."""
+        return sorted(int(step) for step, own in self.about["checkpoints"].items() if own["read"])
+
+    def readings(self, instrument: Instrument | str | None = None) -> xr.Dataset:
+        """``p`` [checkpoint, item, sample, stance] of one instrument (or its name), with topic, polarity and cluster.
+
+        Framings are samples here.  Checkpoints that this instrument has not read are left out.
+        """
+        chosen = self.instruments[0] if instrument is None else instrument
+        name = chosen if isinstance(chosen, str) else f"{chosen.name} {chosen.settings}"
+        found: dict[int, xr.Dataset] = {}
+        for step, own in self.about["checkpoints"].items():
+            for key, read in own["read"].items():
+                if key == name or key.split(" ")[0] == name:
+                    file = self.path / read["file"]
+                    if not file.exists():
+                        raise ReadingError(f"{file} is missing. Run the tracker again: the rest is kept.")
+                    with xr.open_dataset(file, engine="h5netcdf") as data:
+                        found[int(step)] = data.load()
+        if not found:
+            raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
+        tables = [_sampled(found[step])["p"] for step in sorted(found)]
+        p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
+        columns = {
+            field: (
+                "item",
+                np.array([getattr(item, field) for item in self.items], object if field != "polarity" else int),
+            )
+            for field in ("topic", "polarity", "cluster")
+        }
+        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns})
+        return data.assign_attrs(instrument=name)
+
+    # ---------------------------------------------------------------- inside
+
+    def _read(self, step: int, model: Any, instrument: Instrument, batch_size: int | None, seed: int) -> None:
+        start = time.perf_counter()
+        data = instrument.read(model, self.items, batch_size=batch_size, seed=seed, progress=False)
+        ids = [str(x) for x in data["item"].values]
+        if ids != [str(item.item_id) for item in self.items]:
+            raise ReadingError(f"{instrument.name} gave {len(ids)} items in another order than it was asked.")
+        about = {
+            "seconds": round(time.perf_counter() - start, 2), "fingerprint": model.fingerprint, "seed": seed,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        self.add(step, instrument, data, self.about["checkpoints"][str(step)]["source"], **about)
+
+    def _file(self, step: int, instrument: Instrument) -> str:
+        digest = hashlib.blake2b(instrument.settings.encode(), digest_size=4).hexdigest()
+        return f"step-{step:08d}/{instrument.name}-{digest}.nc"
+
+    def _there(self, step: int, instrument: Instrument) -> bool:
+        own = self.about["checkpoints"].get(str(step))
+        read = own and own["read"].get(f"{instrument.name} {instrument.settings}")
+        return bool(read) and (self.path / read["file"]).exists()
+
+    def _save(self) -> None:
+        text = json.dumps(self.about, indent=1)
+        write_whole(self.path / "track.json", lambda name: Path(name).write_text(text))
+
+
+def opened(source: Any) -> Any:
+    """A model from what a checkpoint may be."""
+    import workbench
+
+    if callable(source) and not hasattr(source, "forward"):
+        return workbench.load(source())
+    if isinstance(source, tuple) and len(source) == 2:
+        base, second = source
+        if (Path(str(second)) / "adapter_config.json").exists():
+            return _adapted(base, str(second))
+        return workbench.load(base, revision=str(second))
+    return workbench.load(source)
+
+
+def _adapted(base: Any, adapter: str) -> Any:
+    """A base with a PEFT adapter, merged: a model like any other."""
+    import workbench
+
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        from workbench.errors import missing
+
+        raise missing("peft", "Loading an adapter", "adapters") from error
+    model = workbench.load(base)
+    merged = PeftModel.from_pretrained(model.module, adapter).merge_and_unload()
+    return workbench.load(merged, tokenizer=model.tokenizer, name=f"{model.name}+{Path(adapter).name}")
+
+
+def _sampled(data: xr.Dataset) -> xr.Dataset:
+    return data.rename(framing="sample").drop_vars("sample") if "framing" in data.dims else data
+
+
+def _named(source: Any) -> str:
+    if isinstance(source, tuple):
+        return "@".join(map(str, source))
+    return str(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", type(source).__name__)
+
+
+def _digest(items: Sequence[Any]) -> str:
+    rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in items]
+    return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "track.json").read_text())
+        if found["format"] != FORMAT:
+            raise ReadingError(f"{path} is no folder of value readings.")
+    except (OSError, ValueError, KeyError) as error:
+        raise ReadingError(f"{path}/track.json cannot be read ({type(error).__name__}: {error}).") from error
+    if found["version"] > VERSION:
+        raise ReadingError(f"{path} has version {found['version']}: upgrade latent-workbench.")
+    return found

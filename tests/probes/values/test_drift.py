@@ -1,0 +1,609 @@
+"""Drift against loops written out, and against simulated runs whose truth is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from probes.values.drift import (
+    STANCES,
+    agreement,
+    checked,
+    compare,
+    convergence,
+    data_gap,
+    drift,
+    resampling_null,
+    stance,
+)
+from probes.values.units import Units, interval
+from workbench.errors import InputError
+
+COUNTS = {"draws": 399}
+
+
+def readings(p, topic, polarity=None, cluster=None, steps=None):
+    k, n = p.shape[:2]
+    return xr.Dataset(
+        {
+            "p": (("checkpoint", "item", "sample", "stance"), p),
+            "topic": ("item", np.array(topic, object)),
+            "polarity": ("item", np.where(np.arange(n) % 2, 1, -1) if polarity is None else np.array(polarity)),
+            "cluster": ("item", np.array([f"c{i}" for i in range(n)] if cluster is None else cluster, object)),
+        },
+        {
+            "checkpoint": np.arange(k) * 100 if steps is None else np.array(steps),
+            "item": [f"item {i}" for i in range(n)],
+            "stance": list(STANCES),
+        },
+    )
+
+
+def simulate(seed, *, topics=3, items=50, samples=5, checkpoints=12, sd=0.6, shift=0.0):
+    """Judgements of samples, one-hot but for .04; item logits vary by ``sd``; shift [checkpoint, item, stance]."""
+    rng = np.random.default_rng([seed, 77])
+    n = topics * items
+    logits = np.array([0, 0, 0, -2.0]) + sd * rng.standard_normal((n, 4))
+    odds = np.exp(np.broadcast_to(logits, (checkpoints, n, 4)) + shift)
+    odds = odds / odds.sum(-1, keepdims=True)
+    picked = (rng.random((checkpoints, n, samples, 1)) > odds.cumsum(-1)[:, :, None, :3]).sum(-1)
+    return readings(0.96 * np.eye(4)[picked] + 0.01, np.repeat([f"topic {t}" for t in range(topics)], items))
+
+
+def untidy(seed=0, checkpoints=3):
+    """Two topics, clusters of unequal size, a cluster in both topics, unkeyed items, samples and items missing."""
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(4) / 2, (checkpoints, 12, 3))
+    p[1, 3] = np.nan
+    p[0, 5, 1] = np.nan
+    p[2, 7, :2] = np.nan
+    cluster = list("aabbcdffgghf")
+    return readings(p, ["x"] * 7 + ["y"] * 5, [1, -1, 1, 0, 1, 1, -1, 1, 1, -1, 0, 1], cluster, [0, 10, 40])
+
+
+def smallest(data, names=("M_p", "keyed_M_p", "commitment_M_p")):
+    return min(np.nanmin(data[name].values) for name in names)
+
+
+def by_loops(data, value):
+    """{(checkpoint, topic): mean over clusters of the mean of value(checkpoint, item, sample), None where missing}."""
+    found = {}
+    for k in range(data.sizes["checkpoint"]):
+        for topic in ("x", "y"):
+            clusters = {}
+            for i in range(data.sizes["item"]):
+                for s in range(data.sizes["sample"]):
+                    v = value(k, i, s)
+                    if str(data.topic.values[i]) == topic and v is not None and not np.isnan(v).any():
+                        clusters.setdefault(data.cluster.values[i], []).append(v)
+            means = [np.mean(v, axis=0) for v in clusters.values()]
+            found[k, topic] = (np.mean(means, axis=0), len(means)) if means else (None, 0)
+    return found
+
+
+def test_stance_is_what_loops_give():
+    data = untidy()
+    p, polarity = data.p.values, data.polarity.values
+    found = stance(data, draws=50)
+    for (k, topic), (v, _) in by_loops(data, lambda k, i, s: p[k, i, s]).items():
+        cell = found.isel(checkpoint=k).sel(topic=topic)
+        np.testing.assert_allclose(cell.v, v)
+        assert cell.v.sum() == pytest.approx(1)
+        assert cell.commitment == pytest.approx(v[0] + v[2])
+        assert (cell.v_low <= cell.v).all() and (cell.v <= cell.v_high).all()
+
+    def keyed(k, i, s):
+        return polarity[i] * (p[k, i, s, 0] - p[k, i, s, 2]) if polarity[i] else None
+
+    for (k, topic), (v, _) in by_loops(data, keyed).items():
+        assert found.keyed.isel(checkpoint=k).sel(topic=topic) == pytest.approx(v)
+    assert found["items"].values.tolist() == [7, 5]
+    assert found.clusters.values.tolist() == [5, 3]
+
+
+def test_drift_is_what_loops_give_paired_by_sample():
+    data = untidy()
+    p = data.p.values
+    found = drift(data, draws=50)
+    differences = by_loops(data, lambda k, i, s: p[k, i, s] - p[0, i, s])
+    middles = by_loops(data, lambda k, i, s: (p[k, i, s] + p[0, i, s]) / 2)
+    for (k, topic), (m, _) in differences.items():
+        cell = found.isel(checkpoint=k).sel(topic=topic)
+        np.testing.assert_allclose(cell.M, m, atol=1e-12)
+        assert cell.commitment_M == pytest.approx(m[0] + m[2])
+        tv = sum(abs(x) for x in m) / 2
+        assert cell.tv == pytest.approx(tv)
+        middle = middles[k, topic][0]
+        with np.errstate(invalid="ignore"):
+            assert cell.jsd == pytest.approx(jensenshannon(middle + m / 2, middle - m / 2) ** 2, abs=1e-12)
+        moved = {}
+        for i in range(12):
+            each = [p[k, i, s] - p[0, i, s] for s in range(3)]
+            each = [d for d in each if not np.isnan(d).any()]
+            if each and str(data.topic.values[i]) == topic:
+                moved.setdefault(data.cluster.values[i], []).append(np.abs(np.mean(each, 0)).sum() / 2)
+        moved = np.mean([np.mean(v) for v in moved.values()])
+        assert cell.moved == pytest.approx(moved)
+        if k:
+            assert cell.churn == pytest.approx(1 - tv / moved)
+    assert np.isnan(found.M_p.isel(checkpoint=0)).all()
+
+
+def test_raw_statistics_are_the_published_ones():
+    data = simulate(3, topics=2, items=9, checkpoints=7)
+    p = data.p.values[..., :3] / data.p.values[..., :3].sum(-1, keepdims=True)
+    found = drift(data, draws=9)
+    for t in range(2):
+        own = p[:, 9 * t : 9 * t + 9].mean(2)  # [checkpoint, item, label]
+        v = own.mean(1)
+        for s in range(3):
+            m = v[:, s] - v[0, s]
+            np.testing.assert_allclose(found.M_raw.values[:, t, s], m, atol=1e-12)
+            peak = max(range(7), key=lambda k, m=m: abs(m[k]))
+            half = 1.96 * own[peak, :, s].std(ddof=1) / 3
+            first = next(k for k in range(7) if abs(m[k] - m[peak]) <= half)
+            assert found.eta_raw.values[t, s] == pytest.approx(first / 6)
+    assert np.isnan(found.M_raw.sel(stance="uncommitted")).all()
+
+
+def test_p_is_that_of_all_sign_flips():
+    data = simulate(4, topics=2, items=5, samples=2, checkpoints=3)
+    x = data.p.values
+    both = np.concatenate([x, (np.where(np.arange(10) % 2, 1, -1)[:, None] * (x[..., 0] - x[..., 2]))[..., None],
+                           (x[..., 0] + x[..., 2])[..., None]], -1).mean(2)  # fmt: skip
+    d = both[1:] - both[:1]  # [checkpoint, item, measure]
+
+    def t_of(signs):
+        found = []
+        for k, t, q in itertools.product(range(2), range(2), range(6)):
+            own, sign = d[k, 5 * t : 5 * t + 5, q], signs[5 * t : 5 * t + 5]
+            top, square = sum(s * v for s, v in zip(sign, own, strict=True)), sum(v * v for v in own)
+            found.append(abs(top) / square**0.5 if square > 1e-20 else 0)
+        return np.array(found)
+
+    observed = t_of([1] * 10)
+    largest = np.array([t_of(signs).max() for signs in itertools.product((1, -1), repeat=10)])
+    exact = (largest[:, None] >= observed - 1e-9).mean(0).reshape(2, 2, 6)
+    found = drift(data, draws=4000)
+    np.testing.assert_allclose(found.M_p.values[1:], exact[..., :4], atol=0.03)
+    np.testing.assert_allclose(found.keyed_M_p.values[1:], exact[..., 4], atol=0.03)
+    np.testing.assert_allclose(found.commitment_M_p.values[1:], exact[..., 5], atol=0.03)
+
+
+@pytest.mark.slow
+def test_without_drift_the_family_wise_error_is_kept_and_the_raw_statistic_claims_drift():
+    runs, wrong, shown, moved, covered, raw, eta = 300, 0, 0, 0, 0, [], []
+    pointwise, redrawn = [], []
+    for seed in range(runs):
+        data = simulate(seed)
+        found = drift(data, seed=seed, **COUNTS)
+        wrong += smallest(found) <= 0.05
+        shown += bool(np.isfinite(found.eta).any())
+        moved += np.nanmin(found.moved_p) <= 0.05
+        later = found.isel(checkpoint=slice(1, None))
+        covered += all(
+            bool(((later[f"{name}_band_low"] <= 0) & (later[f"{name}_band_high"] >= 0)).all())
+            for name in ("M", "keyed_M", "commitment_M")
+        )
+        pointwise.append(float(((later.M_low <= 0) & (later.M_high >= 0)).mean()))
+        raw.append(np.abs(found.M_raw.values[..., :3]).max(0))
+        eta.append(found.eta_raw.values[:, :3])
+        if seed < 40:
+            units = Units(data)
+            low, high = interval(units.bootstrap(units.x - units.x[[0]], 399, seed, redraw=True), 0.95)
+            redrawn.append(((low <= 0) & (high >= 0))[:, 1:, :4].mean())
+    low, high = stats.binom.interval(0.95, runs, 0.05)
+    early = (np.array(eta) <= 0.1).mean()
+    print(
+        f"\n{runs} runs without drift: family-wise error {wrong / runs:.3f} "
+        f"(binomial {low / runs:.3f}..{high / runs:.3f}), eta shown in {shown / runs:.3f}, "
+        f"moved_p {moved / runs:.3f}, simultaneous coverage {covered / runs:.3f}, "
+        f"pointwise {np.mean(pointwise):.3f} (samples drawn again, too: {np.mean(redrawn):.3f}).\n"
+        f"Raw: 95th percentile of the largest |M| of a topic and stance {np.quantile(raw, 0.95):.3f}; "
+        f"eta <= .1 in {early:.2f} of curves."
+    )
+    assert low <= wrong <= high
+    assert shown <= high
+    assert moved <= stats.binom.ppf(0.999, runs, 0.05)
+    assert covered >= stats.binom.ppf(0.025, runs, 0.95)
+    assert 0.92 <= np.mean(pointwise) <= 0.96
+    assert np.mean(redrawn) > 0.975  # the noise of sampling, counted twice
+    assert 0.07 <= np.quantile(raw, 0.95) <= 0.12 and early > 0.7
+
+
+def planted(size, checkpoints=12, topics=3, items=50):
+    """Support of topic 0 rises over the first quarter; and the true M [checkpoint, stance] there."""
+    ramp = np.minimum(1, np.arange(checkpoints) / 3)
+    shift = np.zeros((checkpoints, topics * items, 4))
+    shift[:, :items, 0] = size * ramp[:, None]
+    logits = np.array([0, 0, 0, -2.0]) + 0.6 * np.random.default_rng(1).standard_normal((100_000, 4))
+    v = []
+    for r in ramp:
+        odds = np.exp(logits + np.array([size * r, 0, 0, 0]))
+        v.append(0.96 * (odds / odds.sum(1, keepdims=True)).mean(0))
+    return shift, np.array(v) - v[0]
+
+
+@pytest.mark.slow
+def test_planted_drift_is_found_where_it_is_with_its_sign_and_bands_that_hold_the_truth():
+    runs, found_it, signs, elsewhere, covered, eta = 120, 0, 0, 0, 0, []
+    shift, m = planted(0.8)
+    truth = np.zeros((12, 3, 4))
+    truth[:, 0] = m
+    for seed in range(runs):
+        found = drift(simulate(seed, shift=shift), seed=seed, **COUNTS)
+        at = found.M_p.values[1:, 0, 0] <= 0.05
+        found_it += at.any()
+        signs += bool((found.M.values[1:, 0, 0][at] > 0).all())
+        elsewhere += smallest(found.isel(topic=[1, 2])) <= 0.05
+        covered += bool(((found.M_band_low <= truth) & (truth <= found.M_band_high)).values[1:].all())
+        eta.append(found.eta.values[0, 0])
+    print(
+        f"\n{runs} runs, support of one topic up by {m[-1, 0]:.3f}: power {found_it / runs:.2f}, "
+        f"error in other topics {elsewhere / runs:.3f}, simultaneous coverage {covered / runs:.3f}, "
+        f"mean eta {np.nanmean(eta):.2f} (true 0.27)"
+    )
+    assert found_it / runs > 0.9 and signs == runs
+    assert elsewhere <= stats.binom.ppf(0.99, runs, 0.05)
+    assert covered >= stats.binom.ppf(0.025, runs, 0.95)
+    assert np.nanmean(eta) == pytest.approx(3 / 11, abs=0.06)
+
+
+def test_sign_and_key():
+    shift = np.zeros((4, 100, 4))
+    shift[1:, :50:2, 0] = shift[1:, 1:50:2, 2] = 3  # items of polarity -1 are supported, those of +1 opposed
+    found = drift(simulate(0, topics=2, checkpoints=4, shift=shift), draws=999)
+    assert (found.keyed_M.values[1:, 0] < -0.3).all() and (found.keyed_M_p.values[1:, 0] < 0.01).all()
+    assert (found.keyed_M_high.values[1:, 0] < 0).all()
+    assert (found.commitment_M.values[1:, 0] > 0.1).all()
+    assert (found.M.sel(stance="neutral").values[1:, 0] < -0.1).all()
+    assert found.keyed_eta.values[0] == pytest.approx(1 / 3) and found.keyed_extremum.values[0] in (100, 200, 300)
+    assert np.isnan(found.keyed_eta.values[1])
+
+
+def test_minima_have_an_eta_too_and_steps_set_the_clock():
+    v = np.array([0.6, 0.4, 0.1, 0.1, 0.12])
+    rng = np.random.default_rng(0)
+    p = np.zeros((5, 20, 1, 4))
+    p[..., 0, 0] = v[:, None] + 0.02 * rng.standard_normal((5, 20))
+    p[..., 1] = 1 - p[..., 0]
+    found = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), draws=999)
+    assert found.eta.sel(stance="support").item() == pytest.approx(0.01)
+    assert found.eta_checkpoints.sel(stance="support").item() == pytest.approx(0.5)
+    assert found.eta_low.sel(stance="support") <= 0.01 <= found.eta_high.sel(stance="support")
+    assert np.isnan(found.eta.sel(stance="oppose")).all()
+    later = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), baseline=1, draws=99)
+    assert later.M.values[0, 0, 0] == pytest.approx(-later.M.values[1, 0, 0] + 0.2, abs=0.05)
+    assert np.isnan(later.M_p.values[1]).all() and not np.isnan(later.M_p.values[0]).any()
+
+
+def test_duplicates_count_once():
+    data = simulate(2, topics=2, items=12, checkpoints=4, shift=planted(1.0, 4, 2, 12)[0])
+    copy = data.assign_coords(item=[f"{x} again" for x in data.item.values])
+    twice = xr.concat([data, copy], "item")
+    a, b = drift(data, draws=499), drift(twice, draws=499)
+    skip = ("items", "eta_raw")  # the published eta has an interval over items, copies included
+    for name in set(a) - set(skip):
+        np.testing.assert_allclose(a[name].values, b[name].values, atol=1e-9, err_msg=str(name))
+    # As clusters of their own the copies would pass for evidence.
+    free = drift(twice.assign(cluster=("item", [f"c{i}" for i in range(48)])), draws=499)
+    assert np.nanmin(free.M_p) < np.nanmin(a.M_p)
+    assert (free.M_band_high - free.M_band_low).sum() < (a.M_band_high - a.M_band_low).sum()
+    one = xr.concat([data, copy.isel(item=[0] * 9).assign_coords(item=[f"copy {i}" for i in range(9)])], "item")
+    v = [stance(x, draws=9).v.values[0, 0] for x in (data, one)]
+    own, rest = data.p.values[0, :1].mean((0, 1)), data.p.values[0, 1:12].mean((0, 1))
+    np.testing.assert_allclose(v[0], (own + 11 * rest) / 12)
+    np.testing.assert_allclose(v[1], v[0])
+
+
+def test_opposing_flips_are_churn():
+    """Half of the items go to support and half to oppose: the topic's mean stays, its items do not."""
+    p = np.zeros((2, 40, 4, 4))
+    p[0, :, :, 0], p[0, :, :, 2] = 0.5, 0.5
+    p[1, ::2, :, 0], p[1, 1::2, :, 2] = 1, 1
+    churned = drift(readings(p, ["x"] * 40), **COUNTS)
+    assert churned.tv.values[1, 0] == pytest.approx(0, abs=1e-12)
+    assert churned.churn.values[1, 0] == pytest.approx(1)
+    assert churned.moved.values[1, 0] == pytest.approx(0.5)
+    assert churned.moved_p.values[1, 0] < 0.01 and churned.moved_null.values[1, 0] < 0.3
+    # The unkeyed mean hides it; a key that knows which items are reversed does not.
+    assert churned.M_p.values[1, 0, 0] == 1
+    assert churned.keyed_M_p.values[1, 0] < 0.01
+    p[1] = 0
+    p[1, ..., 0] = 1
+    moved = drift(readings(p, ["x"] * 40), **COUNTS)
+    assert moved.churn.values[1, 0] == pytest.approx(0) and moved.churn_null.values[1, 0] > 0.8
+    still = drift(readings(np.repeat(p[:1], 2, 0), ["x"] * 40), **COUNTS)
+    assert still.moved_p.values[1, 0] == 1 and (still.M_p.values[1] == 1).all() and np.isnan(still.eta).all()
+
+
+def test_null_of_moved_is_the_mean_over_all_swaps():
+    data = simulate(5, topics=1, items=6, samples=3, checkpoints=2)
+    d = data.p.values[1] - data.p.values[0]
+    each = [
+        np.mean([np.abs(np.mean([e * d[i, s] for s, e in enumerate(signs)], 0)).sum() / 2
+                 for signs in itertools.product((1, -1), repeat=3)])
+        for i in range(6)
+    ]  # fmt: skip
+    assert drift(data, draws=4000).moved_null.values[1, 0] == pytest.approx(np.mean(each), abs=0.01)
+
+
+def test_one_sample_says_nothing_of_noise():
+    found = drift(simulate(0, topics=1, samples=1, checkpoints=3), **COUNTS)
+    assert (found.moved_p.values[1:] == 1).all()
+    np.testing.assert_allclose(found.moved_null.values[1:], found.moved.values[1:])
+
+
+def test_missing_readings():
+    data = simulate(0, topics=2, items=20, checkpoints=4)
+    p = data.p.values.copy()
+    p[2, :20] = np.nan  # a topic at one checkpoint
+    p[3, 25:] = np.nan
+    p[:, 30, 2:] = np.nan
+    found = drift(data.assign(p=(data.p.dims, p)), **COUNTS)
+    gone = found.isel(checkpoint=2, topic=0)
+    for name in ("M", "M_low", "M_p", "M_band_low", "keyed_M", "tv", "jsd", "churn", "moved_p", "M_raw"):
+        assert np.isnan(gone[name]).all(), name
+    assert not np.isnan(found.M_p.values[[1, 3]]).any()
+    few = p[3, 20:25].mean(1) - p[0, 20:25].mean(1)
+    np.testing.assert_allclose(found.M.values[3, 1], few.mean(0), atol=1e-12)
+    # Who is missing at one of the two counts at neither: no drift from a change of items.
+    alone = data.assign(p=(data.p.dims, np.where(np.arange(40)[:, None, None] < 30, data.p.values, np.nan)))
+    assert not np.allclose(alone.p.mean("item"), data.p.mean("item"))
+    same = np.stack([data.p.values[0], alone.p.values[0]])
+    assert np.abs(drift(readings(same, data.topic.values), draws=9).M).max() < 1e-12
+    # One cluster alone has a mean and no interval.
+    single = stance(readings(data.p.values[:, :1], ["x"]), draws=9)
+    assert not np.isnan(single.v).any() and np.isnan(single.v_low).all()
+
+
+def test_the_plain_two_stage_bootstrap_is_there_and_as_wide_as_loops_make_it():
+    data = simulate(1, topics=1, items=15, checkpoints=2)
+    d = (data.p.values[1] - data.p.values[0])[..., 0]
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(4000):
+        chosen = rng.integers(15, size=15)
+        draws.append(np.mean([d[i, rng.integers(5, size=5)].mean() for i in chosen]))
+    units = Units(data)
+    x = units.x - units.x[[0]]
+    plain, again = (units.bootstrap(x, 4000, 0, redraw=r)[:, 0, 1, 0].std() for r in (False, True))
+    assert again == pytest.approx(np.std(draws), rel=0.05)
+    assert plain == pytest.approx(d.mean(1).std() / 15**0.5, rel=0.05)
+
+
+def test_convergence():
+    rng = np.random.default_rng(0)
+    v = np.array([0.1, 0.3, 0.48, 0.5, 0.51, 0.5])
+    p = np.zeros((6, 40, 1, 4))
+    p[..., 0, 0] = v[:, None] + 0.01 * rng.standard_normal((6, 40))
+    p[..., 1] = 1 - p[..., 0]
+    data = readings(p, ["x"] * 40, steps=[0, 1, 2, 4, 8, 16])
+    found = convergence(data, 0.05, draws=499)
+    assert found.converged.sel(topic="x", stance="support") == 2 and found.rests_on.values[0, 0] == 3
+    assert found.converged.sel(topic="x", stance="oppose") == 0
+    assert convergence(data, 0.005, draws=499).converged.isnull().values[0, 0]
+    np.testing.assert_allclose(found.gap.values[:, 0, 0], p[..., 0, 0].mean(1) - p[-1, :, 0, 0].mean())
+    for eps in (0.01, 0.05, 0.25, 0.5):
+        found = convergence(data, eps, draws=99)
+        inside = [
+            bool(found.gap_band_low.values[k, 0, 0] >= -eps and found.gap_band_high.values[k, 0, 0] <= eps)
+            for k in range(5)
+        ]
+        first = next((k for k in range(5) if all(inside[k:])), None)
+        expected = np.nan if first is None else [0, 1, 2, 4, 8, 16][first]
+        np.testing.assert_equal(found.converged.values[0, 0], expected)
+    # Leaving the end again counts: only what stays there has converged.
+    back = p.copy()
+    back[4] = p[0]
+    assert np.isnan(convergence(readings(back, ["x"] * 40), 0.05, draws=99).converged.values[0, 0])
+    with pytest.raises(InputError, match="eps is 0"):
+        convergence(data, 0)
+
+
+def test_resampling_null():
+    twice = simulate(0, checkpoints=2)
+    a, b = (twice.isel(checkpoint=[k]).assign_coords(checkpoint=[500]) for k in range(2))
+    found = resampling_null(a, b, **COUNTS)
+    m = [
+        abs(np.mean(a.p.values[0, 50 * t : 50 * t + 50, :, s]) - np.mean(b.p.values[0, 50 * t : 50 * t + 50, :, s]))
+        for t in range(3)
+        for s in range(4)
+    ]
+    assert found.largest.item() == pytest.approx(max(m))
+    assert found.largest_p.item() > 0.01 and found.null.shape == (399, 1)
+    assert resampling_null(a, b, checkpoints=12, **COUNTS).bound > found.bound
+    shifted = simulate(0, checkpoints=2, shift=planted(1.5)[0][[0, 11]])
+    other = shifted.isel(checkpoint=[1]).assign_coords(checkpoint=[500])
+    assert resampling_null(a, other, **COUNTS).largest_p.item() < 0.01
+    assert resampling_null(a, a, **COUNTS).bound == 0
+    with pytest.raises(InputError, match="same checkpoints twice"):
+        resampling_null(a, twice)
+
+
+@pytest.mark.slow
+def test_runs_without_drift_stay_below_the_bound_of_the_resampling_null():
+    runs, above = 120, 0
+    for seed in range(runs):
+        data = simulate(seed, checkpoints=14)
+        a, b = (data.isel(checkpoint=[k]).assign_coords(checkpoint=[0]) for k in (12, 13))
+        bound = resampling_null(a, b, checkpoints=12, **COUNTS).bound.item()
+        above += (
+            np.abs(stance(data.isel(checkpoint=slice(12)), draws=2).v.diff("checkpoint").cumsum("checkpoint")).max()
+            > bound
+        )
+    print(f"\n{above / runs:.3f} of runs without drift exceed the bound of the null (nominal .05)")
+    assert above <= stats.binom.ppf(0.999, runs, 0.05)
+
+
+def test_compare():
+    shift = planted(2.0, 3)[0]
+    runs = {"plain": simulate(0, checkpoints=3), "planted": simulate(1, checkpoints=3, shift=shift),
+            "again": simulate(2, checkpoints=5)}  # fmt: skip
+    runs["again"] = runs["again"].isel(item=slice(None, None, -1))  # another order of items
+    found = compare(runs, **COUNTS)
+    for name in runs:
+        end = drift(runs[name], draws=9).M.isel(checkpoint=-1)
+        np.testing.assert_allclose(found.M.sel(run=name), end.sel(topic=found.topic))
+    assert found.pair.values.tolist() == ["plain - planted", "plain - again", "planted - again"]
+    np.testing.assert_allclose(found.difference.values[0], found.M.values[0] - found.M.values[1], atol=1e-12)
+    at = found.sel(pair="plain - planted", topic="topic 0", stance="support")
+    assert at.difference < -0.15 and at.difference_p < 0.05 and at.difference_band_high < 0
+    assert (found.difference_p.sel(pair="plain - again") > 0.05).all()
+    assert set(compare({"one": runs["plain"]}, draws=9).dims) == {"run", "topic", "stance"}
+
+
+def test_spread_over_seeds():
+    shift = np.zeros((2, 100, 4))
+    runs = {f"a{i}": simulate(i, topics=2, checkpoints=2) for i in range(3)}
+    for i in range(3):
+        shift[1, :50, 0] = i - 1  # seeds that end in different places, in one topic
+        runs[f"b{i}"] = simulate(10 + i, topics=2, checkpoints=2, shift=shift)
+    runs["c"] = simulate(30, topics=2, checkpoints=2)
+    found = compare(runs, arm={name: name[0] for name in runs}, **COUNTS)
+    m = found.M.sel(run=["b0", "b1", "b2"]).values
+    np.testing.assert_allclose(found.spread.sel(arm="b").values, m.std(0, ddof=1))
+    np.testing.assert_allclose(found["mean"].sel(arm="b").values, m.mean(0))
+    assert found.seeds.values.tolist() == [3, 3, 1]
+    assert found.spread_p.sel(arm="b", topic="topic 0", stance="support") < 0.05
+    assert (found.spread_p.sel(arm="a") > 0.05).all() and (found.spread_p.sel(arm="b", topic="topic 1") > 0.05).all()
+    assert np.isnan(found.spread.sel(arm="c")).all()
+    with pytest.raises(InputError, match="'a0' has no arm"):
+        compare(runs, arm={"c": "c"})
+
+
+def test_data_gap():
+    sizes = np.array([-1.5, -0.7, 0, 0.3, 0.8, 1.6])
+    shift = np.zeros((2, 240, 4))
+    keys = np.where(np.arange(240) % 2, 1, -1)
+    for t, size in enumerate(sizes):
+        own = np.arange(40 * t, 40 * t + 40)
+        shift[1, own, np.where(keys[own] == 1, 0, 2)] = size
+    data = simulate(0, topics=6, items=40, checkpoints=2, shift=shift)
+    names = [f"topic {t}" for t in range(6)]
+    training = xr.Dataset({"keyed": ("topic", sizes[::-1] / 2)}, {"topic": names[::-1]})
+    found = data_gap(training, data, **COUNTS)
+    np.testing.assert_allclose(found.training, sizes / 2)
+    np.testing.assert_allclose(found.drift, drift(data, draws=9).keyed_M.isel(checkpoint=-1))
+    assert found.pearson.item() == pytest.approx(stats.pearsonr(sizes, found.drift).statistic)
+    assert found.spearman.item() == pytest.approx(stats.spearmanr(sizes, found.drift).statistic)
+    reach = [
+        abs(stats.spearmanr(sizes, found.drift.values[list(order)]).statistic) >= abs(found.spearman.item()) - 1e-9
+        for order in itertools.permutations(range(6))
+    ]
+    assert found.spearman_p.item() == pytest.approx(np.mean(reach))
+    assert found.pearson_low <= found.pearson <= found.pearson_high and found.pearson_p < 0.05
+    pairs = xr.Dataset({"chosen": ("topic", sizes), "rejected": ("topic", sizes / 2)}, {"topic": names})
+    assert data_gap(pairs, data, **COUNTS).pearson == pytest.approx(found.pearson)
+    with pytest.warns(UserWarning, match="over 4 topics: p is at least 0.042"):
+        few = data_gap(training, data.isel(item=slice(160)), **COUNTS)
+    assert "4 topics" in few.attrs["warning"] and few.pearson_p >= 1 / 24
+    with pytest.warns(UserWarning):
+        assert np.isnan(data_gap(training, data.isel(item=slice(80)), **COUNTS).pearson)
+    with pytest.raises(InputError, match="lacks topic 'topic 0'"):
+        data_gap(training.isel(topic=slice(5)), data)
+    with pytest.raises(InputError, match="chosen and rejected"):
+        data_gap(training.rename(keyed="other"), data)
+
+
+def test_agreement_is_what_scipy_and_loops_give():
+    a, b, c = (simulate(s, topics=2, items=15, samples=4, sd=2.0) for s in (0, 0, 1))
+    b = b.isel(checkpoint=slice(None, None, 1)).assign(p=(b.p.dims, np.roll(b.p.values, 1, 0)))  # read again
+    c = c.isel(sample=slice(2), checkpoint=[0, 3])
+    found = agreement({"a": a, "b": b, "c": c}, **COUNTS)
+    assert found.pair.values.tolist() == ["a - b", "a - c", "b - c"]
+    key = np.where(np.arange(30) % 2, 1, -1)
+    x, y = (d.p.values[3].mean(1) for d in (a, b))
+    keyed = [key * (z[:, 0] - z[:, 2]) for z in (x, y)]
+    cell = found.isel(pair=0, checkpoint=3)
+    assert cell.spearman == pytest.approx(stats.spearmanr(*keyed).statistic)
+    assert cell.spearman_p < 0.02 and cell.spearman_low <= cell.spearman <= cell.spearman_high
+    assert cell.tv == pytest.approx(np.mean([np.abs(p - q).sum() / 2 for p, q in zip(x, y, strict=True)]))
+    crossed = [np.abs(x[i] - y[j]).sum() / 2 for i in range(30) for j in range(30) if i != j]
+    assert cell.tv_null == pytest.approx(np.mean(crossed))
+    assert cell.tv_high < cell.tv_null
+    chance = found.isel(pair=1, checkpoint=0)
+    assert chance.spearman_low < 0 < chance.spearman_high and chance.spearman_p > 0.01
+    assert found.spearman.isel(pair=1).notnull().sum() == 2 and found.n.isel(pair=0).values.tolist() == [30] * 12
+    copied = [xr.concat([d, d.assign_coords(item=[f"{i} again" for i in d.item.values])], "item") for d in (a, b)]
+    twice = agreement({"a": copied[0], "b": copied[1]}, **COUNTS)
+    for name in twice:
+        np.testing.assert_allclose(twice[name].values[0], found[name].values[0], atol=1e-9, err_msg=str(name))
+    with pytest.raises(InputError, match="no checkpoint in common"):
+        agreement({"a": a.isel(checkpoint=[1]), "c": c})
+
+
+def test_weighted_rank_correlation_is_that_of_rows_repeated():
+    from probes.values.beside import _weighted_spearman
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 6, (2, 20)).astype(float)
+    times = rng.multinomial(20, np.full(20, 1 / 20), size=10).astype(float)
+    expected = [stats.spearmanr(np.repeat(x, w.astype(int)), np.repeat(y, w.astype(int))).statistic for w in times]
+    np.testing.assert_allclose(_weighted_spearman(x, y, times), expected)
+
+
+def test_same_indices_and_seed():
+    data = untidy()
+    xr.testing.assert_identical(drift(data, draws=99), drift(data, draws=99))
+    still = readings(np.repeat(simulate(0, checkpoints=1).p.values, 3, 0), ["x"] * 150)
+    found = drift(still, draws=99)  # the same draws at all checkpoints: what has not moved has not moved in any draw
+    assert (found.M_low == 0).all() and (found.M_high == 0).all()
+    mixed = data.isel(stance=[2, 0, 3, 1]).transpose("stance", "sample", "item", "checkpoint")
+    xr.testing.assert_identical(drift(data, draws=99), drift(mixed, draws=99))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["p"], "this is a DataArray"),
+        (lambda d: d.drop_vars("p"), "The readings have variables"),
+        (lambda d: d.isel(sample=0), "a single sample is an axis of length 1"),
+        (lambda d: d.isel(item=[]), "axis 'item' is empty"),
+        (lambda d: d.isel(stance=[0, 1, 2]), "Name all of support, neutral, oppose, uncommitted"),
+        (lambda d: d.drop_vars("stance"), "The stances are not named"),
+        (lambda d: d.drop_vars("checkpoint"), "'checkpoint' has no coordinate"),
+        (lambda d: d.assign_coords(checkpoint=[0, 40, 10]), "ints that rise"),
+        (lambda d: d.assign_coords(checkpoint=["a", "b", "c"]), "ints that rise"),
+        (lambda d: d.assign_coords(item=["same"] * 12), "'same' is there 12 times"),
+        (lambda d: d.drop_vars("cluster"), r"need cluster \[item\]"),
+        (lambda d: d.assign(topic=("item", ["x"] * 11 + [""])), "'item 11' has no topic"),
+        (lambda d: d.assign(polarity=("item", [2] + [1] * 11)), "'item 0' has polarity 2"),
+        (lambda d: d.assign(p=d.p.where((d.stance != "oppose") | (d.item != "item 2"))), "NaN in part at .*'item 2'"),
+        (lambda d: d.assign(p=d.p * np.nan), "NaN everywhere"),
+        (lambda d: d.assign(p=d.p * 2), "no distribution at checkpoint 0, item 'item 0', sample 0"),
+        (lambda d: d.assign(p=d.p + xr.DataArray([1.5, -1.5, 0, 0], dims="stance")), "no distribution"),
+        (lambda d: d.assign(p=d.p + np.inf), "no distribution"),
+    ],
+)  # fmt: skip
+def test_what_is_no_readings_is_refused_by_name(change, message):
+    data = untidy()
+    checked(data)
+    with pytest.raises(InputError, match=message):
+        stance(change(data))
+
+
+def test_what_cannot_be_compared_is_refused():
+    data = untidy()
+    with pytest.raises(InputError, match="There is no checkpoint 7"):
+        drift(data, baseline=7)
+    with pytest.raises(InputError, match="none is later than 40"):
+        drift(data, baseline=40)
+    with pytest.raises(InputError, match="none is later than 0"):
+        drift(data.isel(checkpoint=[0]))
+    with pytest.raises(InputError, match="there is one"):
+        convergence(data.isel(checkpoint=[0]), 0.1)
+    with pytest.raises(InputError, match="There are no runs"):
+        compare({})
+    with pytest.raises(InputError, match="not of the same items: 'item 3'"):
+        compare({"a": data, "b": data.drop_sel(item="item 3")})
+    with pytest.raises(InputError, match="differ in polarity"):
+        compare({"a": data, "b": data.assign(polarity=-data.polarity)})
+    with pytest.raises(InputError, match="'b' ends at its baseline"):
+        compare({"a": data, "b": data.isel(checkpoint=[0])})
+    with pytest.raises(InputError, match="there is 1"):
+        agreement({"a": data})
+    with pytest.raises(InputError, match="checkpoints is 1"):
+        resampling_null(data, data, checkpoints=1)
