@@ -403,7 +403,9 @@ def record(module: nn.Module) -> Iterator[dict[str, list[Routing]]]:
 
 
 def moe_of(model: Model, block: int) -> MoE:
-    """The experts of one block; Refused where there are none."""
+    """The experts of one block (below 0: counted from the last); Refused where there are none."""
+    block = int(block)
+    block += model.n_layers * (-model.n_layers <= block < 0)
     if block not in model.moe:
         sparse = sorted(model.moe)
         raise Refused(

@@ -59,31 +59,35 @@ def bootstrap_interval(
     """Percentile interval of the weighted mean over the first axis: [units, ...] -> lower [...], upper [...].
 
     Units are what was sampled (prompts, documents), never the tokens inside them.  NaN: no value in that unit.
-    With fewer than two units there is no interval, and both bounds are NaN.
+    ``weights`` [units] or as values.  With fewer than two units that have a value there is no interval, and both
+    bounds are NaN.
     """
     values = np.asarray(values, float)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
-    w = np.where(np.isnan(values), 0.0, weights.reshape(-1, *[1] * (values.ndim - 1)))
+    if weights.ndim == 1:
+        weights = weights.reshape(-1, *[1] * (values.ndim - 1))
+    w = np.where(np.isnan(values), 0.0, weights)
     x = np.nan_to_num(values) * w
+    known = (w > 0).sum(0) > 1
+    if not known.any():
+        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=draws).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.tensordot(counts, x, 1) / np.tensordot(counts, w, 1)
-    lower, upper = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return lower, upper
+    lower, upper = np.nanquantile(np.where(known, means, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.where(known, lower, np.nan), np.where(known, upper, np.nan)
 
 
 def p_value(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     """One-sided permutation p: (1 + how many of the null's draws [draws, ...] reach the observed) / (1 + draws).
 
-    Never 0, and valid at any number of draws (Phipson & Smyth 2010).  NaN where the null is.
+    Never 0, and valid at any number of draws (Phipson & Smyth 2010).  NaN where the observed or the null is.
     """
     null = np.asarray(null)
     # Sums of the same numbers in another order must not look different.
     reach = (null >= np.asarray(observed) - 1e-12 * (1 + np.abs(observed))).sum(0)
-    return np.where(np.isnan(null).any(0), np.nan, (1 + reach) / (1 + len(null)))
+    return np.where(np.isnan(null).any(0) | np.isnan(observed), np.nan, (1 + reach) / (1 + len(null)))
 
 
 def ranked(values: np.ndarray) -> np.ndarray:
@@ -136,26 +140,58 @@ def mantel(
     permuted together instead (Mantel 1967).  ``rank``: Spearman's in place of Pearson's.  ``given``: a third matrix
     that is taken out of both first (partial Mantel; Smouse, Long & Sokal 1986).  draws=0: no p (NaN).
     """
+    r, p = mantel_table(np.asarray(a)[None], np.asarray(b)[None], draws=draws, seed=seed, rank=rank, given=given)
+    return float(r[0, 0]), float(p[0, 0])
+
+
+def mantel_table(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    draws: int = 9999,
+    seed: int = 0,
+    rank: bool = False,
+    given: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`mantel` of each matrix in ``a`` [m, n, n] with each in ``b`` [k, n, n], under the same permutations.
+
+    Correlations [m, k] and p [m, k]; NaN where a matrix has NaN.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
-    n = len(a)
+    n = a.shape[-1]
     i, j = np.triu_indices(n, 1)
-    if len(i) < 3 or np.isnan(a[i, j]).any() or np.isnan(b[i, j]).any():
-        return float("nan"), float("nan")
+    nothing = np.full((len(a), len(b)), np.nan)
+    if len(i) < 3:
+        return nothing, nothing
 
     def unit(x: np.ndarray) -> np.ndarray:
-        x = x - x.mean()
-        return x / max(float(np.linalg.norm(x)), 1e-300)
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-300)
 
     other = None if given is None else unit(np.asarray(given, float)[i, j])
 
     def prepared(x: np.ndarray) -> np.ndarray:
-        x = unit(ranked(x[i, j]) if rank else x[i, j])
-        return x if other is None else unit(x - other * (other @ x))
+        x = unit(x)
+        return x if other is None else unit(x - (x @ other)[..., None] * other)
 
-    fixed, rng = prepared(b), np.random.default_rng(seed)
-    observed = float(prepared(a) @ fixed)
+    def pairs(x: np.ndarray) -> np.ndarray:
+        x = x[:, i, j]
+        whole = ~np.isnan(x).any(1, keepdims=True)
+        return np.array([ranked(row) for row in x]) * np.where(whole, 1, np.nan) if rank else x
+
+    own, fixed = pairs(a), prepared(pairs(b)).T
+    r = prepared(own) @ fixed
     if not draws:
-        return observed, float("nan")
-    orders = (rng.permutation(n) for _ in range(draws))
-    null = np.array([prepared(a[np.ix_(order, order)]) @ fixed for order in orders])
-    return observed, float(p_value(np.array(abs(observed)), np.abs(null)))
+        return r, nothing
+    # The number of each pair, so that values (or ranks, which permutations leave as they are) are looked up.
+    number = np.zeros((n, n), int)
+    number[i, j] = number[j, i] = np.arange(len(i))
+    rng = np.random.default_rng(seed)
+    reach = np.zeros(r.shape)
+    step = max(1, 2_000_000 // len(i))
+    for start in range(0, draws, step):
+        orders = np.array([rng.permutation(n) for _ in range(min(step, draws - start))])
+        moved = number[orders[:, i], orders[:, j]]
+        for m, values in enumerate(own):
+            reach[m] += (np.abs(prepared(values[moved]) @ fixed) >= np.abs(r[m]) - 1e-12 * (1 + np.abs(r[m]))).sum(0)
+    return r, np.where(np.isnan(r), np.nan, (1 + reach) / (1 + draws))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.routing import measures
+from probes.routing.tracer import numbered
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
@@ -31,12 +32,14 @@ def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None
     """
     names = [str(x) for x in data["label"].values]
     i = measures.Documents(Reading(data)).number(label) if label is not None else 0
-    table = measures.usage(Reading(data), draws=50)
+    table = measures.usage(Reading(data), draws=0)
     share = table["share"].values[i]
     inside = (share >= table["band_low"].values[i][:, None]) & (share <= table["band_high"].values[i][:, None])
     marks = np.where(inside, "·", "").astype(object)
+    blocks = table["block"].values.tolist()
     for block, expert in _backed(effects, names[i], names):
-        marks[table["block"].values.tolist().index(block), expert] += "★"
+        if block in blocks:
+            marks[blocks.index(block), expert] += "★"
     star = ", star: missed when dropped" if effects is not None else ""
     figure = _figure(data, f"{names[i]}: share of slots (dot: as by chance{star})")
     figure.add_heatmap(
@@ -61,13 +64,13 @@ def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[t
 
 
 def _holds(effects: xr.Dataset) -> np.ndarray:
-    """[claim] whether its experts are missed: more than others of their load on average, and than each set of them."""
-    beyond = effects["delta"].values > effects["delta_random"].transpose("claim", "draw").values.max(1)
+    """[claim] whether its experts are missed: more than others on average, and than each set of them."""
+    beyond = effects["delta"].values > effects["delta_random"].max("draw").values
     return beyond & (effects["excess_low"].values > 0) & (effects["q"].values < 0.05)
 
 
 def entropy(data: xr.Dataset) -> Figure:
-    """Entropy of expert usage over blocks, a line for each label with its interval; dashed: even loads."""
+    """Entropy of expert usage (less its bias) over blocks, a line for each label with interval; dashed: even loads."""
     table = measures.usage(Reading(data), draws=200)
     x = table["block"].values
     figure = _figure(data, "entropy of expert usage")
@@ -75,8 +78,8 @@ def entropy(data: xr.Dataset) -> Figure:
         hue = theme.HUES[i % len(theme.HUES)]
         _band(figure, x, table["entropy_low"].values[i], table["entropy_high"].values[i], hue)
         figure.add_scatter(
-            x=x, y=table["entropy"].values[i], name=tokens.plotly(name), mode="lines+markers", marker={"size": 4},
-            line={"color": hue, "width": 2},
+            x=x, y=table["entropy_corrected"].values[i], name=tokens.plotly(name), mode="lines+markers",
+            marker={"size": 4}, line={"color": hue, "width": 2},
         )  # fmt: skip
     figure.add_scatter(
         x=x, y=table["entropy_uniform"].values, name="even", mode="lines", line={"dash": "dash", "width": 1},
@@ -106,8 +109,7 @@ def gate(data: xr.Dataset, label: Any = None) -> Figure:
 def words(data: xr.Dataset, block: int | None = None, top: int = 8, least: int = 10) -> Figure:
     """The tokens that each expert of one block (default the last) serves most beyond chance, as a table."""
     table = measures.vocabulary(Reading(data), least=least)
-    blocks = table["block"].values.tolist()
-    own = table.isel(block=blocks.index(blocks[-1] if block is None else block))
+    own = table.isel(block=_block(data, block))
     ids, shown = data["input_id"].values, data["input_token"].values
     text = dict(zip(ids[ids >= 0].tolist(), shown[ids >= 0].tolist(), strict=True))
     excess = own["share"].values - own["null"].values
@@ -132,8 +134,7 @@ def words(data: xr.Dataset, block: int | None = None, top: int = 8, least: int =
 def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
     """Jensen-Shannon divergence between labels in one block (default the last); a ring where q < 0.05."""
     table = measures.divergence(Reading(data), draws=200)
-    blocks = table["block"].values.tolist()
-    at = blocks.index(blocks[-1] if block is None else block)
+    at, blocks = _block(data, block), table["block"].values.tolist()
     names = [str(x) for x in table["label"].values]
     values = table["jsd"].values[..., at].copy()
     sure = table["jsd_q"].values[..., at] < 0.05
@@ -150,9 +151,10 @@ def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
 
 def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard") -> Figure:
     """Divergence of usage against shared vocabulary, a point for each pair of labels, with Mantel's p."""
-    table = measures.overlap(Reading(data), draws=20)
-    blocks = table["block"].values.tolist()
-    at = blocks.index(blocks[-1] if block is None else block)
+    if measure not in OVERLAPS:
+        raise InputError(f"measure={measure!r} is unknown. Use one of {', '.join(OVERLAPS)}.")
+    table = measures.overlap(Reading(data), draws=0)
+    at, blocks = _block(data, block), table["block"].values.tolist()
     names = [str(x) for x in table["label"].values]
     i, j = np.triu_indices(len(names), 1)
     own = table.sel(measure=measure).isel(block=at)
@@ -170,14 +172,18 @@ def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard"
 
 
 def layers(data: xr.Dataset) -> Figure:
-    """Mean divergence between labels over blocks, with its interval, beside shuffled labels and split halves."""
+    """Mean divergence between labels over blocks, with its interval, beside shuffled labels and split halves.
+
+    The band and its line are less the bias of few documents; the line as counted is to be compared with the other two.
+    """
     table = measures.divergence(Reading(data), draws=200)
     x = table["block"].values
     figure = _figure(data, "mean divergence between labels")
     low, high = table["mean_jsd_low"].values, table["mean_jsd_high"].values
     _band(figure, x, low, high, theme.HUES[0])
     lines = [
-        ("labels", table["mean_jsd"].values, None, 0),
+        ("labels, less bias", table["mean_jsd_corrected"].values, None, 0),
+        ("labels, as counted", table["mean_jsd"].values, "longdash", 0),
         ("labels shuffled among documents", table["mean_jsd_null"].values, "dash", 1),
         ("halves of one label", np.nanmean(table["jsd_floor"].values, 0), "dot", 2),
     ]
@@ -198,8 +204,7 @@ def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None 
     A star: an intervention backs that the expert is needed.
     """
     table = measures.select(Reading(data), draws=200)
-    blocks = table["block"].values.tolist()
-    at = blocks.index(blocks[-1] if block is None else block)
+    at, blocks = _block(data, block), table["block"].values.tolist()
     gap, owner = table["gap"].values[at], table["owner"].values[at]
     order = np.argsort(-gap)
     figure = _figure(data, f"activation gap in block {blocks[at]}")
@@ -216,7 +221,7 @@ def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None 
             },
             text=[str(j) for j in own], hovertemplate="expert %{text}: %{y:.4f}<extra></extra>",
         )  # fmt: skip
-    figure.add_hline(y=table.attrs["threshold"], line={"dash": "dash", "width": 1})
+    figure.add_hline(y=float(table["threshold"][at]), line={"dash": "dash", "width": 1})
     figure.update_xaxes(title_text="expert", tickvals=list(range(len(order))), ticktext=[str(j) for j in order])
     figure.update_yaxes(title_text="highest less second share", rangemode="tozero")
     return _sized(figure, 200 + 22 * len(order), 360)
@@ -225,8 +230,7 @@ def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None 
 def coactivation(data: xr.Dataset, block: int | None = None) -> Figure:
     """Which experts serve a token together: log2 of how often over what their loads alone give (0)."""
     table = measures.coactivation(Reading(data))
-    blocks = table["block"].values.tolist()
-    at = blocks.index(blocks[-1] if block is None else block)
+    at, blocks = _block(data, block), table["block"].values.tolist()
     values = table["lift"].values[at].copy()
     np.fill_diagonal(values, np.nan)
     values[~np.isfinite(values)] = np.nan
@@ -268,16 +272,16 @@ def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
 
 
 def forest(table: xr.Dataset) -> Figure:
-    """What dropping experts costs (the table of :func:`probes.routing.effects`), beside experts of the same load.
+    """What dropping experts costs (the table of :func:`probes.routing.effects`), beside others near in load.
 
-    Ticks: other experts of the same load; crosses: their slots given to random others (equal compute).
+    Ticks: other experts, near in load; crosses: their slots given to random others (equal compute).
     """
     theme.register()
     figure = Figure()
     names = [str(x) for x in table["claim"].values]
     rows = list(range(len(names)))
     for name, values, symbol in (
-        ("others of the same load", table["delta_random"], "line-ns-open"),
+        ("others near in load", table["delta_random"], "line-ns-open"),
         ("replaced at random", table["delta_replaced"], "x-thin-open"),
     ):
         figure.add_scatter(
@@ -295,13 +299,19 @@ def forest(table: xr.Dataset) -> Figure:
     figure.update_layout(template="workbench", title_text=tokens.plotly(title), legend={"orientation": "h", "y": -0.4})
     shown = [tokens.plotly(n) + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)]
     figure.update_yaxes(tickvals=rows, ticktext=shown, autorange="reversed")
-    figure.update_xaxes(title_text="more nats a token, 95 % over documents (★ beyond all others of its load)")
+    figure.update_xaxes(title_text="more nats a token, 95 % over documents (★ beyond all others)")
     return _sized(figure, 600, 170 + 34 * len(names))
 
 
 def saturation(table: xr.Dataset, value: str = "saturation") -> Figure:
-    """How soon the final routing is there: a table of :func:`measures.saturation`, a line for each block."""
-    figure = _figure(table, "share of the final experts")
+    """How soon the final routing is there: a table of :func:`measures.saturation`, a line for each block.
+
+    ``value``: "saturation", "top", "weighted" or "divergence".
+    """
+    if f"{value}_low" not in table:
+        raise InputError(f"The table has no {value!r} with an interval.")
+    share = value != "divergence"
+    figure = _figure(table, "share of the final experts" if share else "divergence of the gate from the final one")
     steps = [str(x) for x in table["checkpoint"].values]
     for i, block in enumerate(table["block"].values):
         hue = theme.HUES[i % len(theme.HUES)]
@@ -310,16 +320,16 @@ def saturation(table: xr.Dataset, value: str = "saturation") -> Figure:
         figure.add_scatter(
             x=steps, y=own[value].values, name=f"block {block}", mode="lines+markers", line={"color": hue, "width": 2},
         )  # fmt: skip
-    figure.add_hline(
-        y=float(table[f"{value}_null"].mean()), line={"dash": "dash", "width": 1}, annotation_text="chance"
-    )
+    if f"{value}_null" in table:
+        chance = float(table[f"{value}_null"].mean())
+        figure.add_hline(y=chance, line={"dash": "dash", "width": 1}, annotation_text="chance")
     if f"{value}_floor" in table:
         floor = float(table[f"{value}_floor"].mean())
         figure.add_hline(
             y=floor, line={"dash": "dot", "width": 1}, annotation_text="noise", annotation_position="bottom left"
         )
     figure.update_xaxes(title_text="checkpoint", type="category")
-    figure.update_yaxes(range=[0, 1.03])
+    figure.update_yaxes(**{"range": [0, 1.03]} if share else {"rangemode": "tozero", "title_text": "nats"})
     return _sized(figure, 560, 380)
 
 
@@ -346,6 +356,15 @@ def parallel(table: xr.Dataset, reference: str | None = None) -> Figure:
     return _sized(figure, 600, 400)
 
 
+def _block(data: xr.Dataset, block: int | None) -> int:
+    """Where a block is in a reading (default the last one there; below 0: from the model's last)."""
+    blocks = data["block"].values.tolist()
+    number = blocks[-1] if block is None else numbered(block, data.attrs.get("n_layers") or blocks[-1] + 1, blocks)[0]
+    if number not in blocks:
+        raise InputError(f"Block {number} is not in the reading; there are {blocks}.")
+    return blocks.index(number)
+
+
 def _band(figure: Figure, x: Any, low: np.ndarray, high: np.ndarray, hue: str) -> None:
     """An interval behind a line."""
     figure.add_scatter(
@@ -367,6 +386,7 @@ def _sized(figure: Figure, width: float, height: float) -> Figure:
     return figure
 
 
+OVERLAPS = ("jaccard", "contained", "weighted")
 USAGE = Chart(usage, ("document_count", "usage_count"))
 DIVERGENCE = Chart(divergence, ("document_count", "usage_count"))
 OVERLAP = Chart(overlap, ("document_count", "usage_count"))

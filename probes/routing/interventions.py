@@ -7,8 +7,10 @@ of the same compute.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,10 @@ from torch import Tensor, nn
 
 from probes.routing.rows import Pass, Rows
 from workbench.anatomy import accepted
-from workbench.engines.hooks import untouched
+from workbench.engines.hooks import hooked, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
-from workbench.moe import Call, MoE, moe_of
+from workbench.moe import Call, MoE, Routing, hooks, moe_of
 from workbench.reader import token_budget
 from workbench.stats import bootstrap_interval, fdr, p_value
 
@@ -68,16 +70,21 @@ def intervene(
     are not called with indices and weights, and for steering routers whose scores are not a linear function of the
     state; InputError for experts that are not there, or too few to choose others from.
     """
-    drop, replace, force = drop or {}, replace or {}, force or {}
-    widths = dict.fromkeys(model.moe, jitter) if isinstance(jitter, (int, float)) else dict(jitter or {})
+    if isinstance(jitter, (int, float)):
+        if not model.moe:
+            raise Refused(f"{model.name} is a dense model: it has no routers whose input could be jittered.")
+        jitter = dict.fromkeys(model.moe, jitter)
+    drop, replace, force, steer, widths = (_by_block(model, x) for x in (drop, replace, force, steer, jitter))
     with ExitStack() as stack:
         now = Pass(rows, seed)
         stack.callback(model.module.register_forward_pre_hook(now.enter, with_kwargs=True).remove)
         stack.callback(model.module.register_forward_hook(now.leave, always_call=True).remove)
         for block in sorted({*drop, *replace, *force}):
             given = force.get(block)
-            given = given if given is None or given == "random" else list(given)
-            lost, moved = sorted(drop.get(block, ())), sorted(set(replace.get(block, ())))
+            if isinstance(given, str) and given != "random":
+                raise InputError(f"force={given!r} is unknown. Name experts, or use 'random'.")
+            given = given if given is None or given == "random" else _listed(given, block)
+            lost, moved = (sorted(set(_listed(x.get(block, ()), block))) for x in (drop, replace))
             layer = _checked(model, block, [*lost, *moved, *(given if isinstance(given, list) else [])])
             if not layer.before:
                 raise Refused(
@@ -86,6 +93,8 @@ def intervene(
                 )
             if isinstance(given, list) and len(given) != layer.top_k:
                 raise InputError(f"Block {block} gives each token {layer.top_k} experts and force names {len(given)}.")
+            if isinstance(given, list) and len(set(given)) < len(given):
+                raise InputError(f"force names an expert of block {block} twice: {given}. A token has each once.")
             if moved and layer.n_experts - len(moved) < layer.top_k:
                 raise InputError(
                     f"Block {block} has {layer.n_experts} experts and replace names {len(moved)}: the others are fewer "
@@ -94,7 +103,7 @@ def intervene(
             change = _changer(now, layer, given, moved, lost, renormalise)
             part = model.module.get_submodule(layer.name)
             stack.callback(part.register_forward_pre_hook(change, with_kwargs=True).remove)
-        for block, amounts in (steer or {}).items():
+        for block, amounts in steer.items():
             layer = _checked(model, block, amounts)
             router = model.module.get_submodule(layer.router) if layer.router else None
             shift = None if router is None else _shift(router, amounts, layer)
@@ -115,6 +124,23 @@ def intervene(
             router = model.module.get_submodule(layer.router)
             stack.callback(router.register_forward_pre_hook(_jitterer(now, block, width), with_kwargs=True).remove)
         yield
+
+
+def _by_block(model: Model, given: Mapping[int, Any] | None) -> dict[int, Any]:
+    """The same by block number; below 0: counted from the last."""
+    found: dict[int, Any] = {}
+    for block, value in (given or {}).items():
+        number = moe_of(model, block).block
+        if number in found:
+            raise InputError(f"Block {number} is named twice, once as {block}.")
+        found[number] = value
+    return found
+
+
+def _listed(experts: Any, block: int) -> list[int]:
+    if isinstance(experts, str) or not isinstance(experts, Iterable):
+        raise InputError(f"The experts of block {block} are {experts!r}. Give a list: {{{block}: [3, 5]}}.")
+    return [int(e) for e in experts]
 
 
 def _checked(model: Model, block: int, experts: Iterable[int]) -> MoE:
@@ -223,12 +249,26 @@ def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Pr
     return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
 
 
-def _nll(model: Model, prompts: list[Prompt], batches: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _nll(
+    model: Model,
+    prompts: list[Prompt],
+    batches: list[list[int]],
+    loads: Mapping[int, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and predicted tokens of each document; slots of each expert are added to ``loads``, block -> [expert]."""
     nats, tokens = np.zeros(len(prompts)), np.array([len(p.ids) - 1 for p in prompts])
+    loads = loads or {}
     with untouched(model.module):
         for members in batches:
             batch = collate(model, prompts, members)
-            logits = model.module(**accepted(model.module, batch.inputs)).logits
+
+            def see(block: int, routing: Any, take: Callable[[Tensor], Tensor] = batch.take) -> None:
+                if isinstance(routing, Routing):
+                    index, own = take(routing.index).cpu().numpy().ravel(), loads[block]
+                    own += np.bincount(index[(index >= 0) & (index < len(own))], minlength=len(own))
+
+            with hooked(*hooks(model, model.moe, see, {block: {"experts"} for block in loads})):
+                logits = model.module(**accepted(model.module, batch.inputs)).logits
             for row, i in enumerate(members):
                 n = len(prompts[i].ids)
                 ids = torch.tensor(prompts[i].ids[1:], device=logits.device)
@@ -267,42 +307,72 @@ def effect(
     Args:
         inputs: documents.
         experts: block -> experts.
-        loads: [block, expert] usage to match by (``usage_count`` summed over labels); None: random experts.
+        loads: [block, expert] slots to match other experts by; None: those in these documents themselves.  (Loads over
+            other documents, too, do not match: experts chosen for a label serve more of its documents than others do.)
         draws: random sets of experts, and random routes.
 
     Returns:
         All but p in nats a token, weighted by tokens, with 95 % paired bootstrap over documents (_low, _high):
-        delta: what dropping the experts costs; delta_random [draw]: what dropping other sets of the same load costs.
+        delta: what dropping the experts costs; delta_random [draw]: what dropping other sets costs, no two of them the
+        same: ``sets`` of them, and NaN behind them where there are not as many as draws.
+        slots, slots_random [draw]: slots that each loses in these documents.  Others of the same load may not be
+        there: where slots_random are fewer, part of an excess is the load, and ``replaced`` is the fairer comparison.
         excess: delta less the mean of delta_random.
         delta_replaced [draw], replaced: what it costs when the experts' slots go to random others with their weights,
             so that the compute stays; and the mean.  Near delta: these experts are missed, and not just the slots.
         p: two-sided, paired by document: the signs of the documents' excess are flipped at random.  Would other
             documents show an excess over these sets?
-        p_random: one-sided: how many sets reach delta; at least 1 / (1 + draws).  Would other sets cost as much?
+        p_random: one-sided: how many sets reach delta; at least 1 / (1 + sets).  Would other sets cost as much?
         The attribute experts is JSON: {"block": [expert, ...]}.
     """
-    experts = {int(block): [int(e) for e in chosen] for block, chosen in experts.items()}
+    experts = {block: sorted(set(_listed(own, block))) for block, own in _by_block(model, experts).items()}
+    for block, own in experts.items():
+        _checked(model, block, own)
+    if not any(experts.values()):
+        raise InputError("No expert is named, so there is nothing to drop. Give {block: [expert, ...]}.")
+    rng, total = np.random.default_rng(seed), {b: np.zeros(moe_of(model, b).n_experts) for b in experts}
+    matched = None if loads is None else _given(loads, total)
     job = _planned(model, inputs, batch_size)
-    plain, tokens = _nll(model, *job)
-    rng = np.random.default_rng(seed)
+    plain, tokens = _nll(model, *job, total)
+    sets = _matched(experts, matched or total, draws, rng)
 
     def cost(**change: Any) -> np.ndarray:
         with intervene(model, renormalise=renormalise, **change):
             return _nll(model, *job)[0] - plain
 
+    def padded(values: Any) -> tuple[tuple[str], np.ndarray]:
+        return ("draw",), np.concatenate([values, np.full(draws - len(values), np.nan)])
+
+    def lost(chosen: Mapping[int, list[int]]) -> float:
+        return float(sum(total[block][own].sum() for block, own in chosen.items()))
+
     own = cost(drop=experts)
-    others = np.stack([cost(drop=_matched(model, experts, loads, rng)) for _ in range(draws)])
+    others = np.stack([cost(drop=other) for other in sets])
     routes = np.stack([cost(replace=experts, seed=seed + i) for i in range(draws)])
     found: dict[str, Any] = {}
     for name, values in (("delta", own), ("excess", own - others.mean(0)), ("replaced", routes.mean(0))):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
-    total = tokens.sum()
-    found["delta_random"] = (("draw",), others.sum(1) / total)
-    found["delta_replaced"] = (("draw",), routes.sum(1) / total)
+    every = tokens.sum()
+    found["delta_random"] = padded(others.sum(1) / every)
+    found["delta_replaced"] = (("draw",), routes.sum(1) / every)
+    found["slots"], found["slots_random"], found["sets"] = lost(experts), padded([lost(x) for x in sets]), len(sets)
     found["p"] = _flipped(own - others.mean(0), resamples, seed)
-    found["p_random"] = p_value(own.sum() / total, others.sum(1) / total)
-    attrs = {"documents": len(plain), "nll": float(plain.sum() / total), "experts": json.dumps(experts)}
+    found["p_random"] = p_value(own.sum() / every, others.sum(1) / every)
+    attrs = {"documents": len(plain), "nll": float(plain.sum() / every), "experts": json.dumps(experts)}
     return xr.Dataset(found, attrs=attrs)
+
+
+def _given(loads: xr.DataArray, like: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Loads of the blocks."""
+    if not isinstance(loads, xr.DataArray) or loads.dims != ("block", "expert"):
+        found = loads.dims if isinstance(loads, xr.DataArray) else type(loads).__name__
+        raise InputError(
+            f"loads is {found} and must be a DataArray (block, expert): reading.data['usage_count'].sum('label')."
+        )
+    there = loads["block"].values.tolist()
+    if absent := [block for block in like if block not in there]:
+        raise InputError(f"loads has the blocks {there}, and not {absent[0]}.")
+    return {block: loads.sel(block=block).values[: len(own)].astype(float) for block, own in like.items()}
 
 
 def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings: Any) -> xr.Dataset:
@@ -343,7 +413,7 @@ def regret(
         regret_best: nll less the best draw of each document.  Above 0: some random route was better; it grows with
             the draws, since the least of many draws is low by chance.
     """
-    job = _planned(model, inputs, batch_size)
+    block, job = moe_of(model, block).block, _planned(model, inputs, batch_size)
     plain, tokens = _nll(model, *job)
     routes = []
     for i in range(draws):
@@ -358,21 +428,30 @@ def regret(
 
 
 def _matched(
-    model: Model, experts: Experts, loads: xr.DataArray | None, rng: np.random.Generator
-) -> dict[int, list[int]]:
-    """As many other experts in each block: each the nearest in load among a random half of those that are left."""
-    found: dict[int, list[int]] = {}
-    for block, chosen in experts.items():
-        chosen = list(chosen)
-        rest = [e for e in range(moe_of(model, block).n_experts) if e not in chosen]
-        if len(rest) < len(chosen):
-            raise InputError(f"Block {block} has no {len(chosen)} other experts to compare with.")
-        load = None if loads is None else loads.sel(block=block).values.astype(float)
-        picked: list[int] = []
-        for expert in chosen:
-            left = [e for e in rest if e not in picked]
-            some = rng.choice(left, max(1, (len(left) + 1) // 2), replace=False)
-            near = some if load is None else some[np.argsort(np.abs(load[some] - load[expert]), kind="stable")]
-            picked.append(int(near[0]))
-        found[block] = picked
-    return found
+    experts: Mapping[int, list[int]], loads: Mapping[int, np.ndarray], draws: int, rng: np.random.Generator
+) -> list[dict[int, list[int]]]:
+    """At most ``draws`` different sets of as many other experts in each block; all there are, if they are so few.
+
+    Else each expert of a set is the nearest in load among a random half of those that are left.
+    """
+    rest = {b: [e for e in range(len(loads[b])) if e not in own] for b, own in experts.items()}
+    for block, own in experts.items():
+        if len(rest[block]) < len(own):
+            raise InputError(f"Block {block} has no {len(own)} other experts to compare with.")
+    if math.prod(math.comb(len(rest[b]), len(own)) for b, own in experts.items()) <= draws:
+        every = itertools.product(*(itertools.combinations(rest[b], len(own)) for b, own in experts.items()))
+        return [{b: list(x) for b, x in zip(experts, one, strict=True)} for one in every]
+    found: dict[str, dict[int, list[int]]] = {}
+    for _ in range(50 * draws):
+        if len(found) == draws:
+            break
+        one: dict[int, list[int]] = {}
+        for block, chosen in experts.items():
+            picked: list[int] = []
+            for expert in chosen:
+                left = [e for e in rest[block] if e not in picked]
+                some = rng.choice(left, (len(left) + 1) // 2, replace=False)
+                picked.append(int(some[np.abs(loads[block][some] - loads[block][expert]).argmin()]))
+            one[block] = sorted(picked)
+        found.setdefault(str(one), one)
+    return list(found.values())

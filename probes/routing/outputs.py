@@ -15,7 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.measures.documents import jsd
+from probes.routing.measures.documents import jsd, over
+from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, tensors, untouched
 from workbench.errors import InputError, Refused
@@ -23,7 +24,7 @@ from workbench.inputs import Batch, Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, moe_of
 from workbench.reader import token_budget
 from workbench.readout import Readout
-from workbench.stats import p_value
+from workbench.stats import bootstrap_interval, p_value
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -55,7 +56,7 @@ def contributions(
         documents, within labels (_low, _high).  total: sum of weight * |f(x)|; count: slots.
     """
     prompts, layers = encode(model, inputs), layers_of(model, blocks)
-    names, of = _labels(labels, len(prompts))
+    names, of = np.unique(document_labels(labels, len(prompts), "documents"), return_inverse=True)
     experts = max(x.n_experts for x in layers)
     sums = np.zeros((3, len(prompts), len(layers), experts))  # weight * size, size, slots
 
@@ -75,7 +76,7 @@ def contributions(
         found.setdefault("count", []).append(count.sum(0).astype(int))
     return xr.Dataset(
         {name: (("label", "block", "expert"), np.stack(value)) for name, value in found.items()},
-        {"label": np.array(names, object), "block": [x.block for x in layers], "expert": np.arange(experts)},
+        {"label": names.astype(object), "block": [x.block for x in layers], "expert": np.arange(experts)},
         {"model": model.name, "documents": len(prompts)},
     )
 
@@ -188,12 +189,9 @@ def token_clusters(model: Model, clusters: int = 64, *, rounds: int = 25, seed: 
 
 def layers_of(model: Model, blocks: Blocks) -> list[MoE]:
     """The blocks asked for, in order; Refused where what one expert gives cannot be seen."""
-    n = model.n_layers
-    given = [blocks] if isinstance(blocks, int) else blocks
-    wanted = sorted(model.moe) if given is None else sorted({b % n if -n <= b < n else b for b in given})
-    if not wanted:
-        raise Refused(f"{model.name}: no block has routed experts, or none was asked for, so there is nothing to read.")
-    layers = [moe_of(model, b) for b in wanted]
+    if not model.moe:
+        raise Refused(f"{model.name} is a dense model: no block has routed experts, so there is nothing to read.")
+    layers = [moe_of(model, b) for b in numbered(blocks, model.n_layers, model.moe)]
     for layer in layers:
         if not layer.before:
             raise Refused(
@@ -201,16 +199,6 @@ def layers_of(model: Model, blocks: Blocks) -> list[MoE]:
                 "expert gives a token is not seen. Ask about its routing instead (RoutingTracer)."
             )
     return layers
-
-
-def _labels(labels: Sequence[Any] | None, documents: int) -> tuple[list[str], np.ndarray]:
-    """Label names, sorted, and the number of each document's label."""
-    given = ["all"] * documents if labels is None else [str(x) for x in labels]
-    if isinstance(labels, str) or len(given) != documents:
-        found = "one text" if isinstance(labels, str) else str(len(given))
-        raise InputError(f"labels has {found} and there are {documents} documents. Give one label for each document.")
-    names, of = np.unique(given, return_inverse=True)
-    return names.tolist(), of
 
 
 def each_batch(
@@ -288,13 +276,7 @@ def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: 
 # ---------------------------------------------------------------- numbers
 
 
-def ratio(over: np.ndarray, under: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ratio(above: np.ndarray, below: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ratio of sums over documents [documents, ...] and its 95 % interval when documents are drawn again."""
-    n = len(over)
-    picked = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
-    above, below = (np.tensordot(np.vstack([np.ones(n), picked]), x, 1) for x in (over, under))
-    found = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-    # One document has no interval.
-    known = ~np.isnan(found[0]) & (n > 1)
-    low, high = np.nanquantile(np.where(known, found[1:], 0), [0.025, 0.975], axis=0)
-    return found[0], np.where(known, low, np.nan), np.where(known, high, np.nan)
+    low, high = bootstrap_interval(over(above, below), below, draws=draws, seed=seed)
+    return over(above.sum(0), below.sum(0)), low, high

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from probes.routing.tracer import RoutingTracer, assembled
+from probes.routing.tracer import RoutingTracer, assembled, document_labels
 from workbench.errors import InputError, ReadingError
 from workbench.inputs import encode
 from workbench.reading import Reading, write_whole
@@ -54,8 +54,7 @@ def trace(
     from workbench.reader import read
 
     prompts = encode(model, inputs)
-    if labels is not None and len(labels) != len(prompts):
-        raise InputError(f"labels has {len(labels)} and there are {len(prompts)} documents. Give one for each.")
+    names = document_labels(labels, len(prompts), "documents")
     tracer = RoutingTracer(blocks=blocks)
     tracer.sites(model)
     layers = tracer.layers
@@ -65,7 +64,7 @@ def trace(
     head = {
         "format": FORMAT, "version": VERSION, "model": model.name, "fingerprint": model.fingerprint,
         "documents": len(prompts), "digest": digest.hexdigest(), "shard_tokens": SHARD_TOKENS,
-        "labels": None if labels is None else [str(x) for x in labels], "blocks": [x.block for x in layers],
+        "labels": None if labels is None else names, "blocks": [x.block for x in layers], "n_layers": model.n_layers,
         "experts": [x.n_experts for x in layers], "top_k": [x.top_k for x in layers],
         "modules": [x.name for x in layers],
     }  # fmt: skip
@@ -102,62 +101,58 @@ class Trace:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.about = _manifest(self.path)
-        expected = self.about["documents"]
-        last = -1
-        for name in sorted(self.about["shards"]):
+        for name in self.about["shards"]:
             file = self.path / name
             if not file.exists() or _digest(file) != self.about["shards"][name]:
                 raise ReadingError(f"{file} is missing or damaged. Remove it and trace again: the rest is kept.")
-            last = int(next(self._arrays(name))["document"][-1]) if expected else last
-        if last != expected - 1:
+        there = _last(self.path / max(self.about["shards"])) + 1 if self.about["shards"] else 0
+        if there != self.about["documents"]:
             raise ReadingError(
-                f"The trace at {self.path} is not finished: it has {last + 1} of {expected} documents. Run the same "
-                "trace again; it goes on from there."
+                f"The trace at {self.path} is not finished: it has {there} of {self.about['documents']} documents. Run "
+                "the same trace again; it goes on from there."
             )
 
     def __repr__(self) -> str:
         return f"Trace({str(self.path)!r}, {self.about['documents']} documents of {self.about['model']})"
 
-    def _arrays(self, name: str) -> Iterator[dict[str, np.ndarray]]:
-        from safetensors.numpy import load_file
-
-        yield load_file(self.path / name)
-
     def shards(self) -> Iterator[dict[str, np.ndarray]]:
         """One shard after the other: index, weight, token, document, position."""
+        from safetensors.numpy import load_file
+
         for name in sorted(self.about["shards"]):
-            yield from self._arrays(name)
+            yield load_file(self.path / name)
 
     def reading(self, labels: Sequence[Any] | None = None) -> Reading:
         """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
         a = self.about
-        given = a["labels"] if labels is None else [str(x) for x in labels]
+        given = a["labels"] if labels is None else labels
         return counted(
             self.shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
-            modules=a["modules"],
+            modules=a["modules"], n_layers=a.get("n_layers"),
         )  # fmt: skip
 
 
 def counted(
     shards: Any,
     documents: int,
-    labels: Sequence[str] | None,
+    labels: Sequence[Any] | None,
     blocks: Sequence[int],
     experts: Sequence[int],
     top_k: Sequence[int],
     *,
     model: str = "",
     modules: Sequence[str] | None = None,
+    n_layers: int | None = None,
 ) -> Reading:
     """The reading of a trace that is given in shards."""
-    if labels is not None and len(labels) != documents:
-        raise InputError(f"labels has {len(labels)} and there are {documents} documents. Give one for each.")
-    own = ["all"] * documents if labels is None else [str(x) for x in labels]
+    own = document_labels(labels, documents, "documents")
     names = sorted(set(own))
     e = max(experts)
     count, mass = (np.zeros((documents, len(blocks), e), kind) for kind in (np.int32, np.float32))
     tokens, idle = np.zeros(documents, np.int64), np.zeros((documents, len(blocks), 2), np.int64)
+    weighted = True
     for shard in shards:
+        weighted &= "weight" in shard
         document, index = shard["document"], shard["index"]
         tokens += np.bincount(document, minlength=documents)
         for b in range(len(blocks)):
@@ -171,11 +166,12 @@ def counted(
     layers = [Layer(*x) for x in zip(blocks, modules or [""] * len(blocks), experts, top_k, strict=True)]
     prompts = np.arange(documents)
     variables, coords = assembled(
-        names, prompts, np.array([names.index(x) for x in own]), documents, tokens, count, mass, idle, layers
-    )
-    data = xr.Dataset(
-        variables, {**coords, "prompt": prompts}, {"model": model, "reader": "RoutingTracer", "chart": "usage"}
-    )
+        names, prompts, np.array([names.index(x) for x in own]), documents, tokens, count, mass if weighted else None,
+        idle, layers,
+    )  # fmt: skip
+    about = {"model": model, "reader": "RoutingTracer", "chart": "usage"}
+    about |= {} if n_layers is None else {"n_layers": n_layers}
+    data = xr.Dataset(variables, {**coords, "prompt": prompts}, about)
     return Reading(data, {"reader": {"name": "RoutingTracer", "from": "trace"}, "model": {"name": model}})
 
 
@@ -199,27 +195,49 @@ def from_vllm(
     """A reading of routed experts that vLLM returned (``--enable-return-routed-experts``).
 
     Args:
-        routed: for each document [tokens, layers, k] integers.
+        routed: for each document [tokens, layers, k] integers; -1: a slot that reached no expert.
         n_experts: experts of a layer; not in the arrays.
         blocks: which blocks the layers are; default 0, 1, ...: wrong where the first blocks are dense.
 
-    Raises InputError for arrays that do not fit together or name experts that are not there.
+    There are no weights, gate probabilities or token ids in them, so measures of those are refused.  Raises InputError
+    for arrays that do not fit together or name experts that are not there.
     """
     arrays = [np.asarray(x) for x in routed]
+    if not arrays:
+        raise InputError("There is no document: routed is empty.")
     for i, x in enumerate(arrays):
         if x.ndim != 3 or not len(x) or x.shape[1:] != arrays[0].shape[1:]:
             raise InputError(
                 f"Document {i} has shape {x.shape}; each must be [tokens, layers, k], with the same layers and k."
             )
-        if x.max() >= n_experts:
-            raise InputError(f"Document {i} names expert {x.max()} and there are {n_experts}, numbered from 0.")
+        if x.dtype.kind not in "iu":
+            raise InputError(f"Document {i} has numbers of type {x.dtype}; experts are integers.")
+        if x.max() >= n_experts or x.min() < -1:
+            wrong = x.max() if x.max() >= n_experts else x.min()
+            raise InputError(
+                f"Document {i} names expert {wrong} and there are {n_experts}, numbered from 0 (-1: none)."
+            )
     depth, k = arrays[0].shape[1:]
     if blocks is not None and len(blocks) != depth:
         raise InputError(f"The arrays have {depth} layers and blocks names {len(blocks)}.")
     shards = ({"index": x, "document": np.full(len(x), i)} for i, x in enumerate(arrays))
-    return counted(
-        shards, len(arrays), labels, list(blocks or range(depth)), [n_experts] * depth, [k] * depth, model=model
+    reading = counted(
+        shards,
+        len(arrays),
+        labels,
+        list(range(depth) if blocks is None else blocks),
+        [n_experts] * depth,
+        [k] * depth,
+        model=model,
     )
+    longest = max(map(len, arrays))
+    index = np.full((len(arrays), depth, longest, k), -1, np.int16)
+    position = np.full((len(arrays), longest), -1, np.int32)
+    for i, x in enumerate(arrays):
+        index[i, :, : len(x)], position[i, : len(x)] = x.swapaxes(0, 1), np.arange(len(x))
+    reading.data["expert_id"] = (("prompt", "block", "position", "slot"), index)
+    reading.data["input_position"] = (("prompt", "position"), position)
+    return reading
 
 
 def _shards(lengths: list[int]) -> list[list[int]]:
@@ -248,6 +266,15 @@ def _write(file: str, data: xr.Dataset, members: list[int]) -> None:
         "position": data["input_position"].values[real].astype(np.int32),
     }
     save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, file)
+
+
+def _last(file: Path) -> int:
+    """Number of the last document in a shard."""
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as raw:
+        own = raw.get_slice("document")
+        return int(own[own.get_shape()[0] - 1 :][0])
 
 
 def _digest(file: Path) -> str:

@@ -15,9 +15,10 @@ from workbench.reading import Reading
 from workbench.sites import Site
 
 GATE = ("entropy", "top", "margin", "chosen", "log_sum_square", "moved")
-"""Statistics of a token's gate distribution p over E experts, of which k are chosen: its entropy (nats); its largest
-value; p of the k-th less p of the next; the sum of p over the experts applied; the squared log-sum-exp of the scores
-(the z-loss, ST-MoE eq. 5); slots whose expert is not among the gate's own top k (a bias or groups chose it)."""
+"""Statistics of a token's gate distribution p over E routed experts (identity experts left out), of which k are
+chosen: its entropy (nats); its largest value; p of the k-th less p of the next (identity experts among them); the sum
+of p over the experts applied; the squared log-sum-exp of the scores (the z-loss, ST-MoE eq. 5); slots whose expert is
+not among the gate's own top k (a bias or groups chose it)."""
 BINS = 20
 
 if TYPE_CHECKING:
@@ -87,10 +88,7 @@ class RoutingTracer:
                 f"{model.name} is a dense model: none of its {model.n_layers} blocks has routed experts, so there is "
                 "no routing to trace."
             )
-        n = model.n_layers
-        wanted = [self.blocks] if isinstance(self.blocks, int) else self.blocks
-        chosen = sorted(model.moe) if wanted is None else sorted({b % n if -n <= b < n else b for b in wanted})
-        self.layers: list[MoE] = [moe_of(model, b) for b in chosen]
+        self.layers: list[MoE] = [moe_of(model, b) for b in numbered(self.blocks, model.n_layers, model.moe)]
         if self.scores:
             for layer in self.layers:
                 if not layer.router or not layer.gate:
@@ -196,18 +194,21 @@ class RoutingTracer:
         p = layer.probabilities(scores)
         k, index = min(layer.top_k, p.shape[1]), index.to(p.device)
         best = p.topk(min(k + 1, p.shape[1]), 1)
+        held = (index >= 0) & (index < p.shape[1])
+        kept = (index[:, :, None] == best.indices[:, None, :k]).any(-1)
+        margin = best.values[:, k - 1] - best.values[:, -1]
+        if p.shape[1] > layer.n_experts:  # identity experts
+            p = p[:, : layer.n_experts]
+            p = p / p.sum(1, keepdim=True).clamp_min(1e-30)
         # Masked experts score -infinity: what they add to a sum is nothing.
         entropy = -torch.special.xlogy(p, p).sum(1)
-        held = (index >= 0) & (index < p.shape[1])
-        mine = p.gather(1, index.clamp(0, p.shape[1] - 1)) * held
-        kept = (index[:, :, None] == best.indices[:, None, :k]).any(-1)
+        mine = p.gather(1, index.clamp(0, p.shape[1] - 1)) * ((index >= 0) & (index < p.shape[1]))
         gate = torch.stack(
             [
-                entropy, best.values[:, 0], best.values[:, k - 1] - best.values[:, -1], mine.sum(1),
-                scores.logsumexp(1) ** 2, (held & ~kept).sum(1).float(),
+                entropy, p.amax(1), margin, mine.sum(1), scores.logsumexp(1) ** 2, (held & ~kept).sum(1).float(),
             ], 1,
         ).cpu().double()  # fmt: skip
-        p = p[:, : self._count.shape[2]].cpu()
+        p = p.cpu()
         own = torch.zeros(len(found), p.shape[1]).index_add_(0, at, p)
         totals = torch.zeros(len(found), len(GATE), dtype=torch.float64).index_add_(0, at, gate)
         column = (gate[:, 0] / max(np.log(layer.n_experts), 1e-9) * BINS).long().clamp(0, BINS - 1)
@@ -274,13 +275,14 @@ def assembled(
     documents: int,
     tokens: np.ndarray,
     count: np.ndarray,
-    weight: np.ndarray,
+    weight: np.ndarray | None,
     idle: np.ndarray,
     layers: Sequence[Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Variables and coordinates of a reading, from counts [part, block, expert] of parts with a prompt and a label.
 
-    ``layers`` have .block, .name, .n_experts and .top_k; ``idle`` is [part, block, (idle, identity)].
+    ``layers`` have .block, .name, .n_experts and .top_k; ``idle`` is [part, block, (idle, identity)]; ``weight`` None:
+    not known, and left out.
     """
     by_label, by_prompt = _summed(label, len(names)), _summed(prompt, documents)
     spread = np.zeros((documents, len(names)), np.int64)
@@ -289,20 +291,22 @@ def assembled(
     one, three = ("block", "expert"), ("label", "block", "expert")
     variables: dict[str, Any] = {
         "usage_count": (three, by_label(count.astype(np.int64))),
-        "usage_weight": (three, by_label(weight.astype(np.float64))),
         "idle_count": (three[:2], idle[..., 0]),
         "identity_count": (three[:2], idle[..., 1]),
         "token_count": (("label",), spread.sum(0)),
         "document_count": (("prompt", *one), by_prompt(count)),
-        "document_weight": (("prompt", *one), by_prompt(weight)),
         "document_label_count": (("prompt", "label"), spread),
         "expert_exists": (one, np.arange(count.shape[2]) < np.array([x.n_experts for x in layers])[:, None]),
         "top_k": (("block",), np.array([x.top_k for x in layers])),
         "module": (("block",), np.array([x.name for x in layers], object)),
     }
-    if len(prompt) != len(np.unique(prompt)):
+    mixed = len(prompt) != len(np.unique(prompt))
+    if weight is not None:
+        variables["usage_weight"] = (three, by_label(weight.astype(np.float64)))
+        variables["document_weight"] = (("prompt", *one), by_prompt(weight))
+        variables |= {"part_weight": (("part", *one), weight)} if mixed else {}
+    if mixed:
         variables["part_count"] = (("part", *one), count)
-        variables["part_weight"] = (("part", *one), weight)
         variables["part_prompt"], variables["part_label"] = (("part",), prompt), (("part",), label)
     coords = {
         "block": [x.block for x in layers], "label": np.array(names, object), "expert": np.arange(count.shape[2]),
@@ -323,16 +327,37 @@ def _summed(group: np.ndarray, n: int) -> Callable[[np.ndarray], np.ndarray]:
     return total
 
 
+def numbered(blocks: int | Iterable[int] | None, n: int, there: Iterable[int]) -> list[int]:
+    """Block numbers asked for, sorted; those below 0 count from the last of ``n``; None: all that are ``there``."""
+    given = there if blocks is None else [blocks] if isinstance(blocks, (int, np.integer)) else blocks
+    found = sorted({int(b) + n * (-n <= b < 0) for b in given})
+    if not found:
+        raise InputError("No block was asked for: blocks is empty. Leave it out for all that have experts.")
+    return found
+
+
+def document_labels(labels: Sequence[Any] | None, n: int, what: str = "prompts") -> list[str]:
+    """One label for each of n documents; None: all are "all"."""
+    if labels is None:
+        return ["all"] * n
+    if isinstance(labels, str) or len(labels) != n:
+        given = "one text" if isinstance(labels, str) else f"{len(labels)}"
+        raise InputError(f"labels has {given} and there are {n} {what}. Give one label for each of them.")
+    if (i := next((i for i, x in enumerate(labels) if isinstance(x, LISTS)), None)) is not None:
+        raise InputError(f"Label {i} is a list. Labels by token are for RoutingTracer; here each document has one.")
+    return [str(x) for x in labels]
+
+
+LISTS = (list, tuple, np.ndarray)
+
+
 def _labels(labels: Sequence[Any] | None, ids: list[list[int]]) -> tuple[list[str], list[list[int]]]:
     """Label names, sorted, and for each token of each prompt the number of its label."""
-    if labels is None:
-        return ["all"], [[0] * len(i) for i in ids]
-    if isinstance(labels, str) or len(labels) != len(ids):
-        given = "one text" if isinstance(labels, str) else f"{len(labels)}"
-        raise InputError(f"labels has {given} and there are {len(ids)} prompts. Give one label for each prompt.")
+    if labels is None or len(labels) != len(ids) or not any(isinstance(x, LISTS) for x in labels):
+        labels = document_labels(labels, len(ids))
     spread: list[list[str]] = []
     for p, (label, own) in enumerate(zip(labels, ids, strict=True)):
-        if isinstance(label, (list, tuple, np.ndarray)):
+        if isinstance(label, LISTS):
             if len(label) != len(own):
                 raise InputError(
                     f"Prompt {p} has {len(own)} tokens and {len(label)} labels. Give one for each token, counting "

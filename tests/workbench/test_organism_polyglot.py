@@ -103,5 +103,15 @@ def test_routing_on_the_card_is_found_again():
     for language, own in claims.items():
         assert {str(b): e for b, e in own["experts"].items()} == card["experts"][language]["experts"]
         assert own["delta"] == pytest.approx(card["experts"][language]["delta"], abs=0.02)
-    assert all(claims[x]["excess_low"] > 0.3 and claims[x]["p_random"] == 0.05 for x in ("a", "e"))
-    assert claims["c"]["excess_high"] < 0 and claims["b"]["p_random"] > 0.2
+    each = {
+        x: own["delta"] / own["slots"] / ((own["delta"] - own["excess"]) / own["slots_random"])
+        for x, own in claims.items()
+    }
+    for x in ("a", "e"):
+        assert claims[x]["excess_low"] > 0.3 and claims[x]["p_random"] == round(1 / (1 + claims[x]["sets"]), 4)
+    assert 2.5 < each["a"] < 3.5 and 3.5 < each["e"] < 4.5
+    # More than others in all, and not slot for slot: others lose fewer.
+    assert claims["b"]["excess_low"] > 0 and claims["b"]["p_random"] > 0.2 and each["b"] == pytest.approx(1, abs=0.15)
+    assert claims["c"]["excess_high"] < 0 and each["c"] < 0.4
+    for x, own in claims.items():
+        assert own["slots"] == card["experts"][x]["slots"] and own["slots_random"] < 0.9 * own["slots"]

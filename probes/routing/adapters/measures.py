@@ -18,8 +18,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.adapters.tracing import adapter_names, document_labels, mixed, oracle_adapters, projections
+from probes.routing.adapters.tracing import adapter_names, mixed, oracle_adapters, projections
 from probes.routing.interventions import document_nll
+from probes.routing.tracer import document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.model import Model

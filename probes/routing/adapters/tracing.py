@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probes.routing.tracer import document_labels
 from workbench.anatomy import TOLERANCE
 from workbench.engines.hooks import hooked
 from workbench.errors import InputError, Refused
@@ -112,15 +113,6 @@ def adapter_names(found: list[Projection], names: Sequence[str] | None) -> list[
             f"names={names!r} does not name the {len(own)} adapters ({', '.join(own)}) once each, in order."
         )
     return given
-
-
-def document_labels(labels: Sequence[Any] | None, n: int) -> list[str]:
-    if labels is None:
-        return ["all"] * n
-    if isinstance(labels, str) or len(labels) != n:
-        given = "one text" if isinstance(labels, str) else f"{len(labels)}"
-        raise InputError(f"labels has {given} and there are {n} prompts. Give one label for each prompt.")
-    return [str(x) for x in labels]
 
 
 def oracle_adapters(oracle: Mapping[Any, str], labels: list[str], adapters: list[str]) -> dict[str, int]:

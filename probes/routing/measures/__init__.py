@@ -1,9 +1,10 @@
 """What a routing trace says, each number with its null and its interval.  Documents are the unit of inference.
 
-Every function takes a :class:`RoutingTracer` reading (those of tokens also a :class:`Trace` on disk) and gives an
-xarray Dataset with the measure's name, ``_low`` and ``_high`` (95 %, over documents) and ``_null`` (what chance gives)
-or ``_p``.  Tokens of one document are not independent: intervals and tests that take them for such are several times
-too narrow.
+Every function takes a :class:`RoutingTracer` reading (or a :class:`Trace` on disk, where that has what it needs) and
+gives an xarray Dataset with the measure's name, ``_low`` and ``_high`` (95 %, over documents) and ``_null`` (what
+chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias, as its interval
+is.  NaN: not known.  Tokens of one document are not independent: intervals and tests that take them for such are
+several times too narrow.
 
     how much each expert serves     usage  gate  balance  reordering
     labels beside each other        divergence  information  specialisation  agreement  classes  parallel  decode

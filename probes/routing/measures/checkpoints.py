@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.experts import router_rows
+from probes.routing.measures.documents import Documents, nanmean, over
+from probes.routing.measures.experts import routed_blocks, router_rows
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import bootstrap_interval
@@ -36,8 +37,17 @@ def saturation(
     saturation [checkpoint, block]; top, the same of the strongest expert alone; weighted, the weights that experts
     have in common (sum of the smaller, over the final ones' sum); each with interval over documents.  divergence:
     KL(p_t || p_T) of the gate's distributions in nats, where the readings have them (scores=True).  saturation_null =
-    k/E, top_null = 1/E; saturation_floor, top_floor, weighted_floor, divergence_floor [block] with ``floor``.
+    k/E (k less slots that reached no routed expert), top_null = 1/E; saturation_floor, top_floor, weighted_floor,
+    divergence_floor [block] with ``floor``.
     """
+    if not readings:
+        raise InputError("There is no checkpoint to compare: the list of readings is empty.")
+    for reading in [*readings, *([] if floor is None else [floor])]:
+        if not isinstance(reading, Reading) or not {"expert_id", "input_id"} <= set(reading.data):
+            raise InputError(
+                "Saturation compares readings with trace=True (of workbench.read) of the same prompts; a trace on disk "
+                "or counts alone will not do."
+            )
     last = readings[final].data
     rows = [_compared(reading.data, last, draws, seed) for reading in readings]
     names = list(range(len(readings))) if names is None else list(names)
@@ -47,8 +57,11 @@ def saturation(
         name: (("checkpoint", "block"), np.stack([row[name] for row in rows]))
         for name in rows[0] if all(name in row for row in rows)
     }  # fmt: skip
-    k, e = last["top_k"].values, last["expert_exists"].values.sum(1)
-    found |= {"saturation_null": (("block",), k / e), "top_null": (("block",), 1 / e)}
+    documents = Documents(readings[final])
+    found |= {
+        "saturation_null": (("block",), documents.active() / documents.experts),
+        "top_null": (("block",), 1 / documents.experts),
+    }
     if floor is not None:
         row = _compared(floor.data, last, draws, seed)
         for name in ("saturation", "top", "weighted", "divergence"):
@@ -58,9 +71,7 @@ def saturation(
 
 
 def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, seed: int) -> dict[str, np.ndarray]:
-    if "expert_id" not in data or "expert_id" not in last or data["input_id"].shape != last["input_id"].shape:
-        raise InputError("Saturation compares traces (trace=True) of the same prompts.")
-    if not bool((data["input_id"].values == last["input_id"].values).all()):
+    if not np.array_equal(data["input_id"].values, last["input_id"].values):
         raise InputError("Saturation compares traces of the same prompts, and these are of different ones.")
     if data["block"].values.tolist() != last["block"].values.tolist():
         raise InputError("Saturation compares traces of the same blocks, and these are of different ones.")
@@ -72,23 +83,29 @@ def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, seed: int) -> dict
     for name, values in parts.items():
         each = np.stack(values, 1)  # [prompt, block, position]
         tokens = (~np.isnan(each)).sum(2).astype(float)
-        means = np.divide(np.nansum(each, 2), tokens, out=np.full(tokens.shape, np.nan), where=tokens > 0)
-        found[name] = np.nansum(each, (0, 2)) / tokens.sum(0).clip(1)
-        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(means, tokens[:, 0], draws=draws, seed=seed)
+        means = over(np.nansum(each, 2), tokens)
+        found[name] = nanmean(means, tokens)
+        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(means, tokens, draws=draws, seed=seed)
     return found
 
 
 def _shared(data: xr.Dataset, last: xr.Dataset) -> dict[str, np.ndarray]:
     """[prompt, position] of one block; NaN where there is no token, or it has no expert at the end."""
-    a, b = data["expert_id"].values, last["expert_id"].values
+    a, b = (np.where(d["expert_id"] < d["expert_exists"].values.sum(), d["expert_id"], -1) for d in (data, last))
     meet = (a[..., :, None] == b[..., None, :]) & (a[..., :, None] >= 0)
     held = (b >= 0).sum(-1)
-    x, y = (np.nan_to_num(d["expert_weight"].values.astype(np.float32)) for d in (data, last))
+    x, y = (
+        np.where(i >= 0, np.nan_to_num(d["expert_weight"].values.astype(np.float32)), 0)
+        for i, d in ((a, data), (b, last))
+    )
 
     def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
         return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=(held > 0) & (bottom > 0))
 
-    first = [np.take_along_axis(i, w.argmax(-1)[..., None], -1)[..., 0] for i, w in ((a, x), (b, y))]
+    # Among weights of 0, a slot that has an expert is the stronger.
+    first = [
+        np.take_along_axis(i, np.where(i >= 0, w, -1).argmax(-1)[..., None], -1)[..., 0] for i, w in ((a, x), (b, y))
+    ]
     found = {
         "saturation": ratio(meet.any(-1).sum(-1).astype(float), held.astype(float)),
         "top": np.where(held > 0, (first[0] == first[1]) & (first[0] >= 0), np.nan),
@@ -110,8 +127,10 @@ def router_drift(models: Mapping[Any, Model], final: Any = None) -> xr.Dataset:
     names = list(models)
     if len(names) < 2:
         raise InputError("Drift is between checkpoints, and there is one. Give two or more.")
+    if final is not None and final not in names:
+        raise InputError(f"There is no checkpoint {final!r}; there are {', '.join(map(str, names))}.")
     last = models[names[-1] if final is None else final]
-    blocks = sorted(last.moe)
+    blocks = routed_blocks(last)
     e = max(last.moe[b].n_experts for b in blocks)
     cosine = np.full((len(names), len(blocks), e), np.nan)
     matched, change = (np.full((len(names), len(blocks)), np.nan) for _ in range(2))

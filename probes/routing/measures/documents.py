@@ -23,6 +23,7 @@ class Documents:
     """Expert usage of documents, and their labels.
 
     Args:
+        source: a reading, or a trace on disk.
         of: "count": slots; "weight": the weights applied in them; "probability": the gate's full distribution, summed
             over tokens (a reading with scores=True).
 
@@ -30,14 +31,19 @@ class Documents:
     intervals; labels cannot be shuffled without breaking documents up, so nulls by shuffling, and their p, are NaN.
     """
 
-    def __init__(self, reading: Reading, of: str = "count") -> None:
-        data = reading.data
+    def __init__(self, source: Reading | Trace, of: str = "count") -> None:
+        data = counts_of(source).data
         if "document_count" not in data:
             raise InputError("This is no reading of RoutingTracer: it has no document_count.")
         if of not in KINDS:
             raise InputError(f"of={of!r} is unknown. Use one of {', '.join(KINDS)}.")
         if f"document_{of}" not in data:
-            raise InputError("The reading has no gate probabilities. Trace with scores=True.")
+            raise InputError(
+                "The reading has no weights: what it was made from names experts alone. Use of='count'."
+                if of == "weight"
+                else "There are no gate probabilities (a trace on disk has none). Use workbench.read with "
+                "RoutingTracer(scores=True)."
+            )
         tokens = data["document_label_count"].values
         empty = tokens.sum(1) == 0
         if empty.any():
@@ -45,18 +51,21 @@ class Documents:
         self.data, self.of = data, of
         self.names = [str(x) for x in data["label"].values]
         self.mixed = "part_count" in data
+        self.kind = "part" if self.mixed else "document"
         if self.mixed:
             self.document, self.label = data["part_prompt"].values, data["part_label"].values
         else:
             self.document, self.label = np.arange(len(tokens)), tokens.argmax(1)
         self.tokens = tokens[self.document, self.label].astype(float)
-        self.count = data[f"{'part' if self.mixed else 'document'}_{of}"].values.astype(float)
+        self.count = data[f"{self.kind}_{of}"].values.astype(float)
         if of == "probability":
             self.count = self.count * self.tokens[:, None, None]
         self.exists = data["expert_exists"].values
         self.blocks = data["block"].values
         self.experts = self.exists.sum(1)
         self.k = data["top_k"].values
+        self.once = self._weights(self.label[None], np.ones((1, len(self.label))))[0]
+        """[label, part] 1 where a part has the label: the weights of the documents as they are."""
 
     def number(self, label: Any) -> int:
         """Which label this is."""
@@ -64,55 +73,60 @@ class Documents:
             raise InputError(f"There is no label {str(label)!r} in the reading; there are {', '.join(self.names)}.")
         return self.names.index(str(label))
 
-    def needs_labels(self, what: str) -> None:
+    def needs_labels(self, what: str, *, whole: bool = False) -> None:
+        """Two labels or more; ``whole``: of documents and not of tokens."""
         if len(self.names) < 2:
             raise InputError(f"{what} is between labels, and the reading has one. Trace with labels=.")
+        if whole and self.mixed:
+            raise InputError(f"{what} is between labels of documents, and here labels are by token. Label documents.")
 
-    def summed(
-        self, values: np.ndarray, label: np.ndarray | None = None, picked: np.ndarray | None = None
-    ) -> np.ndarray:
-        """[part, ...] -> [label, ...] sums, under other labels or with documents drawn ``picked`` times."""
-        label = self.label if label is None else label
-        weight = np.zeros((len(self.names), len(label)))
-        weight[label, np.arange(len(label))] = 1 if picked is None else picked
-        return np.tensordot(weight, values, 1)
+    def by_label(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """[..., label, block, expert] counts; ``weights`` [..., label, part]: how often each part is there."""
+        return np.tensordot(self.once if weights is None else weights, self.count, 1)
 
-    def by_label(self, label: np.ndarray | None = None, picked: np.ndarray | None = None) -> np.ndarray:
-        """[label, block, expert] counts."""
-        return self.summed(self.count, label, picked)
+    def active(self) -> np.ndarray:
+        """[block] slots of a token that reached a routed expert, on average."""
+        return over(self.data[f"{self.kind}_count"].values.sum((0, 2)), self.tokens.sum())
 
-    def resample(self, rng: np.random.Generator) -> np.ndarray:
-        """How often each part is drawn when the documents (of every label) are drawn again with replacement."""
-        if self.mixed:
-            n = int(self.document.max()) + 1
-            return np.bincount(rng.integers(n, size=n), minlength=n)[self.document].astype(float)
-        picked = np.zeros(len(self.label))
-        for i in range(len(self.names)):
-            own = np.flatnonzero(self.label == i)
-            np.add.at(picked, rng.choice(own, len(own)), 1)
-        return picked
+    def _weights(self, label: np.ndarray, picked: np.ndarray) -> np.ndarray:
+        """[draws, label, part] from labels and times drawn [draws, part]."""
+        return np.where(label[:, None] == np.arange(len(self.names))[:, None], picked[:, None], 0.0)
 
-    def draws(self, statistic: Callable[[np.ndarray, np.ndarray], Any], draws: int, seed: int) -> np.ndarray:
-        """[draws, ...] of a statistic(label, picked) over resampled documents; NaN where a label has one document."""
-        rng, once = np.random.default_rng(seed), np.ones(len(self.label))
-        if np.bincount(self.label, minlength=len(self.names)).min() < 2:
-            return np.full((1, *np.shape(statistic(self.label, once))), np.nan)
-        return np.stack([statistic(self.label, self.resample(rng)) for _ in range(draws)])
+    def resampled(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> np.ndarray:
+        """[draws, ...] of a statistic of weights [..., label, part] when documents (of every label) are drawn again.
 
-    def shuffles(self, statistic: Callable[[np.ndarray, np.ndarray], Any], draws: int, seed: int) -> np.ndarray:
-        """[draws, ...] of a statistic(label, picked) when labels are shuffled among documents."""
-        rng, once = np.random.default_rng(seed), np.ones(len(self.label))
-        if self.mixed:
-            return np.full((1, *np.shape(statistic(self.label, once))), np.nan)
-        return np.stack([statistic(rng.permutation(self.label), once) for _ in range(draws)])
+        A label that one document alone has is not known to vary: its weights are NaN.
+        """
+        rng = np.random.default_rng(seed)
+        owners = [np.unique(self.document[self.label == i]) for i in range(len(self.names))]
+        n = int(self.document.max()) + 1
+        alone = [i for i, own in enumerate(owners) if len(own) < 2]
 
-    def bootstrap(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> np.ndarray:
-        """[draws, ...] of a statistic of [label, block, expert] counts over resampled documents."""
-        return self.draws(lambda label, picked: statistic(self.by_label(label, picked)), draws, seed)
+        def drawn(m: int) -> np.ndarray:
+            times = np.zeros((m, n))
+            for own in [np.arange(n)] if self.mixed else owners:
+                times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=m)
+            picked = times[:, self.document]
+            picked[:, np.isin(self.label, alone)] = np.nan
+            return self._weights(self.label[None], picked)
+
+        return self._each(statistic, drawn, draws)
 
     def shuffled(self, statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int) -> np.ndarray:
-        """[draws, ...] of a statistic of [label, block, expert] counts when labels are shuffled among documents."""
-        return self.shuffles(lambda label, picked: statistic(self.by_label(label, picked)), draws, seed)
+        """[draws, ...] of a statistic of weights [..., label, part] when labels are shuffled among documents."""
+        rng, once = np.random.default_rng(seed), np.full((1, len(self.label)), np.nan if self.mixed else 1.0)
+        return self._each(
+            statistic,
+            lambda m: self._weights(rng.permuted(np.tile(self.label, (m, 1)), axis=1), once),
+            1 if self.mixed else draws,
+        )
+
+    def _each(self, statistic: Callable, weights: Callable[[int], np.ndarray], draws: int) -> np.ndarray:
+        # Many draws at a time, as many as small arrays hold.
+        n, parts = self.once.shape
+        most = max(1, int(1e6 / max(n * parts, n * n * self.count[0].size)))
+        sizes = [min(most, draws - i) for i in range(0, draws, most)]
+        return np.concatenate([statistic(weights(m)) for m in sizes] or [statistic(self.once[None])[:0]])
 
     def dataset(self, variables: dict[str, Any], **coords: Any) -> xr.Dataset:
         axes = {"label": np.array(self.names, object), "block": self.blocks, "expert": self.data["expert"].values}
@@ -120,18 +134,43 @@ class Documents:
         return xr.Dataset(variables, {**axes, **coords}, about)
 
 
-def with_interval(name: str, dims: tuple[str, ...], value: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-    """Three variables: a value, and its interval from draws of it."""
-    low, high = interval(found)
-    return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
+def with_interval(
+    name: str, dims: tuple[str, ...], value: np.ndarray, found: np.ndarray, within: tuple[Any, Any] | None = None
+) -> dict[str, Any]:
+    """A value and its 95 % interval from bootstrap draws of it [draws, ...].
+
+    ``within``: the least and greatest value, of a statistic that is biased in small samples (a divergence, an entropy,
+    an information).  Draws of it are biased once more, so that their quantiles miss the truth and even the value: the
+    interval is the basic one, quantiles reflected in the value, and a fourth variable, _corrected, is the value less
+    its bias (the mean of the draws less the value).
+    """
+    low, high = quantiles(found)
+    if within is None:
+        return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
+    known = np.where(np.isnan(low), np.nan, found)
+    parts = {"_low": 2 * value - high, "_high": 2 * value - low, "_corrected": 2 * value - nanmean(known)}
+    return {name: (dims, value), **{f"{name}{x}": (dims, np.clip(values, *within)) for x, values in parts.items()}}
 
 
-def interval(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval over bootstrap draws [draws, ...]."""
-    if np.isnan(found).all():
-        return found[0], found[0]
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
-    return low, high
+def quantiles(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 % and 97.5 % of draws [draws, ...]; NaN where less than half of them have a value."""
+    known = (~np.isnan(found)).mean(0) >= 0.5 if len(found) else np.zeros(found.shape[1:], bool)
+    if not known.any():
+        return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
+    low, high = np.nanquantile(np.where(known, found, 0), [0.025, 0.975], axis=0)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
+
+
+def nanmean(values: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weighted mean over the first axis of what is not NaN; NaN where all is."""
+    weight = np.where(np.isnan(values), 0.0, weight)
+    return over(np.nansum(values * weight, 0), weight.sum(0))
+
+
+def over(top: Any, bottom: Any) -> np.ndarray:
+    """top / bottom, NaN where bottom is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
 def groups_of(documents: int, seed: int) -> np.ndarray:
@@ -148,14 +187,13 @@ def jackknife(without: np.ndarray) -> np.ndarray:
 
 
 def shares(count: np.ndarray) -> np.ndarray:
-    """Counts [..., expert] -> shares of the slots that reached an expert."""
-    total = count.sum(-1, keepdims=True)
-    return np.divide(count, total, out=np.full_like(count, np.nan, dtype=float), where=total > 0)
+    """Counts [..., expert] -> shares of the slots that reached an expert; NaN where none did."""
+    return over(count, count.sum(-1, keepdims=True))
 
 
 def entropy(share: np.ndarray) -> np.ndarray:
-    """[..., expert] -> nats."""
-    return -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1)), 0), -1)
+    """[..., expert] -> nats; NaN where a share is."""
+    return -np.sum(share * np.log(np.where(share > 0, share, 1)), -1)
 
 
 def jsd(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -166,30 +204,35 @@ def jsd(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def token_table(source: Reading | Trace) -> Iterator[dict[str, np.ndarray]]:
     """Every token of a reading with trace=True, or of a trace on disk shard by shard.
 
-    token, document, position [tokens]; index, weight [tokens, block, slot]: -1 and NaN where there is no expert;
-    probability [tokens, block, expert] where the reading has it.
+    document, position [tokens], token where ids are known; index [tokens, block, slot]: -1 where there is no routed
+    expert (so for identity experts); weight, probability [tokens, block, expert] where the reading has them.
     """
     if not isinstance(source, Reading):
-        yield from source.shards()
+        experts = np.array(source.about["experts"])[:, None]
+        for rows in source.shards():
+            yield {**rows, "index": np.where(rows["index"] < experts, rows["index"], -1)}
         return
     data = source.data
     if "expert_id" not in data:
         raise InputError("The reading has no token's experts. Trace with trace=True.")
-    real = data["input_id"].values >= 0
-    document, _ = np.nonzero(real)
-    order = ("prompt", "position", "block")
+    real = data["input_id" if "input_id" in data else "input_position"].values >= 0
+    order, experts = ("prompt", "position", "block"), data["expert_exists"].values.sum(1)[:, None]
+    index = data["expert_id"].transpose(*order, "slot").values[real]
     found = {
-        "token": data["input_id"].values[real],
-        "document": document,
+        "document": np.nonzero(real)[0],
         "position": data["input_position"].values[real],
-        "index": data["expert_id"].transpose(*order, "slot").values[real],
-        "weight": data["expert_weight"].transpose(*order, "slot").values[real],
+        "index": np.where(index < experts, index, -1),
     }
-    if "gate_probability" in data:
-        found["probability"] = data["gate_probability"].transpose(*order, "expert").values[real]
+    if "input_id" in data:
+        found["token"] = data["input_id"].values[real]
+    for name, of, last in (("weight", "expert_weight", "slot"), ("probability", "gate_probability", "expert")):
+        if of in data:
+            found[name] = data[of].transpose(*order, last).values[real]
     yield found
 
 
 def counts_of(source: Reading | Trace) -> Reading:
     """The counts of a reading, or of a trace on disk."""
+    if not isinstance(source, Reading) and not hasattr(source, "reading"):
+        raise InputError(f"This is a {type(source).__name__}, and no reading of RoutingTracer or trace on disk.")
     return source if isinstance(source, Reading) else source.reading()

@@ -12,6 +12,7 @@ from probes.routing.measures.documents import (
     counts_of,
     entropy,
     groups_of,
+    over,
     shares,
     token_table,
     with_interval,
@@ -30,12 +31,13 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) ->
     given [block, expert, expert_2]: P(expert_2 in the slots | expert is), with interval (NaN unless every token was
     traced); given_null [block] = (k-1)/(E-1), a router without preferences; expected: what the experts' own loads
     give, if a token's k experts are otherwise drawn at random (conditional Bernoulli; Chen, Dempster & Liu 1994).
+    Where slots reach no expert, k is their mean number beside a served one, and pairs are as many as were seen.
     lift = log2(given / expected); pmi = log2(given / load of expert_2), which is below 0 where nothing is going on,
     since an expert does not serve a token twice; phi: correlation of the two being there.
     """
     tables = _tables(source, "pairs", seed)
     data = counts_of(source).data
-    k, exists = data["top_k"].values, data["expert_exists"].values
+    exists = data["expert_exists"].values
 
     def conditional(weight: np.ndarray) -> np.ndarray:
         pairs, own = (np.tensordot(weight, tables[x], 1) for x in ("pairs", "usage"))
@@ -43,11 +45,14 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) ->
 
     given = conditional(np.ones(len(tables["tokens"])))
     load = tables["usage"].sum(0) / max(1, tables["tokens"].sum())
+    total = tables["pairs"].sum((0, 2, 3)) / max(1, tables["tokens"].sum())
+    others = np.nan_to_num(over(total, load.sum(1)))
     expected = np.full(given.shape, np.nan)
-    for b in range(len(k)):
+    for b in range(len(others)):
         real = np.flatnonzero(exists[b] & (load[b] > 0))
-        pairs = together(load[b][real], int(k[b]))
-        expected[b][np.ix_(real, real)] = pairs / load[b][real][:, None]
+        if len(real):
+            pairs = together(load[b][real], round(float(others[b])) + 1)
+            expected[b][np.ix_(real, real)] = pairs * (total[b] / max(pairs.sum(), 1e-300)) / load[b][real][:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         joint = given * load[..., None]
         spread = np.sqrt(load * (1 - load))
@@ -62,7 +67,7 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) ->
         {
             **with_interval("given", three, given, _drawn(conditional, len(tables["tokens"]), draws, seed)),
             **{name: (three, values) for name, values in found.items()},
-            "given_null": (("block",), (k - 1) / np.maximum(1, exists.sum(1) - 1)),
+            "given_null": (("block",), others / np.maximum(1, exists.sum(1) - 1)),
         },
         {"block": data["block"].values, "expert": data["expert"].values, "expert_2": data["expert"].values},
         {"model": data.attrs["model"]},
@@ -108,7 +113,8 @@ def flow(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Data
 
     follows [block_from, expert, expert_2]: P(next | here); information [block_from]: their mutual information in nats,
     with interval (NaN unless every token was traced), and information_null, what counts of independent experts would
-    show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).
+    show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).  information_corrected: less the bias that documents drawn
+    again show, which is more, since tokens of one document are alike.
     """
     tables = _tables(source, "flow", seed)
     data = counts_of(source).data
@@ -125,7 +131,11 @@ def flow(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Data
         {
             "follows": (("block_from", "expert", "expert_2"), np.nan_to_num(shares(count))),
             **with_interval(
-                "information", ("block_from",), information(np.ones(groups)), _drawn(information, groups, draws, seed)
+                "information",
+                ("block_from",),
+                information(np.ones(groups)),
+                _drawn(information, groups, draws, seed),
+                (0, np.log(count.shape[1])),
             ),
             "information_null": (("block_from",), seen[0] * seen[1] / (2 * np.maximum(count.sum((1, 2)), 1))),
         },
@@ -169,8 +179,10 @@ def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> xr.Datase
 def _strongest(rows: dict[str, np.ndarray]) -> np.ndarray:
     """[tokens, block] the expert of the largest weight; -1 where there is none."""
     if "weight" not in rows:
-        raise InputError("The trace has no weights, so it does not tell which of a token's experts is the strongest.")
-    weight = np.where(rows["index"] >= 0, rows["weight"].astype(np.float32), -np.inf)
+        raise InputError(
+            "There are no weights (vLLM returns none), so it is not known which of a token's experts is the strongest."
+        )
+    weight = np.where(rows["index"] >= 0, np.nan_to_num(rows["weight"].astype(np.float32)), -np.inf)
     return np.take_along_axis(rows["index"], weight.argmax(-1)[..., None], -1)[..., 0]
 
 
@@ -198,14 +210,14 @@ def _tables(source: Reading | Trace, what: str, seed: int) -> dict[str, np.ndarr
             for b in range(blocks):
                 own = index[mine, b]
                 held = np.zeros((len(own), e), np.float32)
-                at, slot = np.nonzero((own >= 0) & (own < e))
+                at, slot = np.nonzero(own >= 0)
                 held[at, own[at, slot]] = 1
                 usage[g, b] += held.sum(0)
                 if what == "pairs":
                     table[g, b] += held.T @ held * (1 - np.eye(e))
                 elif b + 1 < blocks and first is not None:
                     here, there = first[mine, b], first[mine, b + 1]
-                    both = (here >= 0) & (there >= 0) & (here < e) & (there < e)
+                    both = (here >= 0) & (there >= 0)
                     np.add.at(table[g, b], (here[both], there[both]), 1)
     return {"usage": usage, "tokens": tokens, what: table}
 
@@ -218,6 +230,13 @@ def _drawn(statistic: Any, groups: int, draws: int, seed: int) -> np.ndarray:
     return np.stack(
         [statistic(rng.multinomial(groups, np.full(groups, 1 / groups)).astype(float)) for _ in range(draws)]
     )
+
+
+def routed_blocks(model: Model) -> list[int]:
+    """The blocks that have a router; Refused for a dense model."""
+    if not model.moe:
+        raise Refused(f"{model.name} is a dense model: it has no routers.")
+    return sorted(model.moe)
 
 
 def router_rows(model: Model, block: int) -> np.ndarray:
@@ -239,7 +258,7 @@ def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
     the effective number of directions exp(entropy of squared singular values); norm [block, expert].  Beside them what
     as many Gaussian rows of that width give (_null) and p of being less spread than those (rank_p).
     """
-    blocks = sorted(model.moe)
+    blocks = routed_blocks(model)
     e = max(model.moe[b].n_experts for b in blocks)
     cosine, norm = np.full((len(blocks), e, e), np.nan), np.full((len(blocks), e), np.nan)
     rng = np.random.default_rng(seed)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import Documents, entropy, interval, jsd, shares, with_interval
+from probes.routing.measures.documents import Documents, entropy, jsd, over, shares, with_interval
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import auroc, bootstrap_interval, fdr, p_value
 
+if TYPE_CHECKING:
+    from probes.routing.store import Trace
+
 
 def divergence(
-    reading: Reading, *, of: str = "count", unit: str = "nats", draws: int = 500, seed: int = 0
+    source: Reading | Trace, *, of: str = "count", unit: str = "nats", draws: int = 500, seed: int = 0
 ) -> xr.Dataset:
     """Jensen-Shannon divergence between the expert usage of labels, in nats or in bits (attribute ``unit``).
 
@@ -24,21 +27,22 @@ def divergence(
 
     jsd [label, label_2, block] with interval; jsd_null: its mean with labels shuffled among documents (what documents
     of one kind differ by); jsd_excess: what is left above it; jsd_p: permutation p of each pair and block, and jsd_q:
-    its false discovery rate over all of them; jsd_floor [label, block]: between random halves of a label's documents.
-    mean_jsd [block] over pairs, with interval, null and p.
+    its false discovery rate over all of them; jsd_floor [label, block]: between random halves of a label's documents
+    (half as many as a pair of labels has, so that chance alone gives them about twice its share).
+    mean_jsd [block] over pairs, with interval, null and p.  jsd and mean_jsd are as counted, and comparable with null
+    and floor: all are too high, the more so the fewer the documents; _corrected is less that bias.
     """
-    documents = Documents(reading, of)
+    documents = Documents(source, of)
     documents.needs_labels("Divergence")
     n, scale = len(documents.names), _unit(unit)
 
-    def pairs(count: np.ndarray) -> np.ndarray:
-        share = np.nan_to_num(shares(count))
-        return jsd(share[:, None], share[None]) / scale
+    def pairs(weights: np.ndarray) -> np.ndarray:
+        share = shares(documents.by_label(weights))
+        return jsd(share[..., :, None, :, :], share[..., None, :, :, :]) / scale
 
     upper = np.triu_indices(n, 1)
-    observed = pairs(documents.by_label())
-    resampled = documents.bootstrap(pairs, draws, seed)
-    low, high = interval(resampled)
+    observed = pairs(documents.once)
+    resampled = documents.resampled(pairs, draws, seed)
     null = documents.shuffled(pairs, draws, seed + 1)
     p = p_value(observed, null)
     p[np.arange(n), np.arange(n)] = np.nan
@@ -46,26 +50,18 @@ def divergence(
     q[upper] = fdr(p[upper])
     q = np.where(np.isnan(q), q.swapaxes(0, 1), q)
     mean, mean_null = observed[upper].mean(0), null[:, upper[0], upper[1]].mean(1)
-    m_low, m_high = interval(resampled[:, upper[0], upper[1]].mean(1))
-    three = ("label", "label_2", "block")
+    three, within = ("label", "label_2", "block"), (0, np.log(2) / scale)
     table = documents.dataset(
         {
-            "jsd": (three, observed),
-            "jsd_low": (three, low),
-            "jsd_high": (three, high),
-            "jsd_null": (three, null.mean(0)),
-            "jsd_excess": (three, observed - null.mean(0)),
-            "jsd_p": (three, p),
-            "jsd_q": (three, q),
+            **with_interval("jsd", three, observed, resampled, within),
+            "jsd_null": (three, null.mean(0)), "jsd_excess": (three, observed - null.mean(0)),
+            "jsd_p": (three, p), "jsd_q": (three, q),
             "jsd_floor": (("label", "block"), _halves(documents, draws, seed) / scale),
-            "mean_jsd": (("block",), mean),
-            "mean_jsd_low": (("block",), m_low),
-            "mean_jsd_high": (("block",), m_high),
-            "mean_jsd_null": (("block",), mean_null.mean(0)),
-            "mean_jsd_p": (("block",), p_value(mean, mean_null)),
+            **with_interval("mean_jsd", ("block",), mean, resampled[:, upper[0], upper[1]].mean(1), within),
+            "mean_jsd_null": (("block",), mean_null.mean(0)), "mean_jsd_p": (("block",), p_value(mean, mean_null)),
         },
         label_2=np.array(documents.names, object),
-    )
+    )  # fmt: skip
     return table.assign_attrs(unit=unit)
 
 
@@ -88,130 +84,155 @@ def _halves(documents: Documents, draws: int, seed: int) -> np.ndarray:
             order = rng.permutation(own)
             half = len(own) // 2
             a, b = documents.count[order[:half]].sum(0), documents.count[order[half : 2 * half]].sum(0)
-            values.append(jsd(np.nan_to_num(shares(a)), np.nan_to_num(shares(b))))
+            values.append(jsd(shares(a), shares(b)))
         found[i] = np.mean(values, 0)
     return found
 
 
-def information(reading: Reading, *, of: str = "count", draws: int = 500, seed: int = 0) -> xr.Dataset:
+def information(source: Reading | Trace, *, of: str = "count", draws: int = 500, seed: int = 0) -> xr.Dataset:
     """I(label; expert) / H(label), labels balanced: how much of the label one slot's expert tells.
 
     information [block] with interval, information_null (labels shuffled among documents), information_excess and
-    information_p.
+    information_p.  It is as counted and so too high, as its null is; information_corrected is less that bias.
     """
-    documents = Documents(reading, of)
+    documents = Documents(source, of)
     documents.needs_labels("Information")
 
-    def gained(count: np.ndarray) -> np.ndarray:
-        share = np.nan_to_num(shares(count))
-        return (entropy(share.mean(0)) - entropy(share).mean(0)) / np.log(max(2, len(documents.names)))
+    def gained(weights: np.ndarray) -> np.ndarray:
+        share = shares(documents.by_label(weights))
+        return (entropy(share.mean(-3)) - entropy(share).mean(-2)) / np.log(len(documents.names))
 
-    observed = gained(documents.by_label())
-    low, high = interval(documents.bootstrap(gained, draws, seed))
+    observed, one = gained(documents.once), ("block",)
     null = documents.shuffled(gained, draws, seed + 1)
-    found = {
-        "information": observed, "information_low": low, "information_high": high,
-        "information_null": null.mean(0), "information_excess": observed - null.mean(0),
-        "information_p": p_value(observed, null),
-    }  # fmt: skip
-    return documents.dataset({name: (("block",), value) for name, value in found.items()})
+    return documents.dataset(
+        {
+            **with_interval("information", one, observed, documents.resampled(gained, draws, seed), (0, 1)),
+            "information_null": (one, null.mean(0)), "information_excess": (one, observed - null.mean(0)),
+            "information_p": (one, p_value(observed, null)),
+        }
+    )  # fmt: skip
 
 
-def specialisation(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def specialisation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
     """Share of a label's tokens that an expert serves, P(expert in slots | label), and its lift over the labels' mean.
 
-    token_share [label, block, expert] with interval and its uniform value k/E (token_share_null); lift = log2 of it
-    over the mean of all labels; lift_p: labels shuffled among documents, lift_q: false discovery rate over all cells.
-    p is at least 1 / (1 + draws), and q that times the cells over those found: where few of many cells are thought to
-    differ, ``draws`` must be several times as many as cells.
+    token_share [label, block, expert] with interval and its uniform value (token_share_null: slots of a token that
+    reach an expert, over E); lift = log2 of it over the mean of all labels, both with half a slot more; lift_p, of so
+    high or so low a lift (two-sided) when labels are shuffled among documents; lift_q: false discovery rate over all
+    cells.  p is at least 2 / (1 + draws), and q that times the cells over those found: where few of many cells are
+    thought to differ, ``draws`` must be several times as many as cells.
     """
-    documents = Documents(reading)
+    documents = Documents(source)
 
-    def per_token(label: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        total = documents.summed(documents.tokens, label, picked)
-        return documents.by_label(label, picked) / total[:, None, None].clip(1)
+    def tokens(weights: np.ndarray) -> np.ndarray:
+        return (weights @ documents.tokens)[..., None, None]
 
-    def lift(share: np.ndarray) -> np.ndarray:
-        mean = share.mean(0)
-        return np.log2((share + 1e-9) / (mean + 1e-9))
+    def per_token(weights: np.ndarray) -> np.ndarray:
+        return over(documents.by_label(weights), tokens(weights))
 
-    share = per_token(documents.label, np.ones(len(documents.label)))
-    low, high = interval(documents.draws(per_token, draws, seed))
-    observed = lift(share)
-    null = documents.shuffles(lambda label, picked: lift(per_token(label, picked)), draws, seed + 1)
-    p = np.where(documents.exists, p_value(observed, null), np.nan)
+    def lift(weights: np.ndarray) -> np.ndarray:
+        share, n = per_token(weights), tokens(weights)
+        return np.log2((share * n + 0.5) / (share.mean(-3, keepdims=True) * n + 0.5))
+
+    observed = lift(documents.once)
+    null = documents.shuffled(lift, draws, seed + 1)
+    sided = np.minimum(1, 2 * np.minimum(p_value(observed, null), p_value(-observed, -null)))
+    p = np.where(documents.exists, sided, np.nan)
     three = ("label", "block", "expert")
     return documents.dataset(
         {
-            "token_share": (three, share), "token_share_low": (three, low), "token_share_high": (three, high),
-            "token_share_null": (("block",), documents.k / documents.experts),
+            **with_interval(
+                "token_share", three, per_token(documents.once), documents.resampled(per_token, draws, seed)
+            ),
+            "token_share_null": (("block",), documents.active() / documents.experts),
             "lift": (three, observed), "lift_p": (three, p), "lift_q": (three, fdr(p)),
         }
     )  # fmt: skip
 
 
-def agreement(reading: Reading, *, top: int | None = None, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def _listed(documents: Documents, count: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """[..., label, block, expert] whether an expert is among the m [block] most used of a label; the unused never."""
+    order = (-np.where(documents.exists, count, -1)).argsort(-1, kind="stable").argsort(-1, kind="stable")
+    return (order < m[:, None]) & (count > 0)
+
+
+def _top(documents: Documents, top: int | None, default: np.ndarray) -> np.ndarray:
+    """[block] the length of a label's list."""
+    if top is not None and top < 1:
+        raise InputError(f"top={top}: a list has one expert or more.")
+    return np.minimum(default if top is None else top, documents.experts)
+
+
+def agreement(source: Reading | Trace, *, top: int | None = None, draws: int = 500, seed: int = 0) -> xr.Dataset:
     """Whether labels have the same most used experts: overlap of their lists of the ``top`` (default k) experts.
 
     shared [label, label_2, block] = |A and B| / top with interval, jaccard; shared_null = top / E, two lists at random
-    (hypergeometric mean), shared_shuffled: labels shuffled among documents; shared_p: of lists as far apart as these
-    among shuffled labels.
+    (hypergeometric mean), shared_shuffled: labels shuffled among documents; shared_p, one-sided: of lists as far apart
+    as these among shuffled labels.  An expert that a label never uses is on no list.
     """
-    documents = Documents(reading)
+    documents = Documents(source)
     documents.needs_labels("Agreement")
-    m = np.minimum(documents.k if top is None else np.full_like(documents.k, top), documents.experts)
+    m = _top(documents, top, documents.k)
 
-    def shared(count: np.ndarray) -> np.ndarray:
-        order = (-np.where(documents.exists, count, -1)).argsort(-1, kind="stable").argsort(-1, kind="stable")
-        held = (order < m[:, None]).astype(float)
-        return np.einsum("abe,cbe->acb", held, held) / m
+    def meet(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        count = documents.by_label(weights)
+        held = _listed(documents, count, m).astype(float)
+        known = np.where(np.isnan(count).any(-1), np.nan, held.sum(-1))
+        return np.einsum("...abe,...cbe->...acb", held, held), known[..., :, None, :] + known[..., None, :, :]
 
-    observed = shared(documents.by_label())
+    def shared(weights: np.ndarray) -> np.ndarray:
+        both, sizes = meet(weights)
+        return both / m + 0 * sizes
+
+    observed, (both, sizes) = shared(documents.once), meet(documents.once)
     null = documents.shuffled(shared, draws, seed + 1)
+    p = np.where(np.eye(len(documents.names), dtype=bool)[..., None], np.nan, p_value(-observed, -null))
     three = ("label", "label_2", "block")
     return documents.dataset(
         {
-            **with_interval("shared", three, observed, documents.bootstrap(shared, draws, seed)),
-            "jaccard": (three, observed / (2 - observed)), "shared_null": (("block",), m / documents.experts),
-            "shared_shuffled": (three, null.mean(0)), "shared_p": (three, p_value(-observed, -null)),
+            **with_interval("shared", three, observed, documents.resampled(shared, draws, seed)),
+            "jaccard": (three, over(both, sizes - both)), "shared_null": (("block",), m / documents.experts),
+            "shared_shuffled": (three, null.mean(0)), "shared_p": (three, p),
         },
         label_2=np.array(documents.names, object),
     )  # fmt: skip
 
 
 def classes(
-    reading: Reading, *, top: int | None = None, threshold: float = 0.4, draws: int = 500, seed: int = 0
+    source: Reading | Trace, *, top: int | None = None, threshold: float = 0.4, draws: int = 500, seed: int = 0
 ) -> xr.Dataset:
     """Experts that are one label's and experts that are everyone's.
 
     Only the ``top`` (default 2k) experts of a label in a block count for it.  exclusivity [label, block, expert]: the
     label's share of what such labels give the expert; exclusive [label, block]: experts where it is above
-    ``threshold``; universal [block]: experts that are among the top of all labels.  Both with interval, mean under
-    shuffled labels (_null) and p.
+    ``threshold``; universal [block]: experts that are among the top of all labels.  Both with interval and mean under
+    shuffled labels (_null).  exclusive_p: of as many exclusive experts or more, universal_p: of as few universal ones
+    or fewer; both small where labels have experts of their own.
     """
-    documents = Documents(reading)
+    documents = Documents(source)
     documents.needs_labels("Exclusivity")
-    m = np.minimum(2 * documents.k if top is None else np.full_like(documents.k, top), documents.experts)
+    m = _top(documents, top, 2 * documents.k)
 
     def exclusivity(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        share = np.nan_to_num(shares(count))
-        order = (-np.where(documents.exists, share, -1)).argsort(-1, kind="stable").argsort(-1, kind="stable")
-        best = order < m[:, None]
-        own = share * best
-        return own / np.maximum(own.sum(0), 1e-300), best
+        best = _listed(documents, count, m)
+        own = np.where(best, shares(count), 0)
+        return own / np.maximum(own.sum(-3, keepdims=True), 1e-300), best
 
-    def counts(count: np.ndarray) -> np.ndarray:
+    def counts(weights: np.ndarray) -> np.ndarray:
+        count = documents.by_label(weights)
         own, best = exclusivity(count)
-        return np.concatenate([(own > threshold).sum(-1), best.all(0).sum(-1)[None]]).astype(float)
+        # What a label without documents drawn has is not known, nor then what all have.
+        lost = np.where(np.isnan(count).any(-1), np.nan, 0)
+        each = (own > threshold).sum(-1) + lost
+        return np.concatenate([each, (best.all(-3).sum(-1) + lost.sum(-2))[..., None, :]], -2)
 
-    count = documents.by_label()
-    observed, drawn = counts(count), documents.bootstrap(counts, draws, seed)
+    observed, drawn = counts(documents.once), documents.resampled(counts, draws, seed)
     null = documents.shuffled(counts, draws, seed + 1)
     p = p_value(observed, null)
     two, one = ("label", "block"), ("block",)
     return documents.dataset(
         {
-            "exclusivity": (("label", "block", "expert"), exclusivity(count)[0]),
+            "exclusivity": (("label", "block", "expert"), exclusivity(documents.by_label())[0]),
             **with_interval("exclusive", two, observed[:-1], drawn[:, :-1]),
             "exclusive_null": (two, null.mean(0)[:-1]), "exclusive_p": (two, p[:-1]),
             **with_interval("universal", one, observed[-1], drawn[:, -1]),
@@ -221,7 +242,7 @@ def classes(
 
 
 def parallel(
-    reading: Reading, groups: Sequence[Any], *, of: str = "probability", draws: int = 500, seed: int = 0
+    source: Reading | Trace, groups: Sequence[Any], *, of: str = "probability", draws: int = 500, seed: int = 0
 ) -> xr.Dataset:
     """Divergence between translations: documents that say the same thing, pair by pair (after arXiv 2510.04694).
 
@@ -229,21 +250,20 @@ def parallel(
         groups: for each document what it says (a sentence's number); a label has each at most once.
         of: "probability" (needs scores=True), "count" or "weight".
 
-    divergence [label, label_2, block]: mean over the groups that both labels have of JSD(q, q') over the mean entropy
-    of q and q', with q the usage of one document; 0: alike.  With interval (groups drawn again) and divergence_null:
-    the mean when translations are paired at random with documents of another meaning; divergence_p: as near as this
-    among such pairings, divergence_excess = divergence - null (below 0: meaning routes).  pairs [label, label_2].
+    divergence [label, label_2, block]: mean over the groups that both labels have (three or more) of JSD(q, q') over
+    the mean entropy of q and q', with q the usage of one document; 0: alike.  With interval (groups drawn again) and
+    divergence_null: the mean between documents of other meanings; divergence_excess = divergence - null (below 0:
+    meaning routes); divergence_p, one-sided: how often translations paired at random are as near (five groups or more,
+    else NaN: fewer have too few pairings).  pairs [label, label_2].
     """
-    documents = Documents(reading, of)
-    documents.needs_labels("Divergence of translations")
-    if documents.mixed:
-        raise InputError("Translations are compared by document, and the labels are by token. Give labels by document.")
+    documents = Documents(source, of)
+    documents.needs_labels("Divergence of translations", whole=True)
     if len(groups) != len(documents.label):
         raise InputError(f"groups has {len(groups)} and there are {len(documents.label)} documents. Give one for each.")
-    names = sorted({str(g) for g in groups})
+    names = {x: j for j, x in enumerate(sorted({str(g) for g in groups}))}
     at = np.full((len(documents.names), len(names)), -1)
     for i, (label, group) in enumerate(zip(documents.label, groups, strict=True)):
-        j = names.index(str(group))
+        j = names[str(group)]
         if at[label, j] >= 0:
             raise InputError(
                 f"Label {documents.names[label]!r} has two documents of group {group!r} ({at[label, j]} and {i}), so "
@@ -267,10 +287,14 @@ def parallel(
             continue
         a, b = at[x, both], at[y, both]
         each = apart(a, b)
-        low_, high_ = bootstrap_interval(each, draws=draws, seed=seed)
-        other = np.stack([apart(a, b[_deranged(len(b), rng)]).mean(0) for _ in range(draws)])
         mean = each.mean(0)
-        own = (mean, low_, high_, other.mean(0), p_value(-mean, -other))
+        # Each meaning beside each other one: all turns of the list, or ``draws`` of them.
+        turns = rng.permutation(np.arange(1, len(both)))[:draws]
+        other = np.mean([apart(a, np.roll(b, turn)).mean(0) for turn in turns], 0)
+        chance = np.full(len(mean), np.nan)
+        if len(both) >= 5:
+            chance = p_value(-mean, -np.stack([apart(a, rng.permutation(b)).mean(0) for _ in range(draws)]))
+        own = (mean, *bootstrap_interval(each, draws=draws, seed=seed), other, chance)
         for table, found in zip((value, low, high, null, p), own, strict=True):
             table[x, y] = table[y, x] = found
     if not (pairs >= 3).any():
@@ -286,14 +310,8 @@ def parallel(
     )  # fmt: skip
 
 
-def _deranged(n: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which nothing stays in its place."""
-    order = rng.permutation(n)
-    return order[(np.argsort(order) + 1 + rng.integers(n - 1)) % n] if n > 1 else order
-
-
 def decode(
-    reading: Reading,
+    source: Reading | Trace,
     *,
     of: str = "count",
     groups: Sequence[Any] | None = None,
@@ -305,27 +323,28 @@ def decode(
     """Whether a document's label can be read off its routing, by ridge regression on documents held out.
 
     Features are square roots of expert shares.  Documents of one group (of one source, or translations of one text)
-    are never on both sides of a split.
+    are never on both sides of a split; labels are spread evenly over the folds.
 
     auroc [view, label]: one label against the others, for each block (views "block 3", ...) and all together ("all"),
-    with interval over documents; macro [view], their mean, with macro_null and macro_p of shuffled labels.  Two
-    views hold what is not the experts' names: "length" (the document's log length alone) and "unnamed" (shares in
+    with interval over documents; macro [view], their mean, with macro_null and macro_p of shuffled labels.  Labels are
+    shuffled as they could have fallen: within groups that hold several, else among whole groups, and within a fold.
+    Two views hold what is not the experts' names: "length" (the document's log length alone) and "unnamed" (shares in
     order of size: how even routing is, whoever serves).  They say what of "all" is no specialisation.
     """
-    documents = Documents(reading, of)
-    documents.needs_labels("Decoding")
-    if documents.mixed:
-        raise InputError("Labels are decoded by document, and here they are by token. Give labels by document.")
+    documents = Documents(source, of)
+    documents.needs_labels("Decoding", whole=True)
     label, n = documents.label, len(documents.names)
-    own = [str(g) for g in (range(len(label)) if groups is None else groups)]
-    if len(own) != len(label):
-        raise InputError(f"groups has {len(own)} and there are {len(label)} documents. Give one for each.")
-    rng = np.random.default_rng(seed)
-    named = rng.permutation(sorted(set(own)))
+    given = [str(g) for g in (range(len(label)) if groups is None else groups)]
+    if len(given) != len(label):
+        raise InputError(f"groups has {len(given)} and there are {len(label)} documents. Give one for each.")
+    if folds < 2:
+        raise InputError(f"folds={folds}: documents are held out, so two folds are the least.")
+    named, group = np.unique(given, return_inverse=True)
     if len(named) < folds:
         raise InputError(f"{folds} folds need as many groups of documents, and there are {len(named)}.")
-    fold = {name: i % folds for i, name in enumerate(named)}
-    side = np.array([fold[g] for g in own])
+    rng = np.random.default_rng(seed)
+    side = _folds(label, group, folds, rng)
+    # A document without a routed slot has no features.
     share = np.sqrt(np.nan_to_num(shares(documents.count)))
     views = {f"block {b}": share[:, i] for i, b in enumerate(documents.blocks)}
     views["all"] = share.reshape(len(label), -1)
@@ -336,40 +355,83 @@ def decode(
         return np.array([auroc(scores[of, i], label[of] == i) for i in range(n)])
 
     found, drawn, null = [], [], []
-    orders = [rng.permutation(label) for _ in range(draws)]
+    orders = [_shuffled(label, group, side, rng) for _ in range(draws)]
     members = [np.flatnonzero(label == i) for i in range(n)]
     picks = [np.concatenate([rng.choice(own, len(own)) for own in members]) for _ in range(draws)]
+    alone = [len(own) < 2 for own in members]
     for features in views.values():
         held_out = _ridge(features, side, folds, strength)
         scores = held_out(np.eye(n)[label])
         found.append(areas(scores, label))
-        drawn.append([areas(scores, label, pick) for pick in picks])
+        drawn.append([np.where(alone, np.nan, areas(scores, label, pick)) for pick in picks])
         null.append([np.nanmean(areas(held_out(np.eye(n)[order]), order)) for order in orders])
     value, drawn, null = np.array(found), np.array(drawn).swapaxes(0, 1), np.array(null).T
     macro = np.nanmean(value, 1)
     return documents.dataset(
         {
             **with_interval("auroc", ("view", "label"), value, drawn),
-            **with_interval("macro", ("view",), macro, np.nanmean(drawn, 2)),
+            **with_interval("macro", ("view",), macro, drawn.mean(2)),
             "macro_null": (("view",), null.mean(0)), "macro_p": (("view",), p_value(macro, null)),
         },
         view=np.array(list(views), object),
     )  # fmt: skip
 
 
+def _folds(label: np.ndarray, group: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """[documents] the fold of each: groups in random order, those of the same labels dealt out in turn."""
+    held = np.zeros((group.max() + 1, label.max() + 1), int)
+    np.add.at(held, (group, label), 1)
+    order = rng.permutation(len(held))
+    order = order[np.lexsort(held[order].T)]
+    fold = np.empty(len(held), int)
+    fold[order] = np.arange(len(held)) % folds
+    return fold[group]
+
+
+def _shuffled(label: np.ndarray, group: np.ndarray, side: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels in another order: within each group that holds several, else among whole groups of the same fold."""
+    found = label.copy()
+    first = np.full(group.max() + 1, -1)
+    first[group] = label
+    several = np.zeros(len(first), bool)
+    several[group[first[group] != label]] = True
+    fold = np.empty(len(first), int)
+    fold[group] = side
+    for i in np.unique(fold):
+        whole = np.flatnonzero((fold == i) & ~several)
+        first[whole] = first[rng.permutation(whole)]
+    found = first[group]
+    for g in np.flatnonzero(several):
+        own = np.flatnonzero(group == g)
+        found[own] = label[rng.permutation(own)]
+    return found
+
+
 def _ridge(features: np.ndarray, side: np.ndarray, folds: int, strength: float) -> Callable[[np.ndarray], np.ndarray]:
     """Targets [documents, labels] -> scores of documents by a ridge regression fitted to the other folds.
 
-    Predictions are linear in the targets, so shuffled targets cost one product.
+    Scores are of targets less their mean in the fold's training documents: that mean is lower for the very labels that
+    were held out, and would rank documents by it.  They are linear in the targets, so shuffled ones cost one product.
     """
-    n = len(side)
-    maps = np.zeros((n, n))
+    parts = []
     for i in range(folds):
         test, train = np.flatnonzero(side == i), np.flatnonzero(side != i)
         x = features[train]
         centre, scale = x.mean(0), x.std(0).mean() + 1e-12
         x, z = (x - centre) / scale, (features[test] - centre) / scale
-        kernel = x @ x.T
-        solved = np.linalg.solve(kernel + strength * np.eye(len(train)), np.eye(len(train)) - 1 / len(train))
-        maps[np.ix_(test, train)] = z @ x.T @ solved + 1 / len(train)
-    return lambda targets: maps @ targets
+        if x.shape[1] < len(x):
+            maps = [x.T, np.linalg.solve(x.T @ x + strength * np.eye(x.shape[1]), z.T).T]
+        else:
+            maps = [np.linalg.solve(x @ x.T + strength * np.eye(len(x)), x @ z.T).T]
+        parts.append((test, train, maps))
+
+    def held_out(targets: np.ndarray) -> np.ndarray:
+        scores = np.empty(targets.shape)
+        for test, train, maps in parts:
+            own = targets[train] - targets[train].mean(0)
+            for linear in maps:
+                own = linear @ own
+            scores[test] = own
+        return scores
+
+    return held_out

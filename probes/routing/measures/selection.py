@@ -2,84 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from probes.routing.measures.documents import Documents, shares
+from probes.routing.tracer import numbered
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import max_statistic_p
 
+if TYPE_CHECKING:
+    from probes.routing.store import Trace
+
 
 def select(
-    reading: Reading, *, level: float = 0.05, shared: int = 5, blocks: Any = None, draws: int = 1000, seed: int = 0
+    source: Reading | Trace,
+    *,
+    level: float = 0.05,
+    shared: int | None = None,
+    blocks: Any = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> xr.Dataset:
     """The experts of each label by activation gap, with a threshold that chance passes in ``level`` of all analyses.
 
     A gap is the highest share among the labels less the second (arXiv 2605.29714).  Its threshold is not chosen by
-    hand but from the largest gap anywhere when labels are shuffled among documents (max-statistic).
+    hand but from the largest gap anywhere when labels are shuffled among documents (max-statistic); where blocks have
+    more or fewer experts, gaps are compared as multiples of a block's even share 1/E.
 
-    gap, gap_p (family-wise) [block, expert], owner [block, expert]: the label with the highest share; selected
-    [label, block, expert]; stability: how often a selected expert is selected again in bootstraps of the documents;
-    shared [block, expert]: the ``shared`` experts with the highest mean share; threshold (attribute).
+    Args:
+        shared: how many experts of a block are listed as everyone's, those with the highest mean share; None: 5, or
+            all where there are fewer.
+        blocks: those searched, below 0: from the model's last; None: all.  The threshold is for these.
+
+    gap, gap_p (family-wise) [block, expert], threshold [block], owner [block, expert]: the label with the highest
+    share; selected [label, block, expert]; stability: how often a selected expert is selected again in bootstraps of
+    the documents; shared [block, expert].
     """
-    documents = Documents(reading)
-    documents.needs_labels("A gap")
-    if documents.mixed:
-        raise InputError(
-            "The threshold comes from labels shuffled among documents, and here labels are by token. Give labels by "
-            "document."
-        )
-    wanted = np.ones(len(documents.blocks), bool)
-    if blocks is not None:
-        wanted = np.isin(documents.blocks, [b % (max(documents.blocks) + 1) for b in np.atleast_1d(blocks)])
+    documents = Documents(source)
+    documents.needs_labels("A gap", whole=True)
+    if not 0 < level < 1:
+        raise InputError(f"level={level} is no probability. Use 0.05, or another number between 0 and 1.")
+    shared = min(5, documents.experts.max()) if shared is None else shared
+    if not 0 <= shared <= documents.experts.max():
+        raise InputError(f"shared={shared}, and a block has {documents.experts.max()} experts.")
+    number, there = np.arange(len(documents.names))[:, None, None], documents.blocks.tolist()
+    asked = numbered(blocks, documents.data.attrs.get("n_layers") or max(there) + 1, there)
+    if absent := sorted(set(asked) - set(there)):
+        raise InputError(f"Block {absent[0]} is not in the reading; there are {there}.")
+    wanted = np.isin(there, asked) & ~np.isnan(shares(documents.by_label())).any((0, 2))
+    scale = (documents.experts / documents.experts.max())[:, None]
 
-    def gaps(count: np.ndarray) -> np.ndarray:
-        ordered = np.sort(np.nan_to_num(shares(count)), 0)
-        return np.where(documents.exists & wanted[:, None], ordered[-1] - ordered[-2], 0)
+    def gaps(weights: np.ndarray) -> np.ndarray:
+        ordered = np.sort(shares(documents.by_label(weights)), -3)
+        gap = scale * np.nan_to_num(ordered[..., -1, :, :] - ordered[..., -2, :, :])
+        return np.where(documents.exists & wanted[:, None], gap, 0)
 
-    count = documents.by_label()
-    observed = gaps(count)
-    null = documents.shuffled(gaps, draws, seed)
+    def owners(weights: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(shares(documents.by_label(weights))).argmax(-3)
+
+    observed, null = gaps(documents.once), documents.shuffled(gaps, draws, seed)
     threshold = float(np.quantile(null.reshape(len(null), -1).max(1), 1 - level))
-    owner = np.nan_to_num(shares(count)).argmax(0)
-    chosen = observed > threshold
 
-    def picks(count: np.ndarray) -> np.ndarray:
-        own = np.nan_to_num(shares(count)).argmax(0)
-        return (gaps(count) > threshold) & (own == np.arange(len(documents.names))[:, None, None])
+    def picks(weights: np.ndarray) -> np.ndarray:
+        return (gaps(weights) > threshold)[..., None, :, :] & (owners(weights)[..., None, :, :] == number)
 
-    rng = np.random.default_rng(seed + 1)
-    kept = [picks(documents.by_label(picked=documents.resample(rng))) for _ in range(200)]
-    selected = chosen & (owner == np.arange(len(documents.names))[:, None, None])
-    mean = np.where(documents.exists, np.nan_to_num(shares(count)).mean(0), -1)
-    best = np.argsort(-mean, 1)[:, :shared]
-    common = np.zeros_like(chosen)
-    common[np.arange(len(best))[:, None], best] = True
-    two, three = ("block", "expert"), ("label", "block", "expert")
-    found = documents.dataset(
+    def again(weights: np.ndarray) -> np.ndarray:
+        unknown = np.asarray(np.isnan(weights).any((-1, -2)))[..., None, None, None]
+        return np.where(unknown, np.nan, picks(weights))
+
+    owner, selected = owners(documents.once), picks(documents.once)
+    kept = documents.resampled(again, 200, seed + 1)
+    mean = np.where(documents.exists, np.nan_to_num(shares(documents.by_label())).mean(0), -1)
+    common = (-mean).argsort(-1, kind="stable").argsort(-1, kind="stable") < shared
+    one, two, three = ("block",), ("block", "expert"), ("label", "block", "expert")
+    return documents.dataset(
         {
-            "gap": (two, observed), "gap_p": (two, max_statistic_p(observed, null)),
-            "owner": (two, np.array(documents.names, object)[owner]), "selected": (three, selected),
-            "stability": (three, np.where(selected, np.mean(kept, 0), np.nan)),
-            "shared": (two, common & wanted[:, None]),
+            "gap": (two, observed / scale), "gap_p": (two, max_statistic_p(observed, null)),
+            "threshold": (one, threshold / scale[:, 0]), "owner": (two, np.array(documents.names, object)[owner]),
+            "selected": (three, selected), "stability": (three, np.where(selected, kept.mean(0), np.nan)),
+            "shared": (two, common & documents.exists & wanted[:, None]),
         }
-    )  # fmt: skip
-    found.attrs.update(threshold=threshold, level=level)
-    return found
+    ).assign_attrs(level=level)  # fmt: skip
 
 
 def export(selection: xr.Dataset, model: Any = None) -> dict[str, Any]:
     """A selection as plain values for a fine-tuning script: label -> block -> experts, and the shared ones.
 
+    An expert that is selected for a label is not listed as shared.
     With ``model`` also what share of its parameters each label's experts are (parameter_share).
     """
     blocks = selection["block"].values.tolist()
+    common = selection["shared"] & ~selection["selected"].any("label")
     plan = {
         "model": selection.attrs["model"],
-        "threshold": selection.attrs["threshold"],
+        "threshold": {str(b): float(selection["threshold"].sel(block=b)) for b in blocks},
         "level": selection.attrs["level"],
         "selected": {
             str(label): {
@@ -87,7 +106,7 @@ def export(selection: xr.Dataset, model: Any = None) -> dict[str, Any]:
             }
             for label in selection["label"].values
         },
-        "shared": {str(b): np.flatnonzero(selection["shared"].sel(block=b).values).tolist() for b in blocks},
+        "shared": {str(b): np.flatnonzero(common.sel(block=b).values).tolist() for b in blocks},
     }
     if model is not None:
         each = {b: _parameters(model, b) for b in blocks}

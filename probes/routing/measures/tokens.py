@@ -14,13 +14,15 @@ from probes.routing.measures.documents import (
     groups_of,
     jackknife,
     jsd,
+    nanmean,
+    over,
     shares,
     token_table,
     with_interval,
 )
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import bootstrap_interval, mantel
+from workbench.stats import bootstrap_interval, mantel_table
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
@@ -48,13 +50,10 @@ def overlap(
     Mantel's permutations.  Pairs share labels, so that a correlation's ordinary p would be far too small.  Fewer than
     five labels cannot reach p < 0.05.
     """
-    reading = counts_of(source)
-    documents = Documents(reading, of)
-    documents.needs_labels("Shared vocabulary")
+    documents = Documents(source, of)
+    documents.needs_labels("Shared vocabulary", whole=True)
     n = len(documents.names)
     counts: list[dict[int, int]] = [{} for _ in range(n)]
-    if documents.mixed:
-        raise InputError("Shared vocabulary is between labels of documents, and here they are by token.")
     for rows in _ids(source):
         label = documents.label[rows["document"]]
         for i in range(n):
@@ -73,11 +72,11 @@ def overlap(
         "weighted": np.array([[np.minimum(a, b).sum() for b in share] for a in share]),
     }
 
-    def pairs(count: np.ndarray) -> np.ndarray:
-        own = np.nan_to_num(shares(count))
-        return jsd(own[:, None], own[None])
+    def pairs(weights: np.ndarray) -> np.ndarray:
+        own = shares(documents.by_label(weights))
+        return np.moveaxis(jsd(own[..., :, None, :, :], own[..., None, :, :, :]), -1, -3)
 
-    apart, drawn = pairs(documents.by_label()), documents.bootstrap(pairs, draws, seed)
+    apart, drawn = pairs(documents.once), documents.resampled(pairs, draws, seed)
     same = None
     if given is not None:
         absent = [x for x in documents.names if x not in {str(k) for k in given}]
@@ -85,18 +84,16 @@ def overlap(
             raise InputError(f"given says nothing of the labels {', '.join(absent)}. Name a group for each.")
         group = {str(label): value for label, value in given.items()}
         same = np.array([[float(group[a] == group[b]) for b in documents.names] for a in documents.names])
-    shape = (len(found), len(documents.blocks))
-    r, p, rho, rho_p = (np.full(shape, np.nan) for _ in range(4))
-    boot = np.full((len(drawn), *shape), np.nan)
-    for m, values in enumerate(found.values()):
-        for b in range(shape[1]):
-            r[m, b], p[m, b] = mantel(values, apart[..., b], draws=permutations, seed=seed, given=same)
-            rho[m, b], rho_p[m, b] = mantel(values, apart[..., b], draws=permutations, seed=seed, rank=True, given=same)
-            boot[:, m, b] = [mantel(values, x[..., b], draws=0, given=same)[0] for x in drawn]
+    values = np.array(list(found.values()))
+    r, p = mantel_table(values, apart, draws=permutations, seed=seed, given=same)
+    rho, rho_p = mantel_table(values, apart, draws=permutations, seed=seed, rank=True, given=same)
+    boot, _ = mantel_table(values, drawn.reshape(-1, n, n), draws=0, given=same)
+    boot = boot.reshape(len(values), *drawn.shape[:2]).swapaxes(0, 1)
     two, by = ("label", "label_2"), ("measure", "block")
     return documents.dataset(
         {
-            **{name: (two, values) for name, values in found.items()}, "jsd": ((*two, "block"), apart),
+            **{name: (two, values) for name, values in found.items()},
+            "jsd": ((*two, "block"), np.moveaxis(apart, 0, -1)),
             **with_interval("pearson", by, r, boot), "mantel_p": (by, p), "spearman": (by, rho),
             "spearman_p": (by, rho_p),
         },
@@ -133,35 +130,37 @@ def vocabulary(
     data = counts_of(source).data
     tokens, documents, index = _served(source, of)
     seen, at, count = np.unique(tokens, return_inverse=True, return_counts=True)
-    keep = count >= least
-    if not keep.any():
+    if not (count >= least).any():
         raise InputError(
             f"No token id occurs {least} times among {len(tokens)} tokens. Trace more text, or lower least=."
         )
-    e = data.sizes["expert"]
-    group = groups_of(data.sizes["prompt"], seed)[documents]
+    experts, group = data["expert_exists"].values.sum(1), groups_of(data.sizes["prompt"], seed)[documents]
     groups = int(group.max()) + 1
-    times = np.zeros((groups, len(seen)))
-    np.add.at(times, (group, at), 1)
+    # Of the rest only the loads are needed.
+    keep = count >= least
+    number, common = np.cumsum(keep) - 1, keep[at]
+    seen, count = seen[keep], count[keep]
+    rows = np.ravel_multi_index((group[common], number[at[common]]), (groups, len(seen)))
+    times = np.bincount(rows, minlength=groups * len(seen)).reshape(groups, -1)
     rng = np.random.default_rng(seed)
     blocks = index.shape[1]
-    share, expert, null = (np.zeros((blocks, int(keep.sum()))) for _ in range(3))
+    share, expert, null = (np.zeros((blocks, len(seen))) for _ in range(3))
     without = np.full((groups, blocks), np.nan)
-    for b in range(blocks):
-        table = np.zeros((groups, len(seen), e), np.float32)
-        for slot in index[:, b].T:
-            good = (slot >= 0) & (slot < e)
-            np.add.at(table, (group[good], at[good], slot[good]), 1)
+    for b, e in enumerate(experts):
+        own = index[:, b]
+        load = np.bincount(own[own >= 0], minlength=e) / len(tokens)
+        own, row = own[common], np.broadcast_to(rows[:, None], own[common].shape)
+        table = np.bincount(row[own >= 0] * e + own[own >= 0], minlength=groups * len(seen) * e).reshape(groups, -1, e)
         whole = table.sum(0)
-        load = whole.sum(0) / max(1, len(tokens))
-        share[b], expert[b] = whole[keep].max(1) / count[keep], whole[keep].argmax(1)
+        share[b], expert[b] = whole.max(1) / count, whole.argmax(1)
         for g in range(groups):
-            left = (count - times[g])[keep]
-            without[g, b] = np.mean(((whole - table[g])[keep].max(1) / left.clip(1))[left > 0])
+            left = count - times[g]
+            if (left > 0).any():
+                without[g, b] = np.mean(((whole - table[g]).max(1) / left.clip(1))[left > 0])
         # For one size of sample after the other: many ids share a size.
-        for n in np.unique(count[keep]):
+        for n in np.unique(count):
             best = (rng.binomial(n, np.clip(load, 0, 1), size=(draws, e))).max(1) / n
-            null[b, count[keep] == n] = best.mean()
+            null[b, count == n] = best.mean()
     spread = jackknife(without)
     mean, two = share.mean(1), ("block", "token")
     return xr.Dataset(
@@ -170,9 +169,9 @@ def vocabulary(
             "specialisation_high": (("block",), mean + spread), "specialisation_null": (("block",), null.mean(1)),
             "specialisation_excess": (("block",), (share - null).mean(1)),
             "share": (two, share), "null": (two, null), "expert": (two, expert.astype(int)),
-            "count": (("token",), count[keep]),
+            "count": (("token",), count),
         },
-        {"block": data["block"].values, "token": seen[keep]},
+        {"block": data["block"].values, "token": seen},
         {"model": data.attrs["model"], "least": least, "of": of if isinstance(of, str) else "ids"},
     )  # fmt: skip
 
@@ -181,6 +180,8 @@ def _served(source: Reading | Trace, of: str | np.ndarray) -> tuple[np.ndarray, 
     """Ids to count by, their documents and their experts [tokens, block, slot]."""
     tokens, documents, index = [], [], []
     for rows in token_table(source):
+        if "token" not in rows:
+            raise InputError("The reading has no token ids (vLLM's arrays have none). Trace the model: read or trace.")
         own, real = rows["token"], np.ones(len(rows["token"]), bool)
         if isinstance(of, str) and of == "next":
             real = np.r_[(rows["document"][1:] == rows["document"][:-1]) & (np.diff(rows["position"]) == 1), False]
@@ -205,54 +206,72 @@ def consistency(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> 
 
     adjacent [block]: of neighbours in a document, with interval over documents; adjacent_null: of any two tokens of
     the same document (what shuffling the order gives); again [block]: of two occurrences of a token id in different
-    documents, with interval over ids; again_null: of any two tokens; uniform [block]: k/E.
+    documents, with interval (jackknife over 20 groups of documents); again_null: of any two tokens of different
+    documents; uniform [block]: k/E.  k is the slots of a token that reach a routed expert, on average.  NaN where
+    there are no such pairs.
     """
     data = counts_of(source).data
-    k, e, documents = data["top_k"].values, data["expert_exists"].values.sum(1), data.sizes["prompt"]
+    documents = data.sizes["prompt"]
+    experts = data["expert_exists"].values.sum(1)
     token, document, index = _served(source, "input")
     position = np.concatenate([rows["position"] for rows in token_table(source)])
     follows = (np.diff(document) == 0) & (np.diff(position) == 1)
     length = np.bincount(document, minlength=documents).astype(float)
     ids, at = np.unique(token, return_inverse=True)
     mine, where = np.unique(at.astype(np.int64) * documents + document, return_inverse=True)
-    times, once = np.bincount(at).astype(float), np.bincount(where).astype(float)
-    # Pairs of occurrences in different documents.
-    pairs = times * (times - 1) - np.bincount(mine // documents, once * (once - 1), minlength=len(ids))
-    near, near_null = (np.full((documents, len(k)), np.nan) for _ in range(2))
-    again, again_null = np.full((len(ids), len(k)), np.nan), np.zeros(len(k))
-    steps = np.bincount(document[:-1][follows], minlength=documents)
-    for b in range(len(k)):
+    of, once = mine // documents, np.bincount(where).astype(float)
+    group = groups_of(documents, seed)[mine % documents]
+    groups = int(group.max()) + 1
+    near, near_null = (np.full((documents, len(experts)), np.nan) for _ in range(2))
+    again, again_null = np.full(len(experts), np.nan), np.zeros(len(experts))
+    without = np.full((groups, len(experts)), np.nan)
+    steps = np.bincount(document[:-1][follows], minlength=documents).astype(float)
+    k = (index >= 0).sum((0, 2)) / len(index)
+    for b, e in enumerate(experts):
         own = index[:, b]
-        real = (own >= 0) & (own < e[b])
-        same = ((own[:-1, :, None] == own[1:, None, :]) & real[:-1, :, None]).any(-1).sum(-1)
+        same = ((own[:-1, :, None] == own[1:, None, :]) & (own[:-1] >= 0)[..., None]).any(-1).sum(-1)
         total = np.bincount(document[:-1][follows], same[follows], minlength=documents)
-        near[:, b] = np.divide(total, steps * k[b], out=np.full(documents, np.nan), where=steps > 0)
-        in_document, in_id, in_both = (np.zeros((n, e[b])) for n in (documents, len(ids), len(mine)))
-        row, slot = np.nonzero(real)
-        for table, key in ((in_document, document), (in_id, at), (in_both, where)):
-            np.add.at(table, (key[row], own[row, slot]), 1)
-        meet = length * (length - 1) * k[b]
-        near_null[:, b] = np.divide(
-            _meetings(in_document), meet, out=np.full(documents, np.nan), where=(meet > 0) & (steps > 0)
-        )
-        other = _meetings(in_id) - np.bincount(mine // documents, _meetings(in_both), minlength=len(ids))
-        again[:, b] = np.divide(other, pairs * k[b], out=np.full(len(ids), np.nan), where=pairs > 0)
-        all_ = in_id.sum(0)
-        again_null[b] = (all_ * (all_ - 1)).sum() / max(1, len(token) * (len(token) - 1)) / k[b]
-    found: dict[str, Any] = {}
-    for name, values, weight in (("adjacent", near, steps.astype(float)), ("again", again, times * (pairs > 0))):
-        low, high = bootstrap_interval(values, weight, draws=draws, seed=seed)
-        mean = np.nansum(values * weight[:, None], 0) / max(1e-300, weight.sum())
-        found |= {name: (("block",), mean), f"{name}_low": (("block",), low), f"{name}_high": (("block",), high)}
+        near[:, b] = over(total, steps * k[b])
+        row, slot = np.nonzero(own >= 0)
+
+        def counted(
+            key: np.ndarray, n: int, row: np.ndarray = row, e: int = e, held: np.ndarray = own[row, slot]
+        ) -> Any:
+            return np.bincount(key[row] * e + held, minlength=n * e).reshape(n, e)
+
+        in_document, in_both = counted(document, documents), counted(where, len(mine))
+        near_null[:, b] = np.where(steps > 0, over(_meetings(in_document), length * (length - 1) * k[b]), np.nan)
+        again[b], in_id = _again(in_both, once, of, len(ids))
+        for g in range(groups):
+            without[g, b], _ = _again(in_both[group != g], once[group != g], of[group != g], len(ids))
+        apart = len(token) * (len(token) - 1) - (length * (length - 1)).sum()
+        again_null[b] = over(_meetings(in_id.sum(0)) - _meetings(in_document).sum(), apart * k[b])
+    again, spread = over(again, k), jackknife(over(without, k))
+    low, high = bootstrap_interval(near, steps, draws=draws, seed=seed)
+    one = ("block",)
     return xr.Dataset(
         {
-            **found,
-            "adjacent_null": (("block",), np.nansum(near_null * steps[:, None], 0) / max(1, steps.sum())),
-            "again_null": (("block",), again_null), "uniform": (("block",), k / e),
+            "adjacent": (one, nanmean(near, steps[:, None])), "adjacent_low": (one, low), "adjacent_high": (one, high),
+            "adjacent_null": (one, nanmean(near_null, steps[:, None])),
+            "again": (one, again), "again_low": (one, again - spread), "again_high": (one, again + spread),
+            "again_null": (one, again_null), "uniform": (one, k / experts),
         },
         {"block": data["block"].values},
         {"model": data.attrs["model"]},
     )  # fmt: skip
+
+
+def _again(count: np.ndarray, once: np.ndarray, of: np.ndarray, ids: int) -> tuple[float, np.ndarray]:
+    """Experts that two occurrences of an id in different documents share: mean over ids, by occurrences; counts by id.
+
+    From counts [id and document, expert], occurrences and the id of each.
+    """
+    table = np.zeros((ids, count.shape[1]))
+    np.add.at(table, of, count)
+    times = np.bincount(of, once, minlength=ids)
+    pairs = times * (times - 1) - np.bincount(of, once * (once - 1), minlength=ids)
+    meet = _meetings(table) - np.bincount(of, _meetings(count), minlength=ids)
+    return float(nanmean(over(meet, pairs), times)), table
 
 
 def _meetings(count: np.ndarray) -> np.ndarray:
@@ -269,9 +288,12 @@ def context(reading: Reading, *, bins: int = 8, seed: int = 0) -> xr.Dataset:
     ids or positions that mean nothing explain 0; by_token_null is by_token of shuffled ids, and by_token_raw what is
     usually reported.  Intervals by jackknife over 20 groups of documents.
     """
+    if not isinstance(reading, Reading) or not {"gate_probability", "input_id"} <= set(reading.data):
+        raise InputError(
+            "Context needs every token's gate probabilities (a trace on disk has none). Use workbench.read with "
+            "RoutingTracer(trace=True, scores=True)."
+        )
     data = reading.data
-    if "gate_probability" not in data:
-        raise InputError("The reading has no token's gate probabilities. Trace with trace=True and scores=True.")
     rows = next(token_table(reading))
     token, document, place = rows["token"], rows["document"], rows["position"]
     _, ids = np.unique(token, return_inverse=True)

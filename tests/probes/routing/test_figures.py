@@ -53,7 +53,7 @@ def test_numbers_of_the_figures_are_those_of_the_measures(found):
     usage = measures.usage(found, draws=50)
     np.testing.assert_allclose(found.figure("usage", label="L2").data[0].z, usage["share"].sel(label="L2"))
     lines = {line.name: line for line in found.figure("entropy").data if line.name}
-    np.testing.assert_allclose(lines["L1"].y, usage["entropy"].sel(label="L1"))
+    np.testing.assert_allclose(lines["L1"].y, usage["entropy_corrected"].sel(label="L1"), atol=0.01)
     np.testing.assert_allclose(lines["even"].y, np.log(twins.EXPERTS))
     z = np.array(found.figure("divergence").data[0].z, float)
     below = np.tril_indices(4, -1)
@@ -97,3 +97,29 @@ def test_figures_of_several_readings_take_the_measures_table(found):
     np.testing.assert_allclose(solid[0].y, apart["divergence"].sel(label="L0", label_2="L1"))
     with pytest.raises(InputError, match="no label 'xx'"):
         figures.parallel(apart, reference="xx")
+
+
+def test_a_line_lies_within_its_band():
+    texts, labels = twins.documents(16, languages=False, tokens=30)
+    few = workbench.read(twins.null(), texts, RoutingTracer(labels), progress=False)
+    for name in ("layers", "entropy"):
+        figure = few.figure(name)
+        bands, lines = ([x for x in figure.data if (x.fill == "toself") == filled] for filled in (True, False))
+        for band, line in zip(bands, lines, strict=False):
+            high, low = np.array(band.y)[:2], np.array(band.y)[2:][::-1]
+            assert (low <= np.array(line.y) + 1e-9).all() and (np.array(line.y) <= high + 1e-9).all(), name
+
+
+def test_what_is_not_there_is_named(found):
+    for name, wrong, says in (
+        ("divergence", {"block": 15}, "Block 15 is not in the reading"), ("gaps", {"block": 2}, "Block 2 is not"),
+        ("words", {"block": -3}, "Block -3 is not"), ("overlap", {"measure": "x"}, "Use one of jaccard"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            found.figure(name, **wrong)
+    assert found.figure("divergence", block=-1).layout.title.text == found.figure("divergence").layout.title.text
+    table = measures.saturation([found, found], ["early", "late"], floor=found)
+    free = figures.saturation(table, value="divergence")
+    assert free.layout.yaxis.range is None and {a.text for a in free.layout.annotations} == {"noise"}
+    with pytest.raises(InputError, match="no 'kl'"):
+        figures.saturation(table, value="kl")

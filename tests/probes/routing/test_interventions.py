@@ -11,7 +11,7 @@ import torch
 import zoo
 
 import workbench
-from probes.routing import RoutingTracer, intervene, interventions
+from probes.routing import RoutingTracer, figures, intervene, interventions
 from probes.routing.interventions import document_nll, effect, effects, regret
 from workbench import stats
 from workbench.errors import InputError, Refused
@@ -272,8 +272,20 @@ def test_everything_is_put_back(model, fails):
 def test_what_cannot_be_done_says_why(model):
     with pytest.raises(InputError, match="experts 0 to 7, and not 8"), intervene(model, drop={1: [8]}):
         pass
-    with pytest.raises(InputError, match="each token 2 experts and force names 1"), intervene(model, force={1: [3]}):
-        pass
+    for change, says in (
+        ({"force": {1: [3]}}, "each token 2 experts and force names 1"), ({"force": {1: "rand"}}, "use 'random'"),
+        ({"force": {1: [3, 3]}}, "twice"), ({"drop": {1: 3}}, "Give a list"),
+        ({"drop": {1: [1], -1: [2]}}, "named twice"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says), intervene(model, **change):
+            pass
+    load = workbench.read(model, TEXTS, RoutingTracer(), progress=False).data["usage_count"]
+    for experts, loads, says in (
+        ({1: [3]}, load, "must be a DataArray"), ({1: [3]}, load.sum("label").isel(block=[0]), "has the blocks"),
+        ({1: 3}, None, "Give a list"), ({}, None, "nothing to drop"), ({1: [8]}, None, "and not 8"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            effects(model, {"claim": (TEXTS, experts)}, loads=loads, draws=2)
     with pytest.raises(InputError, match="fewer than the 2 slots"), intervene(model, replace={1: range(7)}):
         pass
     from tiny import tiny
@@ -284,8 +296,13 @@ def test_what_cannot_be_done_says_why(model):
     hashed = workbench.load(zoo.build("deepseek_v4"))
     with pytest.raises(Refused, match="no router of its own"), intervene(hashed, jitter=0.1):
         pass
-    with pytest.raises(Refused, match="no routed experts"), intervene(workbench.load(tiny("llama")), drop={0: [1]}):
+    dense = workbench.load(tiny("llama"))
+    with pytest.raises(Refused, match="no routed experts"), intervene(dense, drop={0: [1]}):
         pass
+    with pytest.raises(Refused, match="dense model"), intervene(dense, jitter=0.1):
+        pass
+    with pytest.raises(InputError, match="blocks is empty"):
+        workbench.read(model, TEXTS, RoutingTracer(blocks=[]), progress=False)
 
 
 def test_nll_is_the_models_own_loss(model):
@@ -297,6 +314,39 @@ def test_nll_is_the_models_own_loss(model):
         with torch.no_grad():
             loss = model.module(input_ids=t, labels=t).loss
         assert nats[i] / tokens[i] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_other_sets_are_different_sets_matched_in_these_documents(model):
+    """p of sets that were drawn again and again was 1 in 20 of what four sets can show."""
+    texts, labels = twins.documents(16, languages=True, tokens=20)
+    own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
+    count = workbench.read(model, own, RoutingTracer(), progress=False).data["usage_count"].sum("label").values
+    found = effect(model, own, {-1: [0, 1]}, draws=20)
+    assert json.loads(found.attrs["experts"]) == {"1": [0, 1]}
+    # Of six others there are 15 pairs: all of them.
+    costs, lost = [], []
+    plain, tokens = document_nll(model, own)
+    for pair in itertools.combinations(range(2, 8), 2):
+        with intervene(model, drop={1: pair}):
+            costs.append((document_nll(model, own)[0] - plain).sum() / tokens.sum())
+        lost.append(count[1, list(pair)].sum())
+    assert int(found["sets"]) == 15 and np.isnan(found["delta_random"].values[15:]).all()
+    np.testing.assert_allclose(found["delta_random"].values[:15], costs, atol=1e-6)
+    assert found["slots_random"].values[:15].tolist() == lost and float(found["slots"]) == count[1, :2].sum()
+    reach = sum(c >= float(found["delta"]) for c in costs)
+    assert float(found["p_random"]) == pytest.approx((1 + reach) / 16)
+    assert float(found["excess"]) == pytest.approx(float(found["delta"]) - np.mean(costs), abs=1e-6)
+    few = effect(model, own, {1: [0], 0: [1]}, draws=6)
+    assert int(few["sets"]) == 6 and not np.isnan(few["delta_random"]).any()
+    # The nearest in load of each half: the least alike is never it.
+    mixed = twins.documents(8, languages=False, tokens=20)[0]
+    load = workbench.read(model, mixed, RoutingTracer(), progress=False).data["usage_count"].sum("label")
+    near = interventions._matched({1: [3]}, {1: load.values[1].astype(float)}, 6, np.random.default_rng(0))
+    apart = np.abs(load.values[1] - load.values[1, 3])
+    assert len(near) >= 4 and max(apart[x[1][0]] for x in near) == np.sort(np.delete(apart, 3))[3]
+    table = effects(model, {"L0": (own, {1: [0, 1]}), "two": (own, {1: [0], 0: [1]})}, draws=20)
+    assert table["sets"].values.tolist() == [15, 20] and figures._holds(table).dtype == bool
+    assert len(figures.forest(table).data) == 3
 
 
 def test_an_effect_stands_beside_experts_of_the_same_load(model):

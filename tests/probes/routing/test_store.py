@@ -135,8 +135,25 @@ def test_a_folder_with_another_trace_is_not_touched(model, texts, tmp_path):
     with pytest.raises(InputError, match="another model|another fingerprint"):
         trace(twins.null(), ids, path, labels=labels, progress=False)
     assert tree(path) == before
-    with pytest.raises(InputError, match="labels has 3"):
-        trace(model, ids, tmp_path / "u", labels=labels[:3], progress=False)
+    for wrong, says in ((labels[:3], "labels has 3"), ("ab" * 20, "one text"), ([["x"] * 30] * 40, "is a list")):
+        with pytest.raises(InputError, match=says):
+            trace(model, ids, tmp_path / "u", labels=wrong, progress=False)
+        with pytest.raises(InputError, match=says):
+            Trace(path).reading(wrong)
+
+
+def test_measures_of_documents_take_a_trace(model, texts, tmp_path):
+    from probes.routing import measures
+
+    ids, labels = texts
+    kept = trace(model, ids, tmp_path / "t", labels=labels, progress=False)
+    counts = kept.reading()
+    for name in ("usage", "divergence", "information", "specialisation", "agreement", "classes", "select"):
+        a, b = (getattr(measures, name)(x, draws=9) for x in (kept, counts))
+        assert a.equals(b) and len(a.data_vars)
+    for name, says in (("gate", "no gate probabilities"), ("context", "gate probabilities")):
+        with pytest.raises(InputError, match=says):
+            getattr(measures, name)(kept)
 
 
 def test_a_trace_from_vllm_is_counted(model, texts):
@@ -150,6 +167,25 @@ def test_a_trace_from_vllm_is_counted(model, texts):
     from workbench.reading import Reading
 
     assert (measures.divergence(Reading(own), draws=59)["mean_jsd_p"].values[1]) < 0.05
+    # Experts are all that is there: co-activation has its intervals, and of weights and ids nothing is said.
+    pairs = measures.coactivation(Reading(own), draws=20)
+    np.testing.assert_allclose(pairs["given"], measures.coactivation(Reading(whole))["given"])
+    assert "document_weight" not in own and not np.isnan(pairs["given_low"].values[0]).all()
+    for measure, says in (
+        (lambda x: measures.divergence(x, of="weight"), "has no weights"), (measures.flow, "no weights"),
+        (measures.gate, "no gate probabilities"), (measures.vocabulary, "no token ids"),
+        (measures.consistency, "no token ids"), (measures.context, "gate probabilities"),
+        (lambda x: measures.saturation([x, x]), "trace=True"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            measure(Reading(own))
+    for wrong, says in (
+        ([], "routed is empty"), ([routed[0].astype(float)], "are integers"), ([routed[0] * 0 - 5], "names expert -5"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            from_vllm(wrong, n_experts=8)
+    with pytest.raises(InputError, match="labels has one text"):
+        from_vllm(routed[:2], n_experts=8, labels="ab")
     with pytest.raises(InputError, match="names expert 7 and there are 4"):
         from_vllm(routed, n_experts=4)
     with pytest.raises(InputError, match="Document 1 has shape"):

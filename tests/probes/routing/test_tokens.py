@@ -7,12 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import zoo
 from transformers import OlmoeForCausalLM
 
 import workbench
 from probes.routing import RoutingTracer, intervene, measures, trace
 from probes.routing.measures.experts import together
-from workbench.errors import InputError
+from probes.routing.store import counted
+from workbench.errors import InputError, Refused
 from workbench.organisms.polyglot import twins
 from workbench.reading import Reading
 
@@ -62,7 +64,7 @@ def test_neighbours_and_repeats_by_loops(found):
                 weight.append(len(seen))
         assert float(table["again"][b]) == pytest.approx(np.average(value, weights=weight))
         everything = [s for seen in again.values() for s in seen]
-        pairs = [len(x & y) / K for (_, x), (_, y) in itertools.permutations(everything, 2)]
+        pairs = [len(x & y) / K for (p, x), (q, y) in itertools.permutations(everything, 2) if p != q]
         assert float(table["again_null"][b]) == pytest.approx(np.mean(pairs), abs=1e-9)
         assert table["adjacent_low"][b] < table["adjacent"][b] < table["adjacent_high"][b]
     assert table["uniform"].values.tolist() == [K / E, K / E]
@@ -113,7 +115,7 @@ def test_variance_of_the_scores_splits_into_token_place_and_context(found):
     assert np.abs(table["by_token"] + table["by_position"] + table["by_context"] - 1).max() < 1e-9
     assert np.abs(table["by_token_null"]).max() < 0.04 and (table["by_token_raw"] > table["by_token"]).all()
     assert (table["by_token_low"] < table["by_token"]).all() and (table["by_token"] < table["by_token_high"]).all()
-    with pytest.raises(InputError, match="trace=True and scores=True"):
+    with pytest.raises(InputError, match="trace=True, scores=True"):
         measures.context(Reading(data.drop_vars("gate_probability"), {}))
 
 
@@ -199,6 +201,117 @@ def test_measures_of_tokens_are_the_same_from_a_trace_on_disk(tmp_path):
         a, b = measure(reading, **options), measure(saved, **options)
         for name in a.data_vars:
             np.testing.assert_allclose(a[name].values, b[name].values, atol=1e-6, err_msg=f"{measure.__name__} {name}")
+
+
+def synthetic(seed: int, experts=(8, 16), k=(4, 4), identity=0, idle=0.0, documents=24, tokens=120) -> Reading:
+    """Every token of every block goes to k of its experts (and identity ones) at random, or nowhere."""
+    rng, blocks = np.random.default_rng(seed), len(experts)
+    index = np.full((documents, blocks, tokens, max(k)), -1, np.int16)
+    for b in range(blocks):
+        index[:, b, :, : k[b]] = rng.random((documents, tokens, experts[b] + identity)).argsort(-1)[..., : k[b]]
+    index[rng.random(index.shape) < idle] = -1
+    weight = np.where(index >= 0, rng.random(index.shape) + 0.1, np.nan).astype(np.float16)
+    shards = (
+        {"document": np.full(tokens, i), "index": x.swapaxes(0, 1), "weight": w.swapaxes(0, 1)}
+        for i, (x, w) in enumerate(zip(index, weight, strict=True))
+    )
+    labels = [f"L{i % 4}" for i in range(documents)]
+    data = counted(shards, documents, labels, list(range(blocks)), experts, k).data
+    one = ("prompt", "block", "position", "slot")
+    data["expert_id"], data["expert_weight"] = (one, index), (one, weight)
+    data["input_id"] = (one[::2], np.random.default_rng(7).integers(0, 20, (documents, tokens)))
+    data["input_position"] = (one[::2], np.tile(np.arange(tokens), (documents, 1)))
+    return Reading(data)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"k": (2, 4)}, {"idle": 0.3}, {"identity": 8}, {"identity": 8, "idle": 0.2, "k": (3, 4)}]
+)
+def test_a_random_router_is_its_own_null_whatever_its_blocks_have(how):
+    """Blocks of 8 and of 16 experts, slots that are idle, experts that are the identity: nulls are what is seen."""
+    reading, other = synthetic(0, **how), synthetic(1, **how)
+    experts = reading.data["expert_exists"].values.sum(1)
+    pairs = measures.coactivation(reading, draws=20)
+    for b, e in enumerate(experts):
+        off = ~np.eye(e, dtype=bool)
+        given = pairs["given"].values[b, :e, :e][off]
+        assert given.mean() == pytest.approx(float(pairs["given_null"][b]), rel=0.03)
+        assert given.mean() == pytest.approx(np.mean(pairs["expected"].values[b, :e, :e][off]), rel=0.03)
+        assert abs(pairs["lift"].values[b, :e, :e][off].mean()) < 0.05
+    words = measures.vocabulary(reading)
+    assert np.abs(words["specialisation_excess"]).max() < 0.02
+    assert (words["expert"].values.max(1) < experts).all()
+    routes = measures.paths(reading, top=10**6)
+    assert (routes["expert"].values.max(0) < experts).all()
+    steady = measures.consistency(reading, draws=20)
+    for name in ("adjacent", "adjacent_null", "again", "again_null"):
+        np.testing.assert_allclose(steady[name], steady["uniform"], atol=0.015)
+    kept = measures.saturation([other, reading], draws=10)
+    np.testing.assert_allclose(kept["saturation"][0], kept["saturation_null"], atol=0.015)
+    np.testing.assert_allclose(kept["saturation"][1], 1)
+    shares = measures.specialisation(reading, draws=5)
+    for b, e in enumerate(experts):
+        assert shares["token_share"].values[:, b, :e].mean() == pytest.approx(float(shares["token_share_null"][b]))
+    even = measures.usage(reading, draws=5)
+    for b, e in enumerate(experts):
+        share = even["share"].values[:, b, :e]
+        outside = (share < even["band_low"].values[:, b, None]) | (share > even["band_high"].values[:, b, None])
+        assert outside.mean() < 0.2
+    np.testing.assert_allclose(even["entropy"], even["entropy_null"], atol=0.01)
+
+
+def test_identity_experts_are_nobodys_strongest():
+    """Counted in the pass and counted from the tokens: the same flow, of a model that has them."""
+    model = workbench.load(zoo.build("longcat_flash"))
+    ids = [torch.randint(3, 90, (30,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(6)]
+    reading = workbench.read(model, ids, RoutingTracer(trace=True, pairs=True, scores=True), progress=False)
+    assert (reading.data["expert_id"].values >= reading.data["expert_exists"].values.sum(1).max()).any()
+    live = measures.flow(Reading(reading.data.drop_vars("expert_id"), {}))
+    np.testing.assert_array_equal(measures.flow(reading)["follows"], live["follows"])
+    # The gate is what it is among routed experts.
+    table = measures.gate(reading, draws=20)
+    assert (table["entropy_share"] <= 1 + 1e-6).all() and (table["information"] >= -1e-6).all()
+    np.testing.assert_allclose(reading.data["usage_probability"].sum("expert"), 1, atol=1e-5)
+
+
+def test_tokens_of_one_document_are_no_repeats_and_no_pairs_are_no_zero():
+    own = synthetic(0, experts=(8,), k=(2,), documents=2)
+    slots = own.data["expert_id"].values
+    slots[0], slots[1] = slots[0] % 4, slots[1] % 4 + 4
+    table = measures.consistency(own, draws=10)
+    assert table["again"].values.tolist() == table["again_null"].values.tolist() == [0]
+    alone = measures.consistency(synthetic(0, documents=6, tokens=1), draws=10)
+    assert np.isnan(alone["adjacent"]).all() and np.isnan(alone["adjacent_null"]).all()
+    many = [measures.consistency(synthetic(i, documents=40, tokens=15, k=(2, 2)), draws=10) for i in range(30)]
+    held = [(x["again_low"] <= 2 / np.array([8, 16])) & (2 / np.array([8, 16]) <= x["again_high"]) for x in many]
+    assert np.mean(held) > 0.85
+
+
+def test_each_block_is_weighed_by_its_own_tokens():
+    """Half of the documents have no expert in block 0, which says nothing of block 1."""
+    last, first = synthetic(0, documents=10), synthetic(1, documents=10)
+    last.data["expert_id"][:5, 0] = -1
+    first.data["expert_id"][5:, 1] = last.data["expert_id"].values[5:, 1]
+    table = measures.saturation([first, last], draws=200)
+    assert (
+        float(table["saturation_low"][0, 1]) < float(table["saturation"][0, 1]) < float(table["saturation_high"][0, 1])
+    )
+    assert float(table["saturation"][0, 1]) == pytest.approx((1 + 0.25) / 2, abs=0.05)
+    with pytest.raises(InputError, match="list of readings is empty"):
+        measures.saturation([])
+    with pytest.raises(InputError, match="trace=True"):
+        measures.saturation([first, Reading(last.data.drop_vars("expert_id"))])
+
+
+def test_dense_models_have_no_routers_to_look_at():
+    from tiny import tiny
+
+    dense = workbench.load(tiny("llama"))
+    for look in (measures.geometry, lambda m: measures.router_drift({"a": m, "b": m})):
+        with pytest.raises(Refused, match="dense model"):
+            look(dense)
+    with pytest.raises(InputError, match="no checkpoint 'zz'"):
+        measures.router_drift({"a": dense, "b": dense}, final="zz")
 
 
 def test_router_rows_beside_random_ones():

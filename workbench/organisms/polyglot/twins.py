@@ -1,8 +1,9 @@
 """Two small mixtures of experts whose routing is known by construction, to calibrate a measure on.
 
 ``planted()`` routes by language in its last block, where each language has two experts of its own (:data:`MAP`);
-``null()`` has frozen random routers that no language reaches, so whatever is found in it is a false finding.  Both are
-made on the spot from a seed.  Their documents have a topic each, so that the tokens of one are alike, as in real text.
+``null()`` has frozen random routers that no language reaches, so whatever is found of labels in it is a false finding.
+Both are made on the spot from a seed.  Their documents have a topic each, so that the tokens of one are alike, as in
+real text.
 """
 
 from __future__ import annotations
