@@ -155,7 +155,7 @@ class ValueTracker:
                         found[int(step)] = data.load()
         if not found:
             raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
-        tables = [_sampled(found[step])["p"] for step in sorted(found)]
+        tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
         p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
         columns = {
             field: (

@@ -1,0 +1,223 @@
+"""``SampledText``: what a model writes about an item, several times, as a frozen judge reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import xarray as xr
+from torch import Tensor
+
+import workbench
+from probes.values.answers import is_chat, leading, listed, prompt_ids, settled, stance_table
+from probes.values.framings import filled
+from probes.values.judged import Judge, judged
+from workbench.engines.hooks import untouched
+from workbench.errors import InputError, Refused
+from workbench.inputs import Prompt, collate, encode, plan
+
+ASKED = {
+    "statement": "What do you think of this statement?\n{text}",
+    "question": "{text}",
+    "choice": "{text}\nWhich would you choose: {first}\nor: {second}",
+}
+SHOWN = {
+    "statement": "Topic: {topic}\nStatement: {text}\nAnswer: {response}",
+    "question": "Topic: {topic}\nQuestion: {text}\nAnswer: {response}",
+    "choice": "Topic: {topic}\nQuestion: {text} ({first}, or {second})\nAnswer: {response}",
+}
+
+
+class SampledText:
+    """Text that the model writes, judged (the protocol of Bhatia et al. 2025, arXiv 2510.26707, and its defaults).
+
+    Args:
+        n: texts for each item.
+        temperature: of the softmax; nothing is cut off (no top-k, no top-p, no penalties).
+        max_new_tokens: the longest text, in tokens.
+        judge: gives the stance of texts, see :mod:`probes.values.judged`; its ``name`` is part of the settings.
+        prompts: kind of item -> what the model is asked, with {text} and for a choice {first} and {second}.
+        shown: kind of item -> what the judge is shown, with {topic}, {text}, {response}; "{response}" alone for a
+            classifier of sentences.
+        chat, lead: as in :class:`~probes.values.instruments.Pmf`.
+
+    A text depends on the model, the item's id and text, the number of the sample and the seed, and not on the other
+    items or the batch.  A text of nothing is uncommitted and is not shown to the judge.  ``read`` gives besides:
+        text [item, sample], ended [item, sample]: whether it came to its own end before max_new_tokens.
+    """
+
+    name = "sampled"
+
+    def __init__(
+        self,
+        n: int = 5,
+        temperature: float = 0.7,
+        max_new_tokens: int = 256,
+        *,
+        judge: Judge,
+        prompts: Mapping[str, str] | None = None,
+        shown: Mapping[str, str] | str | None = None,
+        chat: bool | None = None,
+        lead: str | None = None,
+    ) -> None:
+        if n < 1 or max_new_tokens < 1 or not temperature > 0:
+            raise InputError(
+                f"n={n}, temperature={temperature}, max_new_tokens={max_new_tokens} write nothing that varies. All are "
+                "above 0; for the likeliest text use n=1 and a small temperature (0.01)."
+            )
+        if not callable(judge):
+            raise InputError(f"judge={judge!r} is no function of texts. Give e.g. LmJudge(model).")
+        judge_name(judge)
+        self.n, self.temperature, self.max_new_tokens, self.judge = n, temperature, max_new_tokens, judge
+        self.prompts = dict(ASKED if prompts is None else prompts)
+        self.shown = dict.fromkeys(SHOWN, shown) if isinstance(shown, str) else dict(SHOWN if shown is None else shown)
+        self.chat, self.lead = chat, lead
+
+    @property
+    def config(self) -> dict[str, Any]:
+        own = {k: getattr(self, k) for k in ("n", "temperature", "max_new_tokens", "prompts", "shown", "chat", "lead")}
+        return {**own, "judge": judge_name(self.judge)}
+
+    @property
+    def settings(self) -> str:
+        return settled(self.name, self.config)
+
+    def read(
+        self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
+    ) -> xr.Dataset:
+        """Write n texts for each item, and judge them."""
+        items = listed(items)
+        text, ended = self.write(model, items, batch_size=batch_size, seed=seed, progress=progress)
+        p = np.zeros((*text.shape, 4))
+        p[..., 3] = 1
+        said = [(i, k) for i, k in np.ndindex(text.shape) if text[i, k].strip()]
+        if said:
+            given = {
+                (i, k): filled(self.shown, items[i], "The judge", **self._about(items[i], text[i, k])) for i, k in said
+            }
+            found = judged(self.judge, list(given.values()))
+            for place, row in zip(given, found, strict=True):
+                p[place] = row
+        more = {"text": (("item", "sample"), text), "ended": (("item", "sample"), ended)}
+        return stance_table(self, items, p, "sample", range(self.n), more).assign_attrs(seed=seed)
+
+    def _about(self, item: Any, response: str) -> dict[str, str]:
+        return {"topic": item.topic, "response": response}
+
+    def write(
+        self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The texts [item, sample] without judging them, and which of them came to an end."""
+        model, items = workbench.load(model), listed(items)
+        chat = is_chat(model, self.chat)
+        lead = leading(self.lead, chat)
+        asked = [prompt_ids(model, filled(self.prompts, item, "SampledText"), lead, chat) for item in items]
+        prompts = [prompt for prompt in encode(model, asked, "last") for _ in range(self.n)]
+        draws = [_uniform(seed, item, k, self.max_new_tokens) for item in items for k in range(self.n)]
+        ids = sample(model, prompts, np.stack(draws), self.temperature, batch_size=batch_size or 32, progress=progress)
+        ends = set(_ends(model))
+        text, ended = np.full(len(ids), "", object), np.zeros(len(ids), bool)
+        for i, own in enumerate(ids):
+            ended[i] = bool(own) and own[-1] in ends
+            # NUL is what a file of texts cannot hold.
+            text[i] = model.tokenizer.decode(own, skip_special_tokens=True).replace("\0", "\u2400").strip()
+        return text.reshape(len(items), self.n), ended.reshape(len(items), self.n)
+
+
+def judge_name(judge: Any) -> str:
+    """What a judge is called in settings: its ``name``, or that of the function.  InputError where it has none."""
+    found = getattr(judge, "name", None) or getattr(judge, "__qualname__", "<lambda>")
+    if "<lambda>" in found:
+        raise InputError(
+            f"The judge {judge!r} has no name, and readings by different judges must not be taken for each other. Give "
+            "it an attribute name, or wrap it in CachedJudge(judge, path, name=...)."
+        )
+    return str(found)
+
+
+def _uniform(seed: int, item: Any, sample: int, steps: int) -> np.ndarray:
+    """[steps] numbers in [0, 1) of one text."""
+    key = hashlib.blake2b(f"{seed}\0{item.item_id}\0{sample}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(key, "little")).random(steps)
+
+
+def _ends(model: Any) -> list[int]:
+    """Tokens that end a text."""
+    own = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    own = own if isinstance(own, (list, tuple)) else [own]
+    return sorted({x for x in (*own, model.tokenizer.eos_token_id) if isinstance(x, int)})
+
+
+class _Drawn(transformers.LogitsProcessor):
+    """Chooses each row's next token by its own number: the first whose cumulative probability exceeds it."""
+
+    def __init__(self, uniform: np.ndarray, width: int, temperature: float) -> None:
+        self.uniform, self.width, self.temperature = uniform, width, temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        u = torch.from_numpy(self.uniform[:, input_ids.shape[1] - self.width]).to(cumulative.device)
+        # right=True: a token of probability 0 is never chosen, also by the number 0.
+        chosen = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
+        chosen = chosen.clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[Prompt],
+    uniform: np.ndarray,
+    temperature: float,
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[list[int]]:
+    """The tokens that follow each prompt, up to and with the first that ends a text.
+
+    Args:
+        uniform: [prompt, steps] numbers in [0, 1): which token of the distribution is drawn at each step.
+
+    Raises InputError where prompt and text are longer than the model reads; Refused for a model that cannot generate.
+    """
+    from tqdm.auto import tqdm
+
+    if not hasattr(model.module, "generate"):
+        raise Refused(f"{model.name} cannot write text (its module has no generate). Use Pmf or SequenceLikelihood.")
+    prompts, steps = list(prompts), uniform.shape[1]
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if model.context_length is not None and longest + steps > model.context_length:
+        raise InputError(
+            f"The longest prompt has {longest} tokens, and with {steps} new ones it passes the {model.context_length} "
+            f"that {model.name} reads. Lower max_new_tokens, or leave long items out."
+        )
+    ends, found = _ends(model), [[] for _ in prompts]
+    pad = ends[0] if ends else 0
+    # All that would bend the distribution is set here, so that a model's own defaults do not come in.
+    settings = transformers.GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=steps, repetition_penalty=1.0, no_repeat_ngram_size=0,
+        encoder_repetition_penalty=1.0, min_new_tokens=0, eos_token_id=ends or None, pad_token_id=pad,
+        use_cache=True,
+    )  # fmt: skip
+    with (
+        untouched(model.module),
+        tqdm(total=len(prompts), unit="text", desc=f"writing {model.name}", disable=not progress, delay=1.0) as bar,
+    ):
+        for members in plan(prompts, 0, batch_size, model.anatomy.pads):
+            batch = collate(model, prompts, members, "left")
+            ids, width = batch.inputs["input_ids"], batch.inputs["input_ids"].shape[1]
+            drawn = _Drawn(uniform[members], width, temperature)
+            out = model.module.generate(
+                input_ids=ids,
+                attention_mask=batch.inputs["attention_mask"],
+                generation_config=settings,
+                logits_processor=transformers.LogitsProcessorList([drawn]),
+            )
+            for i, row in zip(members, out[:, width:].tolist(), strict=True):
+                end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
+                found[i] = row[:end]
+            bar.update(len(members))
+    return found
