@@ -125,6 +125,14 @@ def max_statistic_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     return p_value(observed, np.broadcast_to(largest.reshape(-1, *[1] * np.ndim(observed)), null.shape))
 
 
+def sign_flip_p(differences: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
+    """Two-sided p of the mean of paired differences [units], whose signs are flipped at random; 1 where all are 0."""
+    if not np.any(differences):
+        return 1.0
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(differences)))
+    return float(p_value(np.array(abs(np.sum(differences))), np.abs(signs @ differences)))
+
+
 def mantel(
     a: np.ndarray,
     b: np.ndarray,

@@ -26,7 +26,7 @@ from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, Routing, hooks, moe_of
 from workbench.reader import token_budget
-from workbench.stats import bootstrap_interval, fdr, p_value
+from workbench.stats import bootstrap_interval, fdr, p_value, sign_flip_p
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -284,12 +284,6 @@ def _mean(values: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> 
     return float(values.sum() / tokens.sum()), float(low), float(high)
 
 
-def _flipped(values: np.ndarray, draws: int, seed: int) -> float:
-    """Two-sided p that paired differences [documents] sum to 0: their signs are flipped at random."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(values)))
-    return float(p_value(np.array(abs(values.sum())), np.abs(signs @ values)))
-
-
 def effect(
     model: Model,
     inputs: Any,
@@ -356,7 +350,7 @@ def effect(
     found["delta_random"] = padded(others.sum(1) / every)
     found["delta_replaced"] = (("draw",), routes.sum(1) / every)
     found["slots"], found["slots_random"], found["sets"] = lost(experts), padded([lost(x) for x in sets]), len(sets)
-    found["p"] = _flipped(own - others.mean(0), resamples, seed)
+    found["p"] = sign_flip_p(own - others.mean(0), resamples, seed)
     found["p_random"] = p_value(own.sum() / every, others.sum(1) / every)
     attrs = {"documents": len(plain), "nll": float(plain.sum() / every), "experts": json.dumps(experts)}
     return xr.Dataset(found, attrs=attrs)
@@ -423,7 +417,7 @@ def regret(
     found: dict[str, Any] = {"nll": plain.sum() / total, "nll_random": (("draw",), random.sum(1) / total)}
     for name, values in (("regret", plain - random.mean(0)), ("regret_best", plain - random.min(0))):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
-    found["p"] = _flipped(plain - random.mean(0), resamples, seed)
+    found["p"] = sign_flip_p(plain - random.mean(0), resamples, seed)
     return xr.Dataset(found, attrs={"model": model.name, "block": block, "documents": len(plain)})
 
 

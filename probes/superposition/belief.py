@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +199,12 @@ def entity_belief(
                         "full stop)."
                     )
     n = 0 if thoughts is None else thoughts.shape[1]
+    need = max(len(p.ids) for p in prompts) + n + len(after) + max(len(x) for own in names for x in own) - 1
+    if model.context_length is not None and need > model.context_length:
+        raise InputError(
+            f"Prompt, thoughts and the longest name take {need} tokens, and {model.name} reads at most "
+            f"{model.context_length}. Cut the prompt, or think less."
+        )
     width = max(map(len, names))
     found = np.full((len(prompts), n + 1 + len(after), width), np.nan)
     table = model.module.get_input_embeddings()
@@ -236,7 +243,7 @@ def entity_belief(
 
 def _names(model: Model, head: Tensor, names: list[tuple[int, ...]], batch_size: int) -> np.ndarray:
     """[names] log-probability that each follows ``head`` [1, length, width]: every shared beginning is run once."""
-    table = model.module.get_input_embeddings()
+    table, takes = model.module.get_input_embeddings(), inspect.signature(model.module.forward).parameters
     begun = sorted({name[:k] for name in names for k in range(len(name))}, key=lambda x: (len(x), x))
     after: dict[tuple[int, ...], Tensor] = {}
     for length in sorted({len(x) for x in begun}):
@@ -246,6 +253,7 @@ def _names(model: Model, head: Tensor, names: list[tuple[int, ...]], batch_size:
             rows = head.expand(len(some), -1, -1)
             if length:
                 rows = torch.cat([rows, table(torch.tensor(some, device=head.device))], 1)
-            logits = model.module(inputs_embeds=rows).logits[:, -1].float().log_softmax(-1)
+            given = {k: v for k, v in (("logits_to_keep", 1), ("use_cache", False)) if k in takes}
+            logits = model.module(inputs_embeds=rows, **given).logits[:, -1].float().log_softmax(-1)
             after.update(zip(some, logits, strict=True))
     return np.array([sum(float(after[name[:k]][name[k]]) for k in range(len(name))) for name in names])

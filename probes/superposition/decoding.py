@@ -71,17 +71,22 @@ def decode_frontier(
         test = np.array([k in tested for k in kinship])
         if test.all() or not test.any():
             raise InputError(f"{n} problems have too few different graphs to hold some out. Give more problems.")
-        shuffled = rng.permutation(n)
+        order = rng.permutation(n)
+        shuffled = np.empty(n, int)
+        shuffled[order] = np.roll(order, 1)  # nobody keeps its own
         for t in range(places):
-            if not ring[:, t].any():
+            known = np.isfinite(states[:, :, t]).all((1, 2))
+            if not ring[known, t].any() or (known & ~test).sum() < 4 or not (known & test).any():
                 continue
             for name, truth, there in (("auc", ring[:, t], here), ("control", ring[shuffled, t], here[shuffled])):
                 for k, kind in enumerate(kinds):
-                    scores = _trained(states[:, :, t], truth, there, test, kind, hidden, steps, decay, s)
+                    scores = _trained(
+                        states[known, :, t], truth[known], there[known], test[known], kind, hidden, steps, decay, s
+                    )
                     for l in range(layers):
                         each = [
                             auroc(scores[l, i, there[r]], truth[r, there[r]])
-                            for i, r in enumerate(np.flatnonzero(test))
+                            for i, r in enumerate(np.flatnonzero(test & known))
                         ]
                         found[name][k, s, l, t] = np.nanmean(each) if not np.isnan(each).all() else np.nan
     found["selectivity"] = found["auc"] - found["control"]

@@ -44,6 +44,8 @@ def mass(logit: np.ndarray, problems: Sequence[Problem], *, by: str = "depth", a
             group = problem.groups(step) if by == "depth" else problem.step_groups(step - 1)
             size = len(problem.names)
             for g in range(len(names)):
+                if np.isnan(belief[i, t]).all():
+                    continue
                 found[i, t, g] = np.nansum(belief[i, t, :size][group == g])
                 inner[i, t, g] = np.nanmean(logit[i, t, :size][group == g]) if (group == g).any() else np.nan
     low, high = bootstrap_interval(found)
@@ -51,7 +53,7 @@ def mass(logit: np.ndarray, problems: Sequence[Problem], *, by: str = "depth", a
     two = ("place", "group")
     return xr.Dataset(
         {
-            "mass": (("problem", *two), found), "mean": (two, found.mean(0)), "mean_low": (two, low),
+            "mass": (("problem", *two), found), "mean": (two, _mean(found)), "mean_low": (two, low),
             "mean_high": (two, high), "inner": (two, _mean(inner)), "inner_low": (two, i_low),
             "inner_high": (two, i_high),
         },
@@ -65,8 +67,9 @@ def frontier(
     """Whether the frontier can be told from the other nodes, and how many of its nodes are held at once.
 
     Returns, by place, means over problems with 95 % intervals over problems (_low, _high):
-        auc: how often a frontier node's logit is above another node's.  Beside it auc_null, with the frontier of
-            another problem's graph (shuffled graphs; ``draws`` of them): 0.5 if nothing but the graph is in it; and
+        auc: how often a frontier node's logit is above another node's.  Beside it auc_null, with the frontiers of
+            other problems' graphs (``draws`` of them), their nodes renamed at random: 0.5 by construction of the
+            graph alone; and
             auc_other: of nodes just as far from another node than the root (depth-matched).
         auc_out, auc_within: against nodes out of reach, and against reachable ones at other distances.
         effective: exp of the entropy of belief over all nodes, the number of candidates held; effective_even: if all
@@ -79,7 +82,7 @@ def frontier(
     belief = normalised(logit)
     rings = np.zeros((n, places, width), bool)
     reach = np.zeros((n, width), bool)
-    there = np.array(np.isfinite(logit).all(1))
+    there = np.array(np.isfinite(logit))
     for i, problem in enumerate(problems):
         size = len(problem.names)
         reach[i, :size] = problem.depth >= 0
@@ -103,20 +106,21 @@ def frontier(
         others = [j for j in rng.permutation(n)[: draws + 1] if j != i][:draws]
         starts = rng.permutation(len(problems[i].names))
         for t in range(places):
-            ring, own, own_belief = rings[i, t] & there[i], logit[i, t], belief[i, t]
-            rest = there[i] & ~ring
+            seen = there[i, t]
+            ring, own, own_belief = rings[i, t] & seen, logit[i, t], belief[i, t]
+            rest = seen & ~ring
             if not ring.any() or not rest.any():
                 continue
             found["auc"][i, t] = _auc(own, ring, rest)
-            found["auc_out"][i, t] = _auc(own, ring, there[i] & ~reach[i])
-            found["auc_within"][i, t] = _auc(own, ring, reach[i] & ~ring & there[i])
-            null = [_auc(own, rings[j, t] & there[i], there[i] & ~rings[j, t]) for j in others]
+            found["auc_out"][i, t] = _auc(own, ring, seen & ~reach[i])
+            found["auc_within"][i, t] = _auc(own, ring, reach[i] & ~ring & seen)
+            null = [_auc(own, other, seen & ~other) for other in _shuffled(seen, [rings[j, t] for j in others], rng)]
             found["auc_null"][i, t] = _mean(np.array(null)) if null else np.nan
-            found["auc_other"][i, t] = _other(problems[i], own, ring, there[i], starts, t + ahead)
+            found["auc_other"][i, t] = _other(problems[i], own, ring, seen, starts, t + ahead)
             found["effective"][i, t] = 2 ** entropy_bits(own_belief)
-            found["effective_even"][i, t] = there[i].sum()
+            found["effective_even"][i, t] = seen.sum()
             found["frontier_mass"][i, t] = np.nansum(own_belief[ring])
-            found["frontier_share"][i, t] = ring.sum() / there[i].sum()
+            found["frontier_share"][i, t] = ring.sum() / seen.sum()
             found["size"][i, t] = ring.sum()
             if ring.sum() >= 2:
                 held = 2 ** entropy_bits(own_belief[ring] / max(np.nansum(own_belief[ring]), 1e-300))
@@ -127,9 +131,21 @@ def frontier(
         if name in names:
             low, high = bootstrap_interval(values)
             table[f"{name}_low"], table[f"{name}_high"] = (("place",), low), (("place",), high)
-    for name in ("auc", "evenness"):
+    for name in ("auc", "evenness", "effective"):
         table[f"{name}_each"] = (("problem", "place"), found[name])
     return xr.Dataset(table, {"place": np.arange(places), "problem": np.arange(n)})
+
+
+def _shuffled(seen: np.ndarray, rings: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """As many of these nodes as each ring has, at random: numbers mean nothing from graph to graph."""
+    nodes, found = np.flatnonzero(seen), []
+    for ring in rings:
+        size = min(int(ring.sum()), len(nodes) - 1)
+        if size > 0:
+            other = np.zeros(len(seen), bool)
+            other[rng.choice(nodes, size, replace=False)] = True
+            found.append(other)
+    return found
 
 
 def _auc(logit: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:

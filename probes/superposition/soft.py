@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,12 @@ def soft_versus_hard(
         kl_each, cosine_each [prompt, layer]; mixture_entropy [prompt] in nats; weight [prompt], of the largest token.
     """
     policy = policy or SoftThought(1)
+    policy = replace(policy, n=1)
     soft = think(model, inputs, policy, readers=[_States()], batch_size=batch_size, seed=seed)
-    ids = torch.as_tensor(soft.data["token_id"].values[:, 0], device=model.device).long()
     weight: np.ndarray = soft.data["weight"].values[:, 0]
+    order = np.argsort(-np.nan_to_num(weight), 1, kind="stable")  # noise may have put another token first
+    weight = np.take_along_axis(weight, order, 1)
+    ids = torch.as_tensor(np.take_along_axis(soft.data["token_id"].values[:, 0], order, 1), device=model.device).long()
     states = {"soft": _kept(soft)}
     for rank, name in enumerate(("hard", "second")):
         at = min(rank, ids.shape[1] - 1)

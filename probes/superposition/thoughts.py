@@ -60,6 +60,11 @@ class Policy(Protocol):
         """Thoughts at most."""
         ...
 
+    @property
+    def stops(self) -> bool:
+        """Whether a row may stop before the others; such rows are thought one at a time."""
+        ...
+
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The next thoughts [batch, width], and what is to be noted of them, {name: [batch, ...]}."""
         ...
@@ -78,6 +83,7 @@ class ContinuousThought:
 
     n: int
     scale: float = 1.0
+    stops = False
 
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         width = step.model.module.get_input_embeddings().weight.shape[1]
@@ -117,6 +123,10 @@ class SoftThought:
     stop_entropy: float | None = None
     patience: int = 256
     gumbel: float | None = None
+
+    @property
+    def stops(self) -> bool:
+        return self.stop_entropy is not None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.keep < 1 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
@@ -163,6 +173,15 @@ class ForcedMixture:
     """
 
     tokens: Sequence[Any]
+    stops = False
+
+    def __post_init__(self) -> None:
+        rows = [list(x) for x in self.tokens] if self._own else [list(self.tokens)]
+        if len({len(row) for row in rows}) > 1 or any(not len(ids) for row in rows for ids in row):
+            raise InputError(
+                "ForcedMixture takes token ids for each thought, at least one, and as many thoughts for every prompt: "
+                "[[5, 6], [7]] or, by prompt, [[[5], [6]], [[7], [8]]]."
+            )
 
     @property
     def n(self) -> int:
@@ -170,7 +189,8 @@ class ForcedMixture:
 
     @property
     def _own(self) -> bool:
-        return bool(self.tokens) and bool(len(self.tokens[0])) and not isinstance(self.tokens[0][0], (int, np.integer))
+        first = self.tokens[0] if len(self.tokens) else ()
+        return len(first) > 0 and not isinstance(first[0], (int, np.integer))
 
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = [(self.tokens[p] if self._own else self.tokens)[step.place - 1] for p in step.prompts]
@@ -186,7 +206,7 @@ class ForcedMixture:
 
 @dataclass(frozen=True)
 class Given:
-    """Thoughts that are there already: vectors [prompt, thought, width], such as another run's."""
+    """Thoughts that are there already: vectors [prompt, thought, width], such as another run's; NaN: it had stopped."""
 
     vectors: Any = field(repr=False)
 
@@ -194,12 +214,19 @@ class Given:
     def n(self) -> int:
         return int(self.vectors.shape[1])
 
+    @property
+    def stops(self) -> bool:
+        return bool(np.isnan(np.asarray(self.vectors)).any())
+
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = np.asarray(self.vectors)[step.prompts, step.place - 1]
-        return torch.as_tensor(rows, dtype=step.state.dtype, device=step.state.device), {}
+        table = np.asarray(self.vectors)
+        rows = table[step.prompts, step.place - 1]
+        after = table[step.prompts, step.place] if step.place < table.shape[1] else np.full_like(rows, np.nan)
+        last = torch.from_numpy(np.isnan(after).any(-1))
+        return torch.as_tensor(rows, dtype=step.state.dtype, device=step.state.device), {"last": last}
 
     def stopped(self, notes: list[dict[str, Tensor]]) -> Tensor | None:
-        return None
+        return notes[-1]["last"]
 
 
 def mixed(model: Model, ids: Tensor, weight: Tensor) -> Tensor:
@@ -267,6 +294,10 @@ def think(
         )
     if isinstance(policy, Given) and len(policy.vectors) != len(prompts):
         raise InputError(f"There are {len(prompts)} prompts and thoughts for {len(policy.vectors)}.")
+    if isinstance(policy, Given) and policy.n and np.isnan(np.asarray(policy.vectors)[:, 0]).any():
+        raise InputError(
+            "A prompt's first given thought is NaN. Leave such prompts out, or read them without thoughts."
+        )
     # To a reader a thought is a position behind the prompt, with a stand-in for its token.
     stand_in = prompts[0].ids[-1]
     extended = [
@@ -282,7 +313,9 @@ def think(
     cached = model.__dict__["_thinks"] if cache is None else cache
     runner = _Runner(model, prompts, policy, wanted, after, edit, cached, seed)
     with untouched(model.module):
-        for members in plan(extended, token_budget(model), batch_size, model.anatomy.pads):
+        # A row that has stopped would leave holes in the others' batch, which not every model looks past.
+        alone = 1 if getattr(policy, "stops", True) else batch_size
+        for members in plan(extended, token_budget(model), alone, model.anatomy.pads):
             runner.run(members)
     origin = provenance(model, job, len(prompts))
     origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}
@@ -356,7 +389,7 @@ class _Runner:
                 if going[row]:
                     self.length[i] = t
                     self.vectors.setdefault(i, []).append(vector[row].float().cpu().numpy())
-                    for name, values in noted.items():
+                    for name, values in noted.items() if not isinstance(self.policy, Given) else ():
                         self.notes.setdefault(name, {}).setdefault(i, []).append(values[row].float().cpu().numpy())
             notes.append(noted)
             self._look(pass_, members, going, t, partial(pass_.feed, vector[:, None], going))

@@ -19,7 +19,7 @@ from probes.superposition.problems import Problem
 from probes.superposition.thoughts import ContinuousThought, Edit, Given, Policy, think
 from workbench.errors import InputError
 from workbench.model import Model
-from workbench.stats import bootstrap_interval
+from workbench.stats import bootstrap_interval, sign_flip_p
 
 EDITS = ("optimal", "other frontier", "not reachable")
 
@@ -38,6 +38,8 @@ def answers(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-odds of target against negative [problem], whether the whole vocabulary's first choice is the target, and
     the thoughts that were fed [problem, thought, width].  ``names``: each problem's nodes as the model writes them."""
+    if then is None and getattr(policy, "stops", True):
+        raise InputError("Rows stop at different thoughts, so the answer stands at no common place. Give then=.")
     pairs = [[own[p.target], own[p.negative]] for own, p in zip(names, problems, strict=True)]
     belief = CandidateBelief(pairs, layers=[-1], mass=True)
     found = think(model, inputs, policy, readers=[belief], then=then, edit=edit, batch_size=batch_size, seed=seed)
@@ -81,6 +83,8 @@ def use(
     whole vocabulary) and effect = mean of logodds less plain, over the problems where the edit was possible,
     [condition], with intervals over problems; effect_p: two-sided, signs of the differences flipped.
     """
+    if len(problems) < 2:
+        raise InputError("Another problem's thoughts take two problems or more, and there is one.")
     if len(inputs) != len(problems) or len(names) != len(problems):
         raise InputError(f"There are {len(inputs)} prompts, {len(problems)} problems and {len(names)} lists of names.")
     settings: dict[str, Any] = {"then": then, "batch_size": batch_size, "seed": seed}
@@ -96,16 +100,16 @@ def use(
     there = ~np.isnan(vectors).any(-1, keepdims=True)
     total, count = np.nansum(vectors, 0, keepdims=True), there.sum(0, keepdims=True)
     others = (total - np.nan_to_num(vectors)) / np.maximum(count - there, 1)
-    found["mean"] = run(Given(np.where(there, others, np.nan_to_num(others))))[:2]
-    filled = np.where(there, vectors, others)
+    # A problem that stopped early has as many mean thoughts as it had thoughts; where nobody else thought, its own.
+    found["mean"] = run(Given(np.where(there, np.where(count - there > 0, others, vectors), np.nan)))[:2]
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     donor = np.empty(n, int)
     donor[order] = np.roll(order, 1)
-    found["resampled"] = run(Given(filled[donor]))[:2]
+    found["resampled"] = run(Given(vectors[donor]))[:2]
     if mirrored is not None:
         theirs = think(model, mirrored, policy, batch_size=batch_size, seed=seed).vectors
-        found["mirrored"] = run(Given(np.where(np.isnan(theirs), others, theirs)))[:2]
+        found["mirrored"] = run(Given(theirs))[:2]
     if edits:
         for kind in EDITS:
             chosen = [_victims(p, kind, policy.n, np.random.default_rng([seed, i])) for i, p in enumerate(problems)]
@@ -121,19 +125,10 @@ def use(
         low, high = bootstrap_interval(values.T, draws=draws, seed=seed)
         table[name] = (("condition",), np.nanmean(values, 1))
         table[f"{name}_low"], table[f"{name}_high"] = (("condition",), low), (("condition",), high)
-    table["effect_p"] = (("condition",), np.array([flipped(row[~np.isnan(row)], draws, seed) for row in change]))
+    table["effect_p"] = (("condition",), np.array([sign_flip_p(row[~np.isnan(row)], draws, seed) for row in change]))
     return xr.Dataset(
         table, {"condition": np.array(list(found), object), "problem": np.arange(n)}, {"model": model.name}
     )
-
-
-def flipped(differences: np.ndarray, draws: int, seed: int) -> float:
-    """Two-sided p of a mean difference, its signs flipped at random."""
-    if not len(differences) or not differences.any():
-        return 1.0
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(differences)))
-    null = np.abs((signs * differences).mean(1))
-    return float((1 + (null >= abs(differences.mean()) - 1e-12).sum()) / (1 + draws))
 
 
 def _victims(problem: Problem, kind: str, n: int, rng: np.random.Generator) -> list[int]:

@@ -13,6 +13,8 @@ from workbench.stats import bootstrap_interval
 
 EVEN = 0.2
 """Evenness within the frontier from which more than one of its nodes counts as held: of four nodes, held as if 1.6."""
+LITTLE = 0.5
+"""Nats of log-odds: a fall that is known to be smaller counts as no use."""
 ONE = 1.5
 """Candidates in all (exp of entropy) below which a state holds one thing."""
 
@@ -58,29 +60,33 @@ def verdict(held: xr.Dataset, used: xr.Dataset | None = None, *, places: Any = N
     auc, auc_low, auc_high = _mean(each[:, places])
     null_high = float(held["auc_null_high"].values[places].mean())
     even, even_low, even_high = _mean(evenness[:, places])
-    effective = float(held["effective"].values[places].mean())
-    decodable, together = auc_low > null_high, even > EVEN
+    effective, few, many = _mean(held["effective_each"].values[:, places])
+    if np.isnan([auc_low, null_high, even_low, few]).any():
+        raise InputError(
+            f"{len(each)} problems give no interval, and a verdict without one means nothing. Give two problems or "
+            "more that branch at these places."
+        )
+    decodable, together, single = auc_low > null_high, even > EVEN, effective < ONE
     lines = [
         f"frontier told from other nodes: AUC {auc:.3f} [{auc_low:.3f}, {auc_high:.3f}], other graphs {null_high:.3f}",
         f"evenness within the frontier: {even:.3f} [{even_low:.3f}, {even_high:.3f}] (0: one node, 1: all alike)",
-        f"candidates held in all: {effective:.2f}",
+        f"candidates held in all: {effective:.2f} [{few:.2f}, {many:.2f}]",
     ]
-    sure = not (auc_low <= null_high < auc) and not even_low <= EVEN <= even_high
-    if not together or effective < ONE:
-        if effective < ONE or decodable:
-            return Verdict("collapsed", sure or effective < ONE, tuple(lines))
-        return Verdict("absent", sure, tuple(lines))
-    if not decodable:
-        return Verdict("absent", sure, tuple(lines))
+    sure = not (auc_low <= null_high < auc) and not even_low <= EVEN <= even_high and not few <= ONE <= many
+    if not together or single or not decodable:
+        word = "collapsed" if single or (decodable and not together) else "absent"
+        return Verdict(word, sure, tuple(lines))
     if used is None:
         return Verdict("held but unused", False, (*lines, "no intervention was made, so no use is shown"))
-    necessary, necessary_line = _fewer(used, "resampled", "plain", "with another problem's thoughts")
+    necessary, clear, necessary_line = _fewer(used, "resampled", "plain", "with another problem's thoughts")
     if "edit optimal" not in used["condition"].values:
         return Verdict("held but unused", False, (*lines, necessary_line, "no branch was edited, so no use is shown"))
-    specific, specific_line = _fewer(
+    specific, plain, specific_line = _fewer(
         used, "edit optimal", "edit not reachable", "without the branch to the target, beside one out of reach"
     )
     word = "held and used" if necessary and specific else "held but unused"
+    # That a use was not seen is sure only where its interval leaves room for little.
+    sure = sure and (word == "held and used" or (clear if not necessary else plain))
     return Verdict(word, sure, (*lines, necessary_line, specific_line))
 
 
@@ -92,9 +98,14 @@ def _mean(values: np.ndarray) -> tuple[float, float, float]:
     return float(own.mean()), float(low[0]), float(high[0])
 
 
-def _fewer(used: xr.Dataset, worse: str, than: str, what: str) -> tuple[bool, str]:
+def _fewer(used: xr.Dataset, worse: str, than: str, what: str) -> tuple[bool, bool, str]:
+    """Whether the log-odds fall; whether, if not, they are known to fall by less than :data:`LITTLE`; and the line."""
     change = used["logodds"].sel(condition=worse).values - used["logodds"].sel(condition=than).values
     change = change[~np.isnan(change)]
+    if len(change) < 2:
+        raise InputError(
+            f"{len(change)} problems could be compared {what}: no interval, no verdict. Give more problems."
+        )
     low, high = (float(x[0]) for x in bootstrap_interval(change[:, None]))
     line = f"log-odds of the target {what}: {change.mean():+.2f} [{low:+.2f}, {high:+.2f}] nats, {len(change)} problems"
-    return high < 0, line
+    return high < 0, low > -LITTLE, line

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from workbench.inputs import Batch
-from workbench.stats import RandomDirections, bootstrap_interval, mantel, mantel_table, p_value
+from workbench.stats import RandomDirections, bootstrap_interval, mantel, mantel_table, p_value, sign_flip_p
 
 
 def batch_of(prompts: list[int]) -> Batch:
@@ -94,3 +94,10 @@ def test_mantel_of_many_is_mantel_of_each_and_of_all_orders():
             assert p[m, k] == pytest.approx(np.mean(np.array(every) >= abs(r[m, k]) - 1e-9), abs=0.03)
     b[1, 0, 1] = np.nan
     assert np.isnan(mantel_table(a, b, draws=9)[1]).tolist() == [[False, True, False]] * 2
+
+
+def test_flipped_signs_are_level():
+    rng = np.random.default_rng(0)
+    hits = sum(sign_flip_p(rng.standard_t(3, 25), 199, i) <= 0.05 for i in range(300))
+    assert 5 <= hits <= 26
+    assert sign_flip_p(2 + 0.1 * rng.standard_normal(20), 999) < 0.01 and sign_flip_p(np.zeros(3), 9) == 1

@@ -17,6 +17,7 @@ from workbench import stats
 from workbench.errors import InputError, Refused
 from workbench.moe import record
 from workbench.organisms.polyglot import twins
+from workbench.stats import sign_flip_p
 
 
 @pytest.fixture(scope="module")
@@ -389,8 +390,8 @@ def test_the_sign_flip_is_the_share_of_all_flips():
     values = np.array([1.0, 2.0, -0.5, 3.0, 0.7, 1.1])
     flips = np.array(list(itertools.product([-1, 1], repeat=6)))
     exact = (abs(flips @ values) >= abs(values.sum()) - 1e-9).mean()
-    assert interventions._flipped(values, 20000, 0) == pytest.approx(exact, abs=0.01)
-    assert interventions._flipped(-values, 20000, 0) == pytest.approx(exact, abs=0.01)
+    assert sign_flip_p(values, 20000, 0) == pytest.approx(exact, abs=0.01)
+    assert sign_flip_p(-values, 20000, 0) == pytest.approx(exact, abs=0.01)
 
 
 def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):

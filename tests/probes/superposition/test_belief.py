@@ -233,3 +233,30 @@ def test_frontiers_are_told_apart_and_other_graphs_are_not():
     none = frontier(made(problems, "nothing", 1), problems)
     assert (none["auc_low"] < 0.5).all() and (none["auc_high"] > 0.5).all()
     assert float(none["effective"][0]) == pytest.approx(24, rel=0.01)
+
+
+def test_numbers_that_go_with_depth_make_no_null():
+    """All graphs numbered alike, from the root on: another graph's ring has the same numbers as this one's."""
+    edges = ((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (6, 8), (7, 9))
+    problems = [Problem(edges, 0, 3, 8, tuple("abcdefghij"), (1, 3))] * 30
+    table = frontier(made(problems, "all", 0, places=2), problems)
+    assert (table["auc"] > 0.99).all() and (np.abs(table["auc_null"] - 0.5) < 0.06).all()
+
+
+def test_places_that_were_not_reached_count_for_nothing():
+    problems = [graph(s) for s in range(40)]
+    logit = made(problems, "all", 0)
+    whole = frontier(logit, problems)
+    logit[:30, 2] = np.nan
+    table, belief = frontier(logit, problems), mass(logit, problems)
+    for name in ("auc", "evenness"):
+        np.testing.assert_allclose(table[name].values[:2], whole[name].values[:2])
+    np.testing.assert_allclose(belief["mean"].sum("group").values, 1)
+
+
+def test_names_beyond_the_context_are_an_error():
+    model = workbench.load(tiny("gpt2"))
+    with pytest.raises(InputError, match="Cut the prompt, or think less"):
+        entity_belief(
+            model, [[5, 6, 7]], [[8]], thoughts=np.zeros((1, model.context_length, model.d_model), np.float32)
+        )

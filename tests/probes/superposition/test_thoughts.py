@@ -230,3 +230,30 @@ def test_what_cannot_be_thought_says_why(model):
         SoftThought(2, temperature=0)
     with pytest.raises(InputError, match="no tokenizer"):
         think(model, PROMPTS, ContinuousThought(1), then="word")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "mamba"])
+def test_rows_that_stop_leave_no_holes_in_other_rows(name):
+    """Windows and recurrences would count columns that nothing attends to."""
+    transformers.logging.set_verbosity_error()
+    model = workbench.load(zoo.build(name))
+    prompts = [[5, 6, 7], [12, 13, 14], [20, 21, 22]]
+    entropy = think(model, prompts, SoftThought(5)).data["entropy"].values
+    policy = SoftThought(5, stop_entropy=float(np.sort(entropy[:, 0])[1]), patience=1)
+    together = think(model, prompts, policy, readers=[LogitLens(top_k=2)], then=THEN)
+    for i, ids in enumerate(prompts):
+        alone = think(model, [ids], policy, readers=[LogitLens(top_k=2)], then=THEN)
+        a, b = (x.readings[0].data["logprob"].values for x in (together, alone))
+        np.testing.assert_allclose(a[i, :, -1], b[0, :, -1], atol=1e-4)
+    # The thoughts of a run that stopped can be given again.
+    again = think(model, prompts, Given(together.vectors), readers=[LogitLens(top_k=2)], then=THEN)
+    np.testing.assert_array_equal(again.data["length"], together.data["length"])
+    a, b = (x.readings[0].data["logprob"].values for x in (together, again))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_mixtures_that_do_not_fit_are_named():
+    for tokens in ([[[3]], [[3], [4]]], [[], [3]], [[[3], []], [[4], [5]]]):
+        with pytest.raises(InputError, match="ForcedMixture takes token ids for each thought"):
+            ForcedMixture(tokens)
+    assert ForcedMixture(np.array([[3, 4], [5, 6]])).n == 2

@@ -22,7 +22,7 @@ from probes.superposition import (
     use,
     verdict,
 )
-from probes.superposition.used import _remover, _victims, flipped
+from probes.superposition.used import _remover, _victims
 from workbench.errors import InputError
 
 
@@ -139,13 +139,6 @@ def test_an_edit_takes_one_node_out_and_nothing_else(setting):
     assert all(_victims(p, "not reachable", 3, np.random.default_rng(0)) != [p.negative] * 3 for p in problems)
 
 
-def test_flipped_signs_are_level():
-    rng = np.random.default_rng(0)
-    hits = sum(flipped(rng.standard_t(3, 25), 199, i) <= 0.05 for i in range(300))
-    assert 5 <= hits <= 26
-    assert flipped(np.full(20, 2.0) + 0.1 * rng.standard_normal(20), 999, 0) < 0.01 and flipped(np.zeros(3), 9, 0) == 1
-
-
 # ---------------------------------------------------------------- mixtures and probes
 
 
@@ -207,3 +200,41 @@ def test_states_of_thoughts_go_into_the_probe(setting):
     think(model, inputs, ContinuousThought(2), readers=[states])
     found = decode_frontier(states.found.numpy(), problems, names, seeds=1, steps=5, kinds=["linear"])
     assert found["auc"].shape == (1, 1, model.n_layers + 1, 3)
+
+
+def test_a_verdict_without_an_interval_is_refused_and_one_on_an_edge_is_not_sure():
+    problems = [graph(i) for i in range(25)]
+    held = frontier(made(problems, "all", 0), problems, draws=5)
+    assert verdict(held, uses(problems, True, 0)).sure
+    one = problems[:1]
+    with pytest.raises(InputError, match="no interval"):
+        verdict(frontier(made(one, "all", 0), one), uses(one, True, 0))
+    # A fall that a few problems cannot tell from none is no evidence of no use.
+    weak = uses(problems, True, 0)
+    noise = np.random.default_rng(0).normal(-0.4, 2.0, 25)
+    odds = weak["logodds"].values.copy()
+    odds[1] = odds[0] + noise - noise.mean() - 0.4
+    found = verdict(held, weak.assign(logodds=(weak["logodds"].dims, odds)))
+    assert found.word == "held but unused" and not found.sure
+
+
+def test_thoughts_that_stop_early_are_swapped_as_they_are(setting):
+    model, problems, inputs, names = setting
+    entropy = think(model, inputs, SoftThought(4)).data["entropy"].values
+    policy = SoftThought(4, stop_entropy=float(np.median(entropy)), patience=1)
+    plain = think(model, inputs, policy)
+    table = use(model, inputs, problems, names, policy, then=[7], edits=False)
+    lengths = plain.data["length"].values
+    assert len(set(lengths)) > 1
+    resampled = table["logodds"].sel(condition="resampled").values
+    for i, problem in enumerate(problems):
+        own = [
+            odds(model, inputs[i], plain.vectors[j, : lengths[j]], [7], problem)[0]
+            for j in range(len(problems))
+            if j != i
+        ]
+        assert np.abs(np.array(own) - resampled[i]).min() < 2e-4
+    with pytest.raises(InputError, match="Give then="):
+        use(model, inputs, problems, names, policy)
+    with pytest.raises(InputError, match="two problems or more"):
+        use(model, inputs[:1], problems[:1], names[:1], policy, then=[7])
