@@ -167,10 +167,11 @@ a model needs its thoughts, and holds the frontier in them, appears here. Tuned 
 GPT-2: 99.0 % and 99.0 %. That does not appear: here the tuned model needs its thoughts, and the branch
 in them, though it holds the frontier less evenly with every step. Two blocks cannot search these graphs
 without thoughts (the pause control stays at chance), so there is no way around them; a deeper model may
-have one. Soft thoughts without training are worth less than the same model's own chains (67 % beside 82
+have one. Soft thoughts without training are worth less than the same model's own chains (69 % beside 82
 %); they hold two nodes where the model hesitates between two, and less after that. The first state of
 all four holds the root's neighbours: that is read off the prompt, before any thought, and only the
-later places tell the regimes apart."""
+later places tell the regimes apart. Pauses are one token for all problems, so that swapping them
+changes nothing by construction; what pauses are worth is the control's accuracy."""
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 
