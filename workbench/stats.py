@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from workbench.inputs import Batch
@@ -51,6 +52,27 @@ class RandomDirections:
         n = max(1, self._count[depth])
         mean = self._sum[depth] / n
         return mean + (self._weighted[depth] - self._weights[depth][:, None] * mean) / n**0.5
+
+
+def over(top: ArrayLike, bottom: ArrayLike) -> np.ndarray:
+    """top / bottom, NaN where bottom is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+
+
+def nanmean(values: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weighted mean over the first axis of what is not NaN; NaN where all is."""
+    weight = np.where(np.isnan(values), 0.0, weight)
+    return over(np.nansum(values * weight, 0), weight.sum(0))
+
+
+def quantiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of draws [draws, ...]; NaN where less than half of them have a value."""
+    known = (~np.isnan(found)).mean(0) >= 0.5 if len(found) else np.zeros(found.shape[1:], bool)
+    if not known.any():
+        return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
+    low, high = np.nanquantile(np.where(known, found, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 
 def bootstrap_interval(

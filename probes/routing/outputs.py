@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.measures.documents import jsd, over
+from probes.routing.measures.documents import jsd
 from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, tensors, untouched
@@ -24,7 +24,7 @@ from workbench.inputs import Batch, Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, moe_of
 from workbench.reader import token_budget
 from workbench.readout import Readout
-from workbench.stats import bootstrap_interval, p_value
+from workbench.stats import bootstrap_interval, over, p_value
 
 if TYPE_CHECKING:
     from workbench.model import Model

@@ -16,7 +16,7 @@ import xarray as xr
 from probes.superposition.belief import entropy_bits, normalised
 from probes.superposition.problems import DEPTH_GROUPS, STEP_GROUPS, Problem
 from workbench.errors import InputError
-from workbench.stats import auroc, bootstrap_interval
+from workbench.stats import auroc, bootstrap_interval, nanmean
 
 
 def mass(logit: np.ndarray, problems: Sequence[Problem], *, by: str = "depth", ahead: int = 1) -> xr.Dataset:
@@ -53,8 +53,8 @@ def mass(logit: np.ndarray, problems: Sequence[Problem], *, by: str = "depth", a
     two = ("place", "group")
     return xr.Dataset(
         {
-            "mass": (("problem", *two), found), "mean": (two, _mean(found)), "mean_low": (two, low),
-            "mean_high": (two, high), "inner": (two, _mean(inner)), "inner_low": (two, i_low),
+            "mass": (("problem", *two), found), "mean": (two, nanmean(found)), "mean_low": (two, low),
+            "mean_high": (two, high), "inner": (two, nanmean(inner)), "inner_low": (two, i_low),
             "inner_high": (two, i_high),
         },
         {"problem": np.arange(n), "place": np.arange(places), "group": np.array(names, object)},
@@ -115,7 +115,7 @@ def frontier(
             found["auc_out"][i, t] = _auc(own, ring, seen & ~reach[i])
             found["auc_within"][i, t] = _auc(own, ring, reach[i] & ~ring & seen)
             null = [_auc(own, other, seen & ~other) for other in _shuffled(seen, [rings[j, t] for j in others], rng)]
-            found["auc_null"][i, t] = _mean(np.array(null)) if null else np.nan
+            found["auc_null"][i, t] = nanmean(np.array(null)) if null else np.nan
             found["auc_other"][i, t] = _other(problems[i], own, ring, seen, starts, t + ahead)
             found["effective"][i, t] = 2 ** entropy_bits(own_belief)
             found["effective_even"][i, t] = seen.sum()
@@ -127,7 +127,7 @@ def frontier(
                 found["held"][i, t], found["evenness"][i, t] = held, (held - 1) / (ring.sum() - 1)
     table: dict[str, Any] = {}
     for name, values in found.items():
-        table[name] = (("place",), _mean(values))
+        table[name] = (("place",), nanmean(values))
         if name in names:
             low, high = bootstrap_interval(values)
             table[f"{name}_low"], table[f"{name}_high"] = (("place",), low), (("place",), high)
@@ -169,12 +169,6 @@ def _other(
         if other.any():
             return _auc(logit, other, there & ~other & ~ring)
     return float("nan")
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is there."""
-    count = (~np.isnan(values)).sum(0)
-    return np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
 
 
 def _checked(logit: np.ndarray, problems: Sequence[Problem]) -> np.ndarray:

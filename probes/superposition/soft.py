@@ -15,7 +15,7 @@ from workbench.model import Model
 from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
-from workbench.stats import bootstrap_interval
+from workbench.stats import bootstrap_interval, nanmean
 
 
 @torch.no_grad()
@@ -63,8 +63,7 @@ def soft_versus_hard(
             named |= {"entropy_soft": own, "entropy_hard": theirs}
         for what, values in named.items():
             low, high = bootstrap_interval(values, seed=seed)
-            some = ~np.isnan(values).all(0)
-            mean = np.where(some, np.nansum(values, 0) / np.maximum((~np.isnan(values)).sum(0), 1), np.nan)
+            mean = nanmean(values)
             found |= {what: ("layer", mean), f"{what}_low": ("layer", low), f"{what}_high": ("layer", high)}
             found[f"{what}_each"] = (("prompt", "layer"), values)
     found["mixture_entropy"] = ("prompt", soft.data["mixture_entropy"].values[:, 0])

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from probes.values.units import STANCES, Units, aligned, interval, named, over
+from probes.values.units import STANCES, Units, aligned, named
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, p_value, ranked
+from workbench.stats import max_statistic_p, over, p_value, quantiles, ranked
 
 SEEDS = 3
 """So many runs of an arm have a spread."""
@@ -62,7 +62,7 @@ def compare(
     d = one.means(x)  # [unit, run, measure]
     m, star = one.mean(d), one.bootstrap(x, draws, seed)
     p, half = one.tested(d, draws, seed, level)
-    low, high = interval(star, level)
+    low, high = quantiles(star, level)
     found = named(
         "M", ("topic", "run", "stance"), m, low=low, high=high, band_low=m - half, band_high=m + half, p=p
     ) | one.about()  # fmt: skip
@@ -72,7 +72,7 @@ def compare(
         a, b = (list(side) for side in zip(*pairs, strict=True))
         between = d[:, a] - d[:, b]
         value = one.mean(between)
-        low, high = interval(one.mean(between, one.drawn(draws, seed)), level)
+        low, high = quantiles(one.mean(between, one.drawn(draws, seed)), level)
         low, high = (np.where(one.count(between) < 2, np.nan, ends) for ends in (low, high))
         p, half = one.tested(between, draws, seed, level)
         bands = {"band_low": value - half, "band_high": value + half}
@@ -176,7 +176,7 @@ def data_gap(
     x = (units.x[-1] - units.x[base])[None, :, :, 4]
     d = units.means(x)
     value, star = units.mean(d), units.bootstrap(x, draws, seed)
-    low, high = interval(star, level)
+    low, high = quantiles(star, level)
     p, half = units.tested(d, draws, seed, level)
     columns = {"low": low, "high": high, "band_low": value - half, "band_high": value + half, "p": p}
     found = named("drift", ("topic",), value[:, 0], **{name: x[:, 0] for name, x in columns.items()})
@@ -188,7 +188,7 @@ def data_gap(
         r = _correlations(training[known], value[None, known, 0], rank)[0]
         null = _correlations(training[known], value[known, 0][orders], rank)
         drawn = _correlations(training[known], star[:, known, 0], rank)
-        low, high = interval(drawn, level)
+        low, high = quantiles(drawn, level)
         p = p_value(np.array(abs(r)), np.abs(null))
         found |= {name: ((), r), f"{name}_low": ((), low), f"{name}_high": ((), high), f"{name}_p": ((), p)}
     about = {"level": level, "baseline": int(units.steps[base]), "topics": n}
@@ -275,8 +275,8 @@ def _agreement(
     rng = np.random.default_rng([seed, 7])
     shuffled = rng.permuted(np.tile(ranked(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
     null = _correlations(ranked(x), shuffled)
-    ends = interval(_weighted_spearman(x, y, times[:, known]), level)
-    low, high = interval(tv, level) if there.sum() > 1 else (np.nan, np.nan)
+    ends = quantiles(_weighted_spearman(x, y, times[:, known]), level)
+    low, high = quantiles(tv, level) if there.sum() > 1 else (np.nan, np.nan)
     return {
         "spearman": r, "spearman_low": ends[0], "spearman_high": ends[1],
         "spearman_p": p_value(np.array(abs(r)), np.abs(null)),

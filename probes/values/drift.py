@@ -23,9 +23,9 @@ import numpy as np
 import xarray as xr
 
 from probes.values.beside import agreement, compare, data_gap
-from probes.values.units import MEASURES, STANCES, Units, aligned, checked, interval, named, over
+from probes.values.units import MEASURES, STANCES, Units, aligned, checked, named
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, p_value
+from workbench.stats import max_statistic_p, over, p_value, quantiles
 
 __all__ = [
     "MEASURES",
@@ -61,7 +61,7 @@ def stance(
             noise of sampling twice (see :meth:`Units.bootstrap`).
     """
     units = Units(readings)
-    low, high = interval(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
+    low, high = quantiles(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
     value = units.mean(units.means(units.x))
     found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.about()
     return _dataset(units, found, level=level)
@@ -115,7 +115,7 @@ def drift(
     d = units.means(x)
     m = units.mean(d)
     star = units.bootstrap(x, draws, seed, redraw=redraw)
-    low, high = interval(star, level)
+    low, high = quantiles(star, level)
     p, half = (np.full(m.shape, np.nan) for _ in range(2))
     p[:, others], half[:, others] = units.tested(d[:, others], draws, seed, level)
     found = named("M", dims, m, low=low, high=high, band_low=m - half, band_high=m + half, p=p)
@@ -150,7 +150,7 @@ def _biased(
     name: str, value: np.ndarray, star: np.ndarray, flip: np.ndarray, most: float, level: float
 ) -> dict[str, tuple]:
     """A statistic that noise makes larger, and draws of it larger still: its interval is reflected in the value."""
-    low, high = interval(star, level)
+    low, high = quantiles(star, level)
     low, high = np.clip(2 * value - high, 0, most), np.clip(2 * value - low, 0, most)
     return named(name, ("topic", "checkpoint"), value, low=low, high=high, null=flip.mean(0))
 
@@ -196,8 +196,8 @@ def _churn(
     if known.any():
         p[known] = max_statistic_p(((moved - null.mean(0)) / spread)[known], ((null - null.mean(0)) / spread)[:, known])
     moved_star = units.mean(one, units.drawn(draws, seed))
-    low, high = interval(1 - over(tv_star, moved_star), level)
-    m_low, m_high = interval(moved_star, level)
+    low, high = quantiles(1 - over(tv_star, moved_star), level)
+    m_low, m_high = quantiles(moved_star, level)
     dims = ("topic", "checkpoint")
     return named("moved", dims, moved, low=m_low, high=m_high, null=null.mean(0), p=p) | named(
         "churn", dims, 1 - over(tv, moved), low=low, high=high, null=1 - over(tv_flip.mean(0), moved)
@@ -233,7 +233,7 @@ def _eta(
     clock = (steps - steps[0]) / (steps[-1] - steps[0])
     eta, at = _reached(curve, below, above, clock)
     shown = np.take_along_axis(sure, at[..., None], -1)[..., 0]
-    ends = interval(_reached(draws, below, above, clock)[0], level)
+    ends = quantiles(_reached(draws, below, above, clock)[0], level)
     counted = _reached(curve, below, above, np.linspace(0, 1, len(steps)))[0]
     found: dict[str, tuple] = {}
     values = {"eta": eta, "eta_low": ends[0], "eta_high": ends[1], "eta_checkpoints": counted, "extremum": steps[at]}

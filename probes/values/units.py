@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p
+from workbench.stats import max_statistic_p, over
 
 STANCES = ("support", "neutral", "oppose", "uncommitted")
 MEASURES = (*STANCES, "keyed", "commitment")
@@ -271,19 +271,6 @@ class Units:
             # T of the flips, bounded by the root of n, back on the scale of Student's t.
             half = np.where(n > q2, error * np.sqrt(q2 * (n - 1) / (n - q2)), np.inf)
         return p, np.where(n < 2, np.nan, half)
-
-
-def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom, NaN where bottom is 0."""
-    top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
-
-
-def interval(found: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of draws [draws, ...]; NaN where less than half of them have a value."""
-    known = (~np.isnan(found)).mean(0) >= 0.5
-    low, high = np.nanquantile(np.where(known, found, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 
 def named(name: str, dims: tuple[str, ...], value: np.ndarray, **more: np.ndarray) -> dict[str, tuple]:

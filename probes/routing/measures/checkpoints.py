@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import Documents, nanmean, over
+from probes.routing.measures.documents import Documents
 from probes.routing.measures.experts import routed_blocks, router_rows
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import bootstrap_interval
+from workbench.stats import bootstrap_interval, nanmean, over
 
 if TYPE_CHECKING:
     from workbench.model import Model

@@ -10,6 +10,7 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.reading import Reading
+from workbench.stats import nanmean, over, quantiles
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
@@ -150,27 +151,6 @@ def with_interval(
     known = np.where(np.isnan(low), np.nan, found)
     parts = {"_low": 2 * value - high, "_high": 2 * value - low, "_corrected": 2 * value - nanmean(known)}
     return {name: (dims, value), **{f"{name}{x}": (dims, np.clip(values, *within)) for x, values in parts.items()}}
-
-
-def quantiles(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 % and 97.5 % of draws [draws, ...]; NaN where less than half of them have a value."""
-    known = (~np.isnan(found)).mean(0) >= 0.5 if len(found) else np.zeros(found.shape[1:], bool)
-    if not known.any():
-        return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
-    low, high = np.nanquantile(np.where(known, found, 0), [0.025, 0.975], axis=0)
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
-
-
-def nanmean(values: np.ndarray, weight: np.ndarray | float = 1.0) -> np.ndarray:
-    """Weighted mean over the first axis of what is not NaN; NaN where all is."""
-    weight = np.where(np.isnan(values), 0.0, weight)
-    return over(np.nansum(values * weight, 0), weight.sum(0))
-
-
-def over(top: Any, bottom: Any) -> np.ndarray:
-    """top / bottom, NaN where bottom is 0."""
-    top, bottom = np.broadcast_arrays(np.asarray(top, float), np.asarray(bottom, float))
-    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
 def groups_of(documents: int, seed: int) -> np.ndarray:

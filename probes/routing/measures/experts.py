@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import (
-    counts_of,
-    entropy,
-    groups_of,
-    over,
-    shares,
-    token_table,
-    with_interval,
-)
+from probes.routing.measures.documents import counts_of, entropy, groups_of, shares, token_table, with_interval
 from workbench.errors import InputError, Refused
 from workbench.reading import Reading
+from workbench.stats import over
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace

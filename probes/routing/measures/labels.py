@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import Documents, entropy, jsd, over, shares, with_interval
+from probes.routing.measures.documents import Documents, entropy, jsd, shares, with_interval
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import auroc, bootstrap_interval, fdr, p_value
+from workbench.stats import auroc, bootstrap_interval, fdr, over, p_value
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace

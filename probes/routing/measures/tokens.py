@@ -14,15 +14,13 @@ from probes.routing.measures.documents import (
     groups_of,
     jackknife,
     jsd,
-    nanmean,
-    over,
     shares,
     token_table,
     with_interval,
 )
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import bootstrap_interval, mantel_table
+from workbench.stats import bootstrap_interval, mantel_table, nanmean, over
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace

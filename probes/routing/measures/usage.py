@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import Documents, entropy, over, shares, with_interval
+from probes.routing.measures.documents import Documents, entropy, shares, with_interval
 from probes.routing.tracer import GATE
 from workbench.reading import Reading
-from workbench.stats import p_value, ranked
+from workbench.stats import over, p_value, ranked
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace

@@ -19,8 +19,9 @@ from probes.values.drift import (
     resampling_null,
     stance,
 )
-from probes.values.units import Units, interval
+from probes.values.units import Units
 from workbench.errors import InputError
+from workbench.stats import quantiles
 
 COUNTS = {"draws": 399}
 
@@ -193,7 +194,7 @@ def test_without_drift_the_family_wise_error_is_kept_and_the_raw_statistic_claim
         eta.append(found.eta_raw.values[:, :3])
         if seed < 40:
             units = Units(data)
-            low, high = interval(units.bootstrap(units.x - units.x[[0]], 399, seed, redraw=True), 0.95)
+            low, high = quantiles(units.bootstrap(units.x - units.x[[0]], 399, seed, redraw=True), 0.95)
             redrawn.append(((low <= 0) & (high >= 0))[:, 1:, :4].mean())
     low, high = stats.binom.interval(0.95, runs, 0.05)
     early = (np.array(eta) <= 0.1).mean()
