@@ -1,24 +1,31 @@
 """Reading values while a model trains, with the numbers that its saved checkpoints would give.
 
-    trainer = Trainer(..., callbacks=[ValueCallback(tracker, tokenizer)])
+    trainer = SFTTrainer(..., callbacks=[ValueCallback(tracker)])
 
-Works with ``transformers.Trainer`` and what is built on it (trl).  Random state, train or eval mode, gradients and
-adapters are left as they were found, so that training ends in the weights that it would have ended in.
+Works with ``transformers.Trainer`` and what is built on it (trl), in one process or several (DDP).  The model is left
+as it was found, so that training ends in the weights that it would have ended in.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 from transformers import TrainerCallback
 
-from workbench.errors import InputError
+from probes.values.drift import stance
+from probes.values.parts import joined, parts, read_part
+from probes.values.processes import agreed, gathered, place
+from probes.values.training import adapted_head, as_saved, whole
+from workbench.errors import InputError, Refused
 
 if TYPE_CHECKING:
-    from probes.values.tracker import ValueTracker
+    from probes.values.tracker import Instrument, ValueTracker
 
 
 def log_spaced(last: int, per_decade: int = 5) -> list[int]:
@@ -31,71 +38,231 @@ class ValueCallback(TrainerCallback):
     """Reads the tracker's items with its instruments at chosen steps of a training run.
 
     Args:
-        tracker: where readings go; steps that are in it are not read again.
-        tokenizer: of the model.
-        at: the steps to read after; None: log-spaced, and the last.  0 is the model before training.
-        batch_size: of the reading.
-        budget: share of the time since training began that reading may take.  Beyond it steps are left out, but never
-            the first and the last; :attr:`skipped` has them.
+        tracker: where readings go; what is in it is not read again.
+        tokenizer: of the model; None: the trainer's own.
+        at: the steps to read after, besides the first and the last, which are always read; None: log-spaced.  Step 0 is
+            the model before training, as it is: with a new LoRA adapter that is the base, and with an adapter that was
+            trained before, base and adapter.
+        batch_size: of the reading, 32 by default; seed: of instruments that draw.
+        budget: how much longer reading may make the training, as a share of it.  A step that would go beyond is left
+            out (:attr:`skipped`), but never the first and the last.
         alert: a function of the tracker, called after each reading; what it gives that is true stops the training.
-            Give it :func:`probes.values.drift.drift` of ``tracker.readings()`` for a simultaneous bound.
+            :func:`probes.values.alert.beyond` is one.
+        log: a function of values and step, to show them elsewhere: ``lambda values, step: wandb.log(values)``.
 
-    Only the process of rank 0 reads and writes.
+    The rows are those of ``ValueTracker.run`` over the saved checkpoints, to the last bit where both compute alike: the
+    same device, dtype of the weights, attention, TF32 setting and batch_size.  Adapters are read beside their base, not
+    merged, there and here.  Several processes share the items, and rank 0 decides, writes and calls ``alert``; a judge
+    that keeps its answers in a file needs one for each process.
+
+    A run that is resumed goes on in its folder, which knows what was saved while it was read (:meth:`on_save`); steps
+    that it comes to again with other weights are read again, and the old rows set aside.  The keyed stance of each
+    topic (support and oppose where nothing is keyed), with its 95 % interval, goes into ``trainer.state.log_history``
+    as "values/instrument/topic"; the trainer's reporters are not told, since a callback has no way to them.
+
+    Raises, in all processes: Refused for weights that are spread over processes (FSDP, ZeRO-3) and for an adapter on
+    the unembedding; InputError where the folder is another run's.
     """
 
     def __init__(
         self,
         tracker: ValueTracker,
-        tokenizer: Any,
+        tokenizer: Any = None,
         *,
         at: Iterable[int] | None = None,
         batch_size: int | None = None,
+        seed: int = 0,
         budget: float | None = None,
         alert: Callable[[ValueTracker], Any] | None = None,
+        log: Callable[[dict[str, float], int], Any] | None = None,
     ) -> None:
         if budget is not None and not 0 < budget < 1:
             raise InputError(f"budget={budget} is no share of the training time. Use a number between 0 and 1.")
         self.tracker, self.tokenizer, self.at = tracker, tokenizer, None if at is None else {int(x) for x in at}
-        self.batch_size, self.budget, self.alert = batch_size, budget, alert
+        self.batch_size, self.seed, self.budget, self.alert, self.log = batch_size, seed, budget, alert, log
+        self.planned: list[int] = []
         self.skipped: list[int] = []
-        self.seconds = 0.0
-        self._model: Any = None
-        self._start = time.perf_counter()
+        self.stopped: int | None = None
+        """The step after which the alert stopped the training."""
+        self.seconds, self._took = 0.0, 0.0
+        self._start, self._end = time.perf_counter(), None
+        self._last, self._model = -1, None
+
+    # ---------------------------------------------------------------- what the trainer calls
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-        self._start = time.perf_counter()
-        if self.at is None:
-            self.at = set(log_spaced(int(state.max_steps)))
-        self._model = None
-        self._read(state, control, model)
+        first, last = int(state.global_step), int(state.max_steps)
+        self._start, self._end, self._last = time.perf_counter(), None, -1
+        self.seconds, self._took, self.skipped, self.stopped = 0.0, 0.0, [], None
+        steps = log_spaced(last) if self.at is None else self.at
+        self.planned = sorted({0, last, *(x for x in steps if 0 <= x <= last)})
+        if self.tokenizer is None:
+            given = more.get("processing_class")
+            self.tokenizer = getattr(given, "tokenizer", given)
+        if hasattr(self.alert, "planned"):
+            self.alert.planned = max(1, len({*self.planned, *self.tracker.steps}) - 1)  # type: ignore[union-attr]
+        with as_saved(model, self.tokenizer):
+            gathered(lambda: self._load(model))
+            agreed(lambda: self._known(first, self._model.fingerprint))
+        wanted = agreed(lambda: first in self.planned or not self.tracker.steps)
+        self._visit(state, control, model, wanted, forced=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-        self._read(state, control, model)
+        step = int(state.global_step)
+        self._visit(state, control, model, step in self.planned, forced=step == int(state.max_steps))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        # Stopped early: after this the trainer may load the best weights, which are another step's.
+        self._visit(state, control, model, bool(control.should_training_stop), forced=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        step = int(state.global_step)
+        if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+            self._visit(state, control, model, True, forced=True)
+        elif self._last != step:
+            self.skipped.append(step)
+        self._end = time.perf_counter()
+        if place()[0] == 0:
+            # The trainer's own logger: seen where its messages are.
+            logging.getLogger("transformers.trainer").info(self.summary())
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Notes which weights were saved, so that a run that goes on from them is known to be this one."""
+        if place()[0] == 0 and self._model is not None:
+            self._model.__dict__.pop("fingerprint", None)
+            self.tracker.saved(int(state.global_step), self._model.fingerprint)
+
+    # ---------------------------------------------------------------- what it says
 
     @property
     def overhead(self) -> float:
-        """Seconds of reading over seconds of everything else."""
-        return self.seconds / max(1e-9, time.perf_counter() - self._start - self.seconds)
+        """Seconds of reading over seconds of everything else since training began, in this process."""
+        now = time.perf_counter() if self._end is None else self._end
+        return self.seconds / max(1e-9, now - self._start - self.seconds)
 
-    def _read(self, state: Any, control: Any, module: Any) -> None:
+    def summary(self) -> str:
+        """What was read, and what it took."""
+        steps = [step for step in self.tracker.steps if step <= self._last]
+        asked = ", ".join(instrument.name for instrument in self.tracker.instruments)
+        lines = [
+            f"Values: {len(self.tracker.items)} items by {asked}, read at {len(steps)} steps: "
+            f"{', '.join(map(str, steps))}.",
+            f"Reading took {self.seconds:.1f} s, {100 * self.overhead:.1f} % of the training's own time"
+            + ("." if self.budget is None else f" (budget: {100 * self.budget:.1f} %)."),
+        ]
+        if self.skipped:
+            lines.append(f"Left out: steps {', '.join(map(str, self.skipped))}.")
+        if self.stopped is not None:
+            lines.append(f"The alert stopped the training after step {self.stopped}.")
+        return "\n".join(lines)
+
+    # ---------------------------------------------------------------- inside
+
+    def _load(self, module: Any) -> None:
+        """Proved anew each time: what training changes could be where the readout was proved to be."""
         import workbench
 
+        whole(module)
+        self._model = workbench.load(module, tokenizer=self.tokenizer)
+        if adapted_head(self._model):
+            raise Refused(
+                f"An adapter sits on the unembedding ({self._model.anatomy.unembedding}), so its matrix alone does not "
+                "give the logits. Leave it out of target_modules, or read the saved checkpoints, where it is merged: "
+                "ValueTracker(...).run({step: (base, folder), ...})."
+            )
+
+    def _known(self, step: int, fingerprint: str) -> None:
+        """InputError where the tracker's folder is of another run than the one that begins or goes on at this step."""
+        steps = self.tracker.steps
+        if not steps:
+            return
+        where = f"{self.tracker.path} holds readings of steps {', '.join(map(str, steps[:5]))}"
+        where += ", ..." * (len(steps) > 5)
+        if step == 0 and steps[-1] > 0:
+            raise InputError(
+                f"{where}, and this run begins at step 0. Rows of two runs in one folder would be taken for one: use "
+                "another folder, or resume the run (resume_from_checkpoint)."
+            )
+        known = self.tracker.fingerprint(step)
+        if known is None:
+            raise InputError(
+                f"{where}, and nothing there knows step {step}, from which this run goes on: they may be of another. "
+                f"If not, read that checkpoint first (tracker.run({{{step}: folder}})); otherwise use another folder."
+            )
+        if known != fingerprint:
+            raise InputError(
+                f"{where}; the model of step {step} is {known} there and {fingerprint} here: this is another run, or "
+                "the same in another dtype or without its adapter. Use another folder."
+            )
+
+    def _visit(self, state: Any, control: Any, module: Any, wanted: bool, *, forced: bool) -> None:
+        """Read this step, if it is wanted, not there yet, and within the budget; the same in every process."""
         step = int(state.global_step)
-        if step not in (self.at or ()) or not state.is_world_process_zero or step in self.tracker.steps:
+        if not wanted or step == self._last:
             return
-        ends = step == 0 or step == int(state.max_steps)
-        spent = self.seconds / max(1e-9, time.perf_counter() - self._start)
-        if self.budget is not None and not ends and spent > self.budget:
-            self.skipped.append(step)
-            return
-        start = time.perf_counter()
-        if self._model is None:
-            # Proved once: training changes weights, and not where they are.
-            self._model = workbench.load(getattr(module, "module", module), tokenizer=self.tokenizer)
-        self._model.__dict__.pop("fingerprint", None)
-        for instrument in self.tracker.instruments:
-            data = instrument.read(self._model, self.tracker.items, batch_size=self.batch_size, progress=False)
-            self.tracker.add(step, instrument, data, fingerprint=self._model.fingerprint)
-        self.seconds += time.perf_counter() - start
-        if self.alert is not None and self.alert(self.tracker):
-            control.should_training_stop = True
+        start, tracker = time.perf_counter(), self.tracker
+        with as_saved(module, self.tokenizer):
+            if not agreed(lambda: forced or self._affordable(step)):
+                self.skipped.append(step)
+                return
+            gathered(lambda: self._load(module))
+            about = {"fingerprint": self._model.fingerprint, "seed": self.seed}
+            todo = [tracker.instruments[k] for k in agreed(lambda: self._todo(step, about["fingerprint"]))]
+            for instrument in todo:
+                shares = gathered(lambda instrument=instrument: self._share(instrument))
+                tables = {k: table for own in shares for k, table in own.items()}
+                agreed(lambda i=instrument, t=tables: tracker.add(step, i, joined(i, tracker.items, t), **about))
+            self._last = step
+            self.skipped = [x for x in self.skipped if x != step]
+            if todo:
+                agreed(lambda: self._show(step, state, todo))
+                alert = self.alert
+                if alert is not None and agreed(lambda: bool(alert(tracker))):
+                    self.stopped = step
+                    control.should_training_stop = True
+        self._took = time.perf_counter() - start
+        self.seconds += self._took
+
+    def _affordable(self, step: int) -> bool:
+        """Whether a reading that takes as long as the last one stays within the budget."""
+        if self.budget is None or all(self.tracker.there(step, x) for x in self.tracker.instruments):
+            return True
+        rest = time.perf_counter() - self._start - self.seconds
+        return self.seconds + self._took <= self.budget * rest
+
+    def _todo(self, step: int, fingerprint: str) -> list[int]:
+        """Numbers of the instruments that have not read this step."""
+        tracker = self.tracker
+        if step in tracker.steps and tracker.fingerprint(step) != fingerprint:
+            warnings.warn(
+                f"{tracker.path} has step {step} of other weights: the run that came so far before did not come to "
+                "these, to the last bit. Its rows are set aside, and the step is read again.",
+                stacklevel=2,
+            )
+            tracker.set_aside(step)
+        return [k for k, instrument in enumerate(tracker.instruments) if not tracker.there(step, instrument)]
+
+    def _share(self, instrument: Instrument) -> dict[int, xr.Dataset]:
+        """This process's parts of a reading, by their number."""
+        rank, count = place()
+        items, cuts = self.tracker.items, parts(instrument, self.tracker.items)
+        mine = range(rank, len(cuts), count)
+        return {k: read_part(instrument, self._model, items, cuts[k], self.batch_size, self.seed) for k in mine}
+
+    def _show(self, step: int, state: Any, instruments: Iterable[Instrument]) -> None:
+        """The stances of this step into the trainer's history, and to ``log``."""
+        values: dict[str, float] = {}
+        kept = self.tracker.kept  # others give no stances
+        for instrument in (x for x in instruments if f"{x.name} {x.settings}" in kept):
+            now = stance(self.tracker.readings(instrument).sel(checkpoint=[step])).isel(checkpoint=0)
+            for topic in now["topic"].values:
+                name, one = f"values/{instrument.name}/{topic}", now.sel(topic=topic)
+                shown = {name: (one, "keyed")}
+                if np.isnan(one["keyed"]):
+                    shown = {f"{name}/{side}": (one.sel(stance=side), "v") for side in ("support", "oppose")}
+                for key, (cell, column) in shown.items():
+                    values |= {key + end: float(cell[column + end]) for end in ("", "_low", "_high")}
+        values = {key: value for key, value in values.items() if value == value}
+        state.log_history.append({**values, "epoch": state.epoch, "step": step})
+        if self.log is not None:
+            self.log(values, step)

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
-from workbench.errors import InputError, ReadingError
+from probes.values.parts import read_all
+from workbench.errors import InputError, ReadingError, Refused
 from workbench.reading import write_whole
 
 FORMAT, VERSION = "latent-workbench values", 1
@@ -29,7 +30,11 @@ STANCES = ("support", "neutral", "oppose", "uncommitted")
 
 
 class Instrument(Protocol):
-    """What asks: gives ``p`` [item, framing or sample, stance], rows summing to 1, and attrs name and settings."""
+    """What asks: gives ``p`` [item, framing or sample, stance], rows summing to 1, and attrs name and settings.
+
+    One whose rows depend on the model and their own item alone says so with ``apart = True``, and is then asked in
+    parts, which the processes of a training run share (:mod:`probes.values.parts`).
+    """
 
     name: str
 
@@ -58,13 +63,16 @@ class ValueTracker:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
         self.path.mkdir(parents=True, exist_ok=True)
         fresh = {"format": FORMAT, "version": VERSION, "items": _digest(self.items), "checkpoints": {}}
-        self.about = _manifest(self.path) if (self.path / "track.json").exists() else fresh
+        there = (self.path / "track.json").exists()
+        self.about = _manifest(self.path) if there else fresh
         if self.about["items"] != fresh["items"]:
             raise InputError(
                 f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
                 "compared: use another folder."
             )
-        self._save()
+        if not there:  # every process of a training run comes by here
+            self._save()
+        self._place()
 
     def __repr__(self) -> str:
         done = sum(bool(own["read"]) for own in self.about["checkpoints"].values())
@@ -86,14 +94,16 @@ class ValueTracker:
                 PEFT adapter), where the second is a folder with adapter_config.json; or a function that gives a model.
             skip_failures: a checkpoint that cannot be loaded is recorded (:attr:`failures`) and left out; by default
                 its error is raised.
+            batch_size: prompts in a batch, 32 by default.  Rows are equal to the last bit where it is.
         """
         from tqdm.auto import tqdm
 
+        self._place()
         todo = [
             (step, source, instrument)
             for step, source in sorted(checkpoints.items())
             for instrument in self.instruments
-            if not self._there(step, instrument)
+            if not self.there(step, instrument)
         ]
         with tqdm(total=len(todo), unit="reading", desc="values", disable=not progress, delay=1.0) as bar:
             loaded: tuple[int, Any] | None = None
@@ -127,6 +137,33 @@ class ValueTracker:
         own["failed"] = ""
         self._save()
 
+    def there(self, step: int, instrument: Instrument) -> bool:
+        """Whether this instrument's reading of this step is in the folder."""
+        own = self.about["checkpoints"].get(str(step))
+        read = own and own["read"].get(f"{instrument.name} {instrument.settings}")
+        return bool(read) and (self.path / read["file"]).exists()
+
+    def fingerprint(self, step: int) -> str | None:
+        """Of the model that was read at this step or, without a reading, was saved then; None where neither was."""
+        own = self.about["checkpoints"].get(str(step), {"read": {}})
+        found = [read["fingerprint"] for read in own["read"].values() if read.get("fingerprint")]
+        return found[0] if found else self.about.get("saved", {}).get(str(step))
+
+    def saved(self, step: int, fingerprint: str) -> None:
+        """Note which model a training run saved at this step, to know it again when it goes on from there."""
+        self.about.setdefault("saved", {})[str(step)] = fingerprint
+        self._save()
+
+    def set_aside(self, step: int) -> None:
+        """Leave a step's readings out, and keep their files beside: a run that went on from before came to others."""
+        own = self.about["checkpoints"].pop(str(step))
+        folder = (self.path / self._file(step, self.instruments[0])).parent
+        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}-{n}").exists())
+        self.about.setdefault("aside", []).append({"step": step, "number": number, **own})
+        self._save()
+        if folder.exists():
+            os.rename(folder, folder.with_name(f"{folder.name}-{number}"))
+
     @property
     def failures(self) -> dict[int, str]:
         """Checkpoints that could not be loaded, and why."""
@@ -142,6 +179,43 @@ class ValueTracker:
 
         Framings are samples here.  Checkpoints that this instrument has not read are left out.
         """
+        name, found = self._found(instrument)
+        tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
+        p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
+        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **self._columns()})
+        return data.assign_attrs(instrument=name)
+
+    def table(self, instrument: Instrument | str | None = None) -> xr.Dataset:
+        """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
+        name, found = self._found(instrument)
+        tables = [found[step].drop_vars(["topic", "polarity", "cluster"], errors="ignore") for step in sorted(found)]
+        data = xr.concat(
+            tables, "checkpoint", data_vars="all", coords="minimal", compat="override", join="exact",
+            combine_attrs="override",
+        )  # fmt: skip
+        return data.assign_coords(checkpoint=sorted(found)).assign(self._columns()).assign_attrs(instrument=name)
+
+    @property
+    def kept(self) -> list[str]:
+        """What gave stances here: "name settings" of each instrument that has a reading of stances."""
+        keys = dict.fromkeys(key for own in self.about["checkpoints"].values() for key in own["read"])
+        return [key for key in keys if "p" in next(iter(self._found(key)[1].values()))]
+
+    def agreement(self, **options: Any) -> xr.Dataset | None:
+        """How far this folder's instruments say the same of its items (:func:`probes.values.drift.agreement`); None
+        where there is but one, or no two have read the same checkpoint."""
+        from probes.values.drift import agreement
+
+        runs = {named: self.readings(key) for named, key in brief(self.kept).items()}
+        steps = [set(data["checkpoint"].values.tolist()) for data in runs.values()]
+        if not any(a & b for i, a in enumerate(steps) for b in steps[:i]):
+            return None
+        return agreement(runs, **options)
+
+    # ---------------------------------------------------------------- inside
+
+    def _found(self, instrument: Instrument | str | None) -> tuple[str, dict[int, xr.Dataset]]:
+        """What an instrument (or its name) is called here, and its readings by step."""
         chosen = self.instruments[0] if instrument is None else instrument
         name = chosen if isinstance(chosen, str) else f"{chosen.name} {chosen.settings}"
         found: dict[int, xr.Dataset] = {}
@@ -155,26 +229,25 @@ class ValueTracker:
                         found[int(step)] = data.load()
         if not found:
             raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
-        tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
-        p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
-        columns = {
-            field: (
-                "item",
-                np.array([getattr(item, field) for item in self.items], object if field != "polarity" else int),
-            )
-            for field in ("topic", "polarity", "cluster")
-        }
-        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns})
-        return data.assign_attrs(instrument=name)
+        return name, found
 
-    # ---------------------------------------------------------------- inside
+    def _columns(self) -> dict[str, tuple[str, np.ndarray]]:
+        """What is known of the items."""
+        return {
+            "topic": ("item", np.array([item.topic for item in self.items], object)),
+            "polarity": ("item", np.array([int(item.polarity) for item in self.items])),
+            "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in self.items], object)),
+        }
+
+    def _place(self) -> None:
+        """Tells instruments that keep something for a whole series (a baseline, say) where to."""
+        for instrument in self.instruments:
+            if hasattr(instrument, "keep_in"):
+                instrument.keep_in(self.path)
 
     def _read(self, step: int, model: Any, instrument: Instrument, batch_size: int | None, seed: int) -> None:
         start = time.perf_counter()
-        data = instrument.read(model, self.items, batch_size=batch_size, seed=seed, progress=False)
-        ids = [str(x) for x in data["item"].values]
-        if ids != [str(item.item_id) for item in self.items]:
-            raise ReadingError(f"{instrument.name} gave {len(ids)} items in another order than it was asked.")
+        data = read_all(instrument, model, self.items, batch_size, seed)
         about = {
             "seconds": round(time.perf_counter() - start, 2), "fingerprint": model.fingerprint, "seed": seed,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -185,14 +258,15 @@ class ValueTracker:
         digest = hashlib.blake2b(instrument.settings.encode(), digest_size=4).hexdigest()
         return f"step-{step:08d}/{instrument.name}-{digest}.nc"
 
-    def _there(self, step: int, instrument: Instrument) -> bool:
-        own = self.about["checkpoints"].get(str(step))
-        read = own and own["read"].get(f"{instrument.name} {instrument.settings}")
-        return bool(read) and (self.path / read["file"]).exists()
-
     def _save(self) -> None:
         text = json.dumps(self.about, indent=1)
         write_whole(self.path / "track.json", lambda name: Path(name).write_text(text))
+
+
+def brief(keys: Sequence[str]) -> dict[str, str]:
+    """What instruments are called for short -> "name settings": the name alone, where no two have it."""
+    names = [key.split(" ")[0] for key in keys]
+    return {name if names.count(name) == 1 else key: key for name, key in zip(names, keys, strict=True)}
 
 
 def opened(source: Any) -> Any:
@@ -210,7 +284,10 @@ def opened(source: Any) -> Any:
 
 
 def _adapted(base: Any, adapter: str) -> Any:
-    """A base with a PEFT adapter, merged: a model like any other."""
+    """A base with a PEFT adapter beside its weights, as it was trained: merging would round them once more.
+
+    Merged where the readout cannot be proved otherwise: an adapter on the unembedding itself.
+    """
     import workbench
 
     try:
@@ -219,9 +296,23 @@ def _adapted(base: Any, adapter: str) -> Any:
         from workbench.errors import missing
 
         raise missing("peft", "Loading an adapter", "adapters") from error
+    from probes.values.training import adapted_head
+
     model = workbench.load(base)
-    merged = PeftModel.from_pretrained(model.module, adapter).merge_and_unload()
-    return workbench.load(merged, tokenizer=model.tokenizer, name=f"{model.name}+{Path(adapter).name}")
+    name, tokenizer = f"{model.name}+{Path(adapter).name}", model.tokenizer
+    if (Path(adapter) / "tokenizer_config.json").exists():  # with the chat template that it was trained in
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+    both = PeftModel.from_pretrained(model.module, adapter)
+    try:
+        found = workbench.load(both, tokenizer=tokenizer, name=name)
+        if not adapted_head(found):
+            return found
+    except Refused:
+        if not hasattr(both, "merge_and_unload"):
+            raise
+    return workbench.load(both.merge_and_unload(), tokenizer=tokenizer, name=name)
 
 
 def _sampled(data: xr.Dataset) -> xr.Dataset:
@@ -236,6 +327,8 @@ def _named(source: Any) -> str:
 
 def _digest(items: Sequence[Any]) -> str:
     rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in items]
+    for row, item in zip(rows, items, strict=True):
+        row += filter(None, [getattr(item, "negated", "")])
     return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 

@@ -608,3 +608,15 @@ def test_what_cannot_be_compared_is_refused():
         agreement({"a": data})
     with pytest.raises(InputError, match="checkpoints is 1"):
         resampling_null(data, data, checkpoints=1)
+
+
+def test_a_few_clusters_have_no_simultaneous_interval():
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet(np.ones(4), (2, 9, 1))
+    data = readings(p, ["three"] * 3 + ["six"] * 6, [1] * 9)
+    # Of three clusters' sign flips the rarest are 2 of 8: nothing can be said with 95 %; of six, 2 of 64.
+    table = drift(data, **COUNTS).isel(checkpoint=-1)
+    assert np.isinf(table["M_band_high"].sel(topic="three")).all()
+    assert np.isfinite(table["M_band_high"].sel(topic="six")).all()
+    strict = drift(data, level=0.99, **COUNTS).isel(checkpoint=-1)
+    assert np.isinf(strict["M_band_high"]).all()

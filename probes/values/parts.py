@@ -1,0 +1,70 @@
+"""Items read in parts that are always the same, so that a row does not depend on how many processes share the work.
+
+The same prompt gives other last bits in a batch of another shape.  So an instrument whose rows depend on the model and
+their own item alone (its attribute ``apart`` is True) is asked about the same few items at a time wherever it reads:
+offline, live, and in one process or many.  Any other instrument is asked about all items at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.errors import ReadingError
+
+PART = 16
+"""Items in a part: with a handful of framings enough to fill a GPU, and few enough for many processes."""
+BATCH = 32
+"""Prompts in a batch where nothing else is said.  A size that follows the free memory would differ from run to run."""
+
+
+def parts(instrument: Any, items: Sequence[Any]) -> list[list[int]]:
+    """Numbers of the items in each part.
+
+    Dealt out like cards, those with a negation first: a framing that asks negations then finds one in every part.
+    """
+    if not getattr(instrument, "apart", False):
+        return [list(range(len(items)))]
+    first = [i for i, item in enumerate(items) if getattr(item, "negated", "")]
+    order = first + sorted(set(range(len(items))) - set(first))
+    number = min(-(-len(items) // PART), len(first) or len(items))
+    return [order[k::number] for k in range(number)]
+
+
+def read_part(
+    instrument: Any, model: Any, items: Sequence[Any], own: Sequence[int], batch_size: int | None, seed: int
+) -> xr.Dataset:
+    """The instrument's rows of the items with these numbers."""
+    return instrument.read(model, [items[i] for i in own], batch_size=batch_size or BATCH, seed=seed, progress=False)
+
+
+def joined(instrument: Any, items: Sequence[Any], tables: Mapping[int, xr.Dataset]) -> xr.Dataset:
+    """Parts, by their number -> one table in the order of the items; what has no item axis is the first part's.
+
+    Raises ReadingError where the rows are not those of the items.
+    """
+    cuts = parts(instrument, items)
+    for k, own in enumerate(cuts):
+        ids = [str(x) for x in tables[k]["item"].values]
+        if ids != [str(items[i].item_id) for i in own]:
+            raise ReadingError(f"{instrument.name} gave {len(ids)} items in another order than it was asked.")
+    if len(cuts) == 1:
+        return tables[0].isel(item=np.argsort(cuts[0]))
+    some = [tables[k] for k in range(len(cuts))]
+    data = xr.concat(
+        some, "item", data_vars="minimal", coords="minimal", compat="override", join="exact", combine_attrs="override"
+    )
+    return data.isel(item=np.argsort(np.concatenate([np.array(own) for own in cuts])))
+
+
+def read_all(instrument: Any, model: Any, items: Sequence[Any], batch_size: int | None, seed: int) -> xr.Dataset:
+    """All parts, one after the other."""
+    cuts = parts(instrument, items)
+    return joined(
+        instrument,
+        items,
+        {k: read_part(instrument, model, items, own, batch_size, seed) for k, own in enumerate(cuts)},
+    )

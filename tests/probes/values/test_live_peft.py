@@ -1,0 +1,134 @@
+"""Adapters: read beside their base, live and offline, to the last bit; step 0 is the model before training as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from living import FRAMINGS, ITEMS, instruments, model, tokenizer
+from test_live import told as begins
+from test_live_trl import alike, method
+
+import workbench
+from probes.values.instruments import Pmf
+from probes.values.live import ValueCallback
+from probes.values.tracker import ValueTracker
+from workbench.errors import Refused
+
+peft = pytest.importorskip("peft", reason="peft is not installed")
+datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+
+
+def lora(**more):
+    about = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.2}
+    return peft.LoraConfig(**{**about, **more})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """An adapter that was trained before."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(5)
+    module = peft.get_peft_model(model(), lora(init_lora_weights=False))
+    module.save_pretrained(folder)
+    return folder
+
+
+def trained(name, base, folder, callbacks=(), adapter=None, resume=None):
+    trainer, about, more, rows = method(name)
+    arguments = about(
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, save_steps=2, learning_rate=3e-2, seed=3,
+        report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=1, **more,
+    )  # fmt: skip
+    module = transformers.AutoModelForCausalLM.from_pretrained(base)
+    given = {"peft_config": lora()}
+    if adapter is not None:
+        module, given = peft.PeftModel.from_pretrained(module, adapter, is_trainable=True), {}
+    found = trainer(
+        model=module, args=arguments, train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=transformers.AutoTokenizer.from_pretrained(base), callbacks=list(callbacks), **given,
+    )  # fmt: skip
+    found.train(resume_from_checkpoint=resume)
+    return found
+
+
+def test_a_new_adapter_begins_at_the_base_and_live_is_offline(base, tmp_path):
+    tracker = ValueTracker(tmp_path / "live", ITEMS, instruments())
+    watched = trained("sft", base, tmp_path / "run", [ValueCallback(tracker, at=[2])])
+    alike(watched, trained("sft", base, tmp_path / "plain"))
+    assert watched.model.active_adapters == ["default"]
+    pairs = {step: (str(base), str(tmp_path / "run" / f"checkpoint-{step}")) for step in (2, 4)}
+    offline = ValueTracker(tmp_path / "offline", ITEMS, instruments())
+    offline.run({0: str(base), **pairs}, progress=False)
+    for instrument in instruments():
+        ours, theirs = tracker.readings(instrument)["p"], offline.readings(instrument)["p"]
+        np.testing.assert_array_equal(ours.values, theirs.values)
+        assert float(np.abs(ours[-1] - ours[0]).max()) > 0.01
+    assert [tracker.fingerprint(step) for step in (2, 4)] == [offline.fingerprint(step) for step in (2, 4)]
+    # Merging the same adapter rounds: close, and not equal.
+    merged = peft.PeftModel.from_pretrained(model(), pairs[4][1]).merge_and_unload()
+    other = Pmf(FRAMINGS).read(workbench.load(merged, tokenizer=tokenizer()), ITEMS, batch_size=32, progress=False)
+    np.testing.assert_allclose(tracker.readings()["p"].values[-1], other["p"].values, atol=1e-5)
+    assert not np.array_equal(tracker.readings()["p"].values[-1], other["p"].values)
+
+
+def test_a_run_that_goes_on_from_an_adapter_begins_there(base, adapter, tmp_path):
+    """DPO copies the adapter as its reference ("ref"); what is read is the one that is trained."""
+    tracker = ValueTracker(tmp_path / "live", ITEMS, instruments()[:2])
+    watched = trained("dpo", base, tmp_path / "run", [ValueCallback(tracker, at=[2])], adapter)
+    assert "ref" in watched.model.peft_config
+    alike(watched, trained("dpo", base, tmp_path / "plain", adapter=adapter))
+    pairs = {step: (str(base), str(tmp_path / "run" / f"checkpoint-{step}")) for step in (2, 4)}
+    offline = ValueTracker(tmp_path / "offline", ITEMS, instruments()[:2])
+    offline.run({0: (str(base), str(adapter)), 1: str(base), **pairs}, progress=False)
+    for instrument in instruments()[:2]:
+        ours, theirs = tracker.readings(instrument)["p"], offline.readings(instrument)["p"]
+        np.testing.assert_array_equal(ours.values, theirs.sel(checkpoint=[0, 2, 4]).values)
+        assert float(np.abs(theirs.sel(checkpoint=1) - theirs.sel(checkpoint=0)).max()) > 1e-3
+
+
+def test_a_resumed_adapter_is_known_again(base, tmp_path):
+    tracker = ValueTracker(tmp_path / "live", ITEMS, instruments()[:1])
+    trained("sft", base, tmp_path / "run", [ValueCallback(tracker, at=[3])], resume=False)
+    before = tracker.readings()
+    # The last step again, from the checkpoint before it: nothing is read, and nothing set aside.
+    trained("sft", base, tmp_path / "run", [ValueCallback(tracker, at=[3])], resume=str(tmp_path / "run/checkpoint-2"))
+    assert tracker.steps == [0, 3, 4] and "aside" not in tracker.about
+    np.testing.assert_array_equal(tracker.readings()["p"].values, before["p"].values)
+
+
+def test_an_adapter_on_the_unembedding_is_refused_live_and_merged_offline(base, tmp_path):
+    tracker = ValueTracker(tmp_path / "live", ITEMS, [Pmf(FRAMINGS)])
+    # Refused at once, though a new adapter adds nothing yet and a proof would pass.
+    new = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(Refused, match="adapter sits on the unembedding"):
+        ValueCallback(tracker).on_train_begin(*begins(), model=new, processing_class=tokenizer())
+    assert tracker.steps == []
+    torch.manual_seed(5)
+    module = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    module.save_pretrained(tmp_path / "adapter")
+    tracker.run({4: (str(base), str(tmp_path / "adapter"))}, progress=False)
+    merged = workbench.load(module.merge_and_unload(), tokenizer=tokenizer())
+    own = Pmf(FRAMINGS).read(merged, ITEMS, batch_size=32, progress=False)
+    np.testing.assert_allclose(tracker.readings()["p"].values[0], own["p"].values, atol=1e-6)
+
+
+def test_an_adapter_folder_brings_its_own_chat_template(base, adapter, tmp_path):
+    words = tokenizer()
+    words.chat_template = words.chat_template.replace("<user>", "<user> <bot>")
+    module = peft.PeftModel.from_pretrained(model(), adapter)
+    module.save_pretrained(tmp_path / "adapter")
+    words.save_pretrained(tmp_path / "adapter")
+    tracker = ValueTracker(tmp_path / "live", ITEMS, [Pmf(FRAMINGS)])
+    tracker.run({0: (str(base), str(adapter)), 1: (str(base), str(tmp_path / "adapter"))}, progress=False)
+    p = tracker.readings()["p"].values
+    assert np.abs(p[0] - p[1]).max() > 1e-3
