@@ -5,6 +5,8 @@ Opens, draws and tabulates on a machine without torch.
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import os
 import tempfile
@@ -40,30 +42,45 @@ class Reading:
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
         try:
-            from workbench.widgets.explorer import static_html
+            from workbench.widgets.base import static_html
 
-            bundle["text/html"] = static_html(self.data)
-        except ValueError:  # nothing that the table shows: the text and xarray's own view remain
-            bundle["text/html"] = self.data._repr_html_()
+            bundle["text/html"] = static_html(self)
+        except (ValueError, ImportError):  # nothing that an explorer shows: the figure, or xarray's own view
+            bundle["text/html"] = self._picture() or self.data._repr_html_()
+        if sum(map(len, bundle.values())) > 300_000:  # more than one output may leave in a notebook
+            del bundle["text/html"]
         return bundle
+
+    def _picture(self) -> str | None:
+        """The reading's first figure as HTML that needs no kernel; None where there is none."""
+        try:
+            shown, _ = self.figure()._repr_mimebundle_()
+            picture = base64.b64encode(shown["image/png"]).decode()
+        except Exception:  # no chart, no browser, or a chart that fails: to be shown must not fail
+            return None
+        return (
+            f'<img alt="figure" style="max-width:100%" src="data:image/png;base64,{picture}">'
+            f"<pre>{html.escape(repr(self))}</pre>"
+        )
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """A plotly figure: ``kind`` as in :data:`workbench.figures.CHARTS`; the first that fits by default."""
-        from workbench.figures import chart
+        from workbench.figures import Figure, chart
 
-        return chart(self.data, kind, **options)
+        figure = chart(self.data, kind, **options)
+        return figure.describe(self) if isinstance(figure, Figure) else figure
 
-    def explore(self, **options: Any) -> Any:
-        """The live widget for a notebook."""
-        from workbench.widgets.explorer import explore
+    def explore(self, kind: str | None = None, **options: Any) -> Any:
+        """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
+        from workbench.widgets.base import explore
 
-        return explore(self, **options)
+        return explore(self, kind, **options)
 
     def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """The same explorer as one offline page."""
-        from workbench.widgets.page import to_html
+        """The same explorer (``kind=``) as one offline page."""
+        from workbench.widgets.base import to_html
 
-        return Path(to_html([self], path, **options))
+        return to_html(self, path, **options)
 
     def frame(self) -> pd.DataFrame:
         """A long table: one row for each place that has a value, with the token texts beside their ids."""

@@ -134,7 +134,8 @@ def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mi
         _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)])
     even = max(float(table["entropy_even"]) for table in tables.values())
     figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
-    figure.update_xaxes(title_text="tokens in the mixture", type="log")
+    sizes = np.unique(np.concatenate([table["size"].values for table in tables.values()]))
+    figure.update_xaxes(title_text="tokens in the mixture", type="log", tickvals=sizes)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     figure.update_layout(width=520, height=360, legend={"orientation": "h", "y": -0.35})
     return figure

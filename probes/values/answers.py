@@ -14,7 +14,9 @@ from torch import Tensor
 
 import workbench
 from probes.values.framings import STANCES
+from probes.values.prefixes import read_prompts
 from workbench.errors import InputError
+from workbench.inputs import encode
 from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site
@@ -196,13 +198,11 @@ def answer_logprobs(
     *,
     batch_size: int | None = None,
     progress: bool = True,
-) -> np.ndarray:
-    """[asked, answer] log-probability (nats) that each answer comes next; NaN: fewer answers.
+) -> tuple[np.ndarray, dict[str, int]]:
+    """[asked, answer] log-probability (nats) that each answer comes next; NaN: fewer answers.  And the pass's cost.
 
     Args:
         asked: ids of a prompt, and the sequences that give each of its answers.
-
-    Every shared beginning is run once: single tokens cost one pass of the prompt, all in one read().
     """
     prompts: list[list[int]] = []
     nexts: list[list[int]] = []
@@ -217,16 +217,14 @@ def answer_logprobs(
             places[-1][begun] = len(prompts)
             prompts.append([*ids, *begun])
             nexts.append(list(following))
-    reader = ChosenTokens([[own] for own in nexts])
-    reading = workbench.read(model, prompts, reader, positions="last", batch_size=batch_size, progress=progress)
-    logprob = reading.data["logprob"].values[:, 0]
+    logprob, cost = chosen_logprobs(model, prompts, [[own] for own in nexts], batch_size, progress)
     column = [{token: j for j, token in enumerate(own)} for own in nexts]
     found = np.full((len(asked), max(len(pieces) for _, pieces in asked)), np.nan)
     for i, (_, pieces) in enumerate(asked):
         for j, own in enumerate(pieces):
             rows = [[(places[i][x[:k]], token) for k, token in enumerate(x)] for x in own]
-            found[i, j] = np.logaddexp.reduce([sum(logprob[r, column[r][t]] for r, t in row) for row in rows])
-    return found
+            found[i, j] = np.logaddexp.reduce([sum(logprob[r, 0, column[r][t]] for r, t in row) for row in rows])
+    return found, cost
 
 
 def continuation_logprobs(
@@ -235,59 +233,97 @@ def continuation_logprobs(
     *,
     batch_size: int | None = None,
     progress: bool = True,
-) -> np.ndarray:
-    """[asked] log-probability (nats, summed over its tokens) of a continuation behind a prompt, both as token ids."""
-    found = np.full(len(asked), np.nan)
-    for n in sorted({len(c) for _, c in asked}):
-        if not n:
-            raise InputError("A continuation has no tokens, so there is nothing to score. Give each some text.")
-        some = [i for i, (_, c) in enumerate(asked) if len(c) == n]
-        prompts = [[*asked[i][0], *asked[i][1]] for i in some]
-        reader = ChosenTokens([[[token] for token in asked[i][1]] for i in some])
-        reading = workbench.read(
-            model, prompts, reader, positions=slice(-n - 1, -1), batch_size=batch_size, progress=progress
-        )
-        found[some] = reading.data["logprob"].values[:, :n, 0].sum(1)
-    return found
+) -> tuple[np.ndarray, dict[str, int]]:
+    """[asked] log-probability (nats, summed over its tokens) of a continuation behind a prompt, both as token ids.  And
+    the pass's cost."""
+    if not all(len(tail) for _, tail in asked):
+        raise InputError("A continuation has no tokens, so there is nothing to score. Give each some text.")
+    prompts = [[*head, *tail[:-1]] for head, tail in asked]
+    logprob, cost = chosen_logprobs(model, prompts, [[[t] for t in tail] for _, tail in asked], batch_size, progress)
+    return np.nansum(logprob[..., 0], 1), cost
 
 
-# ---------------------------------------------------------------- tables
+def chosen_logprobs(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[Sequence[int]]],
+    batch_size: int | None,
+    progress: bool,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """[prompt, position, token] of :class:`ChosenTokens` at each prompt's last ``len(ids[prompt])`` positions, and the
+    cost of the pass (:func:`~probes.values.prefixes.read_prompts`)."""
+    read = encode(model, [list(prompt) for prompt in prompts], "last")
+    for prompt, own in zip(read, ids, strict=True):
+        prompt.positions = list(range(len(prompt.ids)))[-len(own) :]
+    reading, cost = read_prompts(model, read, ChosenTokens(ids), batch_size=batch_size, progress=progress)
+    return reading.data["logprob"].values, cost
 
 
-def listed(items: Iterable[Any]) -> list[Any]:
-    """Items as a list.  InputError where there are none, or two have one id."""
-    found = list(items)
-    ids = [str(item.item_id) for item in found]
-    if not found:
-        raise InputError("There are no items, so there is nothing to ask.")
-    if len(set(ids)) < len(ids):
-        twice = next(x for x in ids if ids.count(x) > 1)
-        raise InputError(f"Two items have the id {twice!r}, and readings refer to items by id. Give each its own.")
-    return found
+# ---------------------------------------------------------------- instruments
 
 
-def settled(name: str, config: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for an instrument's settings."""
-    text = json.dumps([name, config], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+class Asker:
+    """What instruments share: a digest of their settings, and how they put a question.
 
+    Attributes:
+        chat: ask in a chat; None: where the tokenizer has a chat template.
+        lead: what stands between question and answer; None: a new line with "Answer:" in plain text, nothing in a chat.
+    """
 
-def stance_table(
-    instrument: Any, items: Sequence[Any], p: np.ndarray, axis: str, labels: Sequence[Any], more: Mapping[str, Any]
-) -> xr.Dataset:
-    """p [item, axis, stance] of the four stances, with mass = 1 - uncommitted and what is known of the items."""
-    names = np.array(labels, object if isinstance(labels[0], str) else int)
-    about = {
-        "topic": ("item", np.array([item.topic for item in items], object)),
-        "polarity": ("item", np.array([int(item.polarity) for item in items])),
-        "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in items], object)),
-    }
-    return xr.Dataset(
-        {"p": (("item", axis, "stance"), p), "mass": (("item", axis), 1 - p[..., 3]), **more},
-        {"item": np.array([str(i.item_id) for i in items], object), axis: names, "stance": list(STANCES), **about},
-        {
-            "instrument": instrument.name,
-            "settings": instrument.settings,
-            "config": json.dumps(instrument.config, ensure_ascii=False, default=str),
-        },
-    )
+    name = ""
+    apart = True
+    """A row depends on the model and its own item alone (:mod:`probes.values.parts`)."""
+
+    def __init__(self, chat: bool | None, lead: str | None) -> None:
+        self.chat, self.lead = chat, lead
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings, JSON at heart."""
+        return {"chat": self.chat, "lead": self.lead}
+
+    @property
+    def settings(self) -> str:
+        """16 hex digits that stand for the settings."""
+        text = json.dumps([self.name, self.config], sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def opened(self, model: Any, items: Iterable[Any]) -> tuple[Model, list[Any], bool, str]:
+        """The model, the items as a list, whether it is asked in a chat, and what leads to the answer.
+
+        Raises InputError where there are no items, or two have one id.
+        """
+        model, found = workbench.load(model), list(items)
+        ids = [str(item.item_id) for item in found]
+        if not found:
+            raise InputError("There are no items, so there is nothing to ask.")
+        if len(set(ids)) < len(ids):
+            twice = next(x for x in ids if ids.count(x) > 1)
+            raise InputError(f"Two items have the id {twice!r}, and readings refer to items by id. Give each its own.")
+        chat = is_chat(model, self.chat)
+        return model, found, chat, leading(self.lead, chat)
+
+    def table(self, items: Sequence[Any], variables: Mapping[str, Any], **cost: Any) -> xr.Dataset:
+        """The variables by item, and what is known of the items; attributes: how they were asked, what it cost."""
+        about = {
+            "topic": ("item", np.array([item.topic for item in items], object)),
+            "polarity": ("item", np.array([int(item.polarity) for item in items])),
+            "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in items], object)),
+        }
+        config = json.dumps(self.config, ensure_ascii=False, default=str)
+        attrs = {"instrument": self.name, "settings": self.settings, "config": config, **cost}
+        return xr.Dataset(variables, {"item": np.array([str(i.item_id) for i in items], object), **about}, attrs)
+
+    def stances(
+        self,
+        items: Sequence[Any],
+        p: np.ndarray,
+        axis: str,
+        labels: Sequence[Any],
+        more: Mapping[str, Any],
+        **cost: Any,
+    ) -> xr.Dataset:
+        """:meth:`table` of p [item, axis, stance] of the four stances, with mass = 1 - uncommitted."""
+        variables = {"p": (("item", axis, "stance"), p), "mass": (("item", axis), 1 - p[..., 3]), **more}
+        names = np.array(labels, object if isinstance(labels[0], str) else int)
+        return self.table(items, variables, **cost).assign_coords({axis: names, "stance": list(STANCES)})

@@ -44,7 +44,7 @@ def compare(
             stances, keyed, commitment and pairs).  It says whether these two runs differ, not whether their recipes do.
         spread [arm, topic, stance]: standard deviation of M over runs of an arm, the yardstick for recipes; NaN for
             fewer than three.  _null: its mean when runs are shuffled within each cluster, the noise of reading; _p:
-            family-wise over arms and the rest.  mean, seeds [arm]: mean of M, number of runs.
+            family-wise over arms and the rest.  mean, seeds [arm]: mean of M, number of runs.  run_arm [run].
     """
     names = list(runs)
     if not names:
@@ -80,6 +80,7 @@ def compare(
         axes["pair"] = np.array([f"{names[i]} - {names[j]}" for i, j in pairs], object)
     if arm is not None:
         found |= _spread(one, d, names, arm, draws, seed)
+        found["run_arm"] = (("run",), np.array([arm[name] for name in names], object))
         axes["arm"] = list(dict.fromkeys(arm[name] for name in names))
     data = xr.Dataset(found, axes, {"level": level, "draws": draws})
     return data.transpose("run", "pair", "arm", "topic", "stance", missing_dims="ignore")
@@ -239,11 +240,11 @@ def agreement(
     shape = (len(pairs), len(steps))
     columns = [f"{name}{end}" for name in ("spearman", "tv") for end in ("", "_low", "_high")]
     found = {name: np.full(shape, np.nan) for name in (*columns, "spearman_p", "tv_null", "n")}
+    common = [sorted(set(units[a].steps.tolist()) & set(units[b].steps.tolist())) for a, b in pairs]
+    if not any(common):
+        raise InputError(f"{' and '.join(map(repr, names))} have no checkpoint in common. Read one with two of them.")
     for i, (a, b) in enumerate(pairs):
-        both = sorted(set(units[a].steps.tolist()) & set(units[b].steps.tolist()))
-        if not both:
-            raise InputError(f"{names[a]!r} and {names[b]!r} have no checkpoint in common. Read one with both.")
-        for step in both:
+        for step in common[i]:
             cell = _agreement(*(own.x[own.number(step)] for own in (units[a], units[b])), units[a], level, draws, seed)
             for name, value in cell.items():
                 found[name][i, steps.index(step)] = value

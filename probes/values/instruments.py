@@ -6,7 +6,9 @@
 
 ``instrument.read(model, items)`` gives p [item, framing or sample, stance] with the stances support, neutral, oppose
 and uncommitted, rows summing to 1, and mass [item, framing or sample] = 1 - p(uncommitted); topic, polarity and cluster
-[item] stand beside.  Attributes: instrument, settings (a digest that changes with any setting), config (JSON).
+[item] stand beside.  Attributes: instrument, settings (a digest that changes with any setting), config (JSON), and for
+the first two tokens, of all prompts, and prefix_tokens_saved, of those that shared beginnings spared
+(:mod:`probes.values.prefixes`).
 
 They disagree with each other, and none is the truth: the first token and the text often differ (Wang et al. 2024, arXiv
 2402.14499), all vary with wording (Shen et al. 2025, arXiv 2507.13490).  Report their agreement with every result.
@@ -21,19 +23,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-import workbench
 from probes.values.answers import (
+    Asker,
     Pieces,
     answer_logprobs,
     answer_pieces,
     behind,
     continuation_logprobs,
-    is_chat,
-    leading,
-    listed,
     prompt_ids,
-    settled,
-    stance_table,
 )
 from probes.values.framings import (
     OFFERED,
@@ -58,7 +55,7 @@ __all__ = [
 ]
 
 
-class Pmf:
+class Pmf(Asker):
     """The probability mass function over offered answers, read off the next token.
 
     Args:
@@ -73,7 +70,7 @@ class Pmf:
         p_answer [item, framing, answer]: over the offered answers alone, in the framing's order; answer_text [framing,
             answer].
         value [item, framing]: its expected value on the framing's scale, reversals undone; NaN without a scale.
-    All framings of all items are one read().  ``seed`` is taken for the other instruments' sake: nothing is drawn.
+    All framings of all items are one pass.  ``seed`` is taken for the other instruments' sake: nothing is drawn.
     """
 
     name = "pmf"
@@ -92,24 +89,19 @@ class Pmf:
             raise InputError(f"The framings are called {names}. Give at least one, and each its own name.")
         if tokens not in (None, *TOKENS):
             raise InputError(f"tokens={tokens!r} is unknown. Use one of: {', '.join(TOKENS)}.")
-        self.tokens, self.chat, self.lead = tokens or "single", chat, lead
+        super().__init__(chat, lead)
+        self.tokens = tokens or "single"
 
     @property
     def config(self) -> dict[str, Any]:
         framings = [asdict(framing) for framing in self.framings]
-        return {"framings": framings, "tokens": self.tokens, "chat": self.chat, "lead": self.lead}
-
-    @property
-    def settings(self) -> str:
-        return settled(self.name, self.config)
+        return {"framings": framings, "tokens": self.tokens, **super().config}
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Ask every item in every framing.  Raises InputError for items and answers that cannot be asked."""
-        model, items = workbench.load(model), listed(items)
-        chat = is_chat(model, self.chat)
-        lead = leading(self.lead, chat)
+        model, items, chat, lead = self.opened(model, items)
         asked: list[tuple[list[int], Pieces]] = []
         places: list[tuple[int, int]] = []
         for f, framing in enumerate(self.framings):
@@ -123,7 +115,7 @@ class Pmf:
             for i in some:
                 asked.append(([*prompt_ids(model, framing.shown(items[i]), lead, chat), *space], pieces))
                 places.append((i, f))
-        found = answer_logprobs(model, asked, batch_size=batch_size, progress=progress)
+        found, cost = answer_logprobs(model, asked, batch_size=batch_size, progress=progress)
         shape = len(items), len(self.framings)
         p = np.full((*shape, 4), np.nan)
         answer, value = np.full((*shape, found.shape[1]), np.nan), np.full(shape, np.nan)
@@ -147,7 +139,7 @@ class Pmf:
             "value": (("item", "framing"), value),
             "answer_text": (("framing", "answer"), texts),
         }
-        return stance_table(self, items, p, "framing", [x.name for x in self.framings], more)
+        return self.stances(items, p, "framing", [x.name for x in self.framings], more, **cost)
 
 
 Continuations = Mapping[str, str] | Mapping[str, Mapping[str, str]]
@@ -171,7 +163,7 @@ ASKED = {
 }
 
 
-class SequenceLikelihood:
+class SequenceLikelihood(Asker):
     """How much likelier the item makes a sentence of each stance, by length and by what it is anywhere.
 
     p(stance) = softmax of [ log p(c | x) - log p(c | empty) ] / |c|, with c the stance's sentence, |c| its tokens and x
@@ -211,24 +203,19 @@ class SequenceLikelihood:
             raise InputError("There are no continuations, so there is nothing to score. Give one for each stance.")
         self.continuations = {name: dict(own) for name, own in given.items()}
         self.prompts = dict(ASKED if prompts is None else prompts)
-        self.empty, self.chat, self.lead = empty, chat, lead
+        super().__init__(chat, lead)
+        self.empty = empty
 
     @property
     def config(self) -> dict[str, Any]:
         own = {"continuations": self.continuations, "prompts": self.prompts, "empty": self.empty}
-        return {**own, "chat": self.chat, "lead": self.lead}
-
-    @property
-    def settings(self) -> str:
-        return settled(self.name, self.config)
+        return {**own, **super().config}
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Score every stance's sentence behind every item."""
-        model, items = workbench.load(model), listed(items)
-        chat = is_chat(model, self.chat)
-        lead = leading(self.lead, chat)
+        model, items, chat, lead = self.opened(model, items)
         heads = [self._empty(model, chat, lead)]
         heads += [prompt_ids(model, filled(self.prompts, item, "SequenceLikelihood"), lead, chat) for item in items]
         texts = [own[stance].strip() for own in self.continuations.values() for stance in OFFERED]
@@ -237,7 +224,7 @@ class SequenceLikelihood:
         if lost := [text for text, tail in zip(texts, tails, strict=True) if unknown is not None and unknown in tail]:
             raise InputError(f"The continuation {lost[0]!r} has words that {model.name} does not know. Give others.")
         pairs = [(head, tail) for head in heads for tail in tails]
-        total = continuation_logprobs(model, pairs, batch_size=batch_size, progress=progress)
+        total, cost = continuation_logprobs(model, pairs, batch_size=batch_size, progress=progress)
         lengths = np.array([len(tail) for tail in tails])
         logprob = (total.reshape(len(heads), -1) / lengths).reshape(len(heads), -1, 3)
         score = logprob[1:] - logprob[0]
@@ -247,7 +234,7 @@ class SequenceLikelihood:
             "logprob": (("item", "framing", "answer"), logprob[1:]),
             "logprob_empty": (("framing", "answer"), logprob[0]),
         }
-        table = stance_table(self, items, p, "framing", list(self.continuations), more)
+        table = self.stances(items, p, "framing", list(self.continuations), more, **cost)
         return table.assign_coords(answer=list(OFFERED))
 
     def _empty(self, model: Any, chat: bool, lead: str) -> list[int]:

@@ -40,6 +40,7 @@ class Item:
         licence: of the text, as its source states it.
         options: the answers of a choice, in order.
         shares: group of people -> share of them that chose each option, summing to 1; {} where nobody was asked.
+        negated: a text that says the opposite, for framings that ask it; "" where there is none.
 
     Raises InputError for an empty id, topic or text, an unknown polarity or kind, a choice with fewer than two options,
     options of what is no choice, and shares that do not fit the options.
@@ -54,6 +55,7 @@ class Item:
     licence: str = "unknown"
     options: tuple[str, ...] = ()
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    negated: str = ""
 
     def __post_init__(self) -> None:
         if not self.item_id.strip():
@@ -134,7 +136,7 @@ class Items(Sequence[Item]):
         )
 
     def _repr_html_(self) -> str:
-        return self.frame().drop(columns=["options", "shares"]).to_html(max_rows=12, index=False)
+        return self.frame().drop(columns=["options", "shares", "negated"]).to_html(max_rows=12, index=False)
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -257,6 +259,7 @@ def load_csv(path: str | os.PathLike[str], **columns: str) -> Items:
                     got["licence"] or "unknown",
                     parsed,
                     {g: tuple(s) for g, s in json.loads(got["shares"] or "{}").items()},
+                    got["negated"],
                 )
             )
     return Items(found)

@@ -104,7 +104,7 @@ class LmJudge:
         space, pieces = answer_pieces(self.model, self.labels, lead, self.tokens)
         prompts = [[*prompt_ids(self.model, self.question.replace("{text}", t), lead, chat), *space] for t in texts]
         asked = [(ids, pieces) for ids in prompts]
-        logprob = answer_logprobs(self.model, asked, batch_size=self.batch_size, progress=self.progress)
+        logprob, _ = answer_logprobs(self.model, asked, batch_size=self.batch_size, progress=self.progress)
         return np.exp(logprob - np.logaddexp.reduce(logprob, axis=1, keepdims=True))
 
 

@@ -12,8 +12,7 @@ import transformers
 import xarray as xr
 from torch import Tensor
 
-import workbench
-from probes.values.answers import is_chat, leading, listed, prompt_ids, settled, stance_table
+from probes.values.answers import Asker, prompt_ids
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
 from workbench.engines.hooks import untouched
@@ -32,7 +31,7 @@ SHOWN = {
 }
 
 
-class SampledText:
+class SampledText(Asker):
     """Text that the model writes, judged (the protocol of Bhatia et al. 2025, arXiv 2510.26707, and its defaults).
 
     Args:
@@ -75,22 +74,18 @@ class SampledText:
         self.n, self.temperature, self.max_new_tokens, self.judge = n, temperature, max_new_tokens, judge
         self.prompts = dict(ASKED if prompts is None else prompts)
         self.shown = dict.fromkeys(SHOWN, shown) if isinstance(shown, str) else dict(SHOWN if shown is None else shown)
-        self.chat, self.lead = chat, lead
+        super().__init__(chat, lead)
 
     @property
     def config(self) -> dict[str, Any]:
-        own = {k: getattr(self, k) for k in ("n", "temperature", "max_new_tokens", "prompts", "shown", "chat", "lead")}
-        return {**own, "judge": judge_name(self.judge)}
-
-    @property
-    def settings(self) -> str:
-        return settled(self.name, self.config)
+        own = {k: getattr(self, k) for k in ("n", "temperature", "max_new_tokens", "prompts", "shown")}
+        return {**own, **super().config, "judge": judge_name(self.judge)}
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Write n texts for each item, and judge them."""
-        items = listed(items)
+        items = list(items)
         text, ended = self.write(model, items, batch_size=batch_size, seed=seed, progress=progress)
         p = np.zeros((*text.shape, 4))
         p[..., 3] = 1
@@ -103,7 +98,7 @@ class SampledText:
             for place, row in zip(given, found, strict=True):
                 p[place] = row
         more = {"text": (("item", "sample"), text), "ended": (("item", "sample"), ended)}
-        return stance_table(self, items, p, "sample", range(self.n), more).assign_attrs(seed=seed)
+        return self.stances(items, p, "sample", range(self.n), more, seed=seed)
 
     def _about(self, item: Any, response: str) -> dict[str, str]:
         return {"topic": item.topic, "response": response}
@@ -112,9 +107,7 @@ class SampledText:
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The texts [item, sample] without judging them, and which of them came to an end."""
-        model, items = workbench.load(model), listed(items)
-        chat = is_chat(model, self.chat)
-        lead = leading(self.lead, chat)
+        model, items, chat, lead = self.opened(model, items)
         asked = [prompt_ids(model, filled(self.prompts, item, "SampledText"), lead, chat) for item in items]
         prompts = [prompt for prompt in encode(model, asked, "last") for _ in range(self.n)]
         draws = [_uniform(seed, item, k, self.max_new_tokens) for item in items for k in range(self.n)]

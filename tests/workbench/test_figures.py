@@ -106,8 +106,8 @@ def test_save(tmp_path, suffix):
     content = file.read_bytes()
     assert os.listdir(tmp_path) == [f"lens.{suffix}"]
     if suffix == "pdf":
-        box = re.search(rb"/MediaBox\s*\[\s*0 0 ([\d.]+)", content)
-        assert box and float(box[1]) == pytest.approx(3.03 * 72, abs=1.5), "a page as wide as the column"
+        box = re.search(rb"/MediaBox\s*\[\s*0 [\d.]+ ([\d.]+)", content)
+        assert box and float(box[1]) == pytest.approx(7.7 / 2.54 * 72, abs=0.01), "a page as wide as the column"
     if suffix == "svg":
         chart(logit_lens()).save(file)
         texts = [unescape(t) for t in re.findall(r">([^<>]*)</text>", file.read_text())]

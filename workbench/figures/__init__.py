@@ -3,6 +3,7 @@
     chart(data)                          the first chart that fits the data
     chart(data, "trajectory", position=5)
     chart(data).save("lens.pdf", width="column", venue="icml")
+    paper("icml").grid([[a, b], [c, None]], share="colour").save("figure1.pdf")
 
 Plotly is imported when the first figure is made.
 """
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.figures.charts import CHARTS, Chart, attribution, chart, curves, heatmap, trajectory
     from workbench.figures.export import ExportError, Figure
+    from workbench.figures.sheet import Paper, Sheet, paper
 
 __all__ = [
-    "CHARTS", "Chart", "ExportError", "Figure", "attribution", "chart", "curves", "heatmap", "trajectory",
+    "CHARTS", "Chart", "ExportError", "Figure", "Paper", "Sheet", "attribution", "chart", "curves", "heatmap", "paper",
+    "trajectory",
 ]  # fmt: skip
+_HOMES = {"Figure": "export", "ExportError": "export", "Paper": "sheet", "Sheet": "sheet", "paper": "sheet"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "export" if name in ("Figure", "ExportError") else "charts"
-        return getattr(import_module(f"workbench.figures.{home}"), name)
+        return getattr(import_module(f"workbench.figures.{_HOMES.get(name, 'charts')}"), name)
     raise AttributeError(f"module 'workbench.figures' has no attribute {name!r}")

@@ -100,7 +100,7 @@ def heatmap(
         figure.add_scatter(
             x=columns.ravel().tolist(), y=rows.ravel().tolist(), mode="text", hoverinfo="skip",
             customdata=[tokens.visible(source.text(i)) if i >= 0 else "" for i in top], showlegend=False,
-            textfont={"color": _ink(shown, scale, centred=signed)},
+            textfont={"color": ink(shown, scale, signed)},
         )  # fmt: skip
     figure.update_layout(
         width=float(np.clip(130 + 46 * len(inputs), 420, 1400)),
@@ -112,13 +112,16 @@ def heatmap(
     return figure
 
 
-def _ink(values: np.ndarray, colorscale: str, centred: bool) -> list[str]:
-    """Black or white for each cell, whichever stands out more from its colour."""
-    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+def ink(
+    values: np.ndarray, colorscale: Any, centred: bool, ends: tuple[float, float] | None = None
+) -> list[str]:
+    """Black or white for each cell, whichever stands out more from its colour; ``ends``: of the colour scale."""
+    low, high = ends or (np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf))
     if centred:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     shares = np.nan_to_num((values - low) / ((high - low) or 1), nan=1.0).clip(0, 1)
-    colours = sample_colorscale(colorscale, shares.ravel().tolist(), colortype="tuple")
+    stops = colorscale if isinstance(colorscale, str) else [list(stop) for stop in colorscale]
+    colours = sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple")
     linear = (np.asarray(colours) / (255 if np.max(colours, initial=0) > 1 else 1)) ** 2.2
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     # WCAG's contrast with black beats that with white above 0.179.
@@ -181,10 +184,11 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
     return said
 
 
-def fit_cells(figure: go.Figure, height: float | None = None) -> None:
+def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None = None) -> None:
     """Fit a heatmap to its width: cell texts cut or dropped, input labels thinned, nothing overlapping.
 
     height   pixels; by default what the layers and the labels need.  Figures without cells stay as they are.
+    plot     pixels that the cells have side by side, where that is known from a drawing
     """
     layout: Any = figure.layout
     meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
@@ -193,9 +197,9 @@ def fit_cells(figure: go.Figure, height: float | None = None) -> None:
     inputs, depths = meta["inputs"], meta["depths"]
     rows = max(len(depths), 1)
     paper = _is_paper(layout)
-    font = 8 * theme.PIXELS_PER_INCH / 72 if paper else 12
+    font = layout.xaxis.tickfont.size or (8 * theme.PIXELS_PER_INCH / 72 if paper else 12)
     letter = 0.6 * font
-    cell_width = (layout.width - (100 if paper else 150)) / max(len(inputs), 1)
+    cell_width = (plot or layout.width - (100 if paper else 150)) / max(len(inputs), 1)
 
     step = max(1, int(np.ceil(font * 1.15 / cell_width)))
     at = list(range(0, len(inputs), step))
@@ -223,10 +227,10 @@ def fit_cells(figure: go.Figure, height: float | None = None) -> None:
         range=[-0.5, rows - 0.5],
     )
 
-    size = min(font, cell_height * 0.72)
-    letters = int((cell_width - 3) / (0.57 * size)) if size >= 6 else 0
-    if letters < 4 and size > 7:  # a smaller type before no text at all
-        size = 7
+    size, least = min(font, cell_height * 0.72), 8 if paper else 6
+    letters = int((cell_width - 3) / (0.57 * size)) if size >= least else 0
+    if letters < 4 and size > least + 1:  # a smaller type before no text at all
+        size = least + (not paper)
         letters = int((cell_width - 3) / (0.57 * size))
     for trace in figure.select_traces({"type": "scatter", "mode": "text"}):
         readable = letters >= 4
@@ -301,7 +305,7 @@ def trajectory(
         grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name="null (shuffled state)")
     token = tokens.visible(source.inputs(prompt)[int(np.flatnonzero(source.positions(prompt) == at)[0])])
-    figure.update_layout(title_text=tokens.plotly(_heading(source, f"after {token}")))
+    figure.update_layout(title_text=tokens.plotly(_heading(source, f"log-prob after {token}")))
     figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)
     figure.update_xaxes(title_text=source.depth_label, tickformat="d")
     figure.update_yaxes(title_text="log-prob (nats)")
@@ -369,7 +373,7 @@ def curves(
         figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
     count = len(prompts)
     band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
-    figure.update_layout(title_text=tokens.plotly(_heading(source, band)))
+    figure.update_layout(title_text=tokens.plotly(_heading(source, f"mean over positions, {band}")))
     figure.update_layout(width=330 * len(names) + 60, height=340)
     return figure
 
@@ -436,9 +440,9 @@ def attribution(
         title_text="contribution to logit", zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
     )
     targets = source.targets(prompt, at)
-    said = f"{tokens.visible(targets[min(index, len(targets) - 1)])}"
+    said = f"what adds to the logit of {tokens.visible(targets[min(index, len(targets) - 1)])}"
     if source.has("logit"):
-        said += f", logit {float(pick('logit')):.3g}"
+        said += f", {float(pick('logit')):.3g}"
     figure.update_layout(title_text=tokens.plotly(_heading(source, said)))
     figure.update_layout(width=width, height=380, barmode="overlay", showlegend=True)
     return figure
@@ -580,7 +584,8 @@ def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
             f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
             f"{fitting}."
         )
-    return known[kind].function(data, **options)
+    figure = known[kind].function(data, **options)
+    return figure.describe(data) if isinstance(figure, Figure) else figure
 
 
 # ---------------------------------------------------------------- common

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -14,19 +17,25 @@ SEQUENTIAL = "Viridis"
 SEQUENTIAL_REVERSED = "Viridis_r"  # for numbers where small is the strong end: entropy, rank, KL
 DIVERGING = "RdBu_r"  # only where zero means something
 
-# Widths in inches, from the venues' style files (ICLR and NeurIPS set one column).
+# Widths in inches, from the venues' style files: neurips_2026.sty and iclr2027_conference.sty (one column of 5.5in),
+# icml2025.sty (6.75in, 0.25in between columns), acl.sty (A4 less 2.5cm on both sides, 0.6cm between columns).
 WIDTHS: dict[str | None, dict[str, float]] = {
     None: {"column": 3.25, "text": 6.75},
     "icml": {"column": 3.25, "text": 6.75},
     "neurips": {"column": 5.5, "text": 5.5},
     "iclr": {"column": 5.5, "text": 5.5},
-    "acl": {"column": 3.03, "text": 6.30},
+    "acl": {"column": 7.7 / 2.54, "text": 16 / 2.54},
 }
+LENGTHS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72, "px": 1 / 96}  # pt: TeX's own
+HATCH = "///"  # the text of a heatmap's cell that is not beyond chance; drawn as hatching where figures are saved
 PIXELS_PER_INCH = 96  # CSS pixels; a PDF of w pixels is w/96 inches wide
 
 
 def inches(width: str | float, venue: str | None = None) -> float:
-    """A width in inches from "column", "text" or a number."""
+    """A width in inches from "column", "text", a number of inches, or a length such as "84mm" or "240pt"."""
+    length = re.fullmatch(r"\s*([\d.]+)\s*([a-z]{2})\s*", width) if isinstance(width, str) else None
+    if length and length[2] in LENGTHS:
+        width = float(length[1]) * LENGTHS[length[2]]
     if isinstance(width, int | float):
         if not 0.5 <= width <= 40:
             raise ValueError(
@@ -42,7 +51,7 @@ def inches(width: str | float, venue: str | None = None) -> float:
         )
     if width not in WIDTHS[key]:
         raise ValueError(
-            f'width={width!r} is neither "column" nor "text". Choose one, or give inches as a number.'
+            f'width={width!r} is neither "column" nor "text". Choose one, or give inches as a number or "84mm".'
         )
     return WIDTHS[key][width]
 
@@ -54,12 +63,15 @@ def register() -> None:
     pio.templates["workbench"] = _template("#FFFFFF", "#1F2430", "#DDE1E8", HUES, 12)
     pio.templates["workbench_dark"] = _template("#14171F", "#DDE2EC", "#343B49", HUES_DARK, 12)
     # 8 pt type: one step under the 9-10 pt captions of the venues above.
-    paper = _template("#FFFFFF", "#000000", "#D0D0D0", HUES, 8 * PIXELS_PER_INCH / 72)
+    paper: Any = _template("#FFFFFF", "#000000", "#D0D0D0", HUES, 8 * PIXELS_PER_INCH / 72).to_plotly_json()
     paper["layout"].update(
-        margin={"l": 40, "r": 8, "t": 8, "b": 36},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+        margin={"l": 6, "r": 6, "t": 6, "b": 6},  # axes take what they need beside it
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 34, "tracegroupgap": 0},
     )
-    pio.templates["workbench_paper"] = paper
+    for axis in ("xaxis", "yaxis"):  # half a point
+        paper["layout"][axis] |= {"linewidth": 0.67, "tickwidth": 0.67, "ticklen": 3, "title": {"standoff": 4}}
+    paper["data"]["scatter"] = [{"line": {"width": 4 / 3}, "marker": {"size": 4}}]  # one point
+    pio.templates["workbench_paper"] = go.layout.Template(paper)
 
 
 def faded(colour: str) -> str:

@@ -1,9 +1,10 @@
-"""Views that answer to the mouse: the lens explorer in a notebook, and the same as one offline page.
+"""Views that answer to the mouse and the keyboard, in a notebook, and the same as one offline page.
 
-    explore(reading)                    the live widget
+    explore(reading)                    the live widget: the first explorer that fits, or explore(reading, "neighbours")
     to_html([reading, other], "x.html") one file, no network
 
-anywidget and ipywidgets are imported when the first live widget is made.
+LensExplorer is here; explorers of lenses and probes are beside them (entry points ``workbench.explorers``), and their
+classes are found here by name, too.  anywidget and ipywidgets are imported when the first live widget is made.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.widgets.explorer import LensExplorer, explore, payload, static_html
-    from workbench.widgets.page import to_html
+    from workbench.widgets.base import View, explore, static_html, to_html, views
+    from workbench.widgets.explorer import LensExplorer, payload
 
-__all__ = ["LensExplorer", "explore", "payload", "static_html", "to_html"]
+__all__ = ["LensExplorer", "View", "explore", "payload", "static_html", "to_html", "views"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "page" if name == "to_html" else "explorer"
+        home = "explorer" if name in ("LensExplorer", "payload") else "base"
         return getattr(import_module(f"workbench.widgets.{home}"), name)
+    if name.endswith(("Explorer", "Table")):
+        from workbench.widgets.base import views
+
+        for view in views().values():
+            if view.name == name:
+                return view.widget
     raise AttributeError(f"module 'workbench.widgets' has no attribute {name!r}")

@@ -1,8 +1,9 @@
-// The lens explorer: tokens x layers of one or several readings, one cell at a time in detail.
+// The lens explorer: tokens x layers of one or several readings side by side, one cell at a time in detail.
 // One module, no dependency, no network.  The notebook widget and the offline page both load this file.
 //
-//   model.get("payload")     what explorer.py's payload() builds; arrays are base64 of little-endian integers
-//   model.get("selection")   {reading, prompt, depth, position, token, metric, pins}, written back on every choice
+//   model.get("packed")      what packing.py packs, as bytes; in a page model.get("payload").packed, as base64
+//   model.get("selection")   see explorer.py; written back on every choice, followed when Python sets it
+//   model.send({ask: [reading, prompt]})   for a prompt that was not sent whole; {block} answers, with its bytes
 //
 // Token texts arrive made visible (spaces as "·") and are only ever set as text, never as markup.
 
@@ -10,80 +11,113 @@ const VIRIDIS = [
   [68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140],
   [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37],
 ];
-const ROW = 22, GUTTER = 46, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104];
+const DIVERGING = [ // RdBu, reversed: only where zero means something
+  [5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
+  [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31],
+];
+const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4;
 const NAMES = {
-  top: "top token", logprob: "log-prob", cosine: "cosine", similarity: "similarity", entropy: "entropy",
-  kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
+  top: "top token", probability: "probability", logprob: "log-prob", cosine: "cosine", similarity: "similarity",
+  entropy: "entropy", kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
+  contribution: "contribution to logit",
 };
 const REVERSED = new Set(["entropy", "kl_to_final", "target_rank"]); // small is the strong end
 
+const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--bar:#35b0ab;
+  --minus:#6aa9e0;--plus:#f08a6c;color-scheme:dark`;
+const LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#59616f;--line:#d3d9e3;--panel:#f6f7fa;--accent:#b4235a;--bar:#2a788e;
+  --minus:#2166ac;--plus:#b2182b;color-scheme:light`;
 const CSS = `
-.lw{--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;--accent:#b4235a;--bar:#2a788e;
-  font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans",sans-serif;
-  color:var(--ink);background:var(--bg);display:grid;gap:8px;min-width:0;text-align:left}
-@media (prefers-color-scheme:dark){.lw{--bg:#14171f;--ink:#e2e6ee;--soft:#9aa4b4;--line:#343b49;--panel:#1c212c;
-  --accent:#ff7ba9;--bar:#35b0ab}}
-body[data-jp-theme-light="true"] .lw{--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;
-  --accent:#b4235a;--bar:#2a788e}
-body[data-jp-theme-light="false"] .lw{--bg:#14171f;--ink:#e2e6ee;--soft:#9aa4b4;--line:#343b49;--panel:#1c212c;
-  --accent:#ff7ba9;--bar:#35b0ab}
-.lw *{box-sizing:border-box}
-.lw-tools{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center}
-.lw-tools label{display:flex;gap:5px;align-items:center;color:var(--soft);min-width:0}
+.lw{${LIGHT};font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans",sans-serif;
+  color:var(--ink);background:var(--bg);display:grid;gap:8px;grid-template-columns:minmax(0,1fr);min-width:0;
+  width:100%;padding:2px;text-align:left}
+@media (prefers-color-scheme:dark){.lw{${DARK}}}
+body[data-jp-theme-light="true"] .lw,body.vscode-light .lw,html[theme="light"] .lw{${LIGHT}}
+body[data-jp-theme-light="false"] .lw,body.vscode-dark .lw,html[theme="dark"] .lw{${DARK}}
+body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
+.lw,.lw *{box-sizing:border-box}
+.lw [hidden]{display:none!important}
+.lw-tools,.lw-head{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;min-width:0}
+.lw-tools label,.lw-head label{display:flex;gap:5px;align-items:center;color:var(--soft);min-width:0}
 .lw select,.lw input,.lw button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
-  border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%}
-.lw select{max-width:min(280px,60vw)}
-.lw input{width:120px}
+  border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;margin:0}
+.lw select{max-width:min(260px,60vw);text-overflow:ellipsis}
+.lw input{width:118px}
 .lw button{cursor:pointer}
 .lw button:hover{border-color:var(--soft)}
+.lw button[aria-pressed=true]{border-color:var(--accent);color:var(--accent)}
 .lw :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
-.lw-scale{display:flex;align-items:center;gap:6px;color:var(--soft);margin-left:auto;font-variant-numeric:tabular-nums}
-.lw-ramp{width:110px;height:9px;border-radius:2px}
-.lw-body{display:grid;grid-template-columns:minmax(0,1fr) 330px;gap:10px;align-items:start}
-.lw-body.narrow{grid-template-columns:minmax(0,1fr)}
+.lw-scale{display:flex;align-items:center;gap:6px;color:var(--soft);margin-left:auto;white-space:nowrap;
+  font-variant-numeric:tabular-nums}
+.lw-ramp{width:90px;height:9px;border-radius:2px;border:1px solid var(--line)}
+.lw-panes{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
+.lw-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0}
+.lw-pane.wide{grid-template-columns:minmax(0,1fr) 340px;column-gap:10px}
+.lw-pane.wide>.lw-head{grid-column:1/-1}
+.lw-pane.wide>.lw-panel{grid-template-columns:minmax(0,1fr)}
+.lw-head{min-height:30px}
+.lw.several .lw-pane:not(.wide){grid-row:span 3;grid-template-rows:subgrid;row-gap:6px}
+.lw.several .lw-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
+.lw.several .lw-pane.in{border-color:var(--soft)}
 .lw-grid{position:relative;overflow:auto;border:1px solid var(--line);border-radius:6px;background:var(--bg);
-  overscroll-behavior-x:contain;contain:strict}
-.lw-space{position:relative}
-.lw-cells{position:absolute;inset:0}
-.lw-row{position:absolute;left:0;height:${ROW}px}
-.lw-cell{position:absolute;top:0;height:${ROW - 1}px;padding:0 3px;overflow:hidden;white-space:pre;
-  text-overflow:ellipsis;line-height:${ROW - 1}px;font-size:12px;text-align:center;cursor:pointer;
-  border-radius:2px;unicode-bidi:isolate}
-.lw-cell.on{outline:2px solid var(--accent);outline-offset:0;z-index:1;border-radius:3px}
-.lw-cell.pin{box-shadow:inset 0 0 0 2px var(--accent)}
+  overscroll-behavior:contain;contain:strict;align-self:start}
+.lw-wait{padding:20px;color:var(--soft)}
+.lw-space{position:relative;min-width:100%;display:flex;flex-direction:column;justify-content:flex-end}
+.lw-row{position:absolute;left:0;width:100%;height:${ROW}px}
+.lw-cell{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${ROW - 1}px;padding:0 3px;overflow:hidden;
+  white-space:pre;text-overflow:ellipsis;line-height:${ROW - 1}px;font-size:12px;text-align:center;cursor:pointer;
+  border-radius:2px;unicode-bidi:isolate;direction:ltr;contain:strict;forced-color-adjust:none}
+.lw-cell.on{outline:2px solid var(--accent);outline-offset:0;z-index:1;border-radius:3px;contain:none}
+.lw-cell.pin{border:2px dashed currentColor;line-height:${ROW - 5}px;padding:0 1px}
 .lw-cell.hit{text-decoration:underline 2px;font-weight:700}
-.lw-cell.dim{opacity:.3}
-.lw-left{position:sticky;left:0;width:${GUTTER}px;z-index:3}
-.lw-depth{position:absolute;left:0;width:${GUTTER}px;height:${ROW}px;line-height:${ROW}px;text-align:right;
-  padding-right:8px;background:var(--bg);color:var(--soft);font-variant-numeric:tabular-nums}
-.lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);min-width:100%}
-.lw-in{position:absolute;top:0;height:${AXIS}px;line-height:${AXIS}px;padding:0 3px;overflow:hidden;white-space:pre;
-  text-overflow:ellipsis;text-align:center;font-size:12px;font-weight:600;unicode-bidi:isolate}
+.lw-cell.near{text-decoration:underline 1px dotted}
+.lw-cell.dim{opacity:.28}
+.lw-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
+  padding-right:8px;background:var(--bg);color:var(--soft);font-variant-numeric:tabular-nums;white-space:pre;
+  overflow:hidden;text-overflow:ellipsis}
+.lw-depth.on{color:var(--accent);font-weight:600}
+.lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
+  min-width:100%}
+.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${AXIS}px;line-height:${AXIS}px;padding:0 3px;
+  overflow:hidden;white-space:pre;text-overflow:ellipsis;text-align:center;font-size:12px;font-weight:600;
+  unicode-bidi:isolate;direction:ltr}
 .lw-in.on{color:var(--accent)}
-.lw-corner{position:sticky;left:0;z-index:5;width:${GUTTER}px;height:${AXIS}px;background:var(--panel);color:var(--soft);
-  font-size:11px;line-height:${AXIS}px;text-align:right;padding-right:6px}
+.lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS}px;background:var(--panel);
+  color:var(--soft);font-size:11px;line-height:${AXIS}px;text-align:right;padding-right:6px}
 .lw-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px 12px;min-width:0;
-  display:grid;gap:8px}
-.lw-panel h3{margin:0;font-size:13px;font-weight:600;overflow-wrap:anywhere;display:flex;gap:8px;
-  justify-content:space-between;align-items:start}
-.lw-facts{color:var(--soft);font-variant-numeric:tabular-nums}
-.lw-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px}
-.lw-bars button{display:grid;grid-template-columns:minmax(60px,110px) 1fr 58px;gap:8px;align-items:center;width:100%;
-  border:0;background:none;padding:1px 3px;min-height:22px;text-align:left;border-radius:3px}
-.lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 16%,transparent)}
-.lw-tok{overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate}
-.lw-track{height:9px;position:relative}
+  display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
+  overflow:auto;max-height:max(var(--tall,0px),560px)}
+.lw-panel>h3,.lw-panel>.lw-facts,.lw-card h3{grid-column:1/-1}
+.lw h3{margin:0;font-size:13px;font-weight:600;overflow-wrap:anywhere;display:flex;gap:8px;
+  justify-content:space-between;align-items:start;color:inherit}
+.lw h3>button:not(.lw-go){flex:none;white-space:nowrap;font-weight:400}
+.lw h3>:first-child{min-width:0}
+.lw-facts{color:var(--soft);font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.lw-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
+.lw-bars button{display:grid;grid-template-columns:minmax(60px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
+  border:1px solid transparent;background:none;padding:0 3px;min-height:23px;text-align:left;border-radius:4px}
+.lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);color:inherit}
+.lw-tok{overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate;direction:ltr}
+.lw-track{height:9px;position:relative;overflow:hidden;border-radius:2px}
 .lw-fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:2px;min-width:1px}
+.lw-floor{position:absolute;top:0;bottom:0;width:2px;background:var(--accent)}
 .lw-num{text-align:right;font-variant-numeric:tabular-nums;color:var(--soft)}
-.lw-said{color:var(--soft);font-size:12px;margin:0 3px 4px;overflow-wrap:anywhere}
-.lw-said mark{background:color-mix(in srgb,var(--accent) 28%,transparent);color:inherit;border-radius:2px}
-.lw-said small{opacity:.8;white-space:nowrap}
-.lw-pins{display:flex;flex-wrap:wrap;gap:5px}
-.lw-pins span{display:inline-flex;border:1px solid var(--line);border-radius:5px;overflow:hidden;max-width:100%}
-.lw-pins button{border:0;border-radius:0;white-space:pre;overflow:hidden;text-overflow:ellipsis}
-.lw-panel svg{width:100%;height:auto;display:block;overflow:visible}
+.lw-said{color:var(--soft);font-size:12px;margin:0 4px 5px;overflow-wrap:anywhere;unicode-bidi:plaintext}
+.lw-said mark{background:color-mix(in srgb,var(--accent) 26%,transparent);color:var(--ink);border-radius:2px;
+  text-decoration:underline;font-weight:600}
+.lw-said small{opacity:.85;white-space:nowrap}
+.lw-pins{display:grid;gap:8px;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr))}
+.lw-card{border:1px solid var(--line);border-radius:6px;padding:8px 10px;background:var(--panel);min-width:0;
+  display:grid;gap:4px;align-content:start}
+.lw-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
+.lw-card .lw-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
+.lw-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible}
 .lw-panel svg text{fill:var(--soft);font-size:11px}
-.lw-hint{color:var(--soft);font-size:12px}
+.lw-foot{color:var(--soft);font-size:12px;min-height:18px;display:flex;flex-wrap:wrap;gap:0 14px}
+.lw-foot>*{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:pre}
+.lw-foot>.lw-note{white-space:normal;overflow-wrap:anywhere}
+.lw-away{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+.jp-OutputArea-child:has(.lw) + .jp-OutputArea-child:has(.lw-static){display:none}
 `;
 
 // ------------------------------------------------------------------ small helpers
@@ -94,6 +128,14 @@ const make = (tag, name, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
+const button = (name, text, label, act) => {
+  const node = make("button", name, text);
+  node.type = "button";
+  if (label) node.setAttribute("aria-label", label);
+  if (label && label !== text) node.title = label;
+  node.onclick = act;
+  return node;
+};
 const draw = (tag, attributes, text) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
@@ -101,39 +143,60 @@ const draw = (tag, attributes, text) => {
   return node;
 };
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
+const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 
-// {t: "i16"|"i32", b: base64} as integers; {t: "q16", lo, hi, b} as numbers, 65535 = none.
-function decode(packed) {
-  if (!packed) return null;
-  if (packed.values) return packed.values;
-  const text = atob(packed.b), bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  let values;
-  if (packed.t === "i16") values = new Int16Array(bytes.buffer);
-  else if (packed.t === "i32") values = new Int32Array(bytes.buffer);
-  else {
-    const steps = new Uint16Array(bytes.buffer), unit = (packed.hi - packed.lo) / 65534;
-    values = new Float32Array(steps.length);
-    for (let i = 0; i < steps.length; i++) values[i] = steps[i] === 65535 ? NaN : packed.lo + steps[i] * unit;
+// ------------------------------------------------------------------ what Python packed
+
+async function unpack(block) {
+  let bytes = block;
+  if (typeof block === "string") bytes = Uint8Array.from(atob(block.trim()), (c) => c.charCodeAt(0));
+  else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+  const length = new DataView(raw.buffer).getUint32(0, true);
+  const value = JSON.parse(new TextDecoder().decode(raw.subarray(4, 4 + length)));
+  return { value, numbers: raw.subarray(4 + length) };
+}
+
+// The bytes of a number stand apart by significance; a d16 is a multiple of 10^-digits, 65535 = none.
+function decode(packed, prompt) {
+  if (!packed || packed.values) return packed && packed.values;
+  const n = packed.n, from = (prompt.from || 0) + packed.at, bytes = prompt.numbers, width = "ui".includes(packed.t[0]) ? Number(packed.t.slice(1)) / 8 : 2;
+  const whole = new (packed.t === "i32" ? Int32Array : packed.t === "u32" ? Uint32Array : Uint16Array)(n);
+  for (let plane = 0; plane < width; plane++)
+    for (let i = 0; i < n; i++) whole[i] |= bytes[from + plane * n + i] << (8 * plane);
+  let values = whole;
+  if (packed.t === "d16") {
+    const unit = 10 ** packed.digits;
+    values = new Float64Array(n);
+    for (let i = 0; i < n; i++) values[i] = whole[i] === 65535 ? NaN : (packed.base + whole[i]) / unit;
   }
   Object.defineProperty(packed, "values", { value: values });
   return values;
 }
 
-function say(x, metric) {
+function say(x, metric, digits) {
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
   if (metric === "target_rank") return String(x);
-  const text = Math.abs(x) >= 1e5 ? x.toExponential(1) : x.toFixed(Math.abs(x) < 10 ? 2 : 1);
-  return Number(text) === 0 ? "0.00" : text;
+  const text = Math.abs(x) >= 1e6 ? x.toExponential(2) : x.toFixed(clamp(digits, 0, 9));
+  return Number(text) === 0 ? text.replace("-", "") : text;
 }
 
-function colour(share) {
-  const at = clamp(share, 0, 1) * (VIRIDIS.length - 1), low = Math.min(Math.floor(at), VIRIDIS.length - 2), part = at - low;
-  return VIRIDIS[low].map((c, i) => Math.round(c + (VIRIDIS[low + 1][i] - c) * part));
+function colour(stops, share) {
+  const at = clamp(share, 0, 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2), part = at - low;
+  return stops[low].map((c, i) => Math.round(c + (stops[low + 1][i] - c) * part));
 }
 
 // Black or white, whichever stands out more: WCAG's contrasts cross at a luminance of 0.179.
 const ink = (...rgb) => rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff";
+
+const short = (text, most = 40) => {
+  if (text.length <= most) return text;
+  const cut = [...text.slice(0, most)];
+  if (/[\ud800-\udbff]$/.test(cut.at(-1))) cut.pop(); // never half a character
+  return cut.join("") + "…";
+};
 
 // ------------------------------------------------------------------ one prompt of one reading
 
@@ -142,475 +205,875 @@ class View {
     this.reading = reading;
     this.prompt = reading.prompts[prompt];
     this.rows = reading.depths.length;
-    this.count = this.prompt.inputs.length;
-    this.k = reading.top_k;
+    this.there = Boolean(this.prompt.inputs);
+    this.count = this.there ? this.prompt.inputs.length : 0;
+    this.k = this.prompt.ranks || 0;
+    this.whole = this.there && this.count === this.prompt.count && this.k === reading.top_k;
   }
-  cell(row, at) { return row * this.count + at; }
-  ids(row, at) {
-    const ids = decode(this.prompt.token), from = this.cell(row, at) * this.k, found = [];
-    for (let r = 0; r < this.k; r++) if (ids[from + r] >= 0) found.push(ids[from + r]);
+  cell(row, at, rank = 0) { return (rank * this.count + at) * this.rows + row; }
+  get tokens() { return decode(this.prompt.token, this.prompt); }
+  // Tokens are places in the prompt's vocabulary; -1 is none.  Between prompts they go by their ids.
+  token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] - 1 : -1; }
+  list(row, at) {
+    const found = [];
+    for (let rank = 0; rank < this.k; rank++) if (this.token(row, at, rank) >= 0) found.push([this.token(row, at, rank), rank]);
     return found;
   }
-  score(row, at, rank) {
-    const scores = decode(this.prompt.score);
-    return scores ? scores[this.cell(row, at) * this.k + rank] : NaN;
+  text(token) { return token >= 0 ? this.prompt.vocab[token] : ""; }
+  id(token) { return token >= 0 ? this.prompt.vocab_id[token] : null; }
+  find(id) { return id === null || id === undefined ? -1 : this.prompt.vocab_id.indexOf(id); }
+  score(row, at, rank = 0) {
+    const scores = decode(this.prompt.score, this.prompt);
+    return scores ? scores[this.cell(row, at, rank)] : NaN;
   }
-  text(id) { return id >= 0 ? this.reading.vocab[id] : ""; }
-  top(row, at) { return decode(this.prompt.token)[this.cell(row, at) * this.k]; }
-  rankOf(row, at, id) { return this.ids(row, at).indexOf(id); }
+  along(token, at) {
+    return this.reading.depths.map((_, row) => {
+      for (let rank = 0; rank < this.k; rank++) if (this.token(row, at, rank) === token) return this.score(row, at, rank);
+      return NaN;
+    });
+  }
+  get metrics() {
+    const own = Object.keys(this.there ? this.prompt.grids : {}).filter((n) => NAMES[n]), score = this.reading.score;
+    const first = this.reading.depth === "component" ? [] : ["top", ...(score === "logprob" ? ["probability"] : []), ...(score ? [score] : [])];
+    return [...first, ...own];
+  }
+  metric(wanted) { return this.metrics.includes(wanted) ? wanted : this.metrics[0]; }
+  // The variable whose colours a metric has.
+  unit(metric) { return metric === "top" ? this.reading.score : metric; }
+  digits(metric) {
+    const name = this.unit(metric);
+    return name === "probability" ? 3 : this.reading.digits[name] ?? 2;
+  }
   value(metric, row, at, target = 0) {
-    if (metric === "top" || metric === this.reading.score) return this.score(row, at, 0);
-    const packed = this.prompt.grids[metric];
-    if (!packed) return NaN;
-    const values = decode(packed), wide = this.reading.wide.includes(metric);
-    const x = values[(wide ? target * this.rows * this.count : 0) + this.cell(row, at)];
+    if (metric === "probability") return Math.exp(this.score(row, at));
+    if (metric === "top" || metric === this.reading.score) return this.score(row, at);
+    const values = decode(this.prompt.grids[metric], this.prompt), wide = this.reading.wide.includes(metric);
+    if (!values) return NaN;
+    const x = values[this.cell(row, at, wide ? target : 0)];
     return metric === "target_rank" && x < 0 ? NaN : x;
+  }
+  domain(metric) {
+    if (metric === "probability") return [0, 1];
+    return this.reading.domain[this.unit(metric)] || [0, 1];
+  }
+  where(row, at) { return `${this.reading.depth_label} ${this.reading.depths[row]}, at ${short(this.prompt.inputs[at], 240)} #${this.prompt.positions[at]}`; }
+  // How deep a row is: 0 for the embeddings, b + 1 for what block b writes.
+  level(row) {
+    const depth = this.reading.depths[row];
+    if (this.reading.depth === "layer") return depth;
+    if (this.reading.depth === "block") return depth + 1;
+    const block = /\.(\d+)$/.exec(depth);
+    return block ? Number(block[1]) + 1 : depth === "embed" ? 0 : Infinity;
+  }
+  // The row and the column that answer those of another view.
+  rowLike(other, row) {
+    const mine = this.reading, theirs = other.reading;
+    if (mine.depth === theirs.depth && same(mine.depths, theirs.depths)) return row;
+    if (mine.model === theirs.model && mine.fingerprint === theirs.fingerprint) {
+      const wanted = other.level(row);
+      let best = 0;
+      for (let r = 0; r < this.rows; r++) if (Math.abs(this.level(r) - wanted) < Math.abs(this.level(best) - wanted)) best = r;
+      return wanted === Infinity ? this.rows - 1 : best;
+    }
+    return Math.round((row / Math.max(other.rows - 1, 1)) * (this.rows - 1)); // another model: the same share of its depth
+  }
+  columnLike(other, at) {
+    const mine = this.prompt, theirs = other.prompt;
+    if (mine === theirs) return at;
+    const offset = mine.count - this.count - (theirs.count - other.count);
+    if (mine.text !== theirs.text || (mine.count === theirs.count && mine.inputs[at - offset] === theirs.inputs[at]))
+      return clamp(at - offset, 0, this.count - 1);
+    // The same text in other pieces: what is left of it after the token tells the place.
+    const after = (inputs, i) => inputs.slice(i + 1).reduce((sum, t) => sum + t.length, 0), wanted = after(theirs.inputs, at);
+    let found = this.count - 1, left = 0;
+    while (found > 0 && left + mine.inputs[found].length <= wanted) left += mine.inputs[found--].length;
+    return found;
   }
 }
 
-// ------------------------------------------------------------------ the widget
+// ------------------------------------------------------------------ one cell in detail
 
-function render({ model, el }) {
-  const payload = model.get("payload") || {};
-  const readings = payload.readings || [];
-  const root = make("div", "lw");
-  root.append(make("style", "", CSS));
-  el.append(root);
-  if (!readings.length) {
-    root.append(make("p", "lw-hint", "There is no reading to explore."));
-    return () => root.remove();
+// The top tokens as bars, each a button that follows it; of contexts, the sentence with the word marked.
+function bars(view, row, at, most, followed, follow) {
+  const r = view.reading, list = make("ol", "lw-bars"), found = view.list(row, at).slice(0, most), digits = view.digits("top");
+  const chance = r.score === "logprob", floor = r.floor ? r.floor[row] : null;
+  const full = Math.max(...found.map(([, rank]) => Math.abs(view.score(row, at, rank))), floor || 0, 1e-9);
+  for (const [token, rank] of found) {
+    const x = view.score(row, at, rank), part = chance ? Math.exp(x) : Math.abs(x) / full;
+    const item = make("li"), line = button("", undefined, "", () => follow(view.id(token)));
+    line.setAttribute("aria-pressed", String(view.id(token) === followed));
+    line.title = `follow ${short(view.text(token), 240)}`;
+    const track = make("span", "lw-track"), fill = make("span", "lw-fill");
+    fill.style.width = `${(100 * clamp(part || 0, 0, 1)).toFixed(1)}%`;
+    track.append(fill);
+    if (floor) {
+      const tick = make("span", "lw-floor");
+      tick.style.left = `calc(${(100 * floor / full).toFixed(1)}% - 2px)`;
+      track.append(tick);
+    }
+    line.append(make("span", "lw-tok", view.text(token)), track, make("span", "lw-num", say(x, r.score, digits)));
+    item.append(line);
+    const said = view.prompt.said;
+    if (said) {
+      const place = view.cell(row, at, rank), words = make("p", "lw-said");
+      const [before, word, after] = said.texts[decode(said.at, view.prompt)[place]];
+      words.append(before, make("mark", "", word), after);
+      if (said.layer) words.append(make("small", "", ` layer ${decode(said.layer, view.prompt)[place]}`));
+      item.append(words);
+    }
+    list.append(item);
   }
+  return list;
+}
 
-  const kept = model.get("selection") || {};
-  const state = {
-    reading: clamp(kept.reading || 0, 0, readings.length - 1), prompt: 0, row: 0, at: 0, metric: "top", target: 0,
-    token: null, pins: [], width: 2, query: "", hover: null,
-  };
-  let view, hits = [], frame = 0, timer = 0, quiet = false;
+// The parts that moved the logit most, at one position.
+function parts(view, row, at, target, most, go) {
+  const list = make("ol", "lw-bars"), digits = view.digits("contribution");
+  const all = view.reading.depths.map((_, d) => [d, view.value("contribution", d, at, target)]).filter(([, x]) => !Number.isNaN(x));
+  const full = Math.max(...all.map(([, x]) => Math.abs(x)), 1e-9);
+  for (const [d, x] of all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, most)) {
+    const item = make("li"), line = button("", undefined, "", () => go(d)), track = make("span", "lw-track"), fill = make("span", "lw-fill");
+    line.setAttribute("aria-pressed", String(d === row));
+    fill.style.width = `${(50 * Math.abs(x) / full).toFixed(1)}%`;
+    fill.style.left = x < 0 ? `${(50 - 50 * Math.abs(x) / full).toFixed(1)}%` : "50%";
+    fill.style.background = x < 0 ? "var(--minus)" : "var(--plus)";
+    track.append(fill);
+    line.append(make("span", "lw-tok", view.reading.depths[d]), track, make("span", "lw-num", say(x, "contribution", digits)));
+    item.append(line);
+    list.append(item);
+  }
+  return list;
+}
 
-  // ---- tools
-  const tools = make("div", "lw-tools");
-  const labelled = (name, node) => {
+function facts(view, row, at, target) {
+  const r = view.reading, found = [];
+  for (const name of Object.keys(view.prompt.grids)) {
+    const x = view.value(name, row, at, target);
+    if (NAMES[name] && !Number.isNaN(x)) found.push(`${NAMES[name]} ${say(x, name, view.digits(name))}`);
+  }
+  if (r.mean) found.push(`mean over positions ${say(r.mean[target][row], "contribution", view.digits("contribution"))}`);
+  if (view.prompt.logit) found.push(`logit ${say(view.prompt.logit[target][at], "", 3)}`);
+  if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${say(r.floor[row], r.score, view.digits("top"))}, below which it says nothing`);
+  return make("div", "lw-facts", found.join(" · "));
+}
+
+// The followed token's score over depth at this position; without one, the target's with its null.
+function trajectory(view, row, at, target, followed) {
+  const r = view.reading, lines = [], along = (name) => r.depths.map((_, d) => view.value(name, d, at, target));
+  const token = view.find(followed);
+  let title, digits = view.digits("top");
+  if (r.depth === "component") {
+    lines.push({ y: along("contribution") });
+    if (r.mean) lines.push({ y: r.mean[target], dash: "3 3" });
+    title = `contribution by component${r.mean ? ", mean over positions dotted" : ""}`;
+    digits = view.digits("contribution");
+  } else if (token < 0 && view.prompt.grids.target_logprob) {
+    lines.push({ y: along("target_logprob") });
+    if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "3 3" });
+    const name = r.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null));
+    title = `log-prob of target ${short(name)}${lines.length > 1 ? ", null dotted" : ""}`;
+    digits = view.digits("target_logprob");
+  } else {
+    const shown = token < 0 ? view.token(row, at) : token;
+    if (shown < 0) return make("div");
+    lines.push({ y: view.along(shown, at) });
+    title = `${NAMES[r.score] || "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
+  }
+  const W = 320, H = 124, L = 44, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
+  const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
+  box.append(make("div", "lw-facts", title), svg);
+  if (!all.length) return box;
+  let from = Math.min(...all), to = Math.max(...all);
+  if (to - from < 1e-6) [from, to] = [from - 0.5, to + 0.5];
+  const n = Math.max(view.rows - 1, 1), X = (d) => L + (d / n) * (W - L - 6), Y = (y) => T + ((to - y) / (to - from)) * (H - T - B);
+  svg.append(draw("path", { d: `M${L},${T}V${H - B}H${W - 4}`, fill: "none", stroke: "var(--line)" }));
+  if (from < 0 && to > 0) svg.append(draw("path", { d: `M${L},${Y(0)}H${W - 4}`, stroke: "var(--line)" }));
+  svg.append(draw("path", { d: `M${X(row)},${T}V${H - B}`, stroke: "var(--accent)", "stroke-width": 1, opacity: 0.7 }));
+  for (const y of [to, from]) svg.append(draw("text", { x: L - 5, y: Y(y) + 4, "text-anchor": "end" }, say(y, "", Math.min(digits, 2))));
+  for (const d of new Set([0, view.rows - 1]))
+    svg.append(draw("text", { x: X(d), y: H - 5, "text-anchor": d ? "end" : "start" }, r.depth === "component" ? r.depths[d] : `${d ? "" : r.depth + " "}${r.depths[d]}`));
+  for (const { y, dash } of lines) {
+    let path = "", pen = false;
+    y.forEach((v, d) => {
+      if (Number.isNaN(v)) { pen = false; return; }
+      path += `${pen ? "L" : "M"}${X(d).toFixed(1)},${Y(v).toFixed(1)}`;
+      pen = true;
+      if (!dash) svg.append(draw("circle", { cx: X(d), cy: Y(v), r: view.rows > 40 ? 1.3 : 2.2, fill: "var(--bar)" }));
+    });
+    svg.append(draw("path", { d: path, fill: "none", stroke: "var(--bar)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, opacity: 0.75 }) }));
+  }
+  return box;
+}
+
+// ------------------------------------------------------------------ one grid with its detail
+
+let born = 0;
+
+// app: what the panes share (state, readings, and what happens on a choice); place: {reading, prompt}.
+function pane(app, place) {
+  const { state, readings } = app, self = { ...place, row: 0, at: 0, marks: null, hits: [] };
+  const name = `lw${born++}`;
+  let view = new View(readings[place.reading], place.prompt), strips = new Map(), heads = new Map(), low = 0, high = 0, dirty = true, expected = [-1, -1], gutter = 46;
+
+  const root = (self.root = make("div", "lw-pane")), head = make("div", "lw-head");
+  const labelled = (text, node) => {
     const label = make("label");
-    label.append(name, node);
-    node.setAttribute("aria-label", name);
+    label.append(text, node);
+    node.setAttribute("aria-label", text);
     return label;
   };
-  const pickReading = make("select"), pickPrompt = make("select"), pickMetric = make("select"), pickTarget = make("select");
-  const readingLabel = labelled("reading", pickReading), promptLabel = labelled("prompt", pickPrompt);
-  const targetLabel = labelled("target", pickTarget);
-  const search = make("input");
-  search.type = "search";
-  search.placeholder = "find a token";
-  search.setAttribute("aria-label", "find a token");
-  const found = make("span", "lw-hint");
-  found.setAttribute("role", "status");
-  const smaller = make("button", "", "−"), larger = make("button", "", "+");
-  smaller.setAttribute("aria-label", "narrower cells");
-  larger.setAttribute("aria-label", "wider cells");
-  smaller.type = larger.type = "button";
-  const scale = make("div", "lw-scale"), low = make("span"), ramp = make("div", "lw-ramp"), high = make("span");
-  scale.append(low, ramp, high);
-  tools.append(readingLabel, promptLabel, labelled("show", pickMetric), targetLabel, search, found, smaller, larger, scale);
+  const pickReading = make("select"), pickPrompt = make("select"), pickTarget = make("select");
+  const labels = [labelled("reading", pickReading), labelled("prompt", pickPrompt), labelled("target", pickTarget)];
+  const scale = make("div", "lw-scale"), from = make("span"), ramp = make("div", "lw-ramp"), to = make("span"), unit = make("span");
+  const close = button("", "×", "close this pane", () => app.close(self));
+  scale.append(unit, from, ramp, to, close);
+  head.append(...labels, scale);
 
-  // ---- grid
-  const body = make("div", "lw-body"), grid = make("div", "lw-grid"), space = make("div", "lw-space");
-  const cells = make("div", "lw-cells"), left = make("div", "lw-left"), axis = make("div", "lw-axis");
-  const corner = make("div", "lw-corner");
+  const grid = (self.grid = make("div", "lw-grid")), space = make("div", "lw-space"), axis = make("div", "lw-axis"), corner = make("div", "lw-corner");
   grid.tabIndex = 0;
   grid.setAttribute("role", "grid");
-  grid.setAttribute("aria-label", "top tokens by layer and position; arrow keys move, P pins");
-  left.setAttribute("aria-hidden", "true");
-  space.append(left, cells);
+  grid.setAttribute("aria-activedescendant", `${name}-on`);
+  space.setAttribute("role", "rowgroup");
+  axis.setAttribute("role", "row");
+  corner.setAttribute("role", "rowheader");
   axis.append(corner);
   space.append(axis);
   grid.append(space);
   const panel = make("section", "lw-panel");
   panel.setAttribute("aria-label", "the chosen cell");
-  const live = make("div", "lw-hint");
-  body.append(grid, panel);
-  live.setAttribute("aria-live", "polite");
-  root.append(tools, body, live);
+  root.append(head, grid, panel);
 
-  const fill = (select, texts, values) => {
+  const cw = () => WIDTHS[state.width];
+  const metric = () => view.metric(state.metric);
+  const target = () => clamp(state.target, 0, Math.max(view.reading.targets.length - 1, 0));
+  self.view = () => view;
+
+  const fill = (select, texts) => {
     select.replaceChildren(...texts.map((text, i) => {
-      const option = make("option", "", text.length > 60 ? text.slice(0, 59) + "…" : text);
-      option.value = values ? values[i] : i;
+      const option = make("option", "", short(text, 60));
+      option.value = i;
       return option;
     }));
   };
-  const cw = () => WIDTHS[state.width];
-  const top = (row) => (view.rows - 1 - row) * ROW; // layers rise upwards
 
-  function metrics() {
-    const r = view.reading, names = ["top"];
-    if (r.score) names.push(r.score);
-    return names.concat(Object.keys(view.prompt.grids).filter((n) => NAMES[n]));
-  }
-
-  function open() { // a new reading or prompt
-    const r = readings[state.reading];
-    state.prompt = clamp(state.prompt, 0, r.prompts.length - 1);
-    view = new View(r, state.prompt);
-    state.row = clamp(state.row, 0, view.rows - 1);
-    state.at = clamp(state.at, 0, view.count - 1);
-    state.target = clamp(state.target, 0, Math.max(r.targets.length - 1, 0));
-    state.hover = null;
-    const own = metrics();
-    if (!own.includes(state.metric)) state.metric = "top";
+  self.open = () => { // a new reading, prompt, or block of numbers
+    const before = view, r = readings[self.reading];
+    self.prompt = clamp(self.prompt, 0, r.prompts.length - 1);
+    view = new View(r, self.prompt);
+    if (before.there && view.there && before.prompt.count === view.prompt.count) self.at += view.count - before.count;
+    self.row = clamp(self.row, 0, view.rows - 1);
+    self.at = clamp(self.at, 0, Math.max(view.count - 1, 0));
     fill(pickReading, readings.map((x) => x.name));
     fill(pickPrompt, r.prompts.map((p, i) => `${i}: ${p.text}`));
-    fill(pickMetric, own.map((n) => NAMES[n]), own);
     fill(pickTarget, r.targets);
-    pickReading.value = state.reading;
-    pickPrompt.value = state.prompt;
-    pickMetric.value = state.metric;
-    pickTarget.value = state.target;
-    readingLabel.hidden = readings.length < 2;
-    readingLabel.style.display = readings.length < 2 ? "none" : "";
-    promptLabel.style.display = r.prompts.length < 2 ? "none" : "";
-    targetLabel.style.display = r.targets.length < 2 ? "none" : "";
-    corner.textContent = r.depth;
-    grid.setAttribute("aria-rowcount", view.rows);
-    grid.setAttribute("aria-colcount", view.count);
-    find();
-    size();
-  }
+    pickReading.value = self.reading;
+    pickPrompt.value = self.prompt;
+    labels[0].hidden = readings.length < 2;
+    labels[1].hidden = r.prompts.length < 2;
+    labels[2].hidden = r.targets.length < 2;
+    close.hidden = app.panes.length < 2;
+    corner.textContent = r.depth === "component" ? "part" : r.depth;
+    gutter = r.depth === "component" ? 92 : 46;
+    grid.style.setProperty("--gutter", `${gutter}px`);
+    grid.setAttribute("aria-label", `${r.name}, ${r.depth} by position. Arrow keys move, P pins, / finds.`);
+    if (!view.whole) app.ask(self.reading, self.prompt);
+    self.clear();
+    if (!view.there) {
+      panel.replaceChildren(make("div", "lw-facts", `prompt ${self.prompt} is not in the saved notebook. The kernel is asked for it; where there is none, run the cell again.`));
+      grid.hidden = true;
+      return;
+    }
+    grid.hidden = false;
+    self.zoom();
+    self.find();
+  };
 
-  function size() {
-    const rows = view.rows * ROW;
-    space.style.width = `${GUTTER + view.count * cw()}px`;
+  self.clear = () => {
+    for (const strip of strips.values()) strip.node.remove();
+    for (const node of heads.values()) node.remove();
+    strips = new Map();
+    heads = new Map();
+  };
+
+  self.zoom = () => { // the layers shown
+    const range = app.range(view);
+    [low, high] = range || [0, view.rows - 1];
+    grid.setAttribute("aria-rowcount", high - low + 2);
+    grid.setAttribute("aria-colcount", view.count + 1);
+    axis.setAttribute("aria-rowindex", high - low + 2);
+    self.clear();
+    self.size();
+  };
+
+  self.size = () => {
+    if (!view.there) return;
+    const rows = (high - low + 1) * ROW, wide = gutter + view.count * cw();
+    space.style.width = axis.style.width = `${wide}px`;
+        grid.style.setProperty("--cw", `${cw()}px`);
+    const bar = grid.offsetHeight - grid.clientHeight; // the border, and the scroll bar where there is one
+    const most = Math.max(190, Math.min(620, innerHeight * (app.panes.length > 1 && app.stacked ? 0.42 : 0.62)));
+    const tall = Math.min(rows + AXIS + bar, most);
+    grid.style.height = `${tall}px`;
+    panel.style.setProperty("--tall", `${tall}px`);
     space.style.height = `${rows + AXIS}px`;
-    const bar = GUTTER + view.count * cw() > grid.clientWidth ? 22 : 6; // room for the scroll bar
-    grid.style.height = `${Math.min(rows + AXIS + bar, Math.max(200, Math.min(620, innerHeight * 0.68)))}px`;
-    left.style.height = `${rows}px`;
-    cells.style.height = `${rows}px`;
-    axis.style.width = `${GUTTER + view.count * cw()}px`;
-    schedule();
+    self.refresh();
+  };
+
+  self.room = () => (view.there ? (grid.clientWidth - gutter) / view.count : Infinity); // pixels for each position
+
+  self.refresh = () => { dirty = true; app.schedule(); };
+
+  const share = (shown, x) => { // 0..1 on the colour map
+    let [a, b] = app.domain(view, shown);
+    if (shown === "target_rank") [x, a, b] = [Math.log1p(x), Math.log1p(Math.max(a, 0)), Math.log1p(Math.max(b, 0))];
+    const part = b > a ? (x - a) / (b - a) : 1;
+    return REVERSED.has(shown) ? 1 - part : part;
+  };
+
+  function dress(cell, row, at) {
+    const shown = metric(), x = view.value(shown, row, at, target()), token = view.token(row, at);
+    const text = shown === "top" ? short(view.text(token)) : say(x, shown, Math.min(view.digits(shown), 2));
+    if (cell.firstChild) cell.firstChild.data = text;
+    else cell.textContent = text;
+    let style = `left:${gutter + at * cw()}px`;
+    if (!Number.isNaN(x)) {
+      const rgb = colour(shown === "contribution" ? DIVERGING : VIRIDIS, share(shown, x));
+      style += `;background:rgb(${rgb});color:${ink(...rgb)}`;
+    }
+    cell.style.cssText = style;
+    let kind = "lw-cell";
+    const mark = self.marks ? self.marks[view.cell(row, at)] : 0;
+    if (self.marks) kind += mark === 2 ? " hit" : mark === 1 ? " near" : " dim";
+    else if (state.differ && app.alike(self, row, at)) kind += " dim";
+    if (app.pinned(self, row, at)) kind += " pin";
+    const on = row === self.row && at === self.at;
+    if (on) kind += " on";
+    cell.className = kind;
+    if (on) { cell.id = `${name}-on`; cell.setAttribute("aria-selected", "true"); }
+    else if (cell.id) { cell.removeAttribute("id"); cell.removeAttribute("aria-selected"); }
+    cell.row = row;
+    cell.at = at;
+    cell.setAttribute("aria-colindex", at + 2);
   }
 
-  function schedule() {
-    if (frame) return;
-    const go = () => { settle(); paint(); };
-    frame = requestAnimationFrame(go);
-    timer = setTimeout(go, 100); // panes that are not in front get no animation frames
-  }
-
-  function settle() {
-    cancelAnimationFrame(frame);
-    clearTimeout(timer);
-    frame = 0;
-  }
-
-  function share(metric, x) { // 0..1 on the colour map
-    let [from, to] = view.reading.domain[metric === "top" ? view.reading.score : metric] || [0, 1];
-    if (metric === "target_rank") [x, from, to] = [Math.log1p(x), Math.log1p(from), Math.log1p(to)];
-    const part = to > from ? (x - from) / (to - from) : 1;
-    return REVERSED.has(metric) ? 1 - part : part;
-  }
-
-  function paint() { // only what is in sight
-    const wide = cw(), width = grid.clientWidth || 900, height = grid.clientHeight || 500;
-    const from = clamp(Math.floor((grid.scrollLeft - 2 * wide) / wide), 0, view.count - 1);
-    const to = clamp(Math.ceil((grid.scrollLeft + width) / wide) + 1, 0, view.count);
-    const first = clamp(Math.floor(grid.scrollTop / ROW) - 2, 0, view.rows - 1);
-    const last = clamp(Math.ceil((grid.scrollTop + height) / ROW) + 2, 0, view.rows);
-    const rows = [], depths = [], inputs = [];
-    const query = state.query, pinned = new Set(state.pins.filter(here).map((p) => `${p.row},${p.at}`));
-    const marked = new Set(hits.map(([r, a]) => `${r},${a}`));
+  self.paint = () => { // only what is in sight, and of that only what is new
+    if (!view.there || !grid.isConnected) return;
+    const wide = cw(), width = grid.clientWidth || 900, height = grid.clientHeight || 500, rows = high - low + 1;
+    const first = clamp(Math.floor(grid.scrollTop / ROW) - 1, 0, rows - 1), last = clamp(Math.ceil((grid.scrollTop + height - AXIS) / ROW) + 1, 1, rows);
+    const left = clamp(Math.floor(grid.scrollLeft / wide) - 1, 0, view.count - 1), right = clamp(Math.ceil((grid.scrollLeft + width - gutter) / wide) + 1, 1, view.count);
+    const spare = [];
+    for (const [line, strip] of strips)
+      if (line < first || line >= last) {
+        strip.node.remove();
+        spare.push(strip);
+        strips.delete(line);
+      }
     for (let line = first; line < last; line++) {
-      const row = view.rows - 1 - line, depth = make("div", "lw-depth", view.reading.depths[row]);
-      depth.style.top = `${line * ROW}px`;
-      depths.push(depth);
-      const strip = make("div", "lw-row");
-      strip.setAttribute("role", "row");
-      strip.setAttribute("aria-rowindex", line + 1);
-      strip.style.top = `${line * ROW}px`;
-      for (let at = from; at < to; at++) {
-        const x = view.value(state.metric, row, at, state.target), key = `${row},${at}`;
-        const token = view.text(view.top(row, at));
-        const cell = make("div", "lw-cell", state.metric === "top" ? token : say(x, state.metric));
-        cell.setAttribute("role", "gridcell");
-        cell.setAttribute("aria-colindex", at + 1);
-        cell.style.left = `${GUTTER + at * wide}px`;
-        cell.style.width = `${wide - 1}px`;
-        if (!Number.isNaN(x)) {
-          const [r, g, b] = colour(share(state.metric, x));
-          cell.style.background = `rgb(${r},${g},${b})`;
-          cell.style.color = ink(r, g, b);
-        }
-        if (query) cell.classList.add(marked.has(key) ? "hit" : "dim");
-        if (pinned.has(key)) cell.classList.add("pin");
-        if (row === state.row && at === state.at) {
-          cell.classList.add("on");
-          cell.setAttribute("aria-selected", "true");
-        }
-        cell.dataset.row = row;
-        cell.dataset.at = at;
-        strip.append(cell);
+      const row = high - line;
+      let strip = strips.get(line), fresh = dirty;
+      if (!strip) {
+        strip = spare.pop() || newStrip();
+        fresh = true;
+        strips.set(line, strip);
+        strip.node.style.top = `${line * ROW}px`;
+        strip.node.setAttribute("aria-rowindex", line + 1);
+        strip.depth.textContent = view.reading.depths[row];
       }
-      rows.push(strip);
+      const free = [];
+      for (const [at, cell] of strip.cells) if (at < left || at >= right) { free.push(cell); strip.cells.delete(at); }
+      if (fresh) {
+        strip.depth.className = row === self.row ? "lw-depth on" : "lw-depth";
+        for (const [at, cell] of strip.cells) dress(cell, row, at);
+      }
+      for (let at = left; at < right; at++) {
+        if (strip.cells.has(at)) continue;
+        let cell = free.pop();
+        if (!cell) {
+          cell = make("div", "lw-cell");
+          cell.setAttribute("role", "gridcell");
+          strip.node.append(cell);
+        }
+        dress(cell, row, at);
+        strip.cells.set(at, cell);
+      }
+      for (const cell of free) cell.remove();
+      if (!strip.node.isConnected) space.insertBefore(strip.node, axis);
     }
-    for (let at = from; at < to; at++) {
-      const name = make("div", "lw-in" + (at === state.at ? " on" : ""), view.prompt.inputs[at]);
-      name.style.left = `${GUTTER + at * wide}px`;
-      name.style.width = `${wide - 1}px`;
-      name.title = `${view.prompt.inputs[at]}  #${view.prompt.positions[at]}`;
-      inputs.push(name);
+    for (const [at, node] of heads) if (at < left || at >= right) { node.remove(); heads.delete(at); }
+    for (let at = left; at < right; at++) {
+      let node = heads.get(at);
+      if (!node) {
+        node = make("div", "", short(view.prompt.inputs[at]));
+        node.setAttribute("role", "columnheader");
+        node.setAttribute("aria-colindex", at + 2);
+        node.title = `${view.prompt.inputs[at]}  #${view.prompt.positions[at]}`;
+        heads.set(at, node);
+        axis.append(node);
+      }
+      node.className = at === self.at ? "lw-in on" : "lw-in";
+      node.style.left = `${gutter + at * wide}px`;
     }
-    left.replaceChildren(...depths);
-    cells.replaceChildren(...rows);
-    axis.replaceChildren(corner, ...inputs);
-    const [a, b] = view.reading.domain[state.metric === "top" ? view.reading.score : state.metric] || [0, 1];
-    low.textContent = say(a, state.metric);
-    high.textContent = say(b, state.metric);
-    const stops = VIRIDIS.map((c) => `rgb(${c})`);
-    if (REVERSED.has(state.metric)) stops.reverse();
+    if (dirty) legend();
+    dirty = false;
+  };
+
+  function newStrip() {
+    const node = make("div", "lw-row"), depth = make("div", "lw-depth");
+    node.setAttribute("role", "row");
+    depth.setAttribute("role", "rowheader");
+    node.append(depth);
+    return { node, depth, cells: new Map() };
+  }
+
+  function legend() {
+    const shown = metric(), [a, b] = app.domain(view, shown), digits = Math.min(view.digits(shown), 2);
+    unit.textContent = NAMES[view.unit(shown)] || view.unit(shown) || "";
+    from.textContent = say(a, shown, digits);
+    to.textContent = say(b, shown, digits);
+    const stops = (shown === "contribution" ? DIVERGING : VIRIDIS).map((c) => `rgb(${c})`);
+    if (REVERSED.has(shown)) stops.reverse();
     ramp.style.background = `linear-gradient(90deg,${stops})`;
-    const unit = state.metric === "top" ? view.reading.score : state.metric;
-    scale.title = NAMES[unit] || unit;
+    pickTarget.value = target();
   }
 
-  const here = (pin) => pin.reading === state.reading && pin.prompt === state.prompt;
+  self.detail = () => {
+    if (!view.there) return;
+    const { row, at } = self, title = make("h3");
+    title.append(make("span", "", view.where(row, at)), button("", app.pinned(self, row, at) ? "unpin" : "pin", "", () => app.pin(self)));
+    const follow = (id) => app.follow(self, id), found = [title];
+    const said = facts(view, row, at, target());
+    if (said.textContent) found.push(said);
+    found.push(view.k ? bars(view, row, at, view.k, state.token, follow) : parts(view, row, at, target(), 12, (d) => app.choose(self, d, at)));
+    found.push(trajectory(view, row, at, target(), state.token));
+    panel.replaceChildren(...found);
+  };
 
-  // ---- detail
-  function detail() {
-    const [row, at] = state.hover || [state.row, state.at], r = view.reading;
-    const head = make("h3"), pin = make("button", "", state.pins.some((p) => here(p) && p.row === row && p.at === at) ? "unpin" : "pin");
-    pin.type = "button";
-    pin.onclick = () => togglePin(row, at);
-    head.append(make("span", "", `${r.depth_label} ${r.depths[row]}, after ${view.prompt.inputs[at]} #${view.prompt.positions[at]}`), pin);
-    const facts = [];
-    for (const name of Object.keys(view.prompt.grids)) {
-      const x = view.value(name, row, at, state.target);
-      if (NAMES[name] && !Number.isNaN(x)) facts.push(`${NAMES[name]} ${say(x, name)}`);
-    }
-    if (r.floor && r.floor[row] !== null) facts.push(`${r.score} floor ${say(r.floor[row])}`);
-    const list = make("ol", "lw-bars"), ids = view.ids(row, at), scores = ids.map((_, i) => view.score(row, at, i));
-    const probability = r.score === "logprob";
-    const full = probability ? 1 : Math.max(...scores.map(Math.abs), 1e-9);
-    ids.forEach((id, rank) => {
-      const item = make("li"), button = make("button"), track = make("span", "lw-track"), bar = make("span", "lw-fill");
-      const x = scores[rank], part = probability ? Math.exp(x) : Math.abs(x) / full;
-      button.type = "button";
-      button.setAttribute("aria-pressed", String(id === state.token));
-      button.setAttribute("aria-label", `follow ${view.text(id)}, ${NAMES[r.score] || "score"} ${say(x)}`);
-      bar.style.width = `${(100 * clamp(part || 0, 0, 1)).toFixed(1)}%`;
-      track.append(bar);
-      button.append(make("span", "lw-tok", view.text(id)), track, make("span", "lw-num", say(x)));
-      button.onclick = () => { state.token = state.token === id ? null : id; detail(); tell(); };
-      item.append(button);
-      const said = view.prompt.said;
-      if (said) {
-        const where = view.cell(row, at) * view.k + rank, line = make("p", "lw-said");
-        const [before, word, after] = said.texts[decode(said.at)[where]];
-        const layer = said.layer ? decode(said.layer)[where] : -1;
-        line.append(before, make("mark", "", word), after);
-        if (layer >= 0) line.append(make("small", "", ` layer ${layer}`));
-        item.append(line);
-      }
-      list.append(item);
-    });
-    const parts = [head];
-    if (facts.length) parts.push(make("div", "lw-facts", facts.join(" · ")));
-    parts.push(list, trajectory(row, at, ids));
-    if (state.pins.length) parts.push(pins());
-    panel.replaceChildren(...parts);
-  }
-
-  // The chosen token's score over depth at this position; without a choice, the target's with its null.
-  function trajectory(row, at, ids) {
-    const r = view.reading, lines = [];
-    let title;
-    const along = (name) => r.depths.map((_, d) => view.value(name, d, at, state.target));
-    if (state.token === null && view.prompt.grids.target_logprob) {
-      lines.push({ y: along("target_logprob") });
-      if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "3 3" });
-      const target = r.targets[state.target] ?? view.text((view.prompt.target || [])[at] ?? -1);
-      title = `log-prob of target ${target}${lines.length > 1 ? ", null dotted" : ""}`;
-    } else {
-      const id = state.token ?? ids[0];
-      if (id === undefined) return make("div");
-      lines.push({ y: r.depths.map((_, d) => { const k = view.rankOf(d, at, id); return k < 0 ? NaN : view.score(d, at, k); }) });
-      title = `${NAMES[r.score] || "score"} of ${view.text(id)} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
-    }
-    const W = 300, H = 120, L = 38, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
-    const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
-    box.append(make("div", "lw-facts", title), svg);
-    if (!all.length) return box;
-    let from = Math.min(...all), to = Math.max(...all);
-    if (to - from < 1e-6) [from, to] = [from - 0.5, to + 0.5];
-    const n = Math.max(view.rows - 1, 1);
-    const X = (d) => L + (d / n) * (W - L - 6), Y = (y) => T + ((to - y) / (to - from)) * (H - T - B);
-    svg.append(draw("path", { d: `M${L},${T}V${H - B}H${W - 4}`, fill: "none", stroke: "var(--line)" }));
-    svg.append(draw("path", { d: `M${X(row)},${T}V${H - B}`, stroke: "var(--accent)", "stroke-width": 1, opacity: 0.6 }));
-    for (const [y, text] of [[to, say(to)], [from, say(from)]])
-      svg.append(draw("text", { x: L - 5, y: Y(y) + 4, "text-anchor": "end" }, text));
-    for (const d of new Set([0, view.rows - 1]))
-      svg.append(draw("text", { x: X(d), y: H - 5, "text-anchor": d ? "end" : "start" }, `${d ? "" : r.depth + " "}${r.depths[d]}`));
-    for (const { y, dash } of lines) {
-      let path = "", pen = false;
-      y.forEach((v, d) => {
-        if (Number.isNaN(v)) { pen = false; return; }
-        path += `${pen ? "L" : "M"}${X(d).toFixed(1)},${Y(v).toFixed(1)}`;
-        pen = true;
-        if (!dash) svg.append(draw("circle", { cx: X(d), cy: Y(v), r: view.rows > 40 ? 1.4 : 2.2, fill: "var(--bar)" }));
-      });
-      svg.append(draw("path", { d: path, fill: "none", stroke: "var(--bar)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, opacity: 0.75 }) }));
-    }
-    return box;
-  }
-
-  function pins() {
-    const box = make("div", "lw-pins");
-    box.setAttribute("aria-label", "pinned cells");
-    state.pins.forEach((pin, i) => {
-      const other = new View(readings[pin.reading], pin.prompt), chip = make("span");
-      const where = readings.length > 1 ? `${readings[pin.reading].name} ` : "";
-      const go = make("button", "", `${where}${other.reading.depth[0].toUpperCase()}${other.reading.depths[pin.row]} ${other.prompt.inputs[pin.at]} → ${other.text(other.top(pin.row, pin.at))}`);
-      const drop = make("button", "", "×");
-      go.type = drop.type = "button";
-      drop.setAttribute("aria-label", "unpin");
-      go.onclick = () => { Object.assign(state, { reading: pin.reading, prompt: pin.prompt }); open(); choose(pin.row, pin.at); };
-      drop.onclick = () => { state.pins.splice(i, 1); schedule(); detail(); tell(); };
-      chip.append(go, drop);
-      box.append(chip);
-    });
-    return box;
-  }
-
-  function togglePin(row, at) {
-    const i = state.pins.findIndex((p) => here(p) && p.row === row && p.at === at);
-    if (i >= 0) state.pins.splice(i, 1);
-    else state.pins.push({ reading: state.reading, prompt: state.prompt, row, at });
-    schedule();
-    detail();
-    tell();
-  }
-
-  // ---- choosing and finding
-  function choose(row, at, silent) {
-    state.row = clamp(row, 0, view.rows - 1);
-    state.at = clamp(at, 0, view.count - 1);
-    state.hover = null;
-    const x = GUTTER + state.at * cw(), y = top(state.row);
-    if (x - GUTTER < grid.scrollLeft) grid.scrollLeft = x - GUTTER;
-    else if (x + cw() > grid.scrollLeft + grid.clientWidth) grid.scrollLeft = x + cw() - grid.clientWidth;
+  self.reveal = () => {
+    const x = self.at * cw(), y = (high - self.row) * ROW, width = grid.clientWidth - gutter, height = grid.clientHeight - AXIS;
+    if (width <= 0) return;
+    if (x < grid.scrollLeft) grid.scrollLeft = x;
+    else if (x + cw() > grid.scrollLeft + width) grid.scrollLeft = x + cw() - width;
     if (y < grid.scrollTop) grid.scrollTop = y;
-    else if (y + ROW + AXIS > grid.scrollTop + grid.clientHeight) grid.scrollTop = y + ROW + AXIS - grid.clientHeight;
-    live.textContent = `${view.reading.depth} ${view.reading.depths[state.row]}, position ${view.prompt.positions[state.at]}: ${view.text(view.top(state.row, state.at))}`;
-    schedule();
-    detail();
-    if (!silent) tell();
-  }
+    else if (y + ROW > grid.scrollTop + height) grid.scrollTop = y + ROW - height;
+  };
 
-  function find() {
+  self.follows = (other) => { // scrolls where another pane has been scrolled to
+    const theirs = other.view();
+    if (!theirs.there || !view.there) return;
+    const column = other.grid.scrollLeft / cw(), whole = Math.floor(column), like = view.columnLike(theirs, clamp(whole, 0, theirs.count - 1));
+    const line = other.grid.scrollTop / Math.max(other.grid.scrollHeight - other.grid.clientHeight, 1);
+    grid.scrollLeft = (like + column - whole) * cw();
+    grid.scrollTop = same(theirs.reading.depths, view.reading.depths) ? other.grid.scrollTop : line * (grid.scrollHeight - grid.clientHeight);
+    expected = [grid.scrollLeft, grid.scrollTop];
+  };
+
+  // Tokens whose text holds the query, anywhere in the top k: 2 where it is the top token, 1 below.
+  self.find = () => {
     const wanted = state.query.toLowerCase().replaceAll(" ", "·");
-    hits = [];
-    if (wanted) {
-      const match = view.reading.vocab.map((t) => t.toLowerCase().includes(wanted));
-      for (let row = view.rows - 1; row >= 0; row--)
-        for (let at = 0; at < view.count; at++) if (match[view.top(row, at)]) hits.push([row, at]);
-    }
-    found.textContent = wanted ? `${hits.length} cell${hits.length === 1 ? "" : "s"}` : "";
-  }
+    self.hits = [];
+    self.marks = null;
+    if (!wanted || !view.there || !view.k) return;
+    const match = view.prompt.vocab.map((t) => t.toLowerCase().includes(wanted)), cells = view.rows * view.count, all = view.tokens;
+    self.marks = new Uint8Array(cells);
+    for (let i = 0; i < all.length; i++) if (all[i] && match[all[i] - 1] && !self.marks[i % cells]) self.marks[i % cells] = i < cells ? 2 : 1;
+    for (let row = high; row >= low; row--) for (let at = 0; at < view.count; at++) if (self.marks[view.cell(row, at)]) self.hits.push([row, at]);
+  };
 
-  function tell() {
-    const ids = view.ids(state.row, state.at), chosen = state.token ?? ids[0];
-    quiet = true;
-    model.set("selection", {
-      reading: state.reading, prompt: state.prompt, depth: view.reading.depths[state.row],
-      position: view.prompt.columns[state.at], token: chosen === undefined ? null : view.reading.vocab_id[chosen],
-      metric: state.metric,
-      pins: state.pins.map((p) => ({
-        reading: p.reading, prompt: p.prompt, depth: readings[p.reading].depths[p.row],
-        position: readings[p.reading].prompts[p.prompt].columns[p.at],
-      })),
-    });
-    model.save_changes();
-    quiet = false;
-  }
-
-  function take() { // a selection set from Python
-    if (quiet) return;
-    const s = model.get("selection") || {};
-    const changed = (s.reading ?? state.reading) !== state.reading || (s.prompt ?? state.prompt) !== state.prompt;
-    state.reading = clamp(s.reading ?? state.reading, 0, readings.length - 1);
-    state.prompt = s.prompt ?? state.prompt;
-    if (s.metric) state.metric = s.metric;
-    if (changed || s.metric) open();
-    const row = view.reading.depths.indexOf(s.depth), at = view.prompt.columns.indexOf(s.position);
-    if (Array.isArray(s.pins))
-      state.pins = s.pins.flatMap((p) => {
-        const r = readings[p.reading], q = r && r.prompts[p.prompt];
-        const pin = q && { reading: p.reading, prompt: p.prompt, row: r.depths.indexOf(p.depth), at: q.columns.indexOf(p.position) };
-        return pin && pin.row >= 0 && pin.at >= 0 ? [pin] : [];
-      });
-    choose(row < 0 ? state.row : row, at < 0 ? state.at : at, true);
-  }
+  self.left = () => { // what is not here, in words
+    if (!view.there) return "";
+    const r = view.reading, found = [];
+    if (view.k < r.ranks) found.push(`the top ${view.k} of ${r.ranks} tokens`);
+    if (view.count < view.prompt.count) found.push(`the last ${view.count.toLocaleString("en")} of ${count(view.prompt.count, "position")}`);
+    return found.join(", ");
+  };
 
   // ---- events
-  const target = (event) => {
-    const cell = event.target.closest(".lw-cell");
-    return cell && [Number(cell.dataset.row), Number(cell.dataset.at)];
+  const under = (event) => {
+    const cell = event.target.closest && event.target.closest(".lw-cell");
+    return cell && [cell.row, cell.at, cell];
   };
-  grid.addEventListener("scroll", schedule, { passive: true });
-  grid.addEventListener("click", (event) => { const at = target(event); if (at) { state.token = null; choose(...at); } });
-  grid.addEventListener("pointermove", (event) => {
-    if (event.pointerType === "touch") return;
-    const at = target(event);
-    if (at && (!state.hover || state.hover[0] !== at[0] || state.hover[1] !== at[1])) { state.hover = at; detail(); }
+  grid.addEventListener("scroll", () => {
+    app.schedule();
+    if (grid.scrollLeft === expected[0] && grid.scrollTop === expected[1]) return;
+    expected = [-1, -1];
+    app.scrolled(self);
+  }, { passive: true });
+  grid.addEventListener("click", (event) => { const at = under(event); if (at) app.choose(self, at[0], at[1]); });
+  grid.addEventListener("pointerover", (event) => {
+    const at = under(event);
+    if (!at || event.pointerType === "touch") return;
+    const x = view.score(at[0], at[1]), value = metric() === "contribution" ? view.value("contribution", at[0], at[1], target()) : x;
+    const text = view.k ? `${short(view.text(view.token(at[0], at[1])), 240)}  ${say(value, "", view.digits("top"))}` : say(value, "", view.digits("contribution"));
+    at[2].title = text;
+    app.hover(`${view.where(at[0], at[1])}: ${text}`);
   });
-  grid.addEventListener("pointerleave", () => { if (state.hover) { state.hover = null; detail(); } });
+  grid.addEventListener("pointerleave", () => app.hover(""));
   grid.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !view.there) return;
     const page = Math.max(1, Math.floor(grid.clientWidth / cw()) - 2);
     const moves = {
       ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e9], End: [0, 1e9],
       PageUp: [0, -page], PageDown: [0, page],
     };
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (moves[event.key]) choose(state.row + moves[event.key][0], state.at + moves[event.key][1]);
-    else if (event.key === "p" || event.key === "P") togglePin(state.row, state.at);
-    else if (event.key === "/") search.focus();
+    const acts = {
+      p: () => app.pin(self), "/": () => app.search.focus(), "+": () => app.wider(1), "-": () => app.wider(-1),
+      "[": () => app.between(self, self.row, high), "]": () => app.between(self, low, self.row), 0: () => app.between(self, 0, view.rows - 1),
+      enter: () => { const first = panel.querySelector(".lw-bars button"); if (first) first.focus(); },
+    };
+    if (moves[event.key]) app.choose(self, clamp(self.row + moves[event.key][0], low, high), self.at + moves[event.key][1]);
+    else if (acts[event.key.toLowerCase()]) acts[event.key.toLowerCase()]();
     else return;
     event.preventDefault();
-    event.stopPropagation(); // the notebook has its own meanings for these keys
+    event.stopPropagation();
   });
-  pickReading.onchange = () => { state.reading = Number(pickReading.value); state.token = null; open(); choose(state.row, state.at); };
-  pickPrompt.onchange = () => { state.prompt = Number(pickPrompt.value); state.token = null; grid.scrollLeft = 0; open(); choose(state.row, state.at); };
-  pickMetric.onchange = () => { state.metric = pickMetric.value; schedule(); tell(); };
-  pickTarget.onchange = () => { state.target = Number(pickTarget.value); state.token = null; schedule(); detail(); };
-  search.oninput = () => { state.query = search.value; find(); schedule(); };
+  panel.addEventListener("keydown", (event) => { if (event.key === "Escape") { grid.focus(); event.stopPropagation(); } });
+  pickReading.onchange = () => app.turn(self, Number(pickReading.value), self.prompt);
+  pickPrompt.onchange = () => app.turn(self, self.reading, Number(pickPrompt.value));
+  pickTarget.onchange = () => app.aim(Number(pickTarget.value));
+  return self;
+}
+
+// ------------------------------------------------------------------ the widget
+
+async function render({ model, el }) {
+  const root = make("div", "lw");
+  root.setAttribute("role", "group");
+  root.setAttribute("aria-label", "lens explorer");
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // the notebook has its own meanings for keys
+  root.append(make("style", "", CSS));
+  el.append(root);
+
+  const block = await unpack(model.get("packed") || model.get("payload").packed), readings = block.value.readings;
+  for (const r of readings) for (const p of r.prompts) p.numbers = block.numbers;
+  const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, pins: [] };
+  const asked = new Set();
+  let frame = 0, timer = 0, quiet = false, focus = 0;
+
+  // ---- tools
+  const tools = make("div", "lw-tools"), pickMetric = make("select"), lowest = make("select"), highest = make("select"), search = make("input");
+  const showLabel = make("label", "", "show"), rangeLabel = make("label", "", "layers");
+  pickMetric.setAttribute("aria-label", "show");
+  lowest.setAttribute("aria-label", "lowest layer shown");
+  highest.setAttribute("aria-label", "highest layer shown");
+  showLabel.append(pickMetric);
+  rangeLabel.append(lowest, "to", highest);
+  search.type = "search";
+  search.placeholder = "find a token";
+  search.setAttribute("aria-label", "find a token");
+  const found = make("span", "lw-facts");
+  found.setAttribute("role", "status");
+  const smaller = button("", "−", "narrower cells", () => app.wider(-1)), larger = button("", "+", "wider cells", () => app.wider(1));
+  const differ = button("", "differences", "dim the cells where the panes agree", () => { state.differ = !state.differ; dress(); });
+  const beside = button("", "compare", "show another reading or prompt beside this one", () => add());
+  tools.append(showLabel, rangeLabel, search, found, smaller, larger, differ, beside);
+  const panes = make("div", "lw-panes"), pins = make("div", "lw-pins"), foot = make("div", "lw-foot");
+  const note = make("span", "lw-note"), hover = make("span"), live = make("span", "lw-away");
+  live.setAttribute("aria-live", "polite");
+  pins.setAttribute("role", "group");
+  pins.setAttribute("aria-label", "pinned cells");
+  foot.append(note, hover);
+  root.append(tools, panes, pins, foot, live);
+
+  const app = {
+    state, readings, search, panes: [], stacked: true,
+    schedule() {
+      if (frame) return;
+      frame = requestAnimationFrame(go);
+      timer = setTimeout(go, 100); // panes that are not in front get no animation frames
+    },
+    // Numbers of one kind have one colour scale in all panes.
+    domain(view, metric) {
+      const unit = view.unit(metric), ends = app.panes.map((p) => p.view()).filter((v) => v.there && v.metrics.includes(unit)).map((v) => v.domain(unit));
+      return ends.length ? [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))] : view.domain(metric);
+    },
+    range(view) {
+      if (!state.range) return null;
+      const first = app.panes[state.range.pane] || app.panes[0], ends = state.range.rows.map((row) => view.rowLike(first.view(), row));
+      return ends[0] <= ends[1] ? ends : null;
+    },
+    alike(self, row, at) {
+      const other = app.panes[self === app.panes[0] ? 1 : 0];
+      if (!other || !other.view().there || !other.view().k || !self.view().k) return false;
+      const theirs = other.view(), mine = self.view();
+      return theirs.text(theirs.token(theirs.rowLike(mine, row), theirs.columnLike(mine, at))) === mine.text(mine.token(row, at));
+    },
+    pinned(self, row, at) { return state.pins.some((p) => samePlace(p, pinOf(self, row, at))); },
+    pin(self) {
+      const pin = pinOf(self, self.row, self.at), i = state.pins.findIndex((p) => samePlace(p, pin));
+      if (i >= 0) state.pins.splice(i, 1);
+      else state.pins.push(pin);
+      dress();
+      details();
+      tell();
+    },
+    choose(self, row, at) {
+      state.token = null;
+      settleOn(self, row, at);
+      tell();
+    },
+    follow(self, id) {
+      focus = app.panes.indexOf(self);
+      state.token = state.token === id ? null : id;
+      details();
+      tell();
+    },
+    turn(self, reading, prompt) {
+      focus = app.panes.indexOf(self);
+      Object.assign(self, { reading, prompt });
+      state.token = null;
+      self.grid.scrollLeft = 0;
+      self.open();
+      shape();
+      settleOn(self, self.row, self.view().count - 1);
+      tell();
+    },
+    aim(target) { state.target = target; state.token = null; dress(); details(); tell(); },
+    between(self, low, high) {
+      const whole = low <= 0 && high >= self.view().rows - 1;
+      state.range = whole || low > high ? null : { pane: app.panes.indexOf(self), rows: [low, high] };
+      for (const p of app.panes) { if (p.view().there) { p.zoom(); p.find(); } }
+      ranges();
+      settleOn(self, self.row, self.at);
+      tell();
+    },
+    wider(step) {
+      state.width = clamp(state.width + step, 0, WIDTHS.length - 1);
+      state.chosen = true;
+      for (const p of app.panes) p.size();
+      paintAll();
+      for (const p of app.panes) p.reveal();
+    },
+    scrolled(self) { for (const p of app.panes) if (p !== self) p.follows(self); },
+    hover(text) { hover.textContent = text; },
+    ask(reading, prompt) {
+      const key = `${reading},${prompt}`;
+      if (asked.has(key) || !model.send) return;
+      asked.add(key);
+      try { model.send({ ask: [reading, prompt] }); } catch { /* no kernel: what was saved is what there is */ }
+    },
+    close(self) {
+      const at = app.panes.indexOf(self);
+      app.panes.splice(at, 1);
+      self.root.remove();
+      focus = clamp(focus >= at ? focus - 1 : focus, 0, app.panes.length - 1);
+      state.range = null;
+      shape();
+      for (const p of app.panes) p.open();
+      settleOn(app.panes[focus], app.panes[focus].row, app.panes[focus].at);
+      tell();
+    },
+  };
+  const pinOf = (self, row, at) => {
+    const view = self.view();
+    return { reading: self.reading, prompt: self.prompt, depth: view.reading.depths[row], position: view.prompt.columns[at] };
+  };
+  const samePlace = (a, b) => a.reading === b.reading && a.prompt === b.prompt && a.depth === b.depth && a.position === b.position;
+
+  function go() {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    frame = 0;
+    for (const p of app.panes) p.paint();
+  }
+  const paintAll = () => { for (const p of app.panes) p.paint(); };
+  const dress = () => { differ.setAttribute("aria-pressed", String(state.differ)); for (const p of app.panes) p.refresh(); };
+  const details = () => { for (const p of app.panes) p.detail(); cards(); words(); };
+
+  // ---- choosing
+  function settleOn(self, row, at) { // the chosen cell, and what answers it in the other panes
+    focus = Math.max(app.panes.indexOf(self), 0);
+    const view = self.view();
+    self.row = clamp(row, 0, view.rows - 1);
+    self.at = clamp(at, 0, Math.max(view.count - 1, 0));
+    for (const p of app.panes) {
+      p.root.classList.toggle("in", p === self);
+      if (!p.view().there) continue;
+      if (p !== self && view.there) [p.row, p.at] = [p.view().rowLike(view, self.row), p.view().columnLike(view, self.at)];
+      p.refresh();
+    }
+    self.reveal();
+    for (const p of app.panes) { if (p !== self) { p.follows(self); p.reveal(); } p.paint(); }
+    if (view.there) live.textContent = `${view.where(self.row, self.at)}: ${view.k ? view.text(view.token(self.row, self.at)) : say(view.value("contribution", self.row, self.at, 0), "", 2)}`;
+    details();
+  }
+
+  function add(place) { // one more pane: the next reading, or the next prompt
+    const self = app.panes[focus], several = readings.length > 1;
+    const other = pane(app, place || {
+      reading: several ? (self.reading + 1) % readings.length : self.reading,
+      prompt: several ? self.prompt : (self.prompt + 1) % readings[self.reading].prompts.length,
+    });
+    app.panes.push(other);
+    panes.append(other.root);
+    if (place) return;
+    shape();
+    for (const p of app.panes) p.open();
+    settleOn(self, self.row, self.at);
+    tell();
+  }
+
+  function shape() { // where the panes go, by the room there is
+    const width = root.clientWidth, n = app.panes.length, columns = n > 1 && width / n >= 420 ? n : n > 3 && width / 2 >= 420 ? 2 : 1;
+    panes.style.gridTemplateColumns = `repeat(${columns},minmax(0,1fr))`;
+    app.stacked = columns < n;
+    root.classList.toggle("several", n > 1);
+    for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780);
+    beside.hidden = n >= MOST_PANES || (readings.length < 2 && readings[0].prompts.length < 2);
+    differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
+    const metrics = [...new Set(app.panes.flatMap((p) => p.view().metrics))].sort((a, b) => Object.keys(NAMES).indexOf(a) - Object.keys(NAMES).indexOf(b));
+    if (!same(metrics, [...pickMetric.options].map((o) => o.value)))
+      pickMetric.replaceChildren(...metrics.map((m) => { const option = make("option", "", NAMES[m]); option.value = m; return option; }));
+    pickMetric.value = metrics.includes(state.metric) ? state.metric : metrics[0];
+    ranges();
+  }
+
+  function fit() { // the widest cells with which all positions are in sight, as long as nobody chose another width
+    if (state.chosen) return;
+    const room = Math.min(...app.panes.map((p) => p.room()));
+    state.width = 2;
+    while (state.width < 4 && WIDTHS[state.width + 1] <= room) state.width++;
+  }
+
+  function ranges() { // the two ends of the layers shown
+    const first = app.panes[0], depths = readings[first.reading].depths, [low, high] = app.range(first.view()) || [0, depths.length - 1];
+    for (const [select, value] of [[lowest, low], [highest, high]]) {
+      if (!same(depths.map(String), [...select.options].map((o) => o.textContent)))
+        select.replaceChildren(...depths.map((d, i) => { const option = make("option", "", String(d)); option.value = i; return option; }));
+      select.value = value;
+    }
+    rangeLabel.firstChild.data = { layer: "layers", block: "blocks", component: "parts" }[readings[first.reading].depth];
+    rangeLabel.hidden = depths.length < 2;
+  }
+
+  function cards() { // pinned cells beside each other
+    pins.hidden = !state.pins.length;
+    pins.replaceChildren(...state.pins.flatMap((pin, i) => {
+      const r = readings[pin.reading], view = new View(r, pin.prompt), row = r.depths.indexOf(pin.depth), at = view.there ? view.prompt.columns.indexOf(pin.position) : -1;
+      const card = make("article", "lw-card"), title = make("h3");
+      const go = button("lw-go", undefined, "", () => {
+        const self = app.panes.find((p) => p.reading === pin.reading && p.prompt === pin.prompt) || app.panes[focus];
+        Object.assign(self, { reading: pin.reading, prompt: pin.prompt });
+        self.open();
+        app.choose(self, row, at);
+      });
+      go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at));
+      title.append(go, button("", "×", "unpin", () => { state.pins.splice(i, 1); dress(); details(); tell(); }));
+      card.append(title);
+      if (at >= 0) card.append(view.k ? bars(view, row, at, 5, state.token, (id) => app.follow(app.panes[focus], id)) : parts(view, row, at, 0, 5, () => {}));
+      return [card];
+    }));
+  }
+
+  function words() { // what is left out, and how to have it
+    const left = [...new Set(app.panes.map((p) => p.left()).filter(Boolean))];
+    note.textContent = left.length ? `Here: ${left.join("; ")}. The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook.` : "";
+    if (!model.send && left.length) note.textContent = `Here: ${left.join("; ")}.`;
+  }
+
+  function seek() {
+    state.query = search.value;
+    for (const p of app.panes) { p.find(); p.refresh(); }
+    const hits = app.panes[focus].hits, tops = hits.filter(([r, a]) => app.panes[focus].marks[app.panes[focus].view().cell(r, a)] === 2).length;
+    found.textContent = state.query ? `${count(hits.length, "cell")}${hits.length ? `, ${tops.toLocaleString("en")} on top` : ""}` : "";
+  }
+
+  // ---- between here and Python
+  function tell() {
+    const self = app.panes[focus], view = self.view();
+    if (!view.there) return;
+    const zoomed = app.range(view);
+    quiet = true;
+    model.set("selection", {
+      reading: self.reading, prompt: self.prompt, depth: view.reading.depths[self.row], position: view.prompt.columns[self.at],
+      token: state.token ?? view.id(view.token(self.row, self.at)), metric: state.metric, target: state.target,
+      depths: zoomed && zoomed.map((row) => view.reading.depths[row]),
+      panes: app.panes.map((p) => [p.reading, p.prompt]), pins: state.pins.map((p) => ({ ...p })),
+    });
+    model.save_changes();
+    quiet = false;
+  }
+
+  function take() { // a selection set from Python, or by another view of this widget
+    if (quiet) return;
+    const s = model.get("selection") || {};
+    const ok = (r, p) => readings[r] && readings[r].prompts[p];
+    const places = (s.panes || readings.slice(0, 2).map((_, i) => [i, 0])).filter(([r, p]) => ok(r, p));
+    if (!places.length) places.push([0, 0]);
+    const place = ok(s.reading, s.prompt) ? [s.reading, s.prompt] : places[0];
+    if (!places.some((p) => same(p, place))) places[clamp(focus, 0, places.length - 1)] = place;
+    if (!same(places.flat(), app.panes.flatMap((p) => [p.reading, p.prompt]))) {
+      const widths = app.panes.length !== places.length;
+      while (app.panes.length > places.length) app.panes.pop().root.remove();
+      places.forEach(([reading, prompt], i) => {
+        if (app.panes[i]) Object.assign(app.panes[i], { reading, prompt });
+        else add({ reading, prompt });
+      });
+      if (widths) shape();
+      for (const p of app.panes) p.open();
+    }
+    focus = app.panes.findIndex((p) => p.reading === place[0] && p.prompt === place[1]);
+    const self = app.panes[focus], view = self.view();
+    if (s.metric) state.metric = s.metric;
+    if (s.target !== undefined) state.target = s.target;
+    if (s.pins) state.pins = s.pins.filter((p) => ok(p.reading, p.prompt)).map((p) => ({ ...p }));
+    const ends = s.depths && s.depths.map((d) => view.reading.depths.indexOf(d)), range = ends && ends[0] >= 0 && ends[1] >= ends[0] ? { pane: focus, rows: ends } : null;
+    if (JSON.stringify(range) !== JSON.stringify(state.range)) {
+      state.range = range;
+      for (const p of app.panes) if (p.view().there) p.zoom();
+    }
+    shape();
+    const row = view.reading.depths.indexOf(s.depth), at = view.there ? view.prompt.columns.indexOf(s.position) : -1;
+    state.token = null;
+    const to = [row < 0 ? (s.depth === undefined ? view.rows - 1 : self.row) : row, at < 0 ? (s.position === undefined ? view.count - 1 : self.at) : at];
+    if (view.there && s.token !== undefined && s.token !== null && view.id(view.token(...to)) !== s.token) state.token = s.token;
+    settleOn(self, ...to);
+  }
+
+  async function arrived(message, buffers) {
+    if (!message || !message.block || !buffers || !buffers.length) return;
+    const [reading, prompt] = message.block, { value, numbers } = await unpack(buffers[0]);
+    const first = !readings[reading].prompts[prompt].inputs;
+    readings[reading].prompts[prompt] = { ...value, numbers, from: 0 };
+    for (const p of app.panes) if (p.reading === reading && p.prompt === prompt) p.open();
+    const self = app.panes[focus], s = model.get("selection") || {};
+    if (!first) settleOn(self, self.row, self.at);
+    else if (s.reading === self.reading && s.prompt === self.prompt) take(); // Python asked for a place in it
+    else {
+      settleOn(self, self.row, self.view().count - 1);
+      tell();
+    }
+  }
+
+  // ---- events
+  pickMetric.onchange = () => { state.metric = pickMetric.value; dress(); tell(); };
+  lowest.onchange = () => app.between(app.panes[0], Number(lowest.value), Math.max(Number(highest.value), Number(lowest.value)));
+  highest.onchange = () => app.between(app.panes[0], Math.min(Number(lowest.value), Number(highest.value)), Number(highest.value));
+  search.oninput = seek;
   search.onkeydown = (event) => {
     event.stopPropagation();
-    if (event.key !== "Enter" || !hits.length) return;
-    const now = hits.findIndex(([r, a]) => r === state.row && a === state.at);
-    choose(...hits[(now + (event.shiftKey ? -1 : 1) + hits.length) % hits.length]);
-    found.textContent = `${hits.findIndex(([r, a]) => r === state.row && a === state.at) + 1} of ${hits.length}`;
+    const self = app.panes[focus];
+    if (event.key === "Escape") { search.value = ""; seek(); self.grid.focus(); }
+    if (event.key !== "Enter" || !self.hits.length) return;
+    const place = () => self.hits.findIndex(([r, a]) => r === self.row && a === self.at);
+    app.choose(self, ...self.hits[(place() + (event.shiftKey ? -1 : 1) + self.hits.length) % self.hits.length]);
+    found.textContent = `${(place() + 1).toLocaleString("en")} of ${count(self.hits.length, "cell")}`;
   };
-  const zoom = (step) => { state.width = clamp(state.width + step, 0, WIDTHS.length - 1); size(); choose(state.row, state.at, true); };
-  smaller.onclick = () => zoom(-1);
-  larger.onclick = () => zoom(1);
 
-  const lay = () => { body.classList.toggle("narrow", root.clientWidth < 760); size(); };
+  const lay = () => { if (root.clientWidth) { shape(); fit(); for (const p of app.panes) { p.size(); p.reveal(); } app.schedule(); } };
+  take(); // makes the panes
   const watch = typeof ResizeObserver === "undefined" ? null : new ResizeObserver(lay);
   if (watch) watch.observe(root);
   model.on("change:selection", take);
-
-  state.prompt = kept.prompt || 0;
-  state.row = readings[state.reading].depths.length - 1;
-  const longest = readings[state.reading].prompts[clamp(state.prompt, 0, readings[state.reading].prompts.length - 1)];
-  state.at = longest.inputs.length - 1;
-  open();
-  state.metric = metrics().includes(kept.metric) ? kept.metric : "top";
+  model.on("msg:custom", arrived);
   lay();
-  take();
-  paint();
+  paintAll();
 
   return () => {
     if (watch) watch.disconnect();
-    settle();
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
     model.off("change:selection", take);
+    model.off("msg:custom", arrived);
     root.remove();
   };
 }

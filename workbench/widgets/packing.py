@@ -1,15 +1,23 @@
-"""A reading as the explorer's front end takes it: token texts once, numbers as base64 of small integers.
+"""A reading as the explorer's front end takes it: one compressed block of texts and numbers.
 
-An array is {"t": "i16" | "i32", "b": base64} for integers, or {"t": "q16", "lo", "hi", "b": base64} for
-numbers in 65535 steps from lo to hi (better than four digits of the variable's range), 65535 standing for
-"none".  Little-endian.
+The same block travels three ways: as the widget's trait (saved in notebooks, as base64), as the answer to a question
+over the comm, and inside the offline page.  Unpacked (zlib) it is
+
+    4 bytes, the length of the JSON | JSON, UTF-8 | arrays
+
+In the JSON an array is {"t": "u16" | "u32" | "i32" | "d16", "at": offset of its first byte, "n": count}.  Offsets
+count from the prompt's own "from".  The bytes of an array stand apart by significance (all low bytes first), which
+is what makes them compress.  A "d16" has "base" and "digits": value = (base + step) / 10^digits, where the step
+65535 is "none".  What the front end shows is therefore the number rounded to `digits` decimals, and nothing else.
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import math
+import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,22 +25,291 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source, short_name
+from workbench.widgets.base import opened
 
 if TYPE_CHECKING:
     import xarray as xr
 
+VERSION = 2
 SCORES = ("logprob", "cosine", "similarity")
-GRIDS = ("entropy", "kl_to_final", "target_rank", "target_logprob", "target_logprob_null")
+GRIDS = ("entropy", "kl_to_final", "target_rank", "target_logprob", "target_logprob_null", "contribution")
 NONE = 65535
-MAX_ENTRIES = 2_000_000  # token entries in all; beyond it fewer ranks are sent, never fewer cells
+WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
+LONGEST = 200  # letters of one token that are sent; the front end is told how many there are
+COMPONENT = "component"
 
 
 def payload(readings: Iterable[tuple[str, Any]], top_k: int | None = None) -> dict[str, Any]:
-    """What the explorer shows, as plain JSON values, from (name, dataset or reading) pairs.
+    """Everything the explorer shows: plain JSON values, and the arrays' bytes under "numbers".
 
-    top_k   ranks to send for each cell; by default as many as there are, fewer for very large readings
+    readings   (name, dataset or reading) pairs
+    top_k      ranks for each cell; by default as many as there are, or as many as 6 MB hold
     """
-    return {"version": 1, "readings": [_reading(name, data, top_k) for name, data in readings]}
+    return unpacked(whole([Packer(name, reading, top_k) for name, reading in readings]))
+
+
+def whole(packers: Sequence[Packer]) -> bytes:
+    """One block with everything; with fewer ranks where it would pass 6 MB."""
+    keep = max(packer.top_k for packer in packers)
+    while True:
+        parts = [[packer.prompt(p, keep) for p in range(packer.count)] for packer in packers]
+        block = _joined(packers, parts)
+        if len(block) <= WHOLE or keep <= 1:
+            return block
+        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+
+
+def one(packer: Packer, prompt: int) -> bytes:
+    """One prompt as a block of its own, with fewer ranks where it would pass 6 MB."""
+    keep = packer.top_k
+    while True:
+        block = packed(*packer.prompt(prompt, keep))
+        if len(block) <= WHOLE or keep <= 1:
+            return block
+        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+
+
+def part(packers: Sequence[Packer], limit: int) -> bytes:
+    """A block that takes at most about `limit` bytes in a saved notebook, for the first look and for later.
+
+    Every reading gets an equal share.  Its first prompt comes first: whole, or with fewer ranks, or with its last
+    positions only.  Further prompts follow while there is room.
+    """
+    parts = []
+    for packer in packers:
+        room = limit // len(packers) - _size(packer.head(), b"")
+        prompts: list[tuple[dict[str, Any], bytes]] = []
+        for p in range(packer.count):
+            found = _within(packer, p, room, cut=p == 0) if room > 0 else None
+            if found is None:
+                break
+            room -= _size(*found)
+            prompts.append(found)
+        parts.append(prompts + [(packer.stub(p), b"") for p in range(len(prompts), packer.count)])
+    return _joined(packers, parts)
+
+
+def _within(packer: Packer, p: int, room: int, cut: bool) -> tuple[dict[str, Any], bytes] | None:
+    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3)):
+        if packer.raw(p, ranks) < 8 * room and _size(*(found := packer.prompt(p, ranks))) <= room:
+            return found
+    if not cut:
+        return None
+    low, high = 1, len(packer.source.positions(p))  # `low` is taken whether it fits or not: something is to be seen
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        fits = packer.raw(p, ranks, middle) < 8 * room and _size(*packer.prompt(p, ranks, middle)) <= room
+        low, high = (middle, high) if fits else (low, middle)
+    return packer.prompt(p, ranks, low)
+
+
+def _size(value: dict[str, Any], numbers: bytes) -> int:
+    """Bytes in a saved notebook: compressed, as base64."""
+    return math.ceil(len(packed(value, numbers)) * 4 / 3)
+
+
+def _joined(packers: Sequence[Packer], parts: Sequence[Sequence[tuple[dict[str, Any], bytes]]]) -> bytes:
+    numbers, readings = bytearray(), []
+    for packer, prompts in zip(packers, parts, strict=True):
+        sent = []
+        for prompt, own in prompts:
+            sent.append({**prompt, "from": len(numbers)})
+            numbers += own
+        readings.append({**packer.head(), "prompts": sent})
+    return packed({"version": VERSION, "readings": readings}, numbers)
+
+
+def packed(value: dict[str, Any], numbers: bytes | bytearray = b"") -> bytes:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + numbers, 6)
+
+
+def unpacked(block: bytes) -> dict[str, Any]:
+    raw = zlib.decompress(block)
+    length = int.from_bytes(raw[:4], "little")
+    return {**json.loads(raw[4 : 4 + length]), "numbers": raw[4 + length :]}
+
+
+# ---------------------------------------------------------------- one reading
+
+
+class Packer:
+    """One reading, packed prompt by prompt.
+
+    depth   "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
+    """
+
+    def __init__(self, name: str, reading: Any, top_k: int | None = None) -> None:
+        self.name = name
+        self.data, self.provenance = opened(reading)
+        self.source = gridded(self.data)
+        self.depth = str(self.source.depth)
+        self.count = int(self.data.sizes["prompt"])
+        self.ranks = int(self.data.sizes["rank"]) if self.source.has("token_id") else 0
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}: the explorer shows the nearest tokens, so at least one. Give 1 or more.")
+        self.top_k = min(top_k or self.ranks, self.ranks)
+
+    @cached_property
+    def score(self) -> str | None:
+        return next((s for s in SCORES if self.source.has(s) and "rank" in self.data[s].dims), None)
+
+    @cached_property
+    def grids(self) -> dict[str, np.ndarray]:
+        """name -> [prompt, target, depth, position]"""
+        found = {}
+        for name in GRIDS:
+            if self.source.has(name) and {self.depth, "position"} <= set(self.data[name].dims):
+                grid = self.data[name]
+                grid = grid if "target" in grid.dims else grid.expand_dims("target")
+                found[name] = grid.transpose("prompt", "target", self.depth, "position").values
+        return found
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each variable over the whole reading."""
+        found = {g: _range(v if g != "target_rank" else v[v >= 0]) for g, v in self.grids.items()}
+        if self.score:
+            found[self.score] = _range(self.data[self.score].values)
+        return found
+
+    @cached_property
+    def domain(self) -> dict[str, tuple[float, float]]:
+        """The ends of each variable's colours: for scores, those of the top rank."""
+        top = {self.score: _range(self.data[self.score].isel(rank=0).values)} if self.score else {}
+        both = [r for name, r in self.ranges.items() if name == "contribution"]
+        even = {"contribution": (-(most := max(map(abs, both[0]))), most)} if both else {}
+        return {**self.ranges, **top, **even}
+
+    def head(self) -> dict[str, Any]:
+        """What holds for all prompts of the reading."""
+        source, model = self.source, self.provenance.get("model") or {}
+        parts = self.depth == COMPONENT
+        return {
+            "name": label(self.name),
+            "reader": label(source.reader),
+            "model": label(short_name(str(model.get("name") or source.model))),
+            "fingerprint": label(str(model.get("fingerprint") or "")),
+            "depth": self.depth,
+            "depth_label": label(source.depth_label) if not parts else COMPONENT,
+            "depths": [label(str(d)) for d in source.depths] if parts else [int(d) for d in source.depths],
+            "ranks": self.ranks,
+            "top_k": self.top_k,
+            "score": self.score,
+            "domain": {name: [float(f"{x:.4g}") for x in ends] for name, ends in self.domain.items()},
+            "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
+            "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
+            "targets": [label(str(t)) for t in self.data["target"].values] if "target" in self.data.coords else [],
+            "floor": _floor(source),
+            "mean": self._mean(),
+        }
+
+    def _mean(self) -> list[list[float]] | None:
+        """Mean contribution of each component, [target][component]: what one position's is compared with."""
+        if not self.source.has("contribution_mean"):
+            return None
+        found = self.data["contribution_mean"]
+        found = found if "target" in found.dims else found.expand_dims("target")
+        rows = found.transpose("target", COMPONENT).values.astype(float)
+        return [[float(f"{x:.4g}") if np.isfinite(x) else 0.0 for x in row] for row in rows]
+
+    def stub(self, p: int) -> dict[str, Any]:
+        """A prompt that is not sent: its text (where there are not too many to list) and its length."""
+        text = self.source.prompt_text(p) if self.count <= 300 else ""
+        text = tokens.visible(text[:60]).replace(tokens.SPACE, " ") if text else f"prompt {p}"
+        return {"text": text, "count": len(self.source.positions(p))}
+
+    def raw(self, p: int, ranks: int, last: int | None = None) -> int:
+        """Bytes of the prompt's numbers before compression, about."""
+        cells = len(self.source.depths) * min(last or 10**9, len(self.source.positions(p)))
+        said = 6 if self.source.has("sentence") else 0
+        return cells * (ranks * (4 + said) + sum(2 * g.shape[1] for g in self.grids.values()))
+
+    def prompt(self, p: int, ranks: int, last: int | None = None) -> tuple[dict[str, Any], bytes]:
+        """One prompt as JSON values and the bytes of its arrays.
+
+        ranks   tokens for each cell, from the top
+        last    how many positions to keep, counted from the end; all by default
+        """
+        source, data, out = self.source, self.data, bytearray()
+        ranks = min(ranks, self.top_k)
+        real = source.positions(p)
+        inputs = source.inputs(p)
+        keep = slice(max(0, len(real) - last) if last else 0, None)
+        real, inputs = real[keep], inputs[keep]
+        own = data["input_position"].values[p][real] if source.has("input_position") else real
+        sent: dict[str, Any] = {
+            **self.stub(p),
+            "ranks": ranks,
+            "inputs": [shown(t) for t in inputs],
+            "positions": [int(i) for i in own],
+            "columns": [int(i) for i in (data["position"].values[real] if "position" in data.coords else real)],
+            "grids": {},
+        }
+        for name, values in self.grids.items():
+            one_prompt = values[p][:, :, real].transpose(0, 2, 1)
+            exact = name == "target_rank"
+            sent["grids"][name] = integers(out, one_prompt) if exact else self._decimals(out, name, one_prompt)
+        targets = np.zeros(0, dtype=int)
+        if source.has("target_id") and set(data["target_id"].dims) == {"prompt", "position"}:
+            targets = data["target_id"].transpose("prompt", "position").values[p][real]
+            sent["target"] = [int(t) for t in targets]
+        if self.depth == COMPONENT:
+            logit = data["logit"] if "target" in data["logit"].dims else data["logit"].expand_dims("target")
+            found = logit.transpose("prompt", "target", "position").values[p][:, real]
+            sent["logit"] = [[_float(x) for x in row] for row in found]
+        ids = self._tokens(out, sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
+        self._vocabulary(sent, p, real, np.unique(np.concatenate([ids.ravel(), targets])))
+        return sent, bytes(out)
+
+    def _tokens(self, out: bytearray, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
+        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
+        ids = self._ranked("token_id", p, real, ranks)
+        used = np.unique(ids[ids >= 0])
+        # 0 stands for "no token", so that the numbers stay small and unsigned.
+        sent["token"] = integers(out, np.where(ids < 0, 0, np.searchsorted(used, ids) + 1))
+        sent["vocab_id"] = used.tolist()
+        if self.score:
+            sent["score"] = self._decimals(out, self.score, self._ranked(self.score, p, real, ranks))
+        if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
+            sent["said"] = self._said(out, p, real, ranks)
+        return ids
+
+    def _ranked(self, name: str, p: int, real: np.ndarray, ranks: int) -> np.ndarray:
+        found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
+        return found.values[:, real]
+
+    def _decimals(self, out: bytearray, name: str, values: np.ndarray) -> dict[str, Any]:
+        return decimals(out, values, *self.ranges[name])
+
+    def _vocabulary(self, sent: dict[str, Any], p: int, real: np.ndarray, ids: np.ndarray) -> None:
+        """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
+        first = sent.setdefault("vocab_id", [])
+        known = set(first)
+        first += [i for i in ids.tolist() if i >= 0 and i not in known]
+        texts = {i: self.source.text(i) for i in first}
+        if "token" in self.data and "vocab_token" not in self.data:  # readings with each token's text in place
+            ranks = int(sent["ranks"])
+            found = zip(
+                self._ranked("token_id", p, real, ranks).ravel().tolist(),
+                self._ranked("token", p, real, ranks).ravel(),
+                strict=True,
+            )
+            texts.update((i, str(text)) for i, text in found)
+        sent["vocab"] = [shown(texts[i]) for i in first]
+
+    def _said(self, out: bytearray, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
+        """Neighbours as [text before, word, text after], each different one once, and where they came from."""
+        seen: dict[tuple[str, int, int], int] = {}
+        found = (self._ranked(n, p, real, ranks).ravel() for n in ("sentence", "char_start", "char_end"))
+        places = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in zip(*found, strict=True)]
+        said: dict[str, Any] = {
+            "texts": [[_cut(tokens.plain(part)) for part in tokens.around(*key)] for key in seen],
+            "at": integers(out, np.array(places)),
+        }
+        if self.source.has("index_layer"):
+            said["layer"] = integers(out, self._ranked("index_layer", p, real, ranks))
+        return said
 
 
 def as_pairs(readings: Any) -> list[tuple[str, Any]]:
@@ -59,134 +336,27 @@ def as_pairs(readings: Any) -> list[tuple[str, Any]]:
     return list(zip(names, readings, strict=True))
 
 
-def opened(reading: Any) -> tuple[xr.Dataset, dict[str, Any]]:
-    """The dataset and provenance of a Reading, or a bare dataset and nothing."""
-    if hasattr(reading, "provenance") and hasattr(reading, "data"):
-        return reading.data, reading.provenance or {}
-    if not hasattr(reading, "data_vars"):
-        raise InputError(
-            f"A {type(reading).__name__} cannot be explored. Give a Reading, an xarray.Dataset, or a list of "
-            "these."
-        )
-    return reading, {}
+def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
+    """A packer for each reading.  Raises InputError where there is none, or one that has no grid."""
+    pairs = as_pairs(readings)
+    if not pairs:
+        raise InputError("There is no reading to explore in an empty list. Give a Reading, or several.")
+    return [Packer(name, reading, top_k) for name, reading in pairs]
 
 
 def gridded(data: xr.Dataset) -> Source:
-    """The dataset as a Source, refused unless it has tokens over depth and position."""
+    """The dataset as a Source, refused unless it has tokens over depth and position, or parts over position."""
     source = Source(data)
-    if source.depth is None or not source.has("token_id") or data.sizes.get("prompt", 0) == 0:
+    if source.depth is None and {COMPONENT, "position"} <= set(data.get("contribution", data).dims):
+        source.depth, source.depths = COMPONENT, np.asarray(data[COMPONENT].values)
+    elif source.depth is None or not source.has("token_id"):
+        source.depth = None
+    if source.depth is None or not data.sizes.get("prompt") or not data.sizes.get("position"):
         raise InputError(
             f"The explorer shows tokens over layers and positions, and this {source.reader} reading has "
             f"none: it holds {sorted(map(str, data.data_vars))}. Use .figure() or .frame() for it."
         )
     return source
-
-
-def _reading(name: str, reading: Any, top_k: int | None) -> dict[str, Any]:
-    data, provenance = opened(reading)
-    source = gridded(data)
-    depth = str(source.depth)
-    order = ("prompt", depth, "position", "rank")
-    ids = data["token_id"].transpose(*order).values
-    keep = min(top_k or ids.shape[3], ids.shape[3])
-    if top_k is None:
-        keep = max(1, min(keep, MAX_ENTRIES // max(ids[..., 0].size, 1)))
-    ids = ids[..., :keep]
-
-    used = np.unique(np.concatenate([ids.ravel(), *(_target_ids(source))]))
-    used = used[used >= 0]
-    texts = [tokens.visible(source.text(i)) for i in used]
-    if "token" in data and "vocab_token" not in data:  # readings that carry each token's text in place
-        own = dict(
-            zip(ids.ravel().tolist(), data["token"].transpose(*order).values[..., :keep].ravel(), strict=True)
-        )
-        texts = [tokens.visible(str(own[i])) if i in own else f"#{i}" for i in used.tolist()]
-
-    score = next((s for s in SCORES if source.has(s) and "rank" in data[s].dims), None)
-    scores = data[score].transpose(*order).values[..., :keep] if score else None
-    grids: dict[str, np.ndarray] = {}
-    for grid in GRIDS:
-        if source.has(grid) and {depth, "position"} <= set(data[grid].dims):
-            found = data[grid].expand_dims("target") if "target" not in data[grid].dims else data[grid]
-            grids[grid] = found.transpose("prompt", "target", depth, "position").values
-    domain = {g: _range(v if g != "target_rank" else v[v >= 0]) for g, v in grids.items()}
-    if score and scores is not None:
-        domain[score] = _range(scores[..., 0])
-
-    model = provenance.get("model") or {}
-    return {
-        "name": name,
-        "reader": source.reader,
-        "model": short_name(str(model.get("name") or source.model)),
-        "fingerprint": str(model.get("fingerprint") or ""),
-        "depth": depth,
-        "depth_label": source.depth_label,
-        "depths": [int(d) for d in source.depths],
-        "top_k": keep,
-        "ranks": int(data.sizes["rank"]),
-        "score": score,
-        "domain": domain,
-        "wide": [g for g, v in grids.items() if v.shape[1] > 1],
-        "targets": [tokens.visible(str(t)) for t in data["target"].values] if "target" in data.coords else [],
-        "floor": _floor(source),
-        "vocab": texts,
-        "vocab_id": used.tolist(),
-        "prompts": [_prompt(source, p, ids, used, scores, grids) for p in range(data.sizes["prompt"])],
-    }
-
-
-def _prompt(
-    source: Source,
-    p: int,
-    ids: np.ndarray,
-    used: np.ndarray,
-    scores: np.ndarray | None,
-    grids: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    real, data = source.positions(p), source.data
-    inputs = source.inputs(p)
-    positions = data["input_position"].values[p][real] if source.has("input_position") else real
-    text = source.prompt_text(p)
-    packed: dict[str, Any] = {
-        "text": tokens.visible(text).replace(tokens.SPACE, " ") if text else f"prompt {p}",
-        "inputs": [tokens.visible(t) for t in inputs],
-        "positions": [int(i) for i in positions],
-        "columns": [int(i) for i in (data["position"].values[real] if "position" in data.coords else real)],
-        "token": integers(_index(ids[p][:, real], used)),
-        "score": quantised(scores[p][:, real]) if scores is not None else None,
-        "grids": {},
-    }
-    for name, values in grids.items():
-        own = values[p][:, :, real]
-        packed["grids"][name] = integers(own) if name == "target_rank" else quantised(own)
-    if source.has("target_id") and set(data["target_id"].dims) == {"prompt", "position"}:
-        packed["target"] = _index(
-            data["target_id"].transpose("prompt", "position").values[p][real], used
-        ).tolist()
-    if source.has("sentence") and "rank" in data["sentence"].dims:
-        packed["said"] = _said(source, p, real, ids.shape[3])
-    return packed
-
-
-def _said(source: Source, p: int, real: np.ndarray, keep: int) -> dict[str, Any]:
-    """Each neighbour as [text before, its word, text after], each different one once, and where it came from."""
-
-    def at(name: str) -> np.ndarray:
-        found = source.data[name].transpose("prompt", str(source.depth), "position", "rank")
-        return found.values[p][:, real, :keep].ravel()
-
-    shown: dict[tuple[str, int, int], int] = {}
-    places = [
-        shown.setdefault((str(text), int(a), int(b)), len(shown))
-        for text, a, b in zip(at("sentence"), at("char_start"), at("char_end"), strict=True)
-    ]
-    packed: dict[str, Any] = {
-        "texts": [[tokens.plain(part) for part in tokens.around(*key)] for key in shown],
-        "at": integers(np.array(places)),
-    }
-    if source.has("index_layer"):
-        packed["layer"] = integers(at("index_layer"))
-    return packed
 
 
 def _floor(source: Source) -> list[float | None] | None:
@@ -196,48 +366,69 @@ def _floor(source: Source) -> list[float | None] | None:
         return None
     floors = np.stack([source.data[n].values.astype(float) for n in names])
     highest = np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), axis=0))
-    return [None if np.isnan(f) else float(f"{f:.4g}") for f in highest]
+    return [_float(f) for f in highest]
 
 
-def _target_ids(source: Source) -> list[np.ndarray]:
-    if not source.has("target_id"):
-        return []
-    return [source.data["target_id"].values.ravel()]
+# ---------------------------------------------------------------- texts and numbers
 
 
-def _index(ids: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Token ids as places in the list of used ids; -1 stays -1."""
-    if used.size == 0:
-        return np.full(ids.shape, -1)
-    return np.where(ids < 0, -1, np.searchsorted(used, ids))
+def shown(token: str) -> str:
+    """A token's text made visible; of a very long one its ends, and how long it is."""
+    return tokens.visible(token) if len(token) <= LONGEST else _ends(token, tokens.visible)
 
 
-def _range(values: np.ndarray) -> list[float]:
-    values = values[np.isfinite(values)]
-    return [float(f"{values.min():.4g}"), float(f"{values.max():.4g}")] if values.size else [0.0, 1.0]
+def label(text: str) -> str:
+    """A name from outside (a model, a file, a target), without characters that nobody sees."""
+    return _cut(tokens.plain(text))
 
 
-def integers(values: np.ndarray) -> dict[str, Any]:
-    small = values.size == 0 or (values.max() < 2**15 and values.min() >= -(2**15))
-    raw = np.ascontiguousarray(values, dtype="<i2" if small else "<i4")
-    return {"t": "i16" if small else "i32", "b": base64.b64encode(raw.tobytes()).decode()}
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else _ends(text, str)
 
 
-def quantised(values: np.ndarray) -> dict[str, Any]:
+def _ends(text: str, write: Any) -> str:
+    return f"{write(text[: LONGEST - 60])} … [{len(text):,} letters] … {write(text[-40:])}"
+
+
+def _float(x: Any) -> float | None:
+    return float(f"{float(x):.4g}") if np.isfinite(x) else None
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    values = np.asarray(values)[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+
+
+def _digits(low: float, high: float) -> int:
+    """Decimals for which low..high has no more than 65535 steps; no more than 4 unless the range is tiny."""
+    span = high - low
+    if span < 1e-6:  # one number everywhere, or next to it
+        return 4
+    fits = math.floor(math.log10((NONE - 2) / span))
+    return min(fits, 4) if span > 0.01 else min(fits, 9)
+
+
+def integers(out: bytearray, values: np.ndarray) -> dict[str, Any]:
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    kind, dtype = ("i32", "<i4") if low < 0 else ("u16", "<u2") if high < 2**16 else ("u32", "<u4")
+    return _array(out, kind, np.ascontiguousarray(values, dtype=dtype))
+
+
+def decimals(out: bytearray, values: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """Numbers as multiples of 10^-digits; `low` and `high` are the ends of the variable everywhere."""
+    digits = _digits(low, high)
     values = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(values)
-    low = float(values[finite].min()) if finite.any() else 0.0
-    high = float(values[finite].max()) if finite.any() else 0.0
-    span = (high - low) or 1.0
+    base = math.floor(low * 10.0**digits)
     steps = np.full(values.shape, NONE, dtype="<u2")
-    steps[finite] = np.round((values[finite] - low) / span * (NONE - 1))
-    return {"t": "q16", "lo": low, "hi": low + span, "b": base64.b64encode(steps.tobytes()).decode()}
+    steps[finite] = np.clip(np.round(values[finite] * 10.0**digits) - base, 0, NONE - 1)
+    return {**_array(out, "d16", steps), "base": base, "digits": digits}
 
 
-def script_json(value: Any) -> str:
-    """JSON that is safe inside a <script> element: no token text can end it or open a comment."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _array(out: bytearray, kind: str, raw: np.ndarray) -> dict[str, Any]:
+    found = {"t": kind, "at": len(out), "n": raw.size}
+    out += raw.reshape(-1).view(np.uint8).reshape(raw.size, raw.itemsize).T.tobytes()
+    return found
 
 
 def every(count: int, limit: int) -> Sequence[int]:

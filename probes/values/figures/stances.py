@@ -14,7 +14,7 @@ from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.export import Figure
 
-SIDES = {"support": theme.HUES[2], "neutral": "#999999", "oppose": theme.HUES[1], "uncommitted": "#dddddd"}
+SIDES = {"support": theme.HUES[2], "neutral": "#999999", "oppose": theme.HUES[1], "uncommitted": "#000000"}
 
 
 def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:
@@ -42,6 +42,9 @@ def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int =
                 legendgroup=name, showlegend=bool(name) and j == 0, hovertemplate="%{x}: %{y:+.2f}<extra></extra>",
                 **at,
             )  # fmt: skip
+    for j in range(max(0, len(topics) - columns), len(topics)):  # the lowest of each column, also above an empty place
+        figure.update_xaxes(showticklabels=True, row=j // columns + 1, col=j % columns + 1)
+    figure.update_annotations(font_size=12)
     figure.add_hline(y=0, line={"width": 1, "dash": "dot"})
     figure.update_layout(width=170 * columns + 90, height=150 * rows + 110, legend={"orientation": "h", "y": -0.25})
     return figure
@@ -57,7 +60,7 @@ def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
     reach = float(np.nanmax(np.abs(value), initial=0.05))
     figure.add_heatmap(
         z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.DIVERGING, colorbar={"title": {"text": "drift"}},
-        text=np.where(sure | np.isnan(value), "", "///"), texttemplate="%{text}",
+        text=np.where(sure | np.isnan(value), "", "///"), texttemplate="%{text}", textfont={"size": 16},
         hovertemplate="%{y} at %{x}: %{z:+.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="checkpoint", type="category")
@@ -86,7 +89,8 @@ def times(table: xr.Dataset) -> Figure:
 
 
 def sides(readings: xr.Dataset, start: Any = None, end: Any = None, *, topic: str | None = None) -> Figure:
-    """Which items changed sides between two checkpoints (the likeliest stance of each), "uncommitted" among them."""
+    """Which items changed sides between two checkpoints: the likeliest stance of each.  What is uncommitted (refused,
+    none of the answers offered) is a side of its own."""
     steps = readings["checkpoint"].values.tolist()
     chosen = [steps[0] if start is None else start, steps[-1] if end is None else end]
     if missing := [s for s in chosen if s not in steps]:
@@ -104,11 +108,18 @@ def sides(readings: xr.Dataset, start: Any = None, end: Any = None, *, topic: st
     np.add.at(table, (best[0], best[1]), 1)
     source, target = np.nonzero(table)
     figure = _figure(f"items from {chosen[0]} to {chosen[1]}" + (f": {topic}" if topic else ""))
+    hues = [SIDES.get(n, "#999999") for n in names]
+    shown = [f"{n}{' or refused' if n == 'uncommitted' else ''}: " for n in names]
+    counts = [*table.sum(1), *table.sum(0)]
     figure.add_sankey(
         node={
-            "label": names * 2, "color": [SIDES.get(n, "#999999") for n in names] * 2, "pad": 14, "thickness": 14,
+            "label": [f"{n}{count}" for n, count in zip(shown * 2, counts, strict=True)], "color": hues * 2, "pad": 14,
+            "thickness": 14,
         },
-        link={"source": source, "target": target + len(names), "value": table[source, target]},
+        link={
+            "source": source, "target": target + len(names), "value": table[source, target],
+            "color": [theme.faded(hues[s]) for s in source],
+        },
     )  # fmt: skip
     figure.update_layout(width=560, height=360)
     return figure

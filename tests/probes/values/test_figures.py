@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from test_greatest_good import drawn
+from test_greatest_good import readings as scored
 
 from probes.values import figures
-from probes.values.drift import drift, stance
+from probes.values.drift import agreement, compare, data_gap, drift, stance
+from probes.values.greatest_good import scores
 from workbench.errors import InputError
 
 
@@ -63,7 +66,81 @@ def test_items_change_sides_and_none_is_lost(readings):
     crossed = int(((mean[0].argmax(-1) == 2) & (mean[-1].argmax(-1) == 0)).sum())
     shown = {(s, t): v for s, t, v in zip(flow.source, flow.target, flow.value, strict=True)}
     assert shown.get((2, 4), 0) == crossed > 0
+    # What is not committed is a side of its own, in a colour of its own.
+    silent = readings.copy(deep=True)
+    silent["p"][-1, :7] = [0.05, 0.05, 0.05, 0.85]
+    node = figures.sides(silent, topic="moved").data[0].node
+    assert node.label[7] == "uncommitted or refused: 7" and node.label[3] == "uncommitted or refused: 0"
+    assert len(set(node.color[4:])) == 4
     with pytest.raises(InputError, match="There is no checkpoint 7"):
         figures.sides(readings, 7)
     with pytest.raises(InputError, match="There is no topic 'other'"):
         figures.sides(readings, topic="other")
+
+
+def dots(figure) -> list:
+    return [t for t in figure.data if t.mode and "markers" in t.mode and t.x is not None and t.x[0] is not None]
+
+
+def test_data_and_drift_are_shown_with_their_correlation_and_what_few_topics_can_say(readings):
+    training = xr.Dataset({"keyed": ("topic", [0.8, -0.1, 0.1])}, {"topic": ["moved", "still", "calm"]})
+    with pytest.warns(UserWarning, match="3 topics"):
+        table = data_gap(training, readings, draws=200)
+    figure = figures.gap(table)
+    (own,) = dots(figure)
+    assert list(own.x) == [0.8, -0.1, 0.1] and list(own.text) == ["moved", "still", "calm"]
+    np.testing.assert_allclose(own.y, table["drift"])
+    np.testing.assert_allclose(np.add(own.y, own.error_y.array), table["drift_band_high"])
+    np.testing.assert_allclose(np.subtract(own.y, own.error_y.arrayminus), table["drift_band_low"])
+    assert list(own.marker.symbol) == ["circle", "circle-open", "circle-open"]
+    diagonal = figure.data[0]
+    assert list(diagonal.x) == list(diagonal.y)
+    p = f"p = {float(table['pearson_p']):.3f}"
+    assert p in figure.layout.title.text and "3 topics: p is at least 0.17" in figure.layout.annotations[0].text
+
+
+def test_runs_stand_beside_each_other_by_topic_with_bands_and_the_colour_of_their_arm(readings):
+    back = readings.isel(checkpoint=[0, 0]).assign_coords(checkpoint=[0, 40])
+    table = compare({"a1": readings, "a2": readings, "b1": back}, arm={"a1": "a", "a2": "a", "b1": "b"}, draws=200)
+    figure = figures.runs(table)
+    rows = dots(figure)
+    assert len(rows) == 3 and rows[0].marker.color == rows[1].marker.color != rows[2].marker.color
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(row.x, table["keyed_M"].isel(run=i))
+        np.testing.assert_allclose(np.add(row.x, row.error_x.array), table["keyed_M_band_high"].isel(run=i))
+    assert rows[0].marker.symbol[0] == "circle" and set(rows[2].marker.symbol) == {"circle-open"}
+    assert [t.name for t in figure.data if t.showlegend] == ["a", "b"]
+    assert list(figure.layout.yaxis.ticktext) == ["moved", "still", "calm"]
+
+
+def test_agreement_is_shown_where_both_instruments_read(readings):
+    late = readings.isel(checkpoint=[2, 4])
+    table = agreement({"pmf": readings, "sequence": readings, "sampled": late}, draws=100)
+    figure = figures.agreement(table)
+    lines = {t.name: t for t in figure.data if t.showlegend}
+    assert list(lines) == ["pmf - sequence", "pmf - sampled", "sequence - sampled"]
+    assert list(lines["pmf - sampled"].x) == [20, 40]
+    np.testing.assert_allclose(lines["pmf - sequence"].y, 1)
+    bands = [t for t in figure.data if t.fill == "toself"]
+    assert len(bands) == 3 and len(bands[0].x) == 10
+
+
+def test_the_plane_has_harm_across_and_beneficence_up_and_people_where_they_are():
+    rng = np.random.default_rng(0)
+    value = np.concatenate([drawn([4.0, 5.5], 50, rng, 0.1), drawn([4.0, 2.5], 40, rng, 0.1)], 1)
+    table = scores(scored(value, ["IB"] * 50 + ["IH"] * 40, [f"c{k}" for k in range(90)]), draws=200)
+    figure = figures.plane(table)
+    named = {t.name: t for t in figure.data if t.name}
+    np.testing.assert_allclose(named["checkpoints"].x, table["score"].sel(scale="IH"))
+    np.testing.assert_allclose(named["checkpoints"].y, table["score"].sel(scale="IB"))
+    high = np.add(named["checkpoints"].y, named["checkpoints"].error_y.array)
+    np.testing.assert_allclose(high, table["score_band_high"].sel(scale="IB"))
+    people = named["people (mean, 1 SD)"]
+    assert (people.x[0], people.y[0]) == (3.31, 3.65)
+    ellipse = next(t for t in figure.data if t.fill == "toself")
+    assert (max(ellipse.x), max(ellipse.y)) == pytest.approx((3.31 + 1.22, 3.65 + 1.20), abs=1e-2)
+    grey = figure.layout.shapes[0]
+    assert grey.x1 - 4 == pytest.approx(float(table["null"].sel(scale="IH").max()))
+    assert grey.y1 - 4 == pytest.approx(float(table["null"].sel(scale="IB").max())) == 4 - grey.y0
+    with pytest.raises(InputError, match="no scale IB"):
+        figures.plane(table.sel(scale=["IH"]))

@@ -14,33 +14,21 @@ from tiny import SMALL
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import workbench
+from probes.values import prefixes
 from probes.values.answers import answer_pieces
 from probes.values.confusion import Confusion, confusion, corrected, on_simplex
 from probes.values.framings import STANCES, Framing, default_framings, greatest_good_framings, with_negation
 from probes.values.instruments import ASKED, CONTINUATIONS, Pmf, SampledText, SequenceLikelihood
+from probes.values.items import Item
 from probes.values.judged import CachedJudge, ClassifierJudge, LmJudge, judged
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError, ReadingError
 
-
-@dataclass(frozen=True)
-class Asked:
-    item_id: str
-    topic: str
-    text: str
-    polarity: int = 1
-    cluster: str = ""
-    kind: str = "statement"
-    licence: str = "CC0"
-    options: tuple = ()
-    negated: str = ""
-
-
 ITEMS = [
-    Asked("s1", "dogs", "The dog is good.", negated="The dog is bad."),
-    Asked("s2", "dogs", "Every dog {should} be in the big house.", -1, "c"),
-    Asked("q1", "cats", "Should the cat be here?", 0, "c", "question"),
-    Asked("c1", "cats", "A cat sees a ball.", 1, "", "choice", options=("take it", "leave it")),
+    Item("s1", "dogs", "The dog is good.", 1, negated="The dog is bad."),
+    Item("s2", "dogs", "Every dog {should} be in the big house.", -1, "c"),
+    Item("q1", "cats", "Should the cat be here?", 0, "c", "question"),
+    Item("c1", "cats", "A cat sees a ball.", 1, "", "choice", options=("take it", "leave it")),
 ]
 LETTERS, SCALE, WORDS = default_framings()[:3], default_framings()[3:5], default_framings()[5:]
 
@@ -64,9 +52,11 @@ def word_tokenizer(extra: tuple[str, ...] = ()) -> transformers.PreTrainedTokeni
     )
 
 
-def word_model(planted: dict[str, float] | None = None, seed: int = 0, scale: float = 4.0) -> workbench.Model:
+def word_model(
+    planted: dict[str, float] | None = None, seed: int = 0, scale: float = 4.0, extra: tuple[str, ...] = ()
+) -> workbench.Model:
     """A random model with a bias at the unembedding, where habits are planted."""
-    tokenizer = word_tokenizer()
+    tokenizer = word_tokenizer(extra)
     torch.manual_seed(seed)
     config = transformers.PhiConfig(**{**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 256})
     module = transformers.PhiForCausalLM(config).eval()
@@ -103,8 +93,9 @@ def product(model, ids, piece) -> float:
 # ---------------------------------------------------------------- Pmf
 
 
-def test_pmf_is_the_full_softmax_of_a_pass_for_each_prompt(story):
-    """Letters with and without the space, digits behind a space of their own, and words of three tokens."""
+def test_pmf_is_brute_force_enumeration(story):
+    """The full softmax of one pass for each prompt, and for each token of an answer: letters with and without the
+    space, digits behind a space of their own, and words of three tokens."""
     data = Pmf(tokens="whole").read(story, ITEMS, progress=False)
     assert data["p"].dims == ("item", "framing", "stance") and data["stance"].values.tolist() == list(STANCES)
     np.testing.assert_allclose(data["p"].sum("stance"), 1, atol=1e-12)
@@ -154,6 +145,45 @@ def test_batches_and_other_items_change_nothing_and_the_model_stays_as_it_was(wo
         1,
     ]
     assert whole.attrs["instrument"] == "pmf" and whole.attrs["settings"] == Pmf().settings
+
+
+def all_orders() -> list[Framing]:
+    """Lettered options in all six orders, written out."""
+    said = {"support": "I agree", "neutral": "I neither agree nor disagree", "oppose": "I disagree"}
+    found = []
+    for order in itertools.permutations(said):
+        lines = "".join(f"{letter}. {said[stance]}\n" for letter, stance in zip("ABC", order, strict=True))
+        prompt = {"statement": "Do you agree with this statement?\n{text}\n" + lines + "Reply with one letter."}
+        found.append(Framing("-".join(order), prompt, ("A", "B", "C"), order))
+    return found
+
+
+def test_permuting_labels_changes_nothing_beyond_float_error(words):
+    """The mean over all orders of the labels is the same, whichever order is asked first and however prompts fall into
+    batches and shared beginnings; and the three cyclic orders are three of the six."""
+    framings, items = all_orders(), ITEMS[:2]
+    first = Pmf(framings).read(words, items, progress=False)["p"]
+    support = first.sel(stance="support")
+    assert (support.max("framing") > 1.3 * support.min("framing")).all()  # single orders do differ
+    for shift in range(1, 6):
+        turned = framings[shift:] + framings[:shift]
+        again = Pmf(turned).read(words, items, batch_size=shift, progress=False)["p"]
+        np.testing.assert_allclose(again.mean("framing"), first.mean("framing"), atol=1e-7)
+    cyclic = Pmf(LETTERS).read(words, items, progress=False)["p"]
+    same = ["support-neutral-oppose", "neutral-oppose-support", "oppose-support-neutral"]
+    np.testing.assert_allclose(cyclic, first.sel(framing=same), atol=1e-7)
+
+
+def test_shared_beginnings_are_run_once_and_change_nothing(words, monkeypatch):
+    many = [Item(f"i{k}", "dogs", f"The dog is good. {'A cat sees the ball. ' * (k % 4)}", 1) for k in range(12)]
+    for instrument in (Pmf(greatest_good_framings()), Pmf(), SequenceLikelihood()):
+        parts = instrument.read(words, many, progress=False)
+        assert parts.attrs["prefix_tokens_saved"] > 0.3 * parts.attrs["tokens"]
+        with monkeypatch.context() as patch:
+            patch.setattr(prefixes, "LEAST", 10**6)
+            whole = instrument.read(words, many, progress=False)
+        assert whole.attrs["prefix_tokens_saved"] == 0 and whole.attrs["tokens"] == parts.attrs["tokens"]
+        np.testing.assert_allclose(parts["p"], whole["p"], atol=1e-5)
 
 
 @pytest.mark.parametrize("habit", ["A", "B", "C"])
@@ -248,7 +278,7 @@ def test_a_chat_template_is_used_where_there_is_one(words):
 
 
 def test_what_cannot_be_asked_is_refused(words):
-    many = Asked("m", "t", "Which?", 0, "", "choice", options=("a", "b", "c"))
+    many = Item("m", "t", "Which?", 0, "", "choice", options=("a", "b", "c"))
     with pytest.raises(InputError, match="between 3 options"):
         Pmf().read(words, [many])
     with pytest.raises(InputError, match="is a question"):

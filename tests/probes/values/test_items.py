@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 
 from probes.values import items as sets
 from probes.values.defects import KINDS, cluster, damage, defects, similarity
+from probes.values.instruments import Pmf
 from probes.values.items import Item, Items
+from probes.values.tracker import ValueTracker
 from probes.values.wording import opposed, wording
 from workbench.errors import InputError
 
@@ -63,7 +67,7 @@ def test_items_are_a_sequence_of_their_own_ids() -> None:
     assert made.select("x").ids == ("a", "c") and made.select(polarity=[0, 1]).ids == ("a", "b")
     assert made.select(kind="question").ids == ("b",)
     assert isinstance(made[:2], Items) and made[:2] + made[2:] == made and len({made, made[:3]}) == 1
-    assert made.frame().shape == (3, 9) and "keys +1: 1, -1: 1, none: 1" in repr(made)
+    assert made.frame().shape == (3, 10) and "keys +1: 1, -1: 1, none: 1" in repr(made)
     for wrong in ({"topic": "z"}, {"polarity": 5}):
         with pytest.raises(InputError, match="No item has the"):
             made.select(**wrong)
@@ -80,10 +84,31 @@ def test_csv_gives_the_same_items_back(tmp_path: Path) -> None:
         [
             Item("1", "t", 'She said: "no, | never"\nand left.', -1, "k", licence="CC0-1.0"),
             Item("2", "t", "Which?", kind="choice", options=("a|b", "c, d"), shares={"Côte d'Ivoire": (0.25, 0.75)}),
+            Item("3", "t", "Zoos are fine.", 1, negated="Zoos are not fine."),
         ]
     )
-    assert Items.from_csv(made.save_csv(tmp_path / "items.csv")) == made
+    path = made.save_csv(tmp_path / "items.csv")
+    assert Items.from_csv(path) == made
     assert [p.name for p in tmp_path.iterdir()] == ["items.csv"]
+    # A file from before there were negations.
+    with path.open(newline="") as file:
+        rows = [row[:-1] for row in csv.reader(file)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert rows[0][-1] == "shares" and Items.from_csv(path)[2] == Item("3", "t", "Zoos are fine.", 1)
+
+
+def test_a_negation_makes_other_items_and_none_leaves_folders_of_readings_as_they_are(tmp_path: Path) -> None:
+    without = [Item("1", "zoos", "Zoos are fine.", 1), Item("2", "zoos", "Zoos are sad.", -1)]
+    about = ValueTracker(tmp_path / "old", without, [Pmf()]).about
+    # As it was written into folders before items had negations.
+    rows = [
+        ["1", "zoos", "Zoos are fine.", 1, "1", "statement", []],
+        ["2", "zoos", "Zoos are sad.", -1, "2", "statement", []],
+    ]
+    assert about["items"] == hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+    with pytest.raises(InputError, match="readings of other items"):
+        ValueTracker(tmp_path / "old", [replace(without[0], negated="Zoos are bad."), without[1]], [Pmf()])
 
 
 def test_csv_of_others_is_read_by_column(tmp_path: Path) -> None:

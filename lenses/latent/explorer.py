@@ -1,0 +1,231 @@
+"""Neighbours as a table: every context that a LatentLens reading or a search of the index found, its word marked.
+
+    latent.explore("neighbours")                              a reading of LatentLens
+    widgets.explore(index.search(states))                     what ContextIndex.search gives
+
+Each similarity stands beside the layer's floor, the higher of the two that LatentLens measures: below it a neighbour
+says no more than one of a random state, or of a state of shuffled prompts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures.source import Source
+from workbench.widgets.base import LIMIT, View, about, clipped, decimals, every, integers, opened, table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FLOORS = {"similarity_floor_random": "random states", "similarity_floor_shuffled": "shuffled prompts"}
+LONGEST_SENTENCE, REACH = 400, 160
+ROW_BYTES = 12
+"""Of the numbers of one neighbour, about, in base64."""
+STATIC_ROWS = 24
+
+
+def explore(reading: Any, *, limit: int = LIMIT) -> Any:
+    """The live table of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
+
+    Args:
+        limit: bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
+            positions; what was left out is named under the table.
+
+    ``selection``: prompt, layer (or block), position and rank of the row that is chosen (of a search: query and rank),
+    None before one is; sort, the name of a column, and descending; index_layers that are shown ([]: all); above_floor;
+    least, a similarity, or None; text.
+    """
+    return VIEW.explore(reading, limit=limit)
+
+
+def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
+    """The same as one offline page."""
+    return VIEW.to_html(reading, path, title, **options)
+
+
+def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
+    data, _ = opened(reading)
+    axes = _axes(data)
+    data = data.transpose(*axes, ...)
+    left_out: list[str] = []
+    chosen = _fitting(data, axes, limit, left_out)
+    data = data.isel(chosen)
+    texts, at, start, end, cut = _sentences(data)
+    if cut:
+        left_out.append(f"what is far from the word in {cut} long sentences")
+    layers = data["index_layer"].values
+    depth = next((a for a in axes if a in ("layer", "block")), None)
+    shown: dict[str, Any] = {
+        "about": {**about(reading), "reader": about(reading)["reader"] or "ContextIndex.search"},
+        "axes": axes,
+        "values": {a: _coordinate(data, a) for a in axes},
+        "depth": depth,
+        "score": "similarity" if data.attrs.get("calibration", "none") == "none" else data.attrs["calibration"],
+        "similarity": decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
+        "index_layer": integers(layers),
+        "sentence": integers(at), "word_start": integers(start), "word_end": integers(end),
+        "sentences": texts,
+        "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
+        "floors": {
+            called: decimals(data[name].values, 4)
+            for name, called in FLOORS.items() if depth and name in data and data[name].dims == (depth,)
+        },
+    }  # fmt: skip
+    if "input_token" in data and "position" in axes:
+        vocab: dict[str, int] = {}
+        words = [clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel()]
+        shown["input"] = integers([vocab.setdefault(w, len(vocab)) for w in words])
+        shown["inputs"] = list(vocab)
+    if depth and "index_layer_share_null" in data:
+        index = data["index"].values.tolist()
+        shown["shares"] = {
+            int(x): [round(float(data[name].values[:, index.index(x)].mean()), 3)
+                     for name in ("index_layer_share", "index_layer_share_null")]
+            for x in shown["index_layers"] if x in index
+        }  # fmt: skip
+    else:
+        shown["shares"] = {}
+    floor = bool(shown["floors"])
+    columns = ["similarity", *(["over"] if floor else []), *axes, "index_layer", "word"]
+    return {
+        **shown,
+        "columns": columns,
+        "left_out": left_out,
+        "start": {
+            **dict.fromkeys(axes), "sort": "similarity", "descending": True, "index_layers": [], "above_floor": False,
+            "least": None, "text": "",
+        },
+        "choices": {
+            **{a: [None, *shown["values"][a]] for a in axes}, "sort": columns, "descending": [True, False],
+            "index_layers": shown["index_layers"], "above_floor": [True, False] if floor else [False],
+        },
+    }  # fmt: skip
+
+
+def _axes(data: xr.Dataset) -> list[str]:
+    found = [str(d) for d in data["similarity"].dims]
+    for order in (("prompt", "layer", "position", "rank"), ("prompt", "block", "position", "rank"), ("query", "rank")):
+        if sorted(order) == sorted(found):
+            return list(order)
+    raise InputError(
+        f"Neighbours are over prompt, layer (or block), position and rank, or over query and rank; these are over "
+        f"{', '.join(found)}. Give a LatentLens reading, or what ContextIndex.search returns."
+    )
+
+
+def _coordinate(data: xr.Dataset, axis: str) -> list[int]:
+    return [int(x) for x in (data[axis].values if axis in data.coords else range(data.sizes[axis]))]
+
+
+def _fitting(data: xr.Dataset, axes: list[str], limit: int, left_out: list[str]) -> dict[str, Any]:
+    """What fits into so many bytes: fewer ranks, then fewer prompts or queries, layers, positions."""
+    _, code = np.unique(data["sentence"].values.astype(str), return_inverse=True)
+    code = code.reshape(data["sentence"].shape)
+    length = np.zeros(int(code.max(initial=0)) + 1)
+    bytes_of = [min(len(str(s).encode("utf-8", "replace")), LONGEST_SENTENCE) for s in data["sentence"].values.ravel()]
+    np.maximum.at(length, code.ravel(), bytes_of)
+    chosen: dict[str, Any] = {a: np.arange(data.sizes[a]) for a in axes}
+
+    def fits() -> bool:
+        own = code[np.ix_(*(chosen[a] for a in axes))]
+        return own.size * ROW_BYTES + length[np.unique(own)].sum() < 0.9 * limit
+
+    for axis in ("rank", "prompt", "query", "layer", "block", "position"):
+        if axis not in axes or fits():
+            continue
+        full = data.sizes[axis]
+        low, high = 1, full - 1
+        while low < high:  # the most that fits
+            middle = (low + high + 1) // 2
+            chosen[axis] = np.array(every(full, middle) if axis in ("layer", "block") else range(middle))
+            low, high = (middle, high) if fits() else (low, middle - 1)
+        chosen[axis] = np.array(every(full, low) if axis in ("layer", "block") else range(low))
+        plural = {"query": "queries"}.get(axis, f"{axis}s")
+        left_out.append(f"{full - len(chosen[axis])} of {full} {plural} (.isel({axis}=...) chooses)")
+    return {a: own for a, own in chosen.items() if len(own) < data.sizes[a]}
+
+
+def _sentences(data: xr.Dataset) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, int]:
+    """Each different sentence once, and for every neighbour which it is and where its word starts and ends in it.
+
+    Places are counted as the front end counts them: in UTF-16.  Of long sentences what is near the word is kept.
+    """
+    shape = data["sentence"].shape
+    rows = zip(*(data[n].values.ravel() for n in ("sentence", "char_start", "char_end", "index_layer")), strict=True)
+    found: dict[str, int] = {}
+    places: dict[tuple[str, int, int], tuple[int, int, int]] = {}
+    out, cut = np.full((3, int(np.prod(shape))), -1), 0
+    for k, (sentence, first, last, layer) in enumerate(rows):
+        if layer < 0:
+            continue
+        key = (str(sentence), int(first), int(last))
+        if key not in places:
+            text, (a, b) = key[0], tokens.word_span(*key) if key[2] > key[1] else (0, 0)
+            if len(text) > LONGEST_SENTENCE:
+                cut += 1
+                left, right = max(0, a - REACH), min(len(text), max(a, min(b, a + REACH)) + REACH)
+                text = "…" * (left > 0) + text[left:right] + "…" * (right < len(text))
+                a, b = a - left + (left > 0), min(b, right) - left + (left > 0)
+            marked = [_plain(part) for part in (text[:a], text[a:b], text[b:])]
+            begin = _units(marked[0])
+            whole = found.setdefault("".join(marked), len(found))
+            places[key] = (whole, begin, begin + _units(marked[1]))
+        out[:, k] = places[key]
+    which, start, end = (x.reshape(shape) for x in out)
+    return list(found), which, start, end, cut
+
+
+def _plain(text: str) -> str:
+    """Running text, letter by letter, so that parts add up to the whole: breaks are spaces, controls made visible."""
+    return text if text.isprintable() else "".join(" " if c.isspace() else tokens.plain(c) for c in text)
+
+
+def _units(text: str) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def static(reading: Any, **options: Any) -> str:
+    """The nearest neighbours of all: similarity, place, word and sentence."""
+    data, _ = opened(reading)
+    axes = _axes(data)
+    data = data.transpose(*axes, ...)
+    similarity = np.where(data["index_layer"].values >= 0, data["similarity"].values, np.nan)
+    best = np.argsort(-np.nan_to_num(similarity, nan=-np.inf), axis=None, kind="stable")[:STATIC_ROWS]
+    source, rows = Source(data), []
+    for flat in best:
+        at = np.unravel_index(flat, similarity.shape)
+        if np.isnan(similarity[at]):
+            continue
+        before, word, after = tokens.around(
+            str(data["sentence"].values[at]), int(data["char_start"].values[at]), int(data["char_end"].values[at]), 40
+        )
+        where = [str(_coordinate(data, a)[i]) for a, i in zip(axes, at, strict=True)]
+        if "position" in axes and source.has("input_token"):
+            own = data["input_token"].values[at[0], at[axes.index("position")]]
+            where[axes.index("position")] += f" {tokens.visible(str(own))}"
+        rows.append([
+            (f"{similarity[at]:.3f}", float(similarity[at])), *where, str(int(data["index_layer"].values[at])),
+            f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",
+        ])  # fmt: skip
+    told = about(reading)
+    count = int((~np.isnan(similarity)).sum())
+    said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
+    floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
+    said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
+    return table(tokens.plain(" · ".join(filter(None, said))), ["similarity", *axes, "index layer", "context"], rows)
+
+
+VIEW = View(
+    "NeighbourTable",
+    "Nearest contexts, the word marked in its sentence, beside the floors.",
+    Path(__file__).with_name("explorer.js"),
+    ("similarity", "index_layer", "sentence", "char_start", "char_end"),
+    payload,
+    static,
+)

@@ -1,0 +1,267 @@
+"""The explorer of a routing trace: which experts serve which tokens, and what labels differ in.
+
+    reading = workbench.read(model, texts, RoutingTracer(labels=languages, trace=True))
+    reading.explore()                            reading.to_html("routing.html")
+
+Every share stands beside what a random choice gives and its interval over documents; every difference between labels
+beside the largest that shuffled documents give.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.widgets.base import (
+    LIMIT,
+    View,
+    about,
+    clipped,
+    decimals,
+    every,
+    integers,
+    opened,
+    sendable,
+    table,
+    weight,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DRAWS = 199
+MOST_LABELS = 30
+"""Labels up to which all pairs are tested."""
+FEWEST_SLOTS, FEWEST_TOKENS = 2, 64
+"""Where room is short, weak slots go before tokens do: down to so many slots, for so many tokens."""
+STATIC_EXPERTS = 24
+
+
+def explore(reading: Any, *, documents: Iterable[int] | None = None, limit: int = LIMIT) -> Any:
+    """The live explorer of a reading of :class:`~probes.routing.RoutingTracer`.
+
+    Args:
+        documents: numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
+        limit: bytes of the payload, about.  What does not fit is named under the widget.
+
+    ``selection``: label, compare (another label, or None), prompt and compare_prompt (documents), block, expert (or
+    None), position and compare_position (of a token whose path is shown, or None).
+    """
+    return VIEW.explore(reading, documents=documents, limit=limit)
+
+
+def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
+    """The same as one offline page."""
+    return VIEW.to_html(reading, path, title, **options)
+
+
+def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int = LIMIT) -> dict[str, Any]:
+    from probes.routing.measures.documents import Documents, shares
+    from probes.routing.measures.usage import usage
+    from workbench.reading import Reading
+    from workbench.stats import quantiles
+
+    data, _ = opened(reading)
+    found = Documents(Reading(data))
+    used = usage(Reading(data), draws=0)
+    left_out: list[str] = []
+    pairs, largest = _pairs(found)
+    if found.mixed and len(found.names) > 1:
+        left_out.append("tests of differences (labels are by token, and cannot be shuffled among documents)")
+    elif len(found.names) > MOST_LABELS:
+        left_out.append(f"tests of differences (between more than {MOST_LABELS} labels)")
+    size = np.array([(found.label == i).sum() for i in range(len(found.names))])
+    kept = _labels(found, size, limit, left_out)
+    labels = [sendable(found.names[i]) for i in kept]
+    where = {i: k for k, i in enumerate(kept)}
+    tested = [k for k, (a, b) in enumerate(pairs) if a in where and b in where]
+    shown: dict[str, Any] = {
+        "about": about(reading),
+        "labels": labels,
+        "names": [clipped(tokens.plain(found.names[i])) for i in kept],
+        "documents": size[kept].tolist(),
+        "blocks": found.blocks.tolist(),
+        "experts": int(found.count.shape[2]),
+        "exists": found.experts.tolist(),
+        "share": decimals(used["share"].values[kept], 4),
+        "chance_low": decimals(used["band_low"].values[kept], 4),
+        "chance_high": decimals(used["band_high"].values[kept], 4),
+        "pairs": [[where[i] for i in pairs[k]] for k in tested],
+        "largest": decimals(largest[tested], 4),
+    }
+    if weight(shown) + 2 * weight(shown["share"]) < 0.6 * limit:
+        drawn = found.resampled(lambda times: shares(found.by_label(times)), DRAWS, 0)
+        shown |= {end: decimals(x[kept], 4) for end, x in zip(("low", "high"), quantiles(drawn), strict=True)}
+    else:
+        left_out.append("intervals of the shares (limit=... adds room)")
+    texts, order = _tokens(data, found, where, documents, limit - weight(shown), left_out)
+    first = order[0]["prompt"] if order else None
+    known = [None, *(d["prompt"] for d in order)]
+    return {
+        **shown,
+        "vocab": texts,
+        "traced": order,
+        "left_out": left_out,
+        "start": {
+            "label": labels[0], "compare": None, "prompt": first, "compare_prompt": None,
+            "block": shown["blocks"][-1], "expert": None, "position": None, "compare_position": None,
+        },
+        "choices": {
+            "label": labels, "compare": [None, *labels], "block": shown["blocks"], "prompt": known,
+            "compare_prompt": known, "expert": [None, *range(shown["experts"])],
+        },
+    }  # fmt: skip
+
+
+def _labels(found: Any, size: np.ndarray, limit: int, left_out: list[str]) -> list[int]:
+    """The labels whose shares fit into half of the room: those with the most documents, in their order."""
+    most = max(1, int(0.5 * limit / (2.7 * found.count[0].size)))
+    if most >= len(size):
+        return list(range(len(size)))
+    left_out.append(f"{len(size) - most} of {len(size)} labels, those with the fewest documents (limit=... adds room)")
+    return sorted(np.argsort(-size, kind="stable")[:most].tolist())
+
+
+def _pairs(found: Any) -> tuple[list[list[int]], np.ndarray]:
+    """Pairs of labels, and for each the largest |difference of shares| anywhere, in every shuffle of their documents.
+
+    A difference is beyond chance (family-wise, over blocks and experts) where few shuffles reach it.
+    """
+    n = len(found.names)
+    if n < 2 or n > MOST_LABELS or found.mixed:
+        return [], np.zeros((0, DRAWS))
+    pairs = [[a, b] for a in range(n) for b in range(a + 1, n)]
+    largest = np.full((len(pairs), DRAWS), np.nan)
+    for i, (a, b) in enumerate(pairs):
+        own = np.flatnonzero(np.isin(found.label, (a, b)))
+        count = found.count[own]
+        rng, is_a = np.random.default_rng([0, a, b]), found.label[own] == a
+        total, slots = count.sum(0), count.sum(2)
+        flat = count.reshape(len(own), -1).astype(np.float32)
+        for start in range(0, DRAWS, 20):
+            drawn = rng.permuted(np.tile(is_a, (min(20, DRAWS - start), 1)), axis=1).astype(np.float32)
+            first, n = (drawn @ flat).reshape(-1, *total.shape), (drawn @ slots)[..., None]
+            rest, m = total.astype(np.float32) - first, slots.sum(0)[:, None] - n
+            gap = np.abs(first / np.maximum(n, 1) - rest / np.maximum(m, 1))
+            largest[i, start : start + len(drawn)] = gap.reshape(len(drawn), -1).max(1)
+    return pairs, largest
+
+
+def _tokens(
+    data: xr.Dataset,
+    found: Any,
+    where: dict[int, int],
+    documents: Iterable[int] | None,
+    room: int,
+    left_out: list[str],
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The texts of all tokens, and the documents with their tokens' experts, as many as fit."""
+    if "expert_id" not in data:
+        left_out.append("each token's experts (the reading was made without trace=True)")
+        return [], []
+    count = data.sizes["prompt"]
+    label = data["document_label_count"].values.argmax(1)
+    if documents is None:
+        # The first of each label, then the second of each, ...
+        rank = np.zeros(count, int)
+        for i in np.unique(label):
+            rank[label == i] = np.arange((label == i).sum())
+        order = [d for d in np.lexsort((label, rank)).tolist() if label[d] in where]
+    else:
+        order = [int(d) for d in documents]
+        if wrong := [d for d in order if not 0 <= d < count]:
+            raise InputError(f"There is no document {wrong[0]}; the reading has 0 to {count - 1}.")
+        if gone := [d for d in order if label[d] not in where]:
+            raise InputError(f"Document {gone[0]} is of a label that does not fit. Give a larger limit.")
+    axes = ("prompt", "block", "position", "slot")
+    index = data["expert_id"].transpose(*axes).values
+    weights = data["expert_weight"].transpose(*axes).values if "expert_weight" in data else None
+    index = np.where(index < found.experts[:, None, None], index, -1)  # identity experts, and those there are not
+    slots, several = index.shape[3], max(1, len(set(label[order].tolist())))
+    if weights is not None:  # the strongest first
+        by = np.argsort(-np.nan_to_num(weights.astype(np.float32), nan=-1), axis=-1, kind="stable")
+        index, weights = np.take_along_axis(index, by, -1), np.take_along_axis(weights, by, -1)
+    byte = (1.35 if weights is not None else 0) + (1.35 if found.experts.max() < 255 else 2.7)
+
+    def fits() -> int:
+        """Tokens of a document, if one of each label has to fit."""
+        return max(8, int((0.9 * room / several - 300) / (index.shape[1] * slots * byte + 12)))
+
+    while slots > FEWEST_SLOTS and fits() < min(FEWEST_TOKENS, data.sizes["position"]):
+        slots -= 1
+    if slots < index.shape[3]:
+        left_out.append(f"the weakest {index.shape[3] - slots} of {index.shape[3]} slots of each token")
+        index = index[..., :slots]
+        weights = weights[..., :slots] if weights is not None else None
+    longest = fits()
+    vocab: dict[str, int] = {}
+    kept: list[dict[str, Any]] = []
+    cut = long = 0
+    for d in order:
+        real = np.flatnonzero(data["input_position"].values[d] >= 0)
+        texts = [tokens.visible(str(t)) for t in data["input_token"].values[d][real]]
+        if len(real) > longest:
+            real, texts = real[:longest], texts[:longest]
+            long += 1
+        new = {t for t in texts if clipped(t) not in vocab}
+        one: dict[str, Any] = {
+            "prompt": d, "label": where[int(label[d])],
+            "text": clipped(tokens.plain(str(data["prompt_text"].values[d])), 48),
+            "position": integers(data["position"].values[real]),
+            "expert": integers(index[d][:, real]),
+        }  # fmt: skip
+        if weights is not None:
+            one["weight"] = decimals(weights[d][:, real], 2)
+        room -= weight(one) + 6 * len(texts) + sum(weight(clipped(t)) + 1 for t in new)
+        if room < 0 and len(kept) >= several:
+            break
+        cut += sum(len(t) > len(clipped(t)) for t in new)
+        one["token"] = integers([vocab.setdefault(clipped(t), len(vocab)) for t in texts])
+        kept.append(one)
+    if len(kept) < len(order):
+        left_out.append(
+            f"tokens of {len(order) - len(kept)} of {len(order)} documents (documents=... chooses, limit=... adds room)"
+        )
+    if long:
+        left_out.append(f"tokens behind the first {longest} of {long} documents")
+    if cut:
+        left_out.append(f"the ends of {cut} long tokens")
+    return list(vocab), sorted(kept, key=lambda one: one["prompt"])
+
+
+def static(reading: Any, **options: Any) -> str:
+    """Shares of the first label by block and expert."""
+    from probes.routing.measures.documents import shares
+
+    data, _ = opened(reading)
+    share = shares(data["usage_count"].transpose("label", "block", "expert").values.astype(float))[0]
+    blocks, experts = every(share.shape[0], 13), every(share.shape[1], STATIC_EXPERTS)
+    top = float(np.nanmax(share, initial=0)) or 1.0
+    rows = [
+        [str(data["block"].values[b]), *((f"{share[b, e]:.0%}", share[b, e] / top) for e in experts)]
+        for b in reversed(blocks)
+    ]
+    told = about(reading)
+    said = [told["reader"], told["model"], f"share of slots by block and expert, label {data['label'].values[0]}"]
+    if len(blocks) < share.shape[0] or len(experts) < share.shape[1]:
+        said.append(f"{len(blocks)} of {share.shape[0]} blocks, {len(experts)} of {share.shape[1]} experts")
+    if data.sizes["label"] > 1:
+        said.append(f"one of {data.sizes['label']} labels")
+    said.append(f"an even share is {1 / max(1, share.shape[1]):.1%}")
+    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows)
+
+
+VIEW = View(
+    "RoutingExplorer",
+    "Tokens of a document by their experts, experts by label, and labels beside each other.",
+    Path(__file__).with_name("explorer.js"),
+    ("usage_count", "document_count", "expert_exists", "top_k"),
+    payload,
+    static,
+)

@@ -1,0 +1,258 @@
+"""The explorer of thoughts: a graph whose nodes are as full as the belief in them, thought by thought, layer by layer.
+
+    found = think(model, questions.prompts, ContinuousThought(3), readers=[CandidateBelief(questions.names)], then="=")
+    found.readings[0].explore(problems=questions.problems)
+
+Without problems the candidates stand in a circle, and there is no frontier.  Belief in the frontier and in the target
+stands beside what the same states of other prompts believe of these very nodes, and beside an even belief.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.widgets.base import (
+    LIMIT,
+    View,
+    about,
+    clipped,
+    decimals,
+    every,
+    integers,
+    opened,
+    sendable,
+    table,
+    weight,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from probes.superposition.problems import Problem
+
+SWEEPS = 8
+STATIC_NODES = 24
+
+
+def explore(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> Any:
+    """The live explorer of a reading of :class:`~probes.superposition.CandidateBelief`.
+
+    Args:
+        problems: one for each prompt, whose names are the candidates.
+        limit: bytes of the payload, about.  Prompts that do not fit are counted under the widget.
+
+    ``selection``: prompt; layer; position, the place as the reading numbers it (thoughts so far; those behind the last
+    thought are the tokens fed after it); node, the name of a candidate, or None.
+
+    Raises InputError where problems and prompts do not fit together.
+    """
+    return VIEW.explore(reading, problems=problems, limit=limit)
+
+
+def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
+    """The same as one offline page."""
+    return VIEW.to_html(reading, path, title, **options)
+
+
+def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> dict[str, Any]:
+    data, _ = opened(reading)
+    belief = data["belief"].transpose("prompt", "layer", "position", "candidate").values.astype(float)
+    names = data["candidate_name"].transpose("prompt", "candidate").values
+    if problems is not None and len(problems) != len(belief):
+        raise InputError(f"There are {len(belief)} prompts and {len(problems)} problems. Give one for each prompt.")
+    left_out: list[str] = []
+    shown: dict[str, Any] = {
+        "about": about(reading),
+        "layers": data["layer"].values.tolist(),
+        "positions": data["position"].values.tolist(),
+        "mass": "mass" in data,
+    }
+    room, kept, lists, place_names = limit - weight(shown), [], {}, {}
+    for i in range(len(belief)):
+        real = [k for k, name in enumerate(names[i]) if str(name)]
+        own = [str(names[i][k]) for k in real]
+        graph = _graph(problems[i], own, i) if problems is not None else _circle(len(own))
+        places = places_of(data, i)
+        new = sum(2 * len(n) + 8 for n in own) if tuple(own) not in lists else 0
+        one: dict[str, Any] = {
+            "text": clipped(tokens.plain(str(data["prompt_text"].values[i]))) if "prompt_text" in data else "",
+            "belief": decimals(belief[i][..., real], 4),
+            "names": lists.setdefault(tuple(own), len(lists)),
+            "places": place_names.setdefault(tuple(map(tuple, places)), len(place_names)),
+            **graph,
+        }
+        if "mass" in data:
+            one["mass"] = decimals(data["mass"].transpose("prompt", "layer", "position").values[i], 4)
+        if problems is not None:
+            one["null"] = {
+                name: decimals(values, 4) for name, values in _null(belief, names, problems[i], i, places).items()
+            }
+        room -= weight(one) + new
+        if room < 0 and kept:
+            break
+        kept.append(one)
+    if len(kept) < len(belief):
+        left_out.append(f"the last {len(belief) - len(kept)} of {len(belief)} prompts (.isel(prompt=...) chooses)")
+    lists = {own: i for own, i in lists.items() if i <= max(one["names"] for one in kept)}
+    choices: dict[str, Any] = {
+        "prompt": list(range(len(kept))), "layer": shown["layers"], "position": shown["positions"],
+        "node": [None, *dict.fromkeys(sendable(name) for own in lists for name in own)],
+    }  # fmt: skip
+    return {
+        **shown,
+        "prompts": kept,
+        "names": [[sendable(name) for name in own] for own in lists],
+        "shown": [[clipped(tokens.visible(name)) for name in own] for own in lists],
+        "places": [list(map(list, own)) for own in place_names],
+        "left_out": left_out,
+        "start": {"prompt": 0, "layer": shown["layers"][-1], "position": shown["positions"][0], "node": None},
+        "choices": choices,
+    }
+
+
+def places_of(data: xr.Dataset, prompt: int) -> list[tuple[int | None, str]]:
+    """(thoughts so far, token) of every place of a prompt: a place behind the last thought is no thought more.
+
+    The number is None where nothing was thought (a reading that is not of thoughts), the token "" at thoughts.
+    """
+    n = data.sizes["position"]
+    if "input_token" not in data:
+        return [(None, str(p)) for p in data["position"].values.tolist()]
+    texts = [str(t) for t in data["input_token"].values[prompt]]
+    no_token = data["input_id"].values[prompt] == -1 if "input_id" in data else np.zeros(n, bool)
+    thought = [bool(no_token[k]) and texts[k].startswith("thought ") for k in range(n)]
+    found: list[tuple[int | None, str]] = []
+    for k in range(n):
+        so_far = sum(thought[: k + 1]) if any(thought) else None
+        found.append((so_far, "" if thought[k] else clipped(tokens.visible(texts[k])) if texts[k] else "–"))
+    return found
+
+
+def _graph(problem: Problem, names: list[str], prompt: int) -> dict[str, Any]:
+    """Edges, special nodes, distances and places of a problem's graph, nodes in the order of the candidates."""
+    own = [str(name) for name in problem.names]
+    if sorted(own) != sorted(names):
+        raise InputError(
+            f"The nodes of problem {prompt} are {', '.join(own[:6])}, ... and the candidates of its prompt "
+            f"{', '.join(names[:6])}, .... Read CandidateBelief with the names of the problems' nodes."
+        )
+    number = {name: i for i, name in enumerate(names)}
+    to = [number[name] for name in own]
+    order = np.argsort(to)
+    x, y = layered(problem)
+    return {
+        "edges": integers(np.array([to[v] for edge in problem.edges for v in edge], int)),
+        "root": to[problem.root], "target": to[problem.target], "negative": to[problem.negative],
+        "depth": integers(problem.depth[order]), "to_target": integers(problem.to_target[order]),
+        "x": decimals(x[order], 3), "y": decimals(y[order], 3),
+    }  # fmt: skip
+
+
+def _circle(n: int) -> dict[str, Any]:
+    angle = 2 * np.pi * np.arange(n) / max(1, n) - np.pi / 2
+    return {
+        "edges": integers(np.zeros(0, int)), "root": -1, "target": -1, "negative": -1,
+        "depth": integers(np.full(n, -1)), "to_target": integers(np.full(n, -1)),
+        "x": decimals(0.5 + 0.5 * np.cos(angle), 3), "y": decimals(0.5 + 0.5 * np.sin(angle), 3),
+    }  # fmt: skip
+
+
+def layered(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Where nodes stand, from 0 to 1: columns by distance from the root; those out of its reach in a band below.
+
+    Within a column nodes are ordered by the mean place of their neighbours, a few times over, so that few edges cross
+    (the barycentre method of Sugiyama et al. 1981).
+    """
+    n, reached = len(problem.names), problem.depth >= 0
+    column = np.where(reached, problem.depth, 0)
+    for _ in range(n):  # out of reach: by the longest way that leads there; in a cycle, n at most
+        for a, b in problem.edges:
+            if not reached[a] and not reached[b] and a != b:
+                column[b] = max(column[b], min(column[a] + 1, n))
+    x, y = column / max(1, column.max()), np.zeros(n)
+    bands = [own for own in (reached, ~reached) if own.any()]
+    heights = [max(np.bincount(column[own])) for own in bands]
+    near: list[list[int]] = [[] for _ in range(n)]
+    for a, b in problem.edges:
+        near[a].append(b)
+        near[b].append(a)
+    for sweep in range(SWEEPS):
+        columns = np.unique(column)
+        for c in columns if sweep % 2 == 0 else columns[::-1]:
+            top = 0.0
+            for own, height in zip(bands, heights, strict=True):
+                nodes = np.flatnonzero(own & (column == c)).tolist()
+                nodes.sort(key=lambda v: (np.mean([y[w] for w in near[v]]) if near[v] else y[v], v))
+                for k, v in enumerate(nodes):
+                    y[v] = top + (k + 0.5) * height / len(nodes)
+                top += height + 0.5
+    return x, y / (sum(heights) + 0.5 * (len(bands) - 1))
+
+
+def _null(
+    belief: np.ndarray, names: np.ndarray, problem: Problem, i: int, places: list[tuple[int | None, str]]
+) -> dict[str, np.ndarray]:
+    """What the same places of other prompts with these candidates believe of this problem's frontier and target.
+
+    [layer, place] means over the other prompts; NaN where there is none.
+    """
+    others = [j for j in range(len(belief)) if j != i and (names[j] == names[i]).all()]
+    shape = belief.shape[1:3]
+    found = {"frontier": np.full(shape, np.nan), "target": np.full(shape, np.nan)}
+    if not others:
+        return found
+    mean = belief[others].mean(0)
+    number = {str(name): k for k, name in enumerate(names[i])}
+    found["target"] = mean[..., number[str(problem.names[problem.target])]]
+    for k, (thoughts, token) in enumerate(places):
+        if thoughts is not None and (k == 0 or not token):
+            ring = [number[str(problem.names[v])] for v in np.flatnonzero(problem.depth == thoughts + 1)]
+            found["frontier"][:, k] = mean[:, k, ring].sum(-1) if ring else np.nan
+    return found
+
+
+def static(reading: Any, **options: Any) -> str:
+    """Belief in every candidate from place to place, of the first prompt at the last layer."""
+    data, _ = opened(reading)
+    own = data["belief"].transpose("prompt", "layer", "position", "candidate").values[0, -1]
+    names = [str(x) for x in data["candidate_name"].values[0]]
+    best = np.argsort(-np.nan_to_num(own).max(0))[:STATIC_NODES]
+    best = np.sort(best[[bool(names[k]) for k in best]])
+    places = every(len(own), 12)
+    called = places_of(data, 0)
+    head = ["candidate", *(called_as(*called[k]) for k in places)]
+    rows = [[tokens.visible(names[v]), *((f"{own[k, v]:.2f}", float(own[k, v])) for k in places)] for v in best]
+    told = about(reading)
+    said = [told["reader"], told["model"], f"belief at layer {data['layer'].values[-1]}, prompt 0"]
+    if data.sizes["prompt"] > 1:
+        said.append(f"one of {data.sizes['prompt']} prompts")
+    if len(best) < sum(map(bool, names)):
+        said.append(f"{len(best)} of {sum(map(bool, names))} candidates")
+    said.append(f"an even belief is {1 / max(1, sum(map(bool, names))):.2f}")
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
+
+
+def called_as(thoughts: int | None, token: str) -> str:
+    """What a place is called."""
+    if thoughts is None:
+        return f"at {token}"
+    if thoughts and token:
+        return f"answer, after {token}"
+    return "no thought yet" if not thoughts else f"{thoughts} thought{'s' * (thoughts > 1)}"
+
+
+VIEW = View(
+    "BeliefExplorer",
+    "Belief in the nodes of a graph, or in any candidates, by thought and by layer.",
+    Path(__file__).with_name("explorer.js"),
+    ("belief", "candidate_name"),
+    payload,
+    static,
+)

@@ -1,0 +1,286 @@
+// Drift: topics x checkpoints, a range of checkpoints, and the items that changed most between its ends.
+
+const STYLE = `
+.wx-range{position:relative;height:26px;margin-top:2px}
+.wx-range .track{position:absolute;left:0;right:0;top:11px;height:4px;border-radius:2px;background:var(--zero)}
+.wx-range .own{position:absolute;top:11px;height:4px;background:var(--accent)}
+.wx-grip{position:absolute;top:3px;width:12px;height:20px;margin-left:-6px;border-radius:4px;background:var(--bg);
+  border:2px solid var(--accent);cursor:ew-resize;touch-action:none}
+.wx-items{list-style:none;margin:0;padding:0;max-height:430px;overflow:auto;border:1px solid var(--line);border-radius:6px}
+.wx-items>li{display:grid;grid-template-columns:minmax(0,1fr) minmax(150px,300px) 122px;gap:4px 12px;padding:6px 10px;
+  border-bottom:1px solid var(--line);cursor:pointer;align-items:center}
+.narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
+.narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
+.wx-items>li:last-child{border-bottom:0}
+.wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
+.wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
+.on>div>.wx-said{-webkit-line-clamp:14}
+.wx-about{display:flex;gap:8px;white-space:nowrap;min-width:0;color:var(--soft);font-size:12px}
+.wx-ends{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:2px 6px;align-items:center;font-size:11px;color:var(--soft);
+  font-variant-numeric:tabular-nums}
+.wx-stack{display:flex;height:15px;border-radius:3px;overflow:hidden;background:var(--zero)}
+.wx-stack>span{overflow:hidden;white-space:nowrap;font-size:10px;line-height:15px;text-align:center;color:#000}
+.wx-change{text-align:right;font-variant-numeric:tabular-nums}
+.wx-change small{display:block;color:var(--soft);font-size:11px}
+.s0{background:var(--h2)}.s1{background:#b9bec7}.s2{background:var(--h1)}
+.s3{background:repeating-linear-gradient(45deg,var(--bg) 0 3px,#9aa4b2 3px 4.5px);color:var(--ink)!important;text-shadow:0 0 3px var(--bg),0 0 3px var(--bg),0 0 3px var(--bg)}
+.wx-key2{display:flex;flex-wrap:wrap;gap:4px 12px;font-size:12px;color:var(--soft)}
+.wx-key2 i{display:inline-block;width:14px;height:11px;border-radius:2px;margin-right:4px;vertical-align:-1px}
+.wx-years{display:flex;align-items:flex-end;gap:1px;height:74px;margin-top:6px}
+.wx-years>div{flex:1;display:flex;flex-direction:column-reverse;height:100%;min-width:2px;opacity:.55}
+.wx-years>div.in{opacity:1}
+`;
+const STANCES = ["support", "neutral", "oppose", "uncommitted"], LETTERS = ["+", "0", "−", "?"], MOST = 60;
+const CALLED = { keyed: "keyed stance", drift: "keyed drift" };
+
+export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) => {
+  const K = p.steps.length, I = p.items.length, M = p.topics.length, measures = Object.keys(p.measures);
+  const mean = decode(p.p), S = p.n_samples || 0;
+  const state = { measure: p.start.measure, topic: -1, ends: [0, K - 1], item: -1, query: "", row: 0, column: K - 1, anchor: 0 };
+
+  const at = (k, i) => { // four stances; the last is what is left of 1
+    const x = [0, 1, 2].map((s) => mean[(k * I + i) * 3 + s]);
+    return [...x, Math.max(0, 1 - x[0] - x[1] - x[2])];
+  };
+  const apart = (x, y) => x.reduce((sum, v, s) => sum + Math.abs(v - y[s]), 0) / 2;
+  const CENTRED = new Set(["keyed", "drift"]);
+
+  // ---- nodes
+  const tools = make("div", "wx-tools"), box = make("div"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
+  const facts = make("p", "wx-facts"), scales = make("div", "wx-tools"), head = make("div", "wx-tools"), list = make("ol", "wx-items"), key = make("div", "wx-key2");
+  const title = make("h3"), find = make("input");
+  const pickMeasure = choice("show", (i) => { state.measure = measures[i]; paint(); done(); });
+  const pickTopic = choice("topic", (i) => { state.topic = i - 1; paint(); done(); });
+  const pickFrom = choice("from", (i) => { state.ends[0] = i; if (state.ends[1] < i) state.ends[1] = i; paint(); done(); });
+  const pickTo = choice("to", (i) => { state.ends[1] = i; if (state.ends[0] > i) state.ends[0] = i; paint(); done(); });
+  pickMeasure.fill(measures.map((m) => CALLED[m] || m));
+  pickTopic.fill(["all topics", ...p.names]);
+  pickFrom.fill(p.steps);
+  pickTo.fill(p.steps);
+  find.type = "search";
+  find.placeholder = "find in items";
+  find.setAttribute("aria-label", "find in items");
+  find.oninput = () => { state.query = find.value.toLowerCase(); items(); };
+  tools.append(pickMeasure.node, pickTopic.node, pickFrom.node, pickTo.node);
+  head.append(title, find);
+  list.setAttribute("role", "listbox");
+  list.setAttribute("aria-label", "items by how far they changed; arrow keys walk through them");
+  STANCES.forEach((name, s) => { const entry = make("span"), swatch = make("i", `s${s}`); entry.append(swatch, `${LETTERS[s]} ${name}`); key.append(entry); });
+  const heat = heatmap("topics by checkpoint; arrow keys choose a topic, Shift with an arrow stretches the range of checkpoints", {
+    pick: (r, k) => { state.row = r; state.column = state.anchor = k; state.topic = r; paint(); done(); },
+    hover: (to) => tellCell(to),
+    drag: (from, to) => { state.ends = [Math.min(from[1], to[1]), Math.max(from[1], to[1])]; paint(); done(); },
+    keys: { Escape: () => { state.topic = -1; paint(); done(); } },
+  });
+  heat.svg.addEventListener("keydown", (event) => { // before the heat map's own keys
+    if (!event.shiftKey || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    state.column = clamp(state.column + (event.key === "ArrowLeft" ? -1 : 1), 0, K - 1);
+    state.ends = [Math.min(state.anchor, state.column), Math.max(state.anchor, state.column)];
+    paint();
+    done();
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, true);
+
+  const grips = ["from", "to"].map((name, end) => {
+    const grip = make("div", "wx-grip");
+    grip.tabIndex = 0;
+    grip.setAttribute("role", "slider");
+    grip.setAttribute("aria-label", `${name} checkpoint`);
+    grip.setAttribute("aria-valuemin", 0);
+    grip.setAttribute("aria-valuemax", K - 1);
+    const move = (k) => { const to = clamp(k, end ? state.ends[0] : 0, end ? K - 1 : state.ends[1]); if (to !== state.ends[end]) { state.ends[end] = to; paint(); done(); } };
+    grip.addEventListener("keydown", (event) => bound(event, {
+      ArrowLeft: () => move(state.ends[end] - 1), ArrowRight: () => move(state.ends[end] + 1), ArrowDown: () => move(state.ends[end] - 1),
+      ArrowUp: () => move(state.ends[end] + 1), Home: () => move(0), End: () => move(K - 1),
+    }));
+    grip.addEventListener("pointerdown", (event) => { grip.setPointerCapture(event.pointerId); event.preventDefault(); grip.focus(); });
+    grip.addEventListener("pointermove", (event) => {
+      if (!grip.hasPointerCapture(event.pointerId)) return;
+      const line = range.getBoundingClientRect();
+      move(Math.round(((event.clientX - line.left) / line.width) * K - 0.5));
+    });
+    return grip;
+  });
+  range.append(track, own, ...grips);
+  heat.svg.after(range);
+  box.append(heat.node, scales, facts);
+  root.append(tools, box, head, key, list);
+
+  // ---- heat map
+  const packed = (name, which) => (p.measures[name][which] ? decode(p.measures[name][which]) : null);
+  function chart() {
+    const name = state.measure, values = packed(name, "value"), low = packed(name, "low"), high = packed(name, "high"), ps = packed(name, "p");
+    const two = CENTRED.has(name);
+    let reach = 0;
+    for (const x of values) if (!Number.isNaN(x)) reach = Math.max(reach, Math.abs(x));
+    reach = two ? Math.max(reach, 0.05) : 1;
+    const unsure = (j) => (ps ? ps[j] > 0.05 : two && low[j] <= 0 && high[j] >= 0);
+    heat.fill({
+      rows: p.names, columns: p.steps, title: "checkpoint", wide: 60, least: 7, high: 20,
+      cell: (r, k) => {
+        const j = r * K + k, x = values[j];
+        return { fill: two ? signed(x / reach) : shade(x / reach), mark: !Number.isNaN(x) && unsure(j) ? "hatch" : null, title: cellText(r, k) };
+      },
+    });
+    const width = heat.svg.getAttribute("width");
+    range.style.width = `${width}px`;
+    const of = name === "drift" ? ` from ${p.baseline ?? p.steps[0]}` : "";
+    scales.replaceChildren(
+      scale(two ? "signed" : "shade", two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
+      make("span", "wx-hint", ps ? "hatched: not beyond chance (family-wise p > 0.05)" : two ? "hatched: the 95 % interval holds 0" : "95 % intervals below"),
+    );
+    cursor();
+  }
+  function cellText(r, k) {
+    const name = state.measure, j = r * K + k, ps = packed(name, "p"), sign = (x) => (CENTRED.has(name) && x > 0 ? "+" : "") + say(x);
+    const test = ps && !Number.isNaN(ps[j]) ? `, p ${say(ps[j], 3)}` : "";
+    return `${p.names[r]}, checkpoint ${p.steps[k]}: ${CALLED[name] || name} ${sign(packed(name, "value")[j])} [${sign(packed(name, "low")[j])}, ${sign(packed(name, "high")[j])}]${test}`;
+  }
+  function tellCell(to) {
+    facts.textContent = cellText(...(to || [state.row, state.column]));
+  }
+  function cursor() {
+    const [a, b] = state.ends, unit = 100 / K;
+    heat.at(state.row, state.column);
+    const row = state.topic >= 0 ? state.topic : state.row;
+    heat.trace([[row, a], [row, b]]);
+    own.style.left = `${(a + 0.5) * unit}%`;
+    own.style.width = `${(b - a) * unit}%`;
+    grips.forEach((grip, end) => {
+      const k = state.ends[end];
+      grip.style.left = `${(k + 0.5) * unit}%`;
+      grip.setAttribute("aria-valuenow", k);
+      grip.setAttribute("aria-valuetext", `checkpoint ${p.steps[k]}`);
+    });
+  }
+
+  // ---- items
+  // Whether an item moved more than its framings' noise: each framing's two readings swapped at random, all ways or 64
+  // of them, the readings as they are among them.  [mean distance under swaps, share of swaps that reach the observed].
+  const swaps = (() => {
+    const all = 2 ** Math.max(S - 1, 0);
+    let seed = 1;
+    const random = () => { seed = (seed * 48271) % 2147483647; return seed / 2147483647; };
+    return Array.from({ length: Math.min(all, 64) }, (_, n) => Array.from({ length: S }, (_, s) => (all <= 64 ? ((n >> s) & 1 ? -1 : 1) : n && random() < 0.5 ? -1 : 1)));
+  })();
+  const many = S ? decode(p.samples) : null;
+  function chance(i) {
+    const gaps = [], signs = [];
+    for (let s = 0; many && s < S; s++) {
+      const x = [0, 1, 2].map((q) => many[((state.ends[1] * I + i) * S + s) * 3 + q] - many[((state.ends[0] * I + i) * S + s) * 3 + q]);
+      if (!x.some(Number.isNaN)) { gaps.push([...x, -(x[0] + x[1] + x[2])]); signs.push(s); }
+    }
+    if (gaps.length < 2) return null;
+    const found = swaps.map((own) => [0, 1, 2, 3].reduce((sum, q) => sum + Math.abs(gaps.reduce((all, x, j) => all + own[signs[j]] * x[q], 0)), 0) / gaps.length / 2);
+    return [found.reduce((x, y) => x + y) / found.length, found.filter((x) => x >= found[0] - 1e-9).length / found.length];
+  }
+
+  function stack(x) {
+    const node = make("div", "wx-stack");
+    node.title = STANCES.map((name, s) => `${name} ${say(x[s])}`).join(", ");
+    if (Number.isNaN(x[0])) { node.textContent = "not read"; return node; }
+    x.forEach((v, s) => {
+      const piece = make("span", `s${s}`, v > 0.13 ? `${LETTERS[s]} ${Math.round(100 * v)}` : "");
+      piece.style.width = `${100 * v}%`;
+      node.append(piece);
+    });
+    return node;
+  }
+
+  function items() {
+    const [a, b] = state.ends, rows = [];
+    for (let i = 0; i < I; i++) {
+      if (state.topic >= 0 && p.topic[i] !== state.topic) continue;
+      if (state.query && !`${p.texts[i]} ${p.item_names[i]} ${p.names[p.topic[i]]}`.toLowerCase().includes(state.query)) continue;
+      const far = apart(at(a, i), at(b, i));
+      rows.push([Number.isNaN(far) ? -1 : far, i]);
+    }
+    rows.sort((x, y) => y[0] - x[0] || x[1] - y[1]);
+    let shown = rows.slice(0, MOST);
+    const lost = rows.find(([, i]) => i === state.item);
+    if (lost && !shown.includes(lost)) shown = [...shown, lost];
+    title.textContent = `Items from ${p.steps[a]} to ${p.steps[b]}${state.topic >= 0 ? `, ${p.names[state.topic]}` : ""}${rows.length > MOST ? `: the ${MOST} of ${rows.length} that changed most` : `: ${rows.length}`}`;
+    list.replaceChildren(...shown.map(([far, i], n) => {
+      const item = make("li", i === state.item ? "on" : ""), text = make("div"), about = make("div", "wx-about"), ends = make("div", "wx-ends"), change = make("div", "wx-change");
+      const said = make("div", "wx-said", p.texts[i]);
+      said.dir = "auto";
+      const polarity = p.polarity[i] > 0 ? "keyed +" : p.polarity[i] < 0 ? "keyed −" : "not keyed";
+      about.append(make("span", "wx-one", p.names[p.topic[i]]), make("span", "", polarity));
+      if (p.item_names[i] !== p.texts[i]) about.append(make("span", "wx-one", p.item_names[i]));
+      text.append(said, about);
+      for (const k of [a, b]) ends.append(make("span", "", p.steps[k]), stack(at(k, i)));
+      const swapped = far < 0 ? null : chance(i);
+      change.append(far < 0 ? "–" : say(far));
+      if (swapped) change.append(make("small", "", `chance ${say(swapped[0])}, p ${say(swapped[1])}`));
+      change.title = "total variation between the two stance vectors; chance and p: when each framing's two readings are swapped at random; p is of this item alone, whatever the number of items";
+      item.append(text, ends, change);
+      item.setAttribute("role", "option");
+      item.setAttribute("aria-selected", String(i === state.item));
+      item.dataset.item = i;
+      item.tabIndex = i === state.item || (n === 0 && !lost) ? 0 : -1;
+      if (i === state.item) item.append(course(i));
+      return item;
+    }));
+  }
+
+  function course(i) { // the item's stances at every checkpoint
+    const node = make("div", "wx-years");
+    node.style.gridColumn = "1/-1";
+    node.setAttribute("role", "img");
+    node.setAttribute("aria-label", `stances at ${K} checkpoints`);
+    for (let k = 0; k < K; k++) {
+      const x = at(k, i), column = make("div", k >= state.ends[0] && k <= state.ends[1] ? "in" : "");
+      column.title = `checkpoint ${p.steps[k]}: ${STANCES.map((name, s) => `${name} ${say(x[s])}`).join(", ")}`;
+      if (!Number.isNaN(x[0])) x.forEach((v, s) => { const piece = make("div", `s${s}`); piece.style.height = `${100 * v}%`; column.append(piece); });
+      node.append(column);
+    }
+    return node;
+  }
+  rove(list, "li", (node) => {
+    const i = Number(node.dataset.item);
+    if (i === state.item) return;
+    for (const other of list.children) {
+      const on = other === node;
+      other.classList.toggle("on", on);
+      other.setAttribute("aria-selected", String(on));
+      if (other.lastChild.className === "wx-years") other.lastChild.remove();
+    }
+    state.item = i;
+    node.append(course(i));
+    done();
+  });
+
+  // ---- choosing
+  function paint() {
+    pickMeasure.select.selectedIndex = measures.indexOf(state.measure);
+    pickTopic.select.selectedIndex = state.topic + 1;
+    pickFrom.select.selectedIndex = state.ends[0];
+    pickTo.select.selectedIndex = state.ends[1];
+    if (state.topic >= 0) state.row = state.topic;
+    chart();
+    tellCell(null);
+    announce(facts.textContent);
+    items();
+  }
+  const done = () => tell({
+    measure: state.measure, topic: state.topic < 0 ? null : p.topics[state.topic], from: p.steps[state.ends[0]], to: p.steps[state.ends[1]],
+    item: state.item < 0 ? null : p.items[state.item],
+  });
+
+  return {
+    take(s) {
+      if (measures.includes(s.measure)) state.measure = s.measure;
+      state.topic = s.topic === null || s.topic === undefined ? -1 : p.topics.indexOf(s.topic);
+      const a = p.steps.indexOf(s.from), b = p.steps.indexOf(s.to);
+      state.ends = [a < 0 ? 0 : a, b < 0 ? K - 1 : b].sort((x, y) => x - y);
+      [state.anchor, state.column] = state.ends;
+      state.item = s.item === null || s.item === undefined ? -1 : p.items.indexOf(s.item);
+      paint();
+    },
+    lay(width) {
+      root.classList.toggle("narrow", width < 640);
+      chart();
+    },
+  };
+});

@@ -1,0 +1,200 @@
+"""The explorer of values over training: topics by checkpoints, and the items that moved between any two of them.
+
+    track = tracker.ValueTracker("out/values", items.own(), [Pmf()])
+    explorer.explore(track.readings(), items=track.items)
+
+Stances and drifts stand beside their intervals, drifts beside their family-wise p; the change of an item stands beside
+what its framings make of no change at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.widgets.base import LIMIT, View, about, clipped, decimals, every, opened, sendable, table, weight
+
+LONGEST_TEXT = 600
+STATIC_STEPS, STATIC_TOPICS = 14, 40
+CALLED = {
+    "keyed": "keyed stance", "drift": "keyed drift", "support": "support", "neutral": "neutral", "oppose": "oppose",
+    "uncommitted": "uncommitted", "commitment": "commitment",
+}  # fmt: skip
+
+
+def explore(
+    readings: Any,
+    *,
+    items: Iterable[Any] | Mapping[Any, str] | None = None,
+    drift: xr.Dataset | None = None,
+    limit: int = LIMIT,
+) -> Any:
+    """The live explorer of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
+
+    Args:
+        items: what was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
+        drift: a table of :func:`probes.values.drift.drift` of these readings; None: made here, from the first
+            checkpoint on.
+        limit: bytes of the payload, about.
+
+    ``selection``: measure (:data:`CALLED`), topic (or None: all), from and to (checkpoints), item (an id, or None).
+    """
+    return VIEW.explore(readings, items=items, drift=drift, limit=limit)
+
+
+def to_html(readings: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
+    """The same as one offline page."""
+    return VIEW.to_html(readings, path, title, **options)
+
+
+def payload(
+    readings: Any,
+    *,
+    items: Iterable[Any] | Mapping[Any, str] | None = None,
+    drift: xr.Dataset | None = None,
+    limit: int = LIMIT,
+) -> dict[str, Any]:
+    from probes.values.drift import drift as drifted
+    from probes.values.drift import stance
+    from probes.values.units import STANCES, checked
+
+    data = checked(opened(readings)[0])
+    steps, ids = data["checkpoint"].values.tolist(), [str(x) for x in data["item"].values]
+    topics = list(dict.fromkeys(str(t) for t in data["topic"].values))
+    stood = stance(data)
+    if drift is None and len(steps) > 1:
+        drift = drifted(data)
+    measures = _stances(stood, topics, steps, STANCES)
+    if drift is not None:
+        lacking = [n for n in ("keyed_M", "keyed_M_low", "keyed_M_high", "keyed_M_p") if n not in drift]
+        if lacking:
+            raise InputError(f"The drift table has no {lacking[0]}. Give what probes.values.drift.drift returns.")
+        if sorted(map(str, drift["topic"].values)) != sorted(topics) or drift["checkpoint"].values.tolist() != steps:
+            raise InputError("The drift table is of other topics or checkpoints. Make it of these readings.")
+        measures["drift"] = _measure(drift, "keyed_M", topics, steps, p="keyed_M_p")
+    texts, raw = _texts(items, ids), [sendable(t) for t in topics]
+    left_out: list[str] = []
+    cut = sum(len(t) > LONGEST_TEXT for t in texts)
+    if cut:
+        left_out.append(f"the ends of {cut} long items")
+    shown: dict[str, Any] = {
+        "about": _about(readings),
+        "steps": steps,
+        "baseline": int(drift.attrs["baseline"]) if drift is not None and "baseline" in drift.attrs else None,
+        "topics": raw,
+        "names": [clipped(tokens.plain(t)) for t in topics],
+        "measures": {name: measures[name] for name in CALLED if name in measures},
+        "items": [sendable(i) for i in ids],
+        "item_names": [clipped(tokens.plain(i)) for i in ids],
+        "texts": [clipped(tokens.plain(t), LONGEST_TEXT) for t in texts],
+        "topic": [topics.index(str(t)) for t in data["topic"].values],
+        "polarity": [int(x) for x in data["polarity"].values],
+    }
+    p = data["p"].values.astype(float)
+    mean = _mean(p)
+    # The last stance is what is left of 1.  Samples are sent where they fit: they tell an item's noise.
+    shown["p"] = decimals(mean[..., :3], 3 if weight(shown) + mean[..., :3].size * 2.7 < limit else 2)
+    samples = p.shape[2]
+    many = decimals(p[..., :3], 2)
+    if 1 < samples <= 64 and weight(shown) + weight(many) < limit:
+        shown["samples"], shown["n_samples"] = many, samples
+    elif samples > 1:
+        left_out.append(f"the {samples} samples of each item, so that changes of items are without their noise")
+    return {
+        **shown,
+        "left_out": left_out,
+        "start": {
+            "measure": "drift" if "drift" in measures else "keyed", "topic": None, "from": steps[0], "to": steps[-1],
+            "item": None,
+        },
+        "choices": {
+            "measure": list(shown["measures"]), "topic": [None, *raw], "from": steps, "to": steps,
+            "item": [None, *shown["items"]],
+        },
+    }  # fmt: skip
+
+
+def _about(readings: Any) -> dict[str, str]:
+    told = about(readings)
+    return {**told, "reader": " ".join(["values", *told["reader"].split(" ")[:1]]).strip()}
+
+
+def _mean(p: np.ndarray) -> np.ndarray:
+    """[checkpoint, item, sample, stance] -> mean over the samples that were read; NaN where none was."""
+    there = ~np.isnan(p[..., 0])
+    total, count = np.nan_to_num(p).sum(2), there.sum(2)[..., None]
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _stances(stood: xr.Dataset, topics: list[str], steps: list[int], stances: tuple[str, ...]) -> dict[str, Any]:
+    found = {name: _measure(stood, name, topics, steps) for name in ("keyed", "commitment")}
+    for name in stances:
+        found[name] = _measure(stood.sel(stance=name), "v", topics, steps)
+    return found
+
+
+def _measure(
+    source: xr.Dataset, name: str, topics: list[str], steps: list[int], p: str | None = None
+) -> dict[str, Any]:
+    """Value, interval and p [topic, step] of one variable."""
+    own = source.sel(topic=topics, checkpoint=steps)
+
+    def values(which: str) -> np.ndarray:
+        return own[which].transpose("topic", "checkpoint").values.astype(float)
+
+    found = {"value": decimals(values(name), 3)}
+    found |= {end: decimals(values(f"{name}_{end}"), 3) for end in ("low", "high")}
+    return found | ({"p": decimals(values(p), 3)} if p else {})
+
+
+def _texts(items: Iterable[Any] | Mapping[Any, str] | None, ids: list[str]) -> list[str]:
+    if items is None:
+        return ids
+    if not isinstance(items, Mapping):
+        items = {item.item_id: item.text for item in items}
+    texts = {str(key): str(text) for key, text in items.items()}
+    if unknown := [i for i in ids if i not in texts]:
+        raise InputError(f"Item {unknown[0]!r} has no text ({len(unknown)} have none). Give the items that were read.")
+    return [texts[i] for i in ids]
+
+
+def static(readings: Any, **options: Any) -> str:
+    """Keyed stance by topic and checkpoint, means over clusters, and where it is not told from 0."""
+    from probes.values.drift import stance
+    from probes.values.units import Units, checked
+
+    data = checked(opened(readings)[0])
+    units, stood = Units(data), stance(data, draws=200)
+    keyed, low, high = (stood[n].transpose("topic", "checkpoint").values for n in ("keyed", "keyed_low", "keyed_high"))
+    topics, steps = every(len(keyed), STATIC_TOPICS), every(keyed.shape[1], STATIC_STEPS)
+    names = units.topics
+
+    def cell(t: int, s: int) -> tuple[str, float]:
+        unsure = "" if low[t, s] > 0 or high[t, s] < 0 else "°"
+        return f"{keyed[t, s]:+.2f}{unsure}", float(np.nan_to_num(keyed[t, s]))
+
+    rows = [[tokens.plain(names[t]), *(cell(t, s) for s in steps)] for t in topics]
+    said = [
+        _about(readings)["reader"],
+        "keyed stance by topic and checkpoint, -1 to 1 (° its 95 % interval over clusters of items holds 0)",
+    ]
+    if len(topics) < len(names) or len(steps) < len(units.steps):
+        said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(units.steps)} checkpoints")
+    return table(tokens.plain(" · ".join(filter(None, said))), ["topic", *(str(units.steps[s]) for s in steps)], rows)
+
+
+VIEW = View(
+    "DriftExplorer",
+    "Stances by topic and checkpoint, and the items that moved between two checkpoints.",
+    Path(__file__).with_name("explorer.js"),
+    ("p", "checkpoint", "item", "stance", "topic", "polarity", "cluster"),
+    payload,
+    static,
+)

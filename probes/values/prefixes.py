@@ -1,0 +1,260 @@
+"""A pass over many prompts that begin alike, in which each shared beginning is run once.
+
+The framings of one set of items repeat a long instruction, and the continuations of one item its whole text.  Keys and
+values of a shared beginning are kept (transformers' ``DynamicCache``) and what follows is run behind them.  A later
+token cannot change an earlier one's keys and values, so the states are those of whole prompts, to rounding.
+
+That holds for attention, full or sliding, alone: other caches (recurrent, hybrid, compressed) are not touched.  And it
+is tested at the start of every reading, on two of its prompts: where their states in parts are not those of whole
+prompts, all are run whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from workbench.anatomy import TOLERANCE, text_config
+from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.inputs import Batch, Prompt, collate, plan
+from workbench.reader import Reader, Run, observe_batch, token_budget
+from workbench.reading import Reading
+from workbench.sites import Site
+
+if TYPE_CHECKING:
+    from workbench.model import Model
+
+LEAST = 16
+"""Tokens: shorter beginnings are not worth a pass of their own; nor are fewer prompts, because of the test."""
+SHARE = 0.2
+"""A group is run in parts where it saves at least so much of its tokens."""
+
+Wanted = dict[Site, list[Reader]]
+
+
+def read_prompts(
+    model: Model, prompts: list[Prompt], reader: Reader, *, batch_size: int | None = None, progress: bool = True
+) -> tuple[Reading, dict[str, int]]:
+    """The reading of one reader at each prompt's own ``positions``, and what the pass cost.
+
+    As :func:`workbench.read`, with positions that may differ by prompt.  The cost: tokens, of all prompts;
+    prefix_tokens_saved, of those that were not run (0 where prompts share too little, or parts are not proved exact).
+    """
+    wanted: Wanted = {}
+    for site in reader.sites(model):
+        wanted.setdefault(site, []).append(reader)
+    reader.begin(Run(model, prompts, list(range(max(len(p.positions) for p in prompts)))))
+    saved = _Pass(model, prompts, wanted).run(batch_size, progress)
+    return reader.end(), {"tokens": sum(len(p.ids) for p in prompts), "prefix_tokens_saved": saved}
+
+
+def shared(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+    """Groups of prompts that begin alike, and how many tokens each shares: those that save the most.
+
+    A group is all prompts with one beginning, and a prompt is in one group at most: of nested beginnings (instruction;
+    instruction and item) those are taken that leave the fewest tokens to run, found by joining neighbours in sorted
+    order from the longest beginning down.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    total = [0]
+    for i in order:
+        total.append(total[-1] + len(prompts[i]))
+    alike = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    # Of each open beginning: its length, its first prompt, and what groups inside it save.
+    stack: list[tuple[int, int, int, list[tuple[int, int, int]]]] = [(0, 0, 0, [])]
+    for end, depth in enumerate([*alike, 0], 1):
+        first, best, chosen = end - 1, 0, []
+        while stack[-1][0] > depth:
+            long, first, inside, groups = stack.pop()
+            best, chosen = best + inside, groups + chosen
+            own = (end - first - 1) * long
+            if long >= LEAST and own >= SHARE * (total[end] - total[first]) and own >= best:
+                best, chosen = own, [(first, end, long)]
+        if stack[-1][0] == depth:
+            long, begun, inside, groups = stack.pop()
+            first, best, chosen = begun, best + inside, groups + chosen
+        stack.append((depth, first, best, chosen))
+    return [(order[first:end], depth) for first, end, depth in stack[0][3]]
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+class _Pass:
+    """All prompts, in whole or in parts, in batches."""
+
+    def __init__(self, model: Model, prompts: list[Prompt], wanted: Wanted) -> None:
+        self.model, self.prompts, self.wanted = model, prompts, wanted
+        # What is read must be behind the shared part.
+        groups = shared([p.ids[: p.positions[0]] for p in prompts]) if _cached(model) is not None else []
+        self.heads = [tuple(prompts[members[0]].ids[:depth]) for members, depth in groups]
+        self.head = {i: g for g, (members, _) in enumerate(groups) for i in members}
+        self.rests = [self._rest(i) for i in range(len(prompts))]
+        self._held: tuple[dict[int, int], Any] = ({}, None)
+        self._ran = 0
+
+    def _rest(self, i: int) -> Prompt:
+        prompt, depth = self.prompts[i], len(self.heads[self.head[i]]) if i in self.head else 0
+        return Prompt(prompt.ids[depth:], prompt.text, positions=[p - depth for p in prompt.positions])
+
+    def run(self, batch_size: int | None, progress: bool) -> int:
+        """How many tokens were saved, those of the test taken off."""
+        from tqdm.auto import tqdm
+
+        model, pads = self.model, self.model.anatomy.pads
+        budget = token_budget(model)
+        parts = self._parted(budget, batch_size)
+        with untouched(model.module):
+            if len(self.head) < LEAST or not self._proved([parts[0][0], parts[0][-1]]):
+                parts, self.head = [], {}
+            alone = [i for i in range(len(self.prompts)) if i not in self.head]
+            whole = plan([self.prompts[i] for i in alone], budget, batch_size, pads)
+            queue = [*parts, *([alone[k] for k in members] for members in whole)]
+            total = sum(len(p.ids) for p in self.prompts)
+            with tqdm(total=total, unit="tok", desc=f"reading {model.name}", disable=not progress, delay=1.0) as bar:
+                while queue:
+                    members = queue.pop(0)
+                    try:
+                        self._batch(members, self.wanted, members[0] in self.head)
+                    except (torch.OutOfMemoryError, MemoryError):
+                        if len(members) == 1:
+                            raise
+                        self._held = ({}, None)
+                        torch.cuda.empty_cache()
+                        # Shorter batches from here on: the rest of the queue is as large as the one that failed.
+                        cut = [(m[: (len(m) + 1) // 2], m[(len(m) + 1) // 2 :]) for m in (members, *queue)]
+                        queue = [half for halves in cut for half in halves if half]
+                        continue
+                    bar.update(sum(len(self.prompts[i].ids) for i in members))
+        self._held = ({}, None)
+        return max(0, total - self._ran)
+
+    def _parted(self, budget: int, batch_size: int | None) -> list[list[int]]:
+        """Batches of prompts whose shared beginnings have one length, so that no pad comes to stand inside a row."""
+        order = sorted(self.head, key=lambda i: (-self._depth(i), self.head[i], -len(self.rests[i].ids), i))
+        batches: list[list[int]] = []
+        longest = 0
+        for i in order:
+            current = batches[-1] if batches else None
+            if current and self._depth(current[0]) == self._depth(i):
+                width = max(longest, len(self.rests[i].ids))
+                # Keys and values of whole rows are held, whatever is run of them.
+                held = (len(current) + 1) * (self._depth(i) + width)
+                if len(current) < batch_size if batch_size else held <= budget:
+                    current.append(i)
+                    longest = width
+                    continue
+            batches.append([i])
+            longest = len(self.rests[i].ids)
+        return batches
+
+    def _depth(self, i: int) -> int:
+        return len(self.heads[self.head[i]])
+
+    def _batch(self, members: list[int], wanted: Wanted, parted: bool) -> None:
+        """Run a batch and show it to the readers."""
+        batch = collate(self.model, self.rests if parted else self.prompts, members)
+        forward = None
+        if parted:
+            self._hold(members)
+            forward = partial(self._behind, batch, [self._held[0][self.head[i]] for i in members])
+        observe_batch(self.model, batch, wanted, forward)
+        for commit in batch.done:
+            commit()
+        batch.done.clear()
+        batch.scratch.clear()
+        self._ran += sum(len((self.rests if parted else self.prompts)[i].ids) for i in members)
+
+    def _hold(self, members: list[int]) -> None:
+        """Have the keys and values of the members' beginnings."""
+        groups = sorted({self.head[i] for i in members})
+        if all(g in self._held[0] for g in groups):
+            return
+        cache = _cached(self.model)
+        ids = torch.tensor([self.heads[g] for g in groups], device=self.model.device)
+        self._forward(ids, torch.ones_like(ids), cache)
+        self._held = ({g: row for row, g in enumerate(groups)}, cache)
+        self._ran += ids.numel()
+
+    def _behind(self, batch: Batch, rows: list[int]) -> None:
+        """Run the rests of prompts behind their beginnings."""
+        # Layers replace their tensors when they grow: the held ones stay as they are.
+        cache = copy.copy(self._held[1])
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+        mask = batch.inputs["attention_mask"]
+        before = mask.new_ones(len(rows), len(self.heads[self.head[batch.prompts[0]]]))
+        self._forward(batch.inputs["input_ids"], torch.cat([before, mask], 1), cache)
+
+    def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> None:
+        """As far as the last block, whose hooks come first."""
+
+        def stop(*_: Any) -> None:
+            raise StopForward
+
+        last = self.model.blocks[self.model.anatomy.last_block]
+        with hooked(after={last: stop}):
+            run(
+                self.model.module,
+                {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True},
+            )
+
+    def _proved(self, members: list[int]) -> bool:
+        """Whether parts give the states that whole prompts do, on these prompts."""
+        seen: list[Tensor] = []
+        try:
+            for parted in (False, True):
+                looks = _Last(seen.append)
+                self._batch(members, {site: [looks] for site in looks.sites(self.model)}, parted)
+        except Exception:  # whatever a model that knows nothing of such caches raises: it is then run whole
+            return False
+        apart = (seen[0] - seen[1]).abs().max() / seen[0].abs().max().clamp_min(1e-30)
+        return bool(apart <= TOLERANCE.get(self.model.dtype, 1e-4))
+
+
+class _Last:
+    """Gives the last layer's states at the places that are read to a function."""
+
+    def __init__(self, keep: Callable[[Tensor], None]) -> None:
+        self.keep = keep
+
+    def sites(self, model: Model) -> list[Site]:
+        return [Site("resid", model.n_layers)]
+
+    def begin(self, run: Run) -> None: ...
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        self.keep(batch.take(states).float())
+
+    def end(self) -> Reading:
+        raise NotImplementedError
+
+
+def _cached(model: Model) -> Any:
+    """An empty cache of keys and values for this model; None where it keeps anything else, or might."""
+    module: Any = model.module
+    layout = model.anatomy.layout
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module  # inside an adapter
+    takes = inspect.signature(base.forward).parameters
+    config = text_config(base)
+    if (
+        not {"past_key_values", "use_cache", "attention_mask"} <= set(takes)
+        or getattr(config, "is_encoder_decoder", False)
+        or not model.anatomy.pads
+        or layout.prefix
+        or layout.axes != "BTW"
+    ):
+        return None
+    cache = transformers.DynamicCache(config=config)
+    kinds = {type(layer) for layer in cache.layers}
+    return cache if kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None

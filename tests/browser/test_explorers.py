@@ -1,0 +1,214 @@
+"""The explorers of probes and lenses in a real browser: in JupyterLab, hidden first, without a kernel, in the dark."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from explored import neighbours, stances
+
+import workbench
+from workbench.widgets import base
+
+SHOTS = Path(__file__).resolve().parents[2] / "out" / "browser"
+NAMES = ("routing", "belief", "drift", "neighbours")
+DRAWN = ".wx-heat rect[role=gridcell], .wx-space .wx-line"
+MAKE = {
+    "routing": "import workbench\nexplorer = workbench.open({path!r}).explore()",
+    "belief": "import workbench\nfrom probes.superposition.searcher import Questions\n"
+    "explorer = workbench.open({path!r}).explore(problems=Questions(4).problems)",
+    "drift": "from explored import stances\nfrom workbench.widgets import explore\n"
+    "data, texts = stances()\nexplorer = explore(data, items=texts)",
+    "neighbours": "from explored import neighbours\nfrom workbench.widgets import explore\n"
+    "explorer = explore(neighbours(), 'neighbours')",
+}
+SET = {  # a selection from Python, and what the view says then
+    "routing": ({"block": 1, "expert": 5}, ".wx-facts", "block 1, expert 5"),
+    "belief": ({"position": 2, "layer": 1}, ".wx-panel h3", "2 thoughts, layer 1"),
+    "drift": ({"topic": "topic 1", "from": 100, "to": 300}, "h3", "Items from 100 to 300, topic 1"),
+    "neighbours": ({"text": "Schläger", "index_layers": [4]}, "[role=status]", "of 105 neighbours"),
+}
+KEY = {  # what is focused, the key, and the part of the selection that it changes
+    "routing": (".wx-heat svg >> nth=0", "ArrowRight", "expert"),
+    "belief": (".wx-heat svg", "ArrowLeft", "position"),
+    "drift": (".wx-grip >> nth=0", "ArrowRight", "from"),
+    "neighbours": (".wx-table", "ArrowDown", "rank"),
+}
+CONTRAST = """
+(root) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const parse = (colour) => { // any colour of CSS, mixed ones too
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const light = (c) => c.slice(0, 3).map((x) => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, x, i) => sum + [0.2126, 0.7152, 0.0722][i] * x, 0);
+  const over = (a, b) => a.slice(0, 3).map((x, i) => x * a[3] + b[i] * (1 - a[3]));
+  const ground = (node) => {
+    if (!node) return [255, 255, 255];
+    const own = parse(getComputedStyle(node).backgroundColor);
+    return own[3] > 0.99 ? own : over(own, ground(node.parentElement));
+  };
+  const low = [];
+  for (const node of root.querySelectorAll("*")) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !node.getClientRects().length || node.closest("style, option, .off, .wx-live, .s3")) continue;
+    const style = getComputedStyle(node), back = ground(node);
+    const ink = over(parse(node instanceof SVGElement ? style.fill : style.color), back);
+    const [a, b] = [light(ink), light(back)], ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([node.className.baseVal ?? node.className, node.textContent.slice(0, 20), ratio]);
+  }
+  return low;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Readings by name, and the files of those that a model made."""
+    from probes.routing import RoutingTracer
+    from probes.superposition import CandidateBelief, ContinuousThought, think
+    from probes.superposition.searcher import Questions
+    from workbench.organisms.polyglot.grammar import documents
+
+    folder = tmp_path_factory.mktemp("readings")
+    texts = [text for language in "abc" for text in documents(4, language, seed=1)]
+    tracer = RoutingTracer(labels=[language for language in "abc" for _ in range(4)], trace=True)
+    routing = workbench.read(workbench.load("organism:polyglot"), texts, tracer, progress=False)
+    questions = Questions(4)
+    belief = CandidateBelief(questions.names)
+    model = workbench.load("organism:searcher")
+    found = think(model, questions.prompts, ContinuousThought(3), readers=[belief], then="=").readings[0]
+    data, items = stances()
+    return {
+        "routing": (routing, {}, routing.save(folder / "routing.nc")),
+        "belief": (found, {"problems": questions.problems}, found.save(folder / "belief.nc")),
+        "drift": (data, {"items": items}, None),
+        "neighbours": (neighbours(), {"kind": "neighbours"}, None),
+    }
+
+
+def unharmed(page: Any) -> None:
+    assert page.watched.dialogs == [] and page.watched.outside == [] and page.watched.errors == []
+
+
+def explorer_in(page: Any, cell: int = 0) -> Any:
+    found = page.cell(cell).locator(".wx")
+    found.locator(DRAWN).first.wait_for(state="attached")
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_live_in_a_notebook_and_without_a_kernel(lab, saved, name):
+    dark = name in ("belief", "neighbours")
+    make = MAKE[name].format(path=str(saved[name][2])) + "\nexplorer"
+    page = lab.open([make, "'after'"], dark=dark, width=1300).run()
+    explorer = explorer_in(page)
+    assert page.cell(0).locator(".wx-static").is_hidden(), "while the widget lives, it is alone"
+
+    def selection() -> dict[str, Any]:
+        return ast.literal_eval(page.python("print(dict(explorer.selection))"))
+
+    given, where, says = SET[name]
+    page.python(f"explorer.selection = {given!r}")
+    explorer.locator(where, has_text=says).first.wait_for()
+    assert given.items() <= selection().items()
+
+    focus, key, part = KEY[name]
+    before = selection()
+    explorer.locator(focus).press(key)
+    explorer.locator(focus).press("d")  # two of them would delete the cell
+    explorer.locator(focus).press("d")
+    page.page.wait_for_function("() => true")
+    page.python("import time; time.sleep(0.3)")
+    assert selection()[part] != before[part]
+    assert page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.cells.length") == 2
+    assert explorer.evaluate(CONTRAST) == []
+    ground = explorer.evaluate("(root) => getComputedStyle(root).backgroundColor")
+    assert (sum(int(x) for x in ground.removeprefix("rgb(").rstrip(")").split(",")) < 200) == dark
+    page.shot(f"{name}-lab-{'dark' if dark else 'light'}")
+    unharmed(page)
+
+    page.reload(kernel=False)
+    table = page.cell(0).locator(".wx-static table")
+    table.wait_for()
+    assert page.cell(0).locator(".wx").count() == 0
+    assert "Error displaying widget" not in page.cell(0).inner_text()
+    assert table.locator("tbody tr").count() >= 3
+    page.shot(f"{name}-static-{'dark' if dark else 'light'}")
+
+
+def test_hidden_in_tabs_at_first_all_of_them_are_drawn_when_shown(lab, saved):
+    code = ["import ipywidgets", "found = []"]
+    for name in NAMES:
+        code += [MAKE[name].format(path=str(saved[name][2])), "found.append(ipywidgets.VBox([explorer]))"]
+    code += ["tab = ipywidgets.Tab([ipywidgets.HTML('nothing here'), *found])", "tab"]
+    page = lab.open(["\n".join(code)], width=1200).run()
+    names = page.page.locator(".lm-TabBar-tab.p-TabBar-tab, .jupyter-widget-tab .lm-TabBar-tab")
+    for i in range(1, 5):
+        names.nth(i).click()
+        shown = page.cell(0).locator(".wx").nth(i - 1)
+        shown.locator(DRAWN).first.wait_for(state="attached")
+        page.page.wait_for_function(
+            "([i, what]) => { const root = document.querySelectorAll('.jp-Cell .wx')[i];"
+            " const first = root.querySelector('.wx-heat svg, .wx-space').getBoundingClientRect();"
+            " return root.clientWidth > 400 && first.width > 100 && root.querySelector(what); }",
+            arg=[i - 1, DRAWN],
+        )
+        page.shot(f"tab-{NAMES[i - 1]}")
+    unharmed(page)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [420, 900, 1500])
+def test_a_page_fits_is_readable_and_is_drawn_when_shown(file_page, saved, tmp_path, name, width):
+    reading, options, _ = saved[name]
+    path = base.to_html(reading, tmp_path / "page.html", **options)
+    if width == 900:
+        path.write_text(path.read_text("utf-8").replace('<main id="explorer">', '<main id="explorer" hidden>'), "utf-8")
+    page = file_page(path, width=width, dark=width == 900)
+    if width == 900:
+        page.wait_for_timeout(200)
+        page.evaluate("() => { document.getElementById('explorer').hidden = false; }")
+    page.locator(DRAWN).first.wait_for(state="attached")
+    page.wait_for_function(
+        "() => document.querySelector('.wx-heat svg, .wx-space').getBoundingClientRect().width > 100"
+    )
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.locator(".wx").evaluate(CONTRAST) == []
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}-page-{width}.png", full_page=True)
+    unharmed(page)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_is_reached_by_tab_and_shows_its_ring(file_page, saved, tmp_path, name):
+    reading, options, _ = saved[name]
+    page = file_page(base.to_html(reading, tmp_path / "page.html", **options))
+    page.locator(DRAWN).first.wait_for(state="attached")
+    reached, seen = set(), []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            "() => { const n = document.activeElement, s = getComputedStyle(n), halo = n.querySelector?.('.halo');"
+            " return [n.tagName, n.getAttribute('aria-label') || n.textContent.slice(0, 30),"
+            "  s.outlineStyle !== 'none' || (halo && getComputedStyle(halo).stroke !== 'none')]; }"
+        )
+        if found[0] == "BODY" or (found[0], found[1]) in reached:
+            break
+        reached.add((found[0], found[1]))
+        seen.append(found)
+    assert all(ring for _, _, ring in seen), [x for x in seen if not x[2]]
+    said = " | ".join(label for _, label, _ in seen)
+    wanted = {
+        "routing": ["label", "beside", "block", "experts by block", "expert 0", "document", "#0, block 3"],
+        "belief": ["prompt", "one place back", "play", "place", "layer", "belief ", "belief by layer and place"],
+        "drift": ["show", "topic", "topics by checkpoint", "from checkpoint", "to checkpoint", "find in items"],
+        "neighbours": ["prompt", "rank", "similarity from", "find in contexts", "all index layers", "neighbours;"],
+    }[name]
+    assert [w for w in wanted if w not in said] == []

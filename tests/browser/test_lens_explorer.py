@@ -1,0 +1,595 @@
+"""The lens explorer in a real JupyterLab: live, without a kernel, in layouts, and with texts that mean harm."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import hostile
+import numpy as np
+import pytest
+from synthetic import embedding_lens, logit_lens
+
+from workbench.tokens import visible
+from workbench.widgets import to_html
+from workbench.widgets.packing import shown
+
+SHOTS = Path(__file__).parents[2] / "out" / "browser"
+MAKE = """
+from synthetic import embedding_lens, logit_attribution, logit_lens
+from workbench.widgets import explore
+explorer = explore(logit_lens())
+explorer
+"""
+
+
+def explorer_in(page: Any, cell: int = 0) -> Any:
+    """The live explorer of a cell, once it is drawn."""
+    found = page.cell(cell).locator(".lw")
+    found.locator(".lw-cell").first.wait_for()
+    return found
+
+
+def at(explorer: Any, row: int, column: int) -> Any:
+    """The cell of a row (counted from the deepest shown) and a column that are in sight, from 1, as ARIA counts."""
+    return explorer.locator(f".lw-row[aria-rowindex='{row}'] .lw-cell[aria-colindex='{column + 1}']")
+
+
+def detail(explorer: Any) -> list[str]:
+    """What the panel says, line by line."""
+    return [line for line in explorer.locator(".lw-panel").first.inner_text().splitlines() if line.strip()]
+
+
+def selection(page: Any) -> dict[str, Any]:
+    return ast.literal_eval(page.python("print(dict(explorer.selection))"))
+
+
+def unharmed(page: Any) -> None:
+    """Nothing in the page ran, asked or fetched what a token said."""
+    watched = page.watched
+    inner = getattr(page, "page", page)
+    assert watched.dialogs == [] and watched.outside == [] and watched.errors == []
+    assert inner.evaluate("() => window.hacked === undefined")
+
+
+# ---------------------------------------------------------------- live
+
+
+def test_a_click_changes_the_detail_and_reaches_python(lab):
+    page = lab.open([MAKE, "print(explorer.selection)"]).run()
+    explorer = explorer_in(page)
+    before = detail(explorer)
+    at(explorer, 3, 4).click()  # seven layers: the third from the top is layer 4; the fourth column is position 3
+    explorer.locator(".lw-panel h3", has_text="layer 4").wait_for()
+    after = detail(explorer)
+    assert after != before and after[0].startswith("layer 4, at <b> #3")
+
+    data = logit_lens().isel(prompt=0).sel(layer=4, position=3)
+    words = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
+    assert [visible(words[i]) for i in data["token_id"].values.tolist()] == [
+        text.inner_text() for text in explorer.locator(".lw-bars .lw-tok").all()
+    ]
+    numbers = [float(text.inner_text()) for text in explorer.locator(".lw-bars .lw-num").all()]
+    np.testing.assert_allclose(numbers, data["logprob"].values, atol=5.1e-4)
+
+    page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
+    page.command("notebook:run-cell")
+    page.idle()
+    said = ast.literal_eval(page.cell(1).locator(".jp-OutputArea-output pre").inner_text())
+    assert (said["reading"], said["prompt"], said["depth"], said["position"]) == (0, 0, 4, 3)
+    assert said["token"] == int(data["token_id"].values[0])
+    page.shot("live-light")
+    unharmed(page)
+
+
+def test_python_sets_the_selection_and_the_view_follows(lab):
+    page = lab.open([MAKE]).run()
+    explorer = explorer_in(page)
+    page.python("explorer.selection = {'prompt': 1, 'depth': 2, 'position': 5, 'metric': 'entropy'}")
+    explorer.locator(".lw-panel h3", has_text="layer 2").wait_for()
+    entropy = float(logit_lens()["entropy"].sel(prompt=1, layer=2, position=5))
+    assert float(explorer.locator(".lw-cell.on").inner_text()) == pytest.approx(entropy, abs=0.0056)
+    assert explorer.locator("select[aria-label=show]").input_value() == "entropy"
+    assert selection(page)["panes"] == [[0, 1]]
+    said = page.python("explorer.selection = {'depth': 99}")
+    assert "InputError" in said and "99" in said and selection(page)["depth"] == 2
+    unharmed(page)
+
+
+def test_two_views_of_one_widget_agree(lab):
+    page = lab.open([MAKE, "explorer"]).run()
+    first, second = explorer_in(page, 0), explorer_in(page, 1)
+    page.cell(0)
+    at(first, 2, 2).click()
+    second.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    assert detail(first) == detail(second)
+    unharmed(page)
+
+
+def test_keys_move_in_the_grid_and_not_in_the_notebook(lab):
+    page = lab.open([MAKE, "1"]).run()
+    explorer = explorer_in(page)
+    at(explorer, 2, 2).click()
+    cell = page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex")
+    for key, place in (
+        ("ArrowUp", (6, 1)), ("ArrowDown", (5, 1)), ("ArrowRight", (5, 2)), ("ArrowLeft", (5, 1)), ("Home", (5, 0)),
+        ("End", (5, 13)),
+    ):  # fmt: skip
+        page.page.keyboard.press(key)
+        explorer.locator(".lw-panel h3", has_text=f"#{place[1]}").wait_for()
+        now = selection(page)
+        assert (now["depth"], now["position"]) == place, key
+    page.page.keyboard.press("p")
+    explorer.locator(".lw-card").wait_for()
+    assert selection(page)["pins"] == [{"reading": 0, "prompt": 0, "depth": 5, "position": 13}]
+    page.page.keyboard.press("Enter")  # into the detail ...
+    assert page.page.evaluate("() => document.activeElement.closest('.lw-bars') !== null")
+    page.page.keyboard.press("Escape")  # ... and back
+    page.page.keyboard.press("/")
+    assert page.page.evaluate("() => document.activeElement.type") == "search"
+    assert page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex") == cell
+    assert page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.mode") == "command"
+    unharmed(page)
+
+
+def test_a_screen_reader_finds_a_grid(lab):
+    page = lab.open([MAKE]).run()
+    explorer = explorer_in(page)
+    at(explorer, 1, 1).click()
+    told = explorer.locator(".lw-grid").aria_snapshot()
+    assert 'grid "LogitLens, layer by position.' in told and "- columnheader" in told and '- rowheader "6"' in told
+    assert len(re.findall(r"- '?gridcell", told)) == 7 * 14 and "[selected]" in told
+    grid = explorer.locator(".lw-grid")
+    assert grid.get_attribute("aria-rowcount") == "8" and grid.get_attribute("aria-colcount") == "15"
+    active = grid.get_attribute("aria-activedescendant")
+    assert page.page.locator(f"#{active}").get_attribute("aria-selected") == "true"
+    unnamed = explorer.locator("button, select, input").evaluate_all(
+        "(all) => all.filter((n) => n.offsetParent && !(n.getAttribute('aria-label') || n.textContent.trim())).length"
+    )
+    assert unnamed == 0
+    assert "layer 6" in explorer.locator("[aria-live=polite]").inner_text()
+
+
+def test_hidden_in_a_tab_at_first_and_in_boxes(lab):
+    layouts = (
+        "import ipywidgets as w\n"
+        "one, two, three = (explore(logit_lens(lengths=(n,))) for n in (14, 60, 30))\n"
+        "tab = w.Tab([w.Label('nothing'), one], titles=['a', 'b'])\n"
+        "w.VBox([w.Label('above'), w.HBox([two, w.Label('right')]), tab, w.Accordion([three])])"
+    )
+    page = lab.open([MAKE.replace("explorer\n", "", 1) + "\nNone", layouts], height=1700).run()
+    cell = page.cell(1)
+    two = cell.locator(".widget-hbox .lw").first
+    two.locator(".lw-cell").first.wait_for()
+    label, box = cell.get_by_text("right", exact=True).bounding_box(), two.bounding_box()
+    assert box["width"] > 700 and box["x"] + box["width"] <= label["x"] + 1
+    assert cell.locator(".widget-tab .lw-cell:visible").count() == 0
+    cell.locator(".widget-tab .lm-TabBar-tab").nth(1).click()
+    one = cell.locator(".widget-tab .lw")
+    one.locator(".lw-cell.on:visible").wait_for()
+    grid, chosen = one.locator(".lw-grid").bounding_box(), one.locator(".lw-cell.on").bounding_box()
+    assert grid["width"] > 500 and grid["height"] > 100
+    assert grid["x"] <= chosen["x"] and chosen["x"] + chosen["width"] <= grid["x"] + grid["width"] + 1
+    at(one, 1, 3).click()
+    one.locator(".lw-panel h3", has_text="#2").wait_for()
+    page.shot("layouts-light")
+    unharmed(page)
+
+
+def test_several_readings_side_by_side(lab):
+    make = "explorer = explore([logit_lens(), embedding_lens(), logit_attribution()])\nexplorer"
+    page = lab.open([MAKE.replace("explorer\n", "", 1), make], width=1700).run()
+    explorer = explorer_in(page, 1)
+    assert explorer.locator(".lw-pane").count() == 2
+    boxes = [pane.bounding_box() for pane in explorer.locator(".lw-pane").all()]
+    assert abs(boxes[0]["y"] - boxes[1]["y"]) < 2 and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    at(explorer.locator(".lw-pane").nth(0), 2, 11).click()
+    heads = explorer.locator(".lw-panel h3")
+    heads.nth(1).get_by_text("layer 5").wait_for()
+    explorer.get_by_role("button", name="show another reading").click()
+    third = explorer.locator(".lw-pane").nth(2)
+    third.locator("select[aria-label=reading]").select_option("2")
+    third.locator(".lw-panel h3", has_text="component").wait_for()
+    assert selection(page)["panes"] == [[0, 0], [1, 0], [2, 0]]
+    explorer.get_by_role("button", name="dim the cells").click()
+    same = int((logit_lens()["token_id"][0, ..., 0] == embedding_lens()["token_id"][0, ..., 0]).sum())
+    page.page.wait_for_timeout(300)
+    second = explorer.locator(".lw-pane").nth(1)
+    assert second.locator(".lw-cell.dim").count() <= same < second.locator(".lw-cell").count()
+    page.shot("side-by-side-light")
+    third.get_by_role("button", name="close this pane").click()
+    assert selection(page)["panes"] == [[0, 0], [1, 0]]
+    page.python("explorer.selection = {'panes': [[0, 0], [0, 1]], 'reading': 0, 'prompt': 1}")
+    explorer.locator(".lw-pane.in select[aria-label=prompt]").get_by_text("1:").wait_for(state="attached")
+    assert explorer.locator(".lw-pane.in select[aria-label=prompt]").input_value() == "1"
+    unharmed(page)
+
+
+def test_another_model_is_walked_through_alongside(file_page, tmp_path):
+    """The same depth as a share, the same place in the text where a tokenizer cuts it differently."""
+    one = logit_lens(lengths=(8,), layers=13).assign_attrs(model="large")
+    other = logit_lens(lengths=(11,), layers=7).assign_attrs(model="small")
+    pieces = {"a": ["<s>", "The", " cat", " sat", " on", " the", " mat", "."],
+              "b": ["Th", "e", " cat", " s", "at", " on", " t", "he", " m", "at", "."]}  # fmt: skip
+    for data, words in ((one, pieces["a"]), (other, pieces["b"])):
+        data["input_token"][0] = words
+        data["prompt_text"][0] = "The cat sat on the mat."
+    page = file_page(to_html([one, other], tmp_path / "models.html"), width=1600)
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    first, second = explorer.locator(".lw-pane").nth(0), explorer.locator(".lw-pane").nth(1)
+    for row, column, head in (
+        (1, 8, "layer 6, at . #10"), (7, 3, "layer 3, at ·cat #2"), (13, 4, "layer 0, at at #4"),
+        (5, 6, "layer 4, at he #7"), (13, 2, "layer 0, at e #1"),
+    ):  # fmt: skip
+        at(first, row, column).click()
+        assert second.locator("h3 span").inner_text() == head
+    at(second, 4, 10).click()  # layer 3 of 6 is layer 6 of 12; "at" ends " mat"
+    assert first.locator("h3 span").inner_text() == "layer 6, at ·mat #6"
+    unharmed(page)
+
+
+def test_opened_again_while_the_kernel_lives(lab):
+    page = lab.open([MAKE]).run()
+    at(explorer_in(page), 3, 4).click()
+    page.reload(kernel=True)
+    explorer = explorer_in(page)
+    explorer.locator(".lw-panel h3", has_text="layer 4, at <b> #3").wait_for()
+    assert page.cell(0).locator(".lw-static").is_hidden()
+    at(explorer, 2, 2).click()
+    explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    assert selection(page)["depth"] == 5
+
+
+def test_metrics_search_zoom_and_following(lab):
+    page = lab.open([MAKE]).run()
+    explorer, data = explorer_in(page), logit_lens().isel(prompt=0)
+    words = data["vocab_token"].values
+    wanted = " Paris"
+    explorer.get_by_role("searchbox").fill("Paris")
+    hit = data["token_id"].values == list(words).index(wanted)
+    explorer.get_by_role("status").get_by_text(f"{hit.any(-1).sum()} cells, {hit[..., 0].sum()} on top").wait_for()
+    page.page.wait_for_timeout(200)
+    assert explorer.locator(".lw-cell.hit").count() == hit[..., 0].sum()
+    assert explorer.locator(".lw-cell.near").count() == hit.any(-1).sum() - hit[..., 0].sum()
+    explorer.get_by_role("searchbox").press("Enter")
+    explorer.get_by_role("status").get_by_text("1 of").wait_for()
+    explorer.get_by_role("searchbox").fill("")
+
+    show = explorer.locator("select[aria-label=show]")
+    names = [option.get_attribute("value") for option in show.locator("option").all()]
+    assert names == ["top", "probability", "logprob", "entropy", "kl_to_final", "target_rank", "target_logprob"]
+    at(explorer, 1, 1).click()
+    for name in names[1:]:
+        show.select_option(name)
+        page.page.wait_for_function(f"() => document.querySelector('.lw-cell.on') && {json.dumps(name)}")
+        page.page.wait_for_timeout(150)
+        here = data.sel(layer=6, position=0)
+        value = here["logprob"][0] if name in ("probability", "logprob") else here[name]
+        value = np.exp(float(value)) if name == "probability" else float(value)
+        assert float(explorer.locator(".lw-cell.on").inner_text()) == pytest.approx(value, abs=0.0056), name
+    show.select_option("top")
+
+    explorer.locator("select[aria-label^=lowest]").select_option(label="2")
+    explorer.locator("select[aria-label^=highest]").select_option(label="4")
+    page.page.wait_for_timeout(200)
+    assert explorer.locator(".lw-depth").all_inner_texts() == ["4", "3", "2"]
+    assert selection(page)["depths"] == [2, 4]
+    page.python("explorer.selection = {'depths': None}")
+    page.page.wait_for_timeout(300)
+    assert explorer.locator(".lw-depth").count() == 7
+
+    at(explorer, 1, 5).click()
+    follow = explorer.locator(".lw-bars button").nth(1)
+    follow.click()
+    explorer.locator(".lw-bars button[aria-pressed=true]").wait_for()
+    token = data["token_id"].sel(layer=6, position=4).values[1]
+    assert selection(page)["token"] == token
+    there = (data["token_id"].sel(position=4) == token).any("rank").sum()
+    assert explorer.locator(".lw-panel svg circle").count() == int(there)
+    unharmed(page)
+
+
+def test_a_long_prompt_is_sent_when_it_is_looked_at(lab):
+    make = "explorer = explore(logit_lens(lengths=(900, 700), layers=40))\nexplorer"
+    page = lab.open([MAKE.replace("explorer\n", "", 1), make]).run()
+    explorer = explorer_in(page, 1)
+    page.page.wait_for_function("() => document.querySelector('.lw-note').textContent === ''")  # all is here
+    grid = explorer.locator(".lw-grid")
+    assert grid.get_attribute("aria-colcount") == "901"
+    assert 100 < explorer.locator(".lw-cell").count() < 1500, "only what is in sight is drawn"
+    grid.evaluate("(g) => { g.scrollLeft = 0; }")
+    explorer.locator(".lw-in", has_text="</script>").first.wait_for()
+    explorer.locator("select[aria-label=prompt]").select_option("1")
+    explorer.locator(".lw-panel h3", has_text="#699").wait_for()
+    assert grid.get_attribute("aria-colcount") == "701"
+    assert len(ast.literal_eval(page.python("print(list(explorer.packed))"))) < 100_000
+    unharmed(page)
+
+
+# ---------------------------------------------------------------- without a kernel
+
+
+def test_without_a_kernel_the_table_is_there(lab):
+    page = lab.open([MAKE, "print('after')"]).run()
+    explorer_in(page)
+    assert page.cell(0).locator(".lw-static").is_hidden(), "while the widget lives, it is alone"
+    page.reload(kernel=False)
+    table = page.cell(0).locator(".lw-static table")
+    table.wait_for()
+    assert page.cell(0).locator(".lw").count() == 0
+    assert "Error displaying widget" not in page.cell(0).inner_text()
+    rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    data = logit_lens()
+    words = data["vocab_token"].values
+    assert rows == [[visible(words[i]) for i in line] for line in data["token_id"].values[0, ::-1, :, 0]]
+    page.shot("no-kernel-light")
+
+
+def test_with_its_state_saved_the_widget_works_without_a_kernel(lab):
+    page = lab.open([MAKE], save_widgets=True).run()
+    explorer = explorer_in(page)
+    at(explorer, 4, 5).click()
+    explorer.locator(".lw-panel h3", has_text="layer 3").wait_for()
+    before = detail(explorer)
+    page.reload(kernel=False)
+    explorer = explorer_in(page)
+    explorer.locator(".lw-panel h3", has_text="layer 3").wait_for()
+    assert detail(explorer) == before, "the selection is part of the state"
+    at(explorer, 2, 2).click()
+    explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    assert page.cell(0).locator(".lw-static").is_hidden()
+
+
+def test_the_same_click_says_the_same_in_all_views(lab, file_page, tmp_path):
+    page = lab.open([MAKE], save_widgets=True).run()
+    explorer = explorer_in(page)
+    offline = file_page(to_html(logit_lens(), tmp_path / "lens.html"))
+    offline.locator(".lw-cell").first.wait_for()
+    for row, column in ((1, 1), (3, 5), (7, 14), (4, 10)):
+        depth, position = 7 - row, column - 1
+        at(explorer, row, column).click()
+        explorer.locator(".lw-panel h3", has_text=f"layer {depth}").wait_for()
+        clicked = detail(explorer)
+        at(offline.locator(".lw"), row, column).click()
+        assert detail(offline.locator(".lw")) == clicked and len(clicked) > 10
+        page.python("explorer.selection = {'depth': 0, 'position': 7}")
+        explorer.locator(".lw-panel h3", has_text="layer 0").wait_for()
+        page.python(f"explorer.selection = {{'depth': {depth}, 'position': {position}}}")
+        explorer.locator(".lw-panel h3", has_text=f"layer {depth}, ").wait_for()
+        explorer.locator(".lw-panel h3", has_text=f"#{position}").wait_for()
+        assert detail(explorer) == clicked, "set from Python"
+    last = detail(explorer)
+    page.reload(kernel=False)
+    explorer = explorer_in(page)
+    at(explorer, 4, 10).click()
+    assert detail(explorer) == last, "saved, without a kernel"
+
+
+def test_ten_saved_explorers_are_small(lab):
+    import nbformat
+    from nbclient import NotebookClient
+
+    big = "explore([logit_lens(lengths=(200, 100), layers=33, top_k=10), embedding_lens(lengths=(200,), layers=33)])"
+    cells = [MAKE, *[big] * 10]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    paths = [str(Path(__file__).parents[1] / "workbench"), str(Path(__file__).parents[2])]
+    notebook.cells[0].source = f"import sys; sys.path[:0] = {paths}\n" + MAKE
+    NotebookClient(notebook, kernel_name="python3").execute()  # keeps the widgets' state
+    text = nbformat.writes(notebook)
+    assert len(text.encode()) < 3_000_000
+    states = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    explorers = [state for state in states.values() if state["model_module"] == "anywidget"]
+    assert len(explorers) == 11 and max(len(json.dumps(state)) for state in explorers) < 300_000
+    for cell in notebook.cells:
+        for output in cell.outputs:
+            assert len(json.dumps(output)) < 300_000
+    page = lab.open(notebook, name="ten")  # from somebody else: not trusted, so no widget and no style
+    tables = page.cell(0).locator("table")
+    tables.first.wait_for()
+    assert page.cell(0).locator("td").count() == 7 * 14
+    page.shot("untrusted-light")
+    unharmed(page)
+
+
+# ---------------------------------------------------------------- texts that mean harm
+
+HOSTILE = """
+import hostile
+from workbench.widgets import explore
+explorer = explore({hostile.NAME: hostile.logit_lens(), "<b>latent</b>": hostile.latent_lens()})
+explorer
+"""
+EXPECTED = [shown(token) for token in hostile.TOKENS]
+
+
+def short(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def all_there_and_in_place(explorer: Any) -> None:
+    """Every token is in its cell, every cell in its slot, and nothing reaches beyond the explorer."""
+    pane = explorer.locator(".lw-pane").first
+    grid = pane.locator(".lw-grid")
+    texts: dict[int, str] = {}
+    for left in range(0, grid.evaluate("(g) => g.scrollWidth"), 300):
+        grid.evaluate("(g, x) => { g.scrollLeft = x; g.dispatchEvent(new Event('scroll')); }", left)
+        pane.page.wait_for_timeout(120)
+        found = pane.evaluate(
+            """(p) => [...p.querySelectorAll(".lw-row")].at(-1) && [...p.querySelectorAll(".lw-row")].flatMap((row) =>
+              [...row.querySelectorAll(".lw-cell")].map((c) => [+row.getAttribute("aria-rowindex"),
+                +c.getAttribute("aria-colindex") - 2, c.textContent, c.offsetLeft, c.offsetWidth, c.offsetHeight,
+                c.childElementCount]))"""
+        )
+        for row, column, text, x, wide, high, children in found:
+            assert (high, children) == (21, 0) and (x - 46) % (wide + 1) == 0
+            if row == hostile.LAYERS:
+                texts[column] = text
+    assert [texts[i] for i in range(len(EXPECTED))] == [short(text) for text in EXPECTED]
+    inside = explorer.evaluate(
+        """(root) => {
+          const box = root.getBoundingClientRect();
+          const all = root.querySelectorAll(".lw-panel, .lw-panel *, .lw-tools *, .lw-head *, .lw-card *");
+          const out = [...all].filter((n) => {
+            const b = n.getBoundingClientRect();
+            return b.width && (b.left < box.left - 1 || b.right > box.right + 1);
+          });
+          return [root.scrollWidth - root.clientWidth, out.length,
+            root.querySelectorAll("img, script, iframe, object, embed, a, s, b, br, mjx-container").length,
+            getComputedStyle(root).direction];
+        }"""
+    )
+    assert inside == [0, 0, 0, "ltr"]
+
+
+def through_details(explorer: Any) -> None:
+    """The detail of every position, each at least once as a token, as a target and in a sentence."""
+    grid = explorer.locator(".lw-grid").first
+    explorer.locator(".lw-pane").first.locator(".lw-cell").first.click()
+    grid.press("Home")
+    for _ in range(hostile.LAYERS):
+        grid.press("ArrowDown")
+    for i, token in enumerate(EXPECTED):
+        head = explorer.locator(".lw-panel h3").first.inner_text()
+        assert head.startswith(f"layer 0, at {token if len(token) <= 240 else token[:240] + '…'} #{i}"), token
+        top = explorer.locator(".lw-pane").first.locator(".lw-bars .lw-tok").first
+        assert top.text_content() == token
+        marks = explorer.locator(".lw-pane").nth(1).locator(".lw-said mark").first.text_content()
+        assert len(marks) <= 300
+        grid.press("ArrowRight")
+
+
+def test_hostile_texts_in_the_live_widget_and_after_it(lab):
+    page = lab.open([HOSTILE, "1"], width=1300, height=1400).run()
+    explorer = explorer_in(page)
+    all_there_and_in_place(explorer)
+    through_details(explorer)
+    explorer.locator(".lw-grid").first.press("p")
+    explorer.locator(".lw-card").wait_for()
+    for i in range(4):
+        explorer.locator("select[aria-label=target]").first.select_option(str(i))
+    explorer.get_by_role("searchbox").fill("<script>")
+    all_there_and_in_place(explorer)
+    page.shot("hostile-light")
+    unharmed(page)
+    for trusted in (True, False):
+        if trusted:
+            page.reload(kernel=False)
+        else:
+            notebook = page.save()
+            for cell in notebook.cells:
+                cell.metadata.pop("trusted", None)
+            notebook.cells[1].source = "'changed elsewhere'"
+            notebook.cells[0].outputs[1].data["text/html"] += "<p>changed elsewhere</p>"  # the signature no longer fits
+            page = lab.open(notebook, name="foreign")
+        table = page.cell(0).locator(".lw-table table").first
+        table.wait_for()
+        page.page.wait_for_timeout(1500)  # typesetting comes late
+        foot = table.locator("tfoot th").all_text_contents()[1:]
+        cut = [t if len(t) <= 24 else t[:24] + "…" for t in hostile.TOKENS[-24:]]
+        assert foot == [visible(t) for t in cut]
+        assert page.cell(0).locator("mjx-container, img, script, iframe, s").count() == 0
+        output = page.cell(0).locator(".jp-OutputArea").bounding_box()
+        around = page.cell(0).locator(".lw-table").first.bounding_box()
+        assert around["x"] + around["width"] <= output["x"] + output["width"] + 1
+        page.shot(f"hostile-static-{'trusted' if trusted else 'foreign'}")
+        unharmed(page)
+
+
+def test_hostile_texts_in_the_page(file_page, tmp_path):
+    readings = {hostile.NAME: hostile.logit_lens(), "<b>latent</b>": hostile.latent_lens()}
+    page = file_page(to_html(readings, tmp_path / "hostile.html", title=hostile.NAME))
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    all_there_and_in_place(explorer)
+    through_details(explorer)
+    page.screenshot(path=SHOTS / "hostile-page.png")
+    unharmed(page)
+
+
+def test_hostile_texts_in_figures(lab, file_page, tmp_path):
+    from workbench.figures import chart
+
+    path = chart(hostile.logit_lens()).save(tmp_path / "figure.html")
+    page = file_page(path, width=1600)
+    page.locator(".plot-container .xtick, .plot-container .xaxislayer-above text").first.wait_for()
+    said = page.locator(".plot-container svg text").all_text_contents()
+    for token in ("<s>", "</b>", "<br>", "$$x^2$$", "&lt;"):
+        assert any(token in text or text.endswith("…") and token.startswith(text[:-1]) for text in said), token
+    assert page.locator("img, iframe, mjx-container, .plot-container svg a").count() == 0
+    unharmed(page)
+    live = lab.open(
+        ["import hostile as h\nfrom workbench.figures import chart\nchart(h.logit_lens())", "chart(h.latent_lens())"]
+    ).run()
+    live.cell(0).locator(".jp-OutputArea-output img, .jp-OutputArea-output svg").first.wait_for()
+    unharmed(live)
+
+
+# ---------------------------------------------------------------- how it looks
+
+CONTRAST = """
+(root) => {
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const c = parse(getComputedStyle(node).backgroundColor);
+      if (c[3] > 0.5) return c;
+    }
+    return [255, 255, 255, 1];
+  };
+  const low = [];
+  for (const node of root.querySelectorAll("*")) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !node.getClientRects().length || node.closest(".lw-away, style, option, .dim")) continue;
+    const style = getComputedStyle(node), a = light(parse(node instanceof SVGElement ? style.fill : style.color));
+    const b = light(ground(node)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([node.className.baseVal ?? node.className, node.textContent.slice(0, 20), ratio]);
+  }
+  return low;
+}
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_is_readable_in_both_themes(lab, dark):
+    make = "explorer = explore([logit_lens(), embedding_lens()])\nexplorer"
+    page = lab.open([MAKE.replace("explorer\n", "", 1), make, "logit_lens_reading = None"], dark=dark).run()
+    explorer = explorer_in(page, 1)
+    explorer.locator(".lw-grid").first.press("p")
+    explorer.locator(".lw-card").wait_for()
+    assert page.page.evaluate("() => document.body.dataset.jpThemeLight") == str(not dark).lower()
+    ground = explorer.evaluate("(root) => getComputedStyle(root).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
+    assert explorer.evaluate(CONTRAST) == []
+    page.shot(f"theme-{'dark' if dark else 'light'}")
+    page.reload(kernel=False)
+    table = page.cell(1).locator(".lw-static")
+    table.locator("td").first.wait_for()
+    page.shot(f"theme-static-{'dark' if dark else 'light'}")
+
+
+@pytest.mark.parametrize("width", [420, 900, 1600])
+def test_it_fits_its_window(file_page, tmp_path, width):
+    readings = [logit_lens(lengths=(40, 12), layers=30), embedding_lens(lengths=(40, 12), layers=30)]
+    page = file_page(to_html(readings, tmp_path / "fits.html"), width=width, dark=width == 900)
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    outside = explorer.evaluate(
+        "(root) => [...root.querySelectorAll('.lw-tools *, .lw-head *, .lw-panel *')].filter((n) =>"
+        " n.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert outside == 0
+    chosen, grid = (explorer.locator(name).first.bounding_box() for name in (".lw-cell.on", ".lw-grid"))
+    assert chosen["x"] + chosen["width"] <= grid["x"] + grid["width"] and chosen["y"] >= grid["y"]
+    axis = explorer.locator(".lw-axis").first.bounding_box()
+    below = grid["y"] + grid["height"] - axis["y"] - axis["height"]
+    assert 0 <= below < 20, "the prompt stays in sight below the layers"
+    page.screenshot(path=SHOTS / f"page-{width}.png", full_page=True)
+    unharmed(page)

@@ -1,0 +1,692 @@
+"""The documentation does what it says: its code prints what stands below it, and its tables name what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import workbench
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+# ---------------------------------------------------------------- code
+
+WITH_CODE = ["index.md", "reading.md", "add/lens.md", "add/probe.md", "add/instrument.md"]
+FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+class Page:
+    """A page's code, run in order in one namespace; blocks that are files are written to the folder and imported."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.names: dict[str, Any] = {"__name__": "page"}
+        printed = None
+        for file, _, language, code in FENCE.findall((DOCS / name).read_text("utf-8")):
+            if file:
+                (folder / file).write_text(code, "utf-8")
+            if language == "python" and file:
+                module = imported(folder / file)
+                self.names |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
+            elif language == "python":
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    exec(compile(code, name, "exec"), self.names)
+                printed = out.getvalue()
+            elif language == "text" and printed is not None:
+                assert_same(printed, code, name)
+                printed = None
+
+
+def imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_same(printed: str, shown: str, where: str) -> None:
+    """The same words, and decimals as near as another machine's rounding leaves them."""
+    own, said = printed.strip().splitlines(), shown.strip().splitlines()
+    assert len(own) == len(said), f"{where} prints\n{printed}\nand shows\n{shown}"
+    for a, b in zip(own, said, strict=True):
+        same = NUMBER.sub("#", a).rstrip() == NUMBER.sub("#", b).rstrip()
+        for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=False):
+            same &= abs(float(x) - float(y)) <= (0.02 if "." in y else 0)
+        assert same, f"{where} prints\n{a}\nand shows\n{b}"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield lambda name: Page(name, tmp_path)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_code_prints_what_is_shown(run, name):
+    run(name)
+
+
+def test_all_pages_with_code_are_run():
+    found = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md") if "```python" in p.read_text("utf-8")}
+    assert found == set(WITH_CODE)
+
+
+def test_what_is_shown_is_compared():
+    assert_same("a 0.51 nats\n", "a 0.50 nats", "here")
+    for other in ("a 0.60 nats", "b 0.51 nats", "a 0.51 nats\nmore", "a 1 nats"):
+        with pytest.raises(AssertionError):
+            assert_same("a 0.51 nats\n", other, "here")
+
+
+def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
+    """The page's lens, chart and explorer, installed with the entry points that the page prints."""
+    page = run("add/lens.md")
+    declared = [tomllib.loads(code) for _, _, language, code in blocks("add/lens.md") if language == "toml"]
+    groups = {group: own for one in declared for group, own in one["project"]["entry-points"].items()}
+    assert set(groups) == {"workbench.readers", "workbench.charts", "workbench.explorers"}
+    info = tmp_path / "turn-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: turn\nVersion: 0.1\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for group, own in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    turn = page.names["turn"]  # the reading, until the chart of that name took its place
+    assert callable(turn)
+    reading = workbench.read("organism:story", "Mara lives in", page.names["TurnLens"](), progress=False)
+    assert len(reading.figure().data) == 2  # by its attribute, through the entry point
+    html = reading.to_html("turn.html", kind="turn").read_text()
+    assert '"view":"TurnExplorer"' in html and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
+    command = ["-m", "workbench.cli", "read", "organism:story", "Mara lives in", "--lens", "turn", "--out", "out"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    out = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    kept = workbench.open("out/turn.nc").data
+    np.testing.assert_allclose(kept["cosine"], reading.data["cosine"], atol=1e-5)
+    # A dense reference: cosines of the states themselves.
+    from lenses import States
+
+    states = workbench.read("organism:story", "Mara lives in", States(), progress=False).data["state"].values[0]
+    unit = states / np.linalg.norm(states, axis=-1, keepdims=True)
+    np.testing.assert_allclose(kept["cosine"][0], (unit * unit[-1]).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(kept["cosine_null"][0], (unit * np.roll(unit[-1], 1, 0)).sum(-1), atol=1e-5)
+
+
+def blocks(name: str) -> list[tuple[str, str, str, str]]:
+    return FENCE.findall((DOCS / name).read_text("utf-8"))
+
+
+def test_a_reading_opens_without_torch(run, tmp_path):
+    run("index.md")
+    asked = "import sys, workbench; workbench.open('story.nc').frame(); print('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert out.stdout.strip() == "False", out.stderr
+
+
+def test_the_page_of_installation_names_what_there_is():
+    text = (DOCS / "index.md").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = text[text.index("Optional parts:") : text.index("With conda")]
+    assert set(re.findall(r"`([\w-]+)`", listed)) == set(project["optional-dependencies"]) - {"all"}
+    assert project["requires-python"] == ">=3.11" and "Python 3.11 or newer" in text
+    environment = (ROOT / "environment.yml").read_text("utf-8")
+    assert "name: latent-workbench" in environment and "CONDA_OVERRIDE_CUDA=12.8" in environment
+    commands = re.search(r"`workbench (demo [^`]*)`", text)
+    assert commands is not None
+    from workbench.cli import _parser
+
+    known = next(a.choices for a in _parser()._actions if getattr(a, "choices", None))
+    assert set(commands[1].split(" | ")) == set(known)
+
+
+# ---------------------------------------------------------------- tables
+
+SPANS = re.compile(r"((?:`[^`]+`[ ,]*)+)\[([^\]]*)\]")
+Documented = dict[str, tuple[str, ...]]
+
+
+def documented(page: str) -> dict[str, Documented]:
+    """Heading -> variable -> dimensions, of the tables of a page of numbers."""
+    found: dict[str, Documented] = {}
+    for part in re.split(r"^## ", (DOCS / "numbers" / page).read_text("utf-8"), flags=re.MULTILINE)[1:]:
+        own = found[part.splitlines()[0].strip("` ")] = {}
+        for line in part.splitlines():
+            if line.startswith("| `"):
+                cells = [cell.strip() for cell in line.strip("|\n").split("|")]
+                assert len(cells) == 5 and all(cells), f"{page}: a cell is empty in {line}"
+                for name, dims in named(cells[0]).items():
+                    assert own.setdefault(name, dims) == dims
+    return found
+
+
+def named(cell: str) -> Documented:
+    """A cell such as `jsd` `_low` [a, b], `_p` [b] -> jsd and jsd_low [a, b], jsd_p [b]."""
+    found: Documented = {}
+    stems: list[str] = []
+    for spans, dims in SPANS.findall(cell):
+        names = re.findall(r"`([^`]+)`", spans)
+        if not names[0].startswith("_"):
+            stems = [name for name in names if not name.startswith("_")]
+            found |= dict.fromkeys(stems, axes(dims))
+        ends = [name for name in names if name.startswith("_")]
+        found |= {stem + end: axes(dims) for stem in stems for end in ends}
+    return found
+
+
+def axes(dims: str) -> tuple[str, ...]:
+    return tuple(dim.strip() for dim in dims.split(",") if dim.strip())
+
+
+def test_rows_are_read_as_the_page_explains():
+    assert named("`a`, `b` `_low` [x, y], `_p` [x], `c` []") == {
+        "a": ("x", "y"), "b": ("x", "y"), "a_low": ("x", "y"), "b_low": ("x", "y"), "a_p": ("x",), "b_p": ("x",),
+        "c": (),
+    }  # fmt: skip
+
+
+SOURCES: dict[str, Callable[[], xr.Dataset]] = {}
+"""Heading of a table -> what the code really gives there, on a small model."""
+
+
+def source(heading: str) -> Callable[[Callable[[], xr.Dataset]], Callable[[], xr.Dataset]]:
+    def keep(function: Callable[[], xr.Dataset]) -> Callable[[], xr.Dataset]:
+        SOURCES[heading] = function
+        return function
+
+    return keep
+
+
+PAGES = ("lenses.md", "routing.md", "superposition.md", "values.md")
+COMMON = "Every reading"
+SECTIONS = [(page, heading) for page in PAGES for heading in documented(page) if heading != COMMON]
+
+
+@pytest.mark.parametrize(("page", "heading"), SECTIONS, ids=[heading for _, heading in SECTIONS])
+def test_tables_name_what_is_there_and_all_of_it(page, heading):
+    data, table = SOURCES[heading](), documented(page)[heading]
+    there = {str(name): tuple(map(str, v.dims)) for name, v in data.variables.items()}
+    for name, dims in table.items():
+        assert name in there, f"{page}, {heading}: there is no {name}; there are {', '.join(there)}"
+        assert there[name] == dims, f"{page}, {heading}: {name} has the dimensions {there[name]}"
+    beside = documented("lenses.md")[COMMON] if "input_id" in there else {}
+    for name, dims in beside.items():
+        assert there.get(name, dims) == dims
+    missing = {str(name) for name in data.data_vars} - set(table) - set(beside)
+    assert not missing, f"docs/numbers/{page}, {heading}: no row says what {', '.join(sorted(missing))} is"
+
+
+def test_every_source_has_a_table():
+    assert {heading for _, heading in SECTIONS} == set(SOURCES)
+
+
+STORY = ["Mara lives in", "The bat flew out of the dark"]
+
+
+@cache
+def organism(name: str) -> workbench.Model:
+    return workbench.load(f"organism:{name}")
+
+
+@cache
+def folder() -> Path:
+    import atexit
+    import tempfile
+
+    path = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def index() -> Any:
+    from lenses import ContextIndex
+    from workbench.organisms.story.grammar import stories
+
+    texts = [story.text for story in stories(30, seed=5)]
+    return ContextIndex.build(organism("story"), texts, folder() / "story.index", progress=False)
+
+
+@cache
+def lens_readings() -> dict[str, Any]:
+    import lenses
+
+    readers = [
+        lenses.LogitLens(), lenses.EmbeddingLens(), lenses.LatentLens(index()), lenses.LogitAttribution(),
+        lenses.States(),
+    ]  # fmt: skip
+    found = workbench.read(organism("story"), STORY, readers, progress=False)
+    return {type(reader).__name__: reading for reader, reading in zip(readers, found, strict=True)}
+
+
+for _name in ("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States"):
+    SOURCES[f"lenses.{_name}"] = lambda name=_name: lens_readings()[name].data
+
+
+@source("ContextIndex.search")
+def _search() -> xr.Dataset:
+    return index().search(lens_readings()["States"].data["state"].values[1, 3])
+
+
+@source("ContextIndex.hubness")
+def _hubness() -> xr.Dataset:
+    return index().hubness(hubs=3)
+
+
+@source("lenses.latent.logit_agreement")
+def _logit_agreement() -> xr.Dataset:
+    from lenses.latent import logit_agreement
+
+    return logit_agreement(lens_readings()["LatentLens"], lens_readings()["LogitLens"]).data
+
+
+@cache
+def documents() -> tuple[list[str], list[str]]:
+    from workbench.organisms.polyglot.grammar import documents
+
+    return [text for x in "abc" for text in documents(8, x, seed=1)], [x for x in "abc" for _ in range(8)]
+
+
+@cache
+def routing() -> Any:
+    from probes.routing import RoutingTracer
+
+    texts, labels = documents()
+    tracer = RoutingTracer(labels=labels, trace=True, scores=True, pairs=True)
+    return workbench.read(organism("polyglot"), texts, tracer, progress=False)
+
+
+SOURCES["probes.routing.RoutingTracer"] = lambda: routing().data
+
+
+def _measure(name: str, *more: Callable[[], Any], **options: Any) -> None:
+    def table() -> xr.Dataset:
+        from probes.routing import measures
+
+        return getattr(measures, name)(routing(), *(x() for x in more), **options)
+
+    SOURCES[f"measures.{name}"] = table
+
+
+for _name in (
+    "usage", "gate", "balance", "divergence", "information", "specialisation", "agreement", "classes", "decode",
+    "vocabulary", "consistency", "coactivation", "flow", "select",
+):  # fmt: skip
+    _measure(_name, draws=20)
+_measure("reordering", lambda: organism("polyglot"), draws=20)
+_measure("overlap", draws=20, permutations=50)
+_measure("parallel", lambda: [i % 8 for i in range(24)], draws=20)
+_measure("context")
+_measure("paths")
+
+
+@source("measures.geometry")
+def _router_geometry() -> xr.Dataset:
+    from probes.routing import measures
+
+    return measures.geometry(organism("polyglot"), draws=10)
+
+
+@source("measures.saturation")
+def _saturation() -> xr.Dataset:
+    from probes.routing import measures
+
+    return measures.saturation([routing(), routing()], floor=routing(), draws=20)
+
+
+@source("measures.router_drift")
+def _router_drift() -> xr.Dataset:
+    from probes.routing import measures
+
+    return measures.router_drift({0: organism("polyglot"), 1: organism("polyglot")})
+
+
+def _of_routing(name: str, *given: Any, **options: Any) -> None:
+    def table() -> xr.Dataset:
+        import probes.routing
+
+        return getattr(probes.routing, name)(organism("polyglot"), documents()[0][:4], *given, **options)
+
+    SOURCES[f"probes.routing.{name}"] = table
+
+
+_of_routing("effect", {3: [1]}, draws=2, resamples=50)
+_of_routing("regret", 3, draws=2, resamples=50)
+_of_routing("contributions", draws=20)
+_of_routing("functional", clusters=8, draws=20)
+
+
+def test_effects_adds_what_the_page_says():
+    from probes.routing import effects
+
+    claims = {"a": (documents()[0][:4], {3: [1]})}
+    both = set(effects(organism("polyglot"), claims, draws=2, resamples=50).data_vars)
+    more = {"documents", "nll", "experts", "q", "q_random"}
+    assert both == more | set(documented("routing.md")["probes.routing.effect"])
+
+
+def test_the_page_names_what_labels_by_token_add():
+    from probes.routing import RoutingTracer
+
+    texts = documents()[0][:4]
+    labels = [[str(i % 2) for i in range(len(organism("polyglot").tokenizer(text)["input_ids"]))] for text in texts]
+    tracer = RoutingTracer(labels=labels, scores=True)
+    data = workbench.read(organism("polyglot"), texts, tracer, progress=False).data
+    text = (DOCS / "numbers" / "routing.md").read_text("utf-8")
+    listed = text[text.index("Where labels are by token") : text.index("## `measures.usage`")]
+    assert {name for name in data if str(name).startswith("part_")} == set(re.findall(r"`(part_\w+)`", listed))
+
+
+@source("probes.routing.shared")
+def _shared() -> xr.Dataset:
+    import transformers
+
+    from probes.routing import shared
+
+    torch.manual_seed(0)
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, shared_expert_intermediate_size=8,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        decoder_sparse_step=1, max_position_embeddings=32,
+    )  # fmt: skip
+    module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return shared(workbench.load(module, name="tiny"), [[5, 6, 7], [8, 9]], draws=20)
+
+
+@cache
+def arrow() -> Any:
+    peft = pytest.importorskip("peft", reason="peft is not installed, and Arrow routers are PEFT's")
+    import transformers
+
+    def base() -> Any:
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=32,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config).eval()
+
+    paths = []
+    for i in range(2):
+        own = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        paths.append(str(folder() / f"adapter-{i}"))
+        peft.get_peft_model(base(), own).save_pretrained(paths[-1])
+    config = peft.ArrowConfig(top_k=1, router_temperature=1.0, rng_seed=0)
+    return workbench.load(peft.create_arrow_model(base(), paths, config), name="arrow")
+
+
+ORACLE = {"a": "task_0", "b": "task_1"}
+TASKS = [[3 + i, 5, 7 + i, 9] for i in range(6)], ["a", "b"] * 3
+
+
+@cache
+def adapted() -> Any:
+    from probes.routing.adapters import adapter_routing
+
+    return adapter_routing(arrow(), *TASKS, oracle=ORACLE, trace=True, progress=False)
+
+
+SOURCES["adapters.adapter_routing"] = lambda: adapted().data
+
+
+def _of_adapters(name: str, *given: Callable[[], Any], **options: Any) -> None:
+    def table() -> xr.Dataset:
+        import probes.routing.adapters
+
+        return getattr(probes.routing.adapters, name)(*(x() for x in given), **options)
+
+    SOURCES[f"adapters.{name}"] = table
+
+
+for _name in ("usage", "oracle_rate", "agreement"):
+    _of_adapters(_name, adapted, draws=20)
+_of_adapters("gram", arrow, draws=20)
+_of_adapters("compare", arrow, lambda: TASKS[0], lambda: TASKS[1], lambda: ORACLE, draws=20)
+
+
+@cache
+def thoughts() -> Any:
+    from lenses import States
+    from probes.superposition import CandidateBelief, SoftThought, think
+
+    own, belief = questions(), CandidateBelief(questions().names, mass=True)
+    return think(organism("searcher"), own.prompts, SoftThought(2), readers=[belief, States()], then="=")
+
+
+@cache
+def questions() -> Any:
+    from probes.superposition.searcher import Questions
+
+    return Questions(12)
+
+
+SOURCES["probes.superposition.think"] = lambda: thoughts().data
+SOURCES["probes.superposition.CandidateBelief"] = lambda: thoughts().readings[0].data
+
+
+def _of_thoughts(name: str, given: Callable[[], tuple[Any, ...]], **options: Any) -> None:
+    def table() -> xr.Dataset:
+        import probes.superposition
+
+        return getattr(probes.superposition, name)(*given(), **options)
+
+    SOURCES[f"probes.superposition.{name}"] = table
+
+
+def _logits() -> tuple[Any, ...]:
+    return thoughts().readings[0].data["logit"].values[:, -1, :2], questions().problems
+
+
+def _used() -> tuple[Any, ...]:
+    from probes.superposition import ContinuousThought
+
+    own = questions()
+    return organism("searcher"), own.prompts, own.problems, own.names, ContinuousThought(3)
+
+
+_of_thoughts("mass", _logits)
+_of_thoughts("frontier", _logits)
+_of_thoughts("use", _used, then="=", draws=20)
+_of_thoughts("entity_belief", lambda: (organism("searcher"), questions().prompts[:2], ["n1", "n2"]))
+_of_thoughts("soft_versus_hard", lambda: (organism("story"), STORY))
+_of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), draws=2)
+_of_thoughts(
+    "decode_frontier",
+    lambda: (thoughts().readings[1].data["state"].values[:, :, :2], questions().problems),
+    seeds=1,
+    steps=3,
+)
+
+
+class Dictionary:
+    """Random directions as a sparse autoencoder."""
+
+    def __init__(self) -> None:
+        width = organism("story").d_model
+        self.rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0)) / width**0.5
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.rows.T).relu()
+
+    def decode(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations @ self.rows
+
+
+@source("features.DictionaryFeatures")
+def _dictionary() -> xr.Dataset:
+    from probes.superposition.features import DictionaryFeatures
+
+    reader = DictionaryFeatures({3: Dictionary()}, draws=20)
+    return workbench.read(organism("story"), STORY, reader, progress=False).data
+
+
+def _of_features(name: str, *given: Any, **options: Any) -> None:
+    def table() -> xr.Dataset:
+        import probes.superposition.features
+
+        return getattr(probes.superposition.features, name)(*given, **options)
+
+    SOURCES[f"features.{name}"] = table
+
+
+ROWS = np.random.default_rng(0).standard_normal((6, 3))
+_of_features("geometry", ROWS, draws=5)
+_of_features("plateaus", ROWS, draws=5)
+_of_features("effective_features", np.abs(ROWS), hidden=3, rotated=np.abs(ROWS[:2]), draws=20)
+_of_features("sweep", 4, 2, [0.0, 0.9], steps=5, batch=16)
+
+
+@cache
+def statements() -> Any:
+    from probes.values.items import Items
+    from probes.values.opinions import items
+
+    every = items()
+    kinds = [(topic, key) for topic in every.topics[:3] for key in (1, -1)]
+    return Items(x for kind in kinds for x in [i for i in every if (i.topic, i.polarity) == kind][:4])
+
+
+@cache
+def tracked() -> Any:
+    from probes.values.framings import letter_framings
+    from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
+    from probes.values.tracker import ValueTracker
+    from probes.values.white import WhiteBox
+    from workbench.organisms.opinions import grammar, runs
+
+    text = SampledText(2, 1.0, 6, judge=grammar.judge, shown="{response}")
+    instruments = [Pmf(), SequenceLikelihood(), text, WhiteBox(letter_framings(), draws=30)]
+    steps = sorted(runs()["sft"].items())[::3][:4]
+    return ValueTracker(folder() / "values", statements(), instruments).run(dict(steps), progress=False)
+
+
+def _instrument(name: str) -> xr.Dataset:
+    """One checkpoint, as the instrument gave it; without ``checkpoint``, which the tracker adds."""
+    return tracked().table(name).isel(checkpoint=0, drop=True)
+
+
+SOURCES["instruments.Pmf"] = lambda: _instrument("pmf")
+SOURCES["instruments.SequenceLikelihood"] = lambda: _instrument("sequence")
+SOURCES["instruments.SampledText"] = lambda: _instrument("sampled")
+SOURCES["white.WhiteBox"] = lambda: _instrument("whitebox")
+
+
+@cache
+def chosen() -> tuple[xr.Dataset, Any]:
+    from probes.values.choices import Choices
+    from probes.values.items import Item, Items
+
+    items = Items(
+        Item(f"q{i}", "gardens", "Which is better?", kind="choice", options=("a", "b"), shares={"us": (0.5, 0.5)})
+        for i in range(3)
+    )
+    return Choices(letters=("A", "B")).read(organism("opinions"), items, progress=False), items
+
+
+SOURCES["choices.Choices"] = lambda: chosen()[0]
+
+
+@source("choices.likeness")
+def _likeness() -> xr.Dataset:
+    from probes.values.choices import likeness
+
+    return likeness(*chosen(), ordinal=True, draws=20)
+
+
+def _of_drift(name: str, given: Callable[[], tuple[Any, ...]], **options: Any) -> None:
+    def table() -> xr.Dataset:
+        from probes.values import drift
+
+        return getattr(drift, name)(*given(), **options)
+
+    SOURCES[f"drift.{name}"] = table
+
+
+def _readings(name: str = "pmf") -> xr.Dataset:
+    return tracked().readings(name)
+
+
+_of_drift("stance", lambda: (_readings(),), draws=20)
+_of_drift("drift", lambda: (_readings(),), draws=20)
+_of_drift("convergence", lambda: (_readings(), 0.1), draws=20)
+_of_drift("resampling_null", lambda: (_readings("sampled"), _readings("sampled")), draws=20)
+_of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.fromkeys("abc", "one"), draws=20)
+_of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
+
+
+@source("drift.data_gap")
+def _data_gap() -> xr.Dataset:
+    import warnings
+
+    from probes.values.drift import data_gap
+
+    given = xr.Dataset({"keyed": ("topic", [0.1, 0.2, 0.3])}, {"topic": list(statements().topics)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # three topics show little, and it says so
+        return data_gap(given, _readings(), draws=20)
+
+
+@source("confusion.corrected")
+def _corrected() -> xr.Dataset:
+    from probes.values.confusion import confusion, corrected
+
+    def judge(texts: list[str]) -> np.ndarray:
+        return np.array([np.roll([0.8, 0.1, 0.1], "sno".index(text)) for text in texts])
+
+    known = confusion(judge, [("s", "support"), ("n", "neutral"), ("o", "oppose")] * 2)
+    return corrected(_readings("sampled").isel(checkpoint=0), known, draws=20)
+
+
+def _of_white(name: str, **options: Any) -> None:
+    def table() -> xr.Dataset:
+        from probes.values import white
+
+        return getattr(white, name)(tracked().table("whitebox"), **options)
+
+    SOURCES[f"white.{name}"] = table
+
+
+for _name in ("margins", "projections", "directions", "behaviour"):
+    _of_white(_name, draws=20)
+_of_white("similarity")
+
+
+@source("white.weights")
+def _weights() -> xr.Dataset:
+    from probes.values.white import weights
+    from workbench.organisms.opinions import runs
+
+    return weights(dict(sorted(runs()["sft"].items())[:3]))
+
+
+@source("greatest_good.scores")
+def _greatest_good() -> xr.Dataset:
+    from probes.values import greatest_good
+    from probes.values.items import Item, Items
+
+    items = Items(Item(f"g{i}", ("IB", "IH")[i % 2], x.text, 1) for i, x in enumerate(statements()[:8]))
+    same = dict.fromkeys((0, 1), "organism:opinions")
+    return greatest_good.study(folder() / "ggb", same, items, draws=20, progress=False)

@@ -1,0 +1,626 @@
+"""The explorers of probes and lenses: what they show is what the data says, and the pages answer to keys alone."""
+
+import base64
+import itertools
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from explored import SENTENCES, neighbours, stances
+from pages import load, needs_browser
+from synthetic import HOSTILE, logit_lens
+
+import workbench
+from workbench.errors import InputError, ReadingError
+from workbench.tokens import plain, visible
+from workbench.widgets import base
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {
+    "routing": ROOT / "probes/routing/explorer.js", "belief": ROOT / "probes/superposition/explorer.js",
+    "drift": ROOT / "probes/values/explorer.js", "neighbours": ROOT / "lenses/latent/explorer.js",
+}  # fmt: skip
+NAMES = {
+    "routing": "RoutingExplorer", "belief": "BeliefExplorer", "drift": "DriftExplorer", "neighbours": "NeighbourTable",
+}  # fmt: skip
+LONG = "longest" * 1429
+NASTY = [
+    "<script>window.hacked=1</script>", "<img src=x onerror=\"window.hacked=2\">", "</b>", "$\\LaTeX$", "\"'`", "a\0b",
+    "שלום עולם", "\u202egnp.exe", "\r\n", "constructor", "__proto__", LONG, *HOSTILE,
+]  # fmt: skip
+SAID = """
+  const el = document.getElementById("explorer"), model = el.model, out = {};
+  const wait = (ms = 150) => new Promise((r) => setTimeout(r, ms));
+  const key = (node, key, more = {}) => node.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...more }));
+  const all = (what) => [...el.querySelectorAll(what)], one = (what) => el.querySelector(what);
+  const pick = (what, i) => { const node = one(what); node.selectedIndex = i; node.dispatchEvent(new Event("change")); };
+  const set = (more) => model.set("selection", { ...model.get("selection"), ...more });
+  const css = (name) => getComputedStyle(one(".wx")).getPropertyValue(name);
+  const end = () => { out.hacked = String(window.hacked); document.body.dataset.out = JSON.stringify(out); };
+"""  # noqa: E501
+
+
+def numbers(packed):
+    """An array of a payload, as the front end is told to read it."""
+    raw = np.frombuffer(base64.b64decode(packed["b"]), {"8": "<u1", "6": "<u2", "2": "<i4"}[packed["t"][-1]])
+    if packed["t"] == "i32":
+        return raw
+    none = 255 if packed["t"][-1] == "8" else 65535
+    if packed["t"][0] == "u":
+        return np.where(raw == none, -1, raw.astype(int))
+    return np.where(raw == none, np.nan, (packed["base"] + raw.astype(float)) / 10 ** packed["digits"])
+
+
+def said(page, script, **options):
+    """What a script on a page put into `out`; fails where the console has an error."""
+    dom, console = load(page, SAID + script + "\nend();", budget=8000, **options)
+    assert console == []
+    return json.loads(unescape(re.findall(r'data-out="([^"]*)"', dom)[0]))
+
+
+def view(name):
+    return base.views()[name]
+
+
+# ---------------------------------------------------------------- readings
+
+
+@pytest.fixture(scope="module")
+def routing():
+    from probes.routing import RoutingTracer
+    from workbench.organisms.polyglot.grammar import documents
+
+    texts = [text for language in "abc" for text in documents(6, language, seed=1)]
+    tracer = RoutingTracer(labels=[language for language in "abc" for _ in range(6)], trace=True)
+    return workbench.read(workbench.load("organism:polyglot"), texts, tracer, progress=False)
+
+
+@pytest.fixture(scope="module")
+def thoughts():
+    from probes.superposition import CandidateBelief, ContinuousThought, think
+    from probes.superposition.searcher import Questions
+
+    questions = Questions(6)
+    model = workbench.load("organism:searcher")
+    belief = CandidateBelief(questions.names, mass=True)
+    found = think(model, questions.prompts, ContinuousThought(3), readers=[belief], then="=")
+    return found.readings[0], questions.problems
+
+
+@pytest.fixture(scope="module")
+def pages(routing, thoughts, tmp_path_factory):
+    """One page of each explorer."""
+    folder = tmp_path_factory.mktemp("pages")
+    data, texts = stances()
+    return {
+        "routing": routing.to_html(folder / "routing.html"),
+        "belief": thoughts[0].to_html(folder / "belief.html", problems=thoughts[1]),
+        "drift": base.to_html(data, folder / "drift.html", items=texts),
+        "neighbours": base.to_html(neighbours(), folder / "neighbours.html", kind="neighbours"),
+    }
+
+
+# ---------------------------------------------------------------- what all of them are
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_small_and_alone(name):
+    text = base.module_text(MODULES[name])
+    assert len(text.encode()) <= 60 * 1024
+    assert not re.search(
+        r"\bimport\b\s*[({'\"*a-z]|fetch\(|XMLHttpRequest|innerHTML|insertAdjacent|https?://(?!www\.w3\.org/2000/svg)",
+        text,
+    )
+    assert text.count("export default") == 1 and "</" not in text
+    assert view(name).module == MODULES[name] and view(name).name == NAMES[name]
+
+
+def test_hues_are_those_of_the_figures():
+    from workbench.figures import theme
+
+    text = base.COMMON.read_text("utf-8")
+    for block, hues in zip(
+        re.findall(r"const (?:LIGHT|DARK) = `([^`]*)`", text), (theme.HUES, theme.HUES_DARK), strict=True
+    ):
+        own = re.findall(r"--h\d:(#\w+)", block)
+        assert [h if len(h) == 7 else "#" + "".join(2 * c for c in h[1:]) for h in own] == [h.lower() for h in hues]
+
+
+def test_numbers_are_sent_as_the_variable_rounded_and_nothing_else():
+    rng = np.random.default_rng(0)
+    for scale, digits in ((1, 4), (1, 2), (300, 4), (0, 3)):
+        values = rng.normal(0, 1, 500) * scale
+        values[::7] = np.nan
+        packed = base.decimals(values, digits)
+        np.testing.assert_allclose(numbers(packed), np.round(values, packed["digits"]), atol=1e-9)
+    assert base.decimals(values, 3)["digits"] == 3 and base.decimals([0.0, 300.0], 4)["digits"] == 2
+    for top in (3, 254, 255, 60_000, 70_000):
+        own = np.array([0, 1, top, -1])
+        np.testing.assert_array_equal(numbers(base.integers(own)), own)
+    assert numbers(base.decimals(np.zeros(0), 3)).size == 0 and np.isnan(numbers(base.decimals([np.nan], 3))).all()
+
+
+def test_the_first_explorer_that_fits_is_taken(routing, thoughts):
+    pytest.importorskip("anywidget")
+    from workbench import widgets
+
+    assert isinstance(routing.explore(), widgets.RoutingExplorer)
+    assert isinstance(thoughts[0].explore(), widgets.BeliefExplorer)
+    assert isinstance(widgets.explore(stances()[0]), widgets.DriftExplorer)
+    found = (
+        neighbours().isel(prompt=0, layer=0).rename(position="query").drop_vars(["query", "input_token", "token_id"])
+    )
+    assert isinstance(widgets.explore(found), widgets.NeighbourTable)
+    assert isinstance(widgets.explore(neighbours(), "neighbours"), widgets.NeighbourTable)
+    assert isinstance(widgets.explore(logit_lens()), widgets.LensExplorer)
+
+
+def test_what_no_explorer_shows_is_refused_with_what_each_needs():
+    with pytest.raises(InputError, match=r"NormLens.*routing needs usage_count.*\.figure\(\)"):
+        base.explore(xr.Dataset({"norm": (("prompt", "layer"), np.ones((1, 2)))}, attrs={"reader": "NormLens"}))
+    with pytest.raises(InputError, match="no explorer 'routes'; there are lens,.*routing"):
+        base.explore(logit_lens(), "routes")
+    with pytest.raises(InputError, match="NeighbourTable needs.*has no similarity"):
+        base.explore(logit_lens(), "neighbours")
+    with pytest.raises(InputError, match="one reading at a time, and 2"):
+        base.explore([neighbours(), neighbours()], "neighbours")
+    with pytest.raises(InputError, match="Reading, an xarray"):
+        base.explore("a string")
+    with pytest.raises(ReadingError, match="no folder"):
+        base.to_html(stances()[0], "/no/such/folder/x.html")
+
+
+def test_a_selection_is_whole_and_only_what_there_is(routing):
+    pytest.importorskip("anywidget")
+    widget = routing.explore()
+    assert widget.selection == {
+        "label": "a", "compare": None, "prompt": 0, "compare_prompt": None, "block": 3, "expert": None,
+        "position": None, "compare_position": None,
+    }  # fmt: skip
+    widget.selection = {"block": 1}
+    widget.selection = {"expert": 5, "compare": "c"}
+    assert (widget.selection["block"], widget.selection["expert"], widget.selection["compare"]) == (1, 5, "c")
+    with pytest.raises(InputError, match="block=9 cannot be selected; there are 0, 1, 2, 3"):
+        widget.selection = {"block": 9}
+    with pytest.raises(InputError, match="no 'layer'; it has 'label'"):
+        widget.selection = {"layer": 1}
+    assert widget.selection["block"] == 1
+    table = base.explore(neighbours(), "neighbours")
+    with pytest.raises(InputError, match="index_layers=2"):
+        table.selection = {"index_layers": [1, 2]}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_beside_the_widget_stands_an_escaped_table(name, routing, thoughts):
+    pytest.importorskip("anywidget")
+    reading = {"routing": routing, "belief": thoughts[0], "drift": stances()[0], "neighbours": neighbours()}[name]
+    bundle, _ = view(name).explore(reading)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "<table" in bundle["text/html"]
+    assert len(bundle["text/html"]) < 60_000
+    if hasattr(reading, "provenance") and name != "neighbours":
+        assert reading._repr_mimebundle_()["text/html"] == bundle["text/html"]
+
+
+def test_static_tables_hold_the_numbers(routing, thoughts):
+    table = view("belief").static(thoughts[0])
+    own = thoughts[0].data["belief"].values[0, -1]
+    rows = dict(re.findall(r"<tr><td[^>]*><bdi>(n\d+)</bdi></td>(.*?)</tr>", table))
+    assert len(rows) == 14
+    for v in range(14):
+        assert re.findall(r"<bdi>([\d.]+)</bdi>", rows[f"n{v}"]) == [f"{x:.2f}" for x in own[:, v]]
+    assert re.findall(r"<th[^>]*><bdi>([^<]*)</bdi>", table) == [
+        "candidate", "no thought yet", "1 thought", "2 thoughts", "3 thoughts", "answer, after =",
+    ]  # fmt: skip
+    assert "an even share is 12.5%" in view("routing").static(routing)
+
+
+# ---------------------------------------------------------------- routing
+
+
+def test_routing_shares_are_counted_from_the_trace(routing):
+    shown = view("routing").payload(routing)
+    ids = routing.data["expert_id"].transpose("prompt", "block", "position", "slot").values
+    share = numbers(shown["share"]).reshape(3, 4, 8)
+    for label in range(3):
+        for block in range(4):
+            own = ids[6 * label : 6 * label + 6, block]
+            counts = np.bincount(own[own >= 0], minlength=8)
+            np.testing.assert_allclose(share[label, block], counts / counts.sum(), atol=6e-5)
+    assert [d["prompt"] for d in shown["traced"]] == list(range(18)) and shown["left_out"] == []
+    one = shown["traced"][7]
+    np.testing.assert_array_equal(
+        numbers(one["expert"]).reshape(ids[7].shape), -np.sort(-ids[7], axis=-1) * 0 + _strong(routing, 7)
+    )
+    words = [shown["vocab"][i] for i in numbers(one["token"])]
+    assert words == [visible(str(t)) for t in routing.data["input_token"].values[7]]
+    json.dumps(shown, allow_nan=False)
+
+
+def _strong(routing, prompt):
+    """[block, position, slot] experts, the strongest first."""
+    axes = ("block", "position", "slot")
+    ids, weight = (routing.data[n][prompt].transpose(*axes).values for n in ("expert_id", "expert_weight"))
+    return np.take_along_axis(ids, np.argsort(-weight.astype(float), -1, kind="stable"), -1)
+
+
+def test_differences_are_tested_against_every_shuffle_of_documents():
+    """Two documents against two: all six ways to deal labels out, written out."""
+    from probes.routing import RoutingTracer
+    from probes.routing.measures.documents import Documents
+    from workbench.organisms.polyglot.grammar import documents
+
+    texts = [*documents(2, "a", seed=3), *documents(2, "b", seed=3)]
+    reading = workbench.read(
+        workbench.load("organism:polyglot"), texts, RoutingTracer(labels=list("aabb")), progress=False
+    )
+    shown = view("routing").payload(reading)
+    count = Documents(reading).count
+
+    def largest(first):
+        rest = [i for i in range(4) if i not in first]
+        gaps = [own / own.sum(-1, keepdims=True) for own in (count[list(first)].sum(0), count[rest].sum(0))]
+        return np.abs(gaps[0] - gaps[1]).max()
+
+    every = {round(largest(first), 4) for first in itertools.combinations(range(4), 2)}
+    assert set(np.round(numbers(shown["largest"]), 4)) == every
+    assert shown["left_out"] == ["each token's experts (the reading was made without trace=True)"]
+
+
+def test_a_large_trace_says_what_it_leaves_out(routing):
+    small = view("routing").payload(routing, limit=16_000)
+    assert base.weight(small) < 17_000
+    assert any("of 18 documents" in text for text in small["left_out"])
+    assert {d["label"] for d in small["traced"]} == {0, 1, 2}, "at least one document of each label"
+    chosen = view("routing").payload(routing, documents=[4, 2])
+    assert [d["prompt"] for d in chosen["traced"]] == [2, 4]
+    with pytest.raises(InputError, match="no document 18"):
+        view("routing").payload(routing, documents=[18])
+
+
+@needs_browser
+def test_routing_answers_to_keys_and_says_what_the_data_says(pages, routing):
+    script = """
+      await wait();
+      const token = one(".wx-token"); token.focus();
+      key(token, "ArrowRight"); key(document.activeElement, "ArrowRight"); await wait();
+      out.token = document.activeElement.title; out.path = one(".wx-path").textContent;
+      out.rings = all(".wx-heat")[0].querySelectorAll(".wx-ring").length;
+      pick('select[aria-label="beside"]', 2);
+      await wait();
+      const grid = all(".wx-heat svg")[2]; grid.focus(); key(grid, "ArrowDown"); key(grid, "Home"); await wait();
+      out.selection = model.get("selection"); out.facts = one(".wx-facts:not(output)").textContent;
+      const active = document.getElementById(grid.getAttribute("aria-activedescendant"));
+      out.label = active.getAttribute("aria-label");
+      set({ prompt: 13, block: 0, expert: null, compare: null }); await wait();
+      out.documents = one('select[aria-label="document"]').value; out.labels = one('select[aria-label="label"]').value;
+      out.numbers = all(".wx-token small").map((n) => n.textContent);
+      out.hatched = all(".wx-hatch").length;
+    """
+    out = said(pages["routing"], script)
+    data = routing.data
+    first = _strong(routing, 0)[:, 2]
+    weight = data["expert_weight"].values[0, 3, 2].astype(float)
+    assert out["token"].endswith(
+        f"#2, block 3: expert {first[3, 0]} {weight.max():.2f}, expert {first[3, 1]} {weight.min():.2f}"
+    )
+    assert out["rings"] == 8 and out["path"].startswith(f"block 3{first[3, 0]}")
+    assert out["selection"]["compare"] == "c" and out["selection"]["block"] == 2 and out["selection"]["expert"] == 0
+    share = {x: data["usage_count"].sel(label=x, block=2).values for x in "ac"}
+    a, c = (share[x][0] / share[x].sum() for x in "ac")
+    assert f"difference {100 * (round(a, 4) - round(c, 4)):.1f} points" in out["facts"] and "chance" in out["facts"]
+    shown = view("routing").payload(routing)
+    null = numbers(shown["largest"]).reshape(3, -1)[shown["pairs"].index([0, 2])]
+    p = (1 + (null >= abs(round(a, 4) - round(c, 4)) - 1e-4).sum()) / (1 + null.size)
+    assert f"p = {p:.3f}" in out["facts"] and f"p {p:.3f}" in out["label"]
+    assert out["documents"].startswith("13: ") and out["labels"] == "c"
+    assert out["numbers"] == [str(e) for e in _strong(routing, 13)[0, :, 0]]
+
+
+# ---------------------------------------------------------------- belief
+
+
+def test_belief_stands_beside_the_same_nodes_in_other_prompts_states(thoughts):
+    reading, problems = thoughts
+    shown = view("belief").payload(reading, problems=problems)
+    belief = reading.data["belief"].values  # [prompt, layer, place, node]
+    for i, one in enumerate(shown["prompts"]):
+        np.testing.assert_allclose(numbers(one["belief"]).reshape(belief[i].shape), belief[i], atol=6e-5)
+        others = [j for j in range(6) if j != i]
+        for place in range(3):
+            ring = [v for v in range(14) if problems[i].depth[v] == place + 1]
+            null = np.mean([belief[j, :, place][:, ring].sum(-1) for j in others], axis=0)
+            own = numbers(one["null"]["frontier"]).reshape(belief.shape[1:3])[:, place]
+            np.testing.assert_allclose(own, null, atol=6e-5)
+        target = np.mean([belief[j, ..., problems[i].target] for j in others], axis=0)
+        np.testing.assert_allclose(numbers(one["null"]["target"]).reshape(target.shape), target, atol=6e-5)
+    assert shown["places"][shown["prompts"][0]["places"]] == [
+        [0, visible(str(reading.data["input_token"].values[0, 0]))], [1, ""], [2, ""], [3, ""], [3, "="],
+    ]  # fmt: skip
+
+
+def test_a_graph_runs_from_left_to_right_and_no_two_nodes_meet(thoughts):
+    from probes.superposition import Problem
+    from probes.superposition.explorer import layered
+
+    loop = Problem(((0, 1), (1, 2), (2, 1), (3, 4), (4, 3), (5, 5)), 0, 2, 4, tuple("abcdef"))
+    for problem in [*thoughts[1], loop]:
+        x, y = layered(problem)
+        assert all(x[b] > x[a] for a, b in problem.edges if 0 <= problem.depth[a] < problem.depth[b])
+        spots = {(round(a, 3), round(b, 3)) for a, b in zip(x, y, strict=True)}
+        assert len(spots) == len(problem.names) and 0 <= x.min() and x.max() <= 1 and 0 <= y.min() and y.max() <= 1
+
+
+def test_problems_of_other_nodes_are_refused(thoughts):
+    reading, problems = thoughts
+    with pytest.raises(InputError, match="6 prompts and 2 problems"):
+        view("belief").payload(reading, problems=problems[:2])
+    renamed = reading.data.assign(candidate_name=reading.data["candidate_name"].astype(object) + "!")
+    with pytest.raises(InputError, match="nodes of problem 0 are n0.*candidates of its prompt n0!"):
+        view("belief").payload(renamed, problems=problems)
+    shown = view("belief").payload(reading, problems=problems, limit=4000)
+    assert shown["left_out"] == [f"the last {6 - len(shown['prompts'])} of 6 prompts (.isel(prompt=...) chooses)"]
+
+
+@needs_browser
+def test_belief_steps_plays_and_is_walked_by_keys(pages, thoughts):
+    reading, problems = thoughts
+    script = """
+      await wait();
+      const named = (n) => one(`button[aria-label="${n}"]`), place = one('input[aria-label="place"]');
+      out.first = place.getAttribute("aria-valuetext");
+      named("one place on").click(); named("one place on").click(); await wait();
+      out.head = one(".wx-panel h3").textContent; out.facts = one(".wx-panel .wx-facts").textContent; out.two = model.get("selection");
+      out.rings = all(".wx-node").filter((n) => n.querySelector(".halo").getAttribute("stroke") !== "none").map((n) => n.querySelector("title").textContent);
+      out.radii = all(".wx-node .disc").map((n) => Number(n.getAttribute("r")));
+      named("to the last place").click(); await wait();
+      out.last = place.getAttribute("aria-valuetext"); out.after = one(".wx-panel .wx-facts").textContent;
+      named("to the prompt").click(); named("play").click(); await wait(1300);
+      out.playing = model.get("selection").position; named("pause").click(); await wait(1300); out.paused = model.get("selection").position;
+      const node = one('.wx-node[tabindex="0"]'); node.focus(); key(node, "ArrowRight"); await wait();
+      out.node = model.get("selection").node; out.focus = document.activeElement.getAttribute("aria-label");
+      model.set("selection", { prompt: 3, layer: 1, position: 2, node: "n7" }); await wait();
+      out.chosen = one(".wx-node.on title").textContent; out.shown = one(".wx-panel h3").textContent;
+    """  # noqa: E501
+    out = said(pages["belief"], script)
+    own, problem = reading.data["belief"].values[0, -1], problems[0]
+    assert out["first"] == "no thought yet" and out["last"] == "answer, after ="
+    assert out["head"] == "2 thoughts, layer 2" and out["two"]["position"] == 2
+    ring = [f"n{v}" for v in range(14) if problem.depth[v] == 3]
+    assert sorted(out["rings"]) == sorted(ring)
+    assert f"frontier {own[2, [int(v[1:]) for v in ring]].sum():.2f}" in out["facts"]
+    assert f"target {own[2, problem.target]:.2f}" in out["facts"] and "whole vocabulary" in out["facts"]
+    assert "frontier" not in out["after"], "behind the last thought there is no further ring"
+    np.testing.assert_allclose(out["radii"], 6 + 17 * np.sqrt(np.round(own[2], 4)), atol=1e-6)
+    assert 1 <= out["playing"] <= 2 and out["paused"] == out["playing"]
+    assert out["node"] == "n1" and out["focus"].startswith("n1: belief")
+    assert out["chosen"] == "n7" and out["shown"] == "2 thoughts, layer 1"
+
+
+# ---------------------------------------------------------------- drift
+
+
+def test_drift_shows_means_over_clusters_and_the_given_test():
+    from probes.values.drift import drift
+
+    data, texts = stances()
+    shown = view("drift").payload(data, items=texts)
+    p, polarity = data["p"].mean("sample").values, data["polarity"].values
+    keyed = polarity * (p[..., 0] - p[..., 2])
+    first = np.nanmean([np.nanmean(keyed[:, :2], 1), *keyed[:, 2:6].T], 0)  # items 0 and 1 are one cluster
+    got = numbers(shown["measures"]["keyed"]["value"]).reshape(3, 5)
+    # Item 3 was not read at checkpoint 200: its cluster is left out there.
+    np.testing.assert_allclose(got[0], first, atol=6e-4)
+    table = drift(data)
+    np.testing.assert_allclose(
+        numbers(shown["measures"]["drift"]["p"]).reshape(3, 5), table["keyed_M_p"].T.values, atol=6e-4, equal_nan=True
+    )
+    assert shown["start"]["measure"] == "drift" and shown["texts"][4] == "Statement number 4."
+    assert np.isnan(numbers(shown["p"]).reshape(5, 18, 3)[2, 3]).all()
+    with pytest.raises(InputError, match="'item-2' has no text"):
+        view("drift").payload(data, items={k: v for k, v in texts.items() if k != "item-2"})
+    with pytest.raises(InputError, match="other topics or checkpoints"):
+        view("drift").payload(data.isel(checkpoint=slice(3)), drift=table)
+    one = view("drift").payload(data.isel(checkpoint=[0]))
+    assert one["start"]["measure"] == "keyed" and "drift" not in one["measures"]
+
+
+def test_samples_that_do_not_fit_are_named():
+    data, texts = stances(steps=5, topics=3, items=6, samples=8)
+    full, small = (view("drift").payload(data, items=texts, limit=limit) for limit in (300_000, 6_000))
+    assert full["n_samples"] == 8 and full["left_out"] == []
+    assert "samples" not in small and "without their noise" in small["left_out"][0]
+
+
+@needs_browser
+def test_drift_range_by_keys_and_items_with_their_noise(pages):
+    data, texts = stances()
+    script = """
+      await wait();
+      const grid = one(".wx-heat svg"), grips = all(".wx-grip");
+      out.hatched = all(".wx-hatch").length; grid.focus(); key(grid, "ArrowDown"); await wait();
+      out.topic = model.get("selection").topic;
+      key(grid, "Home"); key(grid, "ArrowRight", { shiftKey: true }); key(grid, "ArrowRight", { shiftKey: true }); await wait();
+      out.brushed = model.get("selection"); out.cell = one("p.wx-facts").textContent;
+      grips[0].focus(); key(grips[0], "ArrowRight"); grips[1].focus(); key(grips[1], "End"); await wait();
+      out.range = model.get("selection"); out.now = grips[1].getAttribute("aria-valuetext");
+      model.set("selection", { ...model.get("selection"), topic: null, from: 0, to: 400 }); await wait();
+      out.items = all(".wx-items > li").map((n) => [n.querySelector(".wx-said").textContent, n.querySelector(".wx-change").textContent]);
+      out.stack = one(".wx-items > li .wx-stack").title;
+      const row = one('.wx-items > li[tabindex="0"]'); row.focus(); key(row, "ArrowDown"); await wait();
+      out.item = model.get("selection").item; out.years = all(".wx-years > div").length;
+      const find = one('input[type="search"]'); find.value = "number 7."; find.dispatchEvent(new Event("input")); await wait();
+      out.found = all(".wx-items > li .wx-said").map((n) => n.textContent);
+      out.drawn = grid.getBoundingClientRect().width;
+    """  # noqa: E501
+    out = said(pages["drift"], script)
+    assert out["topic"] == "topic 1" and out["brushed"]["from"] == 0 and out["brushed"]["to"] == 200
+    assert out["cell"].startswith("topic 1, checkpoint 200: keyed drift +") and " p " in out["cell"]
+    assert out["range"]["from"] == 100 and out["range"]["to"] == 400 and out["now"] == "checkpoint 400"
+    p = data["p"].values
+    shown = view("drift").payload(data, items=texts)
+    table = numbers(shown["measures"]["drift"]["p"])
+    assert out["hatched"] == (table > 0.05).sum()
+
+    mean = np.round(np.nanmean(p[[0, 4]], 2)[..., :3], 3)
+    mean = np.concatenate([mean, 1 - mean.sum(-1, keepdims=True)], -1)
+    far = np.abs(mean[1] - mean[0]).sum(-1) / 2
+    gaps = np.round(p[4], 2)[..., :3] - np.round(p[0], 2)[..., :3]
+    gaps = np.concatenate([gaps, -gaps.sum(-1, keepdims=True)], -1)
+    signs = np.array(list(itertools.product([1, -1], repeat=4)))
+    null = np.abs(np.einsum("ps,isq->piq", signs, gaps) / 4).sum(-1) / 2  # each way to swap, and its mirror image
+    p_item = (null >= null[0] - 1e-9).mean(0)
+    order = np.argsort(-far, kind="stable")
+    assert [text for text, _ in out["items"]] == [texts[f"item-{i}"] for i in order]
+    for i, (_, change) in zip(order, out["items"], strict=True):
+        value, chance, p = map(float, re.fullmatch(r"([\d.]+)chance ([\d.]+), p ([\d.]+)", change).groups())
+        np.testing.assert_allclose([value, chance, p], [far[i], null[:, i].mean(), p_item[i]], atol=0.0051)
+    assert out["stack"].startswith(f"support {mean[0, order[0], 0]:.2f}")
+    assert out["item"] == f"item-{order[1]}" and out["years"] == 5
+    assert out["found"] == ["Statement number 7."] and out["drawn"] > 100
+
+
+# ---------------------------------------------------------------- neighbours
+
+
+def test_neighbours_mark_the_word_wherever_it_stands():
+    data = neighbours()
+    shown = view("neighbours").payload(data)
+    which, start, end = (numbers(shown[n]) for n in ("sentence", "word_start", "word_end"))
+    layers = numbers(shown["index_layer"])
+    np.testing.assert_array_equal(layers, data["index_layer"].values.ravel())
+    for n, code in enumerate(data["token_id"].values.ravel()):
+        if layers[n] < 0:
+            assert which[n] == -1
+            continue
+        units = shown["sentences"][which[n]].encode("utf-16-le")
+        assert units[2 * start[n] : 2 * end[n]].decode("utf-16-le") == SENTENCES[code][1]
+    assert len(shown["sentences"]) == len(SENTENCES) and "tab here and a break" in shown["sentences"]
+    floors = numbers(shown["floors"]["shuffled prompts"])
+    np.testing.assert_allclose(floors, [0.7, 0.55, 0.4], atol=6e-5)
+    with pytest.raises(InputError, match="over query and rank; these are over"):
+        view("neighbours").payload(data.isel(prompt=0))
+
+
+def test_long_sentences_are_cut_around_the_word_and_large_readings_by_rank_first():
+    text = "before " * 900 + "middle" + " after" * 900
+    data = neighbours(sentences=[(text, "middle"), ("short middle", "middle")])
+    shown = view("neighbours").payload(data)
+    assert max(map(len, shown["sentences"])) < 400 and shown["left_out"][0].endswith("1 long sentences")
+    for s, a, b in zip(*(numbers(shown[n]) for n in ("sentence", "word_start", "word_end")), strict=True):
+        assert s < 0 or shown["sentences"][s][a:b] == "middle"
+    small = view("neighbours").payload(neighbours(prompts=3, positions=40), limit=3_000)
+    assert base.weight(small) < 3_600 + 2 * len(json.dumps(small["choices"]))
+    assert small["values"]["rank"] == [0] and "4 of 5 ranks (.isel(rank=...) chooses)" in small["left_out"]
+    assert any("prompts" in text for text in small["left_out"])
+
+
+@needs_browser
+def test_neighbours_sort_filter_and_walk(pages):
+    script = """
+      await wait();
+      const grid = one(".wx-table"), heads = () => all('[role="columnheader"]'), column = (n) => heads().find((h) => h.textContent.startsWith(n));
+      out.count = one('[role="status"]').textContent; out.sort = column("similarity").getAttribute("aria-sort");
+      grid.focus(); key(grid, "ArrowDown"); key(grid, "ArrowDown"); await wait();
+      out.second = model.get("selection"); out.active = document.getElementById(grid.getAttribute("aria-activedescendant")).textContent;
+      out.panel = one("section.wx-panel").textContent; out.mark = one(".wx-whole mark").textContent;
+      column("index layer").querySelector("button").click(); await wait();
+      out.asc = all(".wx-space .wx-line").map((n) => Number(n.dataset.row)); out.by = model.get("selection").sort;
+      const chip = all(".wx-chips button").find((b) => b.textContent.startsWith("4")); chip.click(); await wait();
+      out.four = one('[role="status"]').textContent; out.layers = model.get("selection").index_layers;
+      const tick = one('input[type="checkbox"]'); tick.checked = true; tick.dispatchEvent(new Event("change")); await wait();
+      out.above = one('[role="status"]').textContent;
+      model.set("selection", { ...model.get("selection"), index_layers: [], above_floor: false, text: "schläger", least: 0.5 }); await wait();
+      out.found = one('[role="status"]').textContent; out.marks = all(".wx-say mark").map((n) => n.textContent);
+    """  # noqa: E501
+    out = said(pages["neighbours"], script)
+    data = neighbours()
+    score, layer = data["similarity"].values, data["index_layer"].values
+    floor = np.array([0.7, 0.55, 0.6])[None, :, None, None]
+    best = np.argsort(-np.nan_to_num(score), axis=None, kind="stable")
+    at = np.unravel_index(best[1], score.shape)
+    assert out["count"] == f"{(layer >= 0).sum()} of {(layer >= 0).sum()} neighbours" and out["sort"] == "descending"
+    chosen = [data[axis].values[i] for axis, i in zip(("prompt", "layer", "position", "rank"), at, strict=True)]
+    assert [out["second"][a] for a in ("prompt", "layer", "position", "rank")] == chosen
+    assert out["active"].startswith(f"{score[at]:.3f}") and "floor of random states" in out["panel"]
+    assert out["mark"] == SENTENCES[data["token_id"].values[at]][1]
+    rising = np.argsort(np.where(layer < 0, 99, layer), axis=None, kind="stable")
+    assert out["asc"] == rising[: len(out["asc"])].tolist() and out["by"] == "index_layer"
+    total = (layer >= 0).sum()
+    assert out["four"] == f"{(layer == 4).sum()} of {total} neighbours" and out["layers"] == [4]
+    assert out["above"] == f"{((layer == 4) & (score > floor)).sum()} of {total} neighbours"
+    hits = (data["token_id"].values == 1) & (layer >= 0) & (np.round(score, 4) >= 0.5)
+    assert out["found"] == f"{hits.sum()} of {total} neighbours" and set(out["marks"]) == {"Schläger"}
+
+
+# ---------------------------------------------------------------- pages, and texts that mean harm
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_page_is_one_file_without_network(name, pages):
+    text = pages[name].read_text("utf-8")
+    assert "default-src 'none'" in text
+    assert not re.search(r"(?:src|href)=\"(?!data:,)|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert text.count("</script>") == 2 and base.module_text(MODULES[name]).split("export default")[0] in text
+
+
+def hostile(name, routing, thoughts):
+    """A reading whose every text is one of NASTY, and the texts that have to be seen."""
+    model = "<img src=x onerror=window.hacked=9> \0 \ud83d"
+    if name == "routing":
+        words = np.array(list(itertools.islice(itertools.cycle(NASTY), 37)), object)
+        labels = np.array([NASTY[0], NASTY[1], NASTY[3] + LONG], object)
+        data = routing.data.assign_coords(label=labels).assign_attrs(model=model)
+        data["input_token"] = (("prompt", "position"), np.tile(words, (18, 1)))
+        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * 18, object))
+        return data, {}, [base.clipped(visible(t)) for t in NASTY]
+    if name == "belief":
+        reading, problems = thoughts
+        own = [t for t in NASTY if t.strip()][:14]
+        data = reading.data.assign_attrs(model=model)
+        data["candidate_name"] = (("prompt", "candidate"), np.array([own] * 6, object))
+        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * 6, object))
+        graphs = [type(p)(p.edges, p.root, p.target, p.negative, tuple(own)) for p in problems]
+        return data, {"problems": graphs}, [base.clipped(visible(t)) for t in own]
+    if name == "drift":
+        data, _ = stances()
+        topic = np.array([NASTY[1], NASTY[3], LONG], object)
+        data["topic"] = ("item", np.repeat(topic, 6))
+        data = data.assign_coords(item=np.array([f"{t} {i}" for i, t in enumerate(NASTY[:18])], object))
+        texts = {item: text or "-" for item, text in zip(data["item"].values, NASTY, strict=False)}
+        return data.assign_attrs(model=model), {"items": texts}, [NASTY[0], NASTY[2], NASTY[3], NASTY[6]]
+    sentences = [(f"{a} before {t} after {a}", t) for t, a in zip(NASTY, NASTY[1:], strict=False) if t != a and t]
+    sentences = [(s, t) for s, t in sentences if s.index(t) == s.index(" before ") + 8 or t not in s[:9]]
+    data = neighbours(sentences=sentences, ranks=9).assign_attrs(model=model)
+    data["input_token"] = (("prompt", "position"), np.array([NASTY[:4]] * 2, object))
+    return data, {"kind": "neighbours"}, [visible(t) for t in NASTY[:3]]
+
+
+@needs_browser
+@pytest.mark.parametrize("name", MODULES)
+def test_no_text_runs_disappears_or_breaks_the_page(name, routing, thoughts, tmp_path):
+    data, options, seen = hostile(name, routing, thoughts)
+    page = base.to_html(data, tmp_path / "hostile.html", **options)
+    script = """
+      await wait();
+      out.alien = all("img, a, script, iframe, object, u, s, em, title:not(svg title)").length;
+      out.bold = all("b").filter((n) => !n.parentNode.classList.contains("wx-bar")).length;
+      out.text = el.textContent; out.title = document.title;
+      out.over = document.documentElement.scrollWidth - innerWidth;
+      out.marks = all(".wx-line").filter((n) => n.dataset.row).map((n) => [Number(n.dataset.row), n.querySelector("mark").textContent]);
+      out.tall = Math.max(...all(".wx-token, .wx-line, .wx-items > li, .wx-list li, .wx-heat-rows > div").map((n) => n.getBoundingClientRect().height));
+    """  # noqa: E501
+    for size in ("1400,900", "500,900"):
+        out = said(page, script, size=size)
+        assert out["hacked"] == "undefined" and out["alien"] == 0 and out["bold"] == 0
+        assert out["over"] <= 0 and out["tall"] < 260
+        assert [text for text in seen if text not in out["text"]] == []
+        for row, word in out["marks"]:
+            at = np.unravel_index(row, data["sentence"].shape)
+            whole, a, b = str(data["sentence"].values[at]), data["char_start"].values[at], data["char_end"].values[at]
+            first = "".join(" " if c.isspace() else plain(c) for c in whole[a : min(b, a + 20)])
+            assert first in word, "the marked word holds the token"
+        assert "onerror" in out["title"] and "\0" not in out["title"]

@@ -1,0 +1,164 @@
+"""What a figure is of, in a sentence or two for LaTeX: model, reader and settings, prompts, nulls and intervals.
+
+Nothing is made up: what the reading's provenance does not say is not in the caption, and where it names no null and
+no interval, and neither does the figure's title, the caption says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import unescape
+from typing import TYPE_CHECKING, Any
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures.source import short_name
+
+if TYPE_CHECKING:
+    from workbench.figures.export import Figure
+
+# Settings that say what a number is compared with; they get a sentence of their own.
+CONTROLS = {
+    "null": "Null", "nulls": "Nulls", "floor": "Floor", "floors": "Floors", "control": "Control",
+    "controls": "Controls", "chance": "Chance", "level": "Level of intervals", "interval": "Intervals",
+    "intervals": "Intervals", "kl": "KL",
+}  # fmt: skip
+# What pdfLaTeX has no letter for, or another one.
+SYMBOLS = {
+    "…": r"\ldots{}", "–": "--", "—": "---", "−": r"\(-\)", "‖": r"\(\Vert\)", "×": r"\(\times\)", "±": r"\(\pm\)",
+    "≥": r"\(\geq\)", "≤": r"\(\leq\)", "≈": r"\(\approx\)", "→": r"\(\rightarrow\)", "★": r"\(\star\)",
+    "○": r"\(\circ\)", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}", "“": "``", "”": "''", "’": "'{}",
+    "‘": "`{}", "∞": r"\(\infty\)", "Δ": r"\(\Delta\)", "λ": r"\(\lambda\)", "ψ": r"\(\psi\)", "◌": r"\(\circ\)",
+}  # fmt: skip
+TOLD = re.compile(r"chance|null|band|interval|hatched|random|noise|q <|p =|%")  # a title that names its control
+LETTERS = re.compile("[\x20-\x7e\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]")  # T1 has these
+
+
+def caption(figure: Figure, of: Any = None) -> str:
+    """See `Figure.caption`."""
+    known = _known(figure, of)
+    shown = _shown(figure, known)
+    return " ".join(filter(None, [_sentence(shown), *_origin(known, shown)]))
+
+
+def captions(figures: Sequence[Figure], letters: Sequence[str], of: Sequence[Any] | None = None) -> str:
+    """One paragraph for several panels; what they have in common is said once."""
+    given = list(of) if of is not None else [None] * len(figures)
+    if len(given) != len(figures):
+        raise InputError(f"of= has {len(given)} readings for {len(figures)} panels. Give one for each, or None.")
+    known = [_known(figure, own) for figure, own in zip(figures, given, strict=True)]
+    shown = [_shown(figure, own) for figure, own in zip(figures, known, strict=True)]
+    origins = [_origin(*both) for both in zip(known, shown, strict=True)]
+    common = [s for s in origins[0] if all(s in other for other in origins)]
+    parts = []
+    for i in range(len(figures)):
+        name = rf"\textbf{{{latex(letters[i])}}} " if letters else ""
+        own = [s for s in origins[i] if s not in common]
+        parts.append(name + " ".join([_sentence(shown[i]), *own]))
+    return " ".join([*parts, *common])
+
+
+def about(of: Any) -> dict[str, Any]:
+    """What a caption needs of a reading, a dataset or a table, as plain values (they travel inside the figure)."""
+    data = getattr(of, "data", of)
+    attrs, provenance = dict(getattr(data, "attrs", {})), dict(getattr(of, "provenance", None) or {})
+    model, reader = provenance.get("model") or {}, dict(provenance.get("reader") or {})
+    found = {
+        "model": short_name(str(model.get("name") or attrs.get("model") or "")),
+        "fingerprint": model.get("fingerprint"), "dtype": model.get("dtype"),
+        "reader": reader.pop("name", None) or attrs.get("reader") or attrs.get("instrument"),
+        "settings": {k: v for k, v in reader.items() if isinstance(v, str | int | float) and str(v)},
+        "prompts": provenance.get("prompts"), "prompts_read": provenance.get("prompts_read"),
+        "documents": _plain(attrs.get("documents")), "corpus": _corpus(reader),
+        "date": str(provenance.get("date") or "")[:10], "provenance": bool(provenance),
+        "version": (provenance.get("versions") or {}).get("latent-workbench"),
+    }  # fmt: skip
+    return {k: v for k, v in found.items() if v not in (None, "", {})}
+
+
+def latex(text: str) -> str:
+    """Text for LaTeX (any engine); what T1 fonts do not have is written as its code, U+65E5."""
+    out = []
+    for part in re.split(f"([{''.join(SYMBOLS)}])", text):
+        if part in SYMBOLS:
+            out.append(SYMBOLS[part])
+            continue
+        for char in part:
+            shown = tokens.latex(char)
+            out.append(shown if shown != char or LETTERS.fullmatch(char) else rf"\texttt{{U+{ord(char):04X}}}")
+    return re.sub(r"([-'`])\{\}(?!\1)", r"\1", "".join(out))  # alone they make no ligature
+
+
+def _known(figure: Figure, of: Any) -> dict[str, Any]:
+    if of is not None:
+        found = about(of)
+    else:
+        meta = figure.layout["meta"]
+        found = (meta.get("workbench") or {}).get("of") if isinstance(meta, dict) else None
+    if not found or not (found.get("model") or found.get("reader")):
+        raise InputError(
+            "This figure does not know what it is of, so its caption could not say. Give the reading or the table that "
+            "it was drawn from: figure.caption(reading)."
+        )
+    return found
+
+
+def _shown(figure: Figure, known: dict[str, Any]) -> str:
+    """The figure's own title, less what the rest of the caption says."""
+    text = re.sub(r"<br ?/?>", " ", str(figure.layout["title"].text or ""))
+    text = unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", text))
+    parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
+    return ", ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return latex(text[:1].upper() + text[1:]) + "." if text else ""
+
+
+def _origin(known: dict[str, Any], shown: str) -> list[str]:
+    found = []
+    if model := known.get("model"):
+        more = [rf"fingerprint \texttt{{{latex(known['fingerprint'])}}}"] if known.get("fingerprint") else []
+        more += [latex(known["dtype"])] if known.get("dtype") else []
+        found.append(rf"Model: \texttt{{{latex(model)}}}" + (f" ({', '.join(more)})." if more else "."))
+    settings = dict(known.get("settings", {}))
+    controls = {k: settings.pop(k) for k in list(settings) if k in CONTROLS}
+    if reader := known.get("reader"):
+        told = ", ".join(f"{latex(k.replace('_', ' '))} {latex(_said(v))}" for k, v in settings.items())
+        found.append(f"Reader: {latex(str(reader))}" + (f" ({told})." if told else "."))
+    count, read = known.get("prompts"), known.get("prompts_read")
+    if count is not None:
+        part = f"{read} of {count}" if read not in (None, count) else str(count)
+        found.append(f"Data: {part} prompt{'s' * (part != '1')}.")
+    elif documents := known.get("documents"):
+        found.append(f"Data: {documents} document{'s' * (documents != 1)}.")
+    if corpus := known.get("corpus"):
+        found.append(f"Contexts: {latex(corpus)}.")
+    found += [f"{CONTROLS[k]}: {latex(_said(v)).rstrip('.')}." for k, v in controls.items()]
+    if known.get("provenance") and not set(controls) - {"kl"} and not TOLD.search(shown):
+        found.append("The reading's provenance names no null and no interval.")
+    if known.get("date"):
+        with_ = f" with latent-workbench {latex(known['version'])}" if known.get("version") else ""
+        found.append(f"Read on {known['date']}{with_}.")
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _corpus(reader: dict[str, Any]) -> str | None:
+    """An index's contexts, where the reader looked things up in one."""
+    index = reader.get("index")
+    if not isinstance(index, dict) or "n_rows" not in index:
+        return None
+    corpus = index.get("corpus")
+    sentences = corpus.get("sentences") if isinstance(corpus, dict) else None
+    return f"{index['n_rows']:,} states" + (f" chosen from {sentences:,} sentences" if sentences else "")
