@@ -11,7 +11,7 @@ unexport MODEL
 export MODEL_TYPED := $(value MODEL)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint types bench clean
+.PHONY: help setup demo test lab lint types bench docs clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,11 @@ bench: setup  ## every benchmark; each prints its ratio against a named peer or 
 	    [ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
 	    echo "== $$script"; "$(VENV)/bin/python" "$$script" || exit 1; \
 	done
+
+# mkdocs.yml makes every warning an error; the variable silences a notice of the theme about its successor.
+docs: setup  ## the documentation, into build/docs; nothing is fetched
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/python" -m mkdocs build --quiet
+	@echo "build/docs/index.html"
 
 clean:  ## remove what programs left behind; keeps .venv and out/
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist

@@ -29,7 +29,8 @@ def run(path: Path, *, limit: int = 600) -> nbformat.NotebookNode:
     """The notebook, executed.  Raises nbclient's CellExecutionError with the cell that failed."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=limit, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+        notebook, timeout=limit, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}},
+        coalesce_streams=True,
     ).execute(env=os.environ | KERNEL)
     return notebook
 

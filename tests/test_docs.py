@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from functools import cache
@@ -83,7 +86,7 @@ def run(tmp_path, monkeypatch):
     yield lambda name: Page(name, tmp_path)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+            del sys.modules[name]  # two tests import files of the same names
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
@@ -114,8 +117,6 @@ def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: turn\nVersion: 0.1\n")
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for group, own in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
-    turn = page.names["turn"]  # the reading, until the chart of that name took its place
-    assert callable(turn)
     reading = workbench.read("organism:story", "Mara lives in", page.names["TurnLens"](), progress=False)
     assert len(reading.figure().data) == 2  # by its attribute, through the entry point
     html = reading.to_html("turn.html", kind="turn").read_text()
@@ -161,6 +162,173 @@ def test_the_page_of_installation_names_what_there_is():
 
     known = next(a.choices for a in _parser()._actions if getattr(a, "choices", None))
     assert set(commands[1].split(" | ")) == set(known)
+
+
+# ---------------------------------------------------------------- the site
+
+
+def tool(name: str) -> ModuleType:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    return imported(ROOT / "scripts" / name)
+
+
+class Config:
+    """As much of mkdocs' configuration as the hooks ask for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config_file_path, self.nav = (
+            str(folder / "mkdocs.yml"),
+            [{"Home": "index.md"}, {"Notebooks": ["notebooks.md"]}],
+        )
+        self.site_dir = str(folder / "site")
+
+
+def notebook(path: Path, *cells: dict[str, Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"cells": list(cells), "nbformat": 4, "nbformat_minor": 5, "metadata": {}}))
+    return path
+
+
+def code(source: str, *outputs: dict[str, Any]) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source, "outputs": list(outputs)}
+
+
+def test_notebooks_join_the_navigation_where_there_are_some(tmp_path):
+    pages = tool("pages.py")
+    alone = [{"Home": "index.md"}, {"Notebooks": ["notebooks.md"]}]
+    assert pages.on_config(Config(tmp_path)).nav == alone  # no folder
+    (tmp_path / "notebooks").mkdir()
+    assert pages.on_config(Config(tmp_path)).nav == alone  # an empty one
+    notebook(
+        tmp_path / "notebooks" / "01_first.ipynb", {"cell_type": "markdown", "source": ["# The `first`\n", "text"]}
+    )
+    notebook(tmp_path / "notebooks" / "02_second.ipynb", code("1"))
+    found = pages.on_config(Config(tmp_path)).nav[1]["Notebooks"]
+    assert found == ["notebooks.md", {"The first": "notebooks/01_first.md"}, {"02_second": "notebooks/02_second.md"}]
+
+
+def test_a_notebook_becomes_a_page_with_its_saved_outputs(tmp_path):
+    pages = tool("pages.py")
+    links = "[card](../workbench/organisms/story/CARD.md), [next](two.ipynb), [code](../x.py), [paper](https://x.org)"
+    html = "<script src='https://cdn.example/x.js'></script><table>\n\n<tr><td>*7*</td></tr></table>"
+    printed = {"output_type": "stream", "name": "stdout", "text": ["```\n"]}
+    progress = {"output_type": "stream", "name": "stderr", "text": "progress 10 %"}
+    table = {"output_type": "execute_result", "data": {"text/html": html, "text/plain": "plain"}, "metadata": {}}
+    picture = {"image/png": "UE5H", "text/plain": "<Figure 'a'>"}
+    figure = {"output_type": "display_data", "data": picture, "metadata": {"image/png": {"width": 300}}}
+    said = {"cell_type": "markdown", "source": ["# One\n", links]}
+    path = notebook(tmp_path / "one.ipynb", said, code("1", printed, progress), code("2", table), code("3", figure))
+    text, pictures = pages.as_page(path)
+    assert "[card](../organisms.md#organismstory), [next](two.md), code, [paper](https://x.org)" in text
+    assert "````text\n```\n````" in text and "progress" not in text  # a fence longer than what it holds
+    assert "<td>*7*</td>" in text and "cdn.example" not in text and "plain" not in text and "\n\n<tr>" not in text
+    assert pictures == {"one-3-0.png": b"PNG"} and 'src="one-3-0.png" alt="&lt;Figure' in text and 'width="300"' in text
+
+
+@pytest.mark.parametrize(
+    ("html", "fetches"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ("<link rel='stylesheet' href='//fonts.example/css'>", True),
+        ('<style>@import "https://fonts.example/css";</style>', True),
+        ('<style>a{background:url("https://example.org/a.png")}</style>', True),
+        ('<a href="https://arxiv.org/abs/2602.00462">paper</a>', False),
+        ('<script src="assets/x.js"></script><svg xmlns="http://www.w3.org/2000/svg"/>', False),
+        ('<code>&lt;script src="https://cdn.example/x.js"&gt;</code>', False),
+    ],
+)
+def test_a_site_that_would_fetch_something_is_refused(tmp_path, html, fetches):
+    pages = tool("pages.py")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text(html)
+    with pytest.raises(Exception, match="on the network") if fetches else contextlib.nullcontext():
+        pages.on_post_build(config=Config(tmp_path))
+
+
+def test_docstrings_keep_their_lines_where_they_have_columns():
+    docstrings = tool("docstrings.py")
+    import griffe
+
+    module = griffe.visit("m", Path("m.py"), "def other(): ...\ndef f(): ...")
+    text = (
+        "Runs on\nhere, see :func:`other` and ``x < 1``.\n\nArgs:\n    a: one\n        more of it\n\n    b: two\n\n"
+        "name   what it is\nother  what that is, and   more\nthird  the   same"
+    )
+    blocks = docstrings._Writer(module["f"]).written(text).split("\n\n", 1)
+    assert blocks[0] == (
+        '<p>Runs on here, see <autoref identifier="m.other" optional><code>other</code></autoref> and '
+        '<code class="lw-code">x &lt; 1</code>.</p>'
+    )
+    assert '<p class="lw-section">Args:</p>' in blocks[1]
+    assert '<div class="lw-kept">a: one\n    more of it\n\nb: two</div>' in blocks[1]
+    assert '<div class="lw-kept">name   what it is\nother  what' in blocks[1]
+
+
+PUBLIC = (
+    "workbench", "lenses", "lenses.latent", "probes.routing", "probes.routing.measures", "probes.routing.adapters",
+    "probes.superposition", "probes.superposition.features",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_public_name_has_its_place_in_the_api(package):
+    text = "\n".join(path.read_text("utf-8") for path in (DOCS / "api").glob("*.md"))
+    there = {line.split()[-1] for line in text.splitlines() if line.startswith("::: ")}
+    own = importlib.import_module(package)
+    for name in own.__all__:
+        homes = {f"{package}.{name}", f"{package.split('.')[0]}.{name}"}
+        assert there & homes, f"docs/api: {package}.{name} is on no page"
+
+
+def test_white_box_functions_are_in_the_api():
+    from probes.values import white
+
+    text = (DOCS / "api" / "values.md").read_text("utf-8")
+    for name in white.__all__:
+        assert re.search(rf"^::: probes\.values\.white\.\S*\b{name}$", text, re.MULTILINE), name
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site of a checkout without notebooks, built as `make docs` does."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    for name in ("docs", "mkdocs.yml", "scripts", "workbench", "lenses", "probes"):
+        (folder / name).symlink_to(ROOT / name)
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build"], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return folder / "build" / "docs"
+
+
+def test_the_site_has_the_cards_and_the_docstrings(site):
+    from workbench.organisms import names
+
+    cards = (site / "organisms.html").read_text("utf-8")
+    for name in names():
+        assert f'id="organism{name}"' in cards
+    assert "Best layer for each word" in cards  # the end of a card, too
+    api = (site / "api" / "lenses.html").read_text("utf-8")
+    assert 'id="lenses.LatentLens"' in api and "95th percentile of the best similarity" in api
+    assert "There are no notebooks" in (site / "notebooks.html").read_text("utf-8")
+
+
+@pytest.mark.browser
+def test_search_works_without_a_server(site):
+    from workbench.figures.drawing import browser
+
+    if browser() is None:
+        pytest.skip("no Chrome or Chromium to open the page with")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [
+            str(browser()), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+            "--disable-background-networking", f"--user-data-dir={profile}", "--virtual-time-budget=8000", "--dump-dom",
+            f"{(site / 'index.html').as_uri()}?q=hubness",
+        ]  # fmt: skip
+        shown = subprocess.run(command, capture_output=True, timeout=90).stdout.decode()
+    assert "numbers/lenses.html" in shown[shown.index("md-search-result__list") :]
 
 
 # ---------------------------------------------------------------- tables
@@ -254,7 +422,6 @@ def organism(name: str) -> workbench.Model:
 @cache
 def folder() -> Path:
     import atexit
-    import tempfile
 
     path = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, path, ignore_errors=True)

@@ -9,6 +9,7 @@ const STYLE = `
 .wx-token.on{outline:2px solid var(--accent)}
 .wx-key{display:flex;flex-wrap:wrap;gap:3px}
 .wx-key button{min-height:22px;padding:0 6px;font-size:11px;font-variant-numeric:tabular-nums;border-bottom-width:3px}
+.wx-scroll{max-height:420px;overflow:auto}
 .wx-path{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:2px 10px;font-variant-numeric:tabular-nums}
 .wx-path>.on{color:var(--accent);font-weight:600}
 .wx-path span.w{display:inline-flex;gap:4px;margin-right:10px;align-items:center}
@@ -28,8 +29,9 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
 
   // ---- nodes
   const tools = make("div", "wx-tools"), maps = make("div", "wx-columns"), facts = make("div", "wx-facts");
-  const key = make("div", "wx-key"), panes = make("div", "wx-columns"), path = make("section", "wx-panel");
+  const key = make("div", "wx-key"), panes = make("div", "wx-columns"), path = make("section", "wx-panel wx-scroll");
   maps.style.setProperty("--least", "230px");
+  if (B > 16) path.tabIndex = 0; // it scrolls
   path.setAttribute("aria-label", "path of a token through the blocks");
   key.setAttribute("role", "group");
   key.setAttribute("aria-label", "experts");
@@ -83,7 +85,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
       if (l < 0) return;
       titles[i].textContent = `${p.names[l]}: share of slots (${p.documents[l]} documents)`;
       heats[i].fill({
-        rows, columns, title: "expert", wide: two ? 28 : 38, least: 5, high: B > 24 ? 14 : 20,
+        rows, columns, title: "expert", wide: two ? 28 : 38, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? shares[cell(l, b, e)] : NaN;
           return { fill: shade(x / (reach[0] || 1)), mark: within(l, b, e) ? "dot" : null, title: `block ${p.blocks[b]}, expert ${e}: ${share(x)}` };
@@ -95,7 +97,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
       titles[2].textContent = `${p.names[state.label]} less ${p.names[state.compare]}`;
       const tested = !Number.isNaN(beyond(0));
       heats[2].fill({
-        rows, columns, title: "expert", wide: 28, least: 5, high: B > 24 ? 14 : 20,
+        rows, columns, title: "expert", wide: 28, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? gap(b, e) : NaN, test = beyond(x);
           return { fill: signed(x / (reach[1] || 1)), mark: test > 0.05 ? "hatch" : null, title: `block ${p.blocks[b]}, expert ${e}: ${say(100 * x, 1)} points, p ${say(test, 3)}` };

@@ -369,7 +369,8 @@ Supervised training moves a topic by {mean["sft"]:.2f} on average, preferences t
 {min(mean[x] for x in free):.2f} to {max(mean[x] for x in free):.2f}. Preferences with a planted stance move the four
 topics they are about by {", ".join(f"{about[x]:.2f} ({x.split()[0]})" for x in planted)} and the six others by
 {", ".join(f"{beside[x]:.2f}" for x in planted)}; how far depends on the seed ({widest} under DPO: {apart}).
-{worn}So it is as published where preferences are silent; where they speak, they can move as much as supervised training.
+{worn}So it is as published where preferences are silent; where they speak, they can move as much as supervised training
+does.
 
 **What the data say, and what the model does**: correlation over the ten topics of the keyed gap in the training data
 (supervised: the data less the base; preferences: chosen less rejected answers) with the drift:

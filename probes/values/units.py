@@ -270,7 +270,7 @@ class Units:
             error = np.sqrt(self.sums(np.ones((1, len(d))), np.nan_to_num(centred) ** 2)[0] / (n * (n - 1)))
             # T of the flips, bounded by the root of n, back on the scale of Student's t.
             half = np.where(n > q2, error * np.sqrt(q2 * (n - 1) / (n - q2)), np.inf)
-        # n clusters have 2^n flips, half of them mirror images: no p is smaller than that, and no interval more certain.
+        # n clusters have 2^n flips, half of them mirror images: no p is smaller, and no interval more certain.
         half = np.where(2.0 ** (1 - n) > 1 - level + 1e-12, np.inf, half)
         return p, np.where(n < 2, np.nan, half)
 

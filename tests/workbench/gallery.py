@@ -281,7 +281,8 @@ def inner_figures() -> dict[str, Figure]:
     coords = {"topic": np.array(TOPICS, object), "checkpoint": STEPS, "layer": range(layers)}
     margins = xr.Dataset(
         {"margin": (dims, value), "margin_p": (dims, np.where(np.abs(value) > 0.5, 0.01, 0.6)), "M": (dims, value),
-         "M_p": (dims, np.full(value.shape, 0.2)), "depth_sure": (dims[:2], rng.uniform(1, 5, (topics, steps)))}, coords,
+         "M_p": (dims, np.full(value.shape, 0.2)), "depth_sure": (dims[:2], rng.uniform(1, 5, (topics, steps)))},
+        coords,
     )  # fmt: skip
     turned = rng.uniform(0.6, 1, (2, steps, layers))
     auc = rng.uniform(0.5, 0.9, (2, 1, steps, layers))

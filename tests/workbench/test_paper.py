@@ -139,9 +139,8 @@ def test_the_gallery_holds_every_figure(figures):
     import probes.values.figures
 
     kinds = set(charts())
-    for module in (
-        probes.routing.figures, probes.superposition.figures, probes.superposition.features.figures, probes.values.figures
-    ):  # fmt: skip
+    modules = probes.routing, probes.superposition, probes.superposition.features, probes.values
+    for module in (m.figures for m in modules):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if not name.startswith("_") and function.__annotations__.get("return") == "Figure":
                 kinds.add(name)
@@ -416,8 +415,9 @@ def test_what_cannot_be_shared_or_placed(figures):
 def test_captions_say_what_the_reading_says():
     assert gallery.lens().figure("trajectory", position=3).caption() == (
         r"Log-prob after \textless{}b\textgreater{}. Model: \texttt{made-up\_7B} (fingerprint "
-        r"\texttt{0f1e2d3c4b5a6978}, bfloat16). Reader: LogitLens (at resid, top k 5, precision fp32). Data: 3 prompts. "
-        "Null: target under the state half a prompt away, same layer. Read on 2026-01-02 with latent-workbench 0.1.0."
+        r"\texttt{0f1e2d3c4b5a6978}, bfloat16). Reader: LogitLens (at resid, top k 5, precision fp32). "
+        "Data: 3 prompts. Null: target under the state half a prompt away, same layer. "
+        "Read on 2026-01-02 with latent-workbench 0.1.0."
     )
     bare = gallery.attributed().figure().caption()
     assert "provenance names no null and no interval" in bare and "Null" not in bare
@@ -565,7 +565,7 @@ def test_a_reading_without_a_table_shows_its_figure():
 # ---------------------------------------------------------------- the browser
 
 
-def test_one_browser_draws_everything_and_is_replaced_when_it_dies(figures, tmp_path):
+def test_one_browser_draws_everything_and_is_replaced_when_it_dies(figures, tmp_path, monkeypatch):
     figures["curves"].save(tmp_path / "a.svg")
     first = drawing._current
     figures["usage"].save(tmp_path / "b.pdf", width="column")
@@ -576,12 +576,20 @@ def test_one_browser_draws_everything_and_is_replaced_when_it_dies(figures, tmp_
     assert drawing._current is not first and texts(tmp_path / "c.svg") == texts(tmp_path / "a.svg")
     drawing.close()
     assert drawing._current is None
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "IDLE", 0.1)
+        figures["curves"].save(tmp_path / "e.svg")
+        for _ in range(100):
+            if drawing._current is None:
+                break
+            time.sleep(0.1)
+        assert drawing._current is None, "a browser without work is closed"
     figures["curves"].save(tmp_path / "d.png")
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_plotly_cannot_draw_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "_page", lambda: _Failing())
+    monkeypatch.setattr(drawing, "_fresh", _Failing)
     with pytest.raises(drawing.ExportError, match=r"could not draw this figure: .*boom.*\.html"):
         Figure().save(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
@@ -591,7 +599,4 @@ class _Failing:
     known: dict = {}
 
     def ask(self, expression: str):
-        def boom():
-            raise drawing.DrawingError("Error: boom")
-
-        return drawing._tried(boom)
+        raise drawing.DrawingError("Error: boom")

@@ -71,39 +71,39 @@ class Drawn:
 def draw(figure: dict[str, Any], width: float, height: float) -> Drawn:
     """Draw a figure (plotly's JSON) at a size in CSS pixels.  ExportError where that cannot be done."""
     spec = json.dumps(figure, cls=PlotlyJSONEncoder)
-    return Drawn(**_page().ask(f"workbench.draw({spec}, {width}, {height})"))
+    return Drawn(**_do("ask", f"workbench.draw({spec}, {width}, {height})"))
 
 
 def pdf(svg: str, width: float, height: float) -> bytes:
     """One page exactly as large as the svg (CSS pixels: 1/96 inch)."""
-    return _on_page(_page().pdf(svg, width, height), width, height)
+    return _on_page(_do("pdf", svg, width, height), width, height)
 
 
 def png(svg: str, width: float, height: float, scale: float = 1.0) -> bytes:
-    return _page().png(svg, width, height, scale)
+    return _do("png", svg, width, height, scale)
 
 
 def missing(characters: Iterable[str], family: str = theme.FONT) -> set[str]:
     """Those characters that no installed font has, so that a box would be drawn for them."""
-    page = _page()
-    new = sorted(c for c in set(characters) if c > "\x7f" and (family, c) not in page.known)
-    if new:
-        lost = set(page.ask(f"workbench.missing({json.dumps(new)}, {json.dumps(family)})"))
-        page.known.update({(family, c): c in lost for c in new})
-    return {c for c in set(characters) if page.known.get((family, c))}
+    asked = {c for c in characters if c > "\x7f"}
+    known = _tried(_fresh).known if asked else {}
+    if new := sorted(c for c in asked if (family, c) not in known):
+        lost = set(_do("ask", f"workbench.missing({json.dumps(new)}, {json.dumps(family)})"))
+        known.update({(family, c): c in lost for c in new})
+    return {c for c in asked if known[family, c]}
 
 
 def faces(text: str, family: str, weight: str = "400", style: str = "normal") -> list[str]:
     """PostScript names of the installed fonts that the browser takes for a text, the font of plain letters first."""
-    return _page().faces(text, family, weight, style)
+    return _do("faces", text, family, weight, style)
 
 
 def font(name: str) -> bytes | None:
     """The file of an installed font by its PostScript name; a collection holds more than that one."""
-    page = _page()
-    if name not in page.fonts:
-        page.fonts[name] = _listed(name) or base64.b64decode(page.ask(f"workbench.font({json.dumps(name)})") or "")
-    return page.fonts[name] or None
+    known = _tried(_fresh).fonts
+    if name not in known:
+        known[name] = _listed(name) or base64.b64decode(_do("ask", f"workbench.font({json.dumps(name)})") or "")
+    return known[name] or None
 
 
 def _listed(name: str) -> bytes | None:
@@ -290,22 +290,9 @@ _current: _Page | None = None
 _starting = threading.RLock()
 
 
-class _Careful:
-    """The current page; a step that fails because the browser is gone is done once more in a new one."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(_fresh(), name)
-        if not callable(value):
-            return value
-
-        def step(*args: Any) -> Any:
-            return _tried(lambda: getattr(_fresh(), name)(*args))
-
-        return step
-
-
-def _page() -> Any:
-    return _Careful()
+def _do(step: str, *given: Any) -> Any:
+    """A step of the current page; one that fails because the browser is gone is done once more in a new one."""
+    return _tried(lambda: getattr(_fresh(), step)(*given))
 
 
 def _fresh() -> _Page:

@@ -91,7 +91,7 @@ class Figure(go.Figure):
         else:
             wide = theme.inches(width, venue) * theme.PIXELS_PER_INCH
             figure = typeset(self, template=template or "workbench_paper")
-            figure.update_layout(width=wide, height=tall or natural_height(figure, self, wide))
+            figure.update_layout(width=wide, height=tall or natural_height(self, wide))
         fit_cells(figure, tall)
         return figure
 

@@ -12,7 +12,6 @@ from html import escape, unescape
 from typing import Any
 from xml.etree import ElementTree
 
-from workbench.errors import missing
 from workbench.figures import drawing
 
 _STYLE = re.compile(r"font-family:\s*([^;]+)")
@@ -24,13 +23,16 @@ Look = tuple[str, str, str]
 def embedded(svg: str) -> str:
     """The svg with its fonts in it (WOFF, as data) and named first wherever text asks for a font.
 
-    Raises ImportError without fontTools, ExportError where the browser cannot give a font.
+    Raises ExportError without fontTools, and where a font's file cannot be read.
     """
     try:
         from fontTools import subset
         from fontTools.ttLib import TTCollection, TTFont
     except ImportError:
-        raise missing("fonttools", "Embedding fonts in an svg", "all") from None
+        raise drawing.ExportError(
+            'Fonts are put into an svg by the package "fonttools", which is not installed. Install it with: pip '
+            "install fonttools. Or save the figure as .pdf."
+        ) from None
 
     rules: list[str] = []
     families: dict[str, list[str]] = {}

@@ -116,7 +116,9 @@ class Paper:
         for place, name in zip(places, names or [""] * len(places), strict=True):
             place.letter = name
             place.figure = typeset(told(place.source), self.points, self.family, self.template)
-            place.entries = entries(place.figure)
+            if found := entries(place.figure):
+                place.entries = found
+                place.figure.update_layout(showlegend=False)  # it stands above the panel, or above all of them
         figures = [p.figure for p in places]
 
         parts, top = [], 0.0
@@ -125,15 +127,13 @@ class Paper:
             parts.append(strip)
         scale = _one_scale(figures) if "colour" in shared else None
         right = _bar(scale, 200, figures[0])[1] + 6 if scale else 0.0
-        for figure in figures:
-            figure.update_layout(showlegend=False)
 
-        columns = max(p.column + p.span for p in places)
+        columns = len(rows[0])
         each = (wide - right - GAP * (columns - 1)) / columns
         for place in places:
             place.width = each * place.span + GAP * (place.span - 1)
             self._head(place)
-            place.height = natural_height(place.figure, place.source, place.width)
+            place.height = natural_height(place.source, place.width)
         _share_out(places, None if tall is None else tall - top)
         for place in places:
             place.drawn, place.height = fitted(place.figure, place.width, place.height, free=tall is None)

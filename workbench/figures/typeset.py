@@ -87,16 +87,19 @@ def _unwrapped_colours(figure: Figure) -> None:
     """Colours that plotly would give by a trace's number, written out: a legend apart from its figure needs them."""
     hues = figure.layout["template"].layout.colorway or theme.HUES
     for i, trace in enumerate(_traces(figure)):
-        if trace.type == "scatter" and trace.line.color is None and trace.marker.color is None:
-            trace.line.color = hues[i % len(hues)]
+        if trace.type in ("scatter", "bar") and trace.marker.color is None:
+            if trace.type == "bar":
+                trace.marker.color = hues[i % len(hues)]
+            elif trace.line.color is None:
+                trace.line.color = hues[i % len(hues)]
 
 
 # ---------------------------------------------------------------- fitting
 
 
-def natural_height(figure: Figure, source: Figure, width: float) -> float:
-    """Height in pixels that a figure takes at a width on paper: by its own proportions, within bounds."""
-    layout: Any = source.layout
+def natural_height(figure: Figure, width: float) -> float:
+    """Height in pixels that a figure takes at a width on paper: by its proportions on the screen, within bounds."""
+    layout: Any = figure.layout
     own = (layout.height or 450) / (layout.width or 700)
     if width < 400:  # a column, or one of several panels
         return width * float(np.clip(own, 0.62 if width > 250 else 0.8, 1.2))
@@ -258,9 +261,10 @@ def _thin_ticks(figure: Figure, drawn: Drawn) -> bool:
             continue
         axis = figure.layout[name]
         if axis.tickvals is not None:
+            kept = _apart(shown, name) if len(shown) == len(axis.tickvals) else range(0, len(axis.tickvals), step)
             if axis.ticktext is not None:
-                axis.ticktext = axis.ticktext[::step]
-            axis.tickvals = axis.tickvals[::step]
+                axis.ticktext = [axis.ticktext[i] for i in kept]
+            axis.tickvals = [axis.tickvals[i] for i in kept]
         elif axis.dtick == 1:
             axis.dtick = step
         elif axis.nticks == max(2, len(shown) // step):
@@ -269,11 +273,21 @@ def _thin_ticks(figure: Figure, drawn: Drawn) -> bool:
             axis.nticks = max(2, len(shown) // step)
         if drawn.axes[name].get("names"):
             warn(
-                f"There is no room for all {drawn.axes[name]['names']} names along an axis: every "
-                f"{step}th is shown. Give the figure more width or height."
+                f"There is no room for all {drawn.axes[name]['names']} names along an axis: some are left out. Give "
+                "the figure more width or height."
             )
         changed = True
     return changed
+
+
+def _apart(shown: list[dict[str, Any]], axis: str) -> list[int]:
+    """Numbers of the labels that stay, where each one that touches the last that stays goes; they need not be even."""
+    rising = shown if axis.startswith("x") else shown[::-1]
+    kept = [0]
+    for i in range(1, len(rising)):
+        if _step(rising[kept[-1]], rising[i], axis) == 1:
+            kept.append(i)
+    return kept
 
 
 def _step(a: dict[str, Any], b: dict[str, Any], axis: str) -> int:
@@ -323,11 +337,16 @@ def overlapping(drawn: Drawn) -> list[tuple[str, str]]:
 
 
 def entries(figure: Figure) -> list[dict[str, Any]]:
-    """The traces that a figure's legend names, as plotly would: all with names, if there are two or one asks for it."""
-    own = [t for t in _traces(figure) if t.type in ("scatter", "bar") and t.visible in (None, True)]
+    """The traces that a figure's legend names, as plotly would: all with names, if there are two or one asks for it.
+
+    Empty for legends of other traces than lines, marks and bars: those stay where plotly puts them.
+    """
+    own = [t for t in _traces(figure) if t.visible in (None, True) and t.type not in ("heatmap", "table", "sankey")]
     named = [t for t in own if t.showlegend is not False and (t.name or t.showlegend)]
     asked = any(t.showlegend for t in own) or figure.layout["showlegend"]
     if figure.layout["showlegend"] is False or not (len(named) > 1 or (named and asked)):
+        return []
+    if any(t.type not in ("scatter", "bar") for t in named):
         return []
     return [t.to_plotly_json() for t in named]
 

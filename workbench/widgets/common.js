@@ -207,7 +207,7 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
     const r = Math.floor((event.clientY - box.top) / high), c = Math.floor((event.clientX - box.left) / wide);
     return own && r >= 0 && c >= 0 && r < own.rows.length && c < own.columns.length ? [r, c] : null;
   };
-  const rect = (r, c, more) => draw("rect", { x: c * wide, y: r * high, width: Math.max(wide - 1, 1), height: high - 1, ...more });
+  const rect = (r, c, more) => draw("rect", { x: c * wide, y: r * high, width: wide < 4 ? wide : wide - 1, height: high - 1, ...more });
 
   function fill(given) {
     own = given;

@@ -117,7 +117,6 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-foot>*{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:pre}
 .lw-foot>.lw-note{white-space:normal;overflow-wrap:anywhere}
 .lw-away{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-.jp-OutputArea-child:has(.lw) + .jp-OutputArea-child:has(.lw-static){display:none}
 `;
 
 // ------------------------------------------------------------------ small helpers

@@ -146,8 +146,9 @@ def plane(table: xr.Dataset) -> Figure:
     steps = [str(s) for s in table["checkpoint"].values]
     ends = [str(s) if k in (0, len(steps) - 1) else "" for k, s in enumerate(steps)]
     figure.add_scatter(
-        x=x, y=y, mode="lines+markers+text", text=ends, textposition="top right", name="checkpoints", showlegend=True,
-        line={"color": theme.HUES[0], "width": 1.5}, customdata=steps,
+        x=x, y=y, mode="lines+markers+text", text=ends, name="checkpoints", showlegend=True,
+        textposition=["top left", *["bottom right"] * (len(steps) - 1)], customdata=steps,
+        line={"color": theme.HUES[0], "width": 1.5},
         marker={"size": 8, "color": np.arange(len(steps)), "colorscale": theme.SEQUENTIAL},
         error_x=_error(x, *_band(ih, "score"), theme.HUES[0]), error_y=_error(y, *_band(ib, "score"), theme.HUES[0]),
         hovertemplate="step %{customdata}: IH %{x:.2f}, IB %{y:.2f}<extra></extra>",

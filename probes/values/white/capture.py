@@ -127,6 +127,8 @@ class WhiteBox(Asker):
     """
 
     name = "whitebox"
+    apart = False
+    """Directions and nulls are of all items together."""
 
     def __init__(
         self,

@@ -750,7 +750,7 @@ def series_of(n: int, tied: bool = False):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_move_as_state_dicts_say(tmp_path, tied):
-    module, dicts = series_of(4, tied)
+    module, dicts = series_of(5, tied)
     sources = {}
     for t, own in enumerate(dicts):
         module.load_state_dict(own)
@@ -784,6 +784,18 @@ def test_weights_move_as_state_dicts_say(tmp_path, tied):
         for t in (2, 3):
             a, b = flat[t] - flat[t - 1], flat[t - 1] - flat[t - 2]
             assert float(own["cosine"][t]) == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
+
+    def in_memory(t):
+        module.load_state_dict(dicts[t])
+        return loaded(module)
+
+    xr.testing.assert_allclose(white.weights({10 * t: lambda t=t: in_memory(t) for t in range(5)}), found)
+    if tied:  # a file may hold a shared weight under its other name, and need no model to be understood
+        stored = {k: v for k, v in dicts[1].items() if k != "transformer.wte.weight"}
+        (tmp_path / "other").mkdir()
+        save_file(stored, tmp_path / "other" / "model.safetensors")
+        again = white.weights({**sources, 10: str(tmp_path / "other")})
+        xr.testing.assert_allclose(again, found)
     assert (found["change"].sel(module="block 0 mlp") == 0).all()
     assert found["cosine"].sel(module="block 0 mlp").isnull().all()
     assert found["reason"].sel(module="block 0 mlp").values[2] == "the weights did not move between two checkpoints"
