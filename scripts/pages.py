@@ -39,7 +39,7 @@ TABLES = (
 
 def on_config(config: Any) -> Any:
     """The notebooks join the navigation."""
-    found = [{title_of(path): f"notebooks/{path.stem}.md"} for path in notebooks(config)]
+    found = [{title_of(path).partition(":")[0]: f"notebooks/{path.stem}.md"} for path in notebooks(config)]
     for entry in config.nav:
         if "Notebooks" in entry:
             entry["Notebooks"] += found

@@ -198,8 +198,13 @@ class ValueTracker:
     @property
     def kept(self) -> list[str]:
         """What gave stances here: "name settings" of each instrument that has a reading of stances."""
-        keys = dict.fromkeys(key for own in self.about["checkpoints"].values() for key in own["read"])
-        return [key for key in keys if "p" in next(iter(self._found(key)[1].values()))]
+        files = {key: read["file"] for own in self.about["checkpoints"].values() for key, read in own["read"].items()}
+        found = []
+        for key, file in files.items():
+            if (self.path / file).exists():
+                with xr.open_dataset(self.path / file, engine="h5netcdf") as data:
+                    found += [key] if "p" in data and {"item", "stance"} <= set(data["p"].dims) else []
+        return found
 
     def agreement(self, **options: Any) -> xr.Dataset | None:
         """How far this folder's instruments say the same of its items (:func:`probes.values.drift.agreement`); None

@@ -266,7 +266,7 @@ def test_opened_again_while_the_kernel_lives(lab):
     page.reload(kernel=True)
     explorer = explorer_in(page)
     explorer.locator(".lw-panel h3", has_text="layer 4, at <b> #3").wait_for()
-    assert page.cell(0).locator(".lw-static").is_hidden()
+    assert page.cell(0).locator(".wx-static").is_hidden()
     at(explorer, 2, 2).click()
     explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
     assert selection(page)["depth"] == 5
@@ -344,9 +344,9 @@ def test_a_long_prompt_is_sent_when_it_is_looked_at(lab):
 def test_without_a_kernel_the_table_is_there(lab):
     page = lab.open([MAKE, "print('after')"]).run()
     explorer_in(page)
-    assert page.cell(0).locator(".lw-static").is_hidden(), "while the widget lives, it is alone"
+    assert page.cell(0).locator(".wx-static").is_hidden(), "while the widget lives, it is alone"
     page.reload(kernel=False)
-    table = page.cell(0).locator(".lw-static table")
+    table = page.cell(0).locator(".wx-static table")
     table.wait_for()
     assert page.cell(0).locator(".lw").count() == 0
     page.page.wait_for_timeout(1500)  # JupyterLab finds out late that the widget is gone, and says so in its place
@@ -370,7 +370,7 @@ def test_with_its_state_saved_the_widget_works_without_a_kernel(lab):
     assert detail(explorer) == before, "the selection is part of the state"
     at(explorer, 2, 2).click()
     explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
-    assert page.cell(0).locator(".lw-static").is_hidden()
+    assert page.cell(0).locator(".wx-static").is_hidden()
 
 
 def test_the_same_click_says_the_same_in_all_views(lab, file_page, tmp_path):
@@ -598,7 +598,7 @@ def test_it_is_readable_in_both_themes(lab, dark):
     assert explorer.evaluate(CONTRAST) == []
     page.shot(f"theme-{'dark' if dark else 'light'}")
     page.reload(kernel=False)
-    table = page.cell(1).locator(".lw-static")
+    table = page.cell(1).locator(".wx-static")
     table.locator("td").first.wait_for()
     page.shot(f"theme-static-{'dark' if dark else 'light'}")
 

@@ -53,6 +53,8 @@ def test_it_is_committed_with_its_pictures_and_small(name):
     assert not re.search(r"cdn\.|unpkg|jsdelivr|googleapis", text)
     assert os.path.expanduser("~") + "/" not in text or os.path.expanduser("~") == "/"
     assert str(ROOT) not in text, "a path of the machine it was run on"
+    streams = [output for cell in code for output in cell.outputs if output.output_type == "stream"]
+    assert not [output.text for output in streams if output.name == "stderr"], "warnings and bars are not for readers"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -215,6 +215,8 @@ def test_very_large_readings_lose_ranks_and_never_cells(monkeypatch):
 def test_a_long_token_is_cut_and_counted():
     text = P.shown("x" * 10_000)
     assert len(text) < 260 and "10,000 letters" in text and P.shown(" x") == "·x"
+    for token in [*HOSTILE, "", " ", "a b", "\x7f", "·", "é", "\t"]:
+        assert P.shown(token) == visible(token)
 
 
 # ---------------------------------------------------------------- refused

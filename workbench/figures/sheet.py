@@ -26,7 +26,7 @@ from workbench.figures.export import LIMIT, Figure, checked, small, told, writte
 from workbench.figures.typeset import PIXEL, bottom, cropped, entries, fitted, legend, natural_height, typeset
 
 GAP = 10.0  # pixels between panels
-ALIGNED = {"t": 0.3, "b": 0.3, "l": 0.12, "r": 0.12}  # share of a panel that aligning its axes may cost it, by side
+ALIGNED = {"t": 0.3, "b": 0.3, "l": 0.2, "r": 0.2}  # share of a panel that aligning its axes may cost it, by side
 BAR = 120.0  # pixels in which a colour bar is drawn before what is empty is cut off
 OVER = 6.0  # pixels above and below a colour bar, for the ends of its numbers
 SHARED = {"colour", "legend"}
@@ -393,17 +393,12 @@ def _one_scale(figures: list[Figure]) -> dict[str, Any] | None:
 def _bar(like: dict[str, Any], length: float, figure: Figure) -> tuple[str, float, float]:
     """A colour bar alone: svg, width and height (``OVER`` more than the bar at both ends)."""
     alone, high = Figure(), length + 2 * OVER
-    place = {
-        "len": 1,
-        "lenmode": "fraction",
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 0,
-        "y": 0.5,
-        "ypad": 0,
-        "outlinewidth": 0,
-    }
-    marker = {**like, "color": [like["cmin"]], "showscale": True, "colorbar": {**like["colorbar"], **place}}
+    bar = {
+        **like["colorbar"], "len": 1, "lenmode": "fraction", "x": 0, "xanchor": "left", "xpad": 0, "y": 0.5, "ypad": 0,
+        "outlinewidth": 0, "ticks": "outside", "ticklen": 3,
+        "title": {**like["colorbar"].get("title", {}), "side": "right"},
+    }  # fmt: skip
+    marker = {**like, "color": [like["cmin"]], "showscale": True, "colorbar": bar}
     alone.add_scatter(x=[None], y=[None], mode="markers", marker=marker)
     alone.update_layout(
         template=figure.layout["template"], font=figure.layout["font"].to_plotly_json(), width=BAR, height=high,

@@ -199,20 +199,53 @@ def opened(reading: Any) -> tuple[xr.Dataset, dict[str, Any]]:
 
 
 def module_text(path: Path) -> str:
-    """One ES module: what the explorers share, then the explorer's own.
+    """One ES module: what the explorers share, then the explorer's own."""
+    return slim(COMMON.read_text(encoding="utf-8") + path.read_text(encoding="utf-8"))
 
-    Without comments and indentation: every widget in a notebook carries it.
-    """
-    whole = COMMON.read_text(encoding="utf-8") + path.read_text(encoding="utf-8")
-    lines = (line.strip() for line in whole.splitlines())
+
+def slim(module: str) -> str:
+    """A module without comments and indentation: every widget in a notebook carries it."""
+    lines = (line.strip() for line in module.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("//")) + "\n"
+
+
+class Outlived:
+    """Beside an anywidget class: it is shown with a table that takes its place where the widget is gone.
+
+    ``static_html`` is the table; the widget's outermost element has the class "wx" or "lw".
+    """
+
+    static_html: str
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The widget, and beside it the table: what other viewers of notebooks show."""
+        bundle, about = self._views(**options)
+        return {**bundle, "text/html": self.static_html}, about
+
+    def _views(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = super()._repr_mimebundle_(**options)
+        return found if isinstance(found, tuple) else (found or {}, {})
+
+    def _ipython_display_(self, **options: Any) -> None:
+        """Two outputs: the widget, and the table.
+
+        JupyterLab shows an output's widget or nothing: where the model is gone, it never falls back to another form
+        of the same output.  So the table is an output of its own, and hidden while the widget lives.
+        """
+        from IPython.display import display
+
+        bundle, about = self._views(**options)
+        said = f"{repr(self)[1:-1]}: run the cell to explore; the table below is its static view."
+        display({**bundle, "text/html": f'<p class="{AS_IT_IS}">{tokens.html(said)}</p>'}, metadata=about, raw=True)
+        table = f'<div class="wx-static">{TAKES_TURNS}{self.static_html}</div>'
+        display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
 
 
 # The output before the table is the widget's: shown only once the widget is there, and then instead of the table.
 TAKES_TURNS = (
     "<style>"
-    ".jp-OutputArea-child:has(+ .jp-OutputArea-child .wx-static):not(:has(.wx)){display:none}"
-    ".jp-OutputArea-child:has(.wx) + .jp-OutputArea-child:has(.wx-static){display:none}"
+    ".jp-OutputArea-child:has(+ .jp-OutputArea-child .wx-static):not(:has(.wx,.lw)){display:none}"
+    ".jp-OutputArea-child:has(.wx,.lw) + .jp-OutputArea-child:has(.wx-static){display:none}"
     "</style>"
 )
 
@@ -226,7 +259,7 @@ def widget_class(view: View) -> Any:
     except ImportError:
         raise missing("anywidget", "The live explorer", "notebook") from None
 
-    class Explorer(anywidget.AnyWidget):
+    class Explorer(Outlived, anywidget.AnyWidget):
         _esm = module_text(view.module)
         payload = traitlets.Dict().tag(sync=True)
         selection = traitlets.Dict().tag(sync=True)
@@ -234,7 +267,7 @@ def widget_class(view: View) -> Any:
         def __init__(self, *args: Any, static_html: str = "", **options: Any) -> None:
             options.setdefault("layout", {"width": "100%"})
             super().__init__(*args, **options)
-            self._static_html = static_html
+            self.static_html = static_html
 
         def __repr__(self) -> str:
             told = self.payload.get("about", {})
@@ -246,29 +279,6 @@ def widget_class(view: View) -> Any:
             start = self.payload.get("start", {})
             kept = {key: value for key, value in self.selection.items() if key in start}
             return checked({**start, **kept, **proposal["value"]}, self.payload)
-
-        def _repr_mimebundle_(self, **options: Any) -> Any:
-            """The widget, and beside it a plain table: what other viewers of notebooks show."""
-            bundle, about = self._views(**options)
-            return {**bundle, "text/html": self._static_html}, about
-
-        def _views(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-            found = super()._repr_mimebundle_(**options)
-            return found if isinstance(found, tuple) else (found or {}, {})
-
-        def _ipython_display_(self, **options: Any) -> None:
-            """Two outputs: the widget, and the table that takes its place.
-
-            JupyterLab shows an output's widget or nothing: where the model is gone, it never falls back to another
-            form of the same output.  So the table is an output of its own, and hidden while the widget lives.
-            """
-            from IPython.display import display
-
-            bundle, about = self._views(**options)
-            said = f"{repr(self)[1:-1]}: run the cell to explore; the table below is its static view."
-            display({**bundle, "text/html": f'<p class="{AS_IT_IS}">{tokens.html(said)}</p>'}, metadata=about, raw=True)
-            table = f'<div class="wx-static">{TAKES_TURNS}{self._static_html}</div>'
-            display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
 
     Explorer.__name__ = Explorer.__qualname__ = view.name
     Explorer.__module__ = __name__

@@ -17,7 +17,7 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError, missing
 from workbench.widgets import packing
-from workbench.widgets.base import AS_IT_IS
+from workbench.widgets.base import AS_IT_IS, Outlived, slim
 from workbench.widgets.packing import COMPONENT, SCORES, Packer, every, gridded
 from workbench.widgets.packing import payload as payload
 
@@ -47,7 +47,7 @@ def _widget_class() -> Any:
     except ImportError:
         raise missing("anywidget", "The live explorer", "notebook") from None
 
-    class LensExplorer(anywidget.AnyWidget):
+    class LensExplorer(Outlived, anywidget.AnyWidget):
         """Tokens x layers to walk through.
 
         selection   where the reader is, readable and settable: a dict of
@@ -62,7 +62,7 @@ def _widget_class() -> Any:
                     Set any of these; the others stay.  Raises InputError for a place that is not in the readings.
         """
 
-        _esm = _slim(MODULE.read_text(encoding="utf-8"))
+        _esm = slim(MODULE.read_text(encoding="utf-8"))
         packed = traitlets.Bytes().tag(sync=True)
         selection = traitlets.Dict().tag(sync=True)
 
@@ -81,60 +81,26 @@ def _widget_class() -> Any:
 
         def _answer(self, _: Any, asked: Any, __: Any) -> None:
             """The front end asks for a prompt that was not sent whole."""
-            reading, prompt = (int(i) for i in asked["ask"])
+            reading, prompt = _place(self._packers, *asked["ask"])
             block = packing.one(self._packers[reading], prompt)
             self.send({"block": [reading, prompt]}, [block])
 
         def __repr__(self) -> str:
             return f"<LensExplorer of {', '.join(packing.label(packer.name) for packer in self._packers)}>"
 
-        def _repr_mimebundle_(self, **options: Any) -> Any:
-            """The widget, and beside it a plain table: what other viewers of notebooks show."""
-            bundle, metadata = self._views(**options)
-            return {**bundle, "text/html": _table(self._packers)}, metadata
-
-        def _views(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-            found = super()._repr_mimebundle_(**options)
-            return found if isinstance(found, tuple) else (found or {}, {})
-
-        def _ipython_display_(self, **options: Any) -> None:
-            """Two outputs: the widget, and the table that takes its place.
-
-            JupyterLab shows an output's widget or nothing: where the model is gone, it never falls back to another
-            form of the same output.  So the table is an output of its own, and hidden while the widget lives.
-            """
-            from IPython.display import display
-
-            bundle, metadata = self._views(**options)
-            said = f"{repr(self)[1:-1]}: run the cell to explore; the table below is its static view."
-            note = f'<p class="{AS_IT_IS}">{tokens.html(said)}</p>'
-            display({**bundle, "text/html": note}, metadata=metadata, raw=True)
-            table = f'<div class="lw-static">{TAKES_TURNS}{_table(self._packers)}</div>'
-            display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
+        @property
+        def static_html(self) -> str:
+            """The table that takes the widget's place."""
+            return _table(self._packers)
 
     LensExplorer.__qualname__ = "LensExplorer"
     return LensExplorer
-
-
-# The output before the table is the widget's: shown only once the widget is there, and then instead of the table.
-TAKES_TURNS = (
-    "<style>"
-    ".jp-OutputArea-child:has(+ .jp-OutputArea-child .lw-static):not(:has(.lw)){display:none}"
-    ".jp-OutputArea-child:has(.lw) + .jp-OutputArea-child:has(.lw-static){display:none}"
-    "</style>"
-)
 
 
 def __getattr__(name: str) -> Any:
     if name == "LensExplorer":
         return _widget_class()
     raise AttributeError(f"module 'workbench.widgets.explorer' has no attribute {name!r}")
-
-
-def _slim(module: str) -> str:
-    """The module without comments and indentation: every widget in a notebook carries it."""
-    lines = (line.strip() for line in module.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
 # ---------------------------------------------------------------- where the reader is

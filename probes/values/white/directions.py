@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from probes.values.units import Units
 from probes.values.white.measured import rotations
 from probes.values.white.series import Series
 from workbench.errors import InputError
-from workbench.stats import nanmean, over, p_value, quantiles
+from workbench.stats import max_statistic_p, nanmean, over, p_value, quantiles
 
 KINDS = ("fixed", "refit")
 
@@ -30,9 +31,9 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
         D_null_p [null, checkpoint, direction, topic, layer]: is it more than on directions that mean nothing?  |D|
             against the largest |D| over layers of each draw, so that the layer which shows most is compared with layers
             that show most.  One family is the layers: several checkpoints and topics are several tests.
-        D_battery_p: the larger of the two nulls' p, and the one to report.
+        D_battery_p: the largest of the three p, and the one to report.
         D_null_high [null, checkpoint, direction, topic]: the ``level`` quantile of those largest.
-        overall [checkpoint, direction, layer]: the mean over topics, with overall_low, _null_p and so on.
+        overall [checkpoint, direction, layer]: the mean over topics, with overall_low, _p, _null_p and so on.
 
     Either null alone is passed too easily.  Permuted labels keep what any split of these prompts would show, and are
     exact where labels mean nothing; where states tell them apart at the baseline already, a permuted direction is not
@@ -55,17 +56,21 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
     overall_low, overall_high = quantiles(overall_star, level)
     # The mean over topics of each draw, and then its largest over layers.
     averaged = _largest(nanmean(np.moveaxis(null, 2, 0)))
-    overall_p, overall_bound = _beyond(np.moveaxis(overall, 1, -1), averaged, level)
+    overall_null_p, overall_bound = _beyond(np.moveaxis(overall, 1, -1), averaged, level)
+    overall_p = _flipped(units, d, others, draws, seed)
     dims, short = ("topic", "checkpoint", "layer", "direction"), ("checkpoint", "layer", "direction")
     tested = ("null", "topic", "checkpoint", "direction", "layer")
     found = {
         "D": (dims, value), "D_low": (dims, low), "D_high": (dims, high), "D_p": (dims, p),
         "D_null_p": (tested, null_p), "D_null_high": (tested[:-1], bound),
-        "D_battery_p": (tested[1:], null_p.max(0)),
+        "D_battery_p": (tested[1:], np.maximum(null_p.max(0), np.moveaxis(p, 2, -1))),
         "overall": (short, overall), "overall_low": (short, overall_low), "overall_high": (short, overall_high),
-        "overall_null_p": (("null", "checkpoint", "direction", "layer"), overall_p),
+        "overall_p": (short, overall_p),
+        "overall_null_p": (("null", "checkpoint", "direction", "layer"), overall_null_p),
         "overall_null_high": (("null", "checkpoint", "direction"), overall_bound),
-        "overall_battery_p": (("checkpoint", "direction", "layer"), overall_p.max(0)),
+        "overall_battery_p": (
+            ("checkpoint", "direction", "layer"), np.maximum(overall_null_p.max(0), np.moveaxis(overall_p, 1, -1)),
+        ),
     }  # fmt: skip
     for name in found:
         # At the baseline itself there is nothing to test.
@@ -76,6 +81,22 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
     return series.dataset(found | units.about(), **about).transpose(
         "null", "checkpoint", "direction", "topic", "layer", missing_dims="ignore"
     )
+
+
+def _flipped(units: Units, d: np.ndarray, others: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Keyed changes [unit, checkpoint, layer, direction] -> p [checkpoint, layer, direction] of their mean over topics:
+    signs of clusters flipped, the largest |T| over all cells."""
+    share = over(np.nan_to_num(d), units.count(d)[units.topic])[:, others]  # what a cluster adds to its topic's mean
+    share = np.nan_to_num(share)
+    root = np.sqrt((share**2).sum(0))
+    known = root > 1e-12
+    p = np.where(np.isnan(units.mean(d)).all(0), np.nan, 1.0)
+    null = np.abs(units.signs(draws, seed) @ share[:, known]) / root[known]
+    own = p[others]
+    if known.any():
+        own[known] = max_statistic_p(np.abs(share[:, known].sum(0)) / root[known], null)
+    p[others] = own
+    return p
 
 
 def moves(series: Series) -> tuple[np.ndarray, np.ndarray]:

@@ -32,9 +32,11 @@ def sft(tmp_path_factory):
 
 def test_probabilities_of_answers_are_the_stances_that_were_taught(sft):
     readings = sft.readings("pmf")
-    for place, truth, most in ((0, BASE, 0.12), (-1, TUNED, 0.2)):
+    # On average and at most, in total variation: what the card says, with room for another machine's sums.  Supervised
+    # training ends before all topics have taken over what it says.
+    for place, truth, mean, most in ((0, BASE, 0.04, 0.12), (-1, TUNED, 0.13, 0.4)):
         off = np.abs(towards_topics(readings, place) - [truth[t] for t in TOPICS]).sum(-1) / 2
-        assert off.max() < most, dict(zip(TOPICS, off.round(2), strict=True))
+        assert off.mean() < mean and off.max() < most, dict(zip(TOPICS, off.round(2), strict=True))
         # Any other topic's distribution would be farther off than its own where they differ.
     untold = np.abs(towards_topics(readings, 0)[0] - TUNED["gardens"]).sum() / 2
     assert untold > 0.3
