@@ -411,6 +411,21 @@ def test_every_source_has_a_table():
     assert {heading for _, heading in SECTIONS} == set(SOURCES)
 
 
+def test_constants_on_the_pages_are_those_of_the_code():
+    from lenses import embedding
+    from lenses.latent import lens as latent
+    from probes.routing.measures import documents as routed
+    from probes.superposition import verdicts
+
+    text = {page: (DOCS / "numbers" / page).read_text("utf-8") for page in PAGES}
+    assert f"best cosine that {embedding.FLOOR_DRAWS} random states reach" in text["lenses.md"]
+    assert f"best similarity that {latent.DRAWS} random states reach" in text["lenses.md"]
+    assert f"at most {latent.SHUFFLED} states of these prompts" in text["lenses.md"]
+    assert f"jackknife over {routed.GROUPS} groups of documents" in text["routing.md"]
+    assert f"evenness above {verdicts.EVEN}. collapsed" in text["superposition.md"]
+    assert f"fewer than {verdicts.ONE} candidates in all" in text["superposition.md"]
+
+
 STORY = ["Mara lives in", "The bat flew out of the dark"]
 
 

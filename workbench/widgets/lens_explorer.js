@@ -149,8 +149,11 @@ const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s
 
 async function unpack(block) {
   let bytes = block;
-  if (typeof block === "string") bytes = Uint8Array.from(atob(block.trim()), (c) => c.charCodeAt(0));
-  else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
+  if (typeof block === "string") {
+    const text = atob(block);
+    bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  } else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const raw = new Uint8Array(await new Response(stream).arrayBuffer());
   const length = new DataView(raw.buffer).getUint32(0, true);

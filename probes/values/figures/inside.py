@@ -110,7 +110,7 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.0
     chosen = layers[int(np.nanargmax(np.abs(r)))] if layer is None else layer
     own = table.sel(layer=chosen)
     p = float(own["r_battery_p"])
-    said = f"layer {chosen}: r = {float(own['r']):+.2f}, p = {p:.2g} (both nulls)"
+    said = f"layer {chosen}: r = {float(own['r']):+.2f}, p = {p:.2g} (all nulls)"
     figure = _figure("behaviour and projection", Figure(make_subplots(
         1, 2, subplot_titles=[said, "r, layer by layer"], column_widths=[0.62, 0.38], horizontal_spacing=0.1,
     )))  # fmt: skip
@@ -149,7 +149,7 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.0
     )  # fmt: skip
     figure.update_xaxes(title_text="keyed stance drift", row=1, col=1)
     figure.update_yaxes(title_text="projection drift (SD)", row=1, col=1)
-    figure.update_xaxes(title_text="layer (filled: beyond both nulls)", row=1, col=2)
+    figure.update_xaxes(title_text="layer (filled: beyond all nulls)", row=1, col=2)
     figure.update_yaxes(range=[-1.05, 1.05], row=1, col=2)
     figure.update_layout(width=920, height=440, margin={"t": TOP})
     return figure

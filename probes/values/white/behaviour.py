@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from probes.values.units import Units
-from probes.values.white.directions import moves
+from probes.values.white.directions import NULLS, moves
 from probes.values.white.series import Series
 from workbench.errors import InputError
 from workbench.stats import over, p_value, quantiles
@@ -26,7 +26,7 @@ def behaviour(
 
     In training nearly everything moves one way, and what moves one way correlates: in one replication of persona
     vectors covariance-matched random directions came to .94-.97, as high as the vectors (n = 24, best of 28 layers).
-    So |r| is compared with that of directions with shuffled labels and of N(0, S), each draw taking its best layer.
+    So |r| is compared with what the nulls of :func:`projections` reach, each draw taking its best layer.
 
     Args:
         data: ``tracker.table("whitebox")``.
@@ -38,7 +38,7 @@ def behaviour(
 
     Returns, over the checkpoints that both have, the baseline left out (steps between them with ``changes``):
         r [layer]: over all topics and checkpoints; _low, _high: bootstrap over clusters, the same for both.
-        r_p [null, layer]: against the best layer of each draw; r_battery_p [layer]: the larger of the two nulls'.
+        r_p [null, layer]: against the best layer of each draw; r_battery_p [layer]: the largest of the nulls'.
         r_null_high [null]: the ``level`` quantile of the best layers' |r|.
         topic_r [topic, layer], topic_r_p and so on: over the checkpoints of one topic alone.
         effective [topic, layer]: how many independent checkpoints a topic's two series are worth,
@@ -102,7 +102,7 @@ def behaviour(
         found,
         {
             "checkpoint": steps[1:] if changes else np.delete(steps, where), "layer": series.layers,
-            "topic": np.array(units.topics, object), "null": data["null"].values,
+            "topic": np.array(units.topics, object), "null": list(NULLS),
         },
         about,
     )  # fmt: skip

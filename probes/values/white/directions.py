@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probes.values.units import Units
+from probes.values.white.groups import Groups
 from probes.values.white.measured import rotations
 from probes.values.white.series import Series
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, nanmean, over, p_value, quantiles
+from workbench.stats import nanmean, over, p_value, quantiles
 
 KINDS = ("fixed", "refit")
+NULLS = ("shuffled labels", "gaussian", "shuffled keys")
 
 
 def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
-    """How far states move along the baseline's stance direction, and whether meaningless directions show as much.
+    """How far states move along the baseline's stance direction, and whether what means nothing shows as much.
 
     An item's state is projected on the direction, of length 1, to which its own cluster did not contribute: on one that
     it helped to make, it would lie too far out at the baseline, and any change at all would look like a way back.
@@ -28,19 +29,23 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
             and key) of the baseline's projections; direction: that of all topics, or the topic's own.  _low, _high:
             bootstrap over clusters.
         D_p: is it more than 0?  Signs of clusters flipped, the largest |T| over topics, checkpoints and layers.
-        D_null_p [null, checkpoint, direction, topic, layer]: is it more than on directions that mean nothing?  |D|
-            against the largest |D| over layers of each draw, so that the layer which shows most is compared with layers
-            that show most.  One family is the layers: several checkpoints and topics are several tests.
-        D_battery_p: the largest of the three p, and the one to report.
+        D_null_p [null, checkpoint, direction, topic, layer]: is it more than where labels mean nothing?  |D| against
+            the largest |D| over layers of each draw, so that the layer which shows most is compared with layers that
+            show most.  One family is the layers: several checkpoints and topics are several tests.
+        D_battery_p: the largest of the nulls' p, and the one to report.
         D_null_high [null, checkpoint, direction, topic]: the ``level`` quantile of those largest.
-        overall [checkpoint, direction, layer]: the mean over topics, with overall_low, _p, _null_p and so on.
+        overall [checkpoint, direction, layer]: the mean over topics, with overall_low, _null_p and so on.
 
-    Either null alone is passed too easily.  Permuted labels keep what any split of these prompts would show, and are
-    exact where labels mean nothing; where states tell them apart at the baseline already, a permuted direction is not
-    like the true one.  A covariance-matched direction is like any that varies as much among these prompts, but was not
-    found with the labels that sign the projections.  At .05, in 200 simulated series each without stance drift, between
-    3 and 26 % passed the first, 6 and 30 % the second, and 2 and 6 % both.  A change of scale of all states moves every
-    projection that was not 0, and passes: look at AUC beside (:func:`directions`), which it leaves alone.
+    Each null alone is passed too easily somewhere.
+        shuffled labels: directions of permuted labels, signed by them.  What any split of these prompts would show;
+            exact where labels mean nothing.  Where states tell them apart at the baseline, a permuted direction is not
+            like the true one.
+        gaussian: directions of N(0, S).  What any direction shows that varies as much among these prompts; but none of
+            them was found with the labels that sign the projections.
+        shuffled keys: the true direction, and projections signed by permuted keys.  What drift shows that has nothing
+            to do with them.
+    A change of scale of all states moves every projection that was not 0: look at AUC beside (:func:`directions`),
+    which it leaves alone.
     """
     series = Series(data)
     series.moved()
@@ -57,20 +62,16 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
     # The mean over topics of each draw, and then its largest over layers.
     averaged = _largest(nanmean(np.moveaxis(null, 2, 0)))
     overall_null_p, overall_bound = _beyond(np.moveaxis(overall, 1, -1), averaged, level)
-    overall_p = _flipped(units, d, others, draws, seed)
     dims, short = ("topic", "checkpoint", "layer", "direction"), ("checkpoint", "layer", "direction")
     tested = ("null", "topic", "checkpoint", "direction", "layer")
     found = {
         "D": (dims, value), "D_low": (dims, low), "D_high": (dims, high), "D_p": (dims, p),
         "D_null_p": (tested, null_p), "D_null_high": (tested[:-1], bound),
-        "D_battery_p": (tested[1:], np.maximum(null_p.max(0), np.moveaxis(p, 2, -1))),
+        "D_battery_p": (tested[1:], null_p.max(0)),
         "overall": (short, overall), "overall_low": (short, overall_low), "overall_high": (short, overall_high),
-        "overall_p": (short, overall_p),
         "overall_null_p": (("null", "checkpoint", "direction", "layer"), overall_null_p),
         "overall_null_high": (("null", "checkpoint", "direction"), overall_bound),
-        "overall_battery_p": (
-            ("checkpoint", "direction", "layer"), np.maximum(overall_null_p.max(0), np.moveaxis(overall_p, 1, -1)),
-        ),
+        "overall_battery_p": (("checkpoint", "direction", "layer"), overall_null_p.max(0)),
     }  # fmt: skip
     for name in found:
         # At the baseline itself there is nothing to test.
@@ -78,30 +79,13 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
             axis = found[name][0].index("checkpoint")
             np.moveaxis(found[name][1], axis, 0)[series.base] = np.nan
     about = {"level": level, "draws": draws, "nulls": data.sizes["draw"], "baseline": int(series.steps[series.base])}
-    return series.dataset(found | units.about(), **about).transpose(
-        "null", "checkpoint", "direction", "topic", "layer", missing_dims="ignore"
-    )
-
-
-def _flipped(units: Units, d: np.ndarray, others: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Keyed changes [unit, checkpoint, layer, direction] -> p [checkpoint, layer, direction] of their mean over topics:
-    signs of clusters flipped, the largest |T| over all cells."""
-    share = over(np.nan_to_num(d), units.count(d)[units.topic])[:, others]  # what a cluster adds to its topic's mean
-    share = np.nan_to_num(share)
-    root = np.sqrt((share**2).sum(0))
-    known = root > 1e-12
-    p = np.where(np.isnan(units.mean(d)).all(0), np.nan, 1.0)
-    null = np.abs(units.signs(draws, seed) @ share[:, known]) / root[known]
-    own = p[others]
-    if known.any():
-        own[known] = max_statistic_p(np.abs(share[:, known].sum(0)) / root[known], null)
-    p[others] = own
-    return p
+    table = series.dataset(found | units.about(), **about).assign_coords(null=list(NULLS))
+    return table.transpose("null", "checkpoint", "direction", "topic", "layer")
 
 
 def moves(series: Series) -> tuple[np.ndarray, np.ndarray]:
     """Changes of projections from the baseline: of items, keyed [checkpoint, item, 1, layer, direction], and keyed
-    means on directions that mean nothing [null, draw, topic, checkpoint, layer, direction].
+    means under each of ``NULLS`` [null, draw, topic, checkpoint, layer, direction].
 
     Raises InputError where no topic has a direction.
     """
@@ -113,8 +97,31 @@ def moves(series: Series) -> tuple[np.ndarray, np.ndarray]:
             "polarities, or give WhiteBox(labels=...)."
         )
     order = ("null", "draw", "topic_name", "checkpoint", "layer", "direction")
-    null = data["null_projection"].transpose(*order).values.astype(float)
-    return series.keyed(x - x[[series.base]]), null - null[:, :, :, [series.base]]
+    null = data["null_projection"].transpose(*order).values
+    null = null - null[:, :, :, [series.base]]
+    x = x - x[[series.base]]
+    return series.keyed(x), np.concatenate([null, _other_keys(series, x, null.shape[1])[None]])
+
+
+def _other_keys(series: Series, change: np.ndarray, draws: int) -> np.ndarray:
+    """Changes [checkpoint, item, layer, direction] -> their keyed means when keys are permuted within topics, among
+    groups of items of one cluster and key: [draw, topic, checkpoint, layer, direction]."""
+    units, key = series.units, series.key.astype(int)
+    groups = Groups(units, key, key)
+    keys = groups.shuffled(draws, 0)[1][:, groups.group]
+    shape = (draws, len(units.topics), *change.shape[:1], *change.shape[2:])
+    found = np.full(shape, np.nan, np.float32)
+    for l in range(change.shape[2]):
+        for d in range(change.shape[3]):
+            there = (key != 0) & ~np.isnan(change[:, :, l, d]).any(0)
+            members = np.bincount(units.unit[there], minlength=len(units.topic))
+            weight = there * over(1, members)[units.unit]
+            for t in range(len(units.topics)):
+                own = np.flatnonzero((units.item_topic == t) & there)
+                if len(own):
+                    clusters = (members[units.topic == t] > 0).sum()
+                    found[:, t, :, l, d] = (keys[:, own] * weight[own]) @ change[:, own, l, d].T / clusters
+    return found
 
 
 def _largest(null: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ class Series:
         """The variables with their coordinates, topics and checkpoints first."""
         known = {
             "checkpoint": self.steps, "layer": self.layers, "topic": np.array(self.units.topics, object),
-            **{x: self.data[x].values for x in ("direction", "null", "fitted")},
+            **{x: self.data[x].values for x in ("direction", "fitted")},
         }  # fmt: skip
         used = {name for dims, *_ in variables.values() for name in dims}
         return xr.Dataset(variables, {k: v for k, v in known.items() if k in used}, about)
