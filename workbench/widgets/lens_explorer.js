@@ -741,7 +741,10 @@ async function render({ model, el }) {
   const root = make("div", "lw");
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", "lens explorer");
-  root.setAttribute("data-lm-suppress-shortcuts", "true"); // the notebook has its own meanings for keys
+  root.addEventListener("keydown", (event) => { // in a notebook plain keys are commands: x cuts the cell
+    if (!event.ctrlKey && !event.metaKey && !event.altKey && !["Escape", "Tab"].includes(event.key) && !(event.shiftKey && event.key === "Enter"))
+      event.stopPropagation();
+  });
   root.append(make("style", "", CSS));
   el.append(root);
 
