@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
@@ -202,36 +202,55 @@ def _pass(
     queue = plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
     total = sum(len(p.ids) for p in prompts)
     done = 0
+
+    def observed(members: list[int]) -> Batch:
+        batch = collate(model, prompts, members, padding_side)
+        observe_batch(model, batch, wanted)
+        return batch
+
     with (
         untouched(model.module),
         tqdm(total=total, unit="tok", desc=f"reading {model.name}", disable=not progress, delay=1.0) as bar,
     ):
         try:
-            while queue:
-                members = queue.pop(0)
-                batch = collate(model, prompts, members, padding_side)
-                try:
-                    observe_batch(model, batch, wanted)
-                except (torch.OutOfMemoryError, MemoryError):
-                    if len(members) == 1:
-                        raise
-                    batch.scratch.clear()
-                    torch.cuda.empty_cache()
-                    # Shorter batches from here on: the rest of the queue is as large as the one that failed.
-                    rest = [members, *queue]
-                    queue = [half for m in rest for half in (m[: (len(m) + 1) // 2], m[(len(m) + 1) // 2 :]) if half]
-                    continue
-                for commit in batch.done:
-                    commit()
-                # What is in here knows the batch: it would stay in memory until the collector comes by.
-                batch.done.clear()
-                batch.scratch.clear()
+            for members, batch in halving(queue, observed):
+                settle(batch)
                 done += len(members)
                 bar.update(sum(len(prompts[i].ids) for i in members))
         except KeyboardInterrupt:
             if not partial:
                 raise
     return done
+
+
+def halving(queue: list[list[int]], observed: Callable[[list[int]], Batch]) -> Iterator[tuple[list[int], Batch]]:
+    """Each batch of the queue with its members, once ``observed`` has run it and shown it to its readers.
+
+    Where memory does not do, that batch and all that are left are halved.  What readers keep is for the caller to
+    :func:`settle`: a batch that failed is run again, and must leave nothing behind.
+    """
+    while queue:
+        members = queue.pop(0)
+        try:
+            batch = observed(members)
+        except (torch.OutOfMemoryError, MemoryError):
+            if len(members) == 1:
+                raise
+            torch.cuda.empty_cache()
+            # Shorter batches from here on: the rest of the queue is as large as the one that failed.
+            rest = [members, *queue]
+            queue = [half for m in rest for half in (m[: (len(m) + 1) // 2], m[(len(m) + 1) // 2 :]) if half]
+            continue
+        yield members, batch
+
+
+def settle(batch: Batch) -> None:
+    """Let readers keep what they saw of a batch, and let go of it."""
+    for commit in batch.done:
+        commit()
+    # What is in here knows the batch: it would stay in memory until the collector comes by.
+    batch.done.clear()
+    batch.scratch.clear()
 
 
 def token_budget(model: Model) -> int:
@@ -249,6 +268,7 @@ def observe_batch(
     """One forward pass over one batch, as deep as the deepest site, showing each site to its readers.
 
     ``forward`` is run in its place, to its end, and its output given back: for passes with a cache or with embeddings.
+    After it :func:`settle` the batch.
     """
     pending = set(wanted)
     finite: list[tuple[Site, Tensor, Tensor]] = []
@@ -279,8 +299,12 @@ def observe_batch(
             raise StopForward
 
     before, after = _hooks(model, list(wanted), show)
-    with hooked(before, after):
-        output = run(model.module, accepted(model.module, batch.inputs)) if forward is None else forward()
+    try:
+        with hooked(before, after):
+            output = run(model.module, accepted(model.module, batch.inputs)) if forward is None else forward()
+    except (torch.OutOfMemoryError, MemoryError):
+        batch.scratch.clear()  # it knows the batch, which would stay in the memory that is short
+        raise
     _check(finite, batch)
     if pending:
         raise Refused(

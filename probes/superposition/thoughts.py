@@ -27,7 +27,7 @@ from workbench.engines.hooks import untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, encode, plan
 from workbench.model import Model
-from workbench.reader import Reader, Run, observe_batch, provenance, token_budget
+from workbench.reader import Reader, Run, observe_batch, provenance, settle, token_budget
 from workbench.reading import Reading
 from workbench.sites import Site
 
@@ -414,10 +414,7 @@ class _Runner:
         )  # fmt: skip
         output = observe_batch(self.model, batch, self.all, forward)
         self.logits = output.logits[:, -1].float()
-        for commit in batch.done:
-            commit()
-        batch.done.clear()
-        batch.scratch.clear()
+        settle(batch)
 
     def _draws(self, members: list[int], place: int) -> Callable[..., Tensor]:
         def draw(*shape: int) -> Tensor:

@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from workbench.anatomy import TOLERANCE, text_config
 from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.inputs import Batch, Prompt, collate, plan
-from workbench.reader import Reader, Run, observe_batch, token_budget
+from workbench.reader import Reader, Run, halving, observe_batch, settle, token_budget
 from workbench.reading import Reading
 from workbench.sites import Site
 
@@ -122,19 +122,8 @@ class _Pass:
             queue = [*parts, *([alone[k] for k in members] for members in whole)]
             total = sum(len(p.ids) for p in self.prompts)
             with tqdm(total=total, unit="tok", desc=f"reading {model.name}", disable=not progress, delay=1.0) as bar:
-                while queue:
-                    members = queue.pop(0)
-                    try:
-                        self._batch(members, self.wanted, members[0] in self.head)
-                    except (torch.OutOfMemoryError, MemoryError):
-                        if len(members) == 1:
-                            raise
-                        self._held = ({}, None)
-                        torch.cuda.empty_cache()
-                        # Shorter batches from here on: the rest of the queue is as large as the one that failed.
-                        cut = [(m[: (len(m) + 1) // 2], m[(len(m) + 1) // 2 :]) for m in (members, *queue)]
-                        queue = [half for halves in cut for half in halves if half]
-                        continue
+                for members, batch in halving(queue, lambda m: self._observed(m, self.wanted, m[0] in self.head)):
+                    settle(batch)
                     bar.update(sum(len(self.prompts[i].ids) for i in members))
         self._held = ({}, None)
         return max(0, total - self._ran)
@@ -161,19 +150,21 @@ class _Pass:
     def _depth(self, i: int) -> int:
         return len(self.heads[self.head[i]])
 
-    def _batch(self, members: list[int], wanted: Wanted, parted: bool) -> None:
-        """Run a batch and show it to the readers."""
-        batch = collate(self.model, self.rests if parted else self.prompts, members)
+    def _observed(self, members: list[int], wanted: Wanted, parted: bool) -> Batch:
+        """A batch that was run and shown to the readers."""
+        own = self.rests if parted else self.prompts
+        batch = collate(self.model, own, members)
         forward = None
-        if parted:
-            self._hold(members)
-            forward = partial(self._behind, batch, [self._held[0][self.head[i]] for i in members])
-        observe_batch(self.model, batch, wanted, forward)
-        for commit in batch.done:
-            commit()
-        batch.done.clear()
-        batch.scratch.clear()
-        self._ran += sum(len((self.rests if parted else self.prompts)[i].ids) for i in members)
+        try:
+            if parted:
+                self._hold(members)
+                forward = partial(self._behind, batch, [self._held[0][self.head[i]] for i in members])
+            observe_batch(self.model, batch, wanted, forward)
+        except (torch.OutOfMemoryError, MemoryError):
+            self._held = ({}, None)
+            raise
+        self._ran += sum(len(own[i].ids) for i in members)
+        return batch
 
     def _hold(self, members: list[int]) -> None:
         """Have the keys and values of the members' beginnings."""
@@ -215,7 +206,7 @@ class _Pass:
         try:
             for parted in (False, True):
                 looks = _Last(seen.append)
-                self._batch(members, {site: [looks] for site in looks.sites(self.model)}, parted)
+                settle(self._observed(members, {site: [looks] for site in looks.sites(self.model)}, parted))
         except Exception:  # whatever a model that knows nothing of such caches raises: it is then run whole
             return False
         apart = (seen[0] - seen[1]).abs().max() / seen[0].abs().max().clamp_min(1e-30)
