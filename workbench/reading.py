@@ -10,14 +10,14 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from workbench.errors import ReadingError
+from workbench.errors import InputError, ReadingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,9 +82,16 @@ class Reading:
 
         return to_html(self, path, **options)
 
-    def frame(self) -> pd.DataFrame:
-        """A long table: one row for each place that has a value, with the token texts beside their ids."""
+    def frame(self, dims: str | Iterable[str] | None = None) -> pd.DataFrame:
+        """A long table: one row for each place that has a value, with the token texts beside their ids.
+
+        ``dims``: the variables over just these dimensions instead (:func:`tidy`), as where a reading has no places.
+
+        Raises InputError where no variable is over these dimensions.
+        """
         main = [n for n, v in self.data.data_vars.items() if {"prompt", "position"} <= set(v.dims)]
+        if dims is not None or not main:
+            return tidy(self.data, dims)
         depth = [n for n in main if set(self.data[n].dims) & {"layer", "block", "component", "expert"}]
         keep = [n for n in main if self.data[n].ndim == 2 or n in depth]
         table: Any = self.data[keep].to_dataframe().reset_index()
@@ -118,6 +125,44 @@ class Reading:
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
+
+
+def tidy(data: xr.Dataset, dims: str | Iterable[str] | None = None) -> pd.DataFrame:
+    """A long table of the variables over just these dimensions: a row for each of their places, a column for each
+    dimension and variable.
+
+    xarray's own ``to_dataframe`` repeats what is by block alone for every pair of labels, say.
+
+    Args:
+        data: a dataset: a reading's, or the table of a measure.
+        dims: one dimension or several, in the order of the rows; () for what is one number.  None: those of most
+            variables.
+
+    Raises InputError where no variable is over these dimensions.
+    """
+    over: dict[frozenset[str], list[Any]] = {}
+    for name, variable in data.data_vars.items():
+        over.setdefault(frozenset(map(str, variable.dims)), []).append(name)
+    if not over:
+        raise InputError("The table holds no variables, so it has no rows.")
+    if dims is None:
+        found = max(over, key=lambda some: (len(over[some]), len(some)))
+        wanted = [str(dim) for dim in data[over[found][0]].dims]
+    else:
+        wanted = [dims] if isinstance(dims, str) else list(dims)
+    names = over.get(frozenset(wanted))
+    if names is None:
+        known = "; ".join(f"({', '.join(map(str, data[own[0]].dims))}): {len(own)}" for own in over.values())
+        raise InputError(
+            f"No variable is over ({', '.join(wanted)}) alone, so there are no such rows. Variables over each set of "
+            f"dimensions: {known}. Give one of these as dims=."
+        )
+    if not wanted:
+        import pandas
+
+        return pandas.DataFrame([{str(name): data[name].item() for name in names}])
+    table: Any = data[names].to_dataframe(dim_order=wanted)
+    return table.reset_index()
 
 
 def _texts_once(data: xr.Dataset) -> xr.Dataset:

@@ -1,7 +1,7 @@
 """Figures of a routing trace: ``reading.figure("usage")`` and so on; those of several readings take a measure's table.
 
 An expert that is claimed to serve a label is marked with a star where an intervention backs the claim: pass the table
-of :func:`probes.routing.effects` as ``effects=``.
+of :func:`probes.routing.effects`, whose ``backed`` says so, as ``effects=``.
 """
 
 from __future__ import annotations
@@ -64,9 +64,13 @@ def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[t
 
 
 def _holds(effects: xr.Dataset) -> np.ndarray:
-    """[claim] whether its experts are missed: more than others on average, and than each set of them."""
-    beyond = effects["delta"].values > effects["delta_random"].max("draw").values
-    return beyond & (effects["excess_low"].values > 0) & (effects["q"].values < 0.05)
+    """[claim] whether an intervention backs it."""
+    if "backed" not in effects:
+        raise InputError(
+            f"The table of effects has no 'backed', only {', '.join(map(str, effects.data_vars))}, so that no star can "
+            "be given. Make it with probes.routing.effects."
+        )
+    return effects["backed"].values
 
 
 def entropy(data: xr.Dataset) -> Figure:
@@ -274,7 +278,7 @@ def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
 def forest(table: xr.Dataset) -> Figure:
     """What dropping experts costs (the table of :func:`probes.routing.effects`), beside others near in load.
 
-    Ticks: other experts, near in load; crosses: their slots given to random others (equal compute).
+    Ticks: other experts, near in load; crosses: their slots given to random others (equal compute); star: ``backed``.
     """
     theme.register()
     figure = Figure()

@@ -374,6 +374,7 @@ def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings:
 
     The variables of effect with the dimension ``claim``, and documents, nll, experts (JSON) of each;
     q, q_random: p and p_random with the false discovery rate over the claims (Benjamini-Hochberg).
+    backed: whether the experts are missed: delta is above every delta_random, excess_low above 0 and q below 0.05.
     """
     if not claims:
         raise InputError("There is no claim to test: the table is empty. Give {name: (documents, experts)}.")
@@ -381,6 +382,8 @@ def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings:
     table = xr.concat([x.assign(x.attrs).drop_attrs() for x in found], "claim")
     table = table.assign_coords(claim=np.array(list(claims), object))
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
+    beyond = table["delta"] > table["delta_random"].max("draw")
+    table["backed"] = beyond & (table["excess_low"] > 0) & (table["q"] < 0.05)
     return table.assign_attrs(model=model.name)
 
 

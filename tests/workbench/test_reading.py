@@ -10,7 +10,8 @@ from tiny import prompts
 
 import workbench
 from lenses import EmbeddingLens, LogitAttribution, LogitLens
-from workbench.errors import ReadingError
+from workbench.errors import InputError, ReadingError
+from workbench.reading import tidy
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +114,31 @@ def test_frame_has_no_padding(readings):
     table = readings[0].frame()
     assert len(table) == sum(map(len, prompts())) * 5 * 10
     assert {"prompt", "layer", "position", "rank", "token_id", "token", "logprob", "input_token"} <= set(table)
+
+
+def test_a_tidy_table_repeats_nothing(readings):
+    rng = np.random.default_rng(0)
+    jsd, mean = rng.random((2, 2, 3)), rng.random(3)
+    table = xr.Dataset(
+        {"jsd": (("label", "label_2", "block"), jsd), "jsd_p": (("label", "label_2", "block"), 1 - jsd),
+         "mean": ("block", mean), "share": ("expert", [0.5, 0.5]), "documents": 7},
+        {"label": ["a", "b"], "label_2": ["a", "b"], "block": [0, 2, 5]},
+    )  # fmt: skip
+    pairs = tidy(table)  # the dimensions of most variables
+    assert list(pairs) == ["label", "label_2", "block", "jsd", "jsd_p"] and len(pairs) == jsd.size
+    row = pairs[(pairs.label == "b") & (pairs.label_2 == "a") & (pairs.block == 5)]
+    assert row.jsd.item() == jsd[1, 0, 2] and row.jsd_p.item() == 1 - jsd[1, 0, 2]
+    for dims in ("block", ["block"]):
+        assert tidy(table, dims).values.tolist() == [[b, m] for b, m in zip([0, 2, 5], mean, strict=True)]
+    assert tidy(table, ["block", "label", "label_2"]).columns[:3].tolist() == ["block", "label", "label_2"]
+    assert tidy(table, ()).to_dict("records") == [{"documents": 7}]
+    with pytest.raises(InputError, match=r"over \(label\) alone.*\(block\): 1"):
+        tidy(table, "label")
+    with pytest.raises(InputError, match="no variables"):
+        tidy(table[[]])
+    # A reading without places has a table, too; one with places has others beside that of its places.
+    assert workbench.Reading(table).frame().equals(pairs)
+    tokens = readings[0].frame("vocab")
+    assert dict(zip(tokens["vocab"], tokens["vocab_token"], strict=True)) == dict(
+        zip(readings[0].data["vocab"].values, readings[0].data["vocab_token"].values, strict=True)
+    )

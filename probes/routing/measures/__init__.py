@@ -4,7 +4,7 @@ Every function takes a :class:`RoutingTracer` reading (or a :class:`Trace` on di
 gives an xarray Dataset with the measure's name, ``_low`` and ``_high`` (95 %, over documents) and ``_null`` (what
 chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias, as its interval
 is.  NaN: not known.  Tokens of one document are not independent: intervals and tests that take them for such are
-several times too narrow.
+several times too narrow.  ``frame(table)`` is a tidy pandas table of any of them.
 
     how much each expert serves     usage  gate  balance  reordering
     labels beside each other        divergence  information  specialisation  agreement  classes  parallel  decode
@@ -29,6 +29,7 @@ from probes.routing.measures.labels import (
 from probes.routing.measures.selection import export, select
 from probes.routing.measures.tokens import consistency, context, overlap, vocabulary
 from probes.routing.measures.usage import balance, gate, reordering, usage
+from workbench.reading import tidy as frame
 
 __all__ = [
     "Documents",
@@ -42,6 +43,7 @@ __all__ = [
     "divergence",
     "export",
     "flow",
+    "frame",
     "gate",
     "geometry",
     "information",

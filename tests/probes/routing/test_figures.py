@@ -22,16 +22,16 @@ def found():
     return workbench.read(twins.planted(), texts, tracer, progress=False)
 
 
-def table(**claims: tuple[dict[int, list[int]], float, float]) -> xr.Dataset:
-    """Effects as they come from probes.routing.effects: experts, excess_low and q of each claim."""
+def table(**claims: tuple[dict[int, list[int]], bool]) -> xr.Dataset:
+    """Effects as they come from probes.routing.effects: experts of each claim, and whether they are missed."""
     n = len(claims)
-    experts, low, q = zip(*claims.values(), strict=True)
+    experts, backed = zip(*claims.values(), strict=True)
     one = {
         "delta": np.full(n, 0.2),
         "delta_low": np.full(n, 0.1),
         "delta_high": np.full(n, 0.3),
-        "excess_low": low,
-        "q": q,
+        "q": np.full(n, 0.01),
+        "backed": backed,
     }
     draws = ("claim", "draw"), np.zeros((n, 3))
     made = {name: ("claim", np.array(values)) for name, values in one.items()}
@@ -67,7 +67,7 @@ def test_numbers_of_the_figures_are_those_of_the_measures(found):
 
 
 def test_stars_stand_where_an_intervention_backs_the_claim(found):
-    backed = table(L0=({1: [0, 1]}, 0.1, 0.01), L1=({1: [2]}, -0.1, 0.01), L2=({1: [4]}, 0.1, 0.2))
+    backed = table(L0=({1: [0, 1]}, True), L1=({1: [2]}, False), L2=({1: [4]}, False))
     text = np.array(found.figure("usage", label="L0", effects=backed).data[0].text)
     assert [e for e in range(8) if "★" in text[1, e]] == [0, 1] and not any("★" in x for x in text[0])
     # Of another label's experts, and of claims that fail, nothing is marked.
@@ -77,12 +77,11 @@ def test_stars_stand_where_an_intervention_backs_the_claim(found):
     stars = {text for line in gaps.data for text, s in zip(line.text, line.marker.symbol, strict=True) if s == "star"}
     assert stars == {"0", "1"}
     forest = figures.forest(backed)
-    assert not any(
-        "★" in name
-        for name in figures.forest(backed.assign(delta_random=backed["delta_random"] + 0.3)).layout.yaxis.ticktext
-    )
     assert ["★" in name for name in forest.layout.yaxis.ticktext] == [True, False, False]
     assert [len(x.x) for x in forest.data] == [9, 9, 3]
+    for draw in (figures.forest, lambda table: found.figure("gaps", effects=table)):
+        with pytest.raises(InputError, match="no 'backed'.*probes.routing.effects"):
+            draw(backed.drop_vars("backed"))
 
 
 def test_figures_of_several_readings_take_the_measures_table(found):

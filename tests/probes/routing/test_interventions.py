@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zoo
 
 import workbench
@@ -346,7 +347,7 @@ def test_other_sets_are_different_sets_matched_in_these_documents(model):
     apart = np.abs(load.values[1] - load.values[1, 3])
     assert len(near) >= 4 and max(apart[x[1][0]] for x in near) == np.sort(np.delete(apart, 3))[3]
     table = effects(model, {"L0": (own, {1: [0, 1]}), "two": (own, {1: [0], 0: [1]})}, draws=20)
-    assert table["sets"].values.tolist() == [15, 20] and figures._holds(table).dtype == bool
+    assert table["sets"].values.tolist() == [15, 20]
     assert len(figures.forest(table).data) == 3
 
 
@@ -415,6 +416,25 @@ def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):
     assert workbench.open(path).data["experts"].values.tolist() == table["experts"].values.tolist()
     with pytest.raises(InputError, match="no claim"):
         effects(model, {})
+
+
+def test_a_claim_is_backed_where_its_experts_are_missed_more_than_all_others(model, monkeypatch):
+    none = np.nan
+    made = {  # delta, delta_random, excess_low, p
+        "missed": (0.3, [0.1, 0.2, none], 0.1, 0.001), "one set costs as much": (0.3, [0.1, 0.3, 0.2], 0.1, 0.001),
+        "no excess": (0.3, [0.1, 0.2, 0.2], -0.01, 0.001), "of few documents": (0.3, [0.1, 0.2, 0.2], 0.1, 0.3),
+        "missed as well": (0.02, [0.0, -0.1, 0.01], 0.001, 0.02),
+    }  # fmt: skip
+
+    def effect(model, inputs, experts):
+        delta, draws, low, p = made[inputs]
+        values = {"delta": delta, "delta_random": ("draw", draws), "excess_low": low, "p": p, "p_random": 0.5}
+        return xr.Dataset(values, attrs={"documents": 9})
+
+    monkeypatch.setattr(interventions, "effect", effect)
+    table = effects(model, {name: (name, {}) for name in made})
+    assert table["backed"].dtype == bool
+    assert table["claim"].values[table["backed"].values].tolist() == ["missed", "missed as well"]
 
 
 def test_regret_is_what_random_routes_cost(model):
