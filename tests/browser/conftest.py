@@ -200,24 +200,28 @@ class Notebook:
     def command(self, name: str) -> None:
         self.page.evaluate("(name) => window.jupyterapp.commands.execute(name)", name)
 
-    def run(self) -> Notebook:
-        """Run all cells and wait for the last one.  AssertionError with the traceback where one fails."""
+    def run(self, limit: float = WAIT / 1000) -> Notebook:
+        """Run all cells and wait `limit` seconds for the last one.  AssertionError with the traceback where one fails."""
         self.page.wait_for_function(
             "() => { const s = window.jupyterapp.shell.currentWidget?.sessionContext;"
             " return s && s.session?.kernel?.status === 'idle'; }"
         )
         self.command("notebook:run-all-cells")
-        self.idle()
+        self.idle(limit)
         broken = self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
         assert broken.count() == 0, broken.first.inner_text()
         return self
 
-    def idle(self) -> None:
-        """Until every code cell has run and the kernel waits."""
+    def idle(self, limit: float = WAIT / 1000) -> None:
+        """Until every code cell has run and the kernel waits, or one has failed."""
         self.page.wait_for_function(
             """() => {
               const w = window.jupyterapp.shell.currentWidget, cells = w.content.model.cells;
               if (w.sessionContext.session?.kernel?.status !== 'idle') return false;
+              for (let i = 0; i < cells.length; i++) {  // after a failure the cells behind it never run
+                const cell = cells.get(i);
+                for (let k = 0; k < (cell.outputs?.length ?? 0); k++) if (cell.outputs.get(k).type === 'error') return true;
+              }
               for (let i = 0; i < cells.length; i++) {
                 const cell = cells.get(i);
                 if (cell.type === 'code' && cell.sharedModel.getSource() && cell.executionState === 'running')
@@ -225,7 +229,8 @@ class Notebook:
                 if (cell.type === 'code' && cell.sharedModel.getSource() && cell.executionCount === null) return false;
               }
               return true;
-            }"""
+            }""",
+            timeout=1000 * limit,
         )
 
     def cell(self, index: int) -> Any:
@@ -263,7 +268,7 @@ class Notebook:
 
     def reload(self, kernel: bool = False) -> Notebook:
         """Save, and open it again; without the kernel that made its outputs unless `kernel`."""
-        self.save()
+        self.saved = self.save()
         if not kernel:
             self.lab.stop_kernels()
         self._goto()

@@ -1,7 +1,19 @@
 """Readings made up for tests of the explorers: their numbers are known, or can be counted by hand."""
 
+import itertools
+
 import numpy as np
 import xarray as xr
+from synthetic import HOSTILE
+
+from workbench.tokens import visible
+from workbench.widgets.base import clipped
+
+LONG = "longest" * 1429
+NASTY = [
+    "<script>window.hacked=1</script>", "<img src=x onerror=\"window.hacked=2\">", "</b>", "$\\LaTeX$", "\"'`", "a\0b",
+    "שלום עולם", "\u202egnp.exe", "\r\n", "constructor", "__proto__", LONG, *HOSTILE,
+]  # fmt: skip
 
 
 def stances(steps=5, topics=3, items=6, samples=4, seed=0):
@@ -68,3 +80,39 @@ def neighbours(prompts=2, layers=3, positions=4, ranks=5, sentences=SENTENCES, f
         data["similarity_floor_random"] = (("layer",), np.linspace(0.5, 0.6, layers))
         data["similarity_floor_shuffled"] = (("layer",), np.linspace(0.7, 0.4, layers))
     return data
+
+
+def hostile(name, reading=None, problems=None):
+    """A reading whose every text is one of NASTY, how it is explored, and the texts that have to be seen.
+
+    ``reading`` of a RoutingTracer with three labels for "routing", of a CandidateBelief with ``problems`` for "belief".
+    """
+    model = "<img src=x onerror=window.hacked=9> \0 \ud83d"
+    if name == "routing":
+        prompts, positions = reading.data["input_token"].shape
+        words = np.array(list(itertools.islice(itertools.cycle(NASTY), positions)), object)
+        labels = np.array([NASTY[0], NASTY[1], NASTY[3] + LONG], object)
+        data = reading.data.assign_coords(label=labels).assign_attrs(model=model)
+        data["input_token"] = (("prompt", "position"), np.tile(words, (prompts, 1)))
+        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * prompts, object))
+        return data, {}, [clipped(visible(t)) for t in NASTY]
+    if name == "belief":
+        own = [t for t in NASTY if t.strip()][:14]
+        prompts = reading.data.sizes["prompt"]
+        data = reading.data.assign_attrs(model=model)
+        data["candidate_name"] = (("prompt", "candidate"), np.array([own] * prompts, object))
+        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * prompts, object))
+        graphs = [type(p)(p.edges, p.root, p.target, p.negative, tuple(own)) for p in problems]
+        return data, {"problems": graphs}, [clipped(visible(t)) for t in own]
+    if name == "drift":
+        data, _ = stances()
+        topic = np.array([NASTY[1], NASTY[3], LONG], object)
+        data["topic"] = ("item", np.repeat(topic, 6))
+        data = data.assign_coords(item=np.array([f"{t} {i}" for i, t in enumerate(NASTY[:18])], object))
+        texts = {item: text or "-" for item, text in zip(data["item"].values, NASTY, strict=False)}
+        return data.assign_attrs(model=model), {"items": texts}, [NASTY[0], NASTY[2], NASTY[3], NASTY[6]]
+    sentences = [(f"{a} before {t} after {a}", t) for t, a in zip(NASTY, NASTY[1:], strict=False) if t != a and t]
+    sentences = [(s, t) for s, t in sentences if s.index(t) == s.index(" before ") + 8 or t not in s[:9]]
+    data = neighbours(sentences=sentences, ranks=9).assign_attrs(model=model)
+    data["input_token"] = (("prompt", "position"), np.array([NASTY[:4]] * 2, object))
+    return data, {"kind": "neighbours"}, [visible(t) for t in NASTY[:3]]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from explored import SENTENCES, neighbours, stances
+from explored import SENTENCES, hostile, neighbours, stances
 from pages import load, needs_browser
-from synthetic import HOSTILE, logit_lens
+from synthetic import logit_lens
 
 import workbench
 from workbench.errors import InputError, ReadingError
@@ -27,11 +27,6 @@ MODULES = {
 NAMES = {
     "routing": "RoutingExplorer", "belief": "BeliefExplorer", "drift": "DriftExplorer", "neighbours": "NeighbourTable",
 }  # fmt: skip
-LONG = "longest" * 1429
-NASTY = [
-    "<script>window.hacked=1</script>", "<img src=x onerror=\"window.hacked=2\">", "</b>", "$\\LaTeX$", "\"'`", "a\0b",
-    "שלום עולם", "\u202egnp.exe", "\r\n", "constructor", "__proto__", LONG, *HOSTILE,
-]  # fmt: skip
 SAID = """
   const el = document.getElementById("explorer"), model = el.model, out = {};
   const wait = (ms = 150) => new Promise((r) => setTimeout(r, ms));
@@ -567,42 +562,11 @@ def test_a_page_is_one_file_without_network(name, pages):
     assert text.count("</script>") == 2 and base.module_text(MODULES[name]).split("export default")[0] in text
 
 
-def hostile(name, routing, thoughts):
-    """A reading whose every text is one of NASTY, and the texts that have to be seen."""
-    model = "<img src=x onerror=window.hacked=9> \0 \ud83d"
-    if name == "routing":
-        words = np.array(list(itertools.islice(itertools.cycle(NASTY), 37)), object)
-        labels = np.array([NASTY[0], NASTY[1], NASTY[3] + LONG], object)
-        data = routing.data.assign_coords(label=labels).assign_attrs(model=model)
-        data["input_token"] = (("prompt", "position"), np.tile(words, (18, 1)))
-        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * 18, object))
-        return data, {}, [base.clipped(visible(t)) for t in NASTY]
-    if name == "belief":
-        reading, problems = thoughts
-        own = [t for t in NASTY if t.strip()][:14]
-        data = reading.data.assign_attrs(model=model)
-        data["candidate_name"] = (("prompt", "candidate"), np.array([own] * 6, object))
-        data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * 6, object))
-        graphs = [type(p)(p.edges, p.root, p.target, p.negative, tuple(own)) for p in problems]
-        return data, {"problems": graphs}, [base.clipped(visible(t)) for t in own]
-    if name == "drift":
-        data, _ = stances()
-        topic = np.array([NASTY[1], NASTY[3], LONG], object)
-        data["topic"] = ("item", np.repeat(topic, 6))
-        data = data.assign_coords(item=np.array([f"{t} {i}" for i, t in enumerate(NASTY[:18])], object))
-        texts = {item: text or "-" for item, text in zip(data["item"].values, NASTY, strict=False)}
-        return data.assign_attrs(model=model), {"items": texts}, [NASTY[0], NASTY[2], NASTY[3], NASTY[6]]
-    sentences = [(f"{a} before {t} after {a}", t) for t, a in zip(NASTY, NASTY[1:], strict=False) if t != a and t]
-    sentences = [(s, t) for s, t in sentences if s.index(t) == s.index(" before ") + 8 or t not in s[:9]]
-    data = neighbours(sentences=sentences, ranks=9).assign_attrs(model=model)
-    data["input_token"] = (("prompt", "position"), np.array([NASTY[:4]] * 2, object))
-    return data, {"kind": "neighbours"}, [visible(t) for t in NASTY[:3]]
-
-
 @needs_browser
 @pytest.mark.parametrize("name", MODULES)
 def test_no_text_runs_disappears_or_breaks_the_page(name, routing, thoughts, tmp_path):
-    data, options, seen = hostile(name, routing, thoughts)
+    reading, problems = {"routing": (routing, None), "belief": thoughts}.get(name, (None, None))
+    data, options, seen = hostile(name, reading, problems)
     page = base.to_html(data, tmp_path / "hostile.html", **options)
     script = """
       await wait();
