@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from measure import machine, written
 
 import workbench
 from lenses import LogitLens
@@ -215,12 +215,9 @@ def main() -> None:
             extra = row["extra_MB"].get(case, "")
             print(f"  {case:<10} {row['of_plain'][case]:>6} x plain   {extra:>6} MB above plain")
         print(f"  lens / floor {row['lens / floor']}   lens bf16 / floor {row['lens bf16 / floor']}")
-    device = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU"
-    result = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+    result = {**machine(given.device), "rows": rows}
     print(json.dumps(result))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    written(result, given.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from measure import Measured
+from measure import Measured, machine, written
 
 import workbench
 from probes.routing import RoutingTracer, trace
@@ -140,8 +139,7 @@ def main() -> None:
     slots = len(model.moe) * 8
     per_token = size / documents.numel()
     result = {
-        "device": torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "tokens": documents.numel(),
+        **machine(given.device), "tokens": documents.numel(),
         "plain_seconds": round(statistics.median(seconds["plain"]), 3), "of_plain": ratio,
         "disk_bytes_per_token": round(per_token, 1),
         "disk_MB_per_million_tokens_of_16_blocks_top_8": round((per_token - 12) / slots * 16 * 8 + 12),
@@ -153,10 +151,8 @@ def report(result: dict[str, Any], out: Path | None) -> None:
     """Print figures, and add them to those that are in the file."""
     for name, value in result.items():
         print(f"  {name:<46} {value}")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        there = json.loads(out.read_text()) if out.exists() else {}
-        out.write_text(json.dumps({**there, **result}, indent=1) + "\n")
+    there = json.loads(out.read_text()) if out and out.exists() else {}
+    written({**there, **result}, out)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ neighbours in one round, medians.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from measure import machine, written
 
 import workbench
 from lenses import LogitLens
@@ -68,15 +67,12 @@ def main() -> None:
         for name, own in seconds.items()
     }
     result = {
-        "device": torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "thoughts_seconds": round(statistics.median(seconds["thoughts"]), 3), "of_thoughts": ratio,
+        **machine(given.device), "thoughts_seconds": round(statistics.median(seconds["thoughts"]), 3),
+        "of_thoughts": ratio,
     }  # fmt: skip
     for name, value in result.items():
         print(f"  {name:<20} {value}")
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    written(result, given.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from measure import machine, written
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import workbench
@@ -172,14 +172,9 @@ def main() -> None:
         for case in row["of_hidden"]:
             print(f"  {case:<8}" + "".join(f"{row[f'of_{f}'][case]:>8} x {f}" for f in ("hidden", "last", "full")))
         print(f"  largest difference in p between whole and parts: {row['largest_difference_in_p']:.1e}")
-    result = {
-        "device": torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(), "clock": given.clock, "torch": torch.__version__, "rows": rows,
-    }  # fmt: skip
+    result = {**machine(given.device), "clock": given.clock, "rows": rows}
     print(json.dumps(result))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n")
+    written(result, given.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import workbench
 from probes.values.framings import STANCES
+from probes.values.items import columns
 from probes.values.prefixes import read_prompts
 from workbench.errors import InputError
 from workbench.inputs import encode
@@ -305,14 +306,10 @@ class Asker:
 
     def table(self, items: Sequence[Any], variables: Mapping[str, Any], **cost: Any) -> xr.Dataset:
         """The variables by item, and what is known of the items; attributes: how they were asked, what it cost."""
-        about = {
-            "topic": ("item", np.array([item.topic for item in items], object)),
-            "polarity": ("item", np.array([int(item.polarity) for item in items])),
-            "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in items], object)),
-        }
         config = json.dumps(self.config, ensure_ascii=False, default=str)
         attrs = {"instrument": self.name, "settings": self.settings, "config": config, **cost}
-        return xr.Dataset(variables, {"item": np.array([str(i.item_id) for i in items], object), **about}, attrs)
+        ids = np.array([str(item.item_id) for item in items], object)
+        return xr.Dataset(variables, {"item": ids, **columns(items)}, attrs)
 
     def stances(
         self,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import InputError
@@ -207,6 +208,16 @@ class Items(Sequence[Item]):
     def from_csv(cls, path: str | os.PathLike[str]) -> Items:
         """From a file that :meth:`save_csv` wrote."""
         return load_csv(path)
+
+
+def columns(items: Iterable[Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """What tables say of each item: topic, polarity and cluster, an item without one being a cluster of its own."""
+    known = list(items)
+    return {
+        "topic": ("item", np.array([item.topic for item in known], object)),
+        "polarity": ("item", np.array([int(item.polarity) for item in known])),
+        "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in known], object)),
+    }
 
 
 def own() -> Items:

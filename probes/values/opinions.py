@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.drift import agreement, compare, data_gap, drift, stance
+from probes.values.drift import compare, data_gap, drift, stance
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
-from probes.values.items import Item, Items
+from probes.values.items import Item, Items, columns
 from probes.values.tracker import Instrument, ValueTracker
 from workbench.organisms import opinions
 from workbench.organisms.opinions import grammar
@@ -80,15 +80,14 @@ def resampled(model: Any, runs: int = 300, checkpoints: int = 13, n: int = 5, po
     published would have shown one: |M| of .05 or more somewhere, eta of .1 or less somewhere.
     """
     asked = items().select(UNTOUCHED)
-    text = SampledText(pool, 1.0, 14, judge=grammar.judge, shown="{response}")
+    text = instruments(pool)[2]
     p = text.read(model, asked, progress=False)["p"].values  # [item, pool, stance]
     rng = np.random.default_rng(0)
     false, moved, early, largest = 0, 0, 0, []
     for _ in range(runs):
         drawn = rng.integers(pool, size=(checkpoints, len(asked), n))
         table = drift(_table(p[np.arange(len(asked))[None, :, None], drawn], asked), draws=400)
-        columns = [table[name].values for name in ("M_p", "keyed_M_p", "commitment_M_p")]
-        false += any((x <= 0.05).any() for x in columns)
+        false += bool((_tests(table) <= 0.05).any())
         raw = np.nanmax(np.abs(table["M_raw"].values))
         largest.append(float(raw))
         moved += raw >= 0.05
@@ -100,12 +99,8 @@ def resampled(model: Any, runs: int = 300, checkpoints: int = 13, n: int = 5, po
 
 
 def _table(p: np.ndarray, asked: Items) -> xr.Dataset:
-    about = {
-        name: ("item", np.array([getattr(x, name) for x in asked], None if name == "polarity" else object))
-        for name in ("topic", "polarity", "cluster")
-    }
     axes = {"checkpoint": np.arange(len(p)), "item": list(asked.ids), "stance": list(grammar.STANCES)}
-    return xr.Dataset({"p": (("checkpoint", "item", "sample", "stance"), p), **about}, axes)
+    return xr.Dataset({"p": (("checkpoint", "item", "sample", "stance"), p), **columns(asked)}, axes)
 
 
 PLANTED_AS = {
@@ -132,17 +127,22 @@ def supervised(table: xr.Dataset) -> dict[str, Any]:
         measure, sign = PLANTED_AS.get(topic, ("keyed", 0))
         value = moved(table, topic, measure)
         own = table.sel(topic=topic)
-        cells = [own[name].values for name in ("M_p", "keyed_M_p", "commitment_M_p")]
+        cells = _tests(own)
         eta = own["keyed_eta"] if measure == "keyed" else own["eta"].sel(stance=measure)
         right = bool(value[0] * sign > 0 and value[3] <= 0.05) if sign else None
         found[topic] = {
             "measure": measure, "moved": value, "right": right,
-            "significant_cells": int(sum((x <= 0.05).sum() for x in cells)),
-            "cells": int(sum((~np.isnan(x)).sum() for x in cells)),
+            "significant_cells": int((cells <= 0.05).sum()),
+            "cells": int((~np.isnan(cells)).sum()),
             "eta": round(float(eta), 3),
             "largest_keyed": round(float(np.nanmax(np.abs(own["keyed_M"].values))), 4),
         }  # fmt: skip
     return found
+
+
+def _tests(table: xr.Dataset) -> np.ndarray:
+    """All family-wise p of a table of :func:`drift` in a row, NaN at the baseline."""
+    return np.concatenate([table[name].values.ravel() for name in ("M_p", "keyed_M_p", "commitment_M_p")])
 
 
 def study(trained: Path | None = None, folder: Path | None = None) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _study(home: Path, out: Path) -> dict[str, Any]:
     still = nothing_happened(out / "nothing", len(sft.steps))
     table = drift(still)
     found["nothing"] = {
-        "significant": int(sum((table[x].values <= 0.05).sum() for x in ("M_p", "keyed_M_p", "commitment_M_p"))),
+        "significant": int((_tests(table) <= 0.05).sum()),
         "etas": int(np.isfinite(table["eta"].values).sum() + np.isfinite(table["keyed_eta"].values).sum()),
         "raw_M": round(float(np.nanmax(np.abs(table["M_raw"].values))), 4),
         "raw_eta_early": [int((table["eta_raw"].values <= 0.1).sum()), int(np.isfinite(table["eta_raw"].values).sum())],
@@ -202,11 +202,12 @@ def _twice(out: Path) -> np.ndarray:
 
 
 def _agreement(tracker: ValueTracker) -> dict[str, Any]:
-    table = agreement({x.name: tracker.readings(x) for x in tracker.instruments})
-    columns = ("spearman", "spearman_low", "spearman_high", "tv", "tv_null")
+    table = tracker.agreement()
+    assert table is not None  # all instruments have read all checkpoints
+    names = ("spearman", "spearman_low", "spearman_high", "tv", "tv_null")
     return {
         str(pair): {
-            stage: [round(float(table[x].sel(pair=pair)[place]), 3) for x in columns]
+            stage: [round(float(table[x].sel(pair=pair)[place]), 3) for x in names]
             for stage, place in (("base", 0), ("supervised", -1))
         }
         for pair in table["pair"].values

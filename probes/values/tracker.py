@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import xarray as xr
 
+from probes.values.items import columns
 from probes.values.parts import read_all
 from workbench.errors import InputError, ReadingError, Refused
 from workbench.reading import write_whole
@@ -182,7 +182,7 @@ class ValueTracker:
         name, found = self._found(instrument)
         tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
         p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
-        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **self._columns()})
+        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns(self.items)})
         return data.assign_attrs(instrument=name)
 
     def table(self, instrument: Instrument | str | None = None) -> xr.Dataset:
@@ -193,7 +193,7 @@ class ValueTracker:
             tables, "checkpoint", data_vars="all", coords="minimal", compat="override", join="exact",
             combine_attrs="override",
         )  # fmt: skip
-        return data.assign_coords(checkpoint=sorted(found)).assign(self._columns()).assign_attrs(instrument=name)
+        return data.assign_coords(checkpoint=sorted(found)).assign(columns(self.items)).assign_attrs(instrument=name)
 
     @property
     def kept(self) -> list[str]:
@@ -235,14 +235,6 @@ class ValueTracker:
         if not found:
             raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
         return name, found
-
-    def _columns(self) -> dict[str, tuple[str, np.ndarray]]:
-        """What is known of the items."""
-        return {
-            "topic": ("item", np.array([item.topic for item in self.items], object)),
-            "polarity": ("item", np.array([int(item.polarity) for item in self.items])),
-            "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in self.items], object)),
-        }
 
     def _place(self) -> None:
         """Tells instruments that keep something for a whole series (a baseline, say) where to."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from moving import moving
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench.figures import Figure
@@ -232,27 +233,8 @@ def feature_figures() -> dict[str, Figure]:
 
 
 def valued() -> xr.Dataset:
-    """Answers to items on three topics over five checkpoints, as a tracker gives them; one topic moves."""
-    rng = np.random.default_rng(0)
-    topics = np.repeat(["free speech & press", "animal_welfare", "tax"], 12).astype(object)
-    base = rng.normal(0, 0.6, 36)
-    rows = []
-    for t in range(5):
-        z = (base + 0.5 * t * (topics == "tax"))[:, None] + rng.normal(0, 0.3, (36, 4))
-        support = 0.9 / (1 + np.exp(-z))
-        rows.append(np.stack([support, 0.05 + 0 * z, 0.9 - support, 0.05 + 0 * z], -1))
-    return xr.Dataset(
-        {
-            "p": (("checkpoint", "item", "sample", "stance"), np.stack(rows)), "topic": ("item", topics),
-            "polarity": ("item", np.ones(36, int)),
-            "cluster": ("item", np.array([f"c{i}" for i in range(36)], object)),
-        },
-        {
-            "checkpoint": [0, 10, 20, 30, 40], "item": [f"i{i}" for i in range(36)],
-            "stance": ["support", "neutral", "oppose", "uncommitted"],
-        },
-        {"model": "made-up_7B", "instrument": "Pmf"},
-    )  # fmt: skip
+    """As a tracker gives them: three topics over five checkpoints, of which one moves."""
+    return moving(["free speech & press", "animal_welfare", "tax"], "tax", 12)
 
 
 def value_figures() -> dict[str, Figure]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from moving import moving
 from test_greatest_good import drawn
 from test_greatest_good import readings as scored
 
@@ -16,27 +17,8 @@ from workbench.errors import InputError
 
 @pytest.fixture(scope="module")
 def readings() -> xr.Dataset:
-    """Three topics, of which one moves; forty items each, four framings, five checkpoints."""
-    rng = np.random.default_rng(0)
-    topics = np.repeat(["moved", "still", "calm"], 40).astype(object)
-    base = rng.normal(0, 0.6, 120)
-    rows = []
-    for t in range(5):
-        own = base + 0.5 * t * (topics == "moved")
-        z = own[:, None] + rng.normal(0, 0.3, (120, 4))
-        support = 0.9 / (1 + np.exp(-z))
-        rows.append(np.stack([support, 0.05 + 0 * z, 0.9 - support, 0.05 + 0 * z], -1))
-    return xr.Dataset(
-        {
-            "p": (("checkpoint", "item", "sample", "stance"), np.stack(rows)), "topic": ("item", topics),
-            "polarity": ("item", np.ones(120, int)),
-            "cluster": ("item", np.array([f"c{i}" for i in range(120)], object)),
-        },
-        {
-            "checkpoint": [0, 10, 20, 30, 40], "item": [f"i{i}" for i in range(120)],
-            "stance": ["support", "neutral", "oppose", "uncommitted"],
-        },
-    )  # fmt: skip
+    """Three topics, of which one moves."""
+    return moving(["moved", "still", "calm"], "moved", 40)
 
 
 def test_trajectories_of_one_run_and_of_two(readings):
