@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenses.logit import Targets, target_ids
+from lenses.targets import Followed, Targets
 from workbench.errors import Refused
 from workbench.parts import parts_of
 from workbench.readout import Readout
 from workbench.sites import Site
-from workbench.tokens import token_texts
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -38,7 +37,8 @@ class LogitAttribution:
 
     Args:
         targets: None: the model's own top token at each position; "next": the prompt's next token; a token (text
-            or id); or a list of them, which adds the dimension ``target``.
+            or id); a list of them, which adds the dimension ``target``; or a list of lists, one for each prompt and
+            all of one length (``target_id`` is then [prompt, target], and ``target`` only a number).
 
     The reading's variables:
         contribution   [prompt, position, component] (+ target): "embed", "attn_out.0", "mlp_out.0", ..., "bias";
@@ -47,7 +47,7 @@ class LogitAttribution:
         logit          [prompt, position] (+ target), before any softcap
 
     Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
-    LayerNorm nor RMSNorm.
+    LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
     """
 
     def __init__(self, targets: Targets = None) -> None:
@@ -63,13 +63,11 @@ class LogitAttribution:
     def begin(self, run: Run) -> None:
         self._run, model = run, run.model
         self._readout = Readout(model)
-        self._fixed = target_ids(model, self.targets)
-        self._listed = self._fixed is not None and not isinstance(self.targets, (str, int))
+        self._followed = Followed(run, self.targets)
         self._components = ["embed", *(f"{s.kind}.{s.index}" for s in self._parts), "bias"]
-        n = 1 if self._fixed is None else len(self._fixed)
+        n = self._followed.count
         self._contribution = run.empty(after=[len(self._components), n])
         self._logit = run.empty(after=[n])
-        self._target_id = run.empty(after=[n], dtype=np.int32)
         steps = model.anatomy.steps[:-1]
         if len(steps) > 1 or model.anatomy.steps[-1].path != model.anatomy.unembedding:
             raise Refused(f"{model.name} reads out through {model.anatomy.formula}, which is not linear in the state.")
@@ -87,16 +85,11 @@ class LogitAttribution:
         readout = self._readout
         last = notes[self._ends[1]]
         features = readout.features(last.to(self._run.model.dtype))
-        if self._fixed is not None:
-            targets = torch.tensor(self._fixed, device=last.device).expand(len(batch), -1)
-        elif self.targets == "next":
-            following = [
-                (p.ids + [-1])[p.positions[s] + 1]
-                for p, s in ((self._run.prompts[i], s) for i, s in zip(batch.prompt, batch.slot, strict=True))
-            ]
-            targets = torch.tensor(following, device=last.device)[:, None]
-        else:
+        targets = self._followed.at(batch)
+        if targets is None:
             targets = readout.final(features, 1).statistics.token_id[0, :, :1]
+        targets = targets.to(last.device)
+        self._followed.note(batch, targets)
         rows = readout.weight[targets.clamp_min(0)].float()  # [rows, n, f]
         scale, centre, shift = self._linear(last, features)
         given = readout.bias[targets.clamp_min(0)].float() * readout.scale if readout.bias is not None else 0.0
@@ -123,7 +116,6 @@ class LogitAttribution:
         p, s = batch.prompt.numpy(), batch.slot.numpy()
         self._contribution[p, s] = np.where(missing[:, None], np.nan, contribution.cpu().numpy())
         self._logit[p, s] = np.where(missing, np.nan, logit.cpu().numpy())
-        self._target_id[p, s] = targets.cpu().numpy()
 
     def _linear(self, states: Tensor, features: Tensor) -> tuple[Tensor, bool, Tensor]:
         """The final norm as  scale * (state [- its mean]) + shift, with its scale as it is at each row.
@@ -166,14 +158,10 @@ class LogitAttribution:
             ("contribution_mean", mean, ("component",)),
             ("logit", self._logit, ("prompt", "position")),
         ):
-            variables[name] = ((*dims, "target"), array) if self._listed else (dims, array[..., 0])
-        coords: dict[str, Any] = {"component": np.array(self._components, dtype=object)}
-        if self._listed and self._fixed is not None:
-            variables["target_id"] = (("target",), np.array(self._fixed, np.int32))
-            coords["target"] = np.array(token_texts(self._run.model.tokenizer, self._fixed), dtype=object)
-        else:
-            variables["target_id"] = (("prompt", "position"), self._target_id[..., 0])
-        data = self._run.dataset(variables, coords, reader="LogitAttribution")
+            variables[name] = ((*dims, "target"), array) if self._followed.listed else (dims, array[..., 0])
+        labels, coords = self._followed.labels()
+        coords["component"] = np.array(self._components, dtype=object)
+        data = self._run.dataset({**variables, **labels}, coords, reader="LogitAttribution")
         return Reading(data, {"reader": {"name": "LogitAttribution", "logit": "before any softcap"}})
 
 

@@ -8,24 +8,23 @@ that part's own vector points to.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lenses.targets import Followed, Targets
 from workbench.errors import InputError
 from workbench.readout import Readout, Statistics
 from workbench.sites import Site, resolve
-from workbench.tokens import token_texts
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.reader import Run
     from workbench.reading import Reading
-
-Targets = None | str | int | Iterable[str | int]
 
 
 class LogitLens:
@@ -36,7 +35,8 @@ class LogitLens:
         top_k: how many tokens to keep at each place.
         targets: whose rank and log-probability to follow.  None: what the model says in the end (its own top
             token at that position); "next": the prompt's own next token; otherwise a token (text or id) or a
-            list of them, which adds the dimension ``target``.
+            list of them, which adds the dimension ``target``.  A list of lists has one for each prompt, all of one
+            length: ``[[" red"], [" blue"]]``; ``target_id`` is then [prompt, target], and ``target`` only a number.
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         compare: compare with the final layer (``kl_to_final``).  False lets a pass stop at the deepest layer
             asked for.
@@ -47,7 +47,12 @@ class LogitLens:
         entropy, kl_to_final             [prompt, layer, position]; KL(final || this layer), as in the tuned lens
         target_rank (0 = top), target_logprob   [prompt, layer, position] (+ target)
         target_logprob_null              the same target under a state of another position of the same prompt and
-                                         layer: what any state here gives that token (the control)
+                                         layer: what any state here gives that token (the control).  The other
+                                         position is half a prompt away, whichever positions are read; NaN for
+                                         prompts of one token
+
+    Raises InputError when a pass begins, for targets that are not one token, unknown ids, and lists that do not fit
+    the prompts.
     """
 
     def __init__(
@@ -79,9 +84,8 @@ class LogitLens:
         model, self._run = run.model, run
         self._readout = Readout(model, self.precision, self.chunk)
         self._k = min(self.top_k, model.vocab_size)
-        self._fixed = target_ids(model, self.targets)
-        self._listed = self._fixed is not None and not isinstance(self.targets, (str, int))
-        depth, count = len(self._wanted), 1 if self._fixed is None else len(self._fixed)
+        self._followed = Followed(run, self.targets)
+        depth, count = len(self._wanted), self._followed.count
         self._arrays: dict[str, np.ndarray] = {
             "token_id": run.empty([depth], np.int32, after=[self._k]),
             "logprob": run.empty([depth], after=[self._k]),
@@ -92,56 +96,61 @@ class LogitLens:
         }
         if self.compare:
             self._arrays["kl_to_final"] = run.empty([depth])
-        self._target_id = run.empty([], np.int32)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        notes = batch.scratch.setdefault(self, {})
+        notes = batch.scratch.get(self) or batch.scratch.setdefault(self, self._notes(batch))
+        rows = batch.take(states)
+        if len(notes.more):
+            flat = states.reshape(-1, states.shape[-1])
+            rows = torch.cat([rows, flat.index_select(0, notes.more.to(flat.device))])
         # Only the normed rows are kept: the states themselves belong to the model.
-        notes[site] = self._readout.features(batch.take(states))
-        if len(notes) == len(self._wanted) + (self.compare and self._final not in self._wanted):
+        notes.features[site] = self._readout.features(rows)
+        if len(notes.features) == len(self._wanted) + (self.compare and self._final not in self._wanted):
             self._read(notes, batch)
-            notes.clear()
+            del batch.scratch[self]
 
-    def _read(self, notes: dict[Site, Tensor], batch: Batch) -> None:
-        readout, wanted = self._readout, list(self._wanted)
-        final = readout.final(notes[self._final], self._k) if self.compare else None
-        targets = self._batch_targets(batch, final.statistics if final else None)
-        if self._fixed is None:
-            self._target_id[batch.prompt.numpy(), batch.slot.numpy()] = targets[:, 0].cpu().numpy()
+    def _notes(self, batch: Batch) -> _Notes:
+        """Where the null of each selected row is: the position half a prompt away, selected or not."""
+        prompts = [self._run.prompts[p] for p in batch.prompt.tolist()]
+        position = [own.positions[s] for own, s in zip(prompts, batch.slot.tolist(), strict=True)]
+        rows, more = batch.rows.tolist(), []
+        other = torch.arange(len(rows))
+        # A pass that shows a part of each prompt (it goes on from a cache) has no state of another position.
+        first = [row - at for row, at in zip(rows, position, strict=True)]
+        if batch.first is not None and batch.first.tolist() == first:
+            length = [len(own.ids) for own in prompts]
+            away = [start + (at + n // 2) % n for start, at, n in zip(first, position, length, strict=True)]
+            number = {row: i for i, row in enumerate(rows)}
+            other = torch.tensor([number.setdefault(row, len(number)) for row in away], dtype=torch.long)
+            more = list(number)[len(rows) :]
+        return _Notes({}, other, torch.tensor(more, dtype=torch.long))
+
+    def _read(self, notes: _Notes, batch: Batch) -> None:
+        readout, wanted, features, n = self._readout, list(self._wanted), notes.features, len(batch)
+        final = readout.final(features[self._final][:n], self._k) if self.compare else None
+        targets = self._followed.at(batch)
+        if targets is None:
+            assert final is not None
+            targets = final.statistics.token_id[0, :, :1]
+        targets = targets.to(readout.weight.device)
+        self._followed.note(batch, targets)
         known = targets.clamp_min(0)
         if wanted:
-            features = [notes.pop(site) if site != self._final else notes[site] for site in wanted]
-            stacked = torch.stack(features)
-            del features
-            found = readout.read(stacked, self._k, final=final, targets=known)
-            null = self._null(stacked, found, known, batch)
-            self._store(found, null, targets, batch)
+            kept = [features.pop(site) if site != self._final else features[site] for site in wanted]
+            stacked = torch.stack(kept)
+            del kept
+            found = readout.read(stacked[:, :n], self._k, final=final, targets=known)
+            self._store(found, self._null(stacked, found, known, notes.other), targets, batch)
 
-    def _batch_targets(self, batch: Batch, final: Statistics | None) -> Tensor:
-        """[rows, n] target ids; -1 where there is none (no next token)."""
-        device = self._readout.weight.device
-        if self._fixed is not None:
-            return torch.tensor(self._fixed, device=device).expand(len(batch), -1)
-        if self.targets == "next":
-            following = []
-            for p, s in zip(batch.prompt.tolist(), batch.slot.tolist(), strict=True):
-                prompt = self._run.prompts[p]
-                place = prompt.positions[s] + 1
-                following.append(prompt.ids[place] if place < len(prompt.ids) else -1)
-            return torch.tensor(following, device=device)[:, None]
-        assert final is not None
-        return final.token_id[0, :, :1]
-
-    def _null(self, stacked: Tensor, found: Statistics, targets: Tensor, batch: Batch) -> Tensor:
+    def _null(self, stacked: Tensor, found: Statistics, targets: Tensor, other: Tensor) -> Tensor:
         """[layers, rows, n]: log-prob of each row's target under the state half a prompt away (same layer)."""
-        other = torch.arange(len(batch))
-        for p in batch.prompt.unique().tolist():
-            mine = (batch.prompt == p).nonzero()[:, 0]
-            other[mine] = mine.roll(-(len(mine) // 2))
-        alone = (other == torch.arange(len(batch))).to(stacked.device)
+        n, total = len(other), found.logsumexp
+        if stacked.shape[1] > n:
+            total = torch.cat([total, self._readout.read(stacked[:, n:], self._k).logsumexp], 1)
+        alone = (other == torch.arange(n)).to(stacked.device)
         other = other.to(stacked.device)
         rows = torch.stack([self._readout.logits_at(layer[other], targets) for layer in stacked])
-        null = rows - found.logsumexp[:, other, None]
+        null = rows - total[:, other, None]
         null[:, alone] = torch.nan  # a prompt of one position has no other state
         return null
 
@@ -177,23 +186,17 @@ class LogitLens:
                 variables[name] = (dims, array)
             elif not name.startswith("target"):
                 variables[name] = ((*dims, "rank"), array)
-            elif self._listed:
+            elif self._followed.listed:
                 variables[name] = ((*dims, "target"), array)
             else:
                 variables[name] = (dims, array[..., 0])
-        coords: dict[str, Any] = {axis: [s.index for s in self._wanted], "rank": np.arange(self._k)}
-        if self._fixed is None:
-            variables["target_id"] = (("prompt", "position"), self._target_id)
-        elif self._listed:
-            variables["target_id"] = (("target",), np.array(self._fixed, np.int32))
-            coords["target"] = np.array(token_texts(self._run.model.tokenizer, self._fixed), dtype=object)
-        else:
-            same = np.where(self._run.empty(dtype=np.int32) == -1, self._fixed[0], 0).astype(np.int32)
-            variables["target_id"] = (("prompt", "position"), same)
-        kind = self.targets if isinstance(self.targets, str) and self._fixed is None else "final"
+        labels, coords = self._followed.labels()
+        kind = "given" if self._followed.ids is not None else self.targets or "final"
         data = self._run.dataset(
-            variables, coords, reader="LogitLens", at=self.at, target="given" if self._fixed else kind
-        )
+            {**variables, **labels},
+            {axis: [s.index for s in self._wanted], "rank": np.arange(self._k), **coords},
+            reader="LogitLens", at=self.at, target=kind,
+        )  # fmt: skip
         settings = {
             "name": "LogitLens", "at": self.at, "top_k": self._k, "precision": self.precision,
             "kl": "KL(final || layer), nats", "null": "target under the state half a prompt away, same layer",
@@ -201,31 +204,14 @@ class LogitLens:
         return Reading(data, {"reader": settings})
 
 
-def target_ids(model: Model, targets: Targets) -> list[int] | None:
-    """Token ids for chosen targets; None when they depend on the position ("next", or the final top token).
+@dataclass
+class _Notes:
+    """What is kept of a batch until its last site.
 
-    Raises InputError for a text that is not exactly one token, and for an id outside the vocabulary.
+    features: for each site [selected + more, f].  other: [selected] which of these rows is the null of each.
+    more: flat index of the rows that are there for a null alone.
     """
-    if targets is None or targets == "next":
-        return None
-    listed = [targets] if isinstance(targets, (str, int)) else list(targets)
-    if not listed:
-        raise InputError("targets is an empty list. Give at least one token, 'next', or None.")
-    return [_target_id(model, t) for t in listed]
 
-
-def _target_id(model: Model, target: str | int) -> int:
-    if isinstance(target, (int, np.integer)):
-        if not 0 <= target < model.vocab_size:
-            raise InputError(f"Target id {target} is outside the vocabulary 0 to {model.vocab_size - 1}.")
-        return int(target)
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer, so the target {target!r} needs to be a token id.")
-    ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = token_texts(model.tokenizer, ids)
-        raise InputError(
-            f"The target {target!r} is {len(ids)} tokens {pieces}, and a rank belongs to one. Give one of them, "
-            "mind the leading space (' word' and 'word' are different tokens), or give an id."
-        )
-    return int(ids[0])
+    features: dict[Site, Tensor]
+    other: Tensor
+    more: Tensor

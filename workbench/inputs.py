@@ -43,6 +43,8 @@ class Batch:
         prompt: [selected] index of the prompt of each selected row.
         slot: [selected] where the row belongs on the reading's position axis.
         input_ids: [selected] token id at each selected row.
+        first: [selected] flat index of the first token of each row's prompt; None in passes that do not show whole
+            prompts (those that go on from a cache).
     """
 
     prompts: list[int]
@@ -51,6 +53,7 @@ class Batch:
     prompt: Tensor
     slot: Tensor
     input_ids: Tensor
+    first: Tensor | None = None
     scratch: dict[Any, Any] = field(default_factory=dict)
     """A reader's notes for this batch.  Gone after it, and when it runs again in halves for want of memory."""
     done: list[Callable[[], None]] = field(default_factory=list)
@@ -257,13 +260,14 @@ def collate(
     pad = pad if isinstance(pad, int) and 0 <= pad < model.vocab_size else chosen[0].ids[0]
     ids = torch.full((len(chosen), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    rows, prompt, slot, tokens = [], [], [], []
+    rows, prompt, slot, tokens, first = [], [], [], [], []
     for row, (index, p) in enumerate(zip(members, chosen, strict=True)):
         start = width - len(p.ids) if padding_side == "left" else 0
         ids[row, start : start + len(p.ids)] = torch.tensor(p.ids)
         mask[row, start : start + len(p.ids)] = 1
         rows += [row * width + start + position for position in p.positions]
         prompt += [index] * len(p.positions)
+        first += [row * width + start] * len(p.positions)
         slot += range(len(p.positions))
         tokens += [p.ids[position] for position in p.positions]
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
@@ -272,7 +276,5 @@ def collate(
     for key in chosen[0].extras:
         inputs[key] = chosen[0].extras[key] if len(chosen) == 1 else torch.cat([p.extras[key] for p in chosen])
     inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    where = torch.tensor(rows, device=model.device)
-    return Batch(
-        members, inputs, where, torch.tensor(prompt), torch.tensor(slot), torch.tensor(tokens)
-    )
+    rows, prompt, slot, tokens, first = (torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, tokens, first))
+    return Batch(members, inputs, rows.to(model.device), prompt, slot, tokens, first)

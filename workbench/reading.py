@@ -94,6 +94,8 @@ class Reading:
             return tidy(self.data, dims)
         depth = [n for n in main if set(self.data[n].dims) & {"layer", "block", "component", "expert"}]
         keep = [n for n in main if self.data[n].ndim == 2 or n in depth]
+        if "target_id" in self.data and set(self.data["target_id"].dims) == {"prompt", "target"}:
+            keep.append("target_id")  # where prompts have targets of their own, `target` is only a number
         table: Any = self.data[keep].to_dataframe().reset_index()
         if "input_id" in table:
             table = table[table["input_id"] >= 0]

@@ -253,7 +253,7 @@ class Readout:
                 if elementwise and final is not None:
                     p = self._logits(final.features[n], whole, lo, hi, torch.empty_like(work[: shape[1]]))
                     p = p.sub_(final.statistics.logsumexp[0, n, None]).exp_()
-                    cross[s, n] += torch.einsum("snv,nv->sn", z.view(*shape, -1), p)
+                    cross[s, n] += torch.einsum("snv,nv->sn", z.view(*shape, hi - lo), p)
                 old = peak[s, n].reshape(-1)
                 new = torch.maximum(old, value[:, 0])
                 shift = torch.where(old.isinf(), torch.zeros_like(old), old - new)

@@ -42,6 +42,18 @@ def test_contributions_add_up_to_the_logit(name):
         np.testing.assert_allclose(summed[steep], own[steep], atol=2e-3, rtol=1e-3)
 
 
+def test_each_prompt_has_a_logit_of_its_own_to_attribute(llama):
+    own = [[p + 3, 40 - p] for p in range(len(prompts()))]
+    data = workbench.read(llama, prompts(), LogitAttribution(targets=own), progress=False).data
+    assert data.target_id.dims == ("prompt", "target") and data.target_id.values.tolist() == own
+    for p, ids in enumerate(prompts()):
+        with torch.no_grad():
+            logits = llama.module(input_ids=torch.tensor([ids])).logits[0][:, own[p]]
+        here = data.isel(prompt=p, position=slice(len(ids)))
+        np.testing.assert_allclose(here.logit, logits, atol=1e-3, rtol=1e-3)
+        np.testing.assert_allclose(here.contribution.sum("component"), logits, atol=2e-3, rtol=1e-3)
+
+
 def test_a_post_norm_model_is_refused():
     import transformers
 

@@ -6,8 +6,9 @@ import torch
 from tiny import layer_states, prompts
 
 import workbench
-from lenses import LogitLens
+from lenses import LogitAttribution, LogitLens
 from workbench.errors import InputError
+from workbench.widgets import payload
 
 
 def head(module, h):
@@ -37,6 +38,13 @@ def dense(any_model):
             head(any_model.module, layer_states(any_model.module, ids, any_model.anatomy.blocks)).log_softmax(-1)
             for ids in prompts()
         ]
+
+
+@pytest.fixture(scope="module")
+def dense_llama(llama):
+    with torch.no_grad():
+        states = [layer_states(llama.module, ids, "model.layers") for ids in prompts()]
+        return [head(llama.module, own).log_softmax(-1) for own in states]
 
 
 def test_everything_equals_the_dense_computation(any_model, dense):
@@ -148,6 +156,94 @@ def test_the_null_is_the_same_target_under_another_state(llama):
     data = workbench.read(llama, ids, LogitLens(targets=5), progress=False).data
     other = np.roll(np.arange(len(ids)), -(len(ids) // 2))
     np.testing.assert_allclose(data.target_logprob_null[0], own[:, other, 5], atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["last", [0, -1], slice(1, None, 2), slice(9, None)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"padding_side": "left"}, {"batch_size": 1}], ids=str)
+def test_the_null_is_the_same_number_whichever_positions_are_read(any_model, dense, positions, options):
+    found = [[4, 6]] * len(prompts())
+    data = workbench.read(
+        any_model, prompts(), LogitLens(targets=found[0], top_k=3), positions=positions, progress=False, **options
+    ).data
+    read = 0
+    for p, own in enumerate(dense):
+        n = own.shape[1]
+        for slot, at in enumerate(data.input_position.values[p]):
+            if at >= 0:
+                here = data.isel(prompt=p, position=slot)
+                np.testing.assert_allclose(here.target_logprob, own[:, at, found[p]], atol=1e-4)
+                np.testing.assert_allclose(here.target_logprob_null, own[:, (at + n // 2) % n, found[p]], atol=1e-4)
+                read += 1
+    assert read >= 7
+
+
+def test_the_null_at_the_last_position_in_parts_in_bf16_and_of_one_token(llama):
+    for options in ({"at": "mlp_out"}, {"targets": "next"}, {"layers": [2], "compare": False, "targets": 7}):
+        every = workbench.read(llama, prompts(), LogitLens(**options), progress=False).data
+        some = workbench.read(llama, prompts(), LogitLens(**options), positions=[0, 1], progress=False).data
+        null = every.target_logprob_null.isel(position=[0, 1])
+        np.testing.assert_allclose(some.target_logprob_null, null, atol=1e-4, err_msg=str(options))
+    exact, fast = (
+        workbench.read(llama, prompts(), LogitLens(targets=7, precision=p), positions="last", progress=False).data
+        for p in ("fp32", "bf16")
+    )
+    np.testing.assert_allclose(exact.target_logprob_null, fast.target_logprob_null, atol=5e-3)
+    assert np.isnan(workbench.read(llama, [[5]], LogitLens(), progress=False).data.target_logprob_null).all()
+
+
+def test_each_prompt_has_targets_of_its_own(llama, dense_llama):
+    own = [[p + 3, 40 - p] for p in range(len(prompts()))]
+    for positions in ("all", "last"):
+        data = workbench.read(llama, prompts(), LogitLens(targets=own), positions=positions, progress=False).data
+        assert data.target_rank.dims == ("prompt", "layer", "position", "target")
+        assert data.target_id.dims == ("prompt", "target") and data.target_id.values.tolist() == own
+        for p, whole in enumerate(dense_llama):
+            n = whole.shape[1]
+            rows = np.arange(n) if positions == "all" else np.array([n - 1])
+            here = data.isel(prompt=p, position=slice(len(rows)))
+            wanted = whole[:, rows][..., own[p]]
+            np.testing.assert_allclose(here.target_logprob, wanted, atol=1e-4)
+            np.testing.assert_array_equal(here.target_rank, (whole[:, rows, None] > wanted[..., None]).sum(-1))
+            np.testing.assert_allclose(here.target_logprob_null, whole[:, (rows + n // 2) % n][..., own[p]], atol=1e-4)
+    one = workbench.read(llama, prompts(), LogitLens(targets=[[t[0]] for t in own]), progress=False)
+    assert one.data.sizes["target"] == 1
+    table = one.frame()
+    assert (table["target_id"] == table["prompt"] + 3).all()
+
+
+def test_targets_that_do_not_fit_the_prompts_are_errors(llama):
+    for targets, said in (
+        ([[3], [4]], "2 lists and there are 3 prompts"),
+        ([[3], [4, 5], [6]], "1 for prompt 0 and 2 for prompt 1"),
+        ([[3], 4, [5]], "tokens such as 4 beside lists"),
+        ([[], [], []], "empty list"),
+        ([], "empty list"),
+        ([[3], [97], [4]], "Target id 97"),
+    ):
+        for lens in (LogitLens(targets=targets), LogitAttribution(targets=targets)):
+            with pytest.raises(InputError, match=said):
+                workbench.read(llama, [[3, 4], [5], [6]], lens, progress=False)
+
+
+def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
+    model = workbench.load("organism:story", progress=False)
+    asked = ["The bell of Tilda is", "The kite of Anna is"]
+    lens = [[" red", " green"], [" blue", " green"]]
+    logit, part = workbench.read(
+        model, asked, [LogitLens(targets=lens), LogitAttribution(targets=lens)], positions="last", progress=False
+    )
+    logit = workbench.open(logit.save(tmp_path / "own.nc"))
+    for reading in (logit, part):
+        heads = payload([("one", reading)])["readings"][0]
+        assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == lens
+    names = [[t.name for t in logit.figure("trajectory", prompt=p).data if t.mode == "lines+markers"] for p in (0, 1)]
+    assert names == [["·red", "·green"], ["·blue", "·green"]]
+    drawn = logit.figure("heatmap", value="target_logprob", prompt=1, target=" blue")
+    wanted = logit.data.target_logprob.values[1, :, 0, 0]
+    np.testing.assert_allclose(np.asarray(drawn.data[0].z)[:, 0], wanted, atol=1e-4)
+    with pytest.raises(InputError, match="followed in prompt 0"):
+        logit.figure("heatmap", value="target_logprob", target=" blue")
+    assert "·blue" in part.figure("attribution", prompt=1).layout.title.text
 
 
 def test_bf16_product_keeps_the_top_tokens(llama):

@@ -278,7 +278,7 @@ def trajectory(
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
     names = source.targets(prompt, at)
-    chosen = range(len(names)) if targets is None else [source.target(t) for t in targets]
+    chosen = range(len(names)) if targets is None else [source.target(t, prompt) for t in targets]
     place = data.isel(prompt=prompt, position=at)
     figure = _figure()
     nulls = 0
@@ -411,7 +411,7 @@ def attribution(
     source = Source(data)
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
-    index = source.target(target)
+    index = source.target(target, prompt)
 
     def pick(name: str) -> np.ndarray:
         found = data[name].isel(prompt=prompt, position=at)

@@ -106,7 +106,7 @@ class Source:
 
     def targets(self, prompt: int, position: int) -> list[str]:
         """Raw text of each target that was asked for, at one place."""
-        if "target" in self.data.coords:
+        if "target" in self.data.coords and not self.own_targets:
             return [str(t) for t in self.data["target"].values]
         if not self.has("target_id"):
             return ["target"]
@@ -115,23 +115,29 @@ class Source:
             ids = ids.isel({name: at}) if name in ids.dims else ids
         return [self.text(i) for i in np.atleast_1d(ids.values)]
 
-    def target(self, target: int | str | None) -> int:
-        """The index of a target, given by text or number; the first by default."""
-        names = [str(t) for t in self.data["target"].values] if "target" in self.data.coords else ["target"]
+    @property
+    def own_targets(self) -> bool:
+        """Whether every prompt has targets of its own, so that their names are not a coordinate."""
+        return self.has("target_id") and set(self.data["target_id"].dims) == {"prompt", "target"}
+
+    def target(self, target: int | str | None, prompt: int) -> int:
+        """The index of a prompt's target, given by text or number; the first by default."""
+        names = self.targets(prompt, 0) if "target" in self.data.coords else ["target"]
         if target is None:
             return 0
         if isinstance(target, str) and target in names:
             return names.index(target)
         if isinstance(target, int) and -len(names) <= target < len(names):
             return target % len(names)
-        raise InputError(f"The target {target!r} is not in this reading. It holds: {names}.")
+        where = f"followed in prompt {prompt}. It has" if self.own_targets else "in this reading. It holds"
+        raise InputError(f"The target {target!r} is not {where}: {names}.")
 
     def grid(self, name: str, prompt: int, target: int | str | None = None) -> np.ndarray:
         """One variable as [depth, real position], float, NaN for none; the top rank, one target."""
         found = self.data[name]
         picks: dict[str, Any] = {"prompt": prompt, "rank": 0}
         if "target" in found.dims:
-            picks["target"] = self.target(target)
+            picks["target"] = self.target(target, prompt)
         for dim, at in picks.items():
             found = found.isel({dim: at}) if dim in found.dims else found
         if set(found.dims) != {self.depth, "position"}:

@@ -239,6 +239,7 @@ class View {
     const first = this.reading.depth === "component" ? [] : ["top", ...(score === "logprob" ? ["probability"] : []), ...(score ? [score] : [])];
     return [...first, ...own];
   }
+  get targets() { return this.prompt.targets || this.reading.targets; } // a prompt's own, or all prompts'
   metric(wanted) { return this.metrics.includes(wanted) ? wanted : this.metrics[0]; }
   // The variable whose colours a metric has.
   unit(metric) { return metric === "top" ? this.reading.score : metric; }
@@ -372,7 +373,7 @@ function trajectory(view, row, at, target, followed) {
   } else if (token < 0 && view.prompt.grids.target_logprob) {
     lines.push({ y: along("target_logprob") });
     if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "3 3" });
-    const name = r.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null));
+    const name = view.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null));
     title = `log-prob of target ${short(name)}${lines.length > 1 ? ", null dotted" : ""}`;
     digits = view.digits("target_logprob");
   } else {
@@ -447,7 +448,7 @@ function pane(app, place) {
 
   const cw = () => WIDTHS[state.width];
   const metric = () => view.metric(state.metric);
-  const target = () => clamp(state.target, 0, Math.max(view.reading.targets.length - 1, 0));
+  const target = () => clamp(state.target, 0, Math.max(view.targets.length - 1, 0));
   self.view = () => view;
 
   const fill = (select, texts) => {
@@ -467,12 +468,12 @@ function pane(app, place) {
     self.at = clamp(self.at, 0, Math.max(view.count - 1, 0));
     fill(pickReading, readings.map((x) => x.name));
     fill(pickPrompt, r.prompts.map((p, i) => `${i}: ${p.text}`));
-    fill(pickTarget, r.targets);
+    fill(pickTarget, view.targets);
     pickReading.value = self.reading;
     pickPrompt.value = self.prompt;
     labels[0].hidden = readings.length < 2;
     labels[1].hidden = r.prompts.length < 2;
-    labels[2].hidden = r.targets.length < 2;
+    labels[2].hidden = view.targets.length < 2;
     close.hidden = app.panes.length < 2;
     corner.textContent = r.depth === "component" ? "part" : r.depth;
     gutter = r.depth === "component" ? 92 : 46;

@@ -199,10 +199,13 @@ class Packer:
             "domain": {name: [float(f"{x:.4g}") for x in ends] for name, ends in self.domain.items()},
             "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
-            "targets": [label(str(t)) for t in self.data["target"].values] if "target" in self.data.coords else [],
+            "targets": [] if source.own_targets or "target" not in self.data.coords else self._targets(0),
             "floor": _floor(source),
             "mean": self._mean(),
         }
+
+    def _targets(self, p: int) -> list[str]:
+        return [label(t) for t in self.source.targets(p, 0)]
 
     def _mean(self) -> list[list[float]] | None:
         """Mean contribution of each component, [target][component]: what one position's is compared with."""
@@ -217,7 +220,8 @@ class Packer:
         """A prompt that is not sent: its text (where there are not too many to list) and its length."""
         text = self.source.prompt_text(p) if self.count <= 300 else ""
         text = tokens.visible(text[:60]).replace(tokens.SPACE, " ") if text else f"prompt {p}"
-        return {"text": text, "count": len(self.source.positions(p))}
+        own = {"targets": self._targets(p)} if self.source.own_targets else {}
+        return {"text": text, "count": len(self.source.positions(p)), **own}
 
     def raw(self, p: int, ranks: int, last: int | None = None) -> int:
         """Bytes of the prompt's numbers before compression, about."""

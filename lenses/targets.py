@@ -1,0 +1,121 @@
+"""Which tokens a lens follows: what the model says in the end, the prompt's next token, or chosen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import InputError
+from workbench.tokens import token_texts
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
+    from workbench.model import Model
+    from workbench.reader import Run
+
+Target = str | int
+Targets = None | Target | Iterable[Target] | Iterable[Iterable[Target]]
+
+
+class Followed:
+    """The targets of one reading.
+
+    Args:
+        targets: None or "next", which depend on the position; a token (text or id); a list of them; or a list of such
+            lists, one for each prompt and all of one length.
+
+    Attributes:
+        ids: [prompt, target] token ids; None where they depend on the position.
+        count: how many targets there are at each place.
+        listed: whether variables have the dimension ``target``.
+
+    Raises InputError for a text that is not exactly one token, an id outside the vocabulary, lists that are not as
+    many as the prompts, and lists of different lengths.
+    """
+
+    def __init__(self, run: Run, targets: Targets) -> None:
+        self.run, self.ids = run, None
+        self.next = isinstance(targets, str) and targets == "next"
+        self.listed = self.by_prompt = False
+        self._target_id = run.empty(dtype=np.int32)
+        if targets is not None and not self.next:
+            self.listed = not _one(targets)
+            given: list[Any] = [targets] if _one(targets) else list(targets)  # type: ignore[arg-type]
+            self.by_prompt = any(not _one(t) for t in given)
+            rows = _rows(given, len(run.prompts)) if self.by_prompt else [given]
+            if not rows[0]:
+                raise InputError("targets is an empty list. Give at least one token, 'next', or None.")
+            ids = np.array([[_target_id(run.model, t) for t in row] for row in rows], np.int32)
+            self.ids = ids if self.by_prompt else ids.repeat(len(run.prompts), 0)
+        self.count = 1 if self.ids is None else self.ids.shape[1]
+
+    def at(self, batch: Batch) -> Tensor | None:
+        """[selected, target] ids, -1 where there is no next token; None where the model's own top token is followed."""
+        if self.ids is not None:
+            return torch.from_numpy(self.ids[batch.prompt.numpy()]).long()
+        if not self.next:
+            return None
+        places = zip(batch.prompt.tolist(), batch.slot.tolist(), strict=True)
+        prompts = self.run.prompts
+        following = [(prompts[p].ids + [-1])[prompts[p].positions[s] + 1] for p, s in places]
+        return torch.tensor(following, dtype=torch.long)[:, None]
+
+    def note(self, batch: Batch, ids: Tensor) -> None:
+        """Remember which tokens [selected, target] were followed at the places of a batch."""
+        self._target_id[batch.prompt.numpy(), batch.slot.numpy()] = ids[:, 0].cpu().numpy()
+
+    def labels(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The variables and the coordinates that say which tokens were followed."""
+        if self.ids is None or not self.listed:
+            return {"target_id": (("prompt", "position"), self._target_id)}, {}
+        if self.by_prompt:  # a target has no name that holds for all prompts
+            return {"target_id": (("prompt", "target"), self.ids)}, {"target": np.arange(self.count)}
+        texts = token_texts(self.run.model.tokenizer, self.ids[0].tolist())
+        return {"target_id": (("target",), self.ids[0])}, {"target": np.array(texts, dtype=object)}
+
+
+def _one(target: Any) -> bool:
+    return isinstance(target, (str, int, np.integer))
+
+
+def _rows(given: list[Any], prompts: int) -> list[list[Any]]:
+    """One list for each prompt, all of one length."""
+    if flat := [t for t in given if _one(t)]:
+        raise InputError(
+            f"targets has tokens such as {flat[0]!r} beside lists. A flat list is followed in every prompt, a list of "
+            "lists has one for each prompt: give one or the other."
+        )
+    rows = [list(row) for row in given]
+    if len(rows) != prompts:
+        raise InputError(
+            f"targets has {len(rows)} lists and there are {prompts} prompts. With lists in a list every prompt has its "
+            "own targets: give one list for each prompt, or a flat list for all of them."
+        )
+    short = next((i for i, row in enumerate(rows) if len(row) != len(rows[0])), None)
+    if short is not None:
+        raise InputError(
+            f"targets has {len(rows[0])} for prompt 0 and {len(rows[short])} for prompt {short}. The dimension target "
+            "is as long in every prompt: give lists of one length, or read these prompts apart."
+        )
+    return rows
+
+
+def _target_id(model: Model, target: Target) -> int:
+    if isinstance(target, (int, np.integer)):
+        if not 0 <= target < model.vocab_size:
+            raise InputError(f"Target id {target} is outside the vocabulary 0 to {model.vocab_size - 1}.")
+        return int(target)
+    if model.tokenizer is None:
+        raise InputError(f"{model.name} has no tokenizer, so the target {target!r} needs to be a token id.")
+    ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = token_texts(model.tokenizer, ids)
+        raise InputError(
+            f"The target {target!r} is {len(ids)} tokens {pieces}, and a rank belongs to one. Give one of them, "
+            "mind the leading space (' word' and 'word' are different tokens), or give an id."
+        )
+    return int(ids[0])
