@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ class Model:
     """A loaded model whose readout has been proved.  Made by :func:`load`.
 
     Attributes:
-        name: what the model is called in figures and provenance.
+        name: what the model is called in figures and provenance; of a folder, its own name.
+        source: the hub id or the folder that it was loaded from; None for a model in memory.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
@@ -30,6 +34,7 @@ class Model:
 
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
         self.name = name
+        self.source: str | None = None
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
@@ -176,6 +181,7 @@ def load(
     trust_remote_code: bool = False,
     engine: str = "auto",
     name: str | None = None,
+    progress: bool = True,
 ) -> Model:
     """Load a model and prove its readout.
 
@@ -189,6 +195,9 @@ def load(
         quantization: ``"8bit"`` or ``"4bit"`` (needs bitsandbytes); the unembedding stays unquantised.
         revision: a branch, tag or commit of a hub model.
         engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
+        name: what the model is called in figures and files; default: the hub id, or the folder's own name.
+        progress: False: no bars while files are fetched and read, so that a sound checkpoint loads without a word
+            (warnings, of weights that are missing for instance, are shown).  Other loads show theirs as before.
 
     Raises:
         Refused: when the readout cannot be found or proved; the message has the nearest reason.
@@ -199,9 +208,11 @@ def load(
     if isinstance(source, Model):
         return source
     if isinstance(source, (str, Path)):
-        module, tokenizer, processor, found = _from_pretrained(
-            str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code
-        )
+        with nullcontext() if progress else _no_bars():
+            module, tokenizer, processor = _from_pretrained(
+                str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code
+            )
+        found = str(source)
     else:
         for option in ("device_map", "quantization", "revision"):
             if {"device_map": device_map, "quantization": quantization, "revision": revision}[option] is not None:
@@ -210,7 +221,34 @@ def load(
         found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
         if dtype is not None or device is not None:
             module = module.to(device=device, dtype=_dtype(dtype))  # type: ignore[arg-type]
-    return Model(module, name=name or found, tokenizer=tokenizer, processor=processor)
+    model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
+    model.source = found if isinstance(source, (str, Path)) else None
+    return model
+
+
+def _called(source: str) -> str:
+    """A folder's own name: where it lies says nothing about the model, and is nobody's business in a paper."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() else path.name if path.is_absolute() else source
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers and of the hub; they are as they were after it."""
+    import huggingface_hub.utils as hub
+    from transformers.utils import logging
+
+    def show(own: bool, hubs: bool) -> None:
+        with warnings.catch_warnings(action="ignore"):  # where HF_HUB_DISABLE_PROGRESS_BARS has the last word
+            logging.enable_progress_bar() if own else logging.disable_progress_bar()  # either sets the hub's, too
+            hub.enable_progress_bars() if hubs else hub.disable_progress_bars()
+
+    before = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    show(False, False)
+    try:
+        yield
+    finally:
+        show(*before)
 
 
 def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
@@ -262,7 +300,7 @@ def _from_pretrained(
     quantization: str | None,
     revision: str | None,
     trust_remote_code: bool,
-) -> tuple[nn.Module, Any, Any, str]:
+) -> tuple[nn.Module, Any, Any]:
     import transformers
 
     name = source
@@ -307,7 +345,7 @@ def _from_pretrained(
         # Without tokenizer files transformers makes an empty one of the model's usual kind.
         if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
             tokenizer = None
-    return module, tokenizer, processor, name
+    return module, tokenizer, processor
 
 
 def _auto_class(config: Any, name: str) -> tuple[Any, bool]:

@@ -117,6 +117,7 @@ def read(
         readers: one reader, or a list of them.
         batch_size: prompts in a batch; default: as many as a token budget allows, halved when memory runs out.
         positions: "all", "last", an index, a slice or a list; pads are never positions.
+        progress: False: no bars, of loading either.
         padding_side: how batches are padded inside; changes no result.
         partial: when interrupted (Ctrl-C), return what was read so far instead of raising.
 
@@ -129,7 +130,7 @@ def read(
         StateError: NaN or infinity in the states, with the layer and position.
     """
     if not isinstance(model, Model):
-        model = load(model)
+        model = load(model, progress=progress)
     single = not isinstance(readers, (list, tuple))
     chosen: list[Reader] = [readers] if single else list(readers)
     for reader in chosen:

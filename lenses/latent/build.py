@@ -62,6 +62,11 @@ def essence(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: flat[name] for name in COMMON}
 
 
+def called(model: Model) -> dict[str, str]:
+    """A model's name, and where it can be loaded from again if the name does not say it."""
+    return {"name": model.name} | ({"source": model.source} if model.source not in (None, model.name) else {})
+
+
 def paper_layers(n_layers: int) -> list[int]:
     """The layers of the LatentLens paper: 1, 2, 4, 8, 16, 24 and the last two before the output's (L-2, L-1)."""
     return sorted({i for i in (1, 2, 4, 8, 16, 24, n_layers - 2, n_layers - 1) if 1 <= i < n_layers}) or [n_layers]
@@ -96,7 +101,7 @@ def header(
             "max_tokens": limit,
         },
         "model": {
-            "name": model.name,
+            **called(model),
             "fingerprint": model.fingerprint,
             "tokenizer": model.tokenizer_fingerprint,
             "n_layers": model.n_layers,

@@ -109,7 +109,7 @@ def _add(chosen: argparse.Namespace) -> None:
     from lenses.latent import ContextIndex
 
     index = ContextIndex.open(chosen.path)
-    chosen.model = chosen.model or index.manifest["model"]["name"]
+    chosen.model = chosen.model or index.model_source
     _describe(index.add(chosen.corpus, model=_load(chosen), column=chosen.column))
 
 

@@ -63,6 +63,12 @@ class ContextIndex:
             f"model {self.manifest['model']['name']!r})"
         )
 
+    @property
+    def model_source(self) -> str:
+        """The hub id or the folder of the model that built it."""
+        made = self.manifest["model"]
+        return made.get("source", made["name"])
+
     def __len__(self) -> int:
         return self.n_rows
 
@@ -130,10 +136,10 @@ class ContextIndex:
     ) -> ContextIndex:  # fmt: skip
         """Extend the index with more sentences: what one build of all of them would have given.
 
-        States that stay are copied; only new contexts run.  ``model`` is loaded by its name when not given.
+        States that stay are copied; only new contexts run.  ``model`` is loaded from where it came when not given.
         An approximate index is dropped, because it no longer fits: make it again with :meth:`accelerate`.
         """
-        model = _loaded(model or self._model or self.manifest["model"]["name"])
+        model = _loaded(model or self._model or self.model_source)
         self.check(model)
         census = building.Census()
         chosen = building.selection(self.manifest, _vocabulary(model), self.path)

@@ -202,7 +202,8 @@ class LatentLens:
         settings = {
             "name": "LatentLens", "at": self.at, "top_k": self.top_k, **self._options, "foreign": self.foreign,
             "index_layers": self._looked_in(),
-            "index": {k: made[k] for k in ("data", "n_rows", "model", "corpus", "settings", "storage")},
+            "index": {k: made[k] for k in ("data", "n_rows", "corpus", "settings", "storage")}
+            | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
             "floors": f"95th percentile of the best similarity: {DRAWS} Gaussian draws with the layer's mean and "
             f"covariance; at most {SHUFFLED} states of the prompts with their tokens in random order",
         }  # fmt: skip

@@ -77,7 +77,7 @@ def import_published(
         "layers": wanted,
         "settings": {"contexts_per_token": len(meta), "seed": 0, "first_position": 0, "max_tokens": 512},
         "model": {
-            "name": model.name if model else str(source),
+            **(building.called(model) if model else {"name": str(source)}),
             "fingerprint": model.fingerprint if model else None,
             "tokenizer": model.tokenizer_fingerprint if model else None,
             "n_layers": model.n_layers if model else None,

@@ -104,3 +104,47 @@ def test_a_changed_readout_is_refused():
     torch.manual_seed(0)
     with pytest.raises(Refused, match="behind the unembedding"):
         workbench.load(Odd(CONFIGS["llama"]()).eval())
+
+
+def test_a_folder_gives_a_model_its_own_name_and_not_its_place(tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoint-500"
+    tiny("llama").save_pretrained(folder)
+    monkeypatch.chdir(folder.parent)
+    sources = (folder, str(folder), "checkpoint-500", "./checkpoint-500/", "../run/checkpoint-500")
+    assert {workbench.load(s, progress=False).name for s in sources} == {"checkpoint-500"}
+    assert workbench.load(folder, name="mine", progress=False).name == "mine"
+    module = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = workbench.load(module)
+    assert model.name == "checkpoint-500" and workbench.load(tiny("llama")).name == "LlamaForCausalLM"
+    reading = workbench.read(model, prompts()[:2], LogitLens(), progress=False)
+    path = reading.save(tmp_path / "x.nc")
+    assert str(tmp_path) not in f"{reading.data.attrs} {reading.provenance} {reading!r} {model!r}"
+    assert str(tmp_path).encode() not in path.read_bytes()
+    assert workbench.load("organism:story", progress=False).name == "organism:story"
+    monkeypatch.chdir(folder)
+    assert workbench.load(".", progress=False).name == "checkpoint-500"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_loading_without_progress_says_nothing_and_leaves_bars_as_they_were(tmp_path, capfd, before):
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    tiny("llama").save_pretrained(tmp_path / "m")
+    capfd.readouterr()
+    found = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    try:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+        disable_progress_bars()
+        workbench.load(tmp_path / "m", progress=False)
+        assert capfd.readouterr() == ("", "")
+        assert logging.is_progress_bar_enabled() == before and are_progress_bars_disabled()
+        with pytest.raises(InputError):
+            workbench.load(tmp_path / "none", progress=False)
+        assert logging.is_progress_bar_enabled() == before
+        if before:
+            workbench.load(tmp_path / "m")
+            assert "Loading weights" in capfd.readouterr().err
+    finally:
+        (logging.enable_progress_bar if found[0] else logging.disable_progress_bar)()
+        (disable_progress_bars if found[1] else enable_progress_bars)()

@@ -203,6 +203,19 @@ def test_neighbours_go_on_as_the_model_does(story, index):
     assert float(last.rate_low) > 5 * float(last.rate_chance)
 
 
+def test_an_index_finds_its_models_folder_again_and_readings_do_not_tell_it(story, sentences, tmp_path):
+    story.module.save_pretrained(tmp_path / "own")
+    story.tokenizer.save_pretrained(tmp_path / "own")
+    index = ContextIndex.build(str(tmp_path / "own"), sentences[:40], tmp_path / "index", progress=False)
+    assert index.manifest["model"]["name"] == "own"
+    again = ContextIndex.open(tmp_path / "index").add(sentences[40:60], progress=False)
+    whole = ContextIndex.build(story, sentences[:60], tmp_path / "whole", progress=False)
+    assert len(again) == len(whole) and again.manifest["data"] == whole.manifest["data"]
+    again.check(story)  # by fingerprint: the organism is the same model under another name
+    found = workbench.read(story, "The bat flew", LatentLens(again), progress=False)
+    assert str(tmp_path) not in f"{found.data.attrs} {found.provenance}"
+
+
 def test_readings_of_different_prompts_are_not_compared(story, index, reading):
     other = workbench.read(story, PROMPTS[:2], LogitLens(), progress=False)
     with pytest.raises(InputError, match="different prompts"):
