@@ -34,7 +34,7 @@ const STANCES = ["support", "neutral", "oppose", "uncommitted"], LETTERS = ["+",
 const CALLED = { keyed: "keyed stance", drift: "keyed drift" };
 
 export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) => {
-  const K = p.steps.length, I = p.items.length, M = p.topics.length, measures = Object.keys(p.measures);
+  const K = p.steps.length, I = p.items.length, M = p.topics.length, measures = p.choices.measure;
   const mean = decode(p.p), S = p.n_samples || 0;
   const state = { measure: p.start.measure, topic: -1, ends: [0, K - 1], item: -1, query: "", row: 0, column: K - 1, anchor: 0 };
 

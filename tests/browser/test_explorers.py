@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from explored import neighbours, stances
+from explored import hostile, neighbours, stances
 
 import workbench
 from workbench.widgets import base
@@ -30,12 +30,21 @@ SET = {  # a selection from Python, and what the view says then
     "drift": ({"topic": "topic 1", "from": 100, "to": 300}, "h3", "Items from 100 to 300, topic 1"),
     "neighbours": ({"text": "Schläger", "index_layers": [4]}, "[role=status]", "of 105 neighbours"),
 }
+CLICKS = {  # marks that are clicked one after the other, each of which changes what is said
+    "routing": [".wx-heat rect[role=gridcell] >> nth=5", ".wx-token >> nth=3", ".wx-heat rect[role=gridcell] >> nth=20"],
+    "belief": [".wx-node >> nth=4", ".wx-heat rect[role=gridcell] >> nth=2", ".wx-list li >> nth=3"],
+    "drift": [".wx-heat rect[role=gridcell] >> nth=7", ".wx-items > li >> nth=1"],
+    "neighbours": [".wx-space .wx-line >> nth=3", ".wx-chips button >> nth=1", ".wx-space .wx-line >> nth=0"],
+}
 KEY = {  # what is focused, the key, and the part of the selection that it changes
     "routing": (".wx-heat svg >> nth=0", "ArrowRight", "expert"),
     "belief": (".wx-heat svg", "ArrowLeft", "position"),
     "drift": (".wx-grip >> nth=0", "ArrowRight", "from"),
     "neighbours": (".wx-table", "ArrowDown", "rank"),
 }
+SAID = """
+(root) => [root.innerText, ...[...root.querySelectorAll("[title], title")].map((n) => n.title || n.textContent)].join("\\n")
+"""
 CONTRAST = """
 (root) => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -141,6 +150,65 @@ def test_live_in_a_notebook_and_without_a_kernel(lab, saved, name):
     assert "Error displaying widget" not in page.cell(0).inner_text()
     assert table.locator("tbody tr").count() >= 3
     page.shot(f"{name}-static-{'dark' if dark else 'light'}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_click_says_the_same_live_saved_and_as_a_page(lab, file_page, saved, tmp_path, name):
+    reading, options, path = saved[name]
+    page = lab.open([MAKE[name].format(path=str(path)) + "\nexplorer"], save_widgets=True, width=1300).run()
+    offline = file_page(base.to_html(reading, tmp_path / "page.html", **options), width=1300)
+    offline.locator(DRAWN).first.wait_for(state="attached")
+    live, said = explorer_in(page), ""
+    for mark in CLICKS[name]:
+        before = live.evaluate(SAID)
+        live.locator(mark).click()
+        offline.locator(".wx").locator(mark).click()
+        said = live.evaluate(SAID)
+        assert said != before
+        assert offline.locator(".wx").evaluate(SAID) == said
+    mark = CLICKS[name][0]
+    live.locator(mark).hover()
+    said = live.inner_text()
+    page.reload(kernel=False)
+    again = explorer_in(page)
+    again.locator(mark).hover()
+    assert again.inner_text().splitlines() == said.splitlines(), "as it was left, without a kernel"
+    unharmed(offline)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_texts_live_and_without_a_kernel(lab, saved, name):
+    path = saved[name][2]
+    make = (
+        f"import workbench\nfrom explored import hostile\nfrom workbench.widgets import explore\nname = {name!r}\n"
+        f"reading = workbench.open({str(path)!r}) if {path is not None} else None\nproblems = None\n"
+        "if name == 'belief':\n    from probes.superposition.searcher import Questions\n"
+        "    problems = Questions(4).problems\n"
+        "data, options, _ = hostile(name, reading, problems)\nexplorer = explore(data, **options)\nexplorer"
+    )
+    reading, options, _ = saved[name]
+    _, _, seen = hostile(name, reading, options.get("problems"))
+    page = lab.open([make, "'after'"], width=1300, height=1400).run()
+    explorer = explorer_in(page)
+    text = explorer.evaluate("(root) => root.textContent")
+    assert [one for one in seen if one not in text] == []
+    for mark in CLICKS[name]:
+        explorer.locator(mark).click()
+    cell = page.cell(0)
+    bad = "img, script, iframe, object, embed, a[href], s, mjx-container, title:not(svg title)"
+    for when in ("live", "static"):
+        page.page.wait_for_timeout(1200 if when == "static" else 300)  # typesetting comes late
+        assert cell.locator(".jp-OutputArea").locator(bad).count() == 0
+        around, inner = cell.locator(".jp-OutputArea").bounding_box(), cell.locator(".wx, .wx-static").all()
+        for box in filter(None, (node.bounding_box() for node in inner)):
+            assert box["x"] + box["width"] <= around["x"] + around["width"] + 1
+        page.shot(f"hostile-{name}-{when}")
+        unharmed(page)
+        assert page.page.evaluate("() => window.hacked === undefined")
+        if when == "live":
+            page.reload(kernel=False)
+            cell = page.cell(0)
+            cell.locator(".wx-static table").wait_for()
 
 
 def test_hidden_in_tabs_at_first_all_of_them_are_drawn_when_shown(lab, saved):

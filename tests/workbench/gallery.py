@@ -46,6 +46,8 @@ def latent() -> Reading:
     rng = np.random.default_rng(0)
     dims = ("layer", "index")
     found = {name: (dims, _shares(rng, (9, 5))) for name in ("index_layer_share", "index_layer_share_null")}
+    found["similarity"] = (("prompt", "layer", "position", "rank"), rng.uniform(0.2, 0.9, (3, 9, 12, 2)))
+    found |= {f"similarity_floor_{name}": ("layer", rng.uniform(0.2, 0.6, 9)) for name in ("random", "shuffled")}
     data = xr.Dataset(
         found, {"layer": range(9), "index": [0, 8, 16, 24, 31]}, {"reader": "LatentLens", "model": "made-up_7B"}
     )
@@ -355,7 +357,8 @@ def gallery() -> dict[str, Figure]:
         "heatmap": own.figure("heatmap", prompt=1), "entropy of the lens": own.figure("heatmap", value="entropy"),
         "rank": own.figure("heatmap", value="target_rank"), "trajectory": own.figure("trajectory"),
         "curves": own.figure("curves"), "cosine": near().figure(), "attribution": attributed().figure(),
-        "leap": latent().figure("leap"), "rates": senses().figure("rates"), **routing_figures(),
+        "leap": latent().figure("leap"), "floors": latent().figure("floors"),
+        "floors of embeddings": near().figure("floors"), "rates": senses().figure("rates"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),
         "belief": believed().figure("belief"), **superposition_figures(), **feature_figures(), **value_figures(),

@@ -500,6 +500,18 @@ def test_neighbours_mark_the_word_wherever_it_stands():
         view("neighbours").payload(data.isel(prompt=0))
 
 
+def test_a_state_stands_where_it_stands_in_its_prompt_whatever_was_selected():
+    data = neighbours(prompts=2, positions=1).assign_coords(position=[0])
+    data["index_layer"].values[:] = 4
+    data["input_position"] = (("prompt", "position"), np.array([[7], [11]]))
+    data["similarity"].values[:] = 0.1
+    data["similarity"].values[1, 0, 0, 0] = 0.9
+    shown = view("neighbours").payload(data)
+    assert numbers(shown["place"]).tolist() == [7, 11] and shown["values"]["position"] == [0]
+    first = view("neighbours").static(data).split("<tbody>")[1].split("</tr>")[0]
+    assert "11 ·w0" in first.replace("<bdi>", "") and ">0 " not in first
+
+
 def test_long_sentences_are_cut_around_the_word_and_large_readings_by_rank_first():
     text = "before " * 900 + "middle" + " after" * 900
     data = neighbours(sentences=[(text, "middle"), ("short middle", "middle")])

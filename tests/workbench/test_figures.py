@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 pytest.importorskip("plotly")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,6 +92,43 @@ def test_attribution_bars_sum_to_the_logit():
     data = logit_attribution()
     figure = chart(data, prompt=1, position=3)
     assert sum(np.sum(t.y) for t in figure.data) == pytest.approx(float(data["logit"][1, 3]), rel=1e-5)
+
+
+def test_hovers_say_where_a_position_stands_in_its_prompt():
+    data = logit_lens().isel(position=[8])
+    data = data.assign_coords(position=[0])
+    assert "(#8)" in chart(data, prompt=2).data[0].hovertext[0][0]
+    assert Source(data).places(2).tolist() == [8] and Source(data.drop_vars("input_position")).places(2).tolist() == [0]
+
+
+def test_floors_are_beside_the_quartiles_of_the_nearest():
+    rng = np.random.default_rng(0)
+    dims = ("prompt", "layer", "position", "rank")
+    similarity = rng.uniform(size=(3, 4, 6, 2)).astype("float32")
+    similarity[2, :, 4:] = np.nan  # a shorter prompt
+    random, shuffled = np.array([0.2, 0.4, 0.6, 0.99]), np.array([0.5, np.nan, 0.5, 0.5])
+    names = {"similarity_floor_random": ("layer", random), "similarity_floor_shuffled": ("layer", shuffled)}
+    layers = {"layer": [0, 3, 6, 9]}
+    data = xr.Dataset({"similarity": (dims, similarity), **names}, layers, {"reader": "LatentLens"})
+    band, median, *floors = chart(data, "floors").data
+    own = [similarity[:, d, :, 0].ravel() for d in range(4)]
+    own = [x[~np.isnan(x)] for x in own]
+    np.testing.assert_allclose(median.y, [np.sort(x)[7:9].mean() for x in own], rtol=1e-6)
+    for d, x in enumerate(own):
+        assert (x < median.customdata[d, 0]).mean() == (x > median.customdata[d, 1]).mean() == 0.25
+    np.testing.assert_allclose(band.y[:4], median.customdata[:, 1])
+    share = [[(x > floor[d]).mean() for d, x in enumerate(own)] for floor in (random, shuffled)]
+    np.testing.assert_allclose(median.customdata[:, 2:].T, share)
+    assert [f.name for f in floors] == [
+        f"floor: random states ({np.mean(share[0]):.0%} above)",
+        f"floor: shuffled prompts ({np.mean([share[1][d] for d in (0, 2, 3)]):.0%} above)",
+    ]
+    assert all(f.line.dash == "dash" for f in floors)
+    np.testing.assert_array_equal(floors[1].y, shuffled)
+    near = chart(embedding_lens(), "floors")
+    assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
+    with pytest.raises(InputError, match="similarity_floor_random or cosine_floor"):
+        chart(data.drop_vars(list(names)), "floors")
 
 
 def test_source_counts_positions_from_the_end_of_the_prompt():
