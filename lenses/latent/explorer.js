@@ -28,7 +28,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const size = p.axes.map((a) => p.values[a].length), rows = size.reduce((x, y) => x * y, 1);
   const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.sentence), start = decode(p.word_start), end = decode(p.word_end);
   const floors = Object.entries(p.floors).map(([name, packed]) => [name, decode(packed)]);
-  const input = p.input ? decode(p.input) : null;
+  const input = p.input ? decode(p.input) : null, places = p.place ? decode(p.place) : null;
   const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", axis: {} };
   let order = new Int32Array(0), frame = 0, timer = 0;
 
@@ -39,10 +39,12 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const floor = p.depth && floors.length ? p.values[p.depth].map((_, d) => floors.reduce((x, [, own]) => (Number.isNaN(own[d]) ? x : Math.max(x, own[d])), -Infinity)) : null;
   const floorOf = (n) => (floor ? floor[index(n, p.depth)] : NaN);
   const word = (n) => p.sentences[which[n]].slice(start[n], end[n]);
-  const at = (n) => (input ? p.inputs[input[index(n, "prompt") * p.values.position.length + index(n, "position")]] : "");
+  const spotOf = (n) => index(n, "prompt") * p.values.position.length + index(n, "position");
+  const at = (n) => (input ? p.inputs[input[spotOf(n)]] : "");
+  const place = (n) => (places ? places[spotOf(n)] : value(n, "position")); // counted from the prompt's first token
   const key = {
     similarity: (n) => score[n], over: (n) => score[n] - floorOf(n), index_layer: (n) => from[n], word: (n) => word(n).toLowerCase(),
-    ...Object.fromEntries(p.axes.map((a) => [a, (n) => value(n, a)])),
+    ...Object.fromEntries(p.axes.map((a) => [a, a === "position" ? place : (n) => value(n, a)])),
   };
 
   // ---- nodes
@@ -197,7 +199,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
         } else if (column === "over") cell.textContent = (score[n] > low ? "+" : "") + say(score[n] - low, 3);
         else if (column === "index_layer") cell.textContent = from[n];
         else if (column === "word") { cell.className = "wx-say"; cell.append(sentence(n, 36)); }
-        else if (column === "position" && input) { cell.textContent = at(n); cell.title = `${clip(at(n), 200)}  #${value(n, "position")}`; }
+        else if (column === "position" && input) { cell.textContent = at(n); cell.title = `${clip(at(n), 200)}  #${place(n)}`; }
         else cell.textContent = value(n, column);
         line.append(cell);
       }
@@ -213,7 +215,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     const n = state.row;
     if (n < 0) { panel.replaceChildren(make("p", "wx-hint", "Choose a row to see its sentence.")); return; }
     const text = make("p", "wx-whole"), facts = make("p", "wx-facts"), head = make("h3");
-    if (input) head.append("near to the state at ", make("bdi", "", clip(at(n), 120)), ` #${value(n, "position")}, ${p.depth} ${value(n, p.depth)}`);
+    if (input) head.append("near to the state at ", make("bdi", "", clip(at(n), 120)), ` #${place(n)}, ${p.depth} ${value(n, p.depth)}`);
     else head.textContent = p.axes.map((a) => `${a} ${value(n, a)}`).join(", ");
     text.append(sentence(n, 1e9));
     const said = [`${p.score} ${say(score[n], 4)}`, `index layer ${from[n]}`, `rank ${value(n, "rank")}`];

@@ -37,9 +37,9 @@ def explore(reading: Any, *, limit: int = LIMIT) -> Any:
         limit: bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
             positions; what was left out is named under the table.
 
-    ``selection``: prompt, layer (or block), position and rank of the row that is chosen (of a search: query and rank),
-    None before one is; sort, the name of a column, and descending; index_layers that are shown ([]: all); above_floor;
-    least, a similarity, or None; text.
+    ``selection``: prompt, layer (or block), position (the coordinate) and rank of the row that is chosen (of a search:
+    query and rank), None before one is; sort, the name of a column, and descending; index_layers that are shown
+    ([]: all); above_floor; least, a similarity, or None; text.
     """
     return VIEW.explore(reading, limit=limit)
 
@@ -82,6 +82,8 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
         words = [clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel()]
         shown["input"] = integers([vocab.setdefault(w, len(vocab)) for w in words])
         shown["inputs"] = list(vocab)
+        if "input_position" in data:  # the coordinate need not say where in its prompt a state stands
+            shown["place"] = integers(data["input_position"].values)
     if depth and "index_layer_share_null" in data:
         index = data["index"].values.tolist()
         shown["shares"] = {
@@ -207,8 +209,10 @@ def static(reading: Any, **options: Any) -> str:
         )
         where = [str(_coordinate(data, a)[i]) for a, i in zip(axes, at, strict=True)]
         if "position" in axes and source.has("input_token"):
-            own = data["input_token"].values[at[0], at[axes.index("position")]]
-            where[axes.index("position")] += f" {tokens.visible(str(own))}"
+            place = at[0], at[axes.index("position")]
+            if source.has("input_position"):
+                where[axes.index("position")] = str(data["input_position"].values[place])
+            where[axes.index("position")] += f" {tokens.visible(str(data['input_token'].values[place]))}"
         rows.append([
             (f"{similarity[at]:.3f}", float(similarity[at])), *where, str(int(data["index_layer"].values[at])),
             f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",

@@ -35,19 +35,21 @@ TOLD = re.compile(r"chance|null|band|interval|hatched|random|noise|q <|p =|%")  
 LETTERS = re.compile("[\x20-\x7e\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]")  # T1 has these
 
 
-def caption(figure: Figure, of: Any = None) -> str:
+def caption(figure: Figure, of: Any = None, date: bool = False) -> str:
     """See `Figure.caption`."""
-    known = _known(figure, of)
+    known = _known(figure, of, date)
     shown = _shown(figure, known)
     return " ".join(filter(None, [_sentence(shown), *_origin(known, shown)]))
 
 
-def captions(figures: Sequence[Figure], letters: Sequence[str], of: Sequence[Any] | None = None) -> str:
+def captions(
+    figures: Sequence[Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
+) -> str:
     """One paragraph for several panels; what they have in common is said once."""
     given = list(of) if of is not None else [None] * len(figures)
     if len(given) != len(figures):
         raise InputError(f"of= has {len(given)} readings for {len(figures)} panels. Give one for each, or None.")
-    known = [_known(figure, own) for figure, own in zip(figures, given, strict=True)]
+    known = [_known(figure, own, date) for figure, own in zip(figures, given, strict=True)]
     shown = [_shown(figure, own) for figure, own in zip(figures, known, strict=True)]
     origins = [_origin(*both) for both in zip(known, shown, strict=True)]
     common = [s for s in origins[0] if all(s in other for other in origins)]
@@ -90,7 +92,12 @@ def latex(text: str) -> str:
     return re.sub(r"([-'`])\{\}(?!\1)", r"\1", "".join(out))  # alone they make no ligature
 
 
-def _known(figure: Figure, of: Any) -> dict[str, Any]:
+def plain(text: str) -> str:
+    """A text of plotly's without its markup: what is read on the figure."""
+    return unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", re.sub(r"<br ?/?>", " ", text)))
+
+
+def _known(figure: Figure, of: Any, date: bool) -> dict[str, Any]:
     if of is not None:
         found = about(of)
     else:
@@ -101,13 +108,12 @@ def _known(figure: Figure, of: Any) -> dict[str, Any]:
             "This figure does not know what it is of, so its caption could not say. Give the reading or the table that "
             "it was drawn from: figure.caption(reading)."
         )
-    return found
+    return found if date else {k: v for k, v in found.items() if k != "date"}
 
 
 def _shown(figure: Figure, known: dict[str, Any]) -> str:
     """The figure's own title, less what the rest of the caption says."""
-    text = re.sub(r"<br ?/?>", " ", str(figure.layout["title"].text or ""))
-    text = unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", text))
+    text = plain(str(figure.layout["title"].text or ""))
     parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
     return ", ".join(parts)
 

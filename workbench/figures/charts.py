@@ -147,12 +147,12 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
         found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
         scores = found.values[:, source.positions(prompt), :5]
     name = LABELS.get(value, value)
-    said = _contexts(source, prompt)
+    said, places = _contexts(source, prompt), source.places(prompt)
     rows = []
     for d, depth in enumerate(source.depths):
         row = []
         for p, token in enumerate(inputs):
-            lines = [f"{source.depth} {depth}, after <b>{tokens.plotly(token)}</b> (#{p})"]
+            lines = [f"{source.depth} {depth}, after <b>{tokens.plotly(token)}</b> (#{places[p]})"]
             if not np.isnan(grid[d, p]):
                 lines.append(f"{name}: {grid[d, p]:.4g}")
             if ids is not None:
@@ -482,6 +482,60 @@ def leap(data: xr.Dataset) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- floors
+
+
+FLOORS = {
+    "similarity_floor_random": "random states", "similarity_floor_shuffled": "shuffled prompts",
+    "cosine_floor": "random directions",
+}  # fmt: skip
+
+
+def floors(data: xr.Dataset) -> Figure:
+    """How near the nearest is at every depth, beside what chance reaches: median and quartiles, floors dashed.
+
+    Over all positions of all prompts; the legend has the share of all states above each floor, the hover each depth's.
+    A state below a floor has a neighbour that says no more than that of a random state (or of a shuffled prompt).
+    """
+    source = Source(data)
+    name = "similarity" if source.has("similarity") else "cosine"
+    best = data[name].isel(rank=0).transpose(source.depth, ...).values.reshape(len(source.depths), -1)
+    if not np.isfinite(best).any():
+        raise InputError(f"floors: this reading holds no {name} (every state is zero), so there is nothing to compare.")
+    low, middle, high = np.nanquantile(best, [0.25, 0.5, 0.75], axis=1)
+    colour = theme.HUES[0]
+    lines, told = [], []
+    for floor, called in FLOORS.items():
+        if not source.has(floor) or np.isnan(level := data[floor].values.astype(float)).all():
+            continue
+        known, above = ~np.isnan(best + level[:, None]), best > level[:, None]
+        shares = above.sum(1) / np.maximum(known.sum(1), 1)
+        told.append(f"<br>above {called}: %{{customdata[{len(lines) + 2}]:.0%}}")
+        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", shares))
+    figure = _figure()
+    figure.add_scatter(
+        x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines",
+        fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=source.depths, y=middle, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
+        name="median (band: quartiles)", customdata=np.stack([low, high, *(shares for *_, shares in lines)], -1),
+        hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
+        f"{''.join(told)}<extra></extra>",
+    )  # fmt: skip
+    for hue, (level, called, _) in zip(theme.HUES[1:], lines, strict=False):
+        figure.add_scatter(
+            x=source.depths, y=level, mode="lines", line={"color": hue, "width": 1.5, "dash": "dash"}, name=called,
+            hovertemplate="%{y:.3f}",
+        )  # fmt: skip
+    figure.update_xaxes(title_text=source.depth_label, tickformat="d")
+    figure.update_yaxes(title_text=LABELS[name])
+    states = int(np.isfinite(best).any(0).sum())
+    figure.update_layout(title_text=tokens.plotly(_heading(source, f"band: quartiles over {states:,} positions")))
+    figure.update_layout(width=560, height=420, showlegend=True, legend={"orientation": "h", "y": -0.2})
+    return figure
+
+
 # ---------------------------------------------------------------- rates
 
 
@@ -536,13 +590,13 @@ def rates(data: xr.Dataset) -> Figure:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its function(data, **options) and the variables without which it cannot be drawn."""
+    """A chart: its function(data, **options) and the variables without which it cannot be drawn ("a or b": either)."""
 
     function: Callable[..., Figure]
     needs: tuple[str, ...]
 
     def lacks(self, data: xr.Dataset) -> list[str]:
-        return [name for name in self.needs if name not in data.data_vars]
+        return [name for name in self.needs if not any(one in data.data_vars for one in name.split(" or "))]
 
 
 CHARTS: dict[str, Chart] = {
@@ -551,6 +605,7 @@ CHARTS: dict[str, Chart] = {
     "curves": Chart(curves, ("entropy",)),
     "attribution": Chart(attribution, ("contribution",)),
     "leap": Chart(leap, ("index_layer_share",)),
+    "floors": Chart(floors, ("similarity or cosine", "similarity_floor_random or cosine_floor")),
     "rates": Chart(rates, ("rate", "rate_low", "rate_high", "rate_chance")),
 }
 

@@ -95,16 +95,17 @@ class Figure(go.Figure):
         fit_cells(figure, tall)
         return figure
 
-    def caption(self, of: Any = None) -> str:
+    def caption(self, of: Any = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph: what is shown, of which model, by which reader with which settings and controls.
 
         of     the reading, dataset or table that the figure is of; known by itself for `reading.figure()`.
+        date   end with the day of the reading and the version of the workbench
 
         Raises InputError where neither the figure nor ``of`` says what the figure is of.
         """
         from workbench.figures.caption import caption
 
-        return caption(self, of)
+        return caption(self, of, date)
 
     def describe(self, of: Any) -> Figure:
         """Say what the figure is of (a reading, a dataset or a table), for `caption()`; gives the figure itself."""
@@ -137,9 +138,11 @@ class Figure(go.Figure):
         return None
 
     def __repr__(self) -> str:
+        from workbench.figures.caption import plain
+
         traces: Any = self.data
         kinds = sorted({trace.type for trace in traces})
-        title = self.layout["title"].text or ""
+        title = plain(self.layout["title"].text or "")
         return f"<Figure {title!r}: {len(traces)} trace(s), {', '.join(kinds)}; .save(path) .show()>"
 
 

@@ -193,11 +193,11 @@ class Sheet:
             raise InputError("Panels on paper are a picture: save them as .pdf, .svg or .png; single figures as .html.")
         return written(path, self.svg, self.width, self.height, scale or 300 / theme.PIXELS_PER_INCH)
 
-    def caption(self, of: Sequence[Any] | None = None) -> str:
+    def caption(self, of: Sequence[Any] | None = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
         from workbench.figures.caption import captions
 
-        return captions(self.figures, self.letters, of)
+        return captions(self.figures, self.letters, of, date)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
         text = repr(self)

@@ -90,6 +90,17 @@ class Source:
             )
         return int(real[position])
 
+    def places(self, prompt: int) -> np.ndarray:
+        """Where in the prompt each real position stands, counted from its first token.
+
+        The coordinate ``position`` says it only where it means the same in every prompt: of prompts that were read at
+        their last position it is 0, the first of the selection.
+        """
+        real = self.positions(prompt)
+        if self.has("input_position"):
+            return self.data["input_position"].values[prompt][real]
+        return self.data["position"].values[real] if "position" in self.data.coords else real
+
     def inputs(self, prompt: int) -> list[str]:
         """Raw text of the prompt's own tokens, one for each real position."""
         real = self.positions(prompt)

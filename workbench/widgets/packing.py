@@ -241,7 +241,7 @@ class Packer:
         inputs = source.inputs(p)
         keep = slice(max(0, len(real) - last) if last else 0, None)
         real, inputs = real[keep], inputs[keep]
-        own = data["input_position"].values[p][real] if source.has("input_position") else real
+        own = source.places(p)[keep]
         sent: dict[str, Any] = {
             **self.stub(p),
             "ranks": ranks,
