@@ -16,8 +16,9 @@ from probes.routing.tracer import numbered
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.charts import Chart
+from workbench.figures.charts import Chart, ink
 from workbench.figures.export import Figure
+from workbench.figures.naming import name_points
 from workbench.figures.source import short_name
 from workbench.reading import Reading
 
@@ -28,25 +29,28 @@ if TYPE_CHECKING:
 def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None) -> Figure:
     """Share of slots by block and expert of one label (default the first).
 
-    A dot marks what lies within the band of a router that chooses at random, a star what an intervention backs.
+    Hatched: within the band of a router that chooses at random; a star marks what an intervention backs.
     """
     names = [str(x) for x in data["label"].values]
     i = measures.Documents(Reading(data)).number(label) if label is not None else 0
     table = measures.usage(Reading(data), draws=0)
     share = table["share"].values[i]
     inside = (share >= table["band_low"].values[i][:, None]) & (share <= table["band_high"].values[i][:, None])
-    marks = np.where(inside, "·", "").astype(object)
     blocks = table["block"].values.tolist()
-    for block, expert in _backed(effects, names[i], names):
-        if block in blocks:
-            marks[blocks.index(block), expert] += "★"
+    stars = [(blocks.index(b), e) for b, e in _backed(effects, names[i], names) if b in blocks]
     star = ", star: missed when dropped" if effects is not None else ""
-    figure = _figure(data, f"{names[i]}: share of slots (dot: as by chance{star})")
+    figure = _figure(data, f"{names[i]}: share of slots (hatched: as by chance{star})")
     figure.add_heatmap(
         z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.SEQUENTIAL,
-        zmin=0, colorbar={"title": {"text": "share"}}, text=marks, texttemplate="%{text}",
+        zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
         hovertemplate="block %{y}, expert %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
+    if stars:
+        inks = np.array(ink(share, theme.SEQUENTIAL, False, (0, float(np.nanmax(share))))).reshape(share.shape)
+        figure.add_scatter(
+            x=[e for _, e in stars], y=[str(blocks[b]) for b, _ in stars], mode="markers", hoverinfo="skip",
+            marker={"symbol": "star", "size": 11, "color": [inks[at] for at in stars]}, showlegend=False,
+        )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickformat="d")
     figure.update_yaxes(title_text="block", type="category")
     return _sized(figure, 160 + 14 * share.shape[1], 140 + 20 * share.shape[0])
@@ -154,7 +158,10 @@ def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
 
 
 def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard") -> Figure:
-    """Divergence of usage against shared vocabulary, a point for each pair of labels, with Mantel's p."""
+    """Divergence of usage against shared vocabulary, a point for each pair of labels, with Mantel's p.
+
+    Pairs that lie at one point have one label with all their names.
+    """
     if measure not in OVERLAPS:
         raise InputError(f"measure={measure!r} is unknown. Use one of {', '.join(OVERLAPS)}.")
     table = measures.overlap(Reading(data), draws=0)
@@ -162,16 +169,20 @@ def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard"
     names = [str(x) for x in table["label"].values]
     i, j = np.triu_indices(len(names), 1)
     own = table.sel(measure=measure).isel(block=at)
-    figure = _figure(
-        data, f"block {blocks[at]}: r = {float(own['pearson']):.2f}, Mantel p = {float(own['mantel_p']):.3g}"
-    )
+    said = f"block {blocks[at]}: r = {float(own['pearson']):.2f}, Mantel p = {float(own['mantel_p']):.3g}"
+    figure = _figure(data, said)
+    x, y = table[measure].values[i, j], table["jsd"].values[i, j, at]
+    pairs = [f"{names[a]}-{names[b]}" for a, b in zip(i, j, strict=True)]
     figure.add_scatter(
-        x=table[measure].values[i, j], y=table["jsd"].values[i, j, at], mode="markers+text", marker={"size": 7},
-        text=[tokens.plotly(f"{names[a]}-{names[b]}") for a, b in zip(i, j, strict=True)], textposition="top center",
-        textfont={"size": 9}, hovertemplate="%{text}: %{x:.3f}, %{y:.4f} nats<extra></extra>", cliponaxis=False,
+        x=x, y=y, mode="markers", marker={"size": 7}, text=[tokens.plotly(pair) for pair in pairs],
+        hovertemplate="%{text}: %{x:.3f}, %{y:.4f} nats<extra></extra>", cliponaxis=False,
     )  # fmt: skip
+    far, high = max(0.05, float(np.nanmax(x, initial=0))), max(0.001, float(np.nanmax(y, initial=0)))
+    unnamed = name_points(figure, x, y, pairs, (-0.04 * far, 1.08 * far), (0, 1.12 * high))
+    if unnamed:
+        figure.update_layout(title_text=tokens.plotly(f"{_title(data, said)} ({unnamed} unnamed)"))
     figure.update_xaxes(title_text=f"shared vocabulary ({measure})")
-    figure.update_yaxes(title_text="JSD (nats)", rangemode="tozero")
+    figure.update_yaxes(title_text="JSD (nats)")
     return _sized(figure, 520, 400)
 
 
@@ -380,9 +391,12 @@ def _band(figure: Figure, x: Any, low: np.ndarray, high: np.ndarray, hue: str) -
 def _figure(data: xr.Dataset, what: str) -> Figure:
     theme.register()
     figure = Figure()
-    name = short_name(str(data.attrs.get("model", "")))
-    figure.update_layout(template="workbench", title_text=tokens.plotly(f"{name} · {what}"))
+    figure.update_layout(template="workbench", title_text=tokens.plotly(_title(data, what)))
     return figure
+
+
+def _title(data: xr.Dataset, what: str) -> str:
+    return f"{short_name(str(data.attrs.get('model', '')))} · {what}"
 
 
 def _sized(figure: Figure, width: float, height: float) -> Figure:

@@ -207,10 +207,10 @@ def _over(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 @needs_poppler
 def test_names_of_points_stand_apart_and_are_all_there(tmp_path):
-    """Points in a heap, in a row and in one place, as pairs of languages that share no words are."""
+    """Points in a heap, in a column and in one place, as pairs of languages that share no words are."""
     rng = np.random.default_rng(0)
-    x = np.r_[np.zeros(6), rng.normal(0.5, 0.03, 4), np.full(7, 0.9), np.nan]
-    y = np.r_[0.5 + 0.03 * np.arange(6), rng.normal(0.2, 0.03, 4), np.full(7, 0.85), 0.5]
+    x = np.r_[np.zeros(8), rng.normal(0.5, 0.03, 4), np.full(7, 0.9), np.nan]
+    y = np.r_[0.2 + 0.03 * np.arange(8), rng.normal(0.3, 0.03, 4), np.full(7, 0.85), 0.5]
     names = [f"name{i}" for i in range(len(x))]
     for width in (3.25, None):
         figure = Figure().add_scatter(x=x, y=y, mode="markers").update_layout(width=520, height=400)
@@ -220,8 +220,11 @@ def test_names_of_points_stand_apart_and_are_all_there(tmp_path):
         assert sorted(word for word, _ in written) == sorted(names[:-1])
         assert not _overlaps(found)
         # Each label is at its point, or there is a line to it: its head is where the point is.
-        heads = {(note.x, note.y) for note in figure.layout.annotations}
-        assert heads == set(zip(x[:11].tolist(), y[:11].tolist(), strict=True))
+        for note in figure.layout.annotations:
+            own = [names.index(name) for name in note.text.replace("<br>", " ").split(", ")]
+            assert np.hypot((x[own] - note.x) * 235 / 1.05, (y[own] - note.y) * 165).max() < 9, "pixels"
+            assert (np.diff(y[own]) <= 0).all()
+            assert note.showarrow == (note.ax is not None)
     # Where there is no room, names are left out, and how many is said.
     figure = Figure()
     x, y = rng.random((2, 90))

@@ -12,6 +12,7 @@ from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.export import Figure
+from workbench.figures.naming import name_points
 
 GREY = "#8c8c8c"
 
@@ -38,10 +39,16 @@ def gap(table: xr.Dataset) -> Figure:
         x=[-reach, reach], y=[-reach, reach], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"},
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
-    _points(figure, x, y, sure, theme.HUES[0], _band(table, "drift"), [str(t) for t in table["topic"].values])
+    topics, band = [str(t) for t in table["topic"].values], _band(table, "drift")
+    _points(figure, x, y, sure, theme.HUES[0], band, topics)
+    bars = np.stack([np.broadcast_to(x, (9, len(x))), np.linspace(*band, 9)], -1).reshape(-1, 2)
+    along = np.linspace(-reach, reach, 81)
+    name_points(
+        figure, x, y, topics, (-reach, reach), (-reach, reach), avoid=np.concatenate([bars, np.stack([along] * 2, 1)])
+    )
     figure.add_hline(y=0, line={"width": 1, "color": GREY})
-    figure.update_xaxes(title_text="keyed stance of the training data", range=[-reach, reach])
-    figure.update_yaxes(title_text="keyed drift of the model", range=[-reach, reach])
+    figure.update_xaxes(title_text="keyed stance of the training data")
+    figure.update_yaxes(title_text="keyed drift of the model")
     figure.update_layout(width=560, height=470)
     return figure
 
@@ -57,13 +64,15 @@ def runs(table: xr.Dataset) -> Figure:
     sure = (table["keyed_M_p"] <= 1 - table.attrs["level"] + 1e-12).transpose("run", "topic").values
     value = table["keyed_M"].transpose("run", "topic").values
     figure = _figure("keyed drift by run (filled: beyond chance)")
-    step = 0.7 / len(names)
+    row = 18 if len(names) < 4 else 8  # pixels
+    tall = (row * len(names) + 12) * len(topics)
+    step = row * len(topics) / tall
     for i, name in enumerate(names):
         place = np.arange(len(topics)) + step * (i - (len(names) - 1) / 2)
         hue = theme.HUES[known.index(arms[i]) % len(theme.HUES)]
         _points(
             figure, value[i], place, sure[i], hue, _band(table.isel(run=i), "keyed_M"), topics, across=True,
-            name=arms[i], run=name,
+            name=arms[i], run=name, size=min(9, row),
         )  # fmt: skip
     for i, arm in enumerate(known):
         figure.add_scatter(
@@ -75,7 +84,6 @@ def runs(table: xr.Dataset) -> Figure:
     figure.update_yaxes(
         tickvals=list(range(len(topics))), ticktext=[tokens.plotly(t) for t in topics], range=[len(topics) - 0.5, -0.5],
     )  # fmt: skip
-    tall = (18 * len(names) + 14) * len(topics)
     figure.update_layout(width=640, height=150 + tall, legend={"orientation": "h", "y": -60 / tall})
     return figure
 
@@ -192,18 +200,15 @@ def _points(
     across: bool = False,
     name: str = "",
     run: str = "",
+    size: float = 9,
 ) -> None:
-    """Dots with intervals along y, or ``across``; filled where it is sure, open where not."""
+    """Dots of topics with intervals along y, or ``across``; filled where it is sure, open where not."""
     error = _error(x if across else y, *band, hue)
     shown = f" ({run})" if run else ""
-    # Neighbours have their names on either side, and none runs out of the figure.
-    rank = np.argsort(np.argsort(x))
-    left = (rank % 2 == 1) | (rank == len(x) - 1)
     figure.add_scatter(
-        x=x, y=y, mode="markers" if across else "markers+text", text=[tokens.plotly(t + shown) for t in topics],
-        textposition=np.where(left, "middle left", "middle right").tolist(), name=tokens.plotly(name),
+        x=x, y=y, mode="markers", text=[tokens.plotly(t + shown) for t in topics], name=tokens.plotly(name),
         showlegend=False, legendgroup=name,
-        marker={"size": 9, "color": hue, "symbol": ["circle" if s else "circle-open" for s in sure]},
+        marker={"size": size, "color": hue, "symbol": ["circle" if s else "circle-open" for s in sure]},
         hovertemplate="%{text}: %{" + ("x" if across else "y") + ":+.3f}<extra></extra>",
         **{"error_x" if across else "error_y": error},
     )  # fmt: skip

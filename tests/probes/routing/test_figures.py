@@ -66,13 +66,20 @@ def test_numbers_of_the_figures_are_those_of_the_measures(found):
     assert all(int(shown) <= n for shown, n in zip(words[2], served, strict=True))
 
 
+def test_shares_that_chance_gives_are_hatched(found):
+    usage = measures.usage(found, draws=0).sel(label="L0")
+    inside = (usage["share"] >= usage["band_low"]) & (usage["share"] <= usage["band_high"])
+    assert 0 < int(inside.sum()) < inside.size
+    np.testing.assert_array_equal(np.array(found.figure("usage").data[0].text) == "///", inside)
+
+
 def test_stars_stand_where_an_intervention_backs_the_claim(found):
     backed = table(L0=({1: [0, 1]}, True), L1=({1: [2]}, False), L2=({1: [4]}, False))
-    text = np.array(found.figure("usage", label="L0", effects=backed).data[0].text)
-    assert [e for e in range(8) if "★" in text[1, e]] == [0, 1] and not any("★" in x for x in text[0])
+    stars = found.figure("usage", label="L0", effects=backed).data[1]
+    assert stars.marker.symbol == "star" and list(zip(stars.y, stars.x, strict=True)) == [("1", 0), ("1", 1)]
     # Of another label's experts, and of claims that fail, nothing is marked.
     for label in ("L1", "L2", "L3"):
-        assert "★" not in "".join(np.ravel(found.figure("usage", label=label, effects=backed).data[0].text))
+        assert len(found.figure("usage", label=label, effects=backed).data) == 1
     gaps = found.figure("gaps", effects=backed)
     stars = {text for line in gaps.data for text, s in zip(line.text, line.marker.symbol, strict=True) if s == "star"}
     assert stars == {"0", "1"}
