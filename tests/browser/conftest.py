@@ -201,7 +201,7 @@ class Notebook:
         self.page.evaluate("(name) => window.jupyterapp.commands.execute(name)", name)
 
     def run(self, limit: float = WAIT / 1000) -> Notebook:
-        """Run all cells and wait `limit` seconds for the last one.  AssertionError with the traceback where one fails."""
+        """Run all cells, and wait `limit` seconds for the last.  AssertionError with the traceback where one fails."""
         self.page.wait_for_function(
             "() => { const s = window.jupyterapp.shell.currentWidget?.sessionContext;"
             " return s && s.session?.kernel?.status === 'idle'; }"
@@ -220,7 +220,8 @@ class Notebook:
               if (w.sessionContext.session?.kernel?.status !== 'idle') return false;
               for (let i = 0; i < cells.length; i++) {  // after a failure the cells behind it never run
                 const cell = cells.get(i);
-                for (let k = 0; k < (cell.outputs?.length ?? 0); k++) if (cell.outputs.get(k).type === 'error') return true;
+                for (let k = 0; k < (cell.outputs?.length ?? 0); k++)
+                  if (cell.outputs.get(k).type === 'error') return true;
               }
               for (let i = 0; i < cells.length; i++) {
                 const cell = cells.get(i);
