@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from probes.superposition.belief import normalised
+from probes.superposition.explorer import called_as
 from probes.superposition.problems import Problem
 from workbench import tokens
 from workbench.errors import InputError
@@ -16,6 +17,7 @@ from workbench.figures import theme
 from workbench.figures.charts import Chart
 from workbench.figures.export import Figure
 
+GREY = "#8c8c8c"
 HUES = {
     "frontier": theme.HUES[0], "optimal": theme.HUES[2], "reachable": theme.HUES[4], "not reachable": "#999999",
     "correct next": theme.HUES[0], "target": theme.HUES[2], "wrong neighbour": theme.HUES[1], "other": "#999999",
@@ -141,24 +143,42 @@ def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mi
     return figure
 
 
-def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
+def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:
     """The problem's graph, nodes as full of colour as the belief in them, with a slider from thought to thought.
 
-    belief [place, node].  Columns are distances from the root, and nodes out of its reach stand below.  The target has
-    a thick rim.
+    Columns are distances from the root, and nodes out of its reach stand below.  The target is a square, the other
+    answer (the problem's negative) a diamond, both with a thick rim.
+
+    Args:
+        belief: [place, node], from before the first thought on.
+        then: the token, or tokens, fed behind the last thought, as in :func:`think`: the last places are theirs, and
+            no thoughts.
+
+    Raises InputError where belief has fewer nodes than the problem, or no place is left for a thought.
     """
     belief = np.atleast_2d(np.asarray(belief, float))
     if belief.shape[1] < len(problem.names):
         raise InputError(f"The problem has {len(problem.names)} nodes and belief {belief.shape[1]}. Give one for each.")
+    fed = [then] if isinstance(then, str) else list(then)
+    thoughts = len(belief) - 1 - len(fed)
+    if thoughts < 0:
+        raise InputError(
+            f"then names {len(fed)} tokens behind the thoughts, and belief has {len(belief)} places, which are to "
+            "begin before the first thought. Give belief at all of them, or fewer tokens."
+        )
+    places = [called_as(t, "") for t in range(thoughts + 1)] + [f"answer, after {tokens.visible(x)}" for x in fed]
     x, y = _places(problem)
     figure = _figure(title or f"{problem.names[problem.root]}: {problem.names[problem.target]} or "
                      f"{problem.names[problem.negative]}?")  # fmt: skip
+    size = 26 if max(map(len, problem.names)) < 5 else 33
     for a, b in problem.edges:
         figure.add_annotation(
             x=x[b], y=y[b], ax=x[a], ay=y[a], xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True,
-            arrowhead=2, arrowsize=1, arrowwidth=1, arrowcolor="#bbbbbb", standoff=13, startstandoff=13,
+            arrowhead=2, arrowsize=1, arrowwidth=1, arrowcolor="#bbbbbb", standoff=size / 2, startstandoff=size / 2,
         )  # fmt: skip
-    rim = np.where(np.arange(len(x)) == problem.target, 3.5, 1.0)
+    special = {problem.target: ("target", "square", theme.HUES[2]),
+               problem.negative: ("other answer", "diamond", theme.HUES[1])}  # fmt: skip
+    looks = [special.get(v, ("", "circle", GREY)) for v in range(len(x))]
     for place, own in enumerate(belief):
         shown = np.nan_to_num(own[: len(x)])
         figure.add_scatter(
@@ -166,17 +186,27 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "") -> Figure:
             textfont={"size": 9, "color": ["#ffffff" if v > 0.55 else "#222222" for v in shown]}, visible=place == 0,
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
-                "size": 26, "color": [_filled(theme.HUES[0], v) for v in shown], "opacity": 1,
-                "line": {"width": rim, "color": theme.HUES[2]},
+                "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,
+                "color": [_filled(theme.HUES[0], v) for v in shown], "symbol": [symbol for _, symbol, _ in looks],
+                "line": {"width": [3 if name else 1 for name, *_ in looks], "color": [hue for *_, hue in looks]},
             },
         )  # fmt: skip
+    for name, symbol, hue in special.values():
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, showlegend=True,
+            marker={"symbol": symbol, "size": 10, "color": "#ffffff", "line": {"width": 2, "color": hue}},
+        )  # fmt: skip
     figure.update_layout(
-        width=680, height=420, xaxis={"visible": False}, yaxis={"visible": False},
+        width=680, height=440, xaxis={"visible": False}, yaxis={"visible": False},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
         sliders=[{
-            "currentvalue": {"prefix": "thoughts so far: "}, "pad": {"t": 30},
+            "currentvalue": {"prefix": ""}, "pad": {"t": 20, "l": 20, "r": 45},
             "steps": [
-                {"label": str(p), "method": "restyle", "args": [{"visible": [q == p for q in range(len(belief))]}]}
-                for p in range(len(belief))
+                {
+                    "label": tokens.plotly(place), "method": "restyle",
+                    "args": [{"visible": [q == p for q in range(len(belief))] + [True] * len(special)}],
+                }
+                for p, place in enumerate(places)
             ],
         }],
     )  # fmt: skip
@@ -202,7 +232,7 @@ def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         for c in np.unique(column[own]):
             nodes = np.flatnonzero(own & (column == c))
             x[nodes] = c
-            y[nodes] = row * (0.4 + np.arange(len(nodes)))
+            y[nodes] = row * (0.5 + np.arange(len(nodes)))
     return x, y
 
 

@@ -193,7 +193,7 @@ def example(out: Path) -> list[Path]:
             where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
             print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
         path = out / f"graph-{regime}.html"
-        figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?").save(path)
+        figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?", then=END).save(path)
         written.append(path)
     return written
 

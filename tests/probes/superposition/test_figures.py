@@ -60,7 +60,25 @@ def test_the_graph_has_every_node_once_and_a_step_for_every_thought(problems):
     problem = problems[0]
     belief = normalised(made(problems, "all", 0))[0]
     figure = figures.graph(problem, belief)
-    assert len(figure.data) == 3 and [d.visible for d in figure.data] == [True, False, False]
+    nodes, named = figure.data[:3], figure.data[3:]
+    assert [d.visible for d in nodes] == [True, False, False]
+    # The two answers are told by their shapes, and the legend names these at every step.
+    symbols = list(nodes[0].marker.symbol)
+    assert symbols.pop(max(problem.target, problem.negative)) and symbols.pop(min(problem.target, problem.negative))
+    assert set(symbols) == {"circle"}
+    assert [d.marker.symbol for d in named] == [
+        nodes[0].marker.symbol[problem.target], nodes[0].marker.symbol[problem.negative]
+    ] == ["square", "diamond"]  # fmt: skip
+    assert [d.name for d in named] == ["target", "other answer"]
+    steps = figure.layout.sliders[0].steps
+    assert [s.label for s in steps] == ["no thought yet", "1 thought", "2 thoughts"]
+    assert [s.args[0]["visible"] for s in steps] == [(np.arange(3) == i).tolist() + [True] * 2 for i in range(3)]
+    # What is fed behind the thoughts is no thought.
+    for then in ("=", ["="]):
+        steps = figures.graph(problem, belief, then=then).layout.sliders[0].steps
+        assert [s.label for s in steps] == ["no thought yet", "1 thought", "answer, after ="]
+    with pytest.raises(InputError, match="3 tokens behind the thoughts, and belief has 3 places"):
+        figures.graph(problem, belief, then=["a", "b", "c"])
     assert len({*zip(figure.data[0].x, figure.data[0].y, strict=True)}) == len(problem.names)
     np.testing.assert_allclose(figure.data[1].customdata, belief[1])
     full = figures.graph(problem, np.eye(16)[:1]).data[0].marker.color
