@@ -280,8 +280,17 @@ def _escape(char: str) -> str:
 
 def plain(text: str) -> str:
     """Running text for a view: spaces stay spaces, breaks become spaces, control characters become visible."""
-    spaced = " ".join(text.replace("\t", " ").splitlines()) if text else ""
-    return "".join(c if c == " " else visible(c) if unicodedata.category(c)[0] == "C" else c for c in spaced)
+    return _legible(" ".join(text.replace("\t", " ").splitlines()) if text else "")
+
+
+def _legible(text: str, keep: str = "") -> str:
+    """Control, invisible and unassigned characters as escapes, but for those in ``keep`` and joiners inside a text."""
+
+    def stays(at: int, char: str) -> bool:
+        inside = char in _JOINERS and 0 < at < len(text) - 1
+        return inside or char in keep or unicodedata.category(char)[0] != "C"
+
+    return "".join(char if stays(at, char) else _escape(char) for at, char in enumerate(text))
 
 
 def word_span(text: str, start: int, end: int) -> tuple[int, int]:
@@ -338,11 +347,12 @@ def html(text: str) -> str:
 
 
 def plotly(text: str) -> str:
-    """Escaped for plotly, which reads `<s>`, `<b>`, `<br>`, `&lt;` and `$…$` in any label as markup."""
-    return (
-        text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
-        .replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
-    )  # fmt: skip
+    """Escaped for plotly, which reads `<s>`, `<b>`, `<br>`, `&lt;` and `$…$` in any label as markup.
+
+    Control characters are written as escapes, so that a name from anywhere may be a label.
+    """
+    shown = _legible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "), _ISOLATE + _POP)
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
 _LATEX = {
