@@ -88,6 +88,17 @@ def test_curves_average_real_positions_only():
     assert len(chart(data.isel(prompt=[0]), "curves", value="entropy").data) == 1, "one prompt has no band"
 
 
+def test_curves_draw_the_null_of_what_has_one():
+    data = logit_lens(targets=[" Paris", " Rome"])
+    figure = chart(data, "curves", value=["target_logprob", "entropy"], target=" Rome")
+    nulls = [line for line in figure.data if line.line.dash == "dot"]
+    per_prompt = [np.nanmean(data["target_logprob_null"].sel(target=" Rome").values[p], axis=1) for p in range(3)]
+    np.testing.assert_allclose(nulls[0].y, np.mean(per_prompt, axis=0), rtol=1e-5)
+    assert len(nulls) == 1 and nulls[0].yaxis in (None, "y") and "dotted: null" in figure.layout.title.text
+    for other in (chart(data, "curves", value="entropy"), chart(logit_lens(), "curves", value="entropy")):
+        assert not [line for line in other.data if line.line.dash] and "null" not in other.layout.title.text
+
+
 def test_attribution_bars_sum_to_the_logit():
     data = logit_attribution()
     figure = chart(data, prompt=1, position=3)
@@ -129,6 +140,16 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
     with pytest.raises(InputError, match="similarity_floor_random or cosine_floor"):
         chart(data.drop_vars(list(names)), "floors")
+
+
+def test_leap_tells_the_interval_of_a_share_where_there_is_one():
+    dims, share = ("layer", "index"), np.array([[0.25, 0.75], [0.5, 0.5]])
+    data = xr.Dataset({"index_layer_share": (dims, share)}, {"layer": [0, 1], "index": [2, 4]})
+    assert chart(data, "leap").data[0].customdata is None
+    data["index_layer_share_low"], data["index_layer_share_high"] = (dims, share - 0.1), (dims, share + 0.1)
+    trace = chart(data, "leap").data[0]
+    assert "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]" in trace.hovertemplate
+    np.testing.assert_allclose(trace.customdata[0, 1], [0.65, 0.85])
 
 
 def test_source_counts_positions_from_the_end_of_the_prompt():

@@ -206,6 +206,23 @@ def _over(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 @needs_poppler
+def test_titles_are_within_their_figures_on_the_screen(tmp_path):
+    data = gallery.logit_lens(lengths=(3, 4), targets=[" Paris"]).assign_attrs(model="organisation/a-model-of-13B")
+    reading = Reading(data, gallery.ORIGIN)
+    for kind, options in (("heatmap", {}), ("curves", {}), ("curves", {"value": "target_logprob"})):
+        figure = reading.figure(kind, **options)
+        file = figure.save(tmp_path / "x.pdf")
+        width = page(file)[0]
+        title = figure.layout.title.text.replace("<br>", " ").split()
+        above = [(word, box) for word, box in words(file) if box[3] < figure.layout.margin.t * 0.75]
+        assert [word for word, _ in above][: len(title)] == title and not _overlaps(above)
+        boxes = [box for _, box in above[: len(title)]]
+        assert all(0 <= x0 and 0 <= y0 and x1 <= width for x0, y0, x1, _ in boxes), (kind, options)
+        assert len({round(box[1]) for box in boxes}) == figure.layout.title.text.count("<br>") + 1 > 1
+        assert "a-model-of-13B ." not in figure.caption()  # read as one line again
+
+
+@needs_poppler
 def test_names_of_points_stand_apart_and_are_all_there(tmp_path):
     """Points in a heap, in a column and in one place, as pairs of languages that share no words are."""
     rng = np.random.default_rng(0)
@@ -425,6 +442,23 @@ def test_panels_share_one_range_of_colours(tmp_path):
         expected(np.array(signed.data[0].z), theme.DIVERGING, -reach, reach),
         atol=2,
     )
+
+
+def test_a_shared_bar_stands_beside_cells_alone():
+    lens = gallery.lens()
+    cells, lines = lens.figure("heatmap", value="entropy"), lens.figure("curves")
+
+    def bar(rows: list[list[Figure]]) -> tuple[float, float]:
+        """Upper and lower end of the colour bar."""
+        sheet = paper("acl").grid(rows, share="colour", letters=False)
+        svg = ElementTree.fromstring(sheet.svg).findall(f"{SVG}svg")[-1]
+        return float(svg.get("y", 0)), float(svg.get("y", 0)) + float(svg.get("height", 0))
+
+    alone = bar([[cells, Figure(cells)]])
+    for rows in ([[cells, Figure(cells)], [lines, lines]], [[cells, lines]]):
+        assert np.ptp(bar(rows)) < 1.4 * np.ptp(alone)
+    below = bar([[lines, lines], [cells, Figure(cells)]])
+    assert below[0] > alone[1] and np.ptp(below) == pytest.approx(np.ptp(alone), rel=0.4)
 
 
 @needs_poppler

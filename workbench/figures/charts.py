@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +94,7 @@ def heatmap(
     )
     if grid.size <= HOVER_CELLS:
         trace.hovertext = _hovers(source, prompt, value, grid, inputs)
-    figure = _figure(trace, _title(source, LABELS.get(value, value), prompt))
+    figure = _figure(trace)
     if text and source.has("token_id") and grid.size <= TEXT_CELLS:
         rows, columns = np.indices(grid.shape)
         top = _ids(source, prompt)[:, :, 0].ravel()
@@ -102,10 +104,11 @@ def heatmap(
             customdata=[tokens.visible(source.text(i)) if i >= 0 else "" for i in top], showlegend=False,
             textfont={"color": ink(shown, scale, signed)},
         )  # fmt: skip
+    width = float(np.clip(130 + 46 * len(inputs), 420, 1400))
     figure.update_layout(
-        width=float(np.clip(130 + 46 * len(inputs), 420, 1400)),
+        title=_broken(_title(source, LABELS.get(value, value), prompt), width - 70), width=width,
         meta={"workbench": {"inputs": inputs, "depths": source.depths.tolist()}},
-    )
+    )  # fmt: skip
     figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
     figure.update_xaxes(showline=False, ticks="")
     fit_cells(figure)
@@ -207,7 +210,7 @@ def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None
     flat = all(_columns(inputs[i]) <= longest for i in at)
     labels = [_cut(inputs[i], longest if flat else 14) for i in at]
     below = 2.2 * font if flat else letter * max(map(_columns, labels), default=1) + 14
-    above = 8 if paper else 44
+    above = 8 if paper else 44 + 18 * (layout.title.text or "").count("<br>")
     if height is None:
         cell = 14 if paper else 20
         height = float(np.clip(above + below + cell * rows, 130 if paper else 220, 700 if paper else 1100))
@@ -331,7 +334,9 @@ def curves(
     seed: int = 0,
     target: int | str | None = None,
 ) -> Figure:
-    """Depth curves: the mean over prompts of each prompt's mean, with a bootstrap band over prompts.
+    """Depth curves: the mean over prompts of each prompt's mean, with a bootstrap band over prompts; dotted: the null.
+
+    The null of a variable is the mean of its ``_null`` companion, where the reading has one, as target_logprob does.
 
     value      one variable or several (one panel each); default target_rank and entropy, where there
     level      of the percentile band; it needs two prompts, and with one there is none
@@ -346,7 +351,7 @@ def curves(
         lacking = lacking if names else "any of target_rank, entropy"
         raise InputError(f"curves: this reading does not hold {lacking}. It holds {source.grids()}.")
     prompts = range(data.sizes.get("prompt", 1))
-    figure = _figure(make_subplots(cols=len(names), horizontal_spacing=0.16))
+    figure, nulls = _figure(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
     for column, name in enumerate(names, start=1):
         means = np.stack([_position_mean(source.grid(name, p, target), name) for p in prompts])
         centre, low, high = _band(means, level, resamples, seed)
@@ -363,6 +368,15 @@ def curves(
             line={"color": colour, "width": 2}, showlegend=False, customdata=np.stack([low, high], axis=-1),
             hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
         )  # fmt: skip
+        if f"{name}_null" in source.grids():
+            null = np.stack([_position_mean(source.grid(f"{name}_null", p, target), name) for p in prompts])
+            if not np.isnan(null).all():
+                nulls += 1
+                figure.add_scatter(
+                    x=source.depths, y=_band(null, level, 1, seed)[0], name=f"{name}, null", mode="lines",
+                    line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False,
+                    hovertemplate="null: %{y:.3f}<extra></extra>", **where,
+                )  # fmt: skip
         figure.update_yaxes(title_text=LABELS.get(name, name), **where)
         if name == "target_rank":
             top = np.nanmax(high, initial=0.3)
@@ -373,8 +387,10 @@ def curves(
         figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
     count = len(prompts)
     band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
-    figure.update_layout(title_text=tokens.plotly(_heading(source, f"mean over positions, {band}")))
-    figure.update_layout(width=330 * len(names) + 60, height=340)
+    said = f"mean over positions, {band}" + (", dotted: null" if nulls else "")
+    width = 330 * len(names) + 60
+    title = _broken(_heading(source, said), width - 70)
+    figure.update_layout(title=title, width=width, height=340, margin={"t": 48 + 18 * title["text"].count("<br>")})
     return figure
 
 
@@ -466,10 +482,14 @@ def leap(data: xr.Dataset) -> Figure:
     figure = _figure(make_subplots(cols=len(panels), horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles))
     for column, (name, _) in enumerate(panels, start=1):
         shares = data[name].transpose(source.depth, "index").values
+        bounds = [data[n].transpose(source.depth, "index").values for n in (f"{name}_low", f"{name}_high") if n in data]
+        known = len(bounds) == 2 and not np.isnan(bounds).all()
         figure.add_heatmap(
             z=np.round(shares, 4), x=names, y=list(range(len(source.depths))), zmin=0, zmax=1,
             colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
-            hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}<extra></extra>", row=1, col=column,
+            customdata=np.stack(bounds, -1) if known else None, row=1, col=column,
+            hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}"
+            f"{' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' * known}<extra></extra>",
         )  # fmt: skip
         figure.update_xaxes(title_text="index layer", type="category", row=1, col=column)
     figure.update_yaxes(
@@ -639,8 +659,24 @@ def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
             f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
             f"{fitting}."
         )
+    _known_options(kind, known[kind].function, options)
     figure = known[kind].function(data, **options)
     return figure.describe(data) if isinstance(figure, Figure) else figure
+
+
+def _known_options(kind: str, function: Callable[..., Figure], options: dict[str, Any]) -> None:
+    """Raise InputError for options that the chart's function does not take, and say which it takes."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    takes = [str(p).replace("'", "") for p in parameters if p.kind is not p.VAR_KEYWORD]
+    names = {p.name for p in parameters}
+    if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
+        return
+    part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
+    raise InputError(
+        f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"
+        + (part if unknown[0].rstrip("s") in ("layer", "position", "block", "depth") else "")
+        + "."
+    )
 
 
 # ---------------------------------------------------------------- common
@@ -656,6 +692,19 @@ def _figure(content: Any = None, title: str = "") -> Figure:
 
 def _heading(source: Source, what: str) -> str:
     return " · ".join(part for part in (source.reader, source.model, what) if part)
+
+
+def _broken(title: str, width: float) -> dict[str, Any]:
+    """A title in as many lines as it needs at a width in pixels, broken between its parts; the first stays above."""
+    lines = [""]
+    for part in re.split(r"(?<=[·,]) ", title):
+        longer = f"{lines[-1]} {part}".strip()
+        if lines[-1] and 6.8 * _columns(longer) > width:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    top = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
+    return {"text": "<br>".join(map(tokens.plotly, lines)), **top}
 
 
 def _title(source: Source, what: str, prompt: int) -> str:

@@ -142,13 +142,15 @@ class Paper:
         y, edges = top - GAP, []
         for row in _rows(places):
             head, y = max(p.head for p in row), y + GAP
+            coloured = [p for p in row if scale and any(p.figure.select_traces({"type": "heatmap"}))]
             for place in row:
                 x = place.column * (each + GAP)
                 parts.append(_at(cropped(place.drawn.svg, 0, 0, place.width, place.height), x, y + head))
                 # Letters stand in line; a panel's own legend stands on its panel.
                 parts.append(self._letter(place.letter, x, y))
                 parts.append(f'<g transform="translate({x:g},{y + head - place.head:g})">{place.legend}</g>')
-                edges += [y + head + place.drawn.size["t"], y + head + place.height - place.drawn.size["b"]]
+                if place in coloured:  # the bar stands beside cells alone
+                    edges += [y + head + place.drawn.size["t"], y + head + place.height - place.drawn.size["b"]]
             y += head + max(p.height for p in row)
         if scale:
             svg, own, _ = _bar(scale, max(edges) - min(edges), figures[0])
