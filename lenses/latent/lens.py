@@ -17,7 +17,7 @@ from lenses.states import States
 from workbench.errors import InputError
 from workbench.reader import read
 from workbench.sites import Site, resolve
-from workbench.stats import RandomDirections
+from workbench.stats import RandomDirections, bootstrap_interval
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -55,7 +55,8 @@ class LatentLens:
                                    mean and covariance of this layer's states reach.
         similarity_floor_shuffled  [layer]: the same of states of these prompts with their tokens in random order.
                                    A neighbour below a floor says no more than such a state would.
-        index_layer_share          [layer, index]: how often neighbours come from each index layer.
+        index_layer_share          [layer, index]: how often neighbours come from each index layer; _low and _high are
+                                   the 95 % bootstrap interval over prompts (NaN with fewer than two prompts).
         index_layer_share_null     [layer, index]: the same for the random states: what the index alone prefers.
 
     Raises IndexRefused when the index is damaged or was built with another model.
@@ -186,6 +187,8 @@ class LatentLens:
             **{name: (dims, values) for name, values in self.index.describe(self._row).items()},
             "index_layer_share": ((axis, "index"), self._share(np.moveaxis(self._layer, 1, 0))),
         }
+        for end, bound in zip(("low", "high"), self._share_interval(), strict=True):
+            variables[f"index_layer_share_{end}"] = ((axis, "index"), bound.astype(np.float32))
         if self.floors and self._similarity.size:
             random, found = self._floor_random()
             variables["similarity_floor_random"] = ((axis,), random)
@@ -206,6 +209,7 @@ class LatentLens:
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
             "floors": f"95th percentile of the best similarity: {DRAWS} Gaussian draws with the layer's mean and "
             f"covariance; at most {SHUFFLED} states of the prompts with their tokens in random order",
+            "interval": "95 % percentile bootstrap over prompts, of index_layer_share",
         }  # fmt: skip
         settings.pop("layers")
         if self._options["method"] == "approximate":
@@ -214,6 +218,12 @@ class LatentLens:
 
     def _looked_in(self) -> list[int]:
         return self.index.chosen_layers(self._options["layers"])
+
+    def _share_interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two [depth, index]: prompts are resampled, and each counts as much as it has neighbours."""
+        own = np.stack([self._share(layers) for layers in self._layer])
+        weight = (self._layer >= 0).sum((2, 3))[..., None].astype(float)
+        return bootstrap_interval(own, weight)
 
     def _share(self, layers: np.ndarray) -> np.ndarray:
         """[depth, ...] index layers of neighbours -> [depth, index] shares that add up to 1."""

@@ -36,9 +36,11 @@ import xarray as xr
 
 import workbench
 from lenses.embedding import EmbeddingLens
+from lenses.latent.build import Census
 from lenses.latent.index import ContextIndex
 from lenses.logit import LogitLens
 from lenses.states import States
+from workbench.errors import InputError
 from workbench.organisms.story.grammar import SENSES, Story, stories
 from workbench.reading import Reading
 from workbench.stats import bootstrap_interval
@@ -78,25 +80,55 @@ def _at(text: str, clause: str, start: int, word: str) -> bool:
     return start >= own and text.startswith(clause.lower(), start - own)
 
 
-def senses(model: Any = None, *, corpus: int = 4000, queries: int = 1500, path: Any = None) -> Reading:
+def senses(
+    model: Any = None, *, corpus: int | None = None, queries: int = 1500, path: Any = None, index: Any = None
+) -> Reading:
     """Word and sense by LatentLens, logit lens and embedding lens, layer by layer, with chance and intervals.
 
     Args:
         model: default ``organism:story``.
-        corpus, queries: how many stories the index is made of, and how many are asked about.
+        corpus, queries: how many stories the index is made of (default: 4000), and how many are asked about.
         path: where the index is built; default: a temporary folder.
+        index: a :class:`ContextIndex` or the folder of one, in place of a new one: of ``stories(n, seed=5)``, whose
+            senses are known.  Its own layers are looked in; a new one has 1 to L.
 
     Returns:
         A reading with rate, rate_low, rate_high, rate_chance [measure, lens, layer].
+
+    Raises:
+        InputError: an index of other sentences, and ``index`` together with ``corpus`` or ``path``.
+        IndexRefused: an index of another model.
     """
     model = workbench.load(model or "organism:story")
-    known, asked = list(stories(corpus, CORPUS_SEED)), list(stories(queries, QUERY_SEED))
+    asked = list(stories(queries, QUERY_SEED))
+    if index is not None:
+        if corpus is not None or path is not None:
+            raise InputError("An index has its corpus and its place. Give index=, or corpus= and path=, not both.")
+        index = index if isinstance(index, ContextIndex) else ContextIndex.open(index)
+        index.check(model)
+        return _measure(model, index, _stories_of(index), asked)
+    known = list(stories(corpus or 4000, CORPUS_SEED))
     with tempfile.TemporaryDirectory() as temporary:
         index = ContextIndex.build(
             model, [s.text for s in known], path or Path(temporary) / "index", layers=range(1, model.n_layers + 1),
             progress=False,
         )  # fmt: skip
         return _measure(model, index, known, asked)
+
+
+def _stories_of(index: ContextIndex) -> list[Story]:
+    """The stories that an index was built of, with their senses.  Raises InputError for other sentences."""
+    made = index.manifest["corpus"]
+    known = list(stories(made["sentences"], CORPUS_SEED))
+    census = Census()
+    census.see([s.text for s in known], 0)
+    if census.describe()["fingerprint"] != made["fingerprint"]:
+        raise InputError(
+            f"The index at {index.path} holds {made['sentences']:,} sentences that are not "
+            f"stories({made['sentences']}, seed={CORPUS_SEED}), so the senses of its words are not known. Build it of "
+            "these, each story whole, or let senses() build its own."
+        )
+    return known
 
 
 def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], asked: list[Story]) -> Reading:
@@ -154,6 +186,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
         {
             "model": model.name, "n_layers": model.n_layers, "reader": "senses of known words", "series": "lens",
             "occurrences": len(wanted), "stories": len(units), "contexts": len(index), "corpus": len(known),
+            "index_layers": list(index.layers),
         },
     )  # fmt: skip
     settings = {"corpus_seed": CORPUS_SEED, "query_seed": QUERY_SEED, "stories": [len(known), len(asked)], "top_k": TOP}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from tiny import tiny
 
 import workbench
@@ -126,6 +127,24 @@ def test_real_states_are_nearer_than_either_floor(story, index):
     np.testing.assert_allclose(data.index_layer_share_null.values.sum(1), 1, atol=1e-5)
     counted = [(data.index_layer.values[:, 3] == x).sum() for x in index.layers]
     np.testing.assert_allclose(shares[3], np.array(counted) / sum(counted), atol=1e-6)
+
+
+def test_shares_of_index_layers_have_an_interval_over_prompts(story, index):
+    texts = [s.text for s in stories(9, 11)]
+    data = workbench.read(story, texts, LatentLens(index, top_k=3), progress=False).data
+    found = data.index_layer.values  # [prompt, layer, position, rank]
+    # [prompt, index, layer]
+    counts = np.stack([[(own == x).sum((1, 2)) for x in data["index"].values] for own in found])
+    share = counts.sum(0) / counts.sum((0, 1))
+    np.testing.assert_allclose(data.index_layer_share.values.T, share, atol=1e-6)
+    rng = np.random.default_rng(7)
+    drawn = np.stack([(s := counts[rng.integers(9, size=9)].sum(0)) / s.sum(0) for _ in range(4000)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(data.index_layer_share_low.values.T, low, atol=0.012)
+    np.testing.assert_allclose(data.index_layer_share_high.values.T, high, atol=0.012)
+    assert (high - low).max() > 0.03
+    one = workbench.read(story, texts[0], LatentLens(index, floors=False), progress=False).data
+    assert np.isnan(one.index_layer_share_low).all() and np.isnan(one.index_layer_share_high).all()
 
 
 def test_noise_stays_under_the_random_floor(story, index):
@@ -282,6 +301,23 @@ def test_senses_of_the_card_are_found_again(story, tmp_path):
     assert float(new_story.sel(lens="LatentLens")) > 0.85 > float(new_story.sel(lens="EmbeddingLens"))
     assert np.abs(data.rate_chance.values[1:] - 0.5).max() < 0.1
     assert data.rate.sel(measure="word", lens="LatentLens").values[1:].min() > 0.7
+
+
+def test_senses_of_an_index_that_is_there_are_those_of_a_new_one(story, index, tmp_path):
+    from lenses.latent.senses import senses
+
+    new = senses(story, corpus=150, queries=15, path=tmp_path / "senses")
+    again = senses(story, index=tmp_path / "senses", queries=15)
+    xr.testing.assert_identical(new.data, again.data)
+    again.save(tmp_path / "senses.nc")
+    lower = ContextIndex.build(story, [s.text for s in stories(150, 5)], tmp_path / "low", layers=[1], progress=False)
+    assert senses(story, index=lower, queries=15).data.attrs["index_layers"] == [1]
+    with pytest.raises(InputError, match="not known"):  # single sentences
+        senses(story, index=index, queries=15)
+    with pytest.raises(InputError, match="not both"):
+        senses(story, index=lower, corpus=150)
+    with pytest.raises(IndexRefused):
+        senses(tiny("llama"), index=lower, queries=15)
 
 
 def test_left_out_contexts_are_never_found(index, dense):
