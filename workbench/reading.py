@@ -37,7 +37,10 @@ class Reading:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)
         model = self.provenance.get("model", {}).get("name", "?")
-        return f"<Reading {self.data.attrs.get('reader', '?')} of {model} ({sizes})>\n  {names}"
+        return (
+            f"<Reading {self.data.attrs.get('reader', '?')} of {model} ({sizes})>\n  {names}\n"
+            "  .data .figure() .explore() .frame() .isel() .save(path) .to_html(path)"
+        )
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
@@ -63,8 +66,44 @@ class Reading:
             f"<pre>{html.escape(repr(self))}</pre>"
         )
 
+    def isel(self, **places: Any) -> Reading:
+        """The part at some places: ``reading.isel(prompt=0, position=slice(-8, None))``, as xarray's ``isel``.
+
+        A single number keeps its dimension, so that the part is a reading, too: drawn, explored and saved like the
+        whole, with the same provenance.  Numbers that were computed over the whole (floors, nulls) stay what they were.
+        Positions are padded at the end: the last token of prompts of several lengths is `read(..., positions="last")`.
+
+        Raises InputError for a dimension or a place that the reading does not have.
+        """
+        return self._part(self.data.isel, places)
+
+    def sel(self, **labels: Any) -> Reading:
+        """The part under some labels, as xarray's ``sel``: ``reading.sel(layer=[0, 6, 12])``.  Otherwise as isel."""
+        return self._part(self.data.sel, labels)
+
+    def _part(self, select: Callable[..., xr.Dataset], asked: dict[str, Any]) -> Reading:
+        if unknown := [name for name in asked if name not in self.data.dims]:
+            known = ", ".join(f"{name} ({size})" for name, size in self.data.sizes.items())
+            raise InputError(f"This reading has no dimension {unknown[0]!r}. It has: {known}.")
+        kept = {name: [x] if np.ndim(x) == 0 and not isinstance(x, slice) else x for name, x in asked.items()}
+        try:
+            return Reading(select(kept), self.provenance)
+        except (KeyError, IndexError) as error:
+            held = "; ".join(f"{name}: {_brief(self.data[name].values)}" for name in asked)
+            raise InputError(f"{error.args[0] if error.args else error}. The reading holds {held}.") from None
+
     def figure(self, kind: str | None = None, **options: Any) -> Any:
-        """A plotly figure: ``kind`` as in :data:`workbench.figures.CHARTS`; the first that fits by default."""
+        """A plotly figure with a static picture; ``.save("x.pdf", width="column", venue="icml")`` writes it for paper.
+
+        kind      which chart; by default the first that fits.  Of lenses: "heatmap" (layers x positions of a prompt),
+                  "trajectory" (one position through the layers), "curves" (means over prompts), "floors" (beside what
+                  random states reach); of other readers :func:`workbench.figures.charts.charts` lists them.
+        options   of that chart: ``prompt=``, ``value=``, ``position=``, ...; ``help(workbench.figures.heatmap)`` tells
+                  those of heatmap.
+
+        A part of a reading is drawn as ``reading.isel(position=slice(-8, None)).figure()``.  Raises InputError for a
+        chart that does not fit, and for options that it does not have.
+        """
         from workbench.figures import Figure, chart
 
         figure = chart(self.data, kind, **options)
@@ -127,6 +166,11 @@ class Reading:
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
+
+
+def _brief(values: np.ndarray) -> str:
+    shown = [str(x) for x in values]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-2:]])
 
 
 def tidy(data: xr.Dataset, dims: str | Iterable[str] | None = None) -> pd.DataFrame:

@@ -34,6 +34,10 @@ def test_chart_chooses_what_fits_and_says_what_does():
     assert chart(logit_attribution()).data[0].type == "bar"
     with pytest.raises(InputError, match=r"contribution.*heatmap.*trajectory.*curves"):
         chart(logit_lens(), "attribution")
+    with pytest.raises(InputError, match=r"'heatmap' has no option 'positions'. It takes: prompt: int = 0.*isel"):
+        chart(logit_lens(), positions=[1])
+    with pytest.raises(InputError, match=r"prompt='a' was asked for"):
+        chart(logit_lens(), prompt="a")
     with pytest.raises(InputError, match="no chart 'pie'"):
         chart(logit_lens(), "pie")
     with pytest.raises(InputError, match="No chart fits"):

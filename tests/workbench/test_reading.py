@@ -116,6 +116,26 @@ def test_frame_has_no_padding(readings):
     assert {"prompt", "layer", "position", "rank", "token_id", "token", "logprob", "input_token"} <= set(table)
 
 
+def test_a_part_is_a_reading(readings, tmp_path):
+    whole = readings[0]
+    last = whole.data.sizes["position"] - 1
+    part = whole.isel(prompt=0, position=slice(0, 2), layer=[0, -1])
+    assert part.data.sizes["prompt"] == 1
+    assert part.data["layer"].values.tolist() == whole.data["layer"].values[[0, -1]].tolist()
+    np.testing.assert_array_equal(part.data["token_id"], whole.data["token_id"].values[:1][:, [0, -1], :2])
+    assert part.provenance == whole.provenance
+    xr.testing.assert_identical(workbench.open(part.save(tmp_path / "part.nc")).data, part.data)
+    assert len(part.frame()) == 2 * 2 * whole.data.sizes["rank"]
+    named = whole.sel(layer=1)
+    np.testing.assert_array_equal(named.data["entropy"].values[:, 0], whole.data["entropy"].sel(layer=1))
+    with pytest.raises(InputError, match=r"no dimension 'layers'. It has: .*layer"):
+        whole.isel(layers=1)
+    with pytest.raises(InputError, match=r"The reading holds layer: 0, 1"):
+        whole.sel(layer=99)
+    with pytest.raises(InputError, match=r"holds position: 0"):
+        whole.isel(position=last + 1)
+
+
 def test_a_tidy_table_repeats_nothing(readings):
     rng = np.random.default_rng(0)
     jsd, mean = rng.random((2, 2, 3)), rng.random(3)

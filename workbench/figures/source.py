@@ -65,10 +65,15 @@ class Source:
     def prompt(self, prompt: int) -> int:
         """A prompt's index, negative ones counted from the end."""
         count = self.data.sizes.get("prompt", 1)
-        if not -count <= prompt < count:
+        if not isinstance(prompt, int | np.integer) or not -count <= prompt < count:
             raise InputError(
-                f"prompt={prompt} was asked for, but the reading holds {count} prompt(s). "
+                f"prompt={prompt!r} was asked for, but the reading holds {count} prompt(s). "
                 f"Choose from {-count} to {count - 1}."
+            )
+        if "position" in self.data.dims and not self.positions(prompt % count).size:
+            raise InputError(
+                f"Prompt {prompt} has no position in this reading: it ends before those that were selected. Choose "
+                "another prompt, or read the last token of each with positions=\"last\"."
             )
         return prompt % count
 
