@@ -43,17 +43,20 @@ FEWEST_SLOTS, FEWEST_TOKENS = 2, 64
 STATIC_EXPERTS = 24
 
 
-def explore(reading: Any, *, documents: Iterable[int] | None = None, limit: int = LIMIT) -> Any:
+def explore(reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT) -> Any:
     """The live explorer of a reading of :class:`~probes.routing.RoutingTracer`.
 
     Args:
+        label: which label it opens with, and the static table shows; None: the first.
         documents: numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
         limit: bytes of the payload, about.  What does not fit is named under the widget.
 
     ``selection``: label, compare (another label, or None), prompt and compare_prompt (documents), block, expert (or
     None), position and compare_position (of a token whose path is shown, or None).
+
+    Raises InputError for a label or a document that is not in the reading or does not fit.
     """
-    return VIEW.explore(reading, documents=documents, limit=limit)
+    return VIEW.explore(reading, label=label, documents=documents, limit=limit)
 
 
 def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
@@ -61,7 +64,9 @@ def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None
     return VIEW.to_html(reading, path, title, **options)
 
 
-def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int = LIMIT) -> dict[str, Any]:
+def payload(
+    reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT
+) -> dict[str, Any]:
     from probes.routing.measures.documents import Documents, shares
     from probes.routing.measures.usage import usage
     from workbench.reading import Reading
@@ -69,6 +74,7 @@ def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int 
 
     data, _ = opened(reading)
     found = Documents(Reading(data))
+    chosen = 0 if label is None else found.number(label)
     used = usage(Reading(data), draws=0)
     left_out: list[str] = []
     pairs, largest = _pairs(found)
@@ -78,6 +84,8 @@ def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int 
         left_out.append(f"tests of differences (between more than {MOST_LABELS} labels)")
     size = np.array([(found.label == i).sum() for i in range(len(found.names))])
     kept = _labels(found, size, limit, left_out)
+    if label is not None and chosen not in kept:
+        raise InputError(f"Label {label!r} does not fit: it is of few documents. Give a larger limit.")
     labels = [sendable(found.names[i]) for i in kept]
     where = {i: k for k, i in enumerate(kept)}
     tested = [k for k, (a, b) in enumerate(pairs) if a in where and b in where]
@@ -101,7 +109,8 @@ def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int 
     else:
         left_out.append("intervals of the shares (limit=... adds room)")
     texts, order = _tokens(data, found, where, documents, limit - weight(shown), left_out)
-    first = order[0]["prompt"] if order else None
+    own = [d for d in order if label is None or d["label"] == where[chosen]] or order
+    first = own[0]["prompt"] if own else None
     known = [None, *(d["prompt"] for d in order)]
     return {
         **shown,
@@ -109,7 +118,7 @@ def payload(reading: Any, *, documents: Iterable[int] | None = None, limit: int 
         "traced": order,
         "left_out": left_out,
         "start": {
-            "label": labels[0], "compare": None, "prompt": first, "compare_prompt": None,
+            "label": labels[where.get(chosen, 0)], "compare": None, "prompt": first, "compare_prompt": None,
             "block": shown["blocks"][-1], "expert": None, "position": None, "compare_position": None,
         },
         "choices": {
@@ -235,12 +244,14 @@ def _tokens(
     return list(vocab), sorted(kept, key=lambda one: one["prompt"])
 
 
-def static(reading: Any, **options: Any) -> str:
-    """Shares of the first label by block and expert."""
-    from probes.routing.measures.documents import shares
+def static(reading: Any, *, label: Any = None, **options: Any) -> str:
+    """Shares of one label (default the first) by block and expert."""
+    from probes.routing.measures.documents import Documents, shares
+    from workbench.reading import Reading
 
     data, _ = opened(reading)
-    share = shares(data["usage_count"].transpose("label", "block", "expert").values.astype(float))[0]
+    chosen = 0 if label is None else Documents(Reading(data)).number(label)
+    share = shares(data["usage_count"].transpose("label", "block", "expert").values.astype(float))[chosen]
     blocks, experts = every(share.shape[0], 13), every(share.shape[1], STATIC_EXPERTS)
     top = float(np.nanmax(share, initial=0)) or 1.0
     rows = [
@@ -248,7 +259,7 @@ def static(reading: Any, **options: Any) -> str:
         for b in reversed(blocks)
     ]
     told = about(reading)
-    said = [told["reader"], told["model"], f"share of slots by block and expert, label {data['label'].values[0]}"]
+    said = [told["reader"], told["model"], f"share of slots by block and expert, label {data['label'].values[chosen]}"]
     if len(blocks) < share.shape[0] or len(experts) < share.shape[1]:
         said.append(f"{len(blocks)} of {share.shape[0]} blocks, {len(experts)} of {share.shape[1]} experts")
     if data.sizes["label"] > 1:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,22 @@ in these documents as there are: the slots lost say how near. Last, the cost whe
 
 {found.get("verdict", "")}
 """
+
+
+def example(out: Path) -> list[Path]:
+    """For ``workbench demo``: how far apart five languages are routed, block by block, and the explorer of their
+    tokens."""
+    from probes.routing import explorer
+
+    reading = traced(workbench.load("organism:polyglot"), 8)
+    table = measures.divergence(reading, draws=100)
+    print("\nRouting of five languages: divergence between them, in nats  (organism:polyglot)")
+    for own in (table.sel(block=b) for b in table["block"].values):
+        low, high, null = (float(own[f"mean_jsd_{end}"]) for end in ("low", "high", "null"))
+        print(f"  block {int(own['block'])}    {float(own['mean_jsd_corrected']):.3f} [{low:.3f}, {high:.3f}]"
+              f"   as counted {float(own['mean_jsd']):.3f}, labels shuffled {null:.3f}")  # fmt: skip
+    title = "organism:polyglot · which experts serve which language"
+    return [explorer.to_html(reading, out / "routing.html", title)]
 
 
 def main() -> None:

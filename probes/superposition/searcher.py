@@ -176,8 +176,9 @@ changes nothing by construction; what pauses are worth is the control's accuracy
 
 
 def example(out: Path) -> list[Path]:
-    """One problem, its belief over the thoughts in three regimes: printed, and as pages with a slider."""
-    from probes.superposition import figures
+    """One problem, its belief over the thoughts in three regimes: printed, and as pages with a slider; and the explorer
+    of a few problems in the first of them."""
+    from probes.superposition import explorer, figures
 
     questions, written = Questions(1), []
     problem = questions.problems[0]
@@ -195,7 +196,12 @@ def example(out: Path) -> list[Path]:
         path = out / f"graph-{regime}.html"
         figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?", then=END).save(path)
         written.append(path)
-    return written
+    several = Questions(8)
+    model, belief = workbench.load(str(regimes()["scratch"])), CandidateBelief(several.names)
+    found = think(model, several.prompts, policy("scratch", model), readers=[belief], then=END)
+    title = "organism:searcher · belief, thought by thought"
+    page = explorer.to_html(found.readings[0], out / "belief.html", title, problems=several.problems)
+    return [*written, page]
 
 
 def main() -> None:

@@ -389,7 +389,8 @@ def _expected(runs: int) -> str:
 
 
 def example(folder: Path) -> list[Path]:
-    """For ``workbench demo``: stances on ten topics over supervised training."""
+    """For ``workbench demo``: stances on ten topics over supervised training, as a figure and in the explorer."""
+    from probes.values import explorer
     from probes.values.figures import trajectories
 
     steps = opinions.runs()["sft"]
@@ -403,7 +404,8 @@ def example(folder: Path) -> list[Path]:
     for topic in TOPICS:
         value = moved(table, topic)
         print(f"  {topic:<10} {value[0]:+.2f} [{value[1]:+.2f}, {value[2]:+.2f}]{' *' if value[3] <= 0.05 else ''}")
-    return [path]
+    title = "organism:opinions · stances over supervised training"
+    return [path, explorer.to_html(readings, folder / "drift.html", title, items=items(), drift=table)]
 
 
 if __name__ == "__main__":

@@ -216,6 +216,24 @@ def test_static_tables_hold_the_numbers(routing, thoughts):
 # ---------------------------------------------------------------- routing
 
 
+def test_the_routing_explorer_opens_with_a_label_and_its_table_shows_it(routing):
+    names = [str(x) for x in routing.data["label"].values]
+    count = routing.data["usage_count"].transpose("label", "block", "expert").values
+    for i, name in enumerate(names):
+        widget = routing.explore(label=name)
+        assert widget.selection["label"] == name
+        assert routing.data["document_label_count"].values[widget.selection["prompt"]].argmax() == i
+        assert f"label {name}" in widget.static_html
+        share = count[i, -1] / count[i, -1].sum()
+        row = re.search(r"<tbody><tr>(.*?)</tr>", widget.static_html)
+        assert row
+        assert re.findall(r"(\d+)%", row[1]) == [f"{100 * s:.0f}" for s in share]
+    with pytest.raises(InputError, match="no label 'xx'"):
+        routing.explore(label="xx")
+    with pytest.raises(InputError, match="does not fit.*larger limit"):
+        routing.explore(label=names[-1], limit=1)
+
+
 def test_routing_shares_are_counted_from_the_trace(routing):
     shown = view("routing").payload(routing)
     ids = routing.data["expert_id"].transpose("prompt", "block", "position", "slot").values
