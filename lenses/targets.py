@@ -112,10 +112,17 @@ def _target_id(model: Model, target: Target) -> int:
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer, so the target {target!r} needs to be a token id.")
     ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = token_texts(model.tokenizer, ids)
-        raise InputError(
-            f"The target {target!r} is {len(ids)} tokens {pieces}, and a rank belongs to one. Give one of them, "
-            "mind the leading space (' word' and 'word' are different tokens), or give an id."
-        )
-    return int(ids[0])
+    if len(ids) == 1:
+        return int(ids[0])
+    # Tokenizers of the SentencePiece kind put a space of their own before a text: " the" is two tokens, but there is one
+    # whose text it is, the one that figures and tables show.
+    same = [i for i, text in enumerate(token_texts(model.tokenizer, range(len(model.tokenizer)))) if text == target]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        raise InputError(f"Of the target {target!r} there are {len(same)} tokens: give an id, one of {same[:8]}.")
+    pieces = ", ".join(f"{text!r} (id {i})" for i, text in zip(ids, token_texts(model.tokenizer, ids), strict=True))
+    raise InputError(
+        f"The target {target!r} is {len(ids)} tokens: {pieces}, and a rank belongs to one. Give the text or the id of "
+        "one token; mind the leading space, ' word' and 'word' are different tokens."
+    )

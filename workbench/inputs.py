@@ -129,7 +129,9 @@ def _one(model: Model, item: Any, index: int) -> Prompt:
         if tokenizer is None:
             raise InputError(
                 f"{model.name} has no tokenizer, so prompt {index} cannot be read as text. "
-                "Give token ids, or load(..., tokenizer=...)."
+                + ("A model in memory brings none along: give it, " if model.source is None else "Give token ids, or ")
+                + "load(..., tokenizer=...)"
+                + (", or read token ids." if model.source is None else ".")
             )
         if isinstance(item, str):
             # An empty text is an empty prompt, even where the tokenizer would prepend its first token.

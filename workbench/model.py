@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -312,8 +314,8 @@ def _from_pretrained(
         raise InputError(
             f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote."
         )
-    elif source.startswith((".", "/", "~")) and not Path(source).expanduser().exists():
-        raise InputError(f"There is no folder {source}.")
+    elif not Path(source).expanduser().exists() and (source.startswith((".", "/", "~")) or not _hub_id(source)):
+        raise InputError(f"There is no folder {source}.{_near(source)}")
     if device is not None and device_map is not None:
         raise InputError("device= and device_map= were both given. device_map places the model by itself.")
     if device is None and device_map is None:
@@ -335,7 +337,12 @@ def _from_pretrained(
     except (OSError, ValueError) as error:
         if isinstance(error, Refused):
             raise
-        raise InputError(f"{name!r} could not be loaded: {error}") from error
+        if Path(source).exists():
+            raise InputError(f"{name!r} could not be loaded: {error}") from error
+        raise InputError(
+            f"There is no folder {name!r} here, so it was taken for a hub id, and the hub did not give it: {error}"
+            f"{_near(source)}"
+        ) from error
     if device_map is None and quantization is None:
         module = module.to(device)
     if multimodal and processor is None:
@@ -346,6 +353,22 @@ def _from_pretrained(
         if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
             tokenizer = None
     return module, tokenizer, processor
+
+
+def _hub_id(source: str) -> bool:
+    """Whether a text may be the id of a model on the hub: "name" or "owner/name"."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+
+
+def _near(source: str) -> str:
+    """Where a name has no model: folders and organisms of nearly that name."""
+    from workbench.organisms import names
+
+    path = Path(source).expanduser()
+    beside = [child.name for child in path.parent.iterdir() if child.is_dir()] if path.parent.is_dir() else []
+    found = [str(path.with_name(name)) for name in get_close_matches(path.name, beside)]
+    found += [f"organism:{name}" for name in get_close_matches(source.removeprefix("organism:"), names())]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def _auto_class(config: Any, name: str) -> tuple[Any, bool]:

@@ -260,3 +260,16 @@ def test_unknown_layers_targets_and_places_are_errors(llama):
             workbench.read(llama, [[3, 4]], lens, progress=False)
     with pytest.raises(InputError, match="resid, resid_mid"):
         LogitLens(at="middle")
+
+
+def test_a_target_is_named_as_figures_show_it(shared):
+    """SentencePiece puts a space of its own before a text; " the" is still the token that is shown as " the"."""
+    model = workbench.load(shared / "models" / "stories260K", progress=False)
+    by_text, by_id = (
+        workbench.read(model, "Once upon a", LogitLens(targets=[target]), progress=False)
+        for target in (" the", model.tokenizer.convert_tokens_to_ids("▁the"))
+    )
+    assert by_text.data["target"].values.tolist() == by_id.data["target"].values.tolist() == [" the"]
+    np.testing.assert_array_equal(by_text.data["target_logprob"], by_id.data["target_logprob"])
+    with pytest.raises(InputError, match=r"is \d tokens: .* \(id \d+\), .*the text or the id"):
+        workbench.read(model, "Once upon a", LogitLens(targets=[" elephants"]), progress=False)

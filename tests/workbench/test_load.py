@@ -71,9 +71,13 @@ def test_an_nnsight_model_is_read_through_the_model_it_wraps():
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path):
+    (tmp_path / "tiny-llama").mkdir()
     for source, error, message in (
         (3, InputError, "given a int"), ("./nowhere", InputError, "no folder"),
-        (str(tmp_path), InputError, "config.json"), (torch.nn.Linear(2, 2), Refused, "no input embedding"),
+        (str(tmp_path), InputError, "config.json"), ("base/", InputError, "no folder base/"),
+        ("run/one/checkpoint-5", InputError, "no folder"), ("organism:storie", InputError, "no organism"),
+        (str(tmp_path / "tiny-lama"), InputError, "Did you mean .*tiny-llama"),
+        (torch.nn.Linear(2, 2), Refused, "no input embedding"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             workbench.load(source)
