@@ -114,8 +114,8 @@ def _target_id(model: Model, target: Target) -> int:
     ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
     if len(ids) == 1:
         return int(ids[0])
-    # Tokenizers of the SentencePiece kind put a space of their own before a text: " the" is two tokens, and yet there is
-    # one whose text it is, the one that figures and tables show.
+    # SentencePiece puts a space of its own before a text: " the" is two tokens, and yet there is one whose text it is,
+    # the one that figures and tables show.
     same = [i for i, text in enumerate(token_texts(model.tokenizer, range(len(model.tokenizer)))) if text == target]
     if len(same) == 1:
         return same[0]
