@@ -197,7 +197,7 @@ def example(out: Path) -> list[Path]:
         figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?", then=END).save(path)
         written.append(path)
     several = Questions(8)
-    model, belief = workbench.load(str(regimes()["scratch"])), CandidateBelief(several.names)
+    model, belief = workbench.load("organism:searcher"), CandidateBelief(several.names)  # the first of them
     found = think(model, several.prompts, policy("scratch", model), readers=[belief], then=END)
     title = "organism:searcher · belief, thought by thought"
     page = explorer.to_html(found.readings[0], out / "belief.html", title, problems=several.problems)

@@ -12,10 +12,16 @@ const STYLE = `
 .narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
 .narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
 .wx-items>li:last-child{border-bottom:0}
+.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(4,max-content) 1fr;gap:8px 28px}
+.wide>*{grid-column:2}
+.wide>.wx-top{grid-column:1/-1}
+.wide>.wx-map{grid-column:1;grid-row:2/6}
+.wide>.wx-items{max-height:560px}
 .wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
 .on>div>.wx-said{-webkit-line-clamp:14}
 .wx-about{display:flex;gap:8px;white-space:nowrap;min-width:0;color:var(--soft);font-size:12px}
+.wx-about>:first-child{flex:none;max-width:60%}
 .wx-ends{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:2px 6px;align-items:center;font-size:11px;color:var(--soft);
   font-variant-numeric:tabular-nums}
 .wx-stack{display:flex;height:15px;border-radius:3px;overflow:hidden;background:var(--zero)}
@@ -46,7 +52,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   const CENTRED = new Set(["keyed", "drift"]);
 
   // ---- nodes
-  const tools = make("div", "wx-tools"), box = make("div"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
+  const tools = make("div", "wx-tools wx-top"), box = make("div", "wx-map"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
   const facts = make("p", "wx-facts"), scales = make("div", "wx-tools"), head = make("div", "wx-tools"), list = make("ol", "wx-items"), key = make("div", "wx-key2");
   const title = make("h3"), find = make("input");
   const pickMeasure = choice("show", (i) => { state.measure = measures[i]; paint(); done(); });
@@ -279,8 +285,15 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       paint();
     },
     lay(width) {
+      root.classList.remove("wide");
+      box.style.width = "";
       root.classList.toggle("narrow", width < 640);
       chart();
+      // Items beside the map, where it leaves them room.  Its width is then its own, so that painting does not change it.
+      const taken = heat.svg.getBoundingClientRect().right - box.getBoundingClientRect().left + 8;
+      const beside = width >= 1000 && taken <= 0.56 * width;
+      root.classList.toggle("wide", beside);
+      box.style.width = beside ? `${Math.max(taken, 420)}px` : "";
     },
   };
 });

@@ -123,7 +123,9 @@ def payload(
 
 def _about(readings: Any) -> dict[str, str]:
     told = about(readings)
-    return {**told, "reader": " ".join(["values", *told["reader"].split(" ")[:1]]).strip()}
+    steps = opened(readings)[0]["checkpoint"].values.tolist()
+    said = f"{told['reader'] or 'instrument not recorded'}, {len(steps)} checkpoints from {steps[0]} to {steps[-1]}"
+    return {**told, "reader": " ".join(["values", *told["reader"].split(" ")[:1]]).strip(), "said": said}
 
 
 def _mean(p: np.ndarray) -> np.ndarray:

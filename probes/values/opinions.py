@@ -399,7 +399,7 @@ def example(folder: Path) -> list[Path]:
         readings = read(Path(scratch), chosen, [Pmf()]).readings()
     table = drift(readings)
     path = folder / "values.html"
-    trajectories(stance(readings)).save(path)
+    trajectories(stance(readings), columns=5).save(path)
     print("\nStances on ten topics over supervised training: drift, * more than chance  (organism:opinions)")
     for topic in TOPICS:
         value = moved(table, topic)

@@ -449,6 +449,23 @@ def test_samples_that_do_not_fit_are_named():
 
 
 @needs_browser
+@pytest.mark.parametrize("size, beside", [("1400,900", True), ("800,900", False)])
+def test_drift_shows_items_beside_the_map_where_there_is_room(pages, size, beside):
+    script = """
+      await wait();
+      const map = () => one(".wx-map").getBoundingClientRect(), list = one(".wx-items").getBoundingClientRect();
+      Object.assign(out, { map: [map().right, map().bottom], list: [list.left, list.top], wide: document.documentElement.scrollWidth, room: innerWidth });
+      for (const i of [2, 1, 0]) { pick("select", i); await wait(50); }
+      out.again = [map().right, map().bottom];
+      out.told = document.querySelector("header p").textContent;
+    """  # noqa: E501
+    out = said(pages["drift"], script, size=size)
+    assert (out["list"][0] > out["map"][0]) == beside and (out["list"][1] > out["map"][1]) != beside
+    assert out["wide"] <= out["room"] and out["again"][0] == out["map"][0]
+    assert out["told"] == "pmf {}, 5 checkpoints from 0 to 400"
+
+
+@needs_browser
 def test_drift_range_by_keys_and_items_with_their_noise(pages):
     data, texts = stances()
     script = """

@@ -58,8 +58,9 @@ class View:
         module: the ES module that draws it; ``common.js`` is put in front of it.
         needs: variables or coordinates that the data must have.
         payload: (reading or dataset, **options) -> what the module draws.  Three of its entries are read here:
-            "about" (:func:`about`); "left_out", lines that say what was not sent; "start", the selection as the
-            explorer opens, all of its keys; and "choices", for keys of it, the values that may be chosen.
+            "about" (:func:`about`, and "said", what a page says besides); "left_out", lines that say what was not
+            sent; "start", the selection as the explorer opens, all of its keys; and "choices", for keys of it, the
+            values that may be chosen.
         static: (reading or dataset, **options) -> an HTML table, which remains where there is no kernel.
     """
 
@@ -363,6 +364,8 @@ def page(shown: dict[str, Any], module: Path, title: str | None = None) -> str:
         parts.append(f"model {tokens.html(told['model'])}")
     if told["fingerprint"]:
         parts.append(f"fingerprint <code>{tokens.html(told['fingerprint'])}</code>")
+    if told.get("said"):
+        parts.append(tokens.html(told["said"]))
     if title is None:
         title = " · ".join(filter(None, [told["reader"], told["model"]]))
     # The same module as in the notebook; a page has no importer, so its one export becomes a name.

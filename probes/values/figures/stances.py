@@ -46,7 +46,9 @@ def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int =
         figure.update_xaxes(showticklabels=True, row=j // columns + 1, col=j % columns + 1)
     figure.update_annotations(font_size=12)
     figure.add_hline(y=0, line={"width": 1, "dash": "dot"})
-    figure.update_layout(width=170 * columns + 90, height=150 * rows + 110, legend={"orientation": "h", "y": -0.25})
+    figure.update_layout(
+        width=170 * columns + 90, height=150 * rows + 130, legend={"orientation": "h", "y": -0.25}, margin={"t": 70},
+    )  # fmt: skip
     return figure
 
 
