@@ -40,10 +40,10 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 class Page:
     """A page's code, run in order in one namespace; blocks that are files are written to the folder and imported."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, text: str | None = None) -> None:
         self.names: dict[str, Any] = {"__name__": "page"}
         printed = None
-        for file, _, language, code in FENCE.findall((DOCS / name).read_text("utf-8")):
+        for file, _, language, code in FENCE.findall(text or (DOCS / name).read_text("utf-8")):
             if file:
                 (folder / file).write_text(code, "utf-8")
             if language == "python" and file:
@@ -97,6 +97,16 @@ def test_code_prints_what_is_shown(run, name):
 def test_all_pages_with_code_are_run():
     found = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md") if "```python" in p.read_text("utf-8")}
     assert found == set(WITH_CODE)
+
+
+README = re.split(r"(?m)^(?=## )", (ROOT / "README.md").read_text("utf-8"))
+CHAPTERS = {text.splitlines()[0].removeprefix("## "): text for text in README if "```python" in text}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_each_chapter_of_the_readme_runs_by_itself(chapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Page(chapter, tmp_path, CHAPTERS[chapter])
 
 
 def test_what_is_shown_is_compared():
