@@ -246,6 +246,8 @@ def _demo(chosen: argparse.Namespace) -> None:
     opened = f"import workbench; print(workbench.open({str(chosen.out / 'logit.nc')!r}).frame())"
     print("\nNext:")
     print(f"  open {chosen.out / 'index.html'} in a browser (it works offline)")
+    if pages := [p.name for p in paths if p.suffix == ".html" and p.name != "index.html"]:
+        print(f"  and beside it: {', '.join(pages)}")
     print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
     print(f'  python -c "{opened}"')
     if Path("Makefile").is_file():

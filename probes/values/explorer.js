@@ -12,11 +12,11 @@ const STYLE = `
 .narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
 .narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
 .wx-items>li:last-child{border-bottom:0}
-.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(4,max-content) 1fr;gap:8px 28px}
-.wide>*{grid-column:2}
-.wide>.wx-top{grid-column:1/-1}
-.wide>.wx-map{grid-column:1;grid-row:2/6}
-.wide>.wx-items{max-height:560px}
+.wx-drift.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(4,max-content) 1fr;gap:8px 28px}
+.wx-drift.wide>*{grid-column:2}
+.wx-drift.wide>.wx-top{grid-column:1/-1}
+.wx-drift.wide>.wx-map{grid-column:1;grid-row:2/6}
+.wx-drift.wide>.wx-items{max-height:560px}
 .wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
 .on>div>.wx-said{-webkit-line-clamp:14}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_demo_says_what_to_do_next(
     assert {path.name for path in out.iterdir()} == {"index.html", "latent", *read}  # latent/: the small index
     assert "cannot read" not in said
     assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
+
+
+@pytest.mark.parametrize("example, view, more", [
+    ("probes.routing.polyglot", "RoutingExplorer", 0), ("probes.superposition.searcher", "BeliefExplorer", 3),
+    ("probes.values.opinions", "DriftExplorer", 1),
+])  # fmt: skip
+def test_what_probes_add_to_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: str, view: str, more: int
+) -> None:
+    (point,) = [p for p in metadata.entry_points(group="workbench.demos") if p.value == f"{example}:example"]
+    paths = point.load()(tmp_path)
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    texts = [path.read_text(encoding="utf-8") for path in paths]
+    assert sum(f'"view":"{view}"' in text.replace(": ", ":") for text in texts) == 1 and len(texts) == 1 + more
+    assert "organism:" in capsys.readouterr().out
 
 
 def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
