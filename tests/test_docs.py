@@ -576,7 +576,7 @@ def test_effects_adds_what_the_page_says():
 
     claims = {"a": (documents()[0][:4], {3: [1]})}
     both = set(effects(organism("polyglot"), claims, draws=2, resamples=50).data_vars)
-    more = {"documents", "nll", "experts", "q", "q_random"}
+    more = {"documents", "nll", "experts", "q", "q_random", "backed"}
     assert both == more | set(documented("routing.md")["probes.routing.effect"])
 
 
