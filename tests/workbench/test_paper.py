@@ -231,7 +231,7 @@ def test_names_of_points_stand_apart_and_are_all_there(tmp_path):
     names = [f"name{i}" for i in range(len(x))]
     for width in (3.25, None):
         figure = Figure().add_scatter(x=x, y=y, mode="markers").update_layout(width=520, height=400)
-        assert name_points(figure, x, y, names, (-0.05, 1), (0, 1)) == 1  # there is no point of the last
+        assert name_points(figure, x, y, names, (-0.05, 1), (0, 1)) == 0
         found = words(figure.save(tmp_path / "x.pdf", width=width))
         written = [(word.strip(","), box) for word, box in found if word.startswith("name")]
         assert sorted(word for word, _ in written) == sorted(names[:-1])

@@ -44,7 +44,7 @@ def name_points(
     scale = PLOT / (high - low)
     at = (np.stack([x, y], 1).astype(float) - low) * scale
     soft = np.zeros((0, 2)) if avoid is None else (np.asarray(avoid, float) - low) * scale
-    known = np.isfinite(at).all(1)
+    known = np.isfinite(at).all(1)  # the others are not drawn
     groups: list[list[int]] = []
     for i in sorted(np.flatnonzero(known).tolist(), key=lambda i: -at[i, 1]):
         same = next((own for own in groups if np.abs(at[own[0]] - at[i]).max() < POINT), None)
@@ -74,7 +74,7 @@ def name_points(
                 xanchor=("right", "center", "left")[side[0] + 1], yanchor=("top", "middle", "bottom")[side[1] + 1],
             )  # fmt: skip
     unnamed = sum(len(own) for own, place in zip(groups, found, strict=True) if place is None)
-    return unnamed + int((~known).sum())
+    return unnamed
 
 
 def _rows(names: Sequence[str]) -> list[str]:

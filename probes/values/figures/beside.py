@@ -28,7 +28,8 @@ def gap(table: xr.Dataset) -> Figure:
     r, low, high, p = (float(table[f"pearson{end}"]) for end in ("", "_low", "_high", "_p"))
     warning = table.attrs.get("warning", "")
     said = f"r = {r:+.2f} [{low:+.2f}, {high:+.2f}], p = {p:.3f}, {table.attrs['topics']} topics"
-    figure = _figure("training data and drift: " + (said if np.isfinite(r) else "too few topics for a correlation"))
+    title = "training data and drift: " + (said if np.isfinite(r) else "too few topics for a correlation")
+    figure = _figure(title)
     if warning:
         figure.add_annotation(
             text=tokens.plotly(warning), x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="bottom",
@@ -43,9 +44,11 @@ def gap(table: xr.Dataset) -> Figure:
     _points(figure, x, y, sure, theme.HUES[0], band, topics)
     bars = np.stack([np.broadcast_to(x, (9, len(x))), np.linspace(*band, 9)], -1).reshape(-1, 2)
     along = np.linspace(-reach, reach, 81)
-    name_points(
+    unnamed = name_points(
         figure, x, y, topics, (-reach, reach), (-reach, reach), avoid=np.concatenate([bars, np.stack([along] * 2, 1)])
     )
+    if unnamed:
+        figure.update_layout(title_text=tokens.plotly(f"{title} ({unnamed} unnamed)"))
     figure.add_hline(y=0, line={"width": 1, "color": GREY})
     figure.update_xaxes(title_text="keyed stance of the training data")
     figure.update_yaxes(title_text="keyed drift of the model")

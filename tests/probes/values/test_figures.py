@@ -95,6 +95,33 @@ def test_runs_stand_beside_each_other_by_topic_with_bands_and_the_colour_of_thei
     assert list(figure.layout.yaxis.ticktext) == ["moved", "still", "calm"]
 
 
+def test_many_runs_and_topics_stay_on_a_page_and_apart(readings):
+    back = readings.isel(checkpoint=[0, 0]).assign_coords(checkpoint=[0, 40])
+    table = compare({f"r{i}": back for i in range(7)}, draws=50)
+    wide = xr.concat([table.isel(topic=[0])] * 10, "topic").assign_coords(topic=[f"topic {i}" for i in range(10)])
+    figure = figures.runs(wide.assign_attrs(table.attrs))
+    assert figure.layout.height < 900
+    places = np.sort(np.concatenate([row.y for row in dots(figure)]))
+    unit = (figure.layout.height - 150) / 10  # pixels of a topic
+    gaps = np.diff(places.reshape(10, 7), axis=1) * unit
+    assert gaps.min() > 7.5, "marks of two runs cover each other"
+    assert (places.reshape(10, 7).mean(1).round(6) == np.arange(10)).all()
+    assert (np.diff(places)[6::7] * unit > gaps.max() + 8).all(), "topics are told apart"
+
+
+def test_topics_at_one_place_share_a_label(readings):
+    names = ["free speech", "tax", "animals", "space", "trade", "faith", "borders"]
+    value = np.array([0.5, 0.0, 0.0, 0.0, 0.001, -0.5, np.nan])
+    own = {"training": value, "drift": value, "drift_band_low": value - 0.1, "drift_band_high": value + 0.1}
+    own |= {"drift_p": np.full(7, 0.5)}
+    pearson = dict.fromkeys(["pearson", "pearson_low", "pearson_high", "pearson_p"], 0.5)
+    table = xr.Dataset({k: ("topic", v) for k, v in own.items()} | pearson, {"topic": names})
+    figure = figures.gap(table.assign_attrs(level=0.95, topics=6))
+    labels = [set(note.text.replace("<br>", " ").split(", ")) for note in figure.layout.annotations]
+    assert {"tax", "animals", "space", "trade"} in labels and len(labels) == 3
+    assert "unnamed" not in figure.layout.title.text
+
+
 def test_agreement_is_shown_where_both_instruments_read(readings):
     late = readings.isel(checkpoint=[2, 4])
     table = agreement({"pmf": readings, "sequence": readings, "sampled": late}, draws=100)
