@@ -74,7 +74,11 @@ def test_every_label_is_escaped():
 
 def test_trajectory_targets_and_null():
     figure = chart(logit_lens(targets=[" Paris", " Rome"]), "trajectory", position=2, targets=[" Rome"])
-    assert [t.name for t in figure.data] == ["·Rome", "·Rome, shuffled state", "null (shuffled state)"]
+    assert [t.name for t in figure.data] == ["·Rome", "null: another position's state"]
+    assert figure.data[1].line.color == figure.data[0].line.color
+    both = chart(logit_lens(targets=[" Paris", " Rome"]), "trajectory", position=2)
+    said = [t.name for t in both.data if t.showlegend is not False]
+    assert said == ["·Paris", "·Rome", "null: another position's state"]
     assert figure.data[1].line.dash == "dot"
     with pytest.raises(InputError, match=r"' Oslo' is not in this reading.*Paris"):
         chart(logit_lens(targets=[" Paris"]), "trajectory", targets=[" Oslo"])

@@ -280,6 +280,26 @@ def test_svgs_are_vectors_with_their_fonts(saved, figures):
 
 
 @needs_poppler
+def test_tokens_that_do_not_fit_are_said_and_a_part_has_them(tmp_path):
+    from synthetic import logit_lens
+
+    wide = workbench.Reading(logit_lens(lengths=(30,)))
+    with pytest.warns(UserWarning) as heard:
+        wide.figure().save(tmp_path / "wide.pdf", width="column", venue="icml")
+    said = "\n".join(str(w.message) for w in heard)
+    found = re.search(r"Tokens are left out .* 3.25 inches. 30 columns .* some (\d+) would do", said)
+    assert found, said
+    fit = int(found[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Tokens are left out")
+        wide.figure(text=False).save(tmp_path / "bare.pdf", width="column", venue="icml")
+        part = wide.isel(position=slice(-fit, None))
+        part.figure().save(tmp_path / "part.pdf", width="column", venue="icml")
+    counts = [len(words(tmp_path / name)) for name in ("bare.pdf", "part.pdf")]
+    assert counts[1] > fit * part.data.sizes["layer"]
+
+
+@needs_poppler
 def test_tokens_stay_tokens(saved):
     """`$...$` is no formula, `<s>` no tag; a character that no font here has is its escape, and a warning says so."""
     pdf, svg, heard = saved["cosine"]

@@ -39,6 +39,7 @@ BAR_LABELS = {
     "target_logprob": "log-prob (nats)",
     "kl_to_final": "KL (nats)", "target_rank": "rank of target",
 }  # fmt: skip
+NULL = "null: another position's state"
 SMALL_IS_STRONG = {"entropy", "kl_to_final", "target_rank"}
 HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
@@ -187,6 +188,27 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
     return said
 
 
+SMALLEST = 8.0
+"""Pixels of the smallest type on paper: 6 points."""
+
+
+def lost_texts(figure: go.Figure, plot: float) -> str | None:
+    """What to do where cells `plot` pixels wide in all are too small for their tokens; None where all are shown."""
+    layout: Any = figure.layout
+    lost = [t for t in figure.select_traces({"type": "scatter", "mode": "text"}) if t.text is None]
+    if not lost or not any(lost[0].customdata):
+        return None
+    columns, rows = len(layout.meta["workbench"]["inputs"]), len(layout.meta["workbench"]["depths"])
+    fit = int(plot / (4 * 0.57 * SMALLEST + 3))
+    if columns <= fit:
+        return f"{rows} rows are too low for type: draw fewer, reading.isel(layer=...).figure(), or give height=."
+    return (
+        f"{columns} columns are too narrow for type, some {fit} would do: draw a part, "
+        f"reading.isel(position=slice(-{fit}, None)).figure(), or give more width. "
+        "figure(text=False) has no tokens and says nothing."
+    )
+
+
 def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None = None) -> None:
     """Fit a heatmap to its width: cell texts cut or dropped, input labels thinned, nothing overlapping.
 
@@ -204,7 +226,11 @@ def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None
     letter = 0.6 * font
     cell_width = (plot or layout.width - (100 if paper else 150)) / max(len(inputs), 1)
 
-    step = max(1, int(np.ceil(font * 1.15 / cell_width)))
+    if paper and cell_width < 1.15 * font:  # down to 6 points before a label is left out
+        font = float(np.clip(cell_width / 1.15, SMALLEST, font))
+        letter = 0.6 * font
+        figure.update_xaxes(tickfont_size=font)
+    step = max(1, int(np.ceil(round(font * 1.15 / cell_width, 3))))
     at = list(range(0, len(inputs), step))
     longest = int(np.clip(cell_width * step / letter, 1, 100))
     flat = all(_columns(inputs[i]) <= longest for i in at)
@@ -230,7 +256,7 @@ def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None
         range=[-0.5, rows - 0.5],
     )
 
-    size, least = min(font, cell_height * 0.72), 8 if paper else 6
+    size, least = min(font, cell_height * 0.72), SMALLEST if paper else 6
     letters = int((cell_width - 3) / (0.57 * size)) if size >= least else 0
     if letters < 4 and size > least + 1:  # a smaller type before no text at all
         size = least + (not paper)
@@ -273,7 +299,7 @@ def _cut(text: str, letters: int) -> str:
 def trajectory(
     data: xr.Dataset, prompt: int = 0, position: int = -1, targets: Sequence[str] | None = None
 ) -> Figure:
-    """Log-prob of each target over depth at one position, the shuffled-state null dotted in the same colour.
+    """Log-prob of each target over depth at one position, dotted the null: the same under another position's state.
 
     position counts the prompt's own tokens; negative from the end.  targets chooses some, by text.
     """
@@ -300,13 +326,13 @@ def trajectory(
         if null is not None and not np.all(np.isnan(null)):
             nulls += 1
             figure.add_scatter(
-                x=source.depths, y=null, mode="lines", legendgroup=label, showlegend=False,
-                line={"color": colour, "width": 1.5, "dash": "dot"}, name=f"{label}, shuffled state",
-                hovertemplate="%{y:.3f} nats",
+                x=source.depths, y=null, mode="lines", legendgroup=label, showlegend=len(chosen) == 1,
+                line={"color": colour, "width": 1.5, "dash": "dot"},
+                name=NULL if len(chosen) == 1 else f"{label}, {NULL}", hovertemplate="%{y:.3f} nats",
             )  # fmt: skip
-    if nulls:
+    if nulls and len(chosen) > 1:  # one entry for all of them
         grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name="null (shuffled state)")
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name=NULL)
     token = tokens.visible(source.inputs(prompt)[int(np.flatnonzero(source.positions(prompt) == at)[0])])
     figure.update_layout(title_text=tokens.plotly(_heading(source, f"log-prob after {token}")))
     figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)

@@ -50,8 +50,9 @@ def inches(width: str | float, venue: str | None = None) -> float:
             "Give width in inches."
         )
     if width not in WIDTHS[key]:
+        meant = f' For the venue give width="column", venue="{width}".' if str(width).lower() in WIDTHS else ""
         raise ValueError(
-            f'width={width!r} is neither "column" nor "text". Choose one, or give inches as a number or "84mm".'
+            f'width={width!r} is neither "column" nor "text". Choose one, or give inches as a number or "84mm".{meant}'
         )
     return WIDTHS[key][width]
 

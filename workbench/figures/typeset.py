@@ -109,7 +109,7 @@ def natural_height(figure: Figure, width: float) -> float:
 def fitted(figure: Figure, width: float, height: float, free: bool) -> tuple[Drawn, float]:
     """Draw a typeset figure so that its labels fit; ``free``: its height may change.  Gives the height, too.
 
-    Warns, naming them, where labels overlap still, and where names are left out of an axis.
+    Warns where labels overlap still, names are left out of an axis, or tokens out of cells.
     """
     cells = isinstance(figure.layout["meta"], dict) and "inputs" in (figure.layout["meta"].get("workbench") or {})
     drawn = None
@@ -144,6 +144,12 @@ def fitted(figure: Figure, width: float, height: float, free: bool) -> tuple[Dra
             f"Labels overlap at a width of {width / theme.PIXELS_PER_INCH:.2f} inches: {pairs}. Give the figure more "
             "width or height."
         )
+    if cells:
+        from workbench.figures.charts import lost_texts
+
+        if said := lost_texts(figure, drawn.axes["xaxis"]["length"]):
+            inches = width / theme.PIXELS_PER_INCH
+            warn(f"Tokens are left out of the cells at a width of {inches:.2f} inches. {said}")
     return drawn, height
 
 

@@ -78,11 +78,11 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-depth.on{color:var(--accent);font-weight:600}
 .lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
   min-width:100%}
-.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${AXIS}px;line-height:${AXIS}px;padding:0 3px;
+.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${AXIS - 1}px;line-height:${AXIS}px;padding:0 3px;
   overflow:hidden;white-space:pre;text-overflow:ellipsis;text-align:center;font-size:12px;font-weight:600;
   unicode-bidi:isolate;direction:ltr}
 .lw-in.on{color:var(--accent)}
-.lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS}px;background:var(--panel);
+.lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
   color:var(--soft);font-size:11px;line-height:${AXIS}px;text-align:right;padding-right:6px}
 .lw-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px 12px;min-width:0;
   display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
@@ -348,11 +348,14 @@ function parts(view, row, at, target, most, go) {
   return list;
 }
 
+/** The target at a place: one that was asked for, or the token that is on top in the end. */
+const followedAs = (view, at, target) => short(view.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null)));
+
 function facts(view, row, at, target) {
-  const r = view.reading, found = [];
+  const r = view.reading, found = [], called = (n) => NAMES[n].replace("target", () => followedAs(view, at, target));
   for (const name of Object.keys(view.prompt.grids)) {
     const x = view.value(name, row, at, target);
-    if (NAMES[name] && !Number.isNaN(x)) found.push(`${NAMES[name]} ${say(x, name, view.digits(name))}`);
+    if (NAMES[name] && !Number.isNaN(x)) found.push(`${called(name)} ${say(x, name, view.digits(name))}`);
   }
   if (r.mean) found.push(`mean over positions ${say(r.mean[target][row], "contribution", view.digits("contribution"))}`);
   if (view.prompt.logit) found.push(`logit ${say(view.prompt.logit[target][at], "", 3)}`);
@@ -367,14 +370,13 @@ function trajectory(view, row, at, target, followed) {
   let title, digits = view.digits("top");
   if (r.depth === "component") {
     lines.push({ y: along("contribution") });
-    if (r.mean) lines.push({ y: r.mean[target], dash: "3 3" });
+    if (r.mean) lines.push({ y: r.mean[target], dash: "0.1 4" });
     title = `contribution by component${r.mean ? ", mean over positions dotted" : ""}`;
     digits = view.digits("contribution");
   } else if (token < 0 && view.prompt.grids.target_logprob) {
     lines.push({ y: along("target_logprob") });
-    if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "3 3" });
-    const name = view.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null));
-    title = `log-prob of target ${short(name)}${lines.length > 1 ? ", null dotted" : ""}`;
+    if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "0.1 4" });
+    title = `log-prob of ${followedAs(view, at, target)}${lines.length > 1 ? "; dotted: under another position's state (null)" : ""}`;
     digits = view.digits("target_logprob");
   } else {
     const shown = token < 0 ? view.token(row, at) : token;
@@ -403,7 +405,7 @@ function trajectory(view, row, at, target, followed) {
       pen = true;
       if (!dash) svg.append(draw("circle", { cx: X(d), cy: Y(v), r: view.rows > 40 ? 1.3 : 2.2, fill: "var(--bar)" }));
     });
-    svg.append(draw("path", { d: path, fill: "none", stroke: "var(--bar)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, opacity: 0.75 }) }));
+    svg.append(draw("path", { d: path, fill: "none", stroke: "var(--bar)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, "stroke-linecap": "round" }) }));
   }
   return box;
 }
