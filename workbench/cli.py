@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -13,17 +12,9 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "organism:story"
-PLAIN_PROMPTS = (
-    "Once upon a time, there was a little girl named",
-    "The capital of France is",
-    "She opened the door and saw a",
-    "One two three four five",
-)
-"""For a user's own model: the first is a story, the second a fact, the last a count."""
 TARGET = ("target_rank", "target_logprob", "target_logprob_null")
 SHOWN_PARTS = 6
 PROMPTS_ABREAST = 5
-SHOWN_LAYERS = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="workbench")
     about_model = (
-        "a hub id (Qwen/Qwen3-0.6B), a folder with config.json and weights, or organism:story (built in, no download)"
+        "a hub id (Qwen/Qwen3-0.6B), a folder with config.json and weights, or organism:story (built in, no download; "
+        "also organism:polyglot, searcher, opinions)"
     )
 
     demo = commands.add_parser(
@@ -89,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example:\n  workbench demo --model Qwen/Qwen3-0.6B --out out/qwen",
     )
     demo.add_argument("--model", default=DEMO, help=f"{about_model}; the default")
-    demo.add_argument("--out", default="out/demo", type=Path, metavar="FOLDER", help="default: out/demo")
+    demo.add_argument("--out", type=Path, metavar="FOLDER", help="default: out/ and the model's name")
     demo.set_defaults(run=_demo)
 
     read = commands.add_parser(
@@ -163,11 +155,11 @@ def _make(name: str, **options: Any) -> Any:
     takes = inspect.signature(kind).parameters
     lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
     if lacking:
-        raise InputError(f"The {name} lens needs --{lacking[0]}.")
+        raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
     return kind(**{k: v for k, v in options.items() if k in takes and v is not None})
 
 
-def _working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+def working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """Readers that can work on this model, by name; and why the others cannot.
 
     ``folder`` is where a reader that needs more than a model (an index) may make a small one for show.
@@ -189,18 +181,6 @@ def _working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], di
     return good, bad
 
 
-def _prompts(model: Any, source: str) -> list[Any]:
-    if source == DEMO:
-        from workbench.organisms.story import DEMO_PROMPTS
-
-        return list(DEMO_PROMPTS)
-    if model.tokenizer is None:
-        # Ids in steps: something to look at where there is no text.
-        return [[(7 * i + j * j) % model.vocab_size for j in range(8)] for i in range(3)]
-    limit = model.context_length
-    return [p for p in PLAIN_PROMPTS if limit is None or len(model.tokenizer(p)["input_ids"]) <= limit] or ["a"]
-
-
 def load(chosen: argparse.Namespace) -> Any:
     """The model; a device that is not here is said in one line, before anything is loaded."""
     import torch
@@ -219,59 +199,9 @@ def load(chosen: argparse.Namespace) -> Any:
 
 
 def _demo(chosen: argparse.Namespace) -> None:
-    _folder(chosen.out)
-    model = load(chosen)
-    good, bad = _working(model, chosen.out)
-    prompts = _prompts(model, chosen.model)
-    named, late = _read_all(model, prompts, good)
-    bad |= late
-    _describe(model)
-    for name, reason in bad.items():
-        print(f"  {name} cannot read this model: {reason}\n")
-    _table(named["logit"])
-    for name, reading in named.items():
-        if "sentence" in reading.data:
-            print(f"\n{name}, in a small index made for this: {chosen.out / name}")
-            neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
-    paths = _write(named, chosen.out)
-    notes = _figures(named, chosen.out)
-    if chosen.model == DEMO:
-        # What probes have to show, each with an organism of its own.
-        for point in metadata.entry_points(group="workbench.demos"):
-            paths += point.load()(chosen.out)
-    print("\nWritten:")
-    for path in [*paths, *notes]:
-        print(f"  {path}")
-    yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    opened = f"import workbench; print(workbench.open({str(chosen.out / 'logit.nc')!r}).frame())"
-    print("\nNext:")
-    print(f"  open {chosen.out / 'index.html'} in a browser (it works offline)")
-    if pages := [p.name for p in paths if p.suffix == ".html" and p.name != "index.html"]:
-        print(f"  and beside it: {', '.join(pages)}")
-    print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
-    print(f'  python -c "{opened}"')
-    if Path("Makefile").is_file():
-        if chosen.model == DEMO:
-            print("  make demo MODEL=<a hub id or a folder>")
-        print("  make lab")
+    from workbench.demo import demo
 
-
-def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """All readers in one pass.  When one of them refuses on the way, each alone; and the reasons of those that did."""
-    import workbench
-
-    try:
-        return dict(zip(good, workbench.read(model, prompts, list(good.values())), strict=True)), {}
-    except ValueError:
-        named, bad = {}, {}
-        for name in good:
-            try:
-                named[name] = workbench.read(model, prompts, good[name])
-            except ValueError as error:
-                if name == "logit":
-                    raise
-                bad[name] = str(error)
-        return named, bad
+    demo(chosen)
 
 
 def _read(chosen: argparse.Namespace) -> None:
@@ -282,15 +212,17 @@ def _read(chosen: argparse.Namespace) -> None:
     lenses = [_make(name, **options) for name in names]
     prompts = [_ids(text) for text in chosen.prompts] if chosen.ids else chosen.prompts
     if chosen.out:
-        _folder(chosen.out)
+        make_folder(chosen.out)
     found = workbench.read(load(chosen), prompts, lenses)
     named = dict(zip(names, found, strict=True))
     for i, reading in enumerate(found):
         if i:
             print()
-        _table(reading)
+        table(reading)
     if chosen.out:
-        print("\nWritten:", *_write(named, chosen.out), sep="\n  ")
+        page = write_page(named, chosen.out / "index.html")
+        kept = [reading.save(chosen.out / f"{name}.nc") for name, reading in named.items()]
+        print("\nWritten:", *filter(None, [page, *kept]), sep="\n  ")
 
 
 def _ids(text: str) -> list[int]:
@@ -304,14 +236,15 @@ def _ids(text: str) -> list[int]:
 
 def _info(chosen: argparse.Namespace) -> None:
     model = load(chosen)
-    _describe(model)
-    good, bad = _working(model)
+    describe(model)
+    good, bad = working(model)
     print(f"  readers      {', '.join(good)}")
-    for name, reason in bad.items():
-        print(f"  not {name}: {reason}")
+    for name in readers():
+        if name not in good:
+            print(f"  not {name}: {bad.get(name, 'this model has nothing that it reads')}")
 
 
-def _describe(model: Any) -> None:
+def describe(model: Any) -> None:
     anatomy, proof = model.anatomy, model.anatomy.proof
     size = sum(p.numel() for p in model.module.parameters())
     rows = {
@@ -333,7 +266,7 @@ def _describe(model: Any) -> None:
     print()
 
 
-def _table(reading: Any) -> None:
+def table(reading: Any) -> None:
     """What a reading says of the last position of every prompt, as tables; nothing for readings of other kinds."""
     from workbench.tokens import visible
 
@@ -463,7 +396,7 @@ def _print(
         console.print(table)
 
 
-def _folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Make the folder of ``--out``, before any work that would be lost without it."""
     from workbench.errors import ReadingError
 
@@ -473,35 +406,12 @@ def _folder(out: Path) -> None:
         raise ReadingError(f"The folder {out} cannot be made: {error.strerror}.") from error
 
 
-def _write(named: dict[str, Any], out: Path) -> list[Path]:
+def write_page(named: dict[str, Any], path: Path) -> Path | None:
+    """The explorer of all readings that have tokens over depth (an attribution has none: its bars are a figure)."""
     from workbench.widgets.page import to_html
 
-    paths = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
-    # The page shows tokens over depth; an attribution has no such grid (its bars are among the figures).
     grids = [reading for reading in named.values() if "token_id" in reading.data]
-    return [to_html(grids, out / "index.html"), *paths] if grids else paths
-
-
-def _figures(named: dict[str, Any], out: Path) -> list[Path | str]:
-    """The figures of a demo as svg and pdf; where no browser can draw them, one line that says so."""
-    wanted = {
-        "layers": ("logit", "heatmap"),
-        "trajectory": ("logit", "trajectory"),
-        "curves": ("logit", "curves"),
-        "neighbours": ("embedding", "heatmap"),
-        "attribution": ("attribution", "attribution"),
-    }
-    written: list[Path | str] = []
-    for title, (name, kind) in wanted.items():
-        if name not in named:
-            continue
-        figure = named[name].figure(kind)
-        try:
-            for suffix in ("svg", "pdf"):
-                written.append(Path(figure.save(out / f"{title}.{suffix}", width="text")))
-        except (ValueError, RuntimeError) as error:
-            return [*written, f"(no static figures: {error})"]
-    return written
+    return to_html(grids, path) if grids else None
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ in these documents as there are: the slots lost say how near. Last, the cost whe
 """
 
 
-def example(out: Path) -> list[Path]:
+def example(out: Path) -> dict[Path, str]:
     """For ``workbench demo``: how far apart five languages are routed, block by block, and the explorer of their
     tokens."""
     from probes.routing import explorer
@@ -187,7 +187,8 @@ def example(out: Path) -> list[Path]:
         print(f"  block {int(own['block'])}    {float(own['mean_jsd_corrected']):.3f} [{low:.3f}, {high:.3f}]"
               f"   as counted {float(own['mean_jsd']):.3f}, labels shuffled {null:.3f}")  # fmt: skip
     title = "organism:polyglot · which experts serve which language"
-    return [explorer.to_html(reading, out / "routing.html", title)]
+    page = explorer.to_html(reading, out / "routing.html", title)
+    return {page: "Tokens by the experts that serve them, experts by language, two languages beside each other."}
 
 
 def main() -> None:

@@ -175,33 +175,31 @@ changes nothing by construction; what pauses are worth is the control's accuracy
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 
-def example(out: Path) -> list[Path]:
-    """One problem, its belief over the thoughts in three regimes: printed, and as pages with a slider; and the explorer
-    of a few problems in the first of them."""
-    from probes.superposition import explorer, figures
+def example(out: Path) -> dict[Path, str]:
+    """For ``workbench demo``: one problem's belief over the thoughts in three regimes, the verdict over 60 problems,
+    and the explorer of a few of them."""
+    from probes.superposition import explorer
 
-    questions, written = Questions(1), []
-    problem = questions.problems[0]
+    questions, written = Questions(60), {}
+    problem, some = questions.problems[0], slice(8)
     print(f"\nA graph: does n{problem.root} lead to n{problem.target} or n{problem.negative}?  (organism:searcher)")
     for regime in ("scratch", "tuned", "chain"):
-        model = workbench.load(str(regimes()[regime]))
-        belief = CandidateBelief(questions.names, layers=[-1])
-        found = think(model, questions.prompts, policy(regime, model), readers=[belief], then=END)
-        q = normalised(found.readings[0].data["logit"].values)[0, 0]
+        own = judged(workbench.load(str(regimes()[regime]), progress=False), regime, questions)
+        belief = own["belief"]
         print(f"  {CALLED[regime]}")
+        q = normalised(belief["logit"].values[:1, -1])[0]
         for t in range(THOUGHTS + 1 + 1):
             best = np.argsort(-q[t])[:4]
             where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
             print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
-        path = out / f"graph-{regime}.html"
-        figures.graph(problem, q, f"{CALLED[regime]}: n{problem.target} or n{problem.negative}?", then=END).save(path)
-        written.append(path)
-    several = Questions(8)
-    model, belief = workbench.load("organism:searcher"), CandidateBelief(several.names)  # the first of them
-    found = think(model, several.prompts, policy("scratch", model), readers=[belief], then=END)
-    title = "organism:searcher · belief, thought by thought"
-    page = explorer.to_html(found.readings[0], out / "belief.html", title, problems=several.problems)
-    return [*written, page]
+        said = own["verdict"]
+        print(f"    over {len(questions.problems)} graphs: {said.word}; {said.evidence[0]}")
+        page = explorer.to_html(
+            belief.isel(prompt=some), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
+            problems=questions.problems[some],
+        )  # fmt: skip
+        written[page] = f"A graph, as full as the belief in its nodes, thought by thought: {CALLED[regime]}."
+    return written
 
 
 def main() -> None:

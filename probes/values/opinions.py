@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.drift import compare, data_gap, drift, stance
+from probes.values.drift import compare, data_gap, drift
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item, Items, columns
 from probes.values.tracker import Instrument, ValueTracker
@@ -388,24 +388,31 @@ def _expected(runs: int) -> str:
     return f"{low:.0f} to {high:.0f}"
 
 
-def example(folder: Path) -> list[Path]:
-    """For ``workbench demo``: stances on ten topics over supervised training, as a figure and in the explorer."""
+def example(out: Path) -> dict[Path, str]:
+    """For ``workbench demo``: what the recipe planted in ten topics, what supervised training did to them, and the
+    explorer."""
     from probes.values import explorer
-    from probes.values.figures import trajectories
 
     steps = opinions.runs()["sft"]
     chosen = {step: path for step, path in steps.items() if step in (0, 16, 64, 200, max(steps))}
     with tempfile.TemporaryDirectory() as scratch:
         readings = read(Path(scratch), chosen, [Pmf()]).readings()
     table = drift(readings)
-    path = folder / "values.html"
-    trajectories(stance(readings), columns=5).save(path)
+    found = supervised(table)
     print("\nStances on ten topics over supervised training: drift, * more than chance  (organism:opinions)")
-    for topic in TOPICS:
-        value = moved(table, topic)
-        print(f"  {topic:<10} {value[0]:+.2f} [{value[1]:+.2f}, {value[2]:+.2f}]{' *' if value[3] <= 0.05 else ''}")
+    before, after = keyed(BASE), keyed(TUNED)
+    for topic, own in found.items():
+        value, measure = own["moved"], own["measure"]
+        asked = f"planted {after[topic] - before[topic]:+.2f}" if measure == "keyed" else f"planted: to {measure}"
+        asked = "nothing planted" if own["right"] is None else asked
+        star = " *" if value[3] <= 0.05 else ""
+        print(f"  {topic:<10} {asked:<24} {measure:<12} {value[0]:+.2f} [{value[1]:+.2f}, {value[2]:+.2f}]{star}")
+    planted = [own["right"] for own in found.values() if own["right"] is not None]
+    print(f"  found: {sum(planted)} of {len(planted)}.  A star where nothing was planted is this run's own drift: the")
+    print("  test is over statements, and does not know what another seed would do.")
     title = "organism:opinions · stances over supervised training"
-    return [path, explorer.to_html(readings, folder / "drift.html", title, items=items(), drift=table)]
+    page = explorer.to_html(readings, out / "drift.html", title, items=items(), drift=table)
+    return {page: "Topics by checkpoint; choose a topic and a range of steps to see the statements that changed."}
 
 
 if __name__ == "__main__":

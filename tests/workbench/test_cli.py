@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -121,29 +122,42 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_says_what_to_do_next(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workbench.cli._figures", lambda named, out: [])  # they have tests of their own
+    monkeypatch.setattr("workbench.demo._figures", lambda named, out: ({}, []))  # they have tests of their own
     out = tmp_path / "demo"
     assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     read = {"logit.nc", "embedding.nc", "attribution.nc", "latent.nc"}
-    assert {path.name for path in out.iterdir()} == {"index.html", "latent", *read}  # latent/: the small index
+    # latent/ is the small index
+    assert {path.name for path in out.iterdir()} == {"index.html", "lenses.html", "latent", *read}
     assert "cannot read" not in said
     assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
 
 
-@pytest.mark.parametrize("example, view, more", [
-    ("probes.routing.polyglot", "RoutingExplorer", 0), ("probes.superposition.searcher", "BeliefExplorer", 3),
+@pytest.mark.parametrize("example, view, pages", [
+    ("probes.routing.polyglot", "RoutingExplorer", 1), ("probes.superposition.searcher", "BeliefExplorer", 3),
     ("probes.values.opinions", "DriftExplorer", 1),
 ])  # fmt: skip
 def test_what_probes_add_to_the_demo(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: str, view: str, more: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: str, view: str, pages: int
 ) -> None:
     (point,) = [p for p in metadata.entry_points(group="workbench.demos") if p.value == f"{example}:example"]
-    paths = point.load()(tmp_path)
-    assert sorted(paths) == sorted(tmp_path.iterdir())
-    texts = [path.read_text(encoding="utf-8") for path in paths]
-    assert sum(f'"view":"{view}"' in text.replace(": ", ":") for text in texts) == 1 and len(texts) == 1 + more
-    assert "organism:" in capsys.readouterr().out
+    written = point.load()(tmp_path)
+    assert sorted(written) == sorted(tmp_path.iterdir()) and len(written) == pages
+    assert all(f'"view":"{view}"' in page.read_text(encoding="utf-8").replace(": ", ":") for page in written)
+    assert all(said.endswith(".") for said in written.values())
+    said = capsys.readouterr().out
+    assert "organism:" in said and ("found: 6 of 6" in said or view != "DriftExplorer")
+
+
+def test_the_demos_first_page_leads_to_all_others(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a b"
+    assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
+    text = (out / "index.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r'(?:href|src)="([^"]+)"', text))
+    assert "lenses.html" in linked and all((out / name).is_file() for name in linked)
+    files = {path.name for path in out.iterdir() if path.suffix in (".html", ".svg", ".pdf")}
+    assert files == linked | {"index.html"}
+    assert "http" not in text.replace("http-equiv", "") and "<script" not in text
 
 
 def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
@@ -152,12 +166,12 @@ def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
     def refuse(self: object, site: object, states: object, batch: object) -> None:
         raise Refused("not with these states")
 
-    monkeypatch.setattr("workbench.cli._figures", lambda named, out: [])
+    monkeypatch.setattr("workbench.demo._figures", lambda named, out: ({}, []))
     monkeypatch.setattr("lenses.embedding.EmbeddingLens.observe", refuse)
     assert main(["demo", "--model", str(folder), "--out", str(tmp_path)]) == 0
     assert "embedding cannot read this model: not with these states" in capsys.readouterr().out
     others = {"logit.nc", "attribution.nc", "latent.nc"}
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "latent", *others}
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "lenses.html", "latent", *others}
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,10 @@ def _band(
 def attribution(
     data: xr.Dataset, prompt: int = 0, position: int = -1, target: int | str | None = None
 ) -> Figure:
-    """What each component of the model adds to a token's logit at one position; the bars sum to the logit."""
+    """What each component of the model adds to a token's logit at one position; the bars sum to the logit.
+
+    Lines across: the same component's mean over all positions, what it adds anywhere.
+    """
     source = Source(data)
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
@@ -470,6 +473,14 @@ def attribution(
             x=own, y=values[own], name=kind, marker={"color": hues.get(kind, theme.HUES[-1])}, width=0.85,
             customdata=[tokens.plotly(names[i]) for i in own],
             hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    if source.has("contribution_mean"):
+        mean = data["contribution_mean"]
+        mean = (mean.isel(target=index) if "target" in mean.dims else mean).values
+        figure.add_scatter(
+            x=list(range(len(names))), y=mean, mode="markers", name="mean over positions",
+            marker={"symbol": "line-ew", "size": 13, "line": {"width": 2, "color": "#222222"}},
+            hovertemplate="mean over positions: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     width = float(np.clip(160 + 26 * len(names), 480, 1300))
     step = max(1, int(np.ceil(len(names) * 15 / (width - 120))))

@@ -1,0 +1,187 @@
+"""``workbench demo``: a few prompts through every reader that works on a model, as tables, figures and pages.
+
+What probes have to show (entry points ``workbench.demos``: a function from the folder to {page: what it shows}) comes
+with it, each with an organism of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from workbench import cli, tokens
+from workbench.reading import Reading, write_whole
+
+PLAIN_PROMPTS = (
+    "Once upon a time, there was a little girl named",
+    "The capital of France is",
+    "She opened the door and saw a",
+    "One two three four five",
+)
+"""For a user's own model: the first is a story, the second a fact, the last a count."""
+SHOWN_LAYERS = 4
+FIGURES = {  # reader and kind of chart -> what it shows
+    ("logit", "heatmap"): "The token that each state would say if the model stopped there; the lighter, the surer.",
+    ("logit", "trajectory"): "The final token's log-probability, layer by layer; dotted: the same token under another "
+    "position's state.",
+    ("logit", "curves"): "Over all prompts: the rank of the final token, and the entropy of what a state would say.",
+    ("embedding", "heatmap"): "The input embedding that lies nearest to each state.",
+    ("embedding", "floors"): "How near that is, beside what random states of the layer reach.",
+    ("attribution", "attribution"): "What each part added to the final token's logit; lines: what it adds anywhere.",
+}
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --bg: #fff; --ink: #1b2130; --soft: #5d6675; --line: #d3d9e3; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bg: #14171f; --ink: #e2e6ee; --soft: #9aa4b4; --line: #3a4252; }} }}
+body {{ margin: 0 auto; max-width: 1060px; padding: 18px clamp(8px, 3vw, 32px) 40px; background: var(--bg);
+  color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
+h1 {{ font-size: 22px; overflow-wrap: anywhere; }} h2 {{ font-size: 17px; margin-top: 28px; }}
+a {{ color: inherit; }} code, pre {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
+figure {{ margin: 14px 0 22px; }} figcaption {{ color: var(--soft); }}
+img {{ max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 6px; }}
+pre {{ overflow: auto; border: 1px solid var(--line); border-radius: 6px; padding: 10px; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{about}</p>
+<h2>To click through</h2>
+<ul>{pages}</ul>
+<h2>Figures</h2>
+{figures}
+<h2>In Python</h2>
+<pre>{code}</pre>
+</body>
+</html>
+"""
+
+
+def demo(chosen: argparse.Namespace) -> None:
+    """Read, print and write; ``chosen``: model and out of the command line."""
+    model = cli.load(chosen)
+    out: Path = chosen.out or Path("out") / re.sub(r"[^\w.-]+", "-", model.name)
+    cli.make_folder(out)
+    good, bad = cli.working(model, out)
+    prompts = _prompts(model, chosen.model)
+    named, late = _read_all(model, prompts, good)
+    bad |= late
+    cli.describe(model)
+    for name, reason in bad.items():
+        print(f"  {name} cannot read this model: {reason}\n")
+    cli.table(named["logit"])
+    for name, reading in named.items():
+        if "sentence" in reading.data:
+            print(f"\n{name}, in a small index made for this: {out / name}")
+            cli.neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
+    kept = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
+    pages = {page: _lenses(named)} if (page := cli.write_page(named, out / "lenses.html")) else {}
+    if chosen.model == cli.DEMO:
+        for point in metadata.entry_points(group="workbench.demos"):
+            pages |= point.load()(out)
+    figures, failed = _figures(named, out)
+    index = _index(model, prompts, out, pages, figures)
+    print("\nWritten:")
+    for path in [index, *pages, *(p.with_suffix(".pdf") for p in figures), *kept]:
+        print(f"  {path}")
+    for line in failed:
+        print(f"  {line}")
+    yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
+    opened = f"import workbench; print(workbench.open({os.fspath(out / 'logit.nc')!r}).frame())"
+    print("\nNext:")
+    print(f"  open {index} in a browser: all of it, offline")
+    print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
+    print(f'  python -c "{opened}"')
+    if Path("Makefile").is_file():
+        if chosen.model == cli.DEMO:
+            print("  make demo MODEL=<a hub id or a folder>")
+        print("  make lab")
+
+
+def _prompts(model: Any, source: str) -> list[Any]:
+    if source == cli.DEMO:
+        from workbench.organisms.story import DEMO_PROMPTS
+
+        return list(DEMO_PROMPTS)
+    if model.tokenizer is None:
+        # Ids in steps: something to look at where there is no text.
+        return [[(7 * i + j * j) % model.vocab_size for j in range(8)] for i in range(3)]
+    limit = model.context_length
+    return [p for p in PLAIN_PROMPTS if limit is None or len(model.tokenizer(p)["input_ids"]) <= limit] or ["a"]
+
+
+def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dict[str, Reading], dict[str, str]]:
+    """All readers in one pass.  When one of them refuses on the way, each alone; and the reasons of those that did."""
+    import workbench
+
+    try:
+        return dict(zip(good, workbench.read(model, prompts, list(good.values())), strict=True)), {}
+    except ValueError:
+        named, bad = {}, {}
+        for name in good:
+            try:
+                named[name] = workbench.read(model, prompts, good[name])
+            except ValueError as error:
+                if name == "logit":
+                    raise
+                bad[name] = str(error)
+        return named, bad
+
+
+def _lenses(named: dict[str, Reading]) -> str:
+    """What the page of the lenses shows."""
+    first, *others = [name for name, reading in named.items() if "token_id" in reading.data]
+    shown = f"the {first} lens" + (f" and the {others[0]} lens side by side" if others else "")
+    more = f" (the button “+” adds a pane, for {' or '.join(others[1:])})" if others[1:] else ""
+    return f"Tokens and layers of every prompt: {shown}{more}. Click a cell; / searches, p pins."
+
+
+def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
+    """Figures as svg and pdf, and what each shows; where no browser can draw them, a line that says so."""
+    written: dict[Path, str] = {}
+    for (name, kind), said in FIGURES.items():
+        if name not in named:
+            continue
+        figure = named[name].figure(kind)
+        try:
+            for suffix in ("pdf", "svg"):
+                called = name if name == kind else f"{name}-{kind}"
+                path = figure.save(out / f"{called}.{suffix}", width="text", venue="neurips")
+        except (ValueError, RuntimeError) as error:
+            return written, [f"(no static figures: {error})"]
+        written[path] = said
+    return written, []
+
+
+def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], figures: dict[Path, str]) -> Path:
+    """The page that leads to all others."""
+    read = "; ".join(tokens.html(tokens.plain(str(prompt))) for prompt in prompts)
+    links = "".join(f'<li><a href="{p.name}">{p.name}</a>: {tokens.html(said)}</li>' for p, said in pages.items())
+    shown = "".join(
+        f'<figure><img src="{p.name}" alt="{tokens.html(said)}"><figcaption>{tokens.html(said)} '
+        f'<a href="{p.with_suffix(".pdf").name}">pdf</a></figcaption></figure>'
+        for p, said in figures.items()
+    )
+    code = f"import workbench\nlens = workbench.open({os.fspath(out / 'logit.nc')!r})    # needs no torch\n"
+    code += "lens.figure(prompt=1)\nlens.explore()\nlens.frame()"
+    text = PAGE.format(
+        title=tokens.html(f"What {tokens.plain(model.name)} holds, layer by layer"), pages=links,
+        figures=shown or "<p>None: there is no Chrome or Chromium here to draw them with.</p>",
+        about=f"{model.n_layers} layers, width {model.d_model}, vocabulary {model.vocab_size}. Read: {read}",
+        code=tokens.html(code),
+    )  # fmt: skip
+    path = out / "index.html"
+    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    return path
