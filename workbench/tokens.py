@@ -355,6 +355,20 @@ def plotly(text: str) -> str:
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
+def labels(names: Iterable[Any], longest: int = 28) -> list[str]:
+    """Names for the axes and legends of a plotly figure: escaped, and cut where they would leave no room for it.
+
+    Different names stay different: what the cut made alike is numbered, so that categories are never merged.
+    """
+    found, seen = [], dict[str, int]()
+    for name in map(str, names):
+        cut = name if len(name) <= longest else name[: longest - 1] + _POP * name.startswith(_ISOLATE) + "…"
+        seen[cut] = seen.get(cut, 0) + 1
+        again = cut != name and seen[cut] > 1
+        found.append(plotly(f"{cut} ({seen[cut]})" if again else cut))
+    return found
+
+
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_",

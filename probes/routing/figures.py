@@ -86,7 +86,7 @@ def entropy(data: xr.Dataset) -> Figure:
         hue = theme.HUES[i % len(theme.HUES)]
         _band(figure, x, table["entropy_low"].values[i], table["entropy_high"].values[i], hue)
         figure.add_scatter(
-            x=x, y=table["entropy_corrected"].values[i], name=tokens.plotly(name), mode="lines+markers",
+            x=x, y=table["entropy_corrected"].values[i], name=tokens.labels([name])[0], mode="lines+markers",
             marker={"size": 4}, line={"color": hue, "width": 2},
         )  # fmt: skip
     figure.add_scatter(
@@ -143,7 +143,7 @@ def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
     """Jensen-Shannon divergence between labels in one block (default the last); a ring where q < 0.05."""
     table = measures.divergence(Reading(data), draws=200)
     at, blocks = _block(data, block), table["block"].values.tolist()
-    names = [str(x) for x in table["label"].values]
+    names = tokens.labels(table["label"].values)
     values = table["jsd"].values[..., at].copy()
     sure = table["jsd_q"].values[..., at] < 0.05
     values[np.triu_indices(len(names), 0)] = np.nan
@@ -174,7 +174,7 @@ def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard"
     x, y = table[measure].values[i, j], table["jsd"].values[i, j, at]
     pairs = [f"{names[a]}-{names[b]}" for a, b in zip(i, j, strict=True)]
     figure.add_scatter(
-        x=x, y=y, mode="markers", marker={"size": 7}, text=[tokens.plotly(pair) for pair in pairs],
+        x=x, y=y, mode="markers", marker={"size": 7}, text=tokens.labels(pairs),
         hovertemplate="%{text}: %{x:.3f}, %{y:.4f} nats<extra></extra>", cliponaxis=False,
     )  # fmt: skip
     far, high = max(0.05, float(np.nanmax(x, initial=0))), max(0.001, float(np.nanmax(y, initial=0)))
@@ -228,7 +228,8 @@ def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None 
         own = [j for j in order if str(owner[j]) == name]
         stars = [(blocks[at], int(j)) in _backed(effects, name, labels) for j in own]
         figure.add_scatter(
-            x=[int(np.flatnonzero(order == j)[0]) for j in own], y=gap[own], mode="markers", name=tokens.plotly(name),
+            x=[int(np.flatnonzero(order == j)[0]) for j in own], y=gap[own], mode="markers",
+            name=tokens.labels([name])[0],
             marker={
                 "size": [13 if star else 8 for star in stars],
                 "symbol": ["star" if star else "circle" for star in stars],
@@ -312,7 +313,7 @@ def forest(table: xr.Dataset) -> Figure:
     figure.add_vline(x=0, line={"width": 1})
     title = f"{short_name(str(table.attrs['model']))} · what dropping experts costs"
     figure.update_layout(template="workbench", title_text=tokens.plotly(title), legend={"orientation": "h", "y": -0.4})
-    shown = [tokens.plotly(n) + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)]
+    shown = [n + " ★" * bool(held) for n, held in zip(tokens.labels(names), _holds(table), strict=True)]
     figure.update_yaxes(tickvals=rows, ticktext=shown, autorange="reversed")
     figure.update_xaxes(title_text="more nats a token, 95 % over documents (★ beyond all others)")
     return _sized(figure, 600, 170 + 34 * len(names))
@@ -363,7 +364,7 @@ def parallel(table: xr.Dataset, reference: str | None = None) -> Figure:
         _band(figure, x, own["divergence_low"].values, own["divergence_high"].values, hue)
         for name, dash in (("divergence", None), ("divergence_null", "dash")):
             figure.add_scatter(
-                x=x, y=own[name].values, name=tokens.plotly(f"{a}-{b}"), showlegend=dash is None, mode="lines",
+                x=x, y=own[name].values, name=tokens.labels([f"{a}-{b}"])[0], showlegend=dash is None, mode="lines",
                 line={"color": hue, "dash": dash, "width": 2 if dash is None else 1},
             )  # fmt: skip
     figure.update_xaxes(title_text="block", tickvals=x[:: max(1, len(x) // 12)])

@@ -70,7 +70,7 @@ def depths(data: xr.Dataset, problems: Sequence[Problem], title: str = "belief i
 def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     """Belief in every candidate from place to place, of one prompt at one layer."""
     own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
-    names = [tokens.plotly(str(x)) for x in own["candidate_name"].values]
+    names = tokens.labels(own["candidate_name"].values)
     figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt}")
     figure.add_heatmap(
         z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.SEQUENTIAL,
@@ -182,7 +182,7 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
     for place, own in enumerate(belief):
         shown = np.nan_to_num(own[: len(x)])
         figure.add_scatter(
-            x=x, y=y, mode="markers+text", text=[tokens.plotly(n) for n in problem.names], textposition="middle center",
+            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="middle center",
             textfont={"size": 9, "color": ["#ffffff" if v > 0.55 else "#222222" for v in shown]}, visible=place == 0,
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
@@ -245,7 +245,7 @@ def _line(figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hu
         showlegend=False,
     )  # fmt: skip
     figure.add_scatter(
-        x=x, y=np.asarray(value), name=tokens.plotly(name), mode="lines+markers", marker={"size": 4},
+        x=x, y=np.asarray(value), name=tokens.labels([name])[0], mode="lines+markers", marker={"size": 4},
         line={"color": hue, "width": 2},
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import hostile
 import pytest
-from explored import NASTY
+from explored import MARKUP, NASTY
 from explored import hostile as hostile_reading
 
 import workbench
@@ -42,14 +42,14 @@ def named(kind: str) -> Iterator[tuple[str, Figure, list[str]]]:
         data, _, _ = hostile_reading("routing", reading)
         shown = workbench.Reading(data, reading.provenance)
         for name in ("usage", "layers", "entropy", "divergence", "gaps", "overlap"):
-            said = [NASTY[0], NASTY[1]] if name in ("entropy", "divergence") else []
+            said = [MARKUP + NASTY[0], NASTY[1]] if name in ("entropy", "divergence") else []
             yield f"routing-{name}", shown.figure(name), said
     if kind == "values":
         from probes.values import figures
         from probes.values.drift import drift, stance
 
         data, _, _ = hostile_reading("drift")
-        topics = [NASTY[1], NASTY[3]]
+        topics = [MARKUP, NASTY[3]]
         yield "values-trajectories", figures.trajectories(stance(data)), topics
         table = drift(data)
         yield "values-drifts", figures.drifts(table), topics
@@ -81,6 +81,11 @@ def test_hostile_names_in_figures(file_page, tmp_path, kind):
                 name, text, said,
             )  # fmt: skip
         assert page.locator(ALIEN).count() == 0, name
+        squeezed = page.evaluate(
+            "() => { const all = [...document.querySelectorAll('.nsewdrag')].map((n) => n.getBoundingClientRect());"
+            " return Math.min(...all.map((b) => b.width)); }"
+        )
+        assert squeezed > 90, (name, "names leave no room for the figure")
         width = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
         assert width <= 0, name
         for point in page.locator(".plot-container .hoverlayer, .plot-container .nsewdrag").all()[:2]:

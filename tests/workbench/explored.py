@@ -10,6 +10,7 @@ from workbench.tokens import visible
 from workbench.widgets.base import clipped
 
 LONG = "longest" * 1429
+MARKUP = "<b>x</b><br>&lt;"  # what plotly and browsers would read as markup
 NASTY = [
     "<script>window.hacked=1</script>", "<img src=x onerror=\"window.hacked=2\">", "</b>", "$\\LaTeX$", "\"'`", "a\0b",
     "שלום עולם", "\u202egnp.exe", "\r\n", "constructor", "__proto__", LONG, *HOSTILE,
@@ -91,7 +92,7 @@ def hostile(name, reading=None, problems=None):
     if name == "routing":
         prompts, positions = reading.data["input_token"].shape
         words = np.array(list(itertools.islice(itertools.cycle(NASTY), positions)), object)
-        labels = np.array([NASTY[0], NASTY[1], NASTY[3] + LONG], object)
+        labels = np.array([MARKUP + NASTY[0], NASTY[1], NASTY[3] + LONG], object)
         data = reading.data.assign_coords(label=labels).assign_attrs(model=model)
         data["input_token"] = (("prompt", "position"), np.tile(words, (prompts, 1)))
         data["prompt_text"] = (("prompt",), np.array([NASTY[1] + LONG] * prompts, object))
@@ -106,11 +107,11 @@ def hostile(name, reading=None, problems=None):
         return data, {"problems": graphs}, [clipped(visible(t)) for t in own]
     if name == "drift":
         data, _ = stances()
-        topic = np.array([NASTY[1], NASTY[3], LONG], object)
+        topic = np.array([MARKUP, NASTY[3], LONG], object)
         data["topic"] = ("item", np.repeat(topic, 6))
         data = data.assign_coords(item=np.array([f"{t} {i}" for i, t in enumerate(NASTY[:18])], object))
         texts = {item: text or "-" for item, text in zip(data["item"].values, NASTY, strict=False)}
-        return data.assign_attrs(model=model), {"items": texts}, [NASTY[0], NASTY[2], NASTY[3], NASTY[6]]
+        return data.assign_attrs(model=model), {"items": texts}, [NASTY[0], NASTY[2], NASTY[3], NASTY[6], MARKUP]
     sentences = [(f"{a} before {t} after {a}", t) for t, a in zip(NASTY, NASTY[1:], strict=False) if t != a and t]
     sentences = [(s, t) for s, t in sentences if s.index(t) == s.index(" before ") + 8 or t not in s[:9]]
     data = neighbours(sentences=sentences, ranks=9).assign_attrs(model=model)

@@ -148,3 +148,14 @@ def test_escapes():
     assert tokens.html("<s>&\"'") == "&lt;s&gt;&amp;&quot;&#x27;"
     assert tokens.plotly("<br>&lt;$x$") == "&lt;br&gt;&amp;lt;&#36;x&#36;"
     assert tokens.latex("a_b\\{}·") == r"a\_b\textbackslash{}\{\}\textperiodcentered{}"
+
+
+def test_labels_of_figures_are_cut_escaped_and_stay_apart():
+    long = "a" * 40
+    assert tokens.labels(["<b>", "x\0y", 3]) == ["&lt;b&gt;", "x\\0y", "3"]
+    one, two, other = tokens.labels([long + "1", long + "2", "short"], 20)
+    assert one == "a" * 19 + "…" and two == one + " (2)" and other == "short"
+    assert tokens.labels(["same", "same"]) == ["same", "same"]
+    joined = "\N{WOMAN}\u200d\N{GIRL}"
+    assert tokens.plain(joined) == tokens.plotly(joined) == joined, "joiners inside an emoji stay"
+    assert tokens.plain("\u200bx") == "\\u200bx"

@@ -313,7 +313,7 @@ def trajectory(
     nulls = 0
     for number, index in enumerate(chosen):
         colour = theme.HUES[number % len(theme.HUES)]
-        label = tokens.plotly(tokens.visible(names[index]))
+        label = tokens.labels([tokens.visible(names[index])])[0]
         line = {"color": colour, "width": 2}
         ranks = _along(place, "target_rank", index)
         rank = "" if ranks is None else ", rank %{customdata}"

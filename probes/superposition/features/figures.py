@@ -135,7 +135,8 @@ def psi(data: xr.Dataset, over: str | None = None) -> Figure:
             fillcolor=theme.faded(hue), hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
-            x=x, y=own["psi"].values, name=tokens.plotly(name), mode="lines+markers", line={"color": hue, "width": 2},
+            x=x, y=own["psi"].values, name=tokens.labels([name])[0], mode="lines+markers",
+            line={"color": hue, "width": 2},
             showlegend=len(lines) > 1, customdata=np.stack([own["F"].values, own["fvu"].values], 1),
             hovertemplate=f"{over} %{{x}}: %{{y:.3f}} (F %{{customdata[0]:.0f}}, FVU %{{customdata[1]:.3f}})",
         )  # fmt: skip

@@ -79,13 +79,13 @@ def runs(table: xr.Dataset) -> Figure:
         )  # fmt: skip
     for i, arm in enumerate(known):
         figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=tokens.plotly(arm), legendgroup=arm, showlegend=True,
+            x=[None], y=[None], mode="markers", name=tokens.labels([arm])[0], legendgroup=arm, showlegend=True,
             marker={"size": 9, "color": theme.HUES[i % len(theme.HUES)]},
         )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1, "color": GREY})
     figure.update_xaxes(title_text="keyed drift")
     figure.update_yaxes(
-        tickvals=list(range(len(topics))), ticktext=[tokens.plotly(t) for t in topics], range=[len(topics) - 0.5, -0.5],
+        tickvals=list(range(len(topics))), ticktext=tokens.labels(topics), range=[len(topics) - 0.5, -0.5],
     )  # fmt: skip
     figure.update_layout(width=640, height=150 + tall, legend={"orientation": "h", "y": -60 / tall})
     return figure
@@ -109,7 +109,7 @@ def agreement(table: xr.Dataset) -> Figure:
         )  # fmt: skip
         figure.add_scatter(
             x=at, y=value[known], mode="lines+markers", marker={"size": 5}, line={"color": hue, "width": 2},
-            name=tokens.plotly(str(pair)), hovertemplate="%{x}: %{y:+.2f}<extra></extra>", showlegend=True,
+            name=tokens.labels([pair])[0], hovertemplate="%{x}: %{y:+.2f}<extra></extra>", showlegend=True,
             error_y=_error(value[known], low, high, hue) if known.sum() == 1 else None,
         )  # fmt: skip
     figure.add_hline(y=0, line={"width": 1, "dash": "dot", "color": GREY})
@@ -209,7 +209,7 @@ def _points(
     error = _error(x if across else y, *band, hue)
     shown = f" ({run})" if run else ""
     figure.add_scatter(
-        x=x, y=y, mode="markers", text=[tokens.plotly(t + shown) for t in topics], name=tokens.plotly(name),
+        x=x, y=y, mode="markers", text=[t + shown for t in tokens.labels(topics)], name=tokens.labels([name])[0],
         showlegend=False, legendgroup=name,
         marker={"size": size, "color": hue, "symbol": ["circle" if s else "circle-open" for s in sure]},
         hovertemplate="%{text}: %{" + ("x" if across else "y") + ":+.3f}<extra></extra>",

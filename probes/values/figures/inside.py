@@ -129,7 +129,7 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.0
         figure.add_scatter(
             x=x, y=y, mode="lines+markers", line={"color": hue, "width": 1},
             marker={"size": 6, "color": hue, "symbol": symbol},
-            name=tokens.plotly(str(topic)), text=[str(c) for c in table["checkpoint"].values],
+            name=tokens.labels([topic])[0], text=[str(c) for c in table["checkpoint"].values],
             hovertemplate="%{text}: said %{x:+.3f}, projected %{y:+.2f} SD<extra>%{fullData.name}</extra>",
             row=1, col=1,
         )  # fmt: skip
@@ -166,7 +166,7 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Figure:
     if value not in titles:
         raise InputError(f"value={value!r} is not in the table of weights. Use one of: {', '.join(titles)}.")
     z = table[value].transpose("module", "checkpoint").values
-    x, y = [str(c) for c in table["checkpoint"].values], [tokens.plotly(str(m)) for m in table["module"].values]
+    x, y = [str(c) for c in table["checkpoint"].values], tokens.labels(table["module"].values, 60)
     figure = _figure(titles[value])
     reasons = table["reason"].transpose("module", "checkpoint").values
     signed: dict[str, Any] = {"zmin": -1, "zmax": 1, "colorscale": theme.DIVERGING} if value == "cosine" else {}
@@ -185,7 +185,7 @@ def _panels(topics: list[str], columns: int, title: str) -> tuple[Figure, list[d
     columns = min(columns, len(topics))
     rows = -(-len(topics) // columns)
     figure = _figure(title, Figure(make_subplots(
-        rows, columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=[tokens.plotly(t) for t in topics],
+        rows, columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=tokens.labels(topics, 24),
         horizontal_spacing=0.04, vertical_spacing=0.25 / max(1, rows),
     )))  # fmt: skip
     return figure, [{"row": k // columns + 1, "col": k % columns + 1} for k in range(len(topics))]

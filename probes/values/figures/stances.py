@@ -25,7 +25,7 @@ def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int =
     columns = min(columns, len(topics))
     rows = -(-len(topics) // columns)
     figure = _figure("keyed stance", Figure(make_subplots(
-        rows, columns, shared_yaxes="all", shared_xaxes=True, subplot_titles=[tokens.plotly(t) for t in topics],
+        rows, columns, shared_yaxes="all", shared_xaxes=True, subplot_titles=tokens.labels(topics, 24),
         vertical_spacing=0.25 / max(1, rows), horizontal_spacing=0.03,
     )))  # fmt: skip
     for i, (name, own) in enumerate(runs.items()):
@@ -58,7 +58,7 @@ def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
     sure = table["keyed_M_p"].transpose("topic", "checkpoint").values <= level
     figure = _figure("keyed drift (hatched: not beyond chance)")
     x = [str(c) for c in table["checkpoint"].values]
-    y = [tokens.plotly(str(t)) for t in table["topic"].values]
+    y = tokens.labels(table["topic"].values)
     reach = float(np.nanmax(np.abs(value), initial=0.05))
     figure.add_heatmap(
         z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.DIVERGING, colorbar={"title": {"text": "drift"}},
@@ -76,7 +76,7 @@ def times(table: xr.Dataset) -> Figure:
     figure = _figure("drift time (significant drifts only)")
     keyed = table["keyed_eta"].values
     real = ~np.isnan(keyed)
-    names = [tokens.plotly(str(t)) for t in table["topic"].values[real]]
+    names = tokens.labels(table["topic"].values[real])
     low, high = (
         np.where(np.isnan(x), keyed, x)[real] for x in (table["keyed_eta_low"].values, table["keyed_eta_high"].values)
     )
