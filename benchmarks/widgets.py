@@ -1,6 +1,6 @@
 """The lens explorer on a long prompt: bytes, time to the first picture, frames while scrolling.
 
-    python benchmarks/widgets.py [--tokens 2000] [--layers 80] [--top-k 10]
+    python benchmarks/widgets.py [--tokens 2000] [--layers 80] [--top-k 10] [--out benchmarks/results/widgets-cpu.json]
 
 Opens the offline page in a headless Chromium (it loads the same module and the same block as the widget) and asks the
 browser's own clock: `performance.now()` at the second frame after the first cell was there, counted from the start of
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from measure import machine, written
 
 from workbench.figures.export import browser
 from workbench.widgets import packing
@@ -88,12 +89,13 @@ def made_up(positions: int, layers: int, top_k: int, seed: int = 0) -> xr.Datase
     )
 
 
-def frames(times: list[float]) -> str:
+def frames(times: list[float]) -> dict[str, float]:
     gaps = np.diff(times)
-    return (
-        f"{1000 * len(gaps) / (times[-1] - times[0]):5.1f} frames/s, "
-        f"95 % of frames within {np.quantile(gaps, 0.95):.0f} ms, longest {gaps.max():.0f} ms"
-    )
+    return {
+        "frames_per_second": round(1000 * len(gaps) / (times[-1] - times[0]), 1),
+        "ms_95": round(float(np.quantile(gaps, 0.95)), 1),
+        "ms_longest": round(float(gaps.max()), 1),
+    }
 
 
 def busy(clock: Any) -> float:
@@ -101,7 +103,7 @@ def busy(clock: Any) -> float:
     return next(m["value"] for m in clock.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
 
 
-def measure(file: Path, width: int, height: int) -> None:
+def measure(file: Path, width: int, height: int) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     path = browser()
@@ -119,8 +121,10 @@ def measure(file: Path, width: int, height: int) -> None:
             last = window
             if len(shown) < 5:
                 window.close()
-        print(f"first picture: {np.median(shown):.0f} ms (of five: {min(shown):.0f} to {max(shown):.0f})")
-        print(f"cells in the document: {last.locator('.lw-cell').count()}")
+        found: dict[str, Any] = {
+            "first_picture_ms": [round(float(x)) for x in (np.median(shown), min(shown), max(shown))],
+            "cells_in_document": last.locator(".lw-cell").count(),
+        }
         ways = {"sideways": [24, 0], "up and down": [0, 12], "both": [30, 12], "a screen a frame": [900, 0]}
         clock = last.context.new_cdp_session(last)
         clock.send("Performance.enable", {"timeDomain": "threadTicks"})
@@ -128,13 +132,13 @@ def measure(file: Path, width: int, height: int) -> None:
             before = busy(clock)
             times = last.evaluate(SCROLL, [*step, 4])
             each = 1000 * (busy(clock) - before) / len(times)
-            print(f"scrolling {name:17}: {frames(times)}; main thread {each:.1f} ms a frame")
+            found[f"scrolling {name}"] = {**frames(times), "main_thread_ms": round(each, 1)}
         click: Any = last.evaluate(
             """() => { const t = performance.now(), cells = document.querySelectorAll(".lw-cell");
             cells[cells.length >> 1].click(); return performance.now() - t; }"""
         )
-        print(f"a click, with its detail: {click:.0f} ms of script")
         chromium.close()
+    return {**found, "click_script_ms": round(click, 1)}
 
 
 def main() -> None:
@@ -143,6 +147,7 @@ def main() -> None:
     ask.add_argument("--layers", type=int, default=80)
     ask.add_argument("--top-k", type=int, default=10)
     ask.add_argument("--window", default="1400x900")
+    ask.add_argument("--out", type=Path, help="a JSON file for the numbers")
     given = ask.parse_args()
     width, height = map(int, given.window.split("x"))
     data = made_up(given.tokens, given.layers, given.top_k)
@@ -155,17 +160,20 @@ def main() -> None:
     kept = packing.unpacked(part)["readings"][0]["prompts"][0]
     values = (data[name].values.astype(float).round(3).tolist() for name in ("token_id", "logprob"))
     plain = sum(len(json.dumps(v)) for v in values)
-    print(f"{given.tokens} tokens x {given.layers} layers x {given.top_k} ranks")
-    print(f"module: {len(MODULE.read_bytes()) / 1e3:.1f} kB")
-    print(f"over the comm: {len(block) / 1e6:.2f} MB ({sent['ranks']} ranks), packed in {took:.2f} s;", end=" ")
-    print(f"tokens and scores alone as plain JSON: {plain / 1e6:.1f} MB")
-    print(f"saved in a notebook: {len(base64.b64encode(part)) / 1e3:.0f} kB", end=" ")
-    print(f"(the last {len(kept['inputs'])} positions, {kept['ranks']} ranks)")
+    result: dict[str, Any] = {
+        **machine("cpu"), "tokens": given.tokens, "layers": given.layers, "ranks": given.top_k,
+        "module_kb": round(len(MODULE.read_bytes()) / 1e3, 1), "comm_mb": round(len(block) / 1e6, 2),
+        "comm_ranks": sent["ranks"], "packed_seconds": round(took, 2), "plain_json_mb": round(plain / 1e6, 1),
+        "saved_kb": round(len(base64.b64encode(part)) / 1e3), "saved_positions": len(kept["inputs"]),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         file.write_text(page(data), "utf-8")
-        print(f"offline page: {file.stat().st_size / 1e6:.2f} MB")
-        measure(file, width, height)
+        result["page_mb"] = round(file.stat().st_size / 1e6, 2)
+        result |= measure(file, width, height)
+    for name, value in result.items():
+        print(f"{name:28}", value)
+    written(result, given.out)
 
 
 if __name__ == "__main__":
