@@ -27,8 +27,9 @@ endif
 demo: setup  ## read a small model and write its figures and its page [MODEL=...]
 	@if [ -n "$$MODEL_TYPED" ]; then set -- --model "$$MODEL_TYPED"; fi; exec "$(VENV)/bin/workbench" demo "$$@"
 
+# A process for each core and one thread in each: models this small only wait for a second thread.
 test: lint types  ## lint, type check, and all tests
-	"$(VENV)/bin/python" -m pytest -q
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## ruff
 	"$(VENV)/bin/ruff" check .
