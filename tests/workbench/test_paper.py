@@ -280,6 +280,18 @@ def test_svgs_are_vectors_with_their_fonts(saved, figures):
 
 
 @needs_poppler
+def test_words_in_the_place_of_letters_stand_clear_of_legends(figures, tmp_path):
+    sheet = paper("icml").grid(
+        [[figures["trajectory"], figures["rates"]]], letters=["before any thought", "after three of them"]
+    )
+    found = words(sheet.save(tmp_path / "words.pdf"))
+    assert {"before", "thought", "after", "them"} <= {word for word, _ in found}
+    heads = [box for word, box in found if word in ("thought", "them")]
+    others = [box for word, box in found if word in ("·Paris", "·Rome", "logit", "latent")]
+    assert others and max(box[3] for box in heads) <= min(box[1] for box in others) + 0.5
+
+
+@needs_poppler
 def test_tokens_that_do_not_fit_are_said_and_a_part_has_them(tmp_path):
     from synthetic import logit_lens
 

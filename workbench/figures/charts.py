@@ -413,7 +413,8 @@ def curves(
         figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
     count = len(prompts)
     band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
-    said = f"mean over positions, {band}" + (", dotted: null" if nulls else "")
+    over = "mean over positions, " if data.sizes.get("position", 1) > 1 else ""
+    said = over + band + (", dotted: null" if nulls else "")
     width = 330 * len(names) + 60
     title = _broken(_heading(source, said), width - 70)
     figure.update_layout(title=title, width=width, height=340, margin={"t": 48 + 18 * title["text"].count("<br>")})

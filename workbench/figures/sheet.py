@@ -164,10 +164,13 @@ class Paper:
         return Sheet(svg, wide, whole, [p.source for p in places], names)
 
     def _head(self, place: _Place) -> None:
-        """The letter and the legend of a panel, side by side above it."""
+        """The letter and the legend of a panel above it: side by side, or below each other where words stand there."""
         line = self.points * PIXEL * 1.5 if place.letter else 0.0
         place.head = line
-        if place.entries:
+        if place.entries and len(place.letter) > len("(a)"):
+            svg, _, high = legend(place.entries, place.width, place.figure)
+            place.head, place.legend = line + high + 2, _at(svg, 0, line)
+        elif place.entries:
             svg, _, high = legend(place.entries, place.width - line, place.figure)
             place.head, place.legend = max(line, high + 2), _at(svg, line, 0)
 
