@@ -29,7 +29,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.sentence), start = decode(p.word_start), end = decode(p.word_end);
   const floors = Object.entries(p.floors).map(([name, packed]) => [name, decode(packed)]);
   const input = p.input ? decode(p.input) : null, places = p.place ? decode(p.place) : null;
-  const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", axis: {} };
+  const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", only: {} };
   let order = new Int32Array(0), frame = 0, timer = 0;
 
   // ---- one row
@@ -54,25 +54,26 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   find.placeholder = "find in contexts and tokens";
   find.setAttribute("aria-label", "find in contexts and tokens");
   find.style.width = "220px";
-  find.oninput = () => { state.text = find.value; filter(); done(); };
+  find.oninput = () => { state.text = find.value; narrow(); };
   count.setAttribute("role", "status");
   panel.setAttribute("aria-label", "the chosen neighbour");
-  const picks = p.axes.filter((a) => a !== "position" && p.values[a].length > 1).map((a) => {
-    const pick = choice(a, (i) => { state.axis[a] = i - 1; filter(); });
-    pick.fill([a === "rank" ? "all ranks" : a === "query" ? "all queries" : `all ${a}s`, ...p.values[a]]);
-    return pick.node;
+  const picks = p.axes.filter((a) => a !== "position").map((a) => {
+    const pick = choice(a, (i) => { state.only[a] = i - 1; narrow(); });
+    pick.fill([a === "query" ? "all queries" : `all ${a}s`, ...p.values[a]]);
+    pick.node.hidden = p.values[a].length < 2;
+    return { a, ...pick };
   });
   const above = make("label"), tick = make("input");
   tick.type = "checkbox";
-  tick.onchange = () => { state.above = tick.checked; filter(); done(); };
+  tick.onchange = () => { state.above = tick.checked; narrow(); };
   above.append(tick, "above the floor only");
   above.hidden = !floor;
   const bounds = score.reduce(([low, high], x) => (Number.isNaN(x) ? [low, high] : [Math.min(low, x), Math.max(high, x)]), [Infinity, -Infinity]);
   const ends = [floor ? Math.min(bounds[0], ...floor) : bounds[0], floor ? Math.max(bounds[1], ...floor) : bounds[1]];
   const all = from.reduce((sum, layer, n) => sum + (layer >= 0 && !Number.isNaN(score[n])), 0), id = fresh("row");
-  const least = slider(`${p.score} from`, (x) => { state.least = x <= 0 ? null : bounds[0] + ((bounds[1] - bounds[0]) * x) / 100; filter(); done(); });
+  const least = slider(`${p.score} from`, (x) => { state.least = x <= 0 ? null : bounds[0] + ((bounds[1] - bounds[0]) * x) / 100; narrow(); });
   least.input.max = 100;
-  tools.append(...picks, above, least.node, find, count);
+  tools.append(...picks.map((pick) => pick.node), above, least.node, find, count);
   chips.setAttribute("role", "group");
   chips.setAttribute("aria-label", "index layers");
   root.append(tools, chips, box, panel);
@@ -103,14 +104,13 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const chipNodes = p.index_layers.map((layer) => {
     const chip = button("", "", () => {
       if (!state.layers.delete(layer)) state.layers.add(layer);
-      filter();
-      done();
+      narrow();
     });
     const told = p.shares[layer];
     chip.title = told ? `of all neighbours ${share(told[0])} are from index layer ${layer}; of random states' ${share(told[1])}` : "";
     return { layer, chip };
   });
-  const everyLayer = button("all", "all index layers", () => { state.layers.clear(); filter(); done(); });
+  const everyLayer = button("all", "all index layers", () => { state.layers.clear(); narrow(); });
   chips.append("index layer", everyLayer, ...chipNodes.map(({ chip }) => chip));
   rove(chips, "button", () => {});
 
@@ -130,7 +130,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   function filter() {
     const text = state.text.toLowerCase(), spaced = text.replaceAll(" ", "·"), kept = [], tally = new Map();
     const match = text ? p.sentences.map((s) => s.toLowerCase().includes(text)) : null;
-    const axes = Object.entries(state.axis).filter(([, i]) => i >= 0);
+    const axes = Object.entries(state.only).filter(([, i]) => i >= 0);
     for (let n = 0; n < rows; n++) {
       if (from[n] < 0 || Number.isNaN(score[n])) continue;
       if (axes.some(([a, i]) => index(n, a) !== i)) continue;
@@ -160,6 +160,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     const x = state.least === null ? 0 : Math.round((100 * (state.least - bounds[0])) / (bounds[1] - bounds[0] || 1));
     least.set(x, state.least === null ? "any" : say(state.least));
     tick.checked = state.above;
+    for (const { a, select } of picks) select.selectedIndex = (state.only[a] ?? -1) + 1;
     if (find.value !== state.text) find.value = state.text;
     space.style.height = `${order.length * HIGH}px`;
     box.setAttribute("aria-rowcount", order.length + 1);
@@ -226,6 +227,17 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   }
 
   // ---- choosing
+  function narrow() { // a filter leaves a row that it hides
+    filter();
+    if (state.row >= 0 && !order.includes(state.row)) leaveRow();
+    else done();
+  }
+  function leaveRow() {
+    state.row = -1;
+    paint();
+    detail();
+    done();
+  }
   function choose(k, silent) {
     if (!order.length) return;
     k = clamp(k, 0, order.length - 1);
@@ -240,7 +252,9 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   box.addEventListener("scroll", schedule, { passive: true });
   space.addEventListener("click", (event) => {
     const line = event.target.closest(".wx-line");
-    if (line) choose(order.indexOf(Number(line.dataset.row)));
+    if (!line) return;
+    if (line.classList.contains("on")) leaveRow();
+    else choose(order.indexOf(Number(line.dataset.row)));
   });
   box.addEventListener("keydown", (event) => {
     if (event.target !== box) return;
@@ -253,7 +267,8 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   });
 
   const done = () => tell({
-    ...Object.fromEntries(p.axes.map((a) => [a, state.row < 0 ? null : value(state.row, a)])), sort: state.sort, descending: state.down,
+    ...Object.fromEntries(p.axes.map((a) => [a, state.row < 0 ? null : value(state.row, a)])),
+    ...Object.fromEntries(picks.map(({ a }) => [`only_${a}`, state.only[a] >= 0 ? p.values[a][state.only[a]] : null])), sort: state.sort, descending: state.down,
     index_layers: [...state.layers].sort((a, b) => a - b), above_floor: state.above, least: state.least, text: state.text,
   });
 
@@ -261,10 +276,11 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     take(s) {
       if (key[s.sort]) state.sort = s.sort;
       state.down = s.descending !== false;
-      state.layers = new Set((s.index_layers || []).filter((l) => p.index_layers.includes(l)));
+      state.layers = new Set([s.index_layers ?? []].flat().filter((l) => p.index_layers.includes(l)));
+      for (const { a } of picks) state.only[a] = p.values[a].indexOf(s[`only_${a}`]);
       state.above = !!s.above_floor && !!floor;
       state.least = typeof s.least === "number" ? s.least : null;
-      state.text = s.text || "";
+      state.text = String(s.text ?? "");
       const places = p.axes.map((a) => (s[a] === null || s[a] === undefined ? -1 : p.values[a].indexOf(s[a])));
       state.row = places.includes(-1) ? -1 : places.reduce((sum, i, j) => sum + i * strides[j], 0);
       if (state.row >= 0 && from[state.row] < 0) state.row = -1;
@@ -272,6 +288,11 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       const k = order.indexOf(state.row);
       if (k >= 0) choose(k, true);
       else detail();
+    },
+    leave() {
+      if (state.row < 0) return false;
+      leaveRow();
+      return true;
     },
     lay() { paint(); },
     close() { cancelAnimationFrame(frame); clearTimeout(timer); },

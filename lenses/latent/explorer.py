@@ -18,7 +18,18 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source
-from workbench.widgets.base import LIMIT, View, about, clipped, decimals, every, integers, opened, table
+from workbench.widgets.base import (
+    LIMIT,
+    View,
+    about,
+    clipped,
+    decimals,
+    every,
+    integers,
+    numbers,
+    opened,
+    table,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,8 +49,10 @@ def explore(reading: Any, *, limit: int = LIMIT) -> Any:
             positions; what was left out is named under the table.
 
     ``selection``: prompt, layer (or block), position (the coordinate) and rank of the row that is chosen (of a search:
-    query and rank), None before one is; sort, the name of a column, and descending; index_layers that are shown
-    ([]: all); above_floor; least, a similarity, or None; text.
+    query and rank), all None where none is.  What is shown: only_prompt, only_layer, only_rank (None: all),
+    index_layers ([]: all), above_floor, least (a similarity, or None) and text; in the order of sort, the name of a
+    column, and descending.  A chosen row is always shown: choosing one clears the filters that hide it, and a filter
+    that hides it leaves it.
     """
     return VIEW.explore(reading, limit=limit)
 
@@ -95,19 +108,73 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
         shown["shares"] = {}
     floor = bool(shown["floors"])
     columns = ["similarity", *(["over"] if floor else []), *axes, "index_layer", "word"]
+    values = {a: [None, *shown["values"][a]] for a in axes}
+    only = {f"only_{a}": values[a] for a in axes if a != "position"}
     return {
         **shown,
         "columns": columns,
         "left_out": left_out,
         "start": {
-            **dict.fromkeys(axes), "sort": "similarity", "descending": True, "index_layers": [], "above_floor": False,
-            "least": None, "text": "",
+            **dict.fromkeys(axes), **dict.fromkeys(only), "sort": "similarity", "descending": True, "index_layers": [],
+            "above_floor": False, "least": None, "text": "",
         },
         "choices": {
-            **{a: [None, *shown["values"][a]] for a in axes}, "sort": columns, "descending": [True, False],
+            **values, **only, "sort": columns, "descending": [True, False],
             "index_layers": shown["index_layers"], "above_floor": [True, False] if floor else [False],
         },
     }  # fmt: skip
+
+
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, whose row is whole, and in the table."""
+    new = {key for key, value in asked.items() if value != now[key]}
+    whole, axes, start = {**now, **asked}, shown["axes"], shown["start"]
+    scores = numbers(shown["similarity"])
+    if not isinstance(whole["text"], str):
+        raise InputError(f"text={whole['text']!r} cannot be looked for: give a text, '' for every row.")
+    least = whole["least"]
+    if least is not None and (isinstance(least, bool | str) or not np.isfinite(least)):
+        between = f"{np.nanmin(scores):.3f} to {np.nanmax(scores):.3f}" if np.isfinite(scores).any() else "none"
+        raise InputError(f"least={least!r} is no {shown['score']}: give a number (here they are {between}), or None.")
+    named = [a for a in axes if a in new and whole[a] is not None]
+    if not named and any(whole[a] is None for a in axes):
+        return {**whole, **dict.fromkeys(axes)}
+    for a in axes:  # named in part: what is not, is of the row before, or the first that is shown
+        if whole[a] is None:
+            only = whole.get(f"only_{a}")
+            whole[a] = shown["values"][a][0] if only is None else only
+    at = tuple(shown["values"][a].index(whole[a]) for a in axes)
+    n = int(np.ravel_multi_index(at, [len(shown["values"][a]) for a in axes]))
+    if numbers(shown["index_layer"])[n] < 0:
+        raise InputError(f"There is no neighbour at {', '.join(f'{a}={whole[a]}' for a in axes)}: a shorter prompt.")
+    hiding = _hiding(whole, shown, n, at, float(scores[n]))
+    if not named:
+        return {**whole, **dict.fromkeys(axes)} if hiding else whole
+    if wrong := [key for key in hiding if key in new]:
+        raise InputError(
+            f"{wrong[0]}={whole[wrong[0]]!r} hides the row at {', '.join(f'{a}={whole[a]}' for a in axes)}. Set one of "
+            "them, and the other follows."
+        )
+    return {**whole, **{key: start[key] for key in hiding}}
+
+
+def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int, ...], score: float) -> list[str]:
+    """Filters that keep a row out of the table, as the front end filters."""
+    axes, own = shown["axes"], dict(zip(shown["axes"], at, strict=True))
+    found = [key for a in axes if whole.get(key := f"only_{a}") not in (None, whole[a])]
+    if whole["index_layers"] and numbers(shown["index_layer"])[n] not in whole["index_layers"]:
+        found.append("index_layers")
+    floors = [numbers(packed)[own[shown["depth"]]] for packed in shown["floors"].values()]
+    if whole["above_floor"] and not score > np.nanmax([-np.inf, *floors]):
+        found.append("above_floor")
+    if whole["least"] is not None and score < whole["least"]:
+        found.append("least")
+    text = whole["text"].lower()
+    there = text in shown["sentences"][numbers(shown["sentence"])[n]].lower()
+    if "input" in shown:
+        spot = own["prompt"] * len(shown["values"]["position"]) + own["position"]
+        there |= text.replace(" ", "·") in shown["inputs"][numbers(shown["input"])[spot]].lower()
+    return found if there else [*found, "text"]
 
 
 def _axes(data: xr.Dataset) -> list[str]:
@@ -232,4 +299,5 @@ VIEW = View(
     ("similarity", "index_layer", "sentence", "char_start", "char_end"),
     payload,
     static,
+    complete,
 )

@@ -24,7 +24,6 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   const shares = decode(p.share), low = p.low && decode(p.low), high = p.low && decode(p.high);
   const chance = [decode(p.chance_low), decode(p.chance_high)], largest = decode(p.largest);
   const cell = (l, b, e) => (l * B + b) * E + e;
-  let before = p.start;
   const state = { label: 0, compare: -1, doc: [null, null], block: B - 1, expert: -1, token: [-1, -1], last: 0, hover: null };
 
   // ---- nodes
@@ -38,13 +37,15 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   const pickLabel = choice("label", (i) => { state.label = i; if (state.compare === i) state.compare = -1; settle(); });
   const pickOther = choice("beside", (i) => { state.compare = i ? others()[i - 1] : -1; settle(); });
   const pickBlock = slider("block", (i) => { state.block = i; paint(); done(); });
-  const clear = button("all experts", "show all experts", () => { state.expert = -1; paint(); done(); });
+  const clear = button("all experts", "show all experts", () => leaveExpert());
+  const leaveExpert = () => { state.expert = -1; paint(); done(); };
   pickBlock.input.max = B - 1;
   pickBlock.node.hidden = B < 2;
   tools.append(pickLabel.node, pickOther.node, pickBlock.node, clear);
   pickLabel.node.hidden = pickOther.node.hidden = L < 2;
   pickLabel.fill(p.names);
-  root.append(tools, maps, facts, key, panes);
+  const hint = make("p", "wx-hint");
+  root.append(tools, maps, facts, key, panes, hint);
   const others = () => p.labels.map((_, i) => i).filter((i) => i !== state.label);
 
   // ---- heat maps: of the label, of the other, of their difference
@@ -52,7 +53,6 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   const heats = [0, 1, 2].map((i) => heatmap("experts by block; arrow keys choose a block and an expert", {
     pick: (r, e) => { state.block = B - 1 - r; state.expert = state.expert === e && document.activeElement !== heats[i].svg ? -1 : e; paint(); done(); },
     hover: (to) => tellCell(to ? [B - 1 - to[0], to[1]] : null),
-    keys: { Escape: () => { state.expert = -1; paint(); done(); } },
   }));
   const boxes = heats.map((heat, i) => { const box = make("div"); box.append(titles[i], heat.node, scales[i]); return box; });
   maps.append(...boxes, path);
@@ -142,13 +142,12 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
     box.append(head, flow);
     panes.append(box);
     const chosen = (node) => { state.token[side] = Number(node.dataset.at); state.last = side; state.hover = null; mark(side); trail(); done(); };
-    rove(flow, ".wx-token", chosen);
+    rove(flow, ".wx-token", chosen, () => leaveToken(side));
     flow.addEventListener("pointerover", (event) => {
       const node = event.target.closest(".wx-token");
       if (node && event.pointerType !== "touch") { state.hover = [side, Number(node.dataset.at)]; trail(); }
     });
     flow.addEventListener("pointerleave", () => { state.hover = null; trail(); });
-    flow.addEventListener("keydown", (event) => bound(event, { Escape: () => { state.expert = -1; paint(); done(); } }));
     return { box, flow, pick, mine };
   });
 
@@ -187,6 +186,14 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
       node.title = `${clip(p.vocab[decode(one.token)[t]], 80)}  #${decode(one.position)[t]}, block ${p.blocks[state.block]}: ${said}`;
       node.setAttribute("aria-label", node.title);
     }
+  }
+
+  function leaveToken(side) {
+    state.token[side] = -1;
+    state.hover = null;
+    mark(side);
+    trail();
+    done();
   }
 
   function mark(side) {
@@ -247,8 +254,12 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   rove(key, "button", () => {});
 
   function paint() {
+    if (state.expert >= p.exists[state.block]) state.expert = -1; // blocks may have fewer experts than others
     pickBlock.set(state.block, p.blocks[state.block]);
     clear.hidden = state.expert < 0;
+    hint.hidden = !p.traced.length;
+    const weighs = p.traced.some((one) => one.weight) ? "; the stronger the colour, the greater its weight" : "";
+    hint.textContent = (state.expert < 0 ? "Small number and colour of a token: its first expert in this block" : `Coloured: tokens of expert ${state.expert} in this block`) + weighs + ".";
     heats.forEach((heat) => heat.at(B - 1 - state.block, state.expert));
     legend();
     colours(0);
@@ -275,7 +286,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   const settle = () => { whole(); done(); };
 
   const position = (side) => (state.doc[side] && state.token[side] >= 0 ? decode(state.doc[side].position)[state.token[side]] : null);
-  const done = () => tell(before = {
+  const done = () => tell({
     label: p.labels[state.label], compare: state.compare < 0 ? null : p.labels[state.compare],
     prompt: state.doc[0] ? state.doc[0].prompt : null, compare_prompt: state.doc[1] ? state.doc[1].prompt : null,
     block: p.blocks[state.block], expert: state.expert < 0 ? null : state.expert, position: position(0), compare_position: position(1),
@@ -283,20 +294,24 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
 
   return {
     take(s) {
-      const label = p.labels.indexOf(s.label), block = p.blocks.indexOf(s.block), find = (d) => p.traced.find((one) => one.prompt === d) || null;
-      const doc = find(s.prompt), other = find(s.compare_prompt);
-      // A document that is new brings its label with it.
-      state.label = doc && s.prompt !== before.prompt ? doc.label : Math.max(label, 0);
-      state.compare = other && s.compare_prompt !== before.compare_prompt ? other.label : p.labels.indexOf(s.compare);
-      before = s;
+      const block = p.blocks.indexOf(s.block), find = (d) => p.traced.find((one) => one.prompt === d) || null;
+      const [doc, other] = state.doc = [find(s.prompt), find(s.compare_prompt)];
+      state.label = doc ? doc.label : Math.max(p.labels.indexOf(s.label), 0);
+      state.compare = other ? other.label : p.labels.indexOf(s.compare);
       if (state.compare === state.label) state.compare = -1;
-      state.doc = [doc, other];
       if (block >= 0) state.block = block;
       state.expert = Number.isInteger(s.expert) ? clamp(s.expert, -1, E - 1) : -1;
       const place = (one, at) => (one && at !== null && at !== undefined ? decode(one.position).indexOf(at) : -1);
       state.token = [place(doc, s.position), place(other, s.compare_position)];
       state.last = state.token[0] < 0 && state.token[1] >= 0 ? 1 : 0;
       whole();
+    },
+    leave() {
+      const side = [state.last, 0, 1].find((i) => state.token[i] >= 0);
+      if (side !== undefined) leaveToken(side);
+      else if (state.expert >= 0) leaveExpert();
+      else return false;
+      return true;
     },
     lay() { draws(true); heats.forEach((heat) => heat.at(B - 1 - state.block, state.expert)); },
   };

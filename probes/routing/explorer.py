@@ -26,6 +26,8 @@ from workbench.widgets.base import (
     decimals,
     every,
     integers,
+    listing,
+    numbers,
     opened,
     sendable,
     table,
@@ -52,7 +54,9 @@ def explore(reading: Any, *, label: Any = None, documents: Iterable[int] | None 
         limit: bytes of the payload, about.  What does not fit is named under the widget.
 
     ``selection``: label, compare (another label, or None), prompt and compare_prompt (documents), block, expert (or
-    None), position and compare_position (of a token whose path is shown, or None).
+    None), position and compare_position (of a token whose path is shown, or None).  These agree: a document brings its
+    label, a label its first document, another document leaves the token of the one before, and a label that was
+    beside and is chosen is no longer beside.
 
     Raises InputError for a label or a document that is not in the reading or does not fit.
     """
@@ -126,6 +130,50 @@ def payload(
             "compare_prompt": known, "expert": [None, *range(shown["experts"])],
         },
     }  # fmt: skip
+
+
+SIDES = (("label", "prompt", "position"), ("compare", "compare_prompt", "compare_position"))
+
+
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, whose labels, documents and tokens are those of each other: the rest follows what is new."""
+    new = {key for key, value in asked.items() if value != now[key]}
+    whole = {**now, **asked}
+    traced = {one["prompt"]: one for one in shown["traced"]}
+    of = {prompt: shown["labels"][one["label"]] for prompt, one in traced.items()}
+    for label, prompt, _ in SIDES:  # a document brings its label
+        if prompt in new and whole[prompt] is not None:
+            if label in new and whole[label] != of[whole[prompt]]:
+                raise InputError(
+                    f"{prompt}={whole[prompt]} is of label {of[whole[prompt]]!r}, not {whole[label]!r}. Set one of "
+                    "them, and the other follows."
+                )
+            whole[label] = of[whole[prompt]]
+    if "compare_prompt" in new and whole["compare_prompt"] is None and "compare" not in new:
+        whole["compare"] = None
+    if whole["compare"] == whole["label"]:
+        if {"compare", "compare_prompt"} & new:
+            others = [None, *(name for name in shown["labels"] if name != whole["label"])]
+            raise InputError(
+                f"compare={whole['compare']!r} would stand beside itself; beside it there can be {listing(others)}."
+            )
+        whole["compare"] = None
+    for label, prompt, position in SIDES:  # a label brings its first document, and another document leaves the token
+        if of.get(whole[prompt]) != whole[label]:
+            whole[prompt] = next((one for one, name in of.items() if name == whole[label]), None)
+        places = numbers(traced[whole[prompt]]["position"]).tolist() if whole[prompt] is not None else []
+        kept = position in asked and whole[position] in places
+        if whole[prompt] != now[prompt] and position not in new and not kept:
+            whole[position] = None
+        if whole[position] is not None and (isinstance(whole[position], bool) or whole[position] not in places):
+            there = f"document {whole[prompt]} has tokens at {listing(places)}" if places else "no tokens are there"
+            raise InputError(f"{position}={whole[position]!r} cannot be selected; {there}.")
+    exists = shown["exists"][shown["blocks"].index(whole["block"])]
+    if whole["expert"] is not None and whole["expert"] >= exists:
+        if "expert" in new:
+            raise InputError(f"expert={whole['expert']} is not in block {whole['block']}; it has 0 to {exists - 1}.")
+        whole["expert"] = None
+    return whole
 
 
 def _labels(found: Any, size: np.ndarray, limit: int, left_out: list[str]) -> list[int]:
@@ -275,4 +323,5 @@ VIEW = View(
     ("usage_count", "document_count", "expert_exists", "top_k"),
     payload,
     static,
+    complete,
 )

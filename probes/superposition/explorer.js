@@ -56,7 +56,14 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
   const tools = make("div", "wx-tools"), play = make("div", "wx-tools wx-play"), two = make("div", "wx-two"), left = make("div"), right = make("div", "wx-panel");
   const svg = draw("svg", { class: "wx-graph", role: "group", "aria-label": "candidates; arrow keys walk through them" });
   const facts = make("p", "wx-facts"), list = make("ol", "wx-list"), head = make("h3"), legend = make("div", "wx-legend wx-hint");
-  const pickPrompt = choice("prompt", (i) => { stop(); state.prompt = i; state.node = -1; whole(); done(); });
+  const pickPrompt = choice("prompt", (i) => {
+    stop();
+    const name = state.node < 0 ? null : p.names[one().names][state.node];
+    state.prompt = i;
+    state.node = p.names[one().names].indexOf(name);
+    whole();
+    done();
+  });
   const pickPlace = slider("place", (t) => { stop(); state.place = t; paint(); done(); });
   const pickLayer = slider("layer", (d) => { state.layer = d; paint(); done(); });
   pickPlace.input.max = T - 1;
@@ -70,7 +77,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
   );
   tools.append(pickPrompt.node);
   pickPrompt.node.hidden = p.prompts.length < 2;
-  pickPrompt.fill(p.prompts.map((x, i) => `${i}: ${x.text.slice(-60)}`));
+  pickPrompt.fill(p.prompts.map((x, i) => `${i}: ${tail(x.text, 60)}`));
   const of = choice("belief in", (i) => { state.of = i; chart(); });
   const heat = heatmap("belief by layer and place; arrow keys choose both", {
     pick: (r, t) => { stop(); state.layer = D - 1 - r; state.place = t; paint(); done(); },
@@ -110,7 +117,9 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
     if (!width) return;
     const room = Math.max(260, left.clientWidth || width), xs = decode(one().x), ys = decode(one().y), n = N();
     const tall = Math.max(...Object.values([...xs].reduce((all, x) => ({ ...all, [x]: (all[x] || 0) + 1 }), {})), 1);
-    const high = clamp(graph() ? 88 * (tall + 0.5) + 60 : Math.min(room, 80 + 22 * n), 220, 760), padX = 52, padY = 30;
+    const high = clamp(graph() ? 88 * (tall + 0.5) + 60 : Math.min(room, 80 + 22 * n), 220, 760);
+    const longest = Math.max(...names().map((name) => Math.min([...name].length, 18)));
+    const padX = clamp(4 * longest + 6, 52, 78), padY = graph() ? 30 : 48; // names stand over their nodes, numbers under them
     const X = (v) => padX + xs[v] * (room - 2 * padX), Y = (v) => padY + ys[v] * (high - 2 * padY);
     const arrow = fresh("arrow"), marker = draw("marker", { id: arrow, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" });
     marker.append(draw("path", { d: "M0,0L8,4L0,8z", fill: "var(--soft)" }));
@@ -180,7 +189,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       const text = make("span", "wx-one", names()[v]);
       item.append(text, bar(b, 1, 1 / n), make("span", "wx-num", say(b)), make("span", "wx-hint wx-one", group(t, v)));
       item.title = group(t, v);
-      item.onclick = () => choose(v);
+      item.onclick = () => choose(v === state.node ? -1 : v);
       return item;
     }));
     const lines = [];
@@ -226,11 +235,11 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
   // ---- choosing
   function choose(v) {
     state.node = v;
-    state.of = graph() ? 3 : 0;
+    if (v >= 0) state.of = graph() ? 3 : 0;
     paint();
     done();
   }
-  rove(svg, ".wx-node", (node) => choose(Number(node.dataset.node)));
+  rove(svg, ".wx-node", (node) => choose(Number(node.dataset.node)), () => choose(-1));
   svg.addEventListener("pointerover", (event) => { const node = event.target.closest(".wx-node"); state.hover = node ? Number(node.dataset.node) : -1; near(); });
   svg.addEventListener("pointerleave", () => { state.hover = -1; near(); });
 
@@ -253,8 +262,9 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       const d = p.layers.indexOf(s.layer), t = p.positions.indexOf(s.position);
       if (d >= 0) state.layer = d;
       if (t >= 0) state.place = t;
+      const before = state.node;
       state.node = s.node === null || s.node === undefined ? -1 : p.names[one().names].indexOf(s.node);
-      if (state.node >= 0) state.of = graph() ? 3 : 0;
+      if (state.node >= 0 && state.node !== before) state.of = graph() ? 3 : 0;
       whole();
     },
     lay(now) {
@@ -262,6 +272,11 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       root.classList.toggle("narrow", width < 720);
       layout();
       paint();
+    },
+    leave() {
+      if (state.node < 0) return false;
+      choose(-1);
+      return true;
     },
     close: stop,
   };

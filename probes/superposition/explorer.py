@@ -26,6 +26,7 @@ from workbench.widgets.base import (
     decimals,
     every,
     integers,
+    listing,
     opened,
     sendable,
     table,
@@ -49,7 +50,8 @@ def explore(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
         limit: bytes of the payload, about.  Prompts that do not fit are counted under the widget.
 
     ``selection``: prompt; layer; position, the place as the reading numbers it (thoughts so far; those behind the last
-    thought are the tokens fed after it); node, the name of a candidate, or None.
+    thought are the tokens fed after it); node, the name of a candidate, or None.  Another prompt keeps the node where
+    it is one of its candidates.
 
     Raises InputError where problems and prompts do not fit together.
     """
@@ -115,6 +117,17 @@ def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
         "start": {"prompt": 0, "layer": shown["layers"][-1], "position": shown["positions"][0], "node": None},
         "choices": choices,
     }
+
+
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, whose node is one of the prompt's."""
+    whole = {**now, **asked}
+    own = shown["names"][shown["prompts"][whole["prompt"]]["names"]]
+    if whole["node"] is not None and whole["node"] not in own:
+        if whole["node"] != now["node"]:
+            raise InputError(f"node={whole['node']!r} is not in prompt {whole['prompt']}; it has {listing(own)}.")
+        whole["node"] = None
+    return whole
 
 
 def places_of(data: xr.Dataset, prompt: int) -> list[tuple[int | None, str]]:
@@ -255,4 +268,5 @@ VIEW = View(
     ("belief", "candidate_name"),
     payload,
     static,
+    complete,
 )

@@ -12,10 +12,10 @@ const STYLE = `
 .narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
 .narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
 .wx-items>li:last-child{border-bottom:0}
-.wx-drift.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(4,max-content) 1fr;gap:8px 28px}
+.wx-drift.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(5,max-content) 1fr;gap:8px 28px}
 .wx-drift.wide>*{grid-column:2}
 .wx-drift.wide>.wx-top{grid-column:1/-1}
-.wx-drift.wide>.wx-map{grid-column:1;grid-row:2/6}
+.wx-drift.wide>.wx-map{grid-column:1;grid-row:2/7}
 .wx-drift.wide>.wx-items{max-height:560px}
 .wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
@@ -32,17 +32,25 @@ const STYLE = `
 .s3{background:repeating-linear-gradient(45deg,var(--bg) 0 3px,#9aa4b2 3px 4.5px);color:var(--ink)!important;text-shadow:0 0 3px var(--bg),0 0 3px var(--bg),0 0 3px var(--bg)}
 .wx-key2{display:flex;flex-wrap:wrap;gap:4px 12px;font-size:12px;color:var(--soft)}
 .wx-key2 i{display:inline-block;width:14px;height:11px;border-radius:2px;margin-right:4px;vertical-align:-1px}
+.wx-course{grid-column:1/-1;min-width:0}
+.wx-axis{display:flex;justify-content:space-between;gap:8px;font-size:11px;color:var(--soft);font-variant-numeric:tabular-nums}
 .wx-years{display:flex;align-items:flex-end;gap:1px;height:74px;margin-top:6px}
 .wx-years>div{flex:1;display:flex;flex-direction:column-reverse;height:100%;min-width:2px;opacity:.55}
 .wx-years>div.in{opacity:1}
 `;
 const STANCES = ["support", "neutral", "oppose", "uncommitted"], LETTERS = ["+", "0", "−", "?"], MOST = 60;
 const CALLED = { keyed: "keyed stance", drift: "keyed drift" };
+const MEANS = {
+  keyed: "support less opposition, of items keyed towards the topic's direction (+) or away from it (−)",
+  drift: "change of the keyed stance: support less opposition, of items keyed towards the topic's direction (+) or away from it (−)",
+  commitment: "support and opposition together: how often a side is taken",
+  uncommitted: "refusals and other answers that take no side",
+};
 
 export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) => {
   const K = p.steps.length, I = p.items.length, M = p.topics.length, measures = p.choices.measure;
   const mean = decode(p.p), S = p.n_samples || 0;
-  const state = { measure: p.start.measure, topic: -1, ends: [0, K - 1], item: -1, query: "", row: 0, column: K - 1, anchor: 0 };
+  const state = { measure: p.start.measure, topic: -1, ends: [0, K - 1], item: -1, query: "", column: K - 1, anchor: K - 1 };
 
   const at = (k, i) => { // four stances; the last is what is left of 1
     const x = [0, 1, 2].map((s) => mean[(k * I + i) * 3 + s]);
@@ -54,9 +62,15 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   // ---- nodes
   const tools = make("div", "wx-tools wx-top"), box = make("div", "wx-map"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
   const facts = make("p", "wx-facts"), scales = make("div", "wx-tools"), head = make("div", "wx-tools"), list = make("ol", "wx-items"), key = make("div", "wx-key2");
-  const title = make("h3"), find = make("input");
+  const title = make("h3"), find = make("input"), means = make("p", "wx-hint"), number = make("p", "wx-hint");
   const pickMeasure = choice("show", (i) => { state.measure = measures[i]; paint(); done(); });
-  const pickTopic = choice("topic", (i) => { state.topic = i - 1; paint(); done(); });
+  const pickTopic = choice("topic", (i) => toTopic(i - 1));
+  const toTopic = (i) => { // an item of another topic is left
+    state.topic = i;
+    if (i >= 0 && state.item >= 0 && p.topic[state.item] !== i) state.item = -1;
+    paint();
+    done();
+  };
   const pickFrom = choice("from", (i) => { state.ends[0] = i; if (state.ends[1] < i) state.ends[1] = i; paint(); done(); });
   const pickTo = choice("to", (i) => { state.ends[1] = i; if (state.ends[0] > i) state.ends[0] = i; paint(); done(); });
   pickMeasure.fill(measures.map((m) => CALLED[m] || m));
@@ -66,17 +80,23 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   find.type = "search";
   find.placeholder = "find in items";
   find.setAttribute("aria-label", "find in items");
-  find.oninput = () => { state.query = find.value.toLowerCase(); items(); };
+  find.oninput = () => {
+    state.query = find.value.toLowerCase();
+    const left = state.item >= 0 && !found(state.item);
+    if (left) state.item = -1;
+    items();
+    if (left) done();
+  };
+  const found = (i) => `${p.texts[i]} ${p.item_names[i]} ${p.names[p.topic[i]]}`.toLowerCase().includes(state.query);
   tools.append(pickMeasure.node, pickTopic.node, pickFrom.node, pickTo.node);
   head.append(title, find);
   list.setAttribute("role", "listbox");
   list.setAttribute("aria-label", "items by how far they changed; arrow keys walk through them");
   STANCES.forEach((name, s) => { const entry = make("span"), swatch = make("i", `s${s}`); entry.append(swatch, `${LETTERS[s]} ${name}`); key.append(entry); });
   const heat = heatmap("topics by checkpoint; arrow keys choose a topic, Shift with an arrow stretches the range of checkpoints", {
-    pick: (r, k) => { state.row = r; state.column = state.anchor = k; state.topic = r; paint(); done(); },
+    pick: (r, k) => { state.column = state.anchor = k; toTopic(r); },
     hover: (to) => tellCell(to),
     drag: (from, to) => { state.ends = [Math.min(from[1], to[1]), Math.max(from[1], to[1])]; paint(); done(); },
-    keys: { Escape: () => { state.topic = -1; paint(); done(); } },
   });
   heat.svg.addEventListener("keydown", (event) => { // before the heat map's own keys
     if (!event.shiftKey || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
@@ -95,7 +115,13 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     grip.setAttribute("aria-label", `${name} checkpoint`);
     grip.setAttribute("aria-valuemin", 0);
     grip.setAttribute("aria-valuemax", K - 1);
-    const move = (k) => { const to = clamp(k, end ? state.ends[0] : 0, end ? K - 1 : state.ends[1]); if (to !== state.ends[end]) { state.ends[end] = to; paint(); done(); } };
+    const move = (k) => { // pushes the other along
+      const to = clamp(k, 0, K - 1), other = state.ends[1 - end];
+      if (to === state.ends[end]) return;
+      state.ends = end ? [Math.min(other, to), to] : [to, Math.max(other, to)];
+      paint();
+      done();
+    };
     grip.addEventListener("keydown", (event) => bound(event, {
       ArrowLeft: () => move(state.ends[end] - 1), ArrowRight: () => move(state.ends[end] + 1), ArrowDown: () => move(state.ends[end] - 1),
       ArrowUp: () => move(state.ends[end] + 1), Home: () => move(0), End: () => move(K - 1),
@@ -110,8 +136,8 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   });
   range.append(track, own, ...grips);
   heat.svg.after(range);
-  box.append(heat.node, scales, facts);
-  root.append(tools, box, head, key, list);
+  box.append(heat.node, scales, means, facts);
+  root.append(tools, box, head, key, number, list);
 
   // ---- heat map
   const packed = (name, which) => (p.measures[name][which] ? decode(p.measures[name][which]) : null);
@@ -136,6 +162,8 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       scale(two ? "signed" : "shade", two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
       make("span", "wx-hint", ps ? "hatched: not beyond chance (family-wise p > 0.05)" : two ? "hatched: the 95 % interval holds 0" : "95 % intervals below"),
     );
+    means.textContent = MEANS[name] ? `${CALLED[name] || name}: ${MEANS[name]}.` : "";
+    means.hidden = !MEANS[name];
     cursor();
   }
   function cellText(r, k) {
@@ -144,18 +172,19 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     return `${p.names[r]}, checkpoint ${p.steps[k]}: ${CALLED[name] || name} ${sign(packed(name, "value")[j])} [${sign(packed(name, "low")[j])}, ${sign(packed(name, "high")[j])}]${test}`;
   }
   function tellCell(to) {
-    facts.textContent = cellText(...(to || [state.row, state.column]));
+    if (!to && state.topic < 0) facts.textContent = `checkpoint ${p.steps[state.column]}: a cell chooses a topic and a checkpoint, a drag a range of checkpoints.`;
+    else facts.textContent = cellText(...(to || [state.topic, state.column]));
   }
   function cursor() {
     const [a, b] = state.ends, unit = 100 / K;
-    heat.at(state.row, state.column);
-    const row = state.topic >= 0 ? state.topic : state.row;
-    heat.trace([[row, a], [row, b]]);
+    heat.at(state.topic, state.column);
+    heat.trace(state.topic < 0 ? [] : [[state.topic, a], [state.topic, b]]);
     own.style.left = `${(a + 0.5) * unit}%`;
     own.style.width = `${(b - a) * unit}%`;
     grips.forEach((grip, end) => {
       const k = state.ends[end];
       grip.style.left = `${(k + 0.5) * unit}%`;
+      grip.style.marginLeft = a !== b ? "" : end ? "0" : "-12px"; // beside each other, so that both can be had
       grip.setAttribute("aria-valuenow", k);
       grip.setAttribute("aria-valuetext", `checkpoint ${p.steps[k]}`);
     });
@@ -198,7 +227,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     const [a, b] = state.ends, rows = [];
     for (let i = 0; i < I; i++) {
       if (state.topic >= 0 && p.topic[i] !== state.topic) continue;
-      if (state.query && !`${p.texts[i]} ${p.item_names[i]} ${p.names[p.topic[i]]}`.toLowerCase().includes(state.query)) continue;
+      if (state.query && !found(i)) continue;
       const far = apart(at(a, i), at(b, i));
       rows.push([Number.isNaN(far) ? -1 : far, i]);
     }
@@ -206,7 +235,11 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     let shown = rows.slice(0, MOST);
     const lost = rows.find(([, i]) => i === state.item);
     if (lost && !shown.includes(lost)) shown = [...shown, lost];
-    title.textContent = `Items from ${p.steps[a]} to ${p.steps[b]}${state.topic >= 0 ? `, ${p.names[state.topic]}` : ""}${rows.length > MOST ? `: the ${MOST} of ${rows.length} that changed most` : `: ${rows.length}`}`;
+    const same = a === b, when = same ? `at ${p.steps[a]}` : `from ${p.steps[a]} to ${p.steps[b]}`;
+    const which = rows.length > MOST ? (same ? `the first ${MOST} of ${rows.length}` : `the ${MOST} of ${rows.length} that changed most`) : rows.length;
+    title.textContent = `Items ${when}${state.topic >= 0 ? `, ${p.names[state.topic]}` : ""}: ${which}`;
+    number.textContent = same ? "This is one checkpoint: there is no change to show."
+      : "Number: how far an item moved, the total variation between its two stances: 0 alike, 1 nothing in common." + (S ? " Chance and p: each framing's two readings swapped at random." : "");
     list.replaceChildren(...shown.map(([far, i], n) => {
       const item = make("li", i === state.item ? "on" : ""), text = make("div"), about = make("div", "wx-about"), ends = make("div", "wx-ends"), change = make("div", "wx-change");
       const said = make("div", "wx-said", p.texts[i]);
@@ -215,9 +248,9 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       about.append(make("span", "wx-one", p.names[p.topic[i]]), make("span", "", polarity));
       if (p.item_names[i] !== p.texts[i]) about.append(make("span", "wx-one", p.item_names[i]));
       text.append(said, about);
-      for (const k of [a, b]) ends.append(make("span", "", p.steps[k]), stack(at(k, i)));
-      const swapped = far < 0 ? null : chance(i);
-      change.append(far < 0 ? "–" : say(far));
+      for (const k of same ? [a] : [a, b]) ends.append(make("span", "", p.steps[k]), stack(at(k, i)));
+      const swapped = far < 0 || same ? null : chance(i);
+      change.append(same ? "" : far < 0 ? "–" : say(far));
       if (swapped) change.append(make("small", "", `chance ${say(swapped[0])}, p ${say(swapped[1])}`));
       change.title = "total variation between the two stance vectors; chance and p: when each framing's two readings are swapped at random; p is of this item alone, whatever the number of items";
       item.append(text, ends, change);
@@ -231,8 +264,9 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   }
 
   function course(i) { // the item's stances at every checkpoint
-    const node = make("div", "wx-years");
-    node.style.gridColumn = "1/-1";
+    const box = make("div", "wx-course"), node = make("div", "wx-years"), axis = make("div", "wx-axis");
+    axis.append(make("span", "", p.steps[0]), make("span", "", "checkpoint"), make("span", "", p.steps[K - 1]));
+    box.append(node, axis);
     node.setAttribute("role", "img");
     node.setAttribute("aria-label", `stances at ${K} checkpoints`);
     for (let k = 0; k < K; k++) {
@@ -241,8 +275,9 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       if (!Number.isNaN(x[0])) x.forEach((v, s) => { const piece = make("div", `s${s}`); piece.style.height = `${100 * v}%`; column.append(piece); });
       node.append(column);
     }
-    return node;
+    return box;
   }
+  const leaveItem = () => { state.item = -1; items(); done(); };
   rove(list, "li", (node) => {
     const i = Number(node.dataset.item);
     if (i === state.item) return;
@@ -250,12 +285,19 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       const on = other === node;
       other.classList.toggle("on", on);
       other.setAttribute("aria-selected", String(on));
-      if (other.lastChild.className === "wx-years") other.lastChild.remove();
+      if (other.lastChild.className === "wx-course") other.lastChild.remove();
     }
     state.item = i;
     node.append(course(i));
     done();
-  });
+  }, leaveItem);
+
+  function show() { // the chosen item, within the list
+    const item = list.querySelector(".on");
+    if (!item) return;
+    const a = item.getBoundingClientRect(), b = list.getBoundingClientRect();
+    if (a.top < b.top || a.bottom > b.bottom) list.scrollTop += a.top - b.top - 8;
+  }
 
   // ---- choosing
   function paint() {
@@ -263,14 +305,13 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     pickTopic.select.selectedIndex = state.topic + 1;
     pickFrom.select.selectedIndex = state.ends[0];
     pickTo.select.selectedIndex = state.ends[1];
-    if (state.topic >= 0) state.row = state.topic;
     chart();
     tellCell(null);
     announce(facts.textContent);
     items();
   }
   const done = () => tell({
-    measure: state.measure, topic: state.topic < 0 ? null : p.topics[state.topic], from: p.steps[state.ends[0]], to: p.steps[state.ends[1]],
+    measure: state.measure, topic: state.topic < 0 ? null : p.topics[state.topic], checkpoint: p.steps[state.column], from: p.steps[state.ends[0]], to: p.steps[state.ends[1]],
     item: state.item < 0 ? null : p.items[state.item],
   });
 
@@ -278,11 +319,19 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     take(s) {
       if (measures.includes(s.measure)) state.measure = s.measure;
       state.topic = s.topic === null || s.topic === undefined ? -1 : p.topics.indexOf(s.topic);
-      const a = p.steps.indexOf(s.from), b = p.steps.indexOf(s.to);
+      const a = p.steps.indexOf(s.from), b = p.steps.indexOf(s.to), k = p.steps.indexOf(s.checkpoint);
       state.ends = [a < 0 ? 0 : a, b < 0 ? K - 1 : b].sort((x, y) => x - y);
-      [state.anchor, state.column] = state.ends;
+      state.anchor = state.column = k < 0 ? K - 1 : k;
       state.item = s.item === null || s.item === undefined ? -1 : p.items.indexOf(s.item);
+      if (state.item >= 0 && !found(state.item)) state.query = find.value = "";
       paint();
+      show();
+    },
+    leave() {
+      if (state.item >= 0) leaveItem();
+      else if (state.topic >= 0) toTopic(-1);
+      else return false;
+      return true;
     },
     lay(width) {
       root.classList.remove("wide");

@@ -44,7 +44,9 @@ def explore(
             checkpoint on.
         limit: bytes of the payload, about.
 
-    ``selection``: measure (:data:`CALLED`), topic (or None: all), from and to (checkpoints), item (an id, or None).
+    ``selection``: measure (:data:`CALLED`); topic (or None: all) and checkpoint, of the cell that is told; from and to,
+    the checkpoints whose items are compared; item (an id, or None).  An item brings its topic, another topic leaves
+    it, and an end of the range pushes the other along.
     """
     return VIEW.explore(readings, items=items, drift=drift, limit=limit)
 
@@ -111,14 +113,34 @@ def payload(
         **shown,
         "left_out": left_out,
         "start": {
-            "measure": "drift" if "drift" in measures else "keyed", "topic": None, "from": steps[0], "to": steps[-1],
-            "item": None,
+            "measure": "drift" if "drift" in measures else "keyed", "topic": None, "checkpoint": steps[-1],
+            "from": steps[0], "to": steps[-1], "item": None,
         },
         "choices": {
-            "measure": list(shown["measures"]), "topic": [None, *raw], "from": steps, "to": steps,
+            "measure": list(shown["measures"]), "topic": [None, *raw], "checkpoint": steps, "from": steps, "to": steps,
             "item": [None, *shown["items"]],
         },
     }  # fmt: skip
+
+
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, whose item is of the topic, and whose range runs forward."""
+    new = {key for key, value in asked.items() if value != now[key]}
+    whole, steps = {**now, **asked}, shown["steps"]
+    if steps.index(whole["from"]) > steps.index(whole["to"]):
+        if {"from", "to"} <= new:
+            raise InputError(f"from={whole['from']} is behind to={whole['to']}: a range runs forward. Swap them.")
+        whole |= {"to": whole["from"]} if "from" in new else {"from": whole["to"]}
+    if whole["item"] is not None and whole["topic"] is not None:
+        own = shown["topics"][shown["topic"][shown["items"].index(whole["item"])]]
+        if own != whole["topic"]:
+            if {"topic", "item"} <= new:
+                raise InputError(
+                    f"item={whole['item']!r} is of topic {own!r}, not {whole['topic']!r}. Set one of them, and the "
+                    "other follows."
+                )
+            whole |= {"topic": own} if "item" in new else {"item": None}
+    return whole
 
 
 def _about(readings: Any) -> dict[str, str]:
@@ -199,4 +221,5 @@ VIEW = View(
     ("p", "checkpoint", "item", "stance", "topic", "polarity", "cluster"),
     payload,
     static,
+    complete,
 )

@@ -132,10 +132,12 @@ def test_numbers_are_sent_as_the_variable_rounded_and_nothing_else():
         values[::7] = np.nan
         packed = base.decimals(values, digits)
         np.testing.assert_allclose(numbers(packed), np.round(values, packed["digits"]), atol=1e-9)
+        np.testing.assert_array_equal(base.numbers(packed), numbers(packed))
     assert base.decimals(values, 3)["digits"] == 3 and base.decimals([0.0, 300.0], 4)["digits"] == 2
     for top in (3, 254, 255, 60_000, 70_000):
         own = np.array([0, 1, top, -1])
         np.testing.assert_array_equal(numbers(base.integers(own)), own)
+        np.testing.assert_array_equal(base.numbers(base.integers(own)), own)
     assert numbers(base.decimals(np.zeros(0), 3)).size == 0 and np.isnan(numbers(base.decimals([np.nan], 3))).all()
 
 
@@ -187,6 +189,147 @@ def test_a_selection_is_whole_and_only_what_there_is(routing):
     table = base.explore(neighbours(), "neighbours")
     with pytest.raises(InputError, match="index_layers=2"):
         table.selection = {"index_layers": [1, 2]}
+
+
+REFUSED = {
+    "routing": [
+        ({"position": 9999}, "position=9999 cannot be selected; document 0 has tokens at 0, 1, "),
+        ({"position": "x"}, "position='x' cannot"), ({"position": True}, "position=True"),
+        ({"compare_position": 1}, "no tokens are there"), ({"block": [0, 1]}, r"block=\[0, 1\] cannot.*are 0, 1, 2, 3"),
+        ({"position": [1]}, "give one number"), ({"expert": 8}, "expert=8"), ({"label": None}, "label=None"),
+        ({"compare": "a"}, "beside itself; beside it there can be None, 'b', 'c'"),
+        ({"compare_prompt": 1}, "compare='a' would stand beside itself"),
+        ({"label": "b", "prompt": 17}, "prompt=17 is of label 'c', not 'b'"),
+    ],
+    "belief": [({"node": "n99"}, "node='n99' cannot"), ({"layer": None}, "layer=None"), ({"prompt": 6}, "prompt=6")],
+    "drift": [
+        ({"from": 400, "to": 0}, "from=400 is behind to=0.*Swap"), ({"topic": ["topic 1"]}, "topic="),
+        ({"topic": "topic 1", "item": "item-0"}, "item='item-0' is of topic 'topic 0', not 'topic 1'"),
+    ],
+    "neighbours": [
+        ({"least": "x"}, r"least='x' is no similarity.*0\.\d+ to"), ({"least": True}, "least=True"),
+        ({"least": float("nan")}, "least=nan"), ({"text": 5}, "text=5 cannot be looked for"),
+        ({"index_layers": 4}, r"give a list, \[4\]"), ({"prompt": [0, 1]}, "prompt="), ({"sort": "none"}, "sort="),
+        ({"prompt": 1, "position": 6}, "no neighbour at prompt=1, layer=0, position=6, rank=0"),
+        ({"only_prompt": 0, "prompt": 1}, "only_prompt=0 hides the row at prompt=1"),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def live(routing, thoughts):
+    """live(name): a widget with nothing chosen."""
+    pytest.importorskip("anywidget")
+    make = {
+        "routing": routing.explore, "belief": lambda: thoughts[0].explore(problems=thoughts[1]),
+        "drift": lambda: base.explore(stances()[0]), "neighbours": lambda: base.explore(neighbours(), "neighbours"),
+    }  # fmt: skip
+    return lambda name: make[name]()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_view_cannot_show_is_refused_with_what_there_is(live, name):
+    widget = live(name)
+    before = widget.selection
+    for asked, says in REFUSED[name]:
+        with pytest.raises(InputError, match=says):
+            widget.selection = asked
+        assert widget.selection == before
+    widget.selection = {key: np.int64(value) for key, value in before.items() if type(value) is int}
+    assert json.dumps(widget.selection) == json.dumps(before)
+
+
+def test_labels_documents_and_tokens_of_a_selection_agree(live):
+    widget, keys = live("routing"), ("label", "prompt", "position", "compare", "compare_prompt", "compare_position")
+
+    def told(**asked):
+        widget.selection = asked
+        return tuple(widget.selection[key] for key in keys)
+
+    assert told(prompt=13, position=5) == ("c", 13, 5, None, None, None)
+    assert told(block=1) == ("c", 13, 5, None, None, None)
+    assert told(compare="b", compare_position=2) == ("c", 13, 5, "b", 6, 2)
+    saved = widget.selection
+    assert told(compare_prompt=8) == ("c", 13, 5, "b", 8, None)
+    assert told(**saved) == ("c", 13, 5, "b", 6, 2)
+    assert told(label="b") == ("b", 6, None, None, None, None), "what was beside is now chosen"
+    assert told(compare_prompt=2) == ("b", 6, None, "a", 2, None)
+    assert told(prompt=3) == ("a", 3, None, None, None, None)
+    assert told(compare_prompt=17, prompt=8) == ("b", 8, None, "c", 17, None)
+    assert told(compare_prompt=None) == ("b", 8, None, None, None, None)
+    assert told(**{**widget.selection, "label": "a"}) == ("a", 0, None, None, None, None)
+    assert told(**saved) == ("c", 13, 5, "b", 6, 2)
+    with widget.hold_trait_notifications():  # as messages from the front end are taken
+        widget.selection = {**widget.selection, "prompt": 1}
+    assert told() == ("a", 1, 5, "b", 6, 2)
+
+
+def test_an_expert_that_a_block_lacks_is_left(routing):
+    shown = view("routing").payload(routing)
+    shown["exists"] = [8, 4, 8, 8]
+    complete, start = view("routing").complete, {**shown["start"], "expert": 6}
+    assert complete({"block": 1}, start, shown)["expert"] is None
+    with pytest.raises(InputError, match="expert=6 is not in block 1; it has 0 to 3"):
+        complete({"expert": 6}, {**start, "block": 1, "expert": None}, shown)
+
+
+def test_an_item_is_of_its_topic_and_a_range_runs_forward(live):
+    widget = live("drift")
+
+    def told(**asked):
+        widget.selection = asked
+        return tuple(widget.selection[key] for key in ("topic", "item", "from", "to"))
+
+    assert told(item="item-7") == (None, "item-7", 0, 400)
+    assert told(topic="topic 1") == ("topic 1", "item-7", 0, 400)
+    assert told(item="item-0") == ("topic 0", "item-0", 0, 400)
+    assert told(topic="topic 2") == ("topic 2", None, 0, 400)
+    assert told(to=200) == ("topic 2", None, 0, 200) and told(**{"from": 300}) == ("topic 2", None, 300, 300)
+    assert told(to=100) == ("topic 2", None, 100, 100)
+
+
+def test_a_node_is_one_of_the_prompts(thoughts):
+    reading, problems = thoughts
+    shown = view("belief").payload(reading, problems=problems)
+    shown["names"].append([*shown["names"][0][:-1], "other"])
+    shown["prompts"][1]["names"] = len(shown["names"]) - 1
+    complete, start = view("belief").complete, shown["start"]
+    assert complete({"prompt": 1}, {**start, "node": "n3"}, shown)["node"] == "n3"
+    assert complete({"prompt": 1}, {**start, "node": "n13"}, shown)["node"] is None
+    with pytest.raises(InputError, match="node='other' is not in prompt 0; it has 'n0'"):
+        complete({"node": "other"}, start, shown)
+
+
+def test_a_chosen_row_is_always_in_the_table(live):
+    data, widget = neighbours(), live("neighbours")
+    axes = ("prompt", "layer", "position", "rank")
+
+    def told(**asked):
+        widget.selection = asked
+        return tuple(widget.selection[key] for key in axes)
+
+    assert told(prompt=1) == (1, 0, 3, 0), "what is not named is the first"
+    assert told(layer=2, rank=3) == (1, 2, 3, 3)
+    assert told(rank=None) == (None, None, None, None)
+    assert told(only_prompt=1, only_layer=5) == (None, None, None, None)
+    assert told(rank=2) == (1, 5, 3, 2) and widget.selection["only_layer"] == 5
+    assert told(prompt=0) == (0, 5, 3, 2) and widget.selection["only_prompt"] is None, "it would hide the row"
+    assert widget.selection["only_layer"] == 5
+    row = data.sel(prompt=0, layer=5, position=3, rank=2)
+    own, other = int(row["index_layer"]), next(x for x in (1, 4, 9) if x != int(row["index_layer"]))
+    floor, score, word = 0.6, float(row["similarity"]), str(row["sentence"].values)[3:9].upper()
+    for key, kept, hides in (
+        ("index_layers", [own], [other]), ("least", score - 0.01, score + 0.01), ("text", word, "nowhere"),
+        ("text", " W0", " w1"), ("only_rank", 2, 1), ("above_floor", score > floor, True),
+    ):  # fmt: skip
+        start = widget.payload["start"][key]
+        assert told(prompt=0, layer=5, position=3, rank=2) == (0, 5, 3, 2)
+        assert told(**{key: kept}) == (0, 5, 3, 2)
+        if key != "above_floor" or score <= floor:
+            assert told(**{key: hides}) == (None, None, None, None), f"{key} hides the row, and leaves it"
+            assert told(prompt=0, layer=5, position=3, rank=2) == (0, 5, 3, 2)
+            assert widget.selection[key] == start, f"the row clears {key}"
+        widget.selection = {key: start}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -333,6 +476,30 @@ def test_routing_answers_to_keys_and_says_what_the_data_says(pages, routing):
     assert out["numbers"] == [str(e) for e in _strong(routing, 13)[0, :, 0]]
 
 
+@needs_browser
+def test_routing_marks_its_block_and_what_is_chosen_can_be_left(pages):
+    script = """
+      await wait();
+      const mark = (i) => [...all(".wx-heat svg")[i].querySelectorAll(":scope > rect")].pop(), chosen = () => all(".wx-token.on").length;
+      const said = () => { const s = model.get("selection"); return [s.expert, s.position]; };
+      out.row = [Number(mark(0).getAttribute("width")), Number(all(".wx-heat svg")[0].getAttribute("width"))];
+      out.legend = all("p.wx-hint").map((n) => n.textContent).join(" ");
+      const token = all(".wx-token")[3]; token.click(); out.on = [chosen(), ...said()];
+      token.click(); out.off = [chosen(), ...said()];
+      token.click(); all(".wx-key button")[2].click(); await wait(50); out.both = said(); out.expert = all("p.wx-hint").map((n) => n.textContent).join(" ");
+      key(one(".wx-heat svg"), "Escape"); out.first = said(); key(one(".wx-heat svg"), "Escape"); out.then = said();
+      all(".wx-key button")[2].click(); const clear = one('button[aria-label="show all experts"]'); clear.focus(); clear.click(); await wait();
+      out.focus = document.activeElement.tagName;
+      const again = all(".wx-token")[2]; again.focus(); set({ block: 1 }); await wait(); out.place = document.activeElement.dataset.at;
+    """  # noqa: E501
+    out = said(pages["routing"], script)
+    assert out["row"][0] >= out["row"][1] - 1, "the block on show is marked"
+    assert "Small number and colour of a token: its first expert" in out["legend"] and "its weight" in out["legend"]
+    assert out["on"] == [1, None, 3] and out["off"] == [0, None, None] and "tokens of expert 2" in out["expert"]
+    assert (out["both"], out["first"], out["then"]) == ([2, 3], [2, None], [None, None])
+    assert out["focus"] != "BODY" and out["place"] == "2"
+
+
 # ---------------------------------------------------------------- belief
 
 
@@ -413,6 +580,40 @@ def test_belief_steps_plays_and_is_walked_by_keys(pages, thoughts):
     assert out["chosen"] == "n7" and out["shown"] == "2 thoughts, layer 1"
 
 
+@needs_browser
+def test_a_node_can_be_left_its_name_is_whole_and_its_chart_stays(pages, thoughts, tmp_path):
+    script = """
+      await wait();
+      const node = () => model.get("selection").node, click = (n) => n.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      const disc = all(".wx-node")[4]; click(disc); out.on = node(); click(disc); out.off = node();
+      all(".wx-list li")[0].click(); out.listed = node(); all(".wx-list li")[0].click(); out.unlisted = node();
+      click(disc); key(disc, "Escape"); out.escaped = node(); click(disc);
+      pick('select[aria-label="belief in"]', 1); set({ position: 2 }); await wait(); out.chart = one('select[aria-label="belief in"]').value;
+      set({ prompt: 2 }); await wait(); out.kept = one(".wx-node.on title").textContent; disc.focus();
+      out.prompts = [...one('select[aria-label="prompt"]').options].map((n) => n.textContent);
+    """  # noqa: E501
+    out = said(pages["belief"], script)
+    assert out["on"] == "n4" and out["listed"] and out["chart"] == "the target" and out["kept"] == "n4"
+    assert [out[key] for key in ("off", "unlisted", "escaped")] == [None] * 3
+    for i, text in enumerate(out["prompts"]):
+        whole, end = plain(str(thoughts[0].data["prompt_text"].values[i])), text.split("…", 1)[1]
+        assert whole.endswith(" " + end) and 30 < len(end) < 60
+
+    bare = thoughts[0].data.copy()
+    names = [f"candidate number {i}" for i in range(bare.sizes["candidate"])]
+    bare["candidate_name"] = (("prompt", "candidate"), np.array([names] * bare.sizes["prompt"], object))
+    inside = """
+      await wait();
+      for (const [name, i] of [["left", 0], ["again", 7]]) {
+        const node = all(".wx-node")[i]; node.dispatchEvent(new MouseEvent("click", { bubbles: true })); await wait(50);
+        const frame = one(".wx-graph").getBoundingClientRect();
+        out[name] = Math.min(...all(".wx-graph text").flatMap((n) => { const b = n.getBoundingClientRect(); return [b.top - frame.top, frame.bottom - b.bottom, b.left - frame.left, frame.right - b.right]; }));
+      }
+    """  # noqa: E501
+    out = said(base.to_html(bare, tmp_path / "bare.html"), inside, size="700,900")
+    assert out["left"] >= 0 and out["again"] >= 0
+
+
 # ---------------------------------------------------------------- drift
 
 
@@ -471,7 +672,7 @@ def test_drift_range_by_keys_and_items_with_their_noise(pages):
     script = """
       await wait();
       const grid = one(".wx-heat svg"), grips = all(".wx-grip");
-      out.hatched = all(".wx-hatch").length; grid.focus(); key(grid, "ArrowDown"); await wait();
+      out.hatched = all(".wx-hatch").length; grid.focus(); key(grid, "ArrowDown"); key(grid, "ArrowDown"); await wait();
       out.topic = model.get("selection").topic;
       key(grid, "Home"); key(grid, "ArrowRight", { shiftKey: true }); key(grid, "ArrowRight", { shiftKey: true }); await wait();
       out.brushed = model.get("selection"); out.cell = one("p.wx-facts").textContent;
@@ -511,6 +712,44 @@ def test_drift_range_by_keys_and_items_with_their_noise(pages):
     assert out["stack"].startswith(f"support {mean[0, order[0], 0]:.2f}")
     assert out["item"] == f"item-{order[1]}" and out["years"] == 5
     assert out["found"] == ["Statement number 7."] and out["drawn"] > 100
+
+
+@needs_browser
+def test_drift_tells_the_cell_shows_the_item_and_one_checkpoint_as_one(tmp_path):
+    data, texts = stances(topics=4, items=20)
+    script = """
+      await wait();
+      const grid = one(".wx-heat svg"), told = () => { const s = model.get("selection"); return [s.topic, s.checkpoint, s.from, s.to, s.item]; };
+      const box = grid.getBoundingClientRect(), wide = box.width / 5, high = box.height / 4;
+      grid.dispatchEvent(new MouseEvent("click", { bubbles: true, clientX: box.left + 1.5 * wide, clientY: box.top + 2.5 * high }));
+      out.cell = told(); out.says = one("p.wx-facts").textContent;
+      set({ topic: null, item: "item-33" }); await wait();
+      const list = one(".wx-items").getBoundingClientRect(), item = one(".wx-items .on").getBoundingClientRect();
+      out.seen = item.top >= list.top && item.top < list.bottom; out.scrolled = one(".wx-items").scrollTop;
+      out.axis = one(".wx-axis").textContent; out.hints = all("p.wx-hint").map((n) => n.textContent).join(" ");
+      one(".wx-items .on").focus(); one(".wx-items .on").click(); await wait(); out.left = told(); out.focus = document.activeElement.className + document.activeElement.tagName;
+      set({ item: "item-33" }); await wait(); key(one(".wx-items .on"), "Escape"); out.escaped = told();
+      set({ item: "item-33" }); await wait(); pick('select[aria-label="topic"]', 1); out.other = told();
+      pick('select[aria-label="topic"]', 0); set({ from: 200, to: 200 }); await wait();
+      out.title = one("h3").textContent; out.changes = all(".wx-change").map((n) => n.textContent).join("");
+      out.one = all("p.wx-hint").map((n) => n.textContent).join(" "); out.stacks = one(".wx-items > li").querySelectorAll(".wx-stack").length;
+      const [a, b] = all(".wx-grip"); out.apart = a.getBoundingClientRect().right <= b.getBoundingClientRect().left + 1;
+      key(b, "ArrowLeft"); out.pushed = told(); key(a, "End"); out.end = told();
+      const find = one('input[type="search"]'); set({ item: "item-33" }); find.value = "number 7."; find.dispatchEvent(new Event("input")); out.hidden = told();
+      set({ item: "item-33" }); await wait(); out.query = find.value; out.shown = all(".wx-items .on").length;
+      pick('select[aria-label="show"]', [...one('select[aria-label="show"]').options].findIndex((n) => n.value === "commitment")); out.commitment = one(".wx-map .wx-hint:not(span)").textContent;
+    """  # noqa: E501
+    out = said(base.to_html(data, tmp_path / "drift.html", items=texts), script)
+    assert out["cell"] == ["topic 2", 100, 0, 400, None] and out["says"].startswith("topic 2, checkpoint 100: ")
+    assert out["seen"] and out["scrolled"] > 0 and out["axis"] == "0checkpoint400"
+    assert "total variation" in out["hints"] and "keyed towards the topic's direction" in out["hints"]
+    assert out["left"][-1] is None and out["escaped"][-1] is None and out["focus"].endswith("LI")
+    assert out["other"] == ["topic 0", 100, 0, 400, None], "an item of another topic is left"
+    assert out["title"] == "Items at 200: the first 60 of 80" and out["changes"] == "" and out["stacks"] == 1
+    assert "one checkpoint" in out["one"] and out["apart"]
+    assert out["pushed"][2:4] == [100, 100] and out["end"][2:4] == [400, 400]
+    assert out["hidden"][-1] is None and out["query"] == "" and out["shown"] == 1
+    assert "a side is taken" in out["commitment"]
 
 
 # ---------------------------------------------------------------- neighbours
@@ -596,6 +835,23 @@ def test_neighbours_sort_filter_and_walk(pages):
     assert out["above"] == f"{((layer == 4) & (score > floor)).sum()} of {total} neighbours"
     hits = (data["token_id"].values == 1) & (layer >= 0) & (np.round(score, 4) >= 0.5)
     assert out["found"] == f"{hits.sum()} of {total} neighbours" and set(out["marks"]) == {"Schläger"}
+
+
+@needs_browser
+def test_menus_of_neighbours_are_told_and_rows_are_left(pages):
+    script = """
+      await wait();
+      const told = () => { const s = model.get("selection"); return [s.only_prompt, s.prompt, s.rank]; }, line = () => one(".wx-space .wx-line");
+      pick('select[aria-label="prompt"]', 2); out.only = told(); line().click(); out.row = told();
+      line().click(); out.again = told(); line().click(); key(one(".wx-table"), "Escape"); out.escaped = told();
+      line().click(); pick('select[aria-label="prompt"]', 1); out.left = told(); out.panel = one("section.wx-panel").textContent;
+      set({ only_prompt: 1, only_rank: 3, text: 5, least: "x", index_layers: 4 }); await wait();
+      out.menus = all(".wx-tools select").map((n) => n.value); out.count = one('[role="status"]').textContent;
+    """  # noqa: E501
+    out = said(pages["neighbours"], script)
+    assert out["only"] == [1, None, None] and out["row"][:2] == [1, 1] and out["left"] == [0, None, None]
+    assert out["again"] == out["escaped"] == [1, None, None] and out["panel"].startswith("Choose a row")
+    assert out["menus"] == ["1", "all layers", "3"] and out["count"].startswith("0 of"), "no text has a 5"
 
 
 # ---------------------------------------------------------------- pages, and texts that mean harm

@@ -16,6 +16,7 @@ variable rounded to so many decimals, and nothing else.
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +61,10 @@ class View:
         payload: (reading or dataset, **options) -> what the module draws.  Three of its entries are read here:
             "about" (:func:`about`, and "said", what a page says besides); "left_out", lines that say what was not
             sent; "start", the selection as the explorer opens, all of its keys; and "choices", for keys of it, the
-            values that may be chosen.
+            values that may be chosen (of a key that starts as a list: the values it may hold).
         static: (reading or dataset, **options) -> an HTML table, which remains where there is no kernel.
+        complete: (asked, now, payload) -> the whole selection, where its keys depend on each other: what was asked
+            for, its values checked, over what is selected now.  None: the one over the other.
     """
 
     name: str
@@ -70,6 +73,7 @@ class View:
     needs: tuple[str, ...]
     payload: Callable[..., dict[str, Any]]
     static: Callable[..., str]
+    complete: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
 
     def lacks(self, data: xr.Dataset) -> list[str]:
         """Variables that are needed and not there."""
@@ -98,9 +102,10 @@ class View:
         data, _ = opened(reading)
         if lacking := self.lacks(data):
             raise InputError(
-                f"{self.name} needs {', '.join(self.needs)}, and this {data.attrs.get('reader', '')} reading has no "
+                f"{self.name} needs {', '.join(self.needs)}, and {_this(data)} has no "
                 f"{', '.join(lacking)}: it holds {', '.join(sorted(map(str, data.data_vars)))}."
             )
+        known_options(self.name, self.payload, options)
         return {"version": 1, "view": self.name, **self.payload(reading, **options)}
 
 
@@ -113,6 +118,7 @@ def explore(readings: Any, kind: str | None = None, **options: Any) -> Any:
     if view is None:
         from workbench.widgets import explorer
 
+        known_options("The lens explorer", explorer.explore, options)
         return explorer.explore(readings, **options)
     return view.explore(reading, **options)
 
@@ -130,6 +136,7 @@ def to_html(
     if view is None:
         from workbench.widgets import page as lens
 
+        known_options("The lens explorer's page", lens.to_html, options)
         return Path(lens.to_html(readings, path, title, **options))
     return view.to_html(reading, path, title, **options)
 
@@ -165,7 +172,7 @@ def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
             return fitting[0], readings
         needs = "; ".join(f"{name} needs {', '.join(view.needs)}" for name, view in known.items())
         raise InputError(
-            f"No explorer fits this {data.attrs.get('reader', '')} reading: it holds "
+            f"No explorer fits {_this(data)}: it holds "
             f"{sorted(map(str, data.data_vars))}, but lens needs token_id over layers and positions; {needs}. "
             "Use .figure() or .frame() for it."
         )
@@ -185,13 +192,26 @@ def _has_cells(data: xr.Dataset) -> bool:
     return True
 
 
+def known_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """InputError for options that the function behind an explorer does not take; its first argument is the reading."""
+    takes = list(inspect.signature(function).parameters.values())[1:]
+    if unknown := [] if any(p.kind is p.VAR_KEYWORD for p in takes) else sorted(set(options) - {p.name for p in takes}):
+        known = ", ".join(p.name for p in takes if p.name not in ("path", "title")) or "none"
+        raise InputError(f"{what} has no option {unknown[0]!r}. Its options are: {known}.")
+
+
+def _this(data: xr.Dataset) -> str:
+    return " ".join(filter(None, ["this", str(data.attrs.get("reader", "")), "reading"]))
+
+
 def opened(reading: Any) -> tuple[xr.Dataset, dict[str, Any]]:
     """The dataset and provenance of a Reading, or a bare dataset and nothing."""
     if hasattr(reading, "provenance") and hasattr(reading, "data"):
         return reading.data, reading.provenance or {}
     if not hasattr(reading, "data_vars"):
         raise InputError(
-            f"A {type(reading).__name__} cannot be explored. Give a Reading, an xarray.Dataset, or a list of these."
+            f"{reading!r:.60} is no reading (its type is {type(reading).__name__}), and only readings can be explored. "
+            "Give a Reading, an xarray.Dataset, or a list of these."
         )
     return reading, {}
 
@@ -277,9 +297,12 @@ def widget_class(view: View) -> Any:
         @traitlets.validate("selection")
         def _complete(self, proposal: Any) -> dict[str, Any]:
             """Keys that are left out keep their values, so that a selection is always whole."""
+            asked = checked(proposal["value"], self.payload)
+            # Kept here, since validation may come late: after the trait has its new value already.
             start = self.payload.get("start", {})
-            kept = {key: value for key, value in self.selection.items() if key in start}
-            return checked({**start, **kept, **proposal["value"]}, self.payload)
+            now = {key: getattr(self, "_whole", start).get(key, value) for key, value in start.items()}
+            self._whole = view.complete(asked, now, self.payload) if view.complete else {**now, **asked}
+            return dict(self._whole)
 
     Explorer.__name__ = Explorer.__qualname__ = view.name
     Explorer.__module__ = __name__
@@ -291,17 +314,42 @@ def widget_class(view: View) -> Any:
     return Explorer
 
 
-def checked(selection: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
-    """The selection.  InputError for keys and values that the explorer does not have."""
-    if unknown := [key for key in selection if key not in shown.get("start", {})]:
-        raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, shown.get('start', {})))}.")
-    for key, allowed in shown.get("choices", {}).items():
-        given = selection[key]
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if value not in allowed:
-                known = ", ".join(map(repr, allowed[:20])) + (", ..." if len(allowed) > 20 else "")
-                raise InputError(f"{key}={value!r} cannot be selected; there are {known}.")
-    return selection
+def checked(asked: Mapping[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for, values as the payload has them.  InputError for keys and values that it does not have."""
+    start, choices = shown.get("start", {}), shown.get("choices", {})
+    if unknown := [key for key in asked if key not in start]:
+        raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, start))}.")
+    return {
+        key: _scalar(key, value) if key not in choices
+        else [_allowed(key, one, choices[key]) for one in _listed(key, value)] if isinstance(start[key], list)
+        else _allowed(key, value, choices[key])
+        for key, value in asked.items()
+    }  # fmt: skip
+
+
+def _listed(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{key}={value!r} cannot be selected: several may be chosen, so give a list, [{value!r}].")
+    return list(value)
+
+
+def _scalar(key: str, value: Any) -> Any:
+    if not isinstance(value, str | int | float | np.generic | None):
+        raise InputError(f"{key}={value!r} cannot be selected: give one number, one text or None.")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _allowed(key: str, value: Any, allowed: list[Any]) -> Any:
+    if isinstance(value, str | int | float | np.generic | None):  # arrays and lists would compare one by one
+        for own in allowed:
+            if own == value:
+                return own
+    raise InputError(f"{key}={value!r} cannot be selected; there are {listing(allowed)}.")
+
+
+def listing(values: Sequence[Any], most: int = 20) -> str:
+    """Values for an error."""
+    return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")
 
 
 # ---------------------------------------------------------------- the page
@@ -421,6 +469,18 @@ def decimals(values: Any, digits: int) -> dict[str, Any]:
     kind, dtype, none = ("d8", "<u1", 255) if high - low < 255 else ("d16", "<u2", 65535)
     steps = np.where(there, scaled - low, none).astype(dtype)
     return {**_packed(kind, steps), "digits": digits, "base": low}
+
+
+def numbers(packed: dict[str, Any]) -> np.ndarray:
+    """What :func:`integers` and :func:`decimals` packed, as the front end reads it."""
+    kind, raw = packed["t"], base64.b64decode(packed["b"])
+    steps = np.frombuffer(raw, {"8": "<u1", "16": "<u2", "32": "<i4"}[kind[1:]])
+    if kind == "i32":
+        return steps.astype(int)
+    none = steps == (255 if kind.endswith("8") else 65535)
+    if kind[0] == "u":
+        return np.where(none, -1, steps.astype(int))
+    return np.where(none, np.nan, (packed["base"] + steps.astype(float)) / 10.0 ** packed["digits"])
 
 
 def _packed(kind: str, values: np.ndarray) -> dict[str, Any]:

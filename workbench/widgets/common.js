@@ -40,6 +40,8 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx p{margin:0}
 .wx-hint,.wx-facts{color:var(--soft);font-size:12px;overflow-wrap:anywhere}
 .wx-facts{font-variant-numeric:tabular-nums}
+.wx-gone{display:none;color:var(--soft);font-size:12px}
+.jupyter-widgets-disconnected .wx-gone{display:block} /* the notebook's own mark of a widget without its kernel */
 .wx-live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);bottom:0}
 .wx-text{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere}
 .wx-one{unicode-bidi:isolate;white-space:pre;overflow:hidden;text-overflow:ellipsis;min-width:0}
@@ -77,6 +79,12 @@ const draw = (tag, attributes, text) => {
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const clip = (text, n) => { const letters = [...text.slice(0, 2 * n)]; return text.length > n && letters.length >= n ? letters.slice(0, n - 1).join("") + "…" : text; };
 const say = (x, digits = 2) => (x === null || x === undefined || Number.isNaN(x) ? "–" : Number(x.toFixed(digits)) === 0 ? (0).toFixed(digits) : x.toFixed(digits));
+function tail(text, n) { // the end of a text, from a word on
+  const letters = [...text];
+  if (letters.length <= n) return text;
+  const end = letters.slice(1 - n).join(""), word = letters[letters.length - n] === " " ? 0 : end.indexOf(" ") + 1;
+  return `…${end.slice(word && word < end.length ? word : 0)}`;
+}
 const share = (x) => (Number.isNaN(x) ? "–" : `${(100 * x).toFixed(x < 0.1 ? 1 : 0)} %`);
 const fresh = (name) => `wx-${name}-${Math.random().toString(36).slice(2, 9)}`; // several widgets share a page
 
@@ -155,8 +163,9 @@ function bound(event, moves) { // run the move that a key stands for; the notebo
   moves[event.key](event);
 }
 
-// One tab stop for many: arrow keys walk the children that match.  `enter(node)` is told where the focus went.
-function rove(host, selector, enter) {
+// One tab stop for many: arrow keys walk the children that match.  `enter(node)` is told where the focus went, `leave`
+// of a click on the one that is chosen (class "on").
+function rove(host, selector, enter, leave) {
   const all = () => [...host.querySelectorAll(selector)];
   const go = (node) => {
     if (!node) return;
@@ -185,14 +194,17 @@ function rove(host, selector, enter) {
         Enter: () => enter(node), " ": () => enter(node),
       });
   });
-  host.addEventListener("click", (event) => { const node = event.target.closest(selector); if (node && host.contains(node)) go(node); });
+  host.addEventListener("click", (event) => { const node = event.target.closest(selector); if (!node || !host.contains(node)) return;
+    if (leave && node.classList.contains("on")) leave(node);
+    else go(node);
+  });
 }
 
 // ------------------------------------------------------------------ one heat map
 
 // Rows x columns of colours with one tab stop: arrow keys, a click or a drag choose a cell.
 //   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title}
-//   heat.at(r, c)                                         the cell that is chosen
+//   heat.at(r, c)                                         the cell that is chosen; -1: all of its row, or column
 //   heat.trace([[r, c, weight], ...])                     rings on cells, and a line through the first of each row
 function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
   const node = make("div", "wx-heat"), names = make("div", "wx-heat-rows"), inner = make("div", "wx-heat-in");
@@ -256,10 +268,13 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
   function at(r, c) {
     chosen = [r, c];
     if (!own || !cursor) return;
-    const inside = r >= 0 && c >= 0 && r < own.rows.length && c < own.columns.length;
+    const inside = Math.max(r, c) >= 0 && r < own.rows.length && c < own.columns.length;
     cursor.style.display = inside ? "" : "none";
-    if (!inside) { svg.removeAttribute("aria-activedescendant"); return; }
-    for (const [key, value] of Object.entries({ x: c * wide, y: r * high, width: wide - 1, height: high - 1 })) cursor.setAttribute(key, value);
+    if (inside) {
+      const [width, height] = [(c < 0 ? own.columns.length : 1) * wide - 1, (r < 0 ? own.rows.length : 1) * high - 1];
+      for (const [key, value] of Object.entries({ x: Math.max(c, 0) * wide, y: Math.max(r, 0) * high, width, height })) cursor.setAttribute(key, value);
+    }
+    if (!inside || Math.min(r, c) < 0) { svg.removeAttribute("aria-activedescendant"); return; }
     const cell = svg.getElementById(`${id}-${r}-${c}`);
     if (cell) cell.setAttribute("aria-label", own.cell(r, c).title || "");
     svg.setAttribute("aria-activedescendant", `${id}-${r}-${c}`);
@@ -302,12 +317,42 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
 
 // ------------------------------------------------------------------ the life of a widget
 
-// build({payload, root, tell, announce}) -> {take(selection), lay(width), close()}: `tell(selection)` writes a choice back,
-// `take` follows one that was set elsewhere, `lay` draws at a width (never 0: a pane that is hidden is drawn when shown).
+// Focus that a redrawn or hidden part takes with it goes to the element at the same place.
+function keepFocus(root) {
+  let held = null, way = [];
+  root.addEventListener("focusin", (event) => {
+    held = event.target;
+    way = [];
+    for (let node = held; node !== root; node = node.parentNode) way.unshift([...node.parentNode.children].indexOf(node));
+  });
+  const lost = () => !root.contains(held) || held.closest("[hidden]");
+  root.addEventListener("focusout", () => queueMicrotask(() => { if (held && !lost() && !root.contains(document.activeElement)) held = null; }));
+  const watch = new MutationObserver(() => {
+    const now = document.activeElement;
+    if (!held || !lost() || (now !== held && now !== document.body)) return;
+    let node = root, i = 0;
+    while (i < way.length && node.children.length) node = node.children[Math.min(way[i++], node.children.length - 1)];
+    const can = (other) => other.matches("[tabindex],button,select,input") && !other.closest("[hidden]");
+    while (node !== root && !can(node)) node = [...node.querySelectorAll("*")].find(can) || node.previousElementSibling || node.parentNode;
+    held = null;
+    if (node !== root) node.focus({ preventScroll: true });
+  });
+  watch.observe(root, { childList: true, subtree: true, attributes: true, attributeFilter: ["hidden"] });
+  return watch;
+}
+
+// build({payload, root, tell, announce}) -> {take(selection), lay(width), leave(), close()}: `tell(selection)` writes a
+// choice back, `take` follows one that was set elsewhere, `lay` draws at a width (never 0: a pane that is hidden is drawn
+// when shown), `leave` gives up what was chosen last, and says by true that there was something (the key Escape).
 const explorer = (name, css, build) => ({
   render({ model, el }) {
     const root = make("div", `wx wx-${name} mathjax_ignore tex2jax_ignore`), live = make("div", "wx-live");
     live.setAttribute("aria-live", "polite");
+    root.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.target.type === "search" || !view.leave || !view.leave()) return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
     root.addEventListener("keydown", (event) => { // in a notebook plain keys are commands: d, d deletes the cell
       if (!event.ctrlKey && !event.metaKey && !event.altKey && !["Escape", "Tab"].includes(event.key) && !(event.shiftKey && event.key === "Enter"))
         event.stopPropagation();
@@ -326,7 +371,7 @@ const explorer = (name, css, build) => ({
       root.replaceChildren(make("style", "", CSS + css));
       view = build({ payload, root, tell, announce });
       if ((payload.left_out || []).length) root.append(make("p", "wx-hint wx-left-out", `Left out: ${payload.left_out.join("; ")}.`));
-      root.append(live);
+      root.append(make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);
       view.take(model.get("selection") || payload.start);
       if (width) view.lay(width);
     };
@@ -338,7 +383,7 @@ const explorer = (name, css, build) => ({
       if (now && Math.abs(now - width) > 1) view.lay(width = now);
     };
     const soon = () => { cancelAnimationFrame(frame); clearTimeout(timer); frame = requestAnimationFrame(lay); timer = setTimeout(lay, 100); }; // no frames in a pane behind others
-    const watch = new ResizeObserver(soon);
+    const watch = new ResizeObserver(soon), focus = keepFocus(root);
     el.append(root);
     open();
     lay();
@@ -347,6 +392,7 @@ const explorer = (name, css, build) => ({
     model.on("change:selection", take);
     return () => {
       watch.disconnect();
+      focus.disconnect();
       cancelAnimationFrame(frame);
       clearTimeout(timer);
       if (view.close) view.close();
