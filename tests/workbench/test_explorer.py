@@ -21,8 +21,8 @@ from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
 from workbench.errors import InputError, ReadingError
 from workbench.tokens import visible
+from workbench.widgets import base, payload
 from workbench.widgets import packing as P
-from workbench.widgets import payload
 from workbench.widgets.explorer import MODULE, explore, static_html
 from workbench.widgets.page import to_html
 
@@ -53,7 +53,7 @@ def test_importing_widgets_imports_no_heavy_package():
 
 def test_the_module_is_small_and_alone():
     text = MODULE.read_text("utf-8")
-    assert len(text.encode()) <= 60 * 1024
+    assert len(text.encode()) <= 60_000
     assert not re.search(
         r"\bimport\b\s*[({'\"*a-z]|fetch\(|XMLHttpRequest|innerHTML|https?://(?!www\.w3\.org/2000/svg)", text
     )
@@ -105,7 +105,7 @@ def test_payload_holds_what_the_data_holds():
 def test_payload_of_several_targets_of_blocks_and_of_parts():
     sent = payload([("lens", logit_lens(targets=[" Paris", "<s>"]))])
     reading = sent["readings"][0]
-    assert reading["targets"] == [" Paris", "<s>"] and "target_logprob" in reading["wide"]
+    assert reading["targets"] == ["·Paris", "<s>"] and "target_logprob" in reading["wide"]
     prompt = reading["prompts"][0]
     found = numbers(prompt["grids"]["target_logprob"], prompt, sent["numbers"]).reshape(2, 14, 7)
     own = logit_lens(targets=[" Paris", "<s>"])["target_logprob"].values[0]
@@ -121,10 +121,12 @@ def test_payload_of_several_targets_of_blocks_and_of_parts():
     assert reading["depth"] == "component" and reading["depths"] == list(data["component"].values)
     low, high = reading["domain"]["contribution"]
     assert low == -high < 0, "zero is in the middle of the colours"
-    np.testing.assert_allclose(reading["mean"][0], data["contribution_mean"].values, rtol=1e-3)
+    np.testing.assert_allclose(reading["mean"][0], data["contribution_mean"].values, atol=5.1e-5)
     found = numbers(prompt["grids"]["contribution"], prompt, sent["numbers"]).reshape(12, 14)
     np.testing.assert_allclose(found, data["contribution"].values[1, :12], atol=5.1e-5)
-    np.testing.assert_allclose(prompt["logit"][0], data["logit"].values[1, :12], rtol=1e-3)
+    data["logit"] += 200  # as many decimals as are printed, however large the number
+    logit = payload([("parts", data)])["readings"][0]["prompts"][1]["logit"]
+    np.testing.assert_allclose(logit[0], data["logit"].values[1, :12], atol=5.1e-5)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +263,9 @@ def test_static_table_of_an_attribution_shows_contributions():
     data = logit_attribution()
     rows = rows_of(static_html(data))
     assert rows[-1] == [f"{x:.2f}" for x in data["contribution"].values[0, :, 0]]
+    assert "contribution to the logit of ·Paris" in static_html(data)
+    data["target_id"][0, 3] = 2
+    assert "contribution to the logit of each position's own target" in unescape(static_html(data))
 
 
 # ---------------------------------------------------------------- the widget
@@ -298,11 +303,12 @@ def test_display_is_the_widget_and_then_a_table_that_outlives_it(widget, monkeyp
 def test_selection_is_whole_from_the_start_and_stays_so(widget):
     start = {
         "reading": 0, "prompt": 0, "depth": 6, "position": 13, "token": None, "metric": "top", "target": 0,
-        "depths": None, "panes": [[0, 0], [1, 0]], "pins": [],
+        "depths": None, "panes": None, "pins": [],
     }  # fmt: skip
     assert widget.selection == start
     widget.selection = {"depth": np.int64(3), "position": 2}
     assert widget.selection == {**start, "depth": 3, "position": 2}
+    widget.selection = {"panes": [[0, 0], [1, 0]]}
     widget.selection = {"prompt": 2}  # nine positions: the last one, as nothing else was asked for
     assert widget.selection["panes"] == [[0, 2], [1, 0]] and widget.selection["position"] == 2
     widget.selection = {"prompt": 0, "position": 13}
@@ -315,11 +321,55 @@ def test_selection_is_whole_from_the_start_and_stays_so(widget):
     json.dumps(widget.selection)
 
 
+def test_what_another_reading_does_not_have_is_dropped_and_the_rest_stays():
+    pytest.importorskip("anywidget")
+    widget = explore([logit_lens(layers=7), logit_lens(layers=3).assign_attrs(model="small"), logit_attribution()])
+    token = P.packers(logit_lens())[0].tokens[3]
+    widget.selection = {"depths": [2, 4], "token": token, "metric": "entropy"}
+    widget.selection = {"position": 3}
+    assert widget.selection["token"] == token, "followed until it is let go"
+    widget.selection = {"reading": 1}
+    kept = ("depths", "token", "metric", "depth")
+    assert [widget.selection[name] for name in kept] == [None, None, "entropy", 2]
+    widget.selection = {"panes": [[2, 0], [0, 1]]}
+    assert (widget.selection["reading"], widget.selection["depth"]) == (2, "bias"), "the first that is shown"
+    widget.selection = {"panes": [[0, 1], [2, 0]]}
+    assert (widget.selection["reading"], widget.selection["panes"]) == (2, [[0, 1], [2, 0]]), "still shown"
+    assert explore(logit_attribution()).selection["metric"] == "contribution"
+
+
+def test_readings_that_show_one_prompt_go_to_the_next_together():
+    pytest.importorskip("anywidget")
+    lens, near, other = logit_lens(), embedding_lens(), embedding_lens(seed=5)
+    near["prompt_text"] = lens["prompt_text"]
+    other["prompt_text"] = ("prompt", lens["prompt_text"].values[::-1])
+    widget = explore([lens, near, other])
+    widget.selection = {"panes": [[0, 0], [1, 0], [2, 0], [0, 1]]}
+    widget.selection = {"prompt": 2}
+    assert widget.selection["panes"] == [[0, 2], [1, 2], [2, 0], [0, 1]], "[2, 0] showed another text"
+    widget.selection = {"prompt": 0}
+    assert widget.selection["panes"] == [[0, 0], [1, 0], [2, 2], [0, 1]]
+    widget.selection = {"reading": 1, "prompt": 1}
+    assert widget.selection["panes"] == [[0, 1], [1, 1], [2, 1], [0, 1]], "the pane of that reading"
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         ({"layer": 3}, "no .'layer'.*depth"),
         ({"depth": 7}, "depth 7 is not in prompt 0 of LogitLens.*0, 1, 2"),
+        ({"token": 99999}, "token 99999 is in no cell.*LogitLens has: 0, 1"),
+        ({"token": "red"}, "token 'red' is not the id"),
+        ({"prompt": "a"}, "prompt 'a' is not the index"),
+        ({"prompt": None}, "prompt None is not the index"),
+        ({"target": "x"}, "target 'x' is not the index"),
+        ({"target": 3}, "no target 3; LogitLens has 1"),
+        ({"target": -1}, "no target -1"),
+        ({"metric": "cosine_floor"}, "no metric 'cosine_floor'.*contribution"),
+        ({"depths": 3}, r"depths 3 are not \[lowest, highest\]"),
+        ({"panes": [3]}, r"3 in panes is no \[reading, prompt\]"),
+        ({"panes": 3}, "panes 3 is no list"),
+        ({"pins": [1]}, "the pin 1 is no .*depth"),
         ({"depth": 2.5}, "depth 2.5"),
         ({"position": 14}, "position 14"),
         ({"prompt": 2, "position": 12}, "position 12"),
@@ -336,6 +386,24 @@ def test_places_that_are_not_there_are_refused(widget, asked, said):
     with pytest.raises(InputError, match=said):
         widget.selection = asked
     assert widget.selection == before
+
+
+def test_what_is_refused_is_named():
+    pytest.importorskip("anywidget")
+    last = logit_lens().isel(position=[13]).assign_coords(position=[0]).isel(prompt=[0])
+    with pytest.raises(InputError, match=r"position 13 .*coordinates: 0 \(place 13 in the prompt\)"):
+        explore(last).selection = {"position": 13}
+    two = explore(logit_lens(targets=[" Paris", " Rome"]))
+    two.selection = {"target": 1}
+    with pytest.raises(InputError, match=r"LogitLens has 2, from 0 on: ·Paris, ·Rome"):
+        two.selection = {"target": 2}
+    for make in (base.explore, lambda *a, **k: base.to_html(*a, "x.html", **k)):
+        with pytest.raises(InputError, match="no option 'foo'.*top_k"):
+            make(logit_lens(), foo=1)
+    with pytest.raises(InputError, match="No explorer fits this reading: it holds"):
+        base.explore(logit_lens()[["entropy"]].drop_attrs())
+    with pytest.raises(InputError, match=r"3 is no reading \(its type is int\)"):
+        base.explore(3)
 
 
 def test_a_prompt_is_sent_when_it_is_asked_for(monkeypatch):

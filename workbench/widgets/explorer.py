@@ -24,10 +24,11 @@ from workbench.widgets.packing import payload as payload
 if TYPE_CHECKING:
     import xarray as xr
 
+    from workbench.figures.source import Source
+
 MODULE = Path(__file__).with_name("lens_explorer.js")
 TABLE_ROWS, TABLE_COLUMNS, TABLE_LETTERS = 13, 24, 24
 SAVED_KB = 130
-METRICS = ("top", "probability", *SCORES, *packing.GRIDS[:-2], packing.GRIDS[-1])
 
 
 def explore(readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB) -> Any:
@@ -53,13 +54,16 @@ def _widget_class() -> Any:
         selection   where the reader is, readable and settable: a dict of
                     "reading", "prompt"      indices
                     "depth", "position"      coordinates in the dataset (for attributions, depth is a component)
-                    "token"                  id of the token that is followed; by default the cell's top token
+                    "token"                  id of the token that is followed from cell to cell, or None.  A click on
+                                             its bar follows it, one more (or Escape) lets it go; moving keeps it
                     "metric"                 what cells show: "top", "probability", or a variable's name
                     "target"                 index of a target, where several were asked for
                     "depths"                 [lowest, highest] depth shown, or None
-                    "panes"                  [[reading, prompt], ...], what is shown side by side
+                    "panes"                  [[reading, prompt], ...], what is shown side by side; None, as several
+                                             readings start: as many as there is room for
                     "pins"                   [{"reading", "prompt", "depth", "position"}, ...]
-                    Set any of these; the others stay.  Raises InputError for a place that is not in the readings.
+                    Set any of these; the others stay.  Readings that show the same prompt go to the next together.
+                    Raises InputError for what is not in the readings.
         """
 
         _esm = slim(MODULE.read_text(encoding="utf-8"))
@@ -108,10 +112,10 @@ def __getattr__(name: str) -> Any:
 
 def _start(packers: Sequence[Packer]) -> dict[str, Any]:
     first = packers[0]
-    others = [[i, 0] for i, packer in enumerate(packers[1:2], 1)]
     return {
-        "reading": 0, "prompt": 0, "depth": _plain(first.source.depths[-1]), "position": _columns(first, 0)[-1],
-        "token": None, "metric": "top", "target": 0, "depths": None, "panes": [[0, 0], *others], "pins": [],
+        "reading": 0, "prompt": 0, "depth": _plain(first.source.depths[-1]), "position": first.columns(0)[-1],
+        "token": None, "metric": first.metrics[0], "target": 0, "depths": None,
+        "panes": [[0, 0]] if len(packers) == 1 else None, "pins": [],
     }  # fmt: skip
 
 
@@ -119,70 +123,157 @@ def _plain(depth: Any) -> int | str:
     return int(depth) if isinstance(depth, int | np.integer) else str(depth)
 
 
-def _columns(packer: Packer, prompt: int) -> list[int]:
-    """The `position` coordinates of a prompt's own tokens."""
-    real = packer.source.positions(prompt)
-    own = packer.data["position"].values[real] if "position" in packer.data.coords else real
-    return [int(i) for i in own]
-
-
 def completed(packers: Sequence[Packer], now: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """`asked` over what holds now, every place in it checked.
+    """`asked` over what holds now, every value in it checked.
 
-    Raises InputError for keys, readings, prompts, depths, positions and metrics that are not there.
+    Raises InputError for keys, and for readings, prompts, depths, positions, tokens, metrics and targets that are not
+    there.
     """
     if unknown := set(asked) - set(known := _start(packers)):
-        raise InputError(f"selection has no {sorted(unknown)}. It has: {', '.join(known)}.")
+        raise InputError(f"selection has no {sorted(map(str, unknown))}. It has: {', '.join(known)}.")
     found = {**known, **now, **asked}
+    before = [now.get("reading", 0), now.get("prompt", 0)]
+    panes = None if found["panes"] is None else [_place(packers, *p) for p in _pairs("panes", found["panes"])]
     place = _place(packers, found["reading"], found["prompt"])
+    if panes and place not in panes:
+        if "panes" in asked and not {"reading", "prompt"} & set(asked):
+            place = panes[0]
+        else:
+            panes = _moved(packers, panes, before, place)
     packer, prompt = packers[place[0]], place[1]
     depths = [_plain(d) for d in packer.source.depths]
-    columns = _columns(packer, prompt)
-    moved = place != [now.get("reading", 0), now.get("prompt", 0)]
-    for name, held in (("depth", depths), ("position", columns)):
-        if found[name] in held:
-            found[name] = _plain(found[name])
-        elif moved and found[name] == now.get(name):  # another prompt was asked for, and no place in it
-            found[name] = held[-1]
-        else:
-            raise InputError(
-                f"selection: {name} {found[name]!r} is not in prompt {prompt} of {packer.name}. "
-                f"Choose from {_some(held)}."
-            )
-    if found["metric"] not in METRICS:
-        raise InputError(f"selection: there is no metric {found['metric']!r}. There are: {', '.join(METRICS)}.")
-    if found["depths"] is not None:
-        ends = [_plain(d) for d in found["depths"]]
-        if len(ends) != 2 or not set(ends) <= set(depths) or depths.index(ends[0]) > depths.index(ends[1]):
-            raise InputError(f"selection: depths {ends} are not [lowest, highest] of {_some(depths)}.")
-        found["depths"] = ends
-    panes = [_place(packers, *pane) for pane in found["panes"]] or [place]
-    if place not in panes:  # the pane that the reader is in goes where the reader goes
-        before = [now.get("reading", 0), now.get("prompt", 0)]
-        panes[panes.index(before) if before in panes else 0] = place
-    token, target = found["token"], found["target"]
     return {
-        **found, "reading": place[0], "prompt": place[1], "panes": panes, "target": int(target),
-        "token": None if token is None else int(token), "pins": [_pin(packers, pin) for pin in found["pins"]],
+        **_where(packer, prompt, depths, now if place != before else {}, found),
+        "reading": place[0], "prompt": prompt, "panes": [place] if panes == [] else panes,
+        "token": _token(packers, packer, now, asked), "metric": _metric(packers, found["metric"]),
+        "target": _target(packers, found["target"]), "depths": _depths(depths, found["depths"], "depths" in asked),
+        "pins": [_pin(packers, pin) for pin in _listed("pins", found["pins"])],
     }  # fmt: skip
 
 
-def _pin(packers: Sequence[Packer], pin: dict[str, Any]) -> dict[str, Any]:
+def _where(
+    packer: Packer, prompt: int, depths: list[Any], left: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any]:
+    """The depth and the position.  `left`: the selection of another prompt, whose cell need not be in this one."""
+    columns, places = packer.columns(prompt), packer.source.places(prompt)
+    told = [str(c) if c == p else f"{c} (place {p} in the prompt)" for c, p in zip(columns, places, strict=True)]
+    chosen = {}
+    for name, held, names in (("depth", depths, depths), ("position", columns, told)):
+        if found[name] in held:
+            chosen[name] = held[held.index(found[name])]
+        elif name in left and found[name] == left[name]:  # another prompt was asked for, and no place in it
+            chosen[name] = held[-1]
+        else:
+            raise InputError(
+                f"selection: {name} {found[name]!r} is not in prompt {prompt} of {packer.name}. "
+                f"Choose one of its coordinates: {_some(names)}."
+            )
+    return chosen
+
+
+def _moved(packers: Sequence[Packer], panes: list[Any], before: list[int], place: list[int]) -> list[list[int]]:
+    """The panes once the reader is at `place`: its reading's pane goes there, with those that showed the same text."""
+    alike = [pane for pane in panes if pane[0] == place[0]]
+    own = before if before in panes and (before in alike or not alike) else [*alike, panes[0]][0]
+    moved = []
+    for i, pane in enumerate(panes):
+        if pane[0] != own[0] == place[0] and pane[1] == _same_text(packers, own, pane[0]):
+            pane = [pane[0], _same_text(packers, place, pane[0], pane[1])]
+        moved.append(place if i == panes.index(own) else pane)
+    return moved
+
+
+def _same_text(packers: Sequence[Packer], place: list[int], reading: int, default: int | None = None) -> int | None:
+    """The prompt of another reading with the same text; the one of the same number where there are several."""
+    text, other = packers[place[0]].source.prompt_text(place[1]), packers[reading]
+    order = [i for i in (place[1], *range(other.count)) if i < other.count]
+    return next((i for i in order if other.source.prompt_text(i) == text), default)
+
+
+def _token(packers: Sequence[Packer], packer: Packer, now: dict[str, Any], asked: dict[str, Any]) -> int | None:
+    token, before = asked.get("token", now.get("token")), now.get("token")
+    if token is None:
+        return None
+    token = _number("token", token, "the id of the token to follow, or None")
+    if "token" not in asked and packers[now.get("reading", 0)].model != packer.model:
+        return None  # another model has other ids
+    if token != before and not any(token in other.tokens for other in packers):
+        ids = _some(packer.tokens) or "no tokens"
+        raise InputError(
+            f"selection: token {token} is in no cell, so there is nothing to follow. {packer.name} has: {ids}."
+        )
+    return token
+
+
+def _metric(packers: Sequence[Packer], metric: Any) -> str:
+    known = list(dict.fromkeys(name for packer in packers for name in packer.metrics))
+    if metric not in known:
+        raise InputError(f"selection: there is no metric {metric!r} in what is shown. There are: {', '.join(known)}.")
+    return str(metric)
+
+
+def _target(packers: Sequence[Packer], target: Any) -> int:
+    target = _number("target", target, "the index of a target, counted from 0")
+    counts = [int(packer.data.sizes.get("target", 1)) for packer in packers]
+    if not 0 <= target < max(counts):
+        packer = packers[counts.index(max(counts))]
+        names = f": {', '.join(packer.targets(0))}" if "target" in packer.data.coords else ""
+        raise InputError(f"selection: there is no target {target}; {packer.name} has {max(counts)}, from 0 on{names}.")
+    return target
+
+
+def _depths(known: list[Any], ends: Any, asked: bool) -> list[Any] | None:
+    """[lowest, highest]; None where another reading's ends are not in this one."""
+    if ends is None:
+        return None
+    held = [_plain(d) for d in ends] if isinstance(ends, list | tuple) else []
+    if len(held) == 2 and set(held) <= set(known) and known.index(held[0]) <= known.index(held[1]):
+        return held
+    if not asked:
+        return None
+    raise InputError(f"selection: depths {ends!r} are not [lowest, highest] of {_some(known)}.")
+
+
+def _pin(packers: Sequence[Packer], pin: Any) -> dict[str, Any]:
+    if not isinstance(pin, dict):
+        raise InputError(f'selection: the pin {pin!r} is no {{"reading", "prompt", "depth", "position"}}.')
     reading, prompt = _place(packers, pin.get("reading", 0), pin.get("prompt", 0))
-    depths = [_plain(d) for d in packers[reading].source.depths]
-    if pin.get("depth") not in depths or pin.get("position") not in _columns(packers[reading], prompt):
-        raise InputError(f"selection: the pin {pin} is at no depth and position of {packers[reading].name}.")
+    depths, columns = [_plain(d) for d in packers[reading].source.depths], packers[reading].columns(prompt)
+    if pin.get("depth") not in depths or pin.get("position") not in columns:
+        raise InputError(
+            f"selection: the pin {pin} is at no depth and position of {packers[reading].name}. "
+            f"It has depths {_some(depths)} and positions {_some(columns)}."
+        )
     return {"reading": reading, "prompt": prompt, "depth": _plain(pin["depth"]), "position": int(pin["position"])}
 
 
 def _place(packers: Sequence[Packer], reading: Any, prompt: Any) -> list[int]:
-    reading, prompt = int(reading), int(prompt)
+    reading = _number("reading", reading, "the index of a reading, counted from 0")
+    prompt = _number("prompt", prompt, "the index of a prompt, counted from 0")
     if not 0 <= reading < len(packers):
         raise InputError(f"selection: there is no reading {reading}; there are {len(packers)}, counted from 0.")
     if not 0 <= prompt < packers[reading].count:
         name, count = packers[reading].name, packers[reading].count
         raise InputError(f"selection: {name} has no prompt {prompt}; it has {count}, counted from 0.")
     return [reading, prompt]
+
+
+def _number(name: str, value: Any, expected: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"selection: {name} {value!r} is not {expected}.")
+    return int(value)
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"selection: {name} {value!r} is no list.")
+    return list(value)
+
+
+def _pairs(name: str, value: Any) -> list[Any]:
+    if wrong := [p for p in _listed(name, value) if not isinstance(p, list | tuple) or len(p) != 2]:
+        raise InputError(f"selection: {wrong[0]!r} in {name} is no [reading, prompt].")
+    return list(value)
 
 
 def _some(values: Sequence[Any]) -> str:
@@ -235,7 +326,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         left_out.append(f"the last {len(columns)} of {len(real)} positions")
     if (count := data.sizes["prompt"]) > 1:
         left_out.append(f"prompt {prompt} of {count}")
-    what = "contribution to the logit" if parts else "top token"
+    what = f"contribution to the logit of {_whose(source, prompt)}" if parts else "top token"
     said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
     if score:
         said += f" (shade: {score} {low:.2f} to {high:.2f})"
@@ -270,6 +361,14 @@ def _cell(text: str | None, number: bool = False) -> str:
         return ""
     short = text if len(text) <= TABLE_LETTERS else text[:TABLE_LETTERS] + "…"
     return tokens.html(short if number else tokens.visible(short))
+
+
+def _whose(source: Source, prompt: int) -> str:
+    """The first target, whose contributions the table shows."""
+    ids = source.data["target_id"] if source.has("target_id") else None
+    if ids is not None and "position" in ids.dims and len(set(ids.values[prompt][source.positions(prompt)])) > 1:
+        return "each position's own target"
+    return packing.shown(source.targets(prompt, source.positions(prompt)[0])[0])
 
 
 def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:

@@ -15,12 +15,13 @@ const DIVERGING = [ // RdBu, reversed: only where zero means something
   [5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
   [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31],
 ];
-const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4;
+const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 420; // ROOM: the least pixels for a pane
 const NAMES = {
   top: "top token", probability: "probability", logprob: "log-prob", cosine: "cosine", similarity: "similarity",
   entropy: "entropy", kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
-  contribution: "contribution to logit",
+  contribution: "contribution to the logit of target",
 };
+const NATS = new Set(["logprob", "entropy", "kl_to_final", "target_logprob"]);
 const REVERSED = new Set(["entropy", "kl_to_final", "target_rank"]); // small is the strong end
 
 const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--bar:#35b0ab;
@@ -28,9 +29,8 @@ const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#
 const LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#59616f;--line:#d3d9e3;--panel:#f6f7fa;--accent:#b4235a;--bar:#2a788e;
   --minus:#2166ac;--plus:#b2182b;color-scheme:light`;
 const CSS = `
-.lw{${LIGHT};font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans",sans-serif;
-  color:var(--ink);background:var(--bg);display:grid;gap:8px;grid-template-columns:minmax(0,1fr);min-width:0;
-  width:100%;padding:2px;text-align:left}
+.lw{${LIGHT};font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums;color:var(--ink);background:var(--bg);
+  display:grid;gap:8px;grid-template-columns:minmax(0,1fr);min-width:0;width:100%;padding:2px;text-align:left}
 @media (prefers-color-scheme:dark){.lw{${DARK}}}
 body[data-jp-theme-light="true"] .lw,body.vscode-light .lw,html[theme="light"] .lw{${LIGHT}}
 body[data-jp-theme-light="false"] .lw,body.vscode-dark .lw,html[theme="dark"] .lw{${DARK}}
@@ -47,8 +47,7 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw button:hover{border-color:var(--soft)}
 .lw button[aria-pressed=true]{border-color:var(--accent);color:var(--accent)}
 .lw :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
-.lw-scale{display:flex;align-items:center;gap:6px;color:var(--soft);margin-left:auto;white-space:nowrap;
-  font-variant-numeric:tabular-nums}
+.lw-scale{display:flex;flex-wrap:wrap;align-items:center;gap:0 6px;color:var(--soft);margin-left:auto}
 .lw-ramp{width:90px;height:9px;border-radius:2px;border:1px solid var(--line)}
 .lw-panes{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
 .lw-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0}
@@ -61,47 +60,44 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw.several .lw-pane.in{border-color:var(--soft)}
 .lw-grid{position:relative;overflow:auto;border:1px solid var(--line);border-radius:6px;background:var(--bg);
   overscroll-behavior:contain;contain:strict;align-self:start}
-.lw-wait{padding:20px;color:var(--soft)}
 .lw-space{position:relative;min-width:100%;display:flex;flex-direction:column;justify-content:flex-end}
 .lw-row{position:absolute;left:0;width:100%;height:${ROW}px}
-.lw-cell{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${ROW - 1}px;padding:0 3px;overflow:hidden;
-  white-space:pre;text-overflow:ellipsis;line-height:${ROW - 1}px;font-size:12px;text-align:center;cursor:pointer;
-  border-radius:2px;unicode-bidi:isolate;direction:ltr;contain:strict;forced-color-adjust:none}
-.lw-cell.on{outline:2px solid var(--accent);outline-offset:0;z-index:1;border-radius:3px;contain:none}
+.lw-cell,.lw-in,.lw-tok,.lw-depth{overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate;
+  direction:ltr}
+.lw-cell,.lw-in,.lw-depth{cursor:pointer}
+.lw-cell,.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);padding:0 3px;font-size:12px;text-align:center}
+.lw-cell{height:${ROW - 1}px;line-height:${ROW - 1}px;border-radius:2px;contain:strict;forced-color-adjust:none}
+.lw-cell.on{outline:2px solid var(--accent);outline-offset:-2px;box-shadow:inset 0 0 0 3px var(--bg)}
 .lw-cell.pin{border:2px dashed currentColor;line-height:${ROW - 5}px;padding:0 1px}
 .lw-cell.hit{text-decoration:underline 2px;font-weight:700}
 .lw-cell.near{text-decoration:underline 1px dotted}
 .lw-cell.dim{opacity:.28}
 .lw-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
-  padding-right:8px;background:var(--bg);color:var(--soft);font-variant-numeric:tabular-nums;white-space:pre;
-  overflow:hidden;text-overflow:ellipsis}
+  padding-right:8px;background:var(--bg);color:var(--soft)}
 .lw-depth.on{color:var(--accent);font-weight:600}
 .lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
   min-width:100%}
-.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);height:${AXIS - 1}px;line-height:${AXIS}px;padding:0 3px;
-  overflow:hidden;white-space:pre;text-overflow:ellipsis;text-align:center;font-size:12px;font-weight:600;
-  unicode-bidi:isolate;direction:ltr}
+.lw-in{height:${AXIS - 1}px;line-height:${AXIS}px;font-weight:600}
 .lw-in.on{color:var(--accent)}
 .lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
   color:var(--soft);font-size:11px;line-height:${AXIS}px;text-align:right;padding-right:6px}
 .lw-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px 12px;min-width:0;
   display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
-  overflow:auto;max-height:max(var(--tall,0px),560px)}
+  overflow:auto;max-height:max(var(--tall,0px),560px,86vh)}
 .lw-panel>h3,.lw-panel>.lw-facts,.lw-card h3{grid-column:1/-1}
 .lw h3{margin:0;font-size:13px;font-weight:600;overflow-wrap:anywhere;display:flex;gap:8px;
   justify-content:space-between;align-items:start;color:inherit}
 .lw h3>button:not(.lw-go){flex:none;white-space:nowrap;font-weight:400}
 .lw h3>:first-child{min-width:0}
-.lw-facts{color:var(--soft);font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.lw-facts{color:var(--soft);overflow-wrap:anywhere}
 .lw-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
 .lw-bars button{display:grid;grid-template-columns:minmax(60px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
   border:1px solid transparent;background:none;padding:0 3px;min-height:23px;text-align:left;border-radius:4px}
 .lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);color:inherit}
-.lw-tok{overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate;direction:ltr}
 .lw-track{height:9px;position:relative;overflow:hidden;border-radius:2px}
 .lw-fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:2px;min-width:1px}
 .lw-floor{position:absolute;top:0;bottom:0;width:2px;background:var(--accent)}
-.lw-num{text-align:right;font-variant-numeric:tabular-nums;color:var(--soft)}
+.lw-num{text-align:right;color:var(--soft)}
 .lw-said{color:var(--soft);font-size:12px;margin:0 4px 5px;overflow-wrap:anywhere;unicode-bidi:plaintext}
 .lw-said mark{background:color-mix(in srgb,var(--accent) 26%,transparent);color:var(--ink);border-radius:2px;
   text-decoration:underline;font-weight:600}
@@ -111,15 +107,15 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
   display:grid;gap:4px;align-content:start}
 .lw-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
 .lw-card .lw-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
-.lw-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible}
+.lw-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
 .lw-panel svg text{fill:var(--soft);font-size:11px}
 .lw-foot{color:var(--soft);font-size:12px;min-height:18px;display:flex;flex-wrap:wrap;gap:0 14px}
 .lw-foot>*{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:pre}
-.lw-foot>.lw-note{white-space:normal;overflow-wrap:anywhere}
+.lw-foot>.lw-note,.lw-foot>details{white-space:normal;overflow-wrap:anywhere}
 .lw-away{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 `;
 
-// ------------------------------------------------------------------ small helpers
+// -------- small helpers
 
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -130,8 +126,8 @@ const make = (tag, name, text) => {
 const button = (name, text, label, act) => {
   const node = make("button", name, text);
   node.type = "button";
-  if (label) node.setAttribute("aria-label", label);
-  if (label && label !== text) node.title = label;
+  if (label) node.ariaLabel = label;
+  if (label) node.title = label;
   node.onclick = act;
   return node;
 };
@@ -141,19 +137,35 @@ const draw = (tag, attributes, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
+const labelled = (text, node) => {
+  const label = make("label");
+  label.append(text, node);
+  node.ariaLabel = text;
+  return label;
+};
+// A select's options: texts, with values other than their numbers where these are given.
+const fill = (select, texts, values) => {
+  const words = texts.map((text) => short(String(text), 60));
+  if (!same(words, [...select.options].map((o) => o.textContent)))
+    select.replaceChildren(...words.map((word, i) => Object.assign(make("option", "", word), { value: values ? values[i] : i })));
+};
+// Fills a box anew.  Who was on a button in it is then on the one in its place, or else on `instead`.
+const refill = (box, nodes, instead) => {
+  const buttons = () => [...box.querySelectorAll("button")], at = buttons().indexOf(box.getRootNode().activeElement);
+  box.replaceChildren(...nodes);
+  if (at >= 0) (buttons()[at] || instead).focus({ preventScroll: true });
+};
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
+const named = (metric) => `${NAMES[metric]}${NATS.has(metric) ? " (nats)" : ""}`;
 const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 
-// ------------------------------------------------------------------ what Python packed
+// -------- what Python packed
 
 async function unpack(block) {
   let bytes = block;
-  if (typeof block === "string") {
-    const text = atob(block);
-    bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  } else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
+  if (typeof block === "string") bytes = Uint8Array.from(atob(block), (c) => c.charCodeAt(0));
+  else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const raw = new Uint8Array(await new Response(stream).arrayBuffer());
   const length = new DataView(raw.buffer).getUint32(0, true);
@@ -164,7 +176,7 @@ async function unpack(block) {
 // The bytes of a number stand apart by significance; a d16 is a multiple of 10^-digits, 65535 = none.
 function decode(packed, prompt) {
   if (!packed || packed.values) return packed && packed.values;
-  const n = packed.n, from = (prompt.from || 0) + packed.at, bytes = prompt.numbers, width = "ui".includes(packed.t[0]) ? Number(packed.t.slice(1)) / 8 : 2;
+  const n = packed.n, from = (prompt.from || 0) + packed.at, bytes = prompt.numbers, width = packed.t.endsWith("32") ? 4 : 2;
   const whole = new (packed.t === "i32" ? Int32Array : packed.t === "u32" ? Uint32Array : Uint16Array)(n);
   for (let plane = 0; plane < width; plane++)
     for (let i = 0; i < n; i++) whole[i] |= bytes[from + plane * n + i] << (8 * plane);
@@ -179,7 +191,7 @@ function decode(packed, prompt) {
 }
 
 function say(x, metric, digits) {
-  if (x === null || x === undefined || Number.isNaN(x)) return "–";
+  if (Number.isNaN(x ?? NaN)) return "–";
   if (metric === "target_rank") return String(x);
   const text = Math.abs(x) >= 1e6 ? x.toExponential(2) : x.toFixed(clamp(digits, 0, 9));
   return Number(text) === 0 ? text.replace("-", "") : text;
@@ -200,7 +212,7 @@ const short = (text, most = 40) => {
   return cut.join("") + "…";
 };
 
-// ------------------------------------------------------------------ one prompt of one reading
+// -------- one prompt of one reading
 
 class View {
   constructor(reading, prompt) {
@@ -217,36 +229,39 @@ class View {
   // Tokens are places in the prompt's vocabulary; -1 is none.  Between prompts they go by their ids.
   token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] - 1 : -1; }
   list(row, at) {
-    const found = [];
-    for (let rank = 0; rank < this.k; rank++) if (this.token(row, at, rank) >= 0) found.push([this.token(row, at, rank), rank]);
-    return found;
+    return Array.from({ length: this.k }, (_, rank) => [this.token(row, at, rank), rank]).filter(([token]) => token >= 0);
   }
   text(token) { return token >= 0 ? this.prompt.vocab[token] : ""; }
   id(token) { return token >= 0 ? this.prompt.vocab_id[token] : null; }
-  find(id) { return id === null || id === undefined ? -1 : this.prompt.vocab_id.indexOf(id); }
+  find(id) { return this.prompt.vocab_id.indexOf(id); }
   score(row, at, rank = 0) {
     const scores = decode(this.prompt.score, this.prompt);
     return scores ? scores[this.cell(row, at, rank)] : NaN;
   }
   along(token, at) {
     return this.reading.depths.map((_, row) => {
-      for (let rank = 0; rank < this.k; rank++) if (this.token(row, at, rank) === token) return this.score(row, at, rank);
-      return NaN;
+      const hit = this.list(row, at).find(([t]) => t === token);
+      return hit ? this.score(row, at, hit[1]) : NaN;
     });
   }
-  get metrics() {
-    const own = Object.keys(this.there ? this.prompt.grids : {}).filter((n) => NAMES[n]), score = this.reading.score;
-    const first = this.reading.depth === "component" ? [] : ["top", ...(score === "logprob" ? ["probability"] : []), ...(score ? [score] : [])];
-    return [...first, ...own];
-  }
+  get metrics() { return this.reading.metrics; }
   get targets() { return this.prompt.targets || this.reading.targets; } // a prompt's own, or all prompts'
   metric(wanted) { return this.metrics.includes(wanted) ? wanted : this.metrics[0]; }
   // The variable whose colours a metric has.
   unit(metric) { return metric === "top" ? this.reading.score : metric; }
   digits(metric) {
     const name = this.unit(metric);
-    return name === "probability" ? 3 : this.reading.digits[name] ?? 2;
+    return name === "probability" ? 2 : this.reading.digits[name] ?? 2; // a power of e: of three, the last would be wrong
   }
+  say(x, metric) { return say(x, metric, this.digits(metric)); } // everywhere as many digits as there are: rounded once
+  // A value with its name and unit.
+  told(metric, row, at, target) {
+    const name = NAMES[metric].replace("target", () => this.aim(at, target));
+    return `${name} ${this.say(this.value(metric, row, at, target), metric)}${NATS.has(metric) ? " nats" : ""}`;
+  }
+  target(wanted) { return clamp(wanted, 0, Math.max(this.targets.length - 1, 0)); }
+  // The target at a place: one that was asked for, or the token that is on top in the end.
+  aim(at, target) { return short(this.targets[target] ?? this.text(this.find((this.prompt.target || [])[at]))) || "target"; }
   value(metric, row, at, target = 0) {
     if (metric === "probability") return Math.exp(this.score(row, at));
     if (metric === "top" || metric === this.reading.score) return this.score(row, at);
@@ -294,28 +309,35 @@ class View {
   }
 }
 
-// ------------------------------------------------------------------ one cell in detail
+// -------- one cell in detail
+
+// A line of a list, which is a button: a text, a bar from one share of the track to another, a number.
+function bar(list, text, number, [from, to], pressed, act) {
+  const item = make("li"), line = button("", undefined, "", act), track = make("span", "lw-track"), fill = make("span", "lw-fill");
+  line.ariaPressed = String(pressed);
+  fill.style.left = `${(100 * from).toFixed(1)}%`;
+  fill.style.width = `${(100 * (to - from)).toFixed(1)}%`;
+  track.append(fill);
+  line.append(make("span", "lw-tok", text), track, make("span", "lw-num", number));
+  item.append(line);
+  list.append(item);
+  return { item, line, track, fill };
+}
 
 // The top tokens as bars, each a button that follows it; of contexts, the sentence with the word marked.
 function bars(view, row, at, most, followed, follow) {
-  const r = view.reading, list = make("ol", "lw-bars"), found = view.list(row, at).slice(0, most), digits = view.digits("top");
+  const r = view.reading, box = make("div"), list = make("ol", "lw-bars"), found = view.list(row, at).slice(0, most);
   const chance = r.score === "logprob", floor = r.floor ? r.floor[row] : null;
   const full = Math.max(...found.map(([, rank]) => Math.abs(view.score(row, at, rank))), floor || 0, 1e-9);
   for (const [token, rank] of found) {
     const x = view.score(row, at, rank), part = chance ? Math.exp(x) : Math.abs(x) / full;
-    const item = make("li"), line = button("", undefined, "", () => follow(view.id(token)));
-    line.setAttribute("aria-pressed", String(view.id(token) === followed));
+    const id = view.id(token), { item, line, track } = bar(list, view.text(token), view.say(x, "top"), [0, clamp(part || 0, 0, 1)], id === followed, () => follow(id));
     line.title = `follow ${short(view.text(token), 240)}`;
-    const track = make("span", "lw-track"), fill = make("span", "lw-fill");
-    fill.style.width = `${(100 * clamp(part || 0, 0, 1)).toFixed(1)}%`;
-    track.append(fill);
     if (floor) {
       const tick = make("span", "lw-floor");
       tick.style.left = `calc(${(100 * floor / full).toFixed(1)}% - 2px)`;
       track.append(tick);
     }
-    line.append(make("span", "lw-tok", view.text(token)), track, make("span", "lw-num", say(x, r.score, digits)));
-    item.append(line);
     const said = view.prompt.said;
     if (said) {
       const place = view.cell(row, at, rank), words = make("p", "lw-said");
@@ -324,77 +346,74 @@ function bars(view, row, at, most, followed, follow) {
       if (said.layer) words.append(make("small", "", ` layer ${decode(said.layer, view.prompt)[place]}`));
       item.append(words);
     }
-    list.append(item);
   }
-  return list;
+  if (r.score) box.append(make("div", "lw-facts", `${named(r.score)}${chance ? "; bars: probability" : ""}`));
+  box.append(list);
+  return box;
 }
 
 // The parts that moved the logit most, at one position.
 function parts(view, row, at, target, most, go) {
-  const list = make("ol", "lw-bars"), digits = view.digits("contribution");
+  const list = make("ol", "lw-bars");
   const all = view.reading.depths.map((_, d) => [d, view.value("contribution", d, at, target)]).filter(([, x]) => !Number.isNaN(x));
   const full = Math.max(...all.map(([, x]) => Math.abs(x)), 1e-9);
   for (const [d, x] of all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, most)) {
-    const item = make("li"), line = button("", undefined, "", () => go(d)), track = make("span", "lw-track"), fill = make("span", "lw-fill");
-    line.setAttribute("aria-pressed", String(d === row));
-    fill.style.width = `${(50 * Math.abs(x) / full).toFixed(1)}%`;
-    fill.style.left = x < 0 ? `${(50 - 50 * Math.abs(x) / full).toFixed(1)}%` : "50%";
-    fill.style.background = x < 0 ? "var(--minus)" : "var(--plus)";
-    track.append(fill);
-    line.append(make("span", "lw-tok", view.reading.depths[d]), track, make("span", "lw-num", say(x, "contribution", digits)));
-    item.append(line);
-    list.append(item);
+    const end = 0.5 + x / full / 2, line = bar(list, view.reading.depths[d], view.say(x, "contribution"), [Math.min(0.5, end), Math.max(0.5, end)], d === row, () => go(d));
+    line.fill.style.background = x < 0 ? "var(--minus)" : "var(--plus)";
   }
   return list;
 }
 
-/** The target at a place: one that was asked for, or the token that is on top in the end. */
-const followedAs = (view, at, target) => short(view.targets[target] ?? view.text(view.find((view.prompt.target || [])[at] ?? null)));
-
 function facts(view, row, at, target) {
-  const r = view.reading, found = [], called = (n) => NAMES[n].replace("target", () => followedAs(view, at, target));
+  const r = view.reading, found = [], nothing = "target_logprob_null", floor = view.value(nothing, row, at, target);
   for (const name of Object.keys(view.prompt.grids)) {
-    const x = view.value(name, row, at, target);
-    if (NAMES[name] && !Number.isNaN(x)) found.push(`${called(name)} ${say(x, name, view.digits(name))}`);
+    if (!NAMES[name] || Number.isNaN(view.value(name, row, at, target))) continue;
+    found.push(view.told(name, row, at, target) + (name === "target_logprob" && !Number.isNaN(floor) ? ` (null ${view.say(floor, nothing)})` : ""));
   }
-  if (r.mean) found.push(`mean over positions ${say(r.mean[target][row], "contribution", view.digits("contribution"))}`);
-  if (view.prompt.logit) found.push(`logit ${say(view.prompt.logit[target][at], "", 3)}`);
-  if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${say(r.floor[row], r.score, view.digits("top"))}, below which it says nothing`);
+  if (r.mean) found.push(`mean over positions ${view.say(r.mean[target][row], "contribution")}`);
+  if (view.prompt.logit) found.push(`logit of ${view.aim(at, target)} ${say(view.prompt.logit[target][at], "", 3)}`);
+  if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
   return make("div", "lw-facts", found.join(" · "));
 }
 
 // The followed token's score over depth at this position; without one, the target's with its null.
-function trajectory(view, row, at, target, followed) {
+function trajectory(view, row, at, target, followed, called, go) {
   const r = view.reading, lines = [], along = (name) => r.depths.map((_, d) => view.value(name, d, at, target));
   const token = view.find(followed);
-  let title, digits = view.digits("top");
+  let title, shows = "top";
+  if (followed !== null && token < 0 && view.k) return make("div", "lw-facts", `${called(followed)} is in no cell of this prompt`);
   if (r.depth === "component") {
     lines.push({ y: along("contribution") });
     if (r.mean) lines.push({ y: r.mean[target], dash: "0.1 4" });
-    title = `contribution by component${r.mean ? ", mean over positions dotted" : ""}`;
-    digits = view.digits("contribution");
+    title = `contribution to the logit of ${view.aim(at, target)} by component${r.mean ? ", mean over positions dotted" : ""}`;
+    shows = "contribution";
   } else if (token < 0 && view.prompt.grids.target_logprob) {
     lines.push({ y: along("target_logprob") });
     if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "0.1 4" });
-    title = `log-prob of ${followedAs(view, at, target)}${lines.length > 1 ? "; dotted: under another position's state (null)" : ""}`;
-    digits = view.digits("target_logprob");
+    title = `log-prob (nats) of ${view.aim(at, target)}${lines.length > 1 ? "; dotted: under another position's state (null)" : ""}`;
+    shows = "target_logprob";
   } else {
     const shown = token < 0 ? view.token(row, at) : token;
     if (shown < 0) return make("div");
     lines.push({ y: view.along(shown, at) });
-    title = `${NAMES[r.score] || "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
+    title = `${r.score ? named(r.score) : "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
   }
   const W = 320, H = 124, L = 44, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
   const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
-  box.append(make("div", "lw-facts", title), svg);
+  box.append(make("div", "lw-facts", all.length ? title : `${title}: nowhere`));
   if (!all.length) return box;
+  box.append(svg);
   let from = Math.min(...all), to = Math.max(...all);
   if (to - from < 1e-6) [from, to] = [from - 0.5, to + 0.5];
   const n = Math.max(view.rows - 1, 1), X = (d) => L + (d / n) * (W - L - 6), Y = (y) => T + ((to - y) / (to - from)) * (H - T - B);
+  svg.onclick = (event) => { // goes to the nearest layer
+    const { left, width } = svg.getBoundingClientRect();
+    go(clamp(Math.round((((event.clientX - left) / width) * W - L) / (W - L - 6) * n), 0, view.rows - 1));
+  };
   svg.append(draw("path", { d: `M${L},${T}V${H - B}H${W - 4}`, fill: "none", stroke: "var(--line)" }));
   if (from < 0 && to > 0) svg.append(draw("path", { d: `M${L},${Y(0)}H${W - 4}`, stroke: "var(--line)" }));
   svg.append(draw("path", { d: `M${X(row)},${T}V${H - B}`, stroke: "var(--accent)", "stroke-width": 1, opacity: 0.7 }));
-  for (const y of [to, from]) svg.append(draw("text", { x: L - 5, y: Y(y) + 4, "text-anchor": "end" }, say(y, "", Math.min(digits, 2))));
+  for (const y of [to, from]) svg.append(draw("text", { x: L - 5, y: Y(y) + 4, "text-anchor": "end" }, view.say(y, shows)));
   for (const d of new Set([0, view.rows - 1]))
     svg.append(draw("text", { x: X(d), y: H - 5, "text-anchor": d ? "end" : "start" }, r.depth === "component" ? r.depths[d] : `${d ? "" : r.depth + " "}${r.depths[d]}`));
   for (const { y, dash } of lines) {
@@ -410,7 +429,7 @@ function trajectory(view, row, at, target, followed) {
   return box;
 }
 
-// ------------------------------------------------------------------ one grid with its detail
+// -------- one grid with its detail
 
 let born = 0;
 
@@ -421,12 +440,6 @@ function pane(app, place) {
   let view = new View(readings[place.reading], place.prompt), strips = new Map(), heads = new Map(), low = 0, high = 0, dirty = true, expected = [-1, -1], gutter = 46;
 
   const root = (self.root = make("div", "lw-pane")), head = make("div", "lw-head");
-  const labelled = (text, node) => {
-    const label = make("label");
-    label.append(text, node);
-    node.setAttribute("aria-label", text);
-    return label;
-  };
   const pickReading = make("select"), pickPrompt = make("select"), pickTarget = make("select");
   const labels = [labelled("reading", pickReading), labelled("prompt", pickPrompt), labelled("target", pickTarget)];
   const scale = make("div", "lw-scale"), from = make("span"), ramp = make("div", "lw-ramp"), to = make("span"), unit = make("span");
@@ -436,30 +449,22 @@ function pane(app, place) {
 
   const grid = (self.grid = make("div", "lw-grid")), space = make("div", "lw-space"), axis = make("div", "lw-axis"), corner = make("div", "lw-corner");
   grid.tabIndex = 0;
-  grid.setAttribute("role", "grid");
+  grid.role = "grid";
   grid.setAttribute("aria-activedescendant", `${name}-on`);
-  space.setAttribute("role", "rowgroup");
-  axis.setAttribute("role", "row");
-  corner.setAttribute("role", "rowheader");
+  space.role = "rowgroup";
+  axis.role = "row";
+  corner.role = "rowheader";
   axis.append(corner);
   space.append(axis);
   grid.append(space);
   const panel = make("section", "lw-panel");
-  panel.setAttribute("aria-label", "the chosen cell");
+  panel.ariaLabel = "the chosen cell";
   root.append(head, grid, panel);
 
   const cw = () => WIDTHS[state.width];
   const metric = () => view.metric(state.metric);
-  const target = () => clamp(state.target, 0, Math.max(view.targets.length - 1, 0));
+  const target = () => view.target(state.target);
   self.view = () => view;
-
-  const fill = (select, texts) => {
-    select.replaceChildren(...texts.map((text, i) => {
-      const option = make("option", "", short(text, 60));
-      option.value = i;
-      return option;
-    }));
-  };
 
   self.open = () => { // a new reading, prompt, or block of numbers
     const before = view, r = readings[self.reading];
@@ -480,7 +485,7 @@ function pane(app, place) {
     corner.textContent = r.depth === "component" ? "part" : r.depth;
     gutter = r.depth === "component" ? 92 : 46;
     grid.style.setProperty("--gutter", `${gutter}px`);
-    grid.setAttribute("aria-label", `${r.name}, ${r.depth} by position. Arrow keys move, P pins, / finds.`);
+    grid.ariaLabel = `${r.name}, ${r.depth} by position.`;
     if (!view.whole) app.ask(self.reading, self.prompt);
     self.clear();
     if (!view.there) {
@@ -503,9 +508,9 @@ function pane(app, place) {
   self.zoom = () => { // the layers shown
     const range = app.range(view);
     [low, high] = range || [0, view.rows - 1];
-    grid.setAttribute("aria-rowcount", high - low + 2);
-    grid.setAttribute("aria-colcount", view.count + 1);
-    axis.setAttribute("aria-rowindex", high - low + 2);
+    grid.ariaRowCount = high - low + 2;
+    grid.ariaColCount = view.count + 1;
+    axis.ariaRowIndex = high - low + 2;
     self.clear();
     self.size();
   };
@@ -514,7 +519,7 @@ function pane(app, place) {
     if (!view.there) return;
     const rows = (high - low + 1) * ROW, wide = gutter + view.count * cw();
     space.style.width = axis.style.width = `${wide}px`;
-        grid.style.setProperty("--cw", `${cw()}px`);
+    grid.style.setProperty("--cw", `${cw()}px`);
     const bar = grid.offsetHeight - grid.clientHeight; // the border, and the scroll bar where there is one
     const most = Math.max(190, Math.min(620, innerHeight * (app.panes.length > 1 && app.stacked ? 0.42 : 0.62)));
     const tall = Math.min(rows + AXIS + bar, most);
@@ -537,7 +542,7 @@ function pane(app, place) {
 
   function dress(cell, row, at) {
     const shown = metric(), x = view.value(shown, row, at, target()), token = view.token(row, at);
-    const text = shown === "top" ? short(view.text(token)) : say(x, shown, Math.min(view.digits(shown), 2));
+    const text = shown === "top" ? short(view.text(token)) : view.say(x, shown);
     if (cell.firstChild) cell.firstChild.data = text;
     else cell.textContent = text;
     let style = `left:${gutter + at * cw()}px`;
@@ -554,11 +559,11 @@ function pane(app, place) {
     const on = row === self.row && at === self.at;
     if (on) kind += " on";
     cell.className = kind;
-    if (on) { cell.id = `${name}-on`; cell.setAttribute("aria-selected", "true"); }
+    if (on) { cell.id = `${name}-on`; cell.ariaSelected = "true"; }
     else if (cell.id) { cell.removeAttribute("id"); cell.removeAttribute("aria-selected"); }
     cell.row = row;
     cell.at = at;
-    cell.setAttribute("aria-colindex", at + 2);
+    cell.ariaColIndex = at + 2;
   }
 
   self.paint = () => { // only what is in sight, and of that only what is new
@@ -581,8 +586,9 @@ function pane(app, place) {
         fresh = true;
         strips.set(line, strip);
         strip.node.style.top = `${line * ROW}px`;
-        strip.node.setAttribute("aria-rowindex", line + 1);
+        strip.node.ariaRowIndex = line + 1;
         strip.depth.textContent = view.reading.depths[row];
+        strip.depth.row = row;
       }
       const free = [];
       for (const [at, cell] of strip.cells) if (at < left || at >= right) { free.push(cell); strip.cells.delete(at); }
@@ -595,7 +601,7 @@ function pane(app, place) {
         let cell = free.pop();
         if (!cell) {
           cell = make("div", "lw-cell");
-          cell.setAttribute("role", "gridcell");
+          cell.role = "gridcell";
           strip.node.append(cell);
         }
         dress(cell, row, at);
@@ -609,8 +615,9 @@ function pane(app, place) {
       let node = heads.get(at);
       if (!node) {
         node = make("div", "", short(view.prompt.inputs[at]));
-        node.setAttribute("role", "columnheader");
-        node.setAttribute("aria-colindex", at + 2);
+        node.at = at;
+        node.role = "columnheader";
+        node.ariaColIndex = at + 2;
         node.title = `${view.prompt.inputs[at]}  #${view.prompt.positions[at]}`;
         heads.set(at, node);
         axis.append(node);
@@ -624,17 +631,16 @@ function pane(app, place) {
 
   function newStrip() {
     const node = make("div", "lw-row"), depth = make("div", "lw-depth");
-    node.setAttribute("role", "row");
-    depth.setAttribute("role", "rowheader");
+    node.role = "row";
+    depth.role = "rowheader";
     node.append(depth);
     return { node, depth, cells: new Map() };
   }
 
   function legend() {
-    const shown = metric(), [a, b] = app.domain(view, shown), digits = Math.min(view.digits(shown), 2);
-    unit.textContent = NAMES[view.unit(shown)] || view.unit(shown) || "";
-    from.textContent = say(a, shown, digits);
-    to.textContent = say(b, shown, digits);
+    const shown = metric(), ends = app.domain(view, shown), what = view.unit(shown);
+    unit.textContent = NAMES[what] ? named(what) : what || "";
+    [from.textContent, to.textContent] = ends.map((x) => say(x, shown, Math.min(view.digits(shown), 2)));
     const stops = (shown === "contribution" ? DIVERGING : VIRIDIS).map((c) => `rgb(${c})`);
     if (REVERSED.has(shown)) stops.reverse();
     ramp.style.background = `linear-gradient(90deg,${stops})`;
@@ -643,14 +649,21 @@ function pane(app, place) {
 
   self.detail = () => {
     if (!view.there) return;
-    const { row, at } = self, title = make("h3");
+    const { row, at } = self, title = make("h3"), go = (d) => app.choose(self, d, at), token = app.followed(view);
     title.append(make("span", "", view.where(row, at)), button("", app.pinned(self, row, at) ? "unpin" : "pin", "", () => app.pin(self)));
     const follow = (id) => app.follow(self, id), found = [title];
     const said = facts(view, row, at, target());
     if (said.textContent) found.push(said);
-    found.push(view.k ? bars(view, row, at, view.k, state.token, follow) : parts(view, row, at, target(), 12, (d) => app.choose(self, d, at)));
-    found.push(trajectory(view, row, at, target(), state.token));
-    panel.replaceChildren(...found);
+    found.push(view.k ? bars(view, row, at, view.k, token, follow) : parts(view, row, at, target(), 12, go));
+    found.push(trajectory(view, row, at, target(), token, app.called, go));
+    refill(panel, found, grid);
+  };
+
+  self.told = (row, at) => { // a cell in words: its top token with its score, and what cells show
+    const shown = metric(), score = view.reading.score, say = (what) => view.told(what, row, at, target());
+    const found = view.k ? [short(view.text(view.token(row, at)), 240) + (score ? `, ${say(score)}` : "")] : [];
+    if (shown !== "top" && shown !== score) found.push(say(shown));
+    return found.join("; ");
   };
 
   self.reveal = () => {
@@ -693,24 +706,21 @@ function pane(app, place) {
   };
 
   // ---- events
-  const under = (event) => {
-    const cell = event.target.closest && event.target.closest(".lw-cell");
-    return cell && [cell.row, cell.at, cell];
-  };
   grid.addEventListener("scroll", () => {
     app.schedule();
     if (grid.scrollLeft === expected[0] && grid.scrollTop === expected[1]) return;
     expected = [-1, -1];
     app.scrolled(self);
   }, { passive: true });
-  grid.addEventListener("click", (event) => { const at = under(event); if (at) app.choose(self, at[0], at[1]); });
+  grid.addEventListener("click", (event) => { // a cell; a layer at this position, or a position at this layer
+    const hit = event.target.closest(".lw-cell,.lw-depth,.lw-in");
+    if (hit) app.choose(self, hit.row ?? self.row, hit.at ?? self.at);
+  });
   grid.addEventListener("pointerover", (event) => {
-    const at = under(event);
-    if (!at || event.pointerType === "touch") return;
-    const x = view.score(at[0], at[1]), value = metric() === "contribution" ? view.value("contribution", at[0], at[1], target()) : x;
-    const text = view.k ? `${short(view.text(view.token(at[0], at[1])), 240)}  ${say(value, "", view.digits("top"))}` : say(value, "", view.digits("contribution"));
-    at[2].title = text;
-    app.hover(`${view.where(at[0], at[1])}: ${text}`);
+    const cell = event.target.closest(".lw-cell");
+    if (!cell || event.pointerType === "touch") return;
+    cell.title = self.told(cell.row, cell.at);
+    app.hover(`${view.where(cell.row, cell.at)}: ${cell.title}`);
   });
   grid.addEventListener("pointerleave", () => app.hover(""));
   grid.addEventListener("keydown", (event) => {
@@ -723,7 +733,8 @@ function pane(app, place) {
     const acts = {
       p: () => app.pin(self), "/": () => app.search.focus(), "+": () => app.wider(1), "-": () => app.wider(-1),
       "[": () => app.between(self, self.row, high), "]": () => app.between(self, low, self.row), 0: () => app.between(self, 0, view.rows - 1),
-      enter: () => { const first = panel.querySelector(".lw-bars button"); if (first) first.focus(); },
+      enter: () => panel.querySelector(".lw-bars button")?.focus(),
+      ...(state.token !== null && { escape: () => app.follow(self, state.token) }),
     };
     if (moves[event.key]) app.choose(self, clamp(self.row + moves[event.key][0], low, high), self.at + moves[event.key][1]);
     else if (acts[event.key.toLowerCase()]) acts[event.key.toLowerCase()]();
@@ -738,12 +749,12 @@ function pane(app, place) {
   return self;
 }
 
-// ------------------------------------------------------------------ the widget
+// -------- the widget
 
 async function render({ model, el }) {
   const root = make("div", "lw");
-  root.setAttribute("role", "group");
-  root.setAttribute("aria-label", "lens explorer");
+  root.role = "group";
+  root.ariaLabel = "lens explorer";
   root.addEventListener("keydown", (event) => { // in a notebook plain keys are commands: x cuts the cell
     if (!event.ctrlKey && !event.metaKey && !event.altKey && !["Escape", "Tab"].includes(event.key) && !(event.shiftKey && event.key === "Enter"))
       event.stopPropagation();
@@ -755,31 +766,37 @@ async function render({ model, el }) {
   for (const r of readings) for (const p of r.prompts) p.numbers = block.numbers;
   const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, pins: [] };
   const asked = new Set();
-  let frame = 0, timer = 0, quiet = false, focus = 0;
+  let frame = 0, timer = 0, quiet = false, focus = 0, spread = true; // spread: nobody chose which panes there are
 
   // ---- tools
   const tools = make("div", "lw-tools"), pickMetric = make("select"), lowest = make("select"), highest = make("select"), search = make("input");
-  const showLabel = make("label", "", "show"), rangeLabel = make("label", "", "layers");
-  pickMetric.setAttribute("aria-label", "show");
-  lowest.setAttribute("aria-label", "lowest layer shown");
-  highest.setAttribute("aria-label", "highest layer shown");
-  showLabel.append(pickMetric);
+  const rangeLabel = make("label", "", "layers");
+  lowest.ariaLabel = "lowest layer shown";
+  highest.ariaLabel = "highest layer shown";
   rangeLabel.append(lowest, "to", highest);
   search.type = "search";
   search.placeholder = "find a token";
-  search.setAttribute("aria-label", "find a token");
+  search.ariaLabel = "find a token";
   const found = make("span", "lw-facts");
-  found.setAttribute("role", "status");
+  found.role = "status";
   const smaller = button("", "−", "narrower cells", () => app.wider(-1)), larger = button("", "+", "wider cells", () => app.wider(1));
   const differ = button("", "differences", "dim the cells where the panes agree", () => { state.differ = !state.differ; dress(); });
-  const beside = button("", "compare", "show another reading or prompt beside this one", () => add());
-  tools.append(showLabel, rangeLabel, search, found, smaller, larger, differ, beside);
+  const beside = button("", "compare", "show another reading or prompt beside this one", () => {
+    more(app.panes.length + 1);
+    tell();
+    if (beside.hidden) here().grid.focus();
+  });
+  const chip = button("", "", "", () => { app.follow(here(), state.token); here().grid.focus(); });
+  chip.title = "stop following (Escape)";
+  tools.append(labelled("show", pickMetric), rangeLabel, search, found, chip, smaller, larger, differ, beside);
   const panes = make("div", "lw-panes"), pins = make("div", "lw-pins"), foot = make("div", "lw-foot");
   const note = make("span", "lw-note"), hover = make("span"), live = make("span", "lw-away");
-  live.setAttribute("aria-live", "polite");
-  pins.setAttribute("role", "group");
-  pins.setAttribute("aria-label", "pinned cells");
-  foot.append(note, hover);
+  live.ariaLive = "polite";
+  pins.role = "group";
+  pins.ariaLabel = "pinned cells";
+  const keys = make("details");
+  keys.append(make("summary", "", "keys"), "arrows, Home, End move · Enter goes into the detail, Escape back, and stops following · p pins · / finds · [ from this layer, ] up to it, 0 all · + - width of cells");
+  foot.append(note, keys, hover);
   root.append(tools, panes, pins, foot, live);
 
   const app = {
@@ -814,8 +831,13 @@ async function render({ model, el }) {
       details();
       tell();
     },
+    // The followed token, where its id means the same: in readings of the model that the reader is in.
+    followed(view) { return view.reading.model === readings[here().reading].model ? state.token : null; },
+    called(id) {
+      const known = [readings[here().reading], ...readings].flatMap((r) => r.prompts).find((p) => p.vocab_id?.includes(id));
+      return known ? short(known.vocab[known.vocab_id.indexOf(id)]) : `token ${id}`;
+    },
     choose(self, row, at) {
-      state.token = null;
       settleOn(self, row, at);
       tell();
     },
@@ -827,19 +849,16 @@ async function render({ model, el }) {
     },
     turn(self, reading, prompt) {
       focus = app.panes.indexOf(self);
-      Object.assign(self, { reading, prompt });
-      state.token = null;
-      self.grid.scrollLeft = 0;
-      self.open();
+      move(self, reading, prompt);
       shape();
       settleOn(self, self.row, self.view().count - 1);
       tell();
     },
-    aim(target) { state.target = target; state.token = null; dress(); details(); tell(); },
+    aim(target) { state.target = target; dress(); details(); tell(); },
     between(self, low, high) {
       const whole = low <= 0 && high >= self.view().rows - 1;
       state.range = whole || low > high ? null : { pane: app.panes.indexOf(self), rows: [low, high] };
-      for (const p of app.panes) { if (p.view().there) { p.zoom(); p.find(); } }
+      each((p) => { if (p.view().there) { p.zoom(); p.find(); } });
       ranges();
       settleOn(self, self.row, self.at);
       tell();
@@ -847,9 +866,9 @@ async function render({ model, el }) {
     wider(step) {
       state.width = clamp(state.width + step, 0, WIDTHS.length - 1);
       state.chosen = true;
-      for (const p of app.panes) p.size();
-      paintAll();
-      for (const p of app.panes) p.reveal();
+      each((p) => p.size());
+      go();
+      each((p) => p.reveal());
     },
     scrolled(self) { for (const p of app.panes) if (p !== self) p.follows(self); },
     hover(text) { hover.textContent = text; },
@@ -866,8 +885,9 @@ async function render({ model, el }) {
       focus = clamp(focus >= at ? focus - 1 : focus, 0, app.panes.length - 1);
       state.range = null;
       shape();
-      for (const p of app.panes) p.open();
-      settleOn(app.panes[focus], app.panes[focus].row, app.panes[focus].at);
+      each((p) => p.open());
+      settleOn(here(), here().row, here().at);
+      here().grid.focus();
       tell();
     },
   };
@@ -881,16 +901,18 @@ async function render({ model, el }) {
     cancelAnimationFrame(frame);
     clearTimeout(timer);
     frame = 0;
-    for (const p of app.panes) p.paint();
+    each((p) => p.paint());
   }
-  const paintAll = () => { for (const p of app.panes) p.paint(); };
-  const dress = () => { differ.setAttribute("aria-pressed", String(state.differ)); for (const p of app.panes) p.refresh(); };
-  const details = () => { for (const p of app.panes) p.detail(); cards(); words(); };
+  const dress = () => { differ.ariaPressed = String(state.differ); each((p) => p.refresh()); };
+  const details = () => { each((p) => p.detail()); cards(); words(); };
+
+  const here = () => app.panes[focus], each = (act) => app.panes.forEach(act); // here: where the reader is
 
   // ---- choosing
   function settleOn(self, row, at) { // the chosen cell, and what answers it in the other panes
-    focus = Math.max(app.panes.indexOf(self), 0);
     const view = self.view();
+    state.token = app.followed(view);
+    focus = app.panes.indexOf(self);
     self.row = clamp(row, 0, view.rows - 1);
     self.at = clamp(at, 0, Math.max(view.count - 1, 0));
     for (const p of app.panes) {
@@ -901,36 +923,58 @@ async function render({ model, el }) {
     }
     self.reveal();
     for (const p of app.panes) { if (p !== self) { p.follows(self); p.reveal(); } p.paint(); }
-    if (view.there) live.textContent = `${view.where(self.row, self.at)}: ${view.k ? view.text(view.token(self.row, self.at)) : say(view.value("contribution", self.row, self.at, 0), "", 2)}`;
+    if (view.there) live.textContent = `${view.where(self.row, self.at)}: ${self.told(self.row, self.at)}`;
     details();
   }
 
-  function add(place) { // one more pane: the next reading, or the next prompt
-    const self = app.panes[focus], several = readings.length > 1;
-    const other = pane(app, place || {
-      reading: several ? (self.reading + 1) % readings.length : self.reading,
-      prompt: several ? self.prompt : (self.prompt + 1) % readings[self.reading].prompts.length,
-    });
+  // ---- panes
+  // The prompt of another reading with the text of this one; that of the same number where there are several.
+  const twin = (reading, from, prompt) => {
+    const { prompts } = readings[reading], { text } = readings[from].prompts[prompt];
+    return prompts[prompt] && prompts[prompt].text === text ? prompt : prompts.findIndex((p) => p.text === text);
+  };
+  const shown = (reading, prompt) => app.panes.find((p) => p.reading === reading && p.prompt === prompt);
+
+  function move(self, reading, prompt) { // with it go the other readings that showed the same text
+    const along = app.panes.filter((p) => self.reading === reading && p.reading !== reading && p.prompt === twin(p.reading, reading, self.prompt));
+    if (readings[self.reading].model !== readings[reading].model) state.token = null;
+    Object.assign(self, { reading, prompt });
+    for (const p of [self, ...along]) {
+      const to = twin(p.reading, reading, prompt);
+      if (to >= 0 && p !== self) p.prompt = to;
+      p.grid.scrollLeft = 0;
+      p.open();
+    }
+  }
+
+  function add(reading, prompt) {
+    const other = pane(app, { reading, prompt });
     app.panes.push(other);
     panes.append(other.root);
-    if (place) return;
+  }
+
+  function more(most) { // panes: this prompt in another reading, a reading that is not shown, or else a prompt that is not
+    const self = here(), all = readings.flatMap((r, i) => r.prompts.map((_, p) => [i, p]));
+    while (app.panes.length < Math.min(most, all.length)) {
+      const left = all.filter((place) => !shown(...place)), fresh = ([r]) => !app.panes.some((p) => p.reading === r);
+      add(...(left.find(([r, p]) => r !== self.reading && p === twin(r, self.reading, self.prompt)) || left.find(fresh) || left[0]));
+    }
     shape();
-    for (const p of app.panes) p.open();
+    each((p) => p.open());
     settleOn(self, self.row, self.at);
-    tell();
   }
 
   function shape() { // where the panes go, by the room there is
-    const width = root.clientWidth, n = app.panes.length, columns = n > 1 && width / n >= 420 ? n : n > 3 && width / 2 >= 420 ? 2 : 1;
+    const width = root.clientWidth, n = app.panes.length, columns = n > 1 && width / n >= ROOM ? n : n > 3 && width / 2 >= ROOM ? 2 : 1;
     panes.style.gridTemplateColumns = `repeat(${columns},minmax(0,1fr))`;
     app.stacked = columns < n;
     root.classList.toggle("several", n > 1);
     for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780);
-    beside.hidden = n >= MOST_PANES || (readings.length < 2 && readings[0].prompts.length < 2);
+    beside.hidden = n >= Math.min(MOST_PANES, readings.reduce((sum, r) => sum + r.prompts.length, 0));
+    search.hidden = !app.panes.some((p) => readings[p.reading].ranks);
     differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
-    const metrics = [...new Set(app.panes.flatMap((p) => p.view().metrics))].sort((a, b) => Object.keys(NAMES).indexOf(a) - Object.keys(NAMES).indexOf(b));
-    if (!same(metrics, [...pickMetric.options].map((o) => o.value)))
-      pickMetric.replaceChildren(...metrics.map((m) => { const option = make("option", "", NAMES[m]); option.value = m; return option; }));
+    const metrics = Object.keys(NAMES).filter((m) => app.panes.some((p) => p.view().metrics.includes(m)));
+    fill(pickMetric, metrics.map(named), metrics);
     pickMetric.value = metrics.includes(state.metric) ? state.metric : metrics[0];
     ranges();
   }
@@ -945,8 +989,7 @@ async function render({ model, el }) {
   function ranges() { // the two ends of the layers shown
     const first = app.panes[0], depths = readings[first.reading].depths, [low, high] = app.range(first.view()) || [0, depths.length - 1];
     for (const [select, value] of [[lowest, low], [highest, high]]) {
-      if (!same(depths.map(String), [...select.options].map((o) => o.textContent)))
-        select.replaceChildren(...depths.map((d, i) => { const option = make("option", "", String(d)); option.value = i; return option; }));
+      fill(select, depths);
       select.value = value;
     }
     rangeLabel.firstChild.data = { layer: "layers", block: "blocks", component: "parts" }[readings[first.reading].depth];
@@ -955,45 +998,47 @@ async function render({ model, el }) {
 
   function cards() { // pinned cells beside each other
     pins.hidden = !state.pins.length;
-    pins.replaceChildren(...state.pins.flatMap((pin, i) => {
+    refill(pins, state.pins.map((pin, i) => {
       const r = readings[pin.reading], view = new View(r, pin.prompt), row = r.depths.indexOf(pin.depth), at = view.there ? view.prompt.columns.indexOf(pin.position) : -1;
-      const card = make("article", "lw-card"), title = make("h3");
-      const go = button("lw-go", undefined, "", () => {
-        const self = app.panes.find((p) => p.reading === pin.reading && p.prompt === pin.prompt) || app.panes[focus];
-        Object.assign(self, { reading: pin.reading, prompt: pin.prompt });
-        self.open();
-        app.choose(self, row, at);
-      });
-      go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at));
+      const card = make("article", "lw-card"), title = make("h3"), target = view.target(state.target);
+      const like = app.panes.find((p) => readings[p.reading].model === r.model); // where a token's id means the same
+      const visit = (d) => {
+        const self = shown(pin.reading, pin.prompt) || here();
+        if (!shown(pin.reading, pin.prompt)) { move(self, pin.reading, pin.prompt); shape(); }
+        app.choose(self, d, at);
+      };
+      const go = button("lw-go", undefined, "", () => visit(row));
+      go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at) + (view.k ? "" : ` · logit of ${view.aim(at, target)}`));
       title.append(go, button("", "×", "unpin", () => { state.pins.splice(i, 1); dress(); details(); tell(); }));
       card.append(title);
-      if (at >= 0) card.append(view.k ? bars(view, row, at, 5, state.token, (id) => app.follow(app.panes[focus], id)) : parts(view, row, at, 0, 5, () => {}));
-      return [card];
-    }));
+      if (at >= 0) card.append(view.k ? bars(view, row, at, 5, app.followed(view), (id) => app.follow(like || here(), id)) : parts(view, row, at, target, 5, visit));
+      return card;
+    }), here().grid);
   }
 
   function words() { // what is left out, and how to have it
     const left = [...new Set(app.panes.map((p) => p.left()).filter(Boolean))];
-    note.textContent = left.length ? `Here: ${left.join("; ")}. The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook.` : "";
-    if (!model.send && left.length) note.textContent = `Here: ${left.join("; ")}.`;
-  }
+    note.textContent = left.length ? `Here: ${left.join("; ")}.${model.send ? " The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook." : ""}` : "";
+    chip.hidden = state.token === null;
+    chip.textContent = chip.hidden ? "" : `following ${app.called(state.token)} ×`;
+    }
 
   function seek() {
     state.query = search.value;
-    for (const p of app.panes) { p.find(); p.refresh(); }
-    const hits = app.panes[focus].hits, tops = hits.filter(([r, a]) => app.panes[focus].marks[app.panes[focus].view().cell(r, a)] === 2).length;
-    found.textContent = state.query ? `${count(hits.length, "cell")}${hits.length ? `, ${tops.toLocaleString("en")} on top` : ""}` : "";
+    each((p) => { p.find(); p.refresh(); });
+    const hits = here().hits, tops = hits.filter(([r, a]) => here().marks[here().view().cell(r, a)] === 2).length;
+    found.textContent = state.query ? count(hits.length, "cell") + (hits.length ? `, ${tops.toLocaleString("en")} on top` : "") : "";
   }
 
   // ---- between here and Python
   function tell() {
-    const self = app.panes[focus], view = self.view();
+    const self = here(), view = self.view();
     if (!view.there) return;
     const zoomed = app.range(view);
     quiet = true;
     model.set("selection", {
       reading: self.reading, prompt: self.prompt, depth: view.reading.depths[self.row], position: view.prompt.columns[self.at],
-      token: state.token ?? view.id(view.token(self.row, self.at)), metric: state.metric, target: state.target,
+      token: state.token, metric: state.metric, target: state.target,
       depths: zoomed && zoomed.map((row) => view.reading.depths[row]),
       panes: app.panes.map((p) => [p.reading, p.prompt]), pins: state.pins.map((p) => ({ ...p })),
     });
@@ -1005,22 +1050,25 @@ async function render({ model, el }) {
     if (quiet) return;
     const s = model.get("selection") || {};
     const ok = (r, p) => readings[r] && readings[r].prompts[p];
-    const places = (s.panes || readings.slice(0, 2).map((_, i) => [i, 0])).filter(([r, p]) => ok(r, p));
-    if (!places.length) places.push([0, 0]);
-    const place = ok(s.reading, s.prompt) ? [s.reading, s.prompt] : places[0];
-    if (!places.some((p) => same(p, place))) places[clamp(focus, 0, places.length - 1)] = place;
-    if (!same(places.flat(), app.panes.flatMap((p) => [p.reading, p.prompt]))) {
-      const widths = app.panes.length !== places.length;
+    const places = (s.panes || []).filter(([r, p]) => ok(r, p));
+    const place = ok(s.reading, s.prompt) ? [s.reading, s.prompt] : places[0] || (here() ? [here().reading, here().prompt] : [0, 0]);
+    if (places.length) spread = false;
+    else if (!here()) places.push(place);
+    if (places.length && !places.some((p) => same(p, place))) places[clamp(focus, 0, places.length - 1)] = place;
+    if (!places.length) { // which panes there are was left to this side
+      if (!shown(...place)) move(app.panes.find((p) => p.reading === place[0]) || here(), ...place);
+    } else if (!same(places.flat(), app.panes.flatMap((p) => [p.reading, p.prompt]))) {
       while (app.panes.length > places.length) app.panes.pop().root.remove();
       places.forEach(([reading, prompt], i) => {
         if (app.panes[i]) Object.assign(app.panes[i], { reading, prompt });
-        else add({ reading, prompt });
+        else add(reading, prompt);
       });
-      if (widths) shape();
-      for (const p of app.panes) p.open();
+      focus = 0;
+      shape();
+      each((p) => p.open());
     }
-    focus = app.panes.findIndex((p) => p.reading === place[0] && p.prompt === place[1]);
-    const self = app.panes[focus], view = self.view();
+    const self = shown(...place), view = self.view();
+    focus = app.panes.indexOf(self);
     if (s.metric) state.metric = s.metric;
     if (s.target !== undefined) state.target = s.target;
     if (s.pins) state.pins = s.pins.filter((p) => ok(p.reading, p.prompt)).map((p) => ({ ...p }));
@@ -1031,19 +1079,18 @@ async function render({ model, el }) {
     }
     shape();
     const row = view.reading.depths.indexOf(s.depth), at = view.there ? view.prompt.columns.indexOf(s.position) : -1;
-    state.token = null;
+    state.token = s.token ?? null;
     const to = [row < 0 ? (s.depth === undefined ? view.rows - 1 : self.row) : row, at < 0 ? (s.position === undefined ? view.count - 1 : self.at) : at];
-    if (view.there && s.token !== undefined && s.token !== null && view.id(view.token(...to)) !== s.token) state.token = s.token;
     settleOn(self, ...to);
   }
 
   async function arrived(message, buffers) {
-    if (!message || !message.block || !buffers || !buffers.length) return;
+    if (!message?.block || !buffers?.length) return;
     const [reading, prompt] = message.block, { value, numbers } = await unpack(buffers[0]);
     const first = !readings[reading].prompts[prompt].inputs;
     readings[reading].prompts[prompt] = { ...value, numbers, from: 0 };
     for (const p of app.panes) if (p.reading === reading && p.prompt === prompt) p.open();
-    const self = app.panes[focus], s = model.get("selection") || {};
+    const self = here(), s = model.get("selection") || {};
     if (!first) settleOn(self, self.row, self.at);
     else if (s.reading === self.reading && s.prompt === self.prompt) take(); // Python asked for a place in it
     else {
@@ -1059,7 +1106,7 @@ async function render({ model, el }) {
   search.oninput = seek;
   search.onkeydown = (event) => {
     event.stopPropagation();
-    const self = app.panes[focus];
+    const self = here();
     if (event.key === "Escape") { search.value = ""; seek(); self.grid.focus(); }
     if (event.key !== "Enter" || !self.hits.length) return;
     const place = () => self.hits.findIndex(([r, a]) => r === self.row && a === self.at);
@@ -1067,17 +1114,26 @@ async function render({ model, el }) {
     found.textContent = `${(place() + 1).toLocaleString("en")} of ${count(self.hits.length, "cell")}`;
   };
 
-  const lay = () => { if (root.clientWidth) { shape(); fit(); for (const p of app.panes) { p.size(); p.reveal(); } app.schedule(); } };
+  const lay = () => {
+    if (!root.clientWidth) return;
+    // At first as many readings beside each other as there is room for, and two in any case.
+    if (spread) more(Math.min(readings.length, clamp(Math.floor(root.clientWidth / ROOM), 2, MOST_PANES)));
+    spread = false;
+    shape();
+    fit();
+    each((p) => { p.size(); p.reveal(); });
+    app.schedule();
+  };
   take(); // makes the panes
-  const watch = typeof ResizeObserver === "undefined" ? null : new ResizeObserver(lay);
-  if (watch) watch.observe(root);
+  const watch = new ResizeObserver(lay);
+  watch.observe(root);
   model.on("change:selection", take);
   model.on("msg:custom", arrived);
   lay();
-  paintAll();
+  go();
 
   return () => {
-    if (watch) watch.disconnect();
+    watch.disconnect();
     cancelAnimationFrame(frame);
     clearTimeout(timer);
     model.off("change:selection", take);

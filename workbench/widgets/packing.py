@@ -149,6 +149,9 @@ class Packer:
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k={top_k}: the explorer shows the nearest tokens, so at least one. Give 1 or more.")
         self.top_k = min(top_k or self.ranks, self.ranks)
+        model = self.provenance.get("model") or {}
+        self.model = label(short_name(str(model.get("name") or self.source.model)))
+        self.fingerprint = label(str(model.get("fingerprint") or ""))
 
     @cached_property
     def score(self) -> str | None:
@@ -164,6 +167,25 @@ class Packer:
                 grid = grid if "target" in grid.dims else grid.expand_dims("target")
                 found[name] = grid.transpose("prompt", "target", self.depth, "position").values
         return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """What its cells can show."""
+        score = [*(["probability"] if self.score == "logprob" else []), *([self.score] if self.score else [])]
+        top = [] if self.depth == COMPONENT else ["top", *score]
+        return [*top, *(name for name in self.grids if name != "target_logprob_null")]
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Ids of the tokens in its cells."""
+        ids = np.unique(self.data["token_id"].values) if self.ranks else np.zeros(0, dtype=int)
+        return ids[ids >= 0].tolist()
+
+    def columns(self, prompt: int) -> list[int]:
+        """The `position` coordinates of a prompt's own tokens."""
+        real = self.source.positions(prompt)
+        own = self.data["position"].values[real] if "position" in self.data.coords else real
+        return [int(i) for i in own]
 
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -183,29 +205,29 @@ class Packer:
 
     def head(self) -> dict[str, Any]:
         """What holds for all prompts of the reading."""
-        source, model = self.source, self.provenance.get("model") or {}
-        parts = self.depth == COMPONENT
+        source, parts = self.source, self.depth == COMPONENT
         return {
             "name": label(self.name),
             "reader": label(source.reader),
-            "model": label(short_name(str(model.get("name") or source.model))),
-            "fingerprint": label(str(model.get("fingerprint") or "")),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
             "depth": self.depth,
             "depth_label": label(source.depth_label) if not parts else COMPONENT,
             "depths": [label(str(d)) for d in source.depths] if parts else [int(d) for d in source.depths],
             "ranks": self.ranks,
             "top_k": self.top_k,
             "score": self.score,
-            "domain": {name: [float(f"{x:.4g}") for x in ends] for name, ends in self.domain.items()},
+            "metrics": self.metrics,
+            "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
             "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
-            "targets": [] if source.own_targets or "target" not in self.data.coords else self._targets(0),
+            "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
             "floor": _floor(source),
             "mean": self._mean(),
         }
 
-    def _targets(self, p: int) -> list[str]:
-        return [label(t) for t in self.source.targets(p, 0)]
+    def targets(self, p: int) -> list[str]:
+        return [shown(t) for t in self.source.targets(p, 0)]
 
     def _mean(self) -> list[list[float]] | None:
         """Mean contribution of each component, [target][component]: what one position's is compared with."""
@@ -213,14 +235,14 @@ class Packer:
             return None
         found = self.data["contribution_mean"]
         found = found if "target" in found.dims else found.expand_dims("target")
-        rows = found.transpose("target", COMPONENT).values.astype(float)
-        return [[float(f"{x:.4g}") if np.isfinite(x) else 0.0 for x in row] for row in rows]
+        rows, digits = found.transpose("target", COMPONENT).values, _digits(*self.ranges["contribution"])
+        return [[_float(x, digits) or 0.0 for x in row] for row in rows]
 
     def stub(self, p: int) -> dict[str, Any]:
         """A prompt that is not sent: its text (where there are not too many to list) and its length."""
         text = self.source.prompt_text(p) if self.count <= 300 else ""
         text = tokens.visible(text[:60]).replace(tokens.SPACE, " ") if text else f"prompt {p}"
-        own = {"targets": self._targets(p)} if self.source.own_targets else {}
+        own = {"targets": self.targets(p)} if self.source.own_targets else {}
         return {"text": text, "count": len(self.source.positions(p)), **own}
 
     def raw(self, p: int, ranks: int, last: int | None = None) -> int:
@@ -247,7 +269,7 @@ class Packer:
             "ranks": ranks,
             "inputs": [shown(t) for t in inputs],
             "positions": [int(i) for i in own],
-            "columns": [int(i) for i in (data["position"].values[real] if "position" in data.coords else real)],
+            "columns": self.columns(p)[keep],
             "grids": {},
         }
         for name, values in self.grids.items():
@@ -396,8 +418,9 @@ def _ends(text: str, write: Any) -> str:
     return f"{write(text[: LONGEST - 60])} … [{len(text):,} letters] … {write(text[-40:])}"
 
 
-def _float(x: Any) -> float | None:
-    return float(f"{float(x):.4g}") if np.isfinite(x) else None
+def _float(x: Any, digits: int = 4) -> float | None:
+    """A number with at least the four decimals that the front end may print."""
+    return round(float(x), max(digits, 4)) if np.isfinite(x) else None
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
