@@ -157,6 +157,40 @@ def test_live_in_a_notebook_and_without_a_kernel(lab, saved, name):
     page.shot(f"{name}-static-{'dark' if dark else 'light'}")
 
 
+def test_a_selection_from_python_is_what_is_shown_until_the_kernel_is_gone(lab, saved):
+    page = lab.open([MAKE["routing"].format(path=str(saved["routing"][2])) + "\nexplorer"], width=1300).run()
+    explorer = explorer_in(page)
+    menus = """(root) => [...root.querySelectorAll("select")].filter((n) => n.getClientRects().length)
+      .map((n) => n.value.split(":")[0])"""
+
+    def shows(asked: dict[str, Any], *seen: str) -> None:
+        page.python(f"explorer.selection = {asked!r}")
+        page.page.wait_for_timeout(200)
+        assert explorer.evaluate(menus) == list(seen)
+        now = ast.literal_eval(page.python("print(dict(explorer.selection))"))
+        told = [now["label"], now["compare"] or "–", now["prompt"], now["compare_prompt"]]
+        assert [str(x) for x in told if x is not None] == list(seen)
+
+    shows({"prompt": 9}, "c", "–", "9")
+    shows({"block": 1}, "c", "–", "9")
+    shows({"label": "b"}, "b", "–", "4")
+    shows({"compare_prompt": 10}, "b", "c", "4", "10")
+    shows({"expert": 2}, "b", "c", "4", "10")
+    assert "compare='b' would stand beside itself" in page.python("explorer.selection = {'compare': 'b'}")
+    explorer.locator(".wx-token").nth(3).click()
+    shows({"position": 5}, "b", "c", "4", "10")
+    assert explorer.locator(".wx-token.on").get_attribute("data-at") == "5"
+    assert page.page.evaluate("() => document.activeElement.classList.contains('wx-token')"), "redrawn, and not lost"
+    page.shot("routing-two-light")
+    assert explorer.locator(".wx-gone").is_hidden()
+    page.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    explorer.locator(".wx-gone").wait_for(state="visible")
+    explorer.locator(".wx-token").nth(1).click()
+    assert explorer.locator(".wx-token.on").get_attribute("data-at") == "1", "the view itself still answers"
+    page.shot("routing-gone-light")
+    unharmed(page)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_click_says_the_same_live_saved_and_as_a_page(lab, file_page, saved, tmp_path, name):
     reading, options, path = saved[name]
@@ -178,6 +212,8 @@ def test_the_same_click_says_the_same_live_saved_and_as_a_page(lab, file_page, s
     again = explorer_in(page)
     page.page.mouse.move(0, 0)
     again.locator(mark).hover()
+    assert again.locator(".wx-gone").is_visible(), "nobody hears what is chosen now, and that is said"
+    again.locator(".wx-gone").evaluate("(line) => line.remove()")
     assert again.evaluate(SAID).splitlines() == said.splitlines(), "as it was left, without a kernel"
     unharmed(offline)
 

@@ -61,6 +61,12 @@ def view(name):
     return base.views()[name]
 
 
+def completes(name):
+    found = view(name).complete
+    assert found is not None
+    return found
+
+
 # ---------------------------------------------------------------- readings
 
 
@@ -267,7 +273,7 @@ def test_labels_documents_and_tokens_of_a_selection_agree(live):
 def test_an_expert_that_a_block_lacks_is_left(routing):
     shown = view("routing").payload(routing)
     shown["exists"] = [8, 4, 8, 8]
-    complete, start = view("routing").complete, {**shown["start"], "expert": 6}
+    complete, start = completes("routing"), {**shown["start"], "expert": 6}
     assert complete({"block": 1}, start, shown)["expert"] is None
     with pytest.raises(InputError, match="expert=6 is not in block 1; it has 0 to 3"):
         complete({"expert": 6}, {**start, "block": 1, "expert": None}, shown)
@@ -293,7 +299,7 @@ def test_a_node_is_one_of_the_prompts(thoughts):
     shown = view("belief").payload(reading, problems=problems)
     shown["names"].append([*shown["names"][0][:-1], "other"])
     shown["prompts"][1]["names"] = len(shown["names"]) - 1
-    complete, start = view("belief").complete, shown["start"]
+    complete, start = completes("belief"), shown["start"]
     assert complete({"prompt": 1}, {**start, "node": "n3"}, shown)["node"] == "n3"
     assert complete({"prompt": 1}, {**start, "node": "n13"}, shown)["node"] is None
     with pytest.raises(InputError, match="node='other' is not in prompt 0; it has 'n0'"):

@@ -41,7 +41,7 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx-hint,.wx-facts{color:var(--soft);font-size:12px;overflow-wrap:anywhere}
 .wx-facts{font-variant-numeric:tabular-nums}
 .wx-gone{display:none;color:var(--soft);font-size:12px}
-.jupyter-widgets-disconnected .wx-gone{display:block} /* the notebook's own mark of a widget without its kernel */
+.wx.gone .wx-gone,.jupyter-widgets-disconnected .wx-gone{display:block} /* the class: opened without a kernel */
 .wx-live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);bottom:0}
 .wx-text{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere}
 .wx-one{unicode-bidi:isolate;white-space:pre;overflow:hidden;text-overflow:ellipsis;min-width:0}
@@ -382,12 +382,14 @@ const explorer = (name, css, build) => ({
       const now = root.clientWidth;
       if (now && Math.abs(now - width) > 1) view.lay(width = now);
     };
+    const gone = () => root.classList.add("gone"); // once it is drawn a widget's line to its kernel only ever breaks
     const soon = () => { cancelAnimationFrame(frame); clearTimeout(timer); frame = requestAnimationFrame(lay); timer = setTimeout(lay, 100); }; // no frames in a pane behind others
     const watch = new ResizeObserver(soon), focus = keepFocus(root);
     el.append(root);
     open();
     lay();
     watch.observe(root);
+    model.on("comm_live_update", gone);
     model.on("change:payload", open);
     model.on("change:selection", take);
     return () => {
@@ -396,6 +398,7 @@ const explorer = (name, css, build) => ({
       cancelAnimationFrame(frame);
       clearTimeout(timer);
       if (view.close) view.close();
+      model.off("comm_live_update", gone);
       model.off("change:payload", open);
       model.off("change:selection", take);
       root.remove();
