@@ -11,7 +11,8 @@ from typing import Any
 import hostile
 import numpy as np
 import pytest
-from synthetic import embedding_lens, logit_lens
+import xarray as xr
+from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench.tokens import visible
 from workbench.widgets import to_html
@@ -80,7 +81,7 @@ def test_a_click_changes_the_detail_and_reaches_python(lab):
     page.idle()
     said = ast.literal_eval(page.cell(1).locator(".jp-OutputArea-output pre").inner_text())
     assert (said["reading"], said["prompt"], said["depth"], said["position"]) == (0, 0, 4, 3)
-    assert said["token"] == int(data["token_id"].values[0])
+    assert said["token"] is None, "nobody follows one"
     page.shot("live-light")
     unharmed(page)
 
@@ -188,15 +189,15 @@ def test_several_readings_side_by_side(lab):
     make = "explorer = explore([logit_lens(), embedding_lens(), logit_attribution()])\nexplorer"
     page = lab.open([MAKE.replace("explorer\n", "", 1), make], width=1700).run()
     explorer = explorer_in(page, 1)
-    assert explorer.locator(".lw-pane").count() == 2
+    assert explorer.locator(".lw-pane").count() == 3, "as many as there is room for"
     boxes = [pane.bounding_box() for pane in explorer.locator(".lw-pane").all()]
     assert abs(boxes[0]["y"] - boxes[1]["y"]) < 2 and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     at(explorer.locator(".lw-pane").nth(0), 2, 11).click()
     heads = explorer.locator(".lw-panel h3")
     heads.nth(1).get_by_text("layer 5").wait_for()
-    explorer.get_by_role("button", name="show another reading").click()
     third = explorer.locator(".lw-pane").nth(2)
-    third.locator("select[aria-label=reading]").select_option("2")
+    third.get_by_role("button", name="close this pane").click()
+    explorer.get_by_role("button", name="show another reading").click()
     third.locator(".lw-panel h3", has_text="component").wait_for()
     assert selection(page)["panes"] == [[0, 0], [1, 0], [2, 0]]
     explorer.get_by_role("button", name="dim the cells").click()
@@ -210,6 +211,137 @@ def test_several_readings_side_by_side(lab):
     page.python("explorer.selection = {'panes': [[0, 0], [0, 1]], 'reading': 0, 'prompt': 1}")
     explorer.locator(".lw-pane.in select[aria-label=prompt]").get_by_text("1:").wait_for(state="attached")
     assert explorer.locator(".lw-pane.in select[aria-label=prompt]").input_value() == "1"
+    unharmed(page)
+
+
+def selected(page: Any) -> dict[str, Any]:
+    """The selection in an offline page."""
+    return page.evaluate("() => document.getElementById('explorer').model.get('selection')")
+
+
+def focused(page: Any) -> str:
+    """What has the keyboard: its classes and its text."""
+    return page.evaluate("() => `${document.activeElement.className} ${document.activeElement.textContent}`")
+
+
+def attribution_of_two() -> Any:
+    """Contributions to two targets, and what they add up to."""
+    parts = [logit_attribution(lengths=(14, 12, 9), seed=seed).drop_vars("target_id") for seed in (2, 3)]
+    data = parts[0].assign({n: xr.concat([part[n] for part in parts], "target") for n in ("contribution", "logit")})
+    data["logit"] += 12
+    data["target_id"] = (("target",), np.array([15, 16], dtype="int32"))
+    return data.assign_coords(target=[" red", " blue"])
+
+
+def test_an_attribution_says_whose_logit_in_the_panel_in_pins_and_aloud(file_page, tmp_path):
+    data = attribution_of_two()
+    page = file_page(to_html(data, tmp_path / "parts.html"))
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    explorer.locator("select[aria-label=target]").select_option(label="·blue")
+    at(explorer, 2, 5).click()
+    explorer.locator(".lw-grid").press("p")
+    here = data.sel(prompt=0, position=4, target=" blue")
+    of = here["contribution"].to_series()
+    assert explorer.locator(".lw-card h3").inner_text().startswith("prompt 0 · component mlp_out.5, at")
+    assert "logit of ·blue" in explorer.locator(".lw-card h3").inner_text()
+    strong = of.reindex(of.abs().sort_values(ascending=False).index)
+    for box, n in ((".lw-card", 5), (".lw-panel", 12)):
+        shown = explorer.locator(f"{box} .lw-num").all_inner_texts()
+        np.testing.assert_allclose([float(x) for x in shown], strong[:n], atol=5.1e-4)
+    facts = explorer.locator(".lw-panel .lw-facts").all_inner_texts()
+    assert facts[0].startswith(f"contribution to the logit of ·blue {of['mlp_out.5']:.3f}")
+    assert f"logit of ·blue {float(here['logit']):.3f}" in facts[0]
+    assert facts[1] == "contribution to the logit of ·blue by component"
+    at(explorer, 4, 5).click()
+    live = f"contribution to the logit of ·blue {of['mlp_out.4']:.3f}"
+    assert live in explorer.locator("[aria-live]").inner_text()
+    explorer.locator(".lw-card .lw-bars button").nth(1).click()  # a line of the card goes to its part
+    assert selected(page)["depth"] == strong.index[1] and "lw-go" not in focused(page)
+    assert focused(page).endswith(f"{strong.index[1]}{strong.iloc[1]:.3f}"), "and stays under the keyboard"
+    explorer.locator(".lw-depth", has_text="embed").click()
+    explorer.locator(".lw-in").nth(7).click()
+    assert (selected(page)["depth"], selected(page)["position"]) == ("embed", 7)
+    explorer.locator(".lw-panel svg circle").nth(3).click(force=True)  # its line lies over it
+    assert selected(page)["depth"] == "attn_out.1"
+    assert explorer.get_by_role("searchbox").count() == 0, "there are no tokens to find"
+    page.screenshot(path=SHOTS / "page-attribution.png", full_page=True)
+    unharmed(page)
+
+
+def test_a_token_is_followed_until_it_is_let_go(file_page, tmp_path):
+    data = logit_lens()
+    page = file_page(to_html(data, tmp_path / "lens.html"))
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    at(explorer, 1, 5).click()
+    assert selected(page)["token"] is None
+    explorer.locator(".lw-bars button").nth(1).click()
+    token = int(data["token_id"].sel(prompt=0, layer=6, position=4, rank=1))
+    text = visible(str(data["vocab_token"].values[token]))
+    chip = explorer.get_by_role("button", name=f"following {text} ×")
+    chip.wait_for()
+    pressed = "() => document.activeElement.getAttribute('aria-pressed')"
+    assert page.evaluate(pressed) == "true", "the keyboard is still on the bar"
+    grid = explorer.locator(".lw-grid")
+    for key in ("ArrowRight", "ArrowDown", "Home"):
+        grid.press(key)
+    assert (selected(page)["token"], selected(page)["position"]) == (token, 0)
+    assert f" of {text} by layer" in explorer.locator(".lw-panel").inner_text()
+    explorer.locator("select[aria-label=prompt]").select_option("1")
+    assert selected(page)["token"] == token and chip.is_visible()
+    grid.press("Escape")
+    assert selected(page)["token"] is None and chip.is_hidden()
+
+    explorer.locator("select[aria-label=prompt]").select_option("0")
+    explorer.locator("select[aria-label=show]").select_option("entropy")
+    at(explorer, 1, 14).click()  # the corner where a ring is cut most easily
+    at(explorer, 3, 5).hover()
+    here = data.sel(prompt=0, layer=4, position=4)
+    top = visible(str(data["vocab_token"].values[int(here["token_id"][0])]))
+    said = f"{top}, log-prob {float(here['logprob'][0]):.3f} nats; entropy {float(here['entropy']):.4f} nats"
+    assert explorer.locator(".lw-foot").inner_text().endswith(said)
+    assert float(at(explorer, 3, 5).inner_text()) == round(float(here["entropy"]), 4), "rounded once"
+    here = data.sel(prompt=0, layer=6, position=13)
+    assert f"log-prob of ·Paris {float(here['target_logprob']):.3f} nats (null" in " ".join(detail(explorer))
+    assert "log-prob (nats); bars: probability" in detail(explorer)
+    ring = explorer.locator(".lw-cell.on").evaluate("(n) => parseFloat(getComputedStyle(n).outlineOffset)")
+    assert ring <= -2, "inside its cell, where the grid's edge does not cut it"
+
+    grid.press("p")
+    explorer.locator(".lw-panel h3 button", has_text="unpin").focus()
+    page.keyboard.press("Enter")
+    assert focused(page).strip() == "pin"
+    grid.press("p")
+    explorer.locator(".lw-card").get_by_role("button", name="unpin").focus()
+    page.keyboard.press("Enter")
+    assert focused(page).startswith("lw-grid"), "with the last card gone, the grid"
+    explorer.locator("summary", has_text="keys").click()
+    assert "Escape" in explorer.locator("details").inner_text()
+    unharmed(page)
+
+
+@pytest.mark.parametrize(("width", "panes"), [(900, 2), (1700, 3)])
+def test_readings_are_opened_where_there_is_room_and_go_on_together(file_page, tmp_path, width, panes):
+    lens, near, parts = logit_lens(), embedding_lens(), attribution_of_two()
+    for other in (near, parts):
+        other["prompt_text"] = ("prompt", [f"{i}, the same text" for i in range(3)])
+    lens["prompt_text"] = near["prompt_text"]
+    page = file_page(to_html([lens, near, parts], tmp_path / "three.html"), width=width)
+    explorer = page.locator(".lw")
+    explorer.locator(".lw-cell").first.wait_for()
+    assert explorer.locator(".lw-pane").count() == panes
+    explorer.locator("select[aria-label=prompt]").first.select_option("1")
+    together = [[i, 1] for i in range(panes)]
+    assert selected(page)["panes"] == together
+    explorer.get_by_role("button", name="show another reading").click()
+    assert selected(page)["panes"] == [*together, [2, 1] if panes == 2 else [0, 0]], "the first that is not shown yet"
+    explorer.locator(".lw-pane").last.get_by_role("button", name="close").click()
+    assert selected(page)["panes"] == together and focused(page).startswith("lw-grid")
+    page.evaluate("() => document.getElementById('explorer').model.set('selection', {reading: 0, prompt: 2})")
+    prompts = explorer.locator("select[aria-label=prompt]").evaluate_all("(all) => all.map((s) => s.value)")
+    assert prompts == ["2"] * panes
+    page.screenshot(path=SHOTS / f"page-readings-{width}.png", full_page=True)
     unharmed(page)
 
 
