@@ -143,7 +143,7 @@ def completed(packers: Sequence[Packer], now: dict[str, Any], asked: dict[str, A
     packer, prompt = packers[place[0]], place[1]
     depths = [_plain(d) for d in packer.source.depths]
     return {
-        **_where(packer, prompt, depths, now if place != before else {}, found),
+        **found, **_where(packer, prompt, depths, now if place != before else {}, found),
         "reading": place[0], "prompt": prompt, "panes": [place] if panes == [] else panes,
         "token": _token(packers, packer, now, asked), "metric": _metric(packers, found["metric"]),
         "target": _target(packers, found["target"]), "depths": _depths(depths, found["depths"], "depths" in asked),

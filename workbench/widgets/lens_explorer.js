@@ -91,7 +91,7 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw h3>:first-child{min-width:0}
 .lw-facts{color:var(--soft);overflow-wrap:anywhere}
 .lw-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
-.lw-bars button{display:grid;grid-template-columns:minmax(60px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
+.lw-bars button{display:grid;grid-template-columns:minmax(80px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
   border:1px solid transparent;background:none;padding:0 3px;min-height:23px;text-align:left;border-radius:4px}
 .lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);color:inherit}
 .lw-track{height:9px;position:relative;overflow:hidden;border-radius:2px}
