@@ -77,10 +77,10 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-depth.on{color:var(--accent);font-weight:600}
 .lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
   min-width:100%}
-.lw-in{height:${AXIS - 1}px;line-height:${AXIS}px;font-weight:600}
+.lw-in{height:${AXIS - 1}px;line-height:${AXIS - 1}px;font-weight:600}
 .lw-in.on{color:var(--accent)}
 .lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
-  color:var(--soft);font-size:11px;line-height:${AXIS}px;text-align:right;padding-right:6px}
+  color:var(--soft);font-size:11px;line-height:${AXIS - 1}px;text-align:right;padding-right:6px}
 .lw-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px 12px;min-width:0;
   display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
   overflow:auto;max-height:max(var(--tall,0px),560px,86vh)}
