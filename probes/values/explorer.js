@@ -41,8 +41,8 @@ const STYLE = `
 const STANCES = ["support", "neutral", "oppose", "uncommitted"], LETTERS = ["+", "0", "−", "?"], MOST = 60;
 const CALLED = { keyed: "keyed stance", drift: "keyed drift" };
 const MEANS = {
-  keyed: "support less opposition, of items keyed towards the topic's direction (+) or away from it (−)",
-  drift: "change of the keyed stance: support less opposition, of items keyed towards the topic's direction (+) or away from it (−)",
+  keyed: "support less opposition, turned round for items keyed −; above 0 is towards the topic's direction",
+  drift: "change of the keyed stance, support less opposition, turned round for items keyed −; above 0 is towards the topic's direction",
   commitment: "support and opposition together: how often a side is taken",
   uncommitted: "refusals and other answers that take no side",
 };
@@ -178,7 +178,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   function cursor() {
     const [a, b] = state.ends, unit = 100 / K;
     heat.at(state.topic, state.column);
-    heat.trace(state.topic < 0 ? [] : [[state.topic, a], [state.topic, b]]);
+    heat.trace(state.topic < 0 ? [] : [[state.topic, a, 0], [state.topic, b, 0]]);
     own.style.left = `${(a + 0.5) * unit}%`;
     own.style.width = `${(b - a) * unit}%`;
     grips.forEach((grip, end) => {

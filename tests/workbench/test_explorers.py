@@ -748,7 +748,7 @@ def test_drift_tells_the_cell_shows_the_item_and_one_checkpoint_as_one(tmp_path)
     out = said(base.to_html(data, tmp_path / "drift.html", items=texts), script)
     assert out["cell"] == ["topic 2", 100, 0, 400, None] and out["says"].startswith("topic 2, checkpoint 100: ")
     assert out["seen"] and out["scrolled"] > 0 and out["axis"] == "0checkpoint400"
-    assert "total variation" in out["hints"] and "keyed towards the topic's direction" in out["hints"]
+    assert "total variation" in out["hints"] and "towards the topic's direction" in out["hints"]
     assert out["left"][-1] is None and out["escaped"][-1] is None and out["focus"].endswith("LI")
     assert out["other"] == ["topic 0", 100, 0, 400, None], "an item of another topic is left"
     assert out["title"] == "Items at 200: the first 60 of 80" and out["changes"] == "" and out["stacks"] == 1
