@@ -228,16 +228,16 @@ def test_targets_that_do_not_fit_the_prompts_are_errors(llama):
 def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
     model = workbench.load("organism:story", progress=False)
     asked = ["The bell of Tilda is", "The kite of Anna is"]
-    lens = [[" red", " green"], [" blue", " green"]]
+    lens, shown = [[" red", " green"], [" blue", " green"]], [["·red", "·green"], ["·blue", "·green"]]
     logit, part = workbench.read(
         model, asked, [LogitLens(targets=lens), LogitAttribution(targets=lens)], positions="last", progress=False
     )
     logit = workbench.open(logit.save(tmp_path / "own.nc"))
     for reading in (logit, part):
         heads = payload([("one", reading)])["readings"][0]
-        assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == lens
+        assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == shown
     names = [[t.name for t in logit.figure("trajectory", prompt=p).data if t.mode == "lines+markers"] for p in (0, 1)]
-    assert names == [["·red", "·green"], ["·blue", "·green"]]
+    assert names == shown
     drawn = logit.figure("heatmap", value="target_logprob", prompt=1, target=" blue")
     wanted = logit.data.target_logprob.values[1, :, 0, 0]
     np.testing.assert_allclose(np.asarray(drawn.data[0].z)[:, 0], wanted, atol=1e-4)
