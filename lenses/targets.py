@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class Followed:
             rows = _rows(given, len(run.prompts)) if self.by_prompt else [given]
             if not rows[0]:
                 raise InputError("targets is an empty list. Give at least one token, 'next', or None.")
-            ids = np.array([[_target_id(run.model, t) for t in row] for row in rows], np.int32)
+            ids = np.array([_target_ids(run.model, row) for row in rows], np.int32)
             self.ids = ids if self.by_prompt else ids.repeat(len(run.prompts), 0)
         self.count = 1 if self.ids is None else self.ids.shape[1]
 
@@ -104,6 +105,19 @@ def _rows(given: list[Any], prompts: int) -> list[list[Any]]:
     return rows
 
 
+def _target_ids(model: Model, row: list[Target]) -> list[int]:
+    found: dict[int, Target] = {}
+    for target in row:
+        token = _target_id(model, target)
+        if token in found:
+            raise InputError(
+                f"The targets {found[token]!r} and {target!r} are one token (id {token}), which would be followed "
+                "twice. Leave one out."
+            )
+        found[token] = target
+    return list(found)
+
+
 def _target_id(model: Model, target: Target) -> int:
     if isinstance(target, (int, np.integer)):
         if not 0 <= target < model.vocab_size:
@@ -112,7 +126,14 @@ def _target_id(model: Model, target: Target) -> int:
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer, so the target {target!r} needs to be a token id.")
     ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
+    spaced = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"] if target[:1].isalnum() else []
     if len(ids) == 1:
+        if len(spaced) == 1 and spaced != ids:
+            warnings.warn(
+                f"The target {target!r} is token {ids[0]}; {' ' + target!r}, with the space that a word has after "
+                f"another, is token {spaced[0]}. Give the one that is meant (an id says it without this warning).",
+                stacklevel=2,
+            )
         return int(ids[0])
     # SentencePiece puts a space of its own before a text: " the" is two tokens, and yet there is one whose text it is,
     # the one that figures and tables show.
@@ -122,7 +143,8 @@ def _target_id(model: Model, target: Target) -> int:
     if same:
         raise InputError(f"Of the target {target!r} there are {len(same)} tokens: give an id, one of {same[:8]}.")
     pieces = ", ".join(f"{text!r} (id {i})" for i, text in zip(ids, token_texts(model.tokenizer, ids), strict=True))
+    instead = f" {' ' + target!r} is one token (id {spaced[0]})." if len(spaced) == 1 else ""
     raise InputError(
         f"The target {target!r} is {len(ids)} tokens: {pieces}, and a rank belongs to one. Give the text or the id of "
-        "one token; mind the leading space, ' word' and 'word' are different tokens."
+        f"one token; mind the leading space, ' word' and 'word' are different tokens.{instead}"
     )

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,11 @@ def demo(chosen: argparse.Namespace) -> None:
     for line in failed:
         print(f"  {line}")
     yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    opened = f"import workbench; print(workbench.open({os.fspath(out / 'logit.nc')!r}).frame())"
+    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.png')"
     print("\nNext:")
     print(f"  open {index} in a browser: all of it, offline")
+    if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():
+        print("  . .venv/bin/activate            # once in a terminal, for the lines below")
     print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
     print(f'  python -c "{opened}"')
     if Path("Makefile").is_file():
@@ -142,10 +145,9 @@ def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dic
 
 def _lenses(named: dict[str, Reading]) -> str:
     """What the page of the lenses shows."""
-    first, *others = [name for name, reading in named.items() if "token_id" in reading.data]
-    shown = f"the {first} lens" + (f" and the {others[0]} lens side by side" if others else "")
-    more = f" (the button “+” adds a pane, for {' or '.join(others[1:])})" if others[1:] else ""
-    return f"Tokens and layers of every prompt: {shown}{more}. Click a cell; / searches, p pins."
+    names = [name for name, reading in named.items() if "token_id" in reading.data]
+    beside = ", side by side where there is room" if len(names) > 1 else ""
+    return f"Tokens and layers of every prompt: {', '.join(names)}{beside}. Click a cell; / searches, p pins."
 
 
 def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:

@@ -311,8 +311,10 @@ def _from_pretrained(
 
         source = str(folder(source.removeprefix("organism:")))
     elif Path(source).exists() and not (Path(source) / "config.json").exists():
+        inside = sorted(path.parent.name for path in Path(source).glob("*/config.json"))
         raise InputError(
-            f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote."
+            f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote"
+            + (f"; inside are {', '.join(inside[:8])}." if inside else ".")
         )
     elif not Path(source).expanduser().exists() and (source.startswith((".", "/", "~")) or not _hub_id(source)):
         raise InputError(f"There is no folder {source}.{_near(source)}")

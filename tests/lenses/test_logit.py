@@ -1,5 +1,7 @@
 """LogitLens against the dense computation, written out for each architecture."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -271,5 +273,20 @@ def test_a_target_is_named_as_figures_show_it(shared):
     )
     assert by_text.data["target"].values.tolist() == by_id.data["target"].values.tolist() == [" the"]
     np.testing.assert_array_equal(by_text.data["target_logprob"], by_id.data["target_logprob"])
+    with pytest.raises(InputError, match=r"'Once' and ' Once' are one token \(id \d+\)"):
+        workbench.read(model, "Once upon a", LogitLens(targets=["Once", " Once"]), progress=False)
     with pytest.raises(InputError, match=r"is \d tokens: .* \(id \d+\), .*the text or the id"):
         workbench.read(model, "Once upon a", LogitLens(targets=[" elephants"]), progress=False)
+
+
+def test_a_word_without_its_space_is_asked_about():
+    story = workbench.load("organism:story", progress=False)
+    one, other = (story.tokenizer(text, add_special_tokens=False).input_ids for text in ("red", " red"))
+    assert len(one) == len(other) == 1 and one != other
+    with pytest.warns(UserWarning, match=rf"'red' is token {one[0]}; ' red', .* is token {other[0]}"):
+        workbench.read(story, "The bell of Tilda is", LogitLens(targets=["red"]), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workbench.read(story, "The bell of Tilda is", LogitLens(targets=[" red", one[0]]), progress=False)
+    with pytest.raises(InputError, match=r"'white' is 2 tokens: .* ' white' is one token \(id \d+\)"):
+        workbench.read(story, "The bell of Tilda is", LogitLens(targets=["white"]), progress=False)

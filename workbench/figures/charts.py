@@ -202,9 +202,9 @@ def lost_texts(figure: go.Figure, plot: float) -> str | None:
     fit = int(plot / (4 * 0.57 * SMALLEST + 3))
     if columns <= fit:
         return f"{rows} rows are too low for type: draw fewer, reading.isel(layer=...).figure(), or give height=."
+    part = f"some {fit} would do: draw a part, reading.isel(position=slice(-{fit}, None)).figure(), or " * (fit > 0)
     return (
-        f"{columns} columns are too narrow for type, some {fit} would do: draw a part, "
-        f"reading.isel(position=slice(-{fit}, None)).figure(), or give more width. "
+        f"{columns} columns are too narrow for type, {part}give more width. "
         "figure(text=False) has no tokens and says nothing."
     )
 
@@ -709,9 +709,11 @@ def _known_options(kind: str, function: Callable[..., Figure], options: dict[str
     names = {p.name for p in parameters}
     if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
         return
+    size = "; sizes belong to .save(path, width=..., venue=...)" * (unknown[0] in ("width", "venue", "height"))
     part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
     raise InputError(
         f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"
+        + size
         + (part if unknown[0].rstrip("s") in ("layer", "position", "block", "depth") else "")
         + "."
     )

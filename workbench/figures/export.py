@@ -46,7 +46,7 @@ class Figure(go.Figure):
 
         width      "column", "text", inches, or a length such as "84mm"; with a width the figure is set for paper (8 pt
                    type, no title, labels fitted).  Without one it is written as it is on the screen.
-        venue      "icml", "neurips", "iclr", "acl": whose column and text widths
+        venue      "icml", "neurips", "iclr", "acl": whose column and text widths; alone it means its column
         height     inches; by default the figure's own proportions
         template   any registered plotly template, in place of the one for paper or screen
         scale      pixels per unit of a .png; default 300 dots per inch on paper, 2 on the screen
@@ -55,6 +55,8 @@ class Figure(go.Figure):
         a warning.  Raises ExportError where there is no browser to draw with or no place to write to.
         """
         path = checked(path)
+        if width is None and venue is not None:
+            width = "column"
         if path.suffix.lower() == ".html":
             content = self.sized(width, venue, height, template).to_html(include_plotlyjs=True, full_html=True)
             write_whole(path, lambda name: Path(name).write_text(content, encoding="utf-8"))

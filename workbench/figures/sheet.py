@@ -106,6 +106,8 @@ class Paper:
         Raises InputError for rows of different lengths, and for panels that cannot share: one name in two looks, or
         colours of two scales or measures.
         """
+        if not all(isinstance(row, list | tuple) for row in rows):
+            raise InputError("Panels are given as rows of figures: grid([[a, b], [c, None]]), and [[a]] for one.")
         shared = set((share or "").replace(" ", "").split("|")) - {""}
         if shared - SHARED:
             raise InputError(f'share={share!r}: only "colour", "legend" or "colour|legend" can be shared.')

@@ -33,14 +33,15 @@ PIXELS_PER_INCH = 96  # CSS pixels; a PDF of w pixels is w/96 inches wide
 
 def inches(width: str | float, venue: str | None = None) -> float:
     """A width in inches from "column", "text", a number of inches, or a length such as "84mm" or "240pt"."""
+    given = width
     length = re.fullmatch(r"\s*([\d.]+)\s*([a-z]{2})\s*", width) if isinstance(width, str) else None
     if length and length[2] in LENGTHS:
         width = float(length[1]) * LENGTHS[length[2]]
     if isinstance(width, int | float):
         if not 0.5 <= width <= 40:
             raise ValueError(
-                f"width={width} is not a width in inches that a page has (0.5 to 40). "
-                "For pixels divide by 96."
+                f"width={given!r} is not a width in inches that a page has (0.5 to 40). "
+                f'For millimetres write "{width:g}mm"; for pixels divide by 96.'
             )
         return float(width)
     key = venue.lower() if venue else None

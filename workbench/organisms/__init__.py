@@ -5,6 +5,7 @@ Each is a package here with its recipe, its weights, and a card that says what i
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from workbench.errors import InputError
@@ -20,5 +21,6 @@ def names() -> list[str]:
 def folder(name: str) -> Path:
     """The folder with an organism's weights, as ``from_pretrained`` takes it."""
     if name not in names():
-        raise InputError(f"There is no organism {name!r}. Built in: {', '.join(names()) or 'none'}.")
+        near = "".join(f" Did you mean organism:{found}?" for found in get_close_matches(name, names(), 1))
+        raise InputError(f"There is no organism {name!r}. Built in: {', '.join(names()) or 'none'}.{near}")
     return HERE / name / "weights"

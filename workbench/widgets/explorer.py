@@ -130,7 +130,8 @@ def completed(packers: Sequence[Packer], now: dict[str, Any], asked: dict[str, A
     there.
     """
     if unknown := set(asked) - set(known := _start(packers)):
-        raise InputError(f"selection has no {sorted(map(str, unknown))}. It has: {', '.join(known)}.")
+        depth = " Layers, blocks and components are its 'depth'." if unknown & {"layer", "block", "component"} else ""
+        raise InputError(f"selection has no {sorted(map(str, unknown))}. It has: {', '.join(known)}.{depth}")
     found = {**known, **now, **asked}
     before = [now.get("reading", 0), now.get("prompt", 0)]
     panes = None if found["panes"] is None else [_place(packers, *p) for p in _pairs("panes", found["panes"])]
