@@ -56,10 +56,14 @@ def gap(table: xr.Dataset) -> Figure:
     return figure
 
 
+SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+
+
 def runs(table: xr.Dataset) -> Figure:
     """Drift of several runs by topic: a table of ``compare``.  Filled: beyond chance; bars: simultaneous intervals.
 
-    With arms, a run has the colour of its arm: seeds of one recipe are to be told from differences between recipes.
+    With arms, a run has the colour of its arm and a shape of its own in it: seeds of one recipe are to be told from
+    differences between recipes.
     """
     names, topics = ([str(x) for x in table[axis].values] for axis in ("run", "topic"))
     arms = [str(x) for x in table["run_arm"].values] if "run_arm" in table else names
@@ -70,17 +74,17 @@ def runs(table: xr.Dataset) -> Figure:
     row = 18 if len(names) < 4 else 8  # pixels
     tall = (row * len(names) + 12) * len(topics)
     step = row * len(topics) / tall
+    shapes = [SHAPES[arms[:i].count(arm) % len(SHAPES)] for i, arm in enumerate(arms)]
     for i, name in enumerate(names):
         place = np.arange(len(topics)) + step * (i - (len(names) - 1) / 2)
         hue = theme.HUES[known.index(arms[i]) % len(theme.HUES)]
         _points(
             figure, value[i], place, sure[i], hue, _band(table.isel(run=i), "keyed_M"), topics, across=True,
-            name=arms[i], run=name, size=min(9, row),
+            name=arms[i], run=name, size=min(9, row), shape=shapes[i],
         )  # fmt: skip
-    for i, arm in enumerate(known):
         figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=tokens.labels([arm])[0], legendgroup=arm, showlegend=True,
-            marker={"size": 9, "color": theme.HUES[i % len(theme.HUES)]},
+            x=[None], y=[None], mode="markers", name=tokens.labels([name])[0], legendgroup=name, showlegend=True,
+            marker={"size": 9, "color": hue, "symbol": shapes[i]},
         )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1, "color": GREY})
     figure.update_xaxes(title_text="keyed drift")
@@ -204,6 +208,7 @@ def _points(
     name: str = "",
     run: str = "",
     size: float = 9,
+    shape: str = "circle",
 ) -> None:
     """Dots of topics with intervals along y, or ``across``; filled where it is sure, open where not."""
     error = _error(x if across else y, *band, hue)
@@ -211,7 +216,7 @@ def _points(
     figure.add_scatter(
         x=x, y=y, mode="markers", text=[t + shown for t in tokens.labels(topics)], name=tokens.labels([name])[0],
         showlegend=False, legendgroup=name,
-        marker={"size": size, "color": hue, "symbol": ["circle" if s else "circle-open" for s in sure]},
+        marker={"size": size, "color": hue, "symbol": [shape if s else f"{shape}-open" for s in sure]},
         hovertemplate="%{text}: %{" + ("x" if across else "y") + ":+.3f}<extra></extra>",
         **{"error_x" if across else "error_y": error},
     )  # fmt: skip

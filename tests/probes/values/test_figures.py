@@ -91,7 +91,10 @@ def test_runs_stand_beside_each_other_by_topic_with_bands_and_the_colour_of_thei
         np.testing.assert_allclose(row.x, table["keyed_M"].isel(run=i))
         np.testing.assert_allclose(np.add(row.x, row.error_x.array), table["keyed_M_band_high"].isel(run=i))
     assert rows[0].marker.symbol[0] == "circle" and set(rows[2].marker.symbol) == {"circle-open"}
-    assert [t.name for t in figure.data if t.showlegend] == ["a", "b"]
+    told = [t for t in figure.data if t.showlegend]
+    assert [t.name for t in told] == ["a1", "a2", "b1"]
+    assert [t.marker.symbol for t in told] == ["circle", "square", "circle"], "one shape for each run of an arm"
+    assert rows[1].marker.symbol[0] == "square" and told[1].marker.color == rows[1].marker.color
     assert list(figure.layout.yaxis.ticktext) == ["moved", "still", "calm"]
 
 
