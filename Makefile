@@ -27,9 +27,11 @@ endif
 demo: setup  ## read a small model and write its figures and its page [MODEL=...]
 	@if [ -n "$$MODEL_TYPED" ]; then set -- --model "$$MODEL_TYPED"; fi; exec "$(VENV)/bin/workbench" demo "$$@"
 
-# A process for each core and one thread in each: models this small only wait for a second thread.
+# A process for each core and one thread in each: models this small only wait for a second thread.  Tests in a browser
+# come after, alone: they wait for what is drawn.
 test: lint types  ## lint, type check, and all tests
-	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile --ignore=tests/browser
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -q tests/browser
 
 lint: setup  ## ruff
 	"$(VENV)/bin/ruff" check .
