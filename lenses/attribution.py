@@ -20,7 +20,9 @@ from lenses.targets import Followed, Targets
 from workbench.errors import Refused
 from workbench.parts import parts_of
 from workbench.readout import Readout
+from workbench.sinks import SINK_ATTRIBUTES
 from workbench.sites import Site
+from workbench.stats import nanmean
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -43,8 +45,10 @@ class LogitAttribution:
     The reading's variables:
         contribution   [prompt, position, component] (+ target): "embed", "attn_out.0", "mlp_out.0", ..., "bias";
                        they add up to ``logit``
-        contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position
+        contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position;
+                       attention sinks are left out
         logit          [prompt, position] (+ target), before any softcap
+        sink           [prompt, position]: attention sinks in the final state (:mod:`workbench.sinks`)
 
     Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
     LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
@@ -96,10 +100,7 @@ class LogitAttribution:
         bias = torch.einsum("rnf,f->rn", rows, shift) + given
         parts = [notes[self._ends[0]], *(notes[s] for s in self._parts)]
         contribution = torch.stack(
-            [
-                torch.einsum("rnf,rf->rn", rows, scale * (c - c.mean(-1, keepdim=True) if centre else c))
-                for c in parts
-            ]
+            [torch.einsum("rnf,rf->rn", rows, scale * (c - c.mean(-1, keepdim=True) if centre else c)) for c in parts]
             + [bias],
             1,
         )
@@ -151,7 +152,10 @@ class LogitAttribution:
     def end(self) -> Reading:
         from workbench.reading import Reading
 
-        mean = np.nanmean(self._contribution, axis=(0, 1))
+        sink = self._run.norms.sinks(self._ends[1])
+        mean = nanmean(
+            np.where(sink[..., None, None], np.nan, self._contribution).reshape(-1, *self._contribution.shape[2:])
+        )
         variables: dict[str, Any] = {}
         for name, array, dims in (
             ("contribution", self._contribution, ("prompt", "position", "component")),
@@ -159,9 +163,8 @@ class LogitAttribution:
             ("logit", self._logit, ("prompt", "position")),
         ):
             variables[name] = ((*dims, "target"), array) if self._followed.listed else (dims, array[..., 0])
+        variables["sink"] = (("prompt", "position"), sink, SINK_ATTRIBUTES)
         labels, coords = self._followed.labels()
         coords["component"] = np.array(self._components, dtype=object)
         data = self._run.dataset({**variables, **labels}, coords, reader="LogitAttribution")
         return Reading(data, {"reader": {"name": "LogitAttribution", "logit": "before any softcap"}})
-
-

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lenses.nulls import FEWEST, ROWS, floors, left_out, null_states, p_and_q
 from workbench.errors import InputError
 from workbench.sites import Site, resolve
 from workbench.stats import RandomDirections
@@ -30,22 +31,32 @@ class EmbeddingLens:
         layers: which layers (or blocks, with another ``at``); None: all.
         top_k: how many tokens to keep.
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
+        floors: compute floors and p-values (a further pass over at most half as many tokens, or 1024).
 
     The reading's variables:
         token_id, cosine   [prompt, layer, position, rank]
         cosine_floor       [layer]: the 95th percentile of the *best* cosine that random directions reach, drawn
-                           with the mean and the covariance of the states that were read at that layer.  A
-                           neighbour below it says no more than a random state of this layer would.
+                           with the mean and the covariance of the states that were read at that layer, sinks left
+                           out.  A neighbour below it says no more than a random direction would.
+        cosine_floor_shuffled   [layer]: the same of states of these prompts with their tokens in random order: what a
+                           token's own embedding gives without a context.
+        cosine_p, cosine_q [prompt, layer, position]: rank p-value of the best cosine among the shuffled states, and
+                           the same over all cells of the reading (Benjamini-Hochberg).  High where a state is no
+                           nearer to an embedding than its token is in any context.
+        sink               [prompt, layer, position]: attention sinks (:mod:`workbench.sinks`).  They, special tokens
+                           and pieces of images are in no floor and have no p; NaN where fewer than 20 null states are
+                           left (attribute ``reason``).
 
     Raises InputError when the embeddings are not as wide as the stream.
     """
 
     def __init__(
-        self, layers: int | Iterable[int] | None = None, top_k: int = 10, *, at: str = "resid", chunk: int = 4096
-    ) -> None:
+        self, layers: int | Iterable[int] | None = None, top_k: int = 10, *, at: str = "resid", floors: bool = True,
+        chunk: int = 4096,
+    ) -> None:  # fmt: skip
         if top_k < 1:
             raise InputError(f"top_k={top_k} keeps no token. Use 1 or more.")
-        self.layers, self.top_k, self.at, self.chunk = layers, top_k, at, chunk
+        self.layers, self.top_k, self.at, self.floors, self.chunk = layers, top_k, at, floors, chunk
 
     def sites(self, model: Model) -> list[Site]:
         self._wanted = resolve(model, self.at, self.layers)
@@ -61,7 +72,7 @@ class EmbeddingLens:
         depth = len(self._wanted)
         self._token_id = run.empty([depth], np.int32, after=[self._k])
         self._cosine = run.empty([depth], after=[self._k])
-        self._random = RandomDirections(depth, run.model.d_model, FLOOR_DRAWS)
+        self._random = RandomDirections(depth, FLOOR_DRAWS)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
         depth = self._wanted.index(site)
@@ -70,7 +81,8 @@ class EmbeddingLens:
         p, s = batch.prompt.numpy(), batch.slot.numpy()
         self._token_id[p, depth, s] = ids.cpu().numpy()
         self._cosine[p, depth, s] = cosine.cpu().numpy()
-        self._random.observe(depth, rows, batch)
+        if self.floors:
+            self._random.observe(depth, rows, batch)
 
     def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[rows, d] -> the top_k cosines and token ids, over chunks of the matrix with a running best."""
@@ -85,10 +97,29 @@ class EmbeddingLens:
             ids = torch.cat([ids, where + lo], -1).gather(-1, pick)
         return best, ids
 
-    def _floor(self) -> np.ndarray:
-        """[layers]: 95th percentile of the best cosine of random directions."""
-        draws = [self._random.draw(depth).to(self._weight.device) for depth in range(len(self._wanted))]
-        return np.array([float(self._nearest(d)[0][:, 0].quantile(0.95)) for d in draws], np.float32)
+    def _best(self, states: Tensor) -> np.ndarray:
+        return self._nearest(states.to(self._weight.device))[0][:, 0].cpu().numpy()
+
+    def _controls(self, axis: str) -> dict[str, Any]:
+        out = left_out(self._run, self._wanted)
+        random = [self._best(self._random.draw(depth, out[:, depth])) for depth in range(len(self._wanted))]
+        null = null_states(self._run, self._wanted)
+        scores = [self._best(states) for states in null.states]
+        p, q = p_and_q(self._cosine[..., 0], scores, out)
+        cells, of = ("prompt", axis, "position"), {"of": "cosine", "reason": null.reason}
+        few = "" if all(map(len, random)) else f"fewer than {FEWEST} states that are no sinks"
+        return {
+            "cosine_floor": (
+                (axis,), floors(random), {"role": "floor", "of": "cosine", "reason": few,
+                "long_name": "95th percentile of the best cosine of random directions"},
+            ),
+            "cosine_floor_shuffled": (
+                (axis,), floors(scores), {"role": "floor", **of,
+                "long_name": "95th percentile of the best cosine in shuffled prompts"},
+            ),
+            "cosine_p": (cells, p, {"role": "p", **of, "long_name": "p among states of shuffled prompts"}),
+            "cosine_q": (cells, q, {"role": "q", **of, "long_name": "p, adjusted for the number of cells"}),
+        }  # fmt: skip
 
     def end(self) -> Reading:
         from workbench.reading import Reading
@@ -99,7 +130,7 @@ class EmbeddingLens:
             {
                 "token_id": (dims, self._token_id),
                 "cosine": (dims, self._cosine),
-                "cosine_floor": ((axis,), self._floor()),
+                **(self._controls(axis) if self.floors and self._cosine.size else {}),
             },
             {axis: [s.index for s in self._wanted], "rank": np.arange(self._k)},
             reader="EmbeddingLens",
@@ -108,6 +139,8 @@ class EmbeddingLens:
         settings = {
             "name": "EmbeddingLens", "at": self.at, "top_k": self._k,
             "floor": f"95th percentile of the best cosine of {FLOOR_DRAWS} Gaussian draws with the layer's mean and "
-            "covariance",
+            f"covariance, and of at most {ROWS} states of the prompts with their tokens in random order; sinks are "
+            "left out",
+            "p": "rank among the shuffled states; q: Benjamini-Hochberg over all cells",
         }  # fmt: skip
         return Reading(data, {"reader": settings})

@@ -27,6 +27,7 @@ from workbench.model import Model, load
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
 from workbench.reading import Reading
+from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
 
@@ -55,6 +56,9 @@ class Run:
     prompts: list[Prompt]
     positions: list[int]
 
+    def __post_init__(self) -> None:
+        self.norms = Norms(self.model, self.prompts, len(self.positions))
+
     def empty(self, shape: Sequence[int] = (), dtype: Any = np.float32, *, after: Sequence[int] = ()) -> np.ndarray:
         """A [prompt, *shape, position, *after] array that holds "nothing here": NaN, or -1 for integers."""
         fill = np.nan if np.issubdtype(dtype, np.floating) else -1
@@ -63,8 +67,9 @@ class Run:
     def dataset(self, variables: dict[str, Any], coords: dict[str, Any], **attrs: Any) -> xr.Dataset:
         """The reader's variables with the prompts' tokens beside them.
 
-        Adds input_id, input_token, input_position [prompt, position] and prompt_text [prompt]; and, where there
-        is a ``token_id``, the texts of all ids in it as vocab_token [vocab].
+        Adds input_id, input_token, input_position [prompt, position] and prompt_text [prompt]; where there is a
+        ``token_id``, the texts of all ids in it as vocab_token [vocab]; and where there is a layer (or a block, with
+        ``at=``) whose states were read, ``sink`` [prompt, layer, position] (:mod:`workbench.sinks`).
         """
         tokenizer = self.model.tokenizer
         ids, place = self.empty(dtype=np.int32), self.empty(dtype=np.int32)
@@ -87,6 +92,13 @@ class Run:
             vocab = vocab[vocab >= 0]
             coords["vocab"] = vocab
             context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
+        axis = next((name for name in ("layer", "block") if name in coords), None)
+        if axis is not None:
+            kind = attrs.get("at", "resid" if axis == "layer" else None)
+            known = [Site(str(kind), int(index)) for index in coords[axis]]
+            if known and all(site in self.norms for site in known):
+                sink = np.stack([self.norms.sinks(site) for site in known], 1)
+                context["sink"] = (("prompt", axis, "position"), sink, SINK_ATTRIBUTES)
         attrs = {"model": self.model.name, "n_layers": self.model.n_layers, **attrs}
         return xr.Dataset({**variables, **context}, coords, attrs)
 
@@ -154,7 +166,7 @@ def read(
     job = Run(model, prompts, position_axis(prompts, positions))
     for reader in chosen:
         reader.begin(job)
-    done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial)
+    done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial, job.norms)
     origin = provenance(model, job, done)
     readings = []
     for reader in chosen:
@@ -196,6 +208,7 @@ def _pass(
     progress: bool,
     padding_side: str,
     partial: bool,
+    norms: Norms,
 ) -> int:
     """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
     from tqdm.auto import tqdm
@@ -206,7 +219,7 @@ def _pass(
 
     def observed(members: list[int]) -> Batch:
         batch = collate(model, prompts, members, padding_side)
-        observe_batch(model, batch, wanted)
+        observe_batch(model, batch, wanted, norms=norms)
         return batch
 
     with (
@@ -264,7 +277,12 @@ def token_budget(model: Model) -> int:
 
 
 def observe_batch(
-    model: Model, batch: Batch, wanted: dict[Site, list[Reader]], forward: Callable[[], Any] | None = None
+    model: Model,
+    batch: Batch,
+    wanted: dict[Site, list[Reader]],
+    forward: Callable[[], Any] | None = None,
+    *,
+    norms: Norms | None = None,
 ) -> Any:
     """One forward pass over one batch, as deep as the deepest site, showing each site to its readers.
 
@@ -292,6 +310,8 @@ def observe_batch(
             finite.append((site, torch.isfinite(rows.sum(dtype=torch.float32)), rows.detach()))
         if numbers.device.type == "cpu":
             _check(finite, batch)
+        if norms is not None and isinstance(states, Tensor):
+            norms.observe(site, states, batch)
         busy = True
         for reader in wanted[site]:
             reader.observe(site, states, batch)

@@ -13,45 +13,55 @@ from workbench.inputs import Batch
 class RandomDirections:
     """Draws of random states with the mean and covariance of the states that were seen, at several depths.
 
-    A draw is mean + sum_i g_i (x_i - mean) / sqrt(n), with g_i standard normal: given the states it is Gaussian
-    with exactly their covariance, and no [d, d] matrix is ever held.  The g_i of a place belong to its prompt and
-    position, so the draws do not depend on how prompts were batched.
+    Of the states of a depth a random sample of at most ``KEPT`` is held.  A draw is mean + sum_i g_i (x_i - mean) /
+    sqrt(n) with g_i standard normal: given the sample it is Gaussian with exactly its covariance, and no [d, d] matrix
+    is ever held.  Which states are kept goes by a hash of prompt and position: the draws do not depend on batches.
     """
 
-    def __init__(self, depths: int, width: int, draws: int, seed: int = 0) -> None:
+    KEPT, FEWEST = 512, 20
+
+    def __init__(self, depths: int, draws: int, seed: int = 0) -> None:
         self.draws, self.seed = draws, seed
-        self._weighted = torch.zeros(depths, draws, width)
-        self._weights = torch.zeros(depths, draws)
-        self._sum = torch.zeros(depths, width)
-        self._count = [0] * depths
+        # For each depth: priority, prompt, slot and state of the rows that are held.
+        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray, Tensor] | None] = [None] * depths
 
     def observe(self, depth: int, rows: Tensor, batch: Batch) -> None:
         """States [selected, width] of a batch at one depth; counted once the batch is done."""
-        g = batch.scratch.get((RandomDirections, self.draws, self.seed))
-        if g is None:
-            found, at = np.unique(batch.prompt.numpy(), return_inverse=True)
-            g = torch.empty(len(at), self.draws)
-            for i, prompt in enumerate(found):
-                own = np.random.Generator(np.random.Philox(key=[self.seed, int(prompt)]))
-                mine = torch.from_numpy(at == i)
-                g[mine] = torch.from_numpy(own.standard_normal((int(mine.sum()), self.draws), np.float32))
-            batch.scratch[(RandomDirections, self.draws, self.seed)] = g
-        rows = rows.float()
-        weighted, total = (g.to(rows.device).T @ rows).cpu(), rows.sum(0).cpu()
+        key = (RandomDirections, self.seed)
+        priority = batch.scratch.get(key)
+        prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
+        if priority is None:
+            priority = batch.scratch[key] = np.empty(len(prompt))
+            for one in np.unique(prompt):
+                own = np.random.Generator(np.random.Philox(key=[self.seed, int(one)]))
+                mine = prompt == one
+                priority[mine] = own.random(int(slot[mine].max()) + 1)[slot[mine]]
+        some = np.argsort(priority, kind="stable")[: self.KEPT]
+        kept = priority[some], prompt[some], slot[some], rows[torch.from_numpy(some).to(rows.device)].float().cpu()
 
         def commit() -> None:
-            self._weighted[depth] += weighted
-            self._weights[depth] += g.sum(0)
-            self._sum[depth] += total
-            self._count[depth] += len(rows)
+            old = self._kept[depth]
+            if old is None:
+                self._kept[depth] = kept
+                return
+            joined = [np.concatenate(pair) for pair in zip(old[:3], kept[:3], strict=True)]
+            best = np.lexsort(joined[2::-1])[: self.KEPT]
+            states = torch.cat([old[3], kept[3]])[torch.from_numpy(best)]
+            self._kept[depth] = (joined[0][best], joined[1][best], joined[2][best], states)
 
         batch.done.append(commit)
 
-    def draw(self, depth: int) -> Tensor:
-        """[draws, width] float32."""
-        n = max(1, self._count[depth])
-        mean = self._sum[depth] / n
-        return mean + (self._weighted[depth] - self._weights[depth][:, None] * mean) / n**0.5
+    def draw(self, depth: int, left_out: np.ndarray) -> Tensor:
+        """[draws, width] float32 from the states that are not in ``left_out`` [prompt, slot]; [0, width] if too few."""
+        assert self._kept[depth] is not None, "draws are made after a pass"
+        priority, prompt, slot, states = self._kept[depth]  # type: ignore[misc]
+        order = np.lexsort((slot, prompt, priority))
+        states = states[torch.from_numpy(order[~left_out[prompt[order], slot[order]]])]
+        if len(states) < self.FEWEST:
+            return states[:0]
+        g = np.random.default_rng(self.seed).standard_normal((self.draws, len(states)), np.float32)
+        mean = states.mean(0)
+        return mean + torch.from_numpy(g) @ (states - mean) / len(states) ** 0.5
 
 
 def over(top: ArrayLike, bottom: ArrayLike) -> np.ndarray:

@@ -55,6 +55,7 @@ class ContextIndex:
         self._scales: dict[tuple[int, str], Scale] = {}
         self._faiss: dict[int, Any] = {}
         self._special: np.ndarray | None = None
+        self._beginnings: tuple[np.ndarray, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -258,8 +259,12 @@ class ContextIndex:
         without: Any = None,
         method: str = "exact",
         device: Any = None,
+        barred: searching.Pairs | None = None,
     ) -> Found:
-        """Numbers of the nearest rows; the arguments are those of :meth:`search`."""
+        """Numbers of the nearest rows; the arguments are those of :meth:`search`.
+
+        ``barred``: pairs of a query and a row (:meth:`same_beginnings`) that this query does not find.
+        """
         if top_k < 1:
             raise InputError(f"top_k={top_k} keeps no neighbour. Use 1 or more.")
         if calibration not in searching.CALIBRATIONS:
@@ -276,15 +281,18 @@ class ContextIndex:
         hidden = np.zeros(0, np.int64) if special else self._hidden
         if without is not None:
             hidden = np.union1d(hidden, np.asarray(without, np.int64))
+        if barred is not None:
+            order = np.argsort(barred[1], kind="stable")
+            barred = barred[0][order], barred[1][order]
         k = min(top_k, self.n_rows)
         scores, rows = [], []
         with torch.no_grad():
             for layer in wanted if k else ():
                 if method == "approximate":
                     quick, kind = self._quick(layer), self.manifest["approximate"]["kind"]
-                    found = searching.approximate(quick, kind, self.store.matrix(layer), queries, k, hidden)
+                    found = searching.approximate(quick, kind, self.store.matrix(layer), queries, k, hidden, barred)
                 else:
-                    found = searching.exact(self._scale(layer, calibration), queries, k, hidden)
+                    found = searching.exact(self._scale(layer, calibration), queries, k, hidden, barred)
                 scores.append(found[0])
                 rows.append(found[1])
         if not scores:
@@ -344,6 +352,34 @@ class ContextIndex:
         if method == "approximate":
             attrs["recall_at_10"] = min(self.manifest["approximate"]["recall_at_10"].values())
         return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
+
+    def same_beginnings(
+        self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray
+    ) -> searching.Pairs:
+        """Which rows hold the very state of a position, because their sentence begins with the same tokens.
+
+        Args: token ids of prompts; for each state that is looked up the prompt [states] it is of and its position.
+        Special tokens in front are no part of a beginning.
+
+        Returns: pairs of a state and a row.
+        """
+        if self._beginnings is None:
+            flat, starts = self.store.token_ids()
+            hashes = _beginnings(flat, starts, self.manifest["special_ids"])
+            table = self.store.contexts
+            # An import without a model has no token ids.
+            own = hashes[starts[table["sentence"]] + table["position"]] if len(flat) else np.zeros(0, np.uint64)
+            order = np.argsort(own, kind="stable")
+            self._beginnings = own[order], order
+        own, order = self._beginnings
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in prompts])]).astype(np.int64)
+        flat = np.concatenate([np.asarray(ids, np.int64) for ids in prompts])
+        wanted = _beginnings(flat, starts, self.manifest["special_ids"])[starts[query] + position]
+        low, high = np.searchsorted(own, wanted), np.searchsorted(own, wanted, "right")
+        count = high - low
+        state = np.repeat(np.arange(len(wanted)), count)
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+        return state, order[place]
 
     def describe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """What the contexts of these row numbers are; arrays of the same shape (-1: no row)."""
@@ -467,6 +503,25 @@ class ContextIndex:
         at[at == len(table["token_id"])] = 0
         good = table["token_id"][at] == ids if len(table["token_id"]) else np.zeros(len(ids), bool)
         return np.where(good, table["token"][at], "") if len(table["token"]) else np.full(len(ids), "", object)
+
+
+def _beginnings(flat: np.ndarray, starts: np.ndarray, special: Iterable[int]) -> np.ndarray:
+    """[tokens] for each token a 64-bit hash of its sentence up to and with it; special tokens in front do not count."""
+    found = np.zeros(len(flat), np.uint64)
+    length, state = np.diff(starts), np.zeros(len(starts) - 1, np.uint64)
+    special = np.isin(flat, list(special))
+    alive, step = np.flatnonzero(length > 0), 0
+    started = np.zeros(len(length), bool)
+    while len(alive):
+        at = starts[alive] + step
+        started[alive] |= ~special[at]
+        mixed = (state[alive] + flat[at].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        state[alive] = np.where(started[alive], mixed, state[alive])
+        found[at] = state[alive]
+        step += 1
+        alive = alive[length[alive] > step]
+    return found
 
 
 def _write(

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
-from lenses.states import States
+from lenses.nulls import ROWS, Null, floors, left_out, null_states, p_and_q
 from workbench.errors import InputError
-from workbench.reader import read
 from workbench.sites import Site, resolve
-from workbench.stats import RandomDirections, bootstrap_interval
+from workbench.stats import bootstrap_interval
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4096
 """States that wait before the index is read for all of them together."""
-DRAWS = 100
-SHUFFLED = 128
-"""Places whose states under shuffled contexts are searched, at each layer."""
+RANDOM = 100
+"""States of random tokens that are searched at each layer."""
 
 
 class LatentLens:
@@ -44,20 +42,32 @@ class LatentLens:
         distinct: a context counts once, in the index layer where it is nearest.
         method: "exact" or "approximate".
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
-        floors: compute the two floors (a further pass over at most 128 positions, and 100 draws for each layer).
+        floors: compute floors and p-values (two further passes, of which 356 states are searched at each layer).
         foreign: read a model with an index that another one built.
+        without: numbers of rows that are never found.
+        self_matches: also find contexts whose sentence begins with the very tokens of the prompt, up to the position
+            that is read.  Their states are equal to the prompt's by construction and say nothing, so that they are
+            left out by default; the attribute ``self_matches_left_out`` counts the positions that have any.
 
     The reading's variables, [prompt, layer, position, rank]:
         similarity, index_layer, token_id, token, next_token_id, next_token, sentence, token_position, word,
         char_start, char_end, row: as :meth:`ContextIndex.search` gives them
     and their controls:
-        similarity_floor_random    [layer]: the 95th percentile of the best similarity that random states with the
-                                   mean and covariance of this layer's states reach.
-        similarity_floor_shuffled  [layer]: the same of states of these prompts with their tokens in random order.
-                                   A neighbour below a floor says no more than such a state would.
+        similarity_floor_shuffled  [layer]: the 95th percentile of the best similarity of states of these prompts with
+                                   their tokens in random order.  A neighbour below it says no more than a context
+                                   without order would.
+        similarity_p               [prompt, layer, position]: rank p-value of the best neighbour among the same states
+        similarity_q               the same over all cells of the reading (Benjamini-Hochberg)
+        similarity_floor_random    [layer]: as the other floor, of prompts of random tokens (as frequent as in the
+                                   index's corpus)
+        sink                       [prompt, layer, position]: attention sinks (:mod:`workbench.sinks`).  They, special
+                                   tokens and pieces of images are in no null and have no p; floors and p are NaN where
+                                   fewer than 20 null states are left (attribute ``reason``).
         index_layer_share          [layer, index]: how often neighbours come from each index layer; _low and _high are
                                    the 95 % bootstrap interval over prompts (NaN with fewer than two prompts).
-        index_layer_share_null     [layer, index]: the same for the random states: what the index alone prefers.
+                                   Sinks are left out.
+        index_layer_share_null     [layer, index]: the same for the states of random tokens: what the index alone
+                                   prefers.
 
     Raises IndexRefused when the index is damaged or was built with another model.
     """
@@ -75,6 +85,8 @@ class LatentLens:
         at: str = "resid",
         floors: bool = True,
         foreign: bool = False,
+        without: Iterable[int] | None = None,
+        self_matches: bool = False,
     ) -> None:
         if top_k < 1:
             raise InputError(f"top_k={top_k} keeps no neighbour. Use 1 or more.")
@@ -82,7 +94,8 @@ class LatentLens:
             raise InputError(f"calibration={calibration!r} is unknown. Use one of {', '.join(CALIBRATIONS)}.")
         self.index = index if isinstance(index, ContextIndex) else ContextIndex.open(index)
         self.layers, self.top_k, self.at = layers, top_k, at
-        self.floors, self.foreign = floors, foreign
+        self.floors, self.foreign, self.self_matches = floors, foreign, self_matches
+        self.without = None if without is None else np.unique(np.fromiter(without, np.int64))
         self._options: dict[str, Any] = {
             "layers": index_layers, "calibration": calibration, "distinct": distinct, "method": method,
         }  # fmt: skip
@@ -110,14 +123,15 @@ class LatentLens:
         self._layer = run.empty(depth, np.int32, after=[self.top_k])
         self._row = run.empty(depth, np.int64, after=[self.top_k])
         self._waiting: list[tuple[int, np.ndarray, np.ndarray, Tensor]] = []
-        self._random = RandomDirections(depth[0], run.model.d_model, DRAWS) if self.floors else None
+        # Token ids of another tokenizer cannot be compared.
+        own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
+        self._barring = own and not self.self_matches
+        self._matched = np.zeros((len(run.prompts), len(run.positions)), bool)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
         depth = self._wanted.index(site)
         rows = batch.take(states).float()
         place = batch.prompt.numpy(), batch.slot.numpy()
-        if self._random is not None:
-            self._random.observe(depth, rows, batch)
         batch.done.append(lambda: self._waiting.append((depth, *place, rows)))
         if depth == len(self._wanted) - 1:
             batch.done.append(self._search)
@@ -126,8 +140,12 @@ class LatentLens:
         """Look up the states that wait, when there are enough of them to be worth a pass over the index."""
         if sum(len(rows) for *_, rows in self._waiting) < at_least:
             return
-        for_all = torch.cat([rows for *_, rows in self._waiting])
-        found = self._nearest(for_all)
+        states = torch.cat([rows for *_, rows in self._waiting])
+        prompt, slot = (np.concatenate([waiting[i] for waiting in self._waiting]) for i in (1, 2))
+        prompts = self._run.prompts
+        position = np.array([prompts[p].positions[s] for p, s in zip(prompt, slot, strict=True)], np.int64)
+        found, matched = self._nearest(states, [p.ids for p in prompts], prompt, position)
+        self._matched[prompt, slot] |= matched
         at = 0
         for depth, prompt, slot, rows in self._waiting:
             part = slice(at, at + len(rows))
@@ -137,68 +155,89 @@ class LatentLens:
             at += len(rows)
         self._waiting = []
 
-    def _nearest(self, states: Tensor) -> Found:
-        """Neighbours; none for a state of zeros, which has no direction (the embedding of a pad, say)."""
+    def _nearest(
+        self, states: Tensor, prompts: list[list[int]], prompt: np.ndarray, position: np.ndarray
+    ) -> tuple[Found, np.ndarray]:
+        """Neighbours of states [n, width] of these prompts and positions, and which have self-matches [n].
+
+        None for a state of zeros, which has no direction (the embedding of a pad, say).
+        """
         some = (states != 0).any(1).cpu().numpy()
-        shape = (len(states), self.top_k)
+        shape, matched = (len(states), self.top_k), np.zeros(len(states), bool)
         found = Found(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int32), np.full(shape, -1))
         if some.any():
-            held = self.index.nearest(states[torch.from_numpy(some).to(states.device)], self.top_k, **self._options)
+            barred = self.index.same_beginnings(prompts, prompt[some], position[some]) if self._barring else None
+            if barred is not None:
+                matched[np.flatnonzero(some)[barred[0]]] = True
+            held = self.index.nearest(
+                states[torch.from_numpy(some).to(states.device)], self.top_k, barred=barred, without=self.without,
+                **self._options,
+            )  # fmt: skip
             found.similarity[some], found.layer[some], found.row[some] = held.similarity, held.layer, held.row
-        return found
+        return found, matched
 
     # ---------------------------------------------------------------- controls
 
-    def _floor_random(self) -> tuple[np.ndarray, Found]:
-        assert self._random is not None
-        found = self._nearest(torch.cat([self._random.draw(d) for d in range(len(self._wanted))]))
-        best = found.similarity[:, 0].reshape(-1, DRAWS)
-        return np.nanquantile(best, 0.95, axis=1).astype(np.float32), found
+    def _scores(self, null: Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each depth the best similarity [rows] of its null states, and the index layers [rows, rank]."""
+        found, _ = self._nearest(
+            torch.cat(null.states), null.prompts, np.concatenate(null.prompt), np.concatenate(null.position)
+        )
+        return null.split(found.similarity[:, 0]), null.split(found.layer)
 
-    def _floor_shuffled(self) -> np.ndarray:
-        """One more pass, over prompts whose tokens stand in random order (leading special tokens stay in front)."""
-        special = set(self.index.manifest["special_ids"])
-        rng = np.random.default_rng(0)
-        shuffled: list[list[int]] = []
-        inner: list[slice] = []
-        for prompt in self._run.prompts:
-            head = next((i for i, t in enumerate(prompt.ids) if t not in special), len(prompt.ids))
-            room = SHUFFLED - sum(s.stop - s.start for s in inner)
-            if room > 0 and not prompt.extras and len(prompt.ids) - head > 1:
-                shuffled.append(prompt.ids[:head] + rng.permutation(prompt.ids[head:]).tolist())
-                inner.append(slice(head, min(len(prompt.ids), head + room)))
-        if not shuffled:
-            return np.full(len(self._wanted), np.nan, np.float32)
-        states = States([s.index for s in self._wanted], at=self.at)
-        read(self._run.model, shuffled, states, progress=False)
-        found = torch.cat([states.found[i, :, at] for i, at in enumerate(inner)], 1)
-        best = self._nearest(found.flatten(0, 1)).similarity[:, 0].reshape(len(found), -1)
-        return np.nanquantile(best, 0.95, axis=1).astype(np.float32)
+    def _drawn(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Token ids, as frequent as in the index's corpus."""
+        table = self.index.store.tokens
+        known = self._run.model.module.get_input_embeddings().num_embeddings
+        good = ~np.isin(table["token_id"], self.index.manifest["special_ids"]) & (table["token_id"] < known)
+        weight = np.where(good, table["occurrences"], 0).astype(float)
+        return rng.choice(table["token_id"], n, p=weight / weight.sum())
+
+    def _controls(self, axis: str) -> dict[str, Any]:
+        shuffled = null_states(self._run, self._wanted)
+        random = null_states(self._run, self._wanted, RANDOM, draw=self._drawn, seed=1)
+        (scores, _), (lowest, layers) = self._scores(shuffled), self._scores(random)
+        p, q = p_and_q(self._similarity[..., 0], scores, left_out(self._run, self._wanted))
+        cells = ("prompt", axis, "position")
+        of = {"of": "similarity", "reason": shuffled.reason}
+        share = np.stack([self._share(one[None])[0] for one in layers])
+        return {
+            "similarity_floor_random": (
+                (axis,), floors(lowest), {"role": "floor", "of": "similarity", "reason": random.reason,
+                "long_name": "95th percentile of the best similarity of random tokens"},
+            ),
+            "similarity_floor_shuffled": (
+                (axis,), floors(scores), {"role": "floor", **of,
+                "long_name": "95th percentile of the best similarity in shuffled prompts"},
+            ),
+            "similarity_p": (cells, p, {"role": "p", **of, "long_name": "p among states of shuffled prompts"}),
+            "similarity_q": (cells, q, {"role": "q", **of, "long_name": "p, adjusted for the number of cells"}),
+            "index_layer_share_null": ((axis, "index"), share),
+        }  # fmt: skip
 
     def end(self) -> Reading:
         from workbench.reading import Reading
 
         self._search(at_least=1)
+        ordinary = np.where(left_out(self._run, self._wanted)[..., None], -1, self._layer)
         axis = "layer" if self.at == "resid" else "block"
         dims = ("prompt", axis, "position", "rank")
         variables: dict[str, Any] = {
             "similarity": (dims, self._similarity),
             "index_layer": (dims, self._layer),
             **{name: (dims, values) for name, values in self.index.describe(self._row).items()},
-            "index_layer_share": ((axis, "index"), self._share(np.moveaxis(self._layer, 1, 0))),
+            "index_layer_share": ((axis, "index"), self._share(np.moveaxis(ordinary, 1, 0))),
         }
-        for end, bound in zip(("low", "high"), self._share_interval(), strict=True):
+        for end, bound in zip(("low", "high"), self._share_interval(ordinary), strict=True):
             variables[f"index_layer_share_{end}"] = ((axis, "index"), bound.astype(np.float32))
         if self.floors and self._similarity.size:
-            random, found = self._floor_random()
-            variables["similarity_floor_random"] = ((axis,), random)
-            variables["similarity_floor_shuffled"] = ((axis,), self._floor_shuffled())
-            null = found.layer.reshape(len(self._wanted), -1)
-            variables["index_layer_share_null"] = ((axis, "index"), self._share(null))
+            variables |= self._controls(axis)
         coords = {
             axis: [s.index for s in self._wanted], "rank": np.arange(self.top_k), "index": np.array(self._looked_in()),
         }  # fmt: skip
-        data = self._run.dataset(variables, coords, reader="LatentLens", at=self.at)
+        data = self._run.dataset(
+            variables, coords, reader="LatentLens", at=self.at, self_matches_left_out=int(self._matched.sum())
+        )
         # The ids are those of the index's tokenizer, which with foreign=True need not be the model's.
         data["vocab_token"] = (("vocab",), self.index.token_texts(data["vocab"].values))
         made = self.index.manifest
@@ -207,8 +246,11 @@ class LatentLens:
             "index_layers": self._looked_in(),
             "index": {k: made[k] for k in ("data", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
-            "floors": f"95th percentile of the best similarity: {DRAWS} Gaussian draws with the layer's mean and "
-            f"covariance; at most {SHUFFLED} states of the prompts with their tokens in random order",
+            "floors": f"95th percentile of the best similarity of at most {RANDOM} states of random tokens, and of at "
+            f"most {ROWS} states of the prompts with their tokens in random order; sinks left out",
+            "p": "rank among the shuffled states; q: Benjamini-Hochberg over all cells",
+            "self_matches": "found" if not self._barring else "left out",
+            "without": 0 if self.without is None else len(self.without),
             "interval": "95 % percentile bootstrap over prompts, of index_layer_share",
         }  # fmt: skip
         settings.pop("layers")
@@ -219,10 +261,10 @@ class LatentLens:
     def _looked_in(self) -> list[int]:
         return self.index.chosen_layers(self._options["layers"])
 
-    def _share_interval(self) -> tuple[np.ndarray, np.ndarray]:
+    def _share_interval(self, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two [depth, index]: prompts are resampled, and each counts as much as it has neighbours."""
-        own = np.stack([self._share(layers) for layers in self._layer])
-        weight = (self._layer >= 0).sum((2, 3))[..., None].astype(float)
+        own = np.stack([self._share(layers) for layers in neighbours])
+        weight = (neighbours >= 0).sum((2, 3))[..., None].astype(float)
         return bootstrap_interval(own, weight)
 
     def _share(self, layers: np.ndarray) -> np.ndarray:

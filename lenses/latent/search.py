@@ -184,10 +184,16 @@ class _Best:
         self.row[queries] = torch.cat([self.row[queries], row], 1).gather(1, pick)
 
 
-def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Tensor, Tensor]:
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Numbers of queries and of rows, in ascending order of the rows."""
+
+
+def exact(
+    scale: Scale, queries: Tensor, k: int, hidden: np.ndarray, barred: Pairs | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best rows of one layer: scores and row numbers [queries, k], on the queries' device.
 
-    ``hidden``: ascending numbers of rows that are never found.
+    ``hidden``: ascending numbers of rows that are never found; ``barred``: rows that one query each does not find.
     """
     matrix = scale.matrix
     vector, shift = scale.query(queries)
@@ -199,6 +205,9 @@ def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Te
         hi = min(lo + BLOCK, matrix.n_rows)
         rows = space[: hi - lo].copy_(matrix.codes(lo, hi)).mul_(matrix.scale(lo, hi).to(queries.device)[:, None])
         skip = torch.from_numpy(hidden[np.searchsorted(hidden, lo) : np.searchsorted(hidden, hi)] - lo)
+        query, row = barred or (hidden[:0], hidden[:0])
+        here = slice(*np.searchsorted(row, (lo, hi)))
+        query, row = query[here], row[here] - lo
         for q in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(q, min(q + QUERIES_AT_ONCE, len(queries)))
             scores = product[: part.stop - q].view(-1)[: (part.stop - q) * (hi - lo)].view(-1, hi - lo)
@@ -208,6 +217,10 @@ def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Te
             scores = scale.finish(scores, None if shift is None else shift[part], lo, hi)
             if len(skip):
                 scores[:, skip.to(scores.device)] = -torch.inf
+            if len(query):
+                mine = (query >= part.start) & (query < part.stop)
+                pair = torch.from_numpy(query[mine] - q), torch.from_numpy(row[mine])
+                scores[pair[0].to(scores.device), pair[1].to(scores.device)] = -torch.inf
             best.see(part, scores, lo)
     if cosines is not None:
         held = cosines.score.isfinite()
@@ -293,13 +306,16 @@ def set_effort(index: Any, effort: int) -> None:
 
 
 def approximate(
-    index: Any, kind: str, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray
+    index: Any, kind: str, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray, barred: Pairs | None = None
 ) -> tuple[Tensor, Tensor]:
     """Candidates from FAISS, then their exact cosines from the stored rows."""
     vector = matrix.encoding.turn(normalize(queries.cpu(), dim=1))
     _, rows = index.search(vector.numpy(), min(matrix.n_rows, KINDS[kind] * max(k, 10)))
     rows = torch.from_numpy(rows)
     bad = (rows < 0) | torch.from_numpy(np.isin(rows.numpy(), hidden))
+    if barred is not None:
+        keys = np.arange(len(rows))[:, None] * matrix.n_rows + rows.numpy()
+        bad |= torch.from_numpy(np.isin(keys, barred[0] * matrix.n_rows + barred[1]))
     score = torch.empty(rows.shape)
     step = max(1, 2**23 // (rows.shape[1] * vector.shape[1]))
     for q in range(0, len(rows), step):

@@ -1,0 +1,163 @@
+"""States that say nothing of their context: what the nearest neighbours of a real state are compared with.
+
+The null of a state must be like it: the same kind of position (text, no attention sink), in prompts of the same length,
+made of tokens such as the prompts'.  Two kinds are run through the model, in one further pass:
+
+* *shuffled*: the prompts with their tokens in random order.  Of a prompt whose order means nothing (random tokens) the
+  shuffled versions are exchangeable with the prompt itself, so that a rank p-value is valid.
+* *random*: prompts of the same lengths whose tokens are drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.reader import read
+from workbench.reading import Reading
+from workbench.sinks import placeholder_ids
+from workbench.sites import Site
+from workbench.stats import fdr
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
+    from workbench.model import Model
+    from workbench.reader import Run
+
+ROWS = 256
+"""Null states at each depth, at most."""
+FEWEST = 20
+"""With fewer there is no floor and no p: NaN, and the reason."""
+_VARIANTS, _TOKENS = 64, 1024
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+
+class Null:
+    """Null states at each depth, where there are enough of them.
+
+    Attributes:
+        states: for each depth [rows, width], on the CPU; sinks are left out; none at a depth with too few of them.
+        prompts: token ids of the prompts they are of.
+        prompt, position: for each depth the number [rows] of the prompt in ``prompts``, and the position in it.
+        reason: why there are too few of them somewhere; "" where there are enough.
+    """
+
+    def __init__(
+        self, states: list[Tensor], prompts: list[list[int]], prompt: list[np.ndarray], position: list[np.ndarray],
+        reason: str = "",
+    ) -> None:  # fmt: skip
+        few = [len(rows) for rows in states if len(rows) < FEWEST]
+        self.reason = reason or (f"only {min(few)} null states at a depth; {FEWEST} are needed" if few else "")
+        cut = [slice(None) if len(rows) >= FEWEST else slice(0) for rows in states]
+        self.states = [rows[c] for rows, c in zip(states, cut, strict=True)]
+        self.prompt = [rows[c] for rows, c in zip(prompt, cut, strict=True)]
+        self.position = [rows[c] for rows, c in zip(position, cut, strict=True)]
+        self.prompts = prompts
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values of all states, depth after depth -> those of each depth."""
+        return np.split(values, np.cumsum([len(rows) for rows in self.states])[:-1])
+
+
+def null_states(run: Run, sites: list[Site], rows: int = ROWS, *, draw: Draw | None = None, seed: int = 0) -> Null:
+    """States at ``sites`` of the run's prompts with their tokens in random order, or drawn anew with ``draw``.
+
+    Special tokens, and pieces of images, stay where they are and are no null states.  At most half as many tokens are
+    run as the prompts have, or 1024.
+    """
+    rng = np.random.default_rng(seed)
+    fixed = {*(getattr(run.model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(run.model)}
+    movable = [np.flatnonzero(~np.isin(prompt.ids, list(fixed))) for prompt in run.prompts]
+    usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and not prompt.extras]
+    if not usable:
+        none = [np.zeros(0, np.int64)] * len(sites)
+        states = [torch.zeros(0, run.model.d_model)] * len(sites)
+        return Null(states, [], none, none, "no prompt has two text tokens to shuffle")
+    room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts) // 2)
+    mean = max(1, round(float(np.mean([len(run.prompts[i].ids) for i in usable]))))
+    count = max(1, min(_VARIANTS, room // mean))
+    order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
+    each = -(-rows // count)
+    variants, chosen = [], []
+    for i in order:
+        ids, free = np.array(run.prompts[i].ids), movable[i]
+        ids[free] = rng.permutation(ids[free]) if draw is None else draw(rng, len(free))
+        variants.append(ids.tolist())
+        chosen.append(rng.permutation(free)[:each])
+    reader = _Rows(sites, chosen)
+    read(run.model, variants, reader, progress=False)
+    return Null(reader.states, variants, reader.prompt, reader.position)
+
+
+def p_and_q(best: np.ndarray, null: list[np.ndarray], left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank p of each cell's best score among its depth's null scores, and q over all cells (Benjamini-Hochberg).
+
+    Args: best [prompt, depth, position], NaN where nothing was read; null: scores for each depth; left_out, as
+    ``best``: cells that the null is not like (sinks, special tokens, images).
+
+    p = (1 + how many null scores reach the cell's) / (1 + how many there are).
+    """
+    p = np.full(best.shape, np.nan, np.float32)
+    for depth, scores in enumerate(null):
+        if len(scores) >= FEWEST:
+            below = np.searchsorted(np.sort(scores), best[:, depth])
+            p[:, depth] = (1 + len(scores) - below) / (1 + len(scores))
+    p[np.isnan(best) | left_out] = np.nan
+    return p, fdr(p).astype(np.float32)
+
+
+def left_out(run: Run, sites: list[Site]) -> np.ndarray:
+    """[prompt, depth, position] cells that these nulls are not like: sinks, special tokens, pieces of images."""
+    fixed = list({*(getattr(run.model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(run.model)})
+    other = np.zeros((len(run.prompts), len(run.positions)), bool)
+    for i, prompt in enumerate(run.prompts):
+        other[i, : len(prompt.positions)] = np.isin(np.array(prompt.ids)[prompt.positions], fixed)
+    sinks = [run.norms.sinks(site) if site in run.norms else np.zeros(other.shape, bool) for site in sites]
+    return np.stack(sinks, 1) | other[:, None]
+
+
+def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
+    """[depth] what ``level`` of the null scores stay under; NaN where there are too few."""
+    found = [np.quantile(scores, level) if len(scores) >= FEWEST else np.nan for scores in null]
+    return np.array(found, np.float32)
+
+
+class _Rows:
+    """A reader that keeps the states of chosen positions, and which they are, for each site; sinks are left out."""
+
+    def __init__(self, sites: list[Site], chosen: list[np.ndarray]) -> None:
+        self._sites = sites
+        self._chosen = np.zeros((len(chosen), max(int(c.max()) for c in chosen) + 1), bool)
+        for row, positions in enumerate(chosen):
+            self._chosen[row, positions] = True
+
+    def sites(self, model: Model) -> list[Site]:
+        return self._sites
+
+    def begin(self, run: Run) -> None:
+        self._run = run
+        self._kept: dict[Site, list[tuple[np.ndarray, np.ndarray, Tensor]]] = {site: [] for site in self._sites}
+
+    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
+        prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
+        inside = slot < self._chosen.shape[1]
+        inside[inside] = self._chosen[prompt[inside], slot[inside]]
+        rows = batch.take(states)[torch.from_numpy(inside).to(states.device)].float().cpu()
+        batch.done.append(lambda: self._kept[site].append((prompt[inside], slot[inside], rows)))
+
+    def end(self) -> Any:
+        self.states, self.prompt, self.position = [], [], []
+        for site in self._sites:
+            parts = list(zip(*self._kept[site], strict=True))
+            prompt, slot, rows = np.concatenate(parts[0]), np.concatenate(parts[1]), torch.cat(parts[2])
+            order = np.lexsort((slot, prompt))  # however they were batched
+            order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
+            self.states.append(rows[torch.from_numpy(order)])
+            self.prompt.append(prompt[order])
+            self.position.append(slot[order])
+        return Reading(self._run.dataset({}, {}))
