@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lenses.targets import Followed, Targets
 from workbench.errors import InputError
-from workbench.readout import Readout, Statistics
+from workbench.readout import Readout, Statistics, logprob
 from workbench.sites import Site, resolve
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class LogitLens:
         alone = (other == torch.arange(n)).to(stacked.device)
         other = other.to(stacked.device)
         rows = torch.stack([self._readout.logits_at(layer[other], targets) for layer in stacked])
-        null = rows - total[:, other, None]
+        null = logprob(rows, total[:, other, None])
         null[:, alone] = torch.nan  # a prompt of one position has no other state
         return null
 

@@ -24,14 +24,13 @@ from torch.nn.functional import normalize
 
 from lenses.latent.store import BLOCK, Matrix, Store, layer_file
 from workbench.errors import InputError, StateError, missing
+from workbench.readout import Best
 
 CALIBRATIONS = ("none", "centre", "z-score", "csls")
 CSLS_NEIGHBOURS = 10
 SAMPLE = 1024
 """Rows, spread over the layers, that stand for queries where hubness is measured."""
 QUERIES_AT_ONCE = 1024
-GROUP = 64
-"""Scores of which first only the maximum is looked at."""
 
 
 @dataclass(frozen=True)
@@ -153,37 +152,6 @@ class Scale:
 # ---------------------------------------------------------------- exact
 
 
-class _Best:
-    """A running top k of each query."""
-
-    def __init__(self, queries: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.score = torch.full((queries, k), -torch.inf, device=device)
-        self.row = torch.full((queries, k), -1, device=device)
-
-    def see(self, queries: slice, scores: Tensor, first: int) -> None:
-        """Scores [queries, n] of rows first..first + n."""
-        best = self.score[queries]
-        n = scores.shape[1]
-        if n % GROUP == 0 and n > GROUP:
-            # The k best are in the k groups with the highest maxima; mostly a block has no or few of them.
-            groups = scores.view(len(scores), -1, GROUP)
-            top = groups.amax(-1)
-            hits = min(int((top > best[:, -1:]).sum(1).max()), self.k, top.shape[1])
-            if not hits:
-                return
-            group = top.topk(hits, 1).indices
-            scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
-            value, at = scores.topk(min(self.k, scores.shape[1]), 1)
-            row = first + group.gather(1, at // GROUP) * GROUP + at % GROUP
-        else:
-            value, at = scores.topk(min(self.k, n), 1)
-            row = first + at
-        value, pick = torch.cat([best, value], 1).topk(self.k, 1)
-        self.score[queries] = value
-        self.row[queries] = torch.cat([self.row[queries], row], 1).gather(1, pick)
-
-
 def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Tensor, Tensor]:
     """The k best rows of one layer: scores and row numbers [queries, k], on the queries' device.
 
@@ -191,8 +159,8 @@ def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Te
     """
     matrix = scale.matrix
     vector, shift = scale.query(queries)
-    best = _Best(len(queries), k, queries.device)
-    cosines = _Best(len(queries), CSLS_NEIGHBOURS, queries.device) if scale.hub is not None else None
+    best = Best(len(queries), k, queries.device)
+    cosines = Best(len(queries), CSLS_NEIGHBOURS, queries.device) if scale.hub is not None else None
     space = torch.empty(BLOCK, vector.shape[1], device=queries.device)
     product = torch.empty(min(QUERIES_AT_ONCE, len(queries)), BLOCK, device=queries.device)
     for lo in range(0, matrix.n_rows, BLOCK):
@@ -212,7 +180,7 @@ def exact(scale: Scale, queries: Tensor, k: int, hidden: np.ndarray) -> tuple[Te
     if cosines is not None:
         held = cosines.score.isfinite()
         best.score -= (cosines.score.where(held, 0.0).sum(1) / held.sum(1).clamp_min(1))[:, None]
-    return best.score, torch.where(best.score.isfinite(), best.row, -1)
+    return best.score, torch.where(best.score.isfinite(), best.id, -1)
 
 
 def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, distinct: bool) -> Found:
