@@ -40,7 +40,8 @@ class LogitLens:
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         compare: compare with the final layer (``kl_to_final``).  False lets a pass stop at the deepest layer
             asked for.
-        precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.
+        precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.  On a CPU the
+            gain is measured when a pass begins, and bf16 refused where there is none.
 
     The reading's variables, in natural logarithms (nats); ``layer`` is ``block`` unless ``at="resid"``:
         token_id, logprob                [prompt, layer, position, rank]

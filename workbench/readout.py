@@ -17,7 +17,9 @@ Without a softcap sum_v p_final(v) z(v) = x . sum_v p_final(v) W_v + sum_v p_fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,9 @@ CANDIDATES = 54
 """With precision="bf16": how many tokens beyond top_k are recomputed in fp32."""
 LOOSE = 1.5e-4
 """With precision="bf16": rows whose log-probabilities have a larger standard error are read again in fp32."""
+WORTH = 1.1
+"""With precision="bf16" on a CPU: how many times as fast it has to be."""
+_GAINS: dict[tuple, float] = {}
 NEVER = -1e30
 """The logit of a token that the model masks: finite, so that 0 * logit is 0 and not NaN."""
 GROUP = 64
@@ -139,6 +144,8 @@ class Readout:
         precision: "fp32"; or "bf16": the product with the unembedding in bfloat16, the best candidates and
             their share of the normaliser recomputed in fp32 (the final layer is always fp32).
         chunk: columns at a time; changes no result.
+
+    Raises InputError for precision="bf16" on a CPU that does not gain by it (:meth:`gain`, measured).
     """
 
     def __init__(self, model: Model, precision: str = "fp32", chunk: int | None = None) -> None:
@@ -166,6 +173,34 @@ class Readout:
         # The typical length of a row, from a sample: how far rounding moves a logit.
         sample = self.weight[:: max(1, self.vocab_size // 1024)].float()
         self._row_norm = float(sample.norm(dim=1).mean())
+        if precision == "bf16" and device.type == "cpu" and (gain := self.gain()) < WORTH:
+            raise InputError(
+                f"precision='bf16' is not faster here: on this unembedding {list(self.weight.shape)}, with "
+                f"{torch.get_num_threads()} threads, the same reading in fp32 takes {gain:.2f} times as long (measured; "
+                f"{WORTH} is asked for, because some rows are read again in fp32). Use precision='fp32', which is exact."
+            )
+
+    def gain(self) -> float:
+        """How many times as long the reading takes in fp32 as in bf16: measured on the first columns, once a process.
+
+        Candidates that are read again cost the same however large the vocabulary is, so they are timed apart.
+        """
+        key = (*self.weight.shape, self.weight.dtype, self.columns, torch.get_num_threads())
+        if key not in _GAINS:
+            part = copy.copy(self)
+            part.vocab_size = min(self.vocab_size, 4 * self.columns)
+            part.weight, part.bias, part.masked = self.weight[: part.vocab_size], None, self.masked[:0]
+            part._half = None
+            x = torch.randn(1, 128, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
+            width = min(10 + CANDIDATES, self.vocab_size)
+            ids = torch.arange(128 * width).view(128, width) * 7919 % self.vocab_size
+            whole = _seconds(lambda: part._sweep(x, 10))
+            part._half = self.weight[: part.vocab_size].to(torch.bfloat16)
+            half = _seconds(lambda: part._sweep(x, min(width, part.vocab_size)))
+            again = _seconds(lambda: self.logits_at(x[0], ids))
+            times = self.vocab_size / part.vocab_size
+            _GAINS[key] = whole * times / (max(half - again, 0.0) * times + again)
+        return _GAINS[key]
 
     def features(self, states: Tensor) -> Tensor:
         """States [rows, d_model] -> [rows, features] in fp32, through the final norm, scaled for the product."""
@@ -383,3 +418,13 @@ def _finite(name: str, what: str, bad: Tensor, first: int = 0) -> None:
             f"The unembedding {what} of token {token} in {name} holds NaN or infinity, so every probability is "
             "undefined. Check the weights; to mask a token, give it a bias of minus infinity."
         )
+
+
+def _seconds(run: Callable[[], object], times: int = 3) -> float:
+    """The shortest of several runs, after one that warms up."""
+    found = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

@@ -216,6 +216,8 @@ def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, d
 
 KINDS = {"ivf-pq": 16, "ivf-sq8": 4, "hnsw": 4}
 """Candidates that are ranked exactly, for each neighbour wanted: more where the codes say less."""
+MORE = (1, 4, 16)
+"""How many times as many candidates are tried where the recall wanted is not reached without."""
 CHECKED = 256
 """Queries of each sort with which recall is measured."""
 
@@ -261,11 +263,11 @@ def set_effort(index: Any, effort: int) -> None:
 
 
 def approximate(
-    index: Any, kind: str, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray
+    index: Any, candidates: int, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Candidates from FAISS, then their exact cosines from the stored rows."""
+    """Candidates from FAISS (so many for each neighbour), then their exact cosines from the stored rows."""
     vector = matrix.encoding.turn(normalize(queries.cpu(), dim=1))
-    _, rows = index.search(vector.numpy(), min(matrix.n_rows, KINDS[kind] * max(k, 10)))
+    _, rows = index.search(vector.numpy(), min(matrix.n_rows, candidates * max(k, 10)))
     rows = torch.from_numpy(rows)
     bad = (rows < 0) | torch.from_numpy(np.isin(rows.numpy(), hidden))
     score = torch.empty(rows.shape)
@@ -278,8 +280,17 @@ def approximate(
     return score, torch.where(score.isfinite(), rows.gather(1, at), -1)
 
 
-def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> tuple[int, float]:
-    """The least effort that reaches the recall wanted, and the recall@k that was measured with it.
+@dataclass(frozen=True)
+class Tuned:
+    """What approximate search of one layer costs, and the recall@10 that was measured with it."""
+
+    effort: int
+    candidates: int
+    recall: float
+
+
+def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> Tuned:
+    """The fewest candidates, then the least effort, that reach the recall wanted; or else the best that was found.
 
     Measured with rows of this layer (each without itself) and with rows of the farthest other layer, which are as
     foreign as queries get; the worse of the two counts.
@@ -292,25 +303,40 @@ def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int 
         queries = store.matrix(source).encoding.back(store.matrix(source).gather(picked))
         truth = exact(Scale(matrix, "none", None), queries, k + 1, np.zeros(0, np.int64))[1]
         sets.append((queries, truth, picked if source == layer else None))
-    limit = min(4096, 2 * max(1, int(store.n_rows**0.5)))
+    inverted = faiss().try_extract_index_ivf(index)
+    # All lists of an inverted file: what is then not found, the codes have hidden.
+    limit = min(4096, 2 * max(1, int(store.n_rows**0.5))) if inverted is None else inverted.nlist
 
-    def measure(effort: int) -> float:
+    def measure(effort: int, candidates: int) -> float:
         set_effort(index, effort)
-        return min(_recall(partial(approximate, index, kind, matrix), *each, k) for each in sets)
+        return min(_recall(partial(approximate, index, candidates, matrix), *each, k) for each in sets)
 
-    effort, best = 1, measure(1)
-    while best < target and effort < limit:
-        effort *= 2
-        best = measure(effort)
-    # The doubling may have gone too far by nearly half.
-    low = effort // 2
-    while effort - low > max(1, effort // 8):
-        middle = (low + effort) // 2
-        if (found := measure(middle)) >= target:
-            effort, best = middle, found
+    found = Tuned(limit, 0, -1.0)
+    for times in MORE:
+        candidates = KINDS[kind] * times
+        now = Tuned(limit, candidates, measure(limit, candidates))
+        found = max(found, now, key=lambda x: x.recall)
+        if found.recall >= target or candidates * k >= store.n_rows:
+            break
+    if found.recall < target:
+        return found
+    # The least effort that does, between a half that does not and the double that does.
+    low, high = 0, found
+    effort = 1
+    while effort < high.effort:
+        now = Tuned(effort, found.candidates, measure(effort, found.candidates))
+        if now.recall >= target:
+            high = now
+        else:
+            low, effort = effort, 2 * effort
+    while high.effort - low > max(1, high.effort // 8):
+        middle = (low + high.effort) // 2
+        now = Tuned(middle, found.candidates, measure(middle, found.candidates))
+        if now.recall >= target:
+            high = now
         else:
             low = middle
-    return effort, best
+    return high
 
 
 def _recall(find: Any, queries: Tensor, truth: Tensor, own: np.ndarray | None, k: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize
 import workbench
 from lenses import ContextIndex
 from lenses.latent import IndexRefused
+from lenses.latent import search as searching
 from lenses.latent.search import CALIBRATIONS
 from workbench.errors import InputError, StateError
 from workbench.tokens import word_span
@@ -339,3 +341,31 @@ def test_calibrations_are_all_reachable_from_int8_too(index, dense, story, sente
     for calibration in CALIBRATIONS:
         a, b = (i.search(dense[4][::60], 5, calibration=calibration).similarity.values for i in (index, small))
         np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_an_approximate_index_that_finds_less_than_asked_for_says_so(story, sentences, tmp_path, monkeypatch):
+    made = ContextIndex.build(story, sentences, tmp_path / "x", contexts_per_token=20, progress=False)
+    with pytest.raises(InputError, match="recall=99"):
+        made.accelerate(recall=99)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.accelerate("ivf-sq8", recall=0.9, progress=False)
+        made.search(torch.randn(2, 128), method="approximate")
+    # As many candidates as neighbours: the four bits of each direction decide, and never put all ten right.
+    monkeypatch.setitem(searching.KINDS, "ivf-pq", 1)
+    monkeypatch.setattr(searching, "MORE", (1,))
+    with pytest.warns(UserWarning, match=r"less of the ten nearest than the 1 .*0\.\d+ at layer \d.*kind='ivf-sq8'"):
+        made.accelerate("ivf-pq", recall=1.0, progress=False)
+    opened = ContextIndex.open(made.path)
+    with pytest.warns(UserWarning, match="at layer"):
+        found = opened.search(torch.randn(2, 128), method="approximate")
+    assert found.attrs["recall_wanted"] == 1.0 > found.attrs["recall_at_10"]
+    known = opened.info()["approximate"]
+    assert known["wanted"] == 1.0 and min(known["recall_at_10"].values()) == found.attrs["recall_at_10"]
+    # More candidates find what the codes alone do not.
+    monkeypatch.setattr(searching, "MORE", (1, 8, 64, 512))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.accelerate("ivf-pq", recall=0.99, progress=False)
+    more = made.info()["approximate"]
+    assert min(more["recall_at_10"].values()) >= 0.99 and max(more["candidates"].values()) > 1
