@@ -176,8 +176,8 @@ class Readout:
         if precision == "bf16" and device.type == "cpu" and (gain := self.gain()) < WORTH:
             raise InputError(
                 f"precision='bf16' is not faster here: on this unembedding {list(self.weight.shape)}, with "
-                f"{torch.get_num_threads()} threads, the same reading in fp32 takes {gain:.2f} times as long (measured; "
-                f"{WORTH} is asked for, because some rows are read again in fp32). Use precision='fp32', which is exact."
+                f"{torch.get_num_threads()} threads, the same in fp32 takes {gain:.2f} times as long (measured; "
+                f"{WORTH} is asked for, because some rows are read again). Use precision='fp32', which is exact."
             )
 
     def gain(self) -> float:
@@ -385,7 +385,7 @@ class Readout:
         if not bool(torch.isfinite(logsumexp).all()):
             for lo in range(0, self.vocab_size, self.columns):
                 _finite(self._name, "row", ~torch.isfinite(self.weight[lo : lo + self.columns]).all(1), lo)
-            raise StateError(f"The logits of {self._name} overflow float32 in the normaliser: nothing read here counts.")
+            raise StateError(f"The logits of {self._name} overflow float32, so no probability can be read from them.")
         found = Statistics(best_id, logprob(best, logsumexp[..., None]), logsumexp, total.log() - moment / total)
         if final is not None:
             if not elementwise:

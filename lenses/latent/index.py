@@ -201,7 +201,7 @@ class ContextIndex:
             recall: what share of the ten nearest shall be found, above 0 and up to 1.
         """
         if not 0 < recall <= 1:
-            raise InputError(f"recall={recall} is not the share of neighbours to find. Use a number up to 1, e.g. 0.99.")
+            raise InputError(f"recall={recall} is not a share of neighbours to find. Use a number up to 1, e.g. 0.99.")
         if kind not in searching.KINDS:
             raise InputError(f"There is no approximate index {kind!r}. Use one of {', '.join(searching.KINDS)}.")
         from tqdm.auto import tqdm
@@ -238,9 +238,9 @@ class ContextIndex:
         said = ", ".join(f"{r:.3f} at layer {x}" for x, r in missed.items())
         others = " or ".join(repr(kind) for kind in searching.KINDS if kind != made["kind"])
         warnings.warn(
-            f"The approximate index ({made['kind']}) finds less of the ten nearest than the {made['wanted']:g} that was "
-            f"asked for: {said}. Neighbours found with it are not all the nearest ones. Use method='exact' there, or "
-            f"make it again with kind={others}.",
+            f"The approximate index ({made['kind']}) finds less of the ten nearest than the {made['wanted']:g} that "
+            f"was asked for: {said}. Neighbours found with it are not all the nearest ones. Use method='exact' there, "
+            f"or make it again with kind={others}.",
             stacklevel=3,
         )
 

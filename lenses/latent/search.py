@@ -31,6 +31,8 @@ CSLS_NEIGHBOURS = 10
 SAMPLE = 1024
 """Rows, spread over the layers, that stand for queries where hubness is measured."""
 QUERIES_AT_ONCE = 1024
+OUTLIER = 10.0
+"""Rows this many times as long as the layer's median are left out of its mean and spread."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,23 @@ class Scale:
             self._hubs(sample)
 
     def _moments(self) -> None:
-        """The layer's mean and spread, and each row's length in the calibrated space; in two passes over the rows."""
+        """The layer's mean and spread, and each row's length in the calibrated space; in two passes over the rows.
+
+        Massive activations (mostly at the first position) are a hundred times as long as other states: with one row
+        in a hundred of them, mean and spread would be theirs.  They are left out of both.
+        """
         matrix, n = self.matrix, self.matrix.n_rows
+        usual = matrix.norm <= OUTLIER * matrix.norm.median() if n else torch.ones(0, dtype=torch.bool)
+        count = max(int(usual.sum()), 1)
         total, squares = torch.zeros(2, matrix.encoding.d_model, dtype=torch.float64)
         for lo in range(0, n, BLOCK):
-            x = matrix.states(lo, min(lo + BLOCK, n)).double()
+            x = matrix.states(lo, min(lo + BLOCK, n))[usual[lo : lo + BLOCK]].double()
             total += x.sum(0)
             squares += (x * x).sum(0)
-        mean = total / max(n, 1)
+        mean = total / count
         self.mean = mean.float()
         if self.calibration == "z-score":
-            spread = (squares / max(n, 1) - mean**2).clamp_min(0).sqrt()
+            spread = (squares / count - mean**2).clamp_min(0).sqrt()
             # A dimension that never varies says nothing; it must not be divided by zero.
             self.spread = spread.clamp_min(1e-6 * float(spread.max()) + 1e-30).float()
         self.length = torch.cat(
