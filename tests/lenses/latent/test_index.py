@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -380,15 +381,11 @@ def test_massive_activations_do_not_make_the_mean_of_a_layer():
     states[::100] = 300 * normalize(torch.randn(32, generator=g), dim=0) * 5
     encoding = Encoding("fp16", 32)
 
-    class Rows:
-        n_rows, norm = len(states), states.norm(dim=1)
-
-        def states(self, lo, hi):
-            return states[lo:hi]
-
-    Rows.encoding = encoding
+    matrix = SimpleNamespace(
+        n_rows=500, norm=states.norm(dim=1), encoding=encoding, states=lambda lo, hi: states[lo:hi]
+    )
     usual = torch.cat([usual[i : i + 1] for i in range(500) if i % 100])
     for calibration in ("centre", "z-score"):
-        scale = searching.Scale(Rows(), calibration, None)
+        scale = searching.Scale(matrix, calibration, None)
         np.testing.assert_allclose(scale.mean, usual.mean(0), atol=1e-5)
     np.testing.assert_allclose(scale.spread, usual.std(0, correction=0), rtol=1e-4)
