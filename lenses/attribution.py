@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lenses.targets import Followed, Targets
-from workbench.errors import Refused
+from workbench.errors import InputError, Refused
 from workbench.parts import parts_of
 from workbench.readout import Readout
 from workbench.sinks import SINK_ATTRIBUTES
@@ -94,6 +94,12 @@ class LogitAttribution:
             targets = readout.final(features, 1).statistics.token_id[0, :, :1]
         targets = targets.to(last.device)
         self._followed.note(batch, targets)
+        masked = torch.isin(targets, readout.masked)
+        if masked.any():
+            raise InputError(
+                f"Target token {int(targets[masked][0])} is masked by {self._run.model.name}: its logit is minus "
+                "infinity, which is no sum of contributions. Leave it out of the targets."
+            )
         rows = readout.weight[targets.clamp_min(0)].float()  # [rows, n, f]
         scale, centre, shift = self._linear(last, features)
         given = readout.bias[targets.clamp_min(0)].float() * readout.scale if readout.bias is not None else 0.0

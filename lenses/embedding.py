@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from lenses.nulls import FEWEST, ROWS, floors, left_out, null_states, p_and_q
 from workbench.errors import InputError
+from workbench.readout import nearest_rows
 from workbench.sites import Site, resolve
 from workbench.stats import RandomDirections
 
@@ -52,7 +52,7 @@ class EmbeddingLens:
 
     def __init__(
         self, layers: int | Iterable[int] | None = None, top_k: int = 10, *, at: str = "resid", floors: bool = True,
-        chunk: int = 4096,
+        chunk: int | None = None,
     ) -> None:  # fmt: skip
         if top_k < 1:
             raise InputError(f"top_k={top_k} keeps no token. Use 1 or more.")
@@ -67,7 +67,7 @@ class EmbeddingLens:
         weight = run.model.embedding
         self._weight = weight
         # Norms once; the matrix itself stays as the model has it.
-        self._norms = torch.cat([part.float().norm(dim=1) for part in weight.split(self.chunk)]).clamp_min(1e-12)
+        self._norms = torch.cat([part.float().norm(dim=1) for part in weight.split(4096)]).clamp_min(1e-12)
         self._k = min(self.top_k, len(weight))
         depth = len(self._wanted)
         self._token_id = run.empty([depth], np.int32, after=[self._k])
@@ -75,27 +75,24 @@ class EmbeddingLens:
         self._random = RandomDirections(depth, FLOOR_DRAWS)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        depth = self._wanted.index(site)
         rows = batch.take(states).to(self._weight.device).float()
-        cosine, ids = self._nearest(rows)
-        p, s = batch.prompt.numpy(), batch.slot.numpy()
-        self._token_id[p, depth, s] = ids.cpu().numpy()
-        self._cosine[p, depth, s] = cosine.cpu().numpy()
         if self.floors:
-            self._random.observe(depth, rows, batch)
+            self._random.observe(self._wanted.index(site), rows, batch)
+        # The matrix is read once for all layers.
+        notes = batch.scratch.setdefault(self, {})
+        notes[site] = rows
+        if len(notes) < len(self._wanted):
+            return
+        cosine, ids = self._nearest(torch.cat([notes[x] for x in self._wanted]))
+        notes.clear()
+        p, s, shape = batch.prompt.numpy(), batch.slot.numpy(), (len(self._wanted), len(batch), self._k)
+        self._token_id[p, :, s] = ids.view(shape).transpose(0, 1).cpu().numpy()
+        self._cosine[p, :, s] = cosine.view(shape).transpose(0, 1).cpu().numpy()
 
     def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """[rows, d] -> the top_k cosines and token ids, over chunks of the matrix with a running best."""
-        x = normalize(rows, dim=1)
-        best = torch.full((len(x), self._k), -torch.inf, device=x.device)
-        ids = torch.zeros((len(x), self._k), dtype=torch.long, device=x.device)
-        for lo in range(0, len(self._weight), self.chunk):
-            part = self._weight[lo : lo + self.chunk].float()
-            cosine = (x @ part.T).div_(self._norms[lo : lo + self.chunk])
-            value, where = cosine.topk(min(self._k, cosine.shape[1]), -1)
-            best, pick = torch.cat([best, value], -1).topk(self._k, -1)
-            ids = torch.cat([ids, where + lo], -1).gather(-1, pick)
-        return best, ids
+        """[rows, d] -> the top_k cosines and token ids."""
+        best = nearest_rows(rows, self._weight, self._norms, self._k, self.chunk)
+        return best.score, best.id
 
     def _best(self, states: Tensor) -> np.ndarray:
         return self._nearest(states.to(self._weight.device))[0][:, 0].cpu().numpy()

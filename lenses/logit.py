@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lenses.targets import Followed, Targets
 from workbench.errors import InputError
-from workbench.readout import Readout, Statistics
+from workbench.readout import Readout, Statistics, logprob
 from workbench.sites import Site, resolve
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class LogitLens:
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         compare: compare with the final layer (``kl_to_final``).  False lets a pass stop at the deepest layer
             asked for.
-        precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.
+        precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.  On a CPU the
+            gain is measured when a pass begins, and bf16 refused where there is none.
 
     The reading's variables, in natural logarithms (nats); ``layer`` is ``block`` unless ``at="resid"``:
         token_id, logprob                [prompt, layer, position, rank]
@@ -150,7 +151,7 @@ class LogitLens:
         alone = (other == torch.arange(n)).to(stacked.device)
         other = other.to(stacked.device)
         rows = torch.stack([self._readout.logits_at(layer[other], targets) for layer in stacked])
-        null = rows - total[:, other, None]
+        null = logprob(rows, total[:, other, None])
         null[:, alone] = torch.nan  # a prompt of one position has no other state
         return null
 

@@ -17,14 +17,16 @@ Without a softcap sum_v p_final(v) z(v) = x . sum_v p_final(v) W_v + sum_v p_fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from workbench.errors import InputError
+from workbench.errors import InputError, StateError
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -36,8 +38,70 @@ CANDIDATES = 54
 """With precision="bf16": how many tokens beyond top_k are recomputed in fp32."""
 LOOSE = 1.5e-4
 """With precision="bf16": rows whose log-probabilities have a larger standard error are read again in fp32."""
+WORTH = 1.1
+"""With precision="bf16" on a CPU: how many times as fast it has to be."""
+_GAINS: dict[tuple, float] = {}
 NEVER = -1e30
 """The logit of a token that the model masks: finite, so that 0 * logit is 0 and not NaN."""
+GROUP = 64
+"""Scores of which first only the maximum is looked at."""
+
+
+class Best:
+    """A running top k of each row over a stream of column chunks; ids are -1 where nothing was found yet."""
+
+    def __init__(self, rows: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self.score = torch.full((rows, k), -torch.inf, device=device)
+        self.id = torch.full((rows, k), -1, device=device)
+
+    def see(self, rows: slice, scores: Tensor, first: int) -> None:
+        """Scores [rows, n] of columns first..first + n."""
+        best = self.score[rows]
+        n = scores.shape[1]
+        hits, groups, top = n, scores, scores
+        if n % GROUP == 0 and n > GROUP:
+            # The k best are in the k groups with the highest maxima; mostly a chunk has no or few of them.
+            groups = scores.view(len(scores), -1, GROUP)
+            top = groups.amax(-1)
+            hits = min(int((top > best[:, -1:]).sum(1).max()), self.k, top.shape[1])
+            if not hits:
+                return
+        if hits * GROUP < n // 2:
+            group = top.topk(hits, 1).indices
+            scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+            value, at = scores.topk(min(self.k, scores.shape[1]), 1)
+            column = first + group.gather(1, at // GROUP) * GROUP + at % GROUP
+        else:
+            value, at = scores.topk(min(self.k, n), 1)
+            column = first + at
+        self.score[rows], pick = torch.cat([best, value], 1).topk(self.k, 1)
+        self.id[rows] = torch.cat([self.id[rows], column], 1).gather(1, pick)
+
+
+def logprob(logits: Tensor, logsumexp: Tensor) -> Tensor:
+    """Log-probabilities; of masked tokens minus infinity."""
+    return (logits - logsumexp).masked_fill_(logits <= NEVER / 2, -torch.inf)
+
+
+def nearest_rows(states: Tensor, matrix: Tensor, norms: Tensor, k: int, columns: int | None = None) -> Best:
+    """The k rows of a matrix with the highest cosine to each state [rows, d]; ``norms``: lengths of its rows.
+
+    The matrix is read once, in chunks, whatever the number of states.
+    """
+    x = torch.nn.functional.normalize(states.float(), dim=1)
+    columns, step = columns or COLUMNS.get(x.device.type, 4096), ROWS.get(x.device.type, 1024)
+    best = Best(len(x), k, x.device)
+    buffer = torch.empty(min(step, len(x)) * columns, device=x.device)
+    for lo in range(0, len(matrix), columns):
+        hi = min(lo + columns, len(matrix))
+        # The chunk is brought to length 1, not each tile of products.
+        part = (matrix[lo:hi].float() / norms[lo:hi, None]).T
+        for n in range(0, len(x), step):
+            rows = x[n : n + step]
+            out = buffer[: len(rows) * (hi - lo)].view(len(rows), hi - lo)
+            best.see(slice(n, n + len(rows)), torch.mm(rows, part, out=out), lo)
+    return best
 
 
 @dataclass
@@ -80,6 +144,8 @@ class Readout:
         precision: "fp32"; or "bf16": the product with the unembedding in bfloat16, the best candidates and
             their share of the normaliser recomputed in fp32 (the final layer is always fp32).
         chunk: columns at a time; changes no result.
+
+    Raises InputError for precision="bf16" on a CPU that does not gain by it (:meth:`gain`, measured).
     """
 
     def __init__(self, model: Model, precision: str = "fp32", chunk: int | None = None) -> None:
@@ -89,14 +155,52 @@ class Readout:
         self.scale, self.softcap = model.anatomy.scale, model.anatomy.softcap
         self.vocab_size = self.weight.shape[0]
         device = self.weight.device
-        self.masked = torch.tensor(model.anatomy.masked, dtype=torch.long, device=device)
+        masked = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)
+        masked[list(model.anatomy.masked)] = True
+        if self.bias is not None:
+            self.bias = self.bias.detach().float()
+            shift = self.bias * self.scale
+            _finite(model.name, "bias", ~(shift < torch.inf))
+            never = shift == -torch.inf
+            if self.softcap is None:  # with a softcap -infinity is the cap's lower end, a logit like any other
+                masked |= never
+                self.bias = self.bias.masked_fill(never, 0.0)
+        self.masked = masked.nonzero()[:, 0]
         self.columns = chunk or COLUMNS.get(device.type, 4096)
         self.rows = ROWS.get(device.type, 1024)
-        self._replay = model.replay
+        self._name, self._replay = model.name, model.replay
         self._half = self.weight.to(torch.bfloat16) if precision == "bf16" else None
         # The typical length of a row, from a sample: how far rounding moves a logit.
         sample = self.weight[:: max(1, self.vocab_size // 1024)].float()
         self._row_norm = float(sample.norm(dim=1).mean())
+        if precision == "bf16" and device.type == "cpu" and (gain := self.gain()) < WORTH:
+            raise InputError(
+                f"precision='bf16' is not faster here: on this unembedding {list(self.weight.shape)}, with "
+                f"{torch.get_num_threads()} threads, the same in fp32 takes {gain:.2f} times as long (measured; "
+                f"{WORTH} is asked for, because some rows are read again). Use precision='fp32', which is exact."
+            )
+
+    def gain(self) -> float:
+        """How many times as long the reading takes in fp32 as in bf16: measured on the first columns, once a process.
+
+        Candidates that are read again cost the same however large the vocabulary is, so they are timed apart.
+        """
+        key = (*self.weight.shape, self.weight.dtype, self.columns, torch.get_num_threads())
+        if key not in _GAINS:
+            part = copy.copy(self)
+            part.vocab_size = min(self.vocab_size, 4 * self.columns)
+            part.weight, part.bias, part.masked = self.weight[: part.vocab_size], None, self.masked[:0]
+            part._half = None
+            x = torch.randn(1, 128, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
+            width = min(10 + CANDIDATES, self.vocab_size)
+            ids = torch.arange(128 * width).view(128, width) * 7919 % self.vocab_size
+            whole = _seconds(lambda: part._sweep(x, 10))
+            part._half = self.weight[: part.vocab_size].to(torch.bfloat16)
+            half = _seconds(lambda: part._sweep(x, min(width, part.vocab_size)))
+            again = _seconds(lambda: self.logits_at(x[0], ids))
+            times = self.vocab_size / part.vocab_size
+            _GAINS[key] = whole * times / (max(half - again, 0.0) * times + again)
+        return _GAINS[key]
 
     def features(self, states: Tensor) -> Tensor:
         """States [rows, d_model] -> [rows, features] in fp32, through the final norm, scaled for the product."""
@@ -213,8 +317,7 @@ class Readout:
         device = features.device
         half = self._half is not None
         keep = min(top_k, self.vocab_size)
-        best = torch.full((S, N, keep), -torch.inf, device=device)
-        best_id = torch.zeros((S, N, keep), dtype=torch.long, device=device)
+        top = Best(S * N, keep, device)
         peak = torch.full((S, N), -torch.inf, device=device)
         total = torch.zeros((S, N), device=device)  # sum exp(z - peak)
         moment = torch.zeros((S, N), device=device)  # sum exp(z - peak) (z - peak)
@@ -236,10 +339,9 @@ class Readout:
                 x = features[s, n].reshape(-1, f)
                 rows, shape = len(x), (s.stop - s.start, n.stop - n.start)
                 z = self._logits(x, matrix, lo, hi, buffer[: rows * (hi - lo)].view(rows, hi - lo))
-                value, where = z.topk(min(keep, hi - lo), -1)
-                top, pick = torch.cat([best[s, n].reshape(rows, keep), value], -1).topk(keep, -1)
-                ids = torch.cat([best_id[s, n].reshape(rows, keep), where + lo], -1).gather(-1, pick)
-                best[s, n], best_id[s, n] = top.view(*shape, keep), ids.view(*shape, keep)
+                # Tiles are contiguous: whole layers, or a part of one.
+                flat = slice(s.start * N + n.start, s.start * N + n.start + rows)
+                top.see(flat, z, lo)
                 work = spare[: rows * (hi - lo)].view(rows, hi - lo)
                 if above is not None and goal is not None and targets is not None:
                     for j in range(targets.shape[1]):
@@ -255,7 +357,7 @@ class Readout:
                     p = p.sub_(final.statistics.logsumexp[0, n, None]).exp_()
                     cross[s, n] += torch.einsum("snv,nv->sn", z.view(*shape, hi - lo), p)
                 old = peak[s, n].reshape(-1)
-                new = torch.maximum(old, value[:, 0])
+                new = top.score[flat, 0].clone()
                 shift = torch.where(old.isinf(), torch.zeros_like(old), old - new)
                 kept = torch.where(old.isinf(), torch.zeros_like(old), shift.exp())
                 z.sub_(new[:, None])
@@ -265,11 +367,12 @@ class Readout:
                 if expected is not None:
                     row, bias = expected
                     row[n] = row[n] * kept[:, None] + work @ matrix
-                    if self.bias is not None:
+                    if self.bias is not None and self.softcap is None:
                         bias[n] = bias[n] * kept + work @ (self.bias[lo:hi].float() * self.scale)
                 moment[s, n] = (kept * (moment[s, n].reshape(-1) + shift * sums) + work.mul_(z).sum(-1)).view(shape)
                 total[s, n] = (kept * sums + added).view(shape)
                 peak[s, n] = new.view(shape)
+        best, best_id = top.score.view(S, N, keep), top.id.view(S, N, keep)
         if half:
             best, best_id = self._rerank(features, best, best_id, peak, total, moment)
             if above is not None and goal is not None and targets is not None:
@@ -279,13 +382,17 @@ class Readout:
             expected[0].div_(total[0, :, None])
             expected[1].div_(total[0])
         logsumexp = peak + total.log()
-        found = Statistics(best_id, best - logsumexp[..., None], logsumexp, total.log() - moment / total)
+        if not bool(torch.isfinite(logsumexp).all()):
+            for lo in range(0, self.vocab_size, self.columns):
+                _finite(self._name, "row", ~torch.isfinite(self.weight[lo : lo + self.columns]).all(1), lo)
+            raise StateError(f"The logits of {self._name} overflow float32, so no probability can be read from them.")
+        found = Statistics(best_id, logprob(best, logsumexp[..., None]), logsumexp, total.log() - moment / total)
         if final is not None:
             if not elementwise:
                 cross = torch.einsum("snf,nf->sn", features, final.expected_row) + final.expected_bias
             found.kl = (logsumexp - cross - final.statistics.entropy[0]).clamp_min(0)
         if goal is not None and above is not None:
-            found.rank, found.target_logprob = above.round().int(), goal - logsumexp[..., None]
+            found.rank, found.target_logprob = above.round().int(), logprob(goal, logsumexp[..., None])
         return found
 
     def _rerank(
@@ -301,3 +408,23 @@ class Readout:
         moment.add_((true * (exact - peak[..., None]) - rounded * (best - peak[..., None])).sum(-1))
         exact, order = exact.sort(-1, descending=True)
         return exact, best_id.gather(-1, order)
+
+
+def _finite(name: str, what: str, bad: Tensor, first: int = 0) -> None:
+    """Raise StateError for the first token whose part of the unembedding is not a number to compute with."""
+    if bool(bad.any()):
+        token = first + int(bad.nonzero()[0, 0])
+        raise StateError(
+            f"The unembedding {what} of token {token} in {name} holds NaN or infinity, so every probability is "
+            "undefined. Check the weights; to mask a token, give it a bias of minus infinity."
+        )
+
+
+def _seconds(run: Callable[[], object], times: int = 3) -> float:
+    """The shortest of several runs, after one that warms up."""
+    found = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

@@ -143,6 +143,8 @@ def _describe(index: Any) -> None:
         found = known["approximate"]
         worst = min(found["recall_at_10"].values())
         rows["approximate"] = f"{found['kind']}, recall@10 measured on it: {worst:.3f} or better in every layer"
+        if worst < found["wanted"]:
+            rows["approximate"] += f" ({found['wanted']:g} was wanted)"
     for name, value in rows.items():
         print(f"  {name:<12} {value}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,7 @@ class ContextIndex:
         self._faiss: dict[int, Any] = {}
         self._special: np.ndarray | None = None
         self._beginnings: tuple[np.ndarray, np.ndarray] | None = None
+        self._warned: set[int] = set()
 
     def __repr__(self) -> str:
         return (
@@ -189,33 +192,58 @@ class ContextIndex:
     def accelerate(self, kind: str = "ivf-pq", *, recall: float = 0.99, progress: bool = True) -> ContextIndex:
         """Make an approximate index of every layer beside the rows, for ``search(method="approximate")``.
 
-        Candidates from FAISS are ranked again by their exact similarity.  The effort (nprobe or efSearch) is the least
-        that reaches ``recall`` among the ten nearest, measured on this index; :meth:`info` shows what was measured.
+        Candidates from FAISS are ranked again by their exact similarity.  Their number and the effort (nprobe or
+        efSearch) are the least that reach ``recall`` among the ten nearest, measured on this index; :meth:`info`
+        shows what was measured.  Where no number of candidates reaches it a warning names the layers, and
+        :meth:`search` warns when it looks in one of them.
 
         Args:
             kind: "ivf-pq" (the fastest and smallest), "ivf-sq8" or "hnsw".
+            recall: what share of the ten nearest shall be found, above 0 and up to 1.
         """
+        if not 0 < recall <= 1:
+            raise InputError(f"recall={recall} is not a share of neighbours to find. Use a number up to 1, e.g. 0.99.")
         if kind not in searching.KINDS:
             raise InputError(f"There is no approximate index {kind!r}. Use one of {', '.join(searching.KINDS)}.")
         from tqdm.auto import tqdm
 
         faiss = searching.faiss()
         manifest = {**self.manifest, "files": dict(self.manifest["files"])}
-        effort, measured = {}, {}
+        effort, candidates, measured = {}, {}, {}
         for layer in tqdm(self.layers, desc=f"{kind} index", disable=not progress, delay=1.0):
             index = searching.make_approximate(self.store.matrix(layer), kind)
             # A little more than asked for: the queries to come are not the ones measured with.
-            effort[str(layer)], found = searching.tune(index, kind, self.store, layer, min(1.0, recall + 0.003))
-            measured[str(layer)] = round(found, 4)
+            found = searching.tune(index, kind, self.store, layer, min(1.0, recall + 0.003))
+            effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
+            measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
             file = self.store.folder / searching.approximate_file(layer)
             write_whole(file, lambda name, index=index: faiss.write_index(index, name))
             manifest["files"][file.name] = {
                 "bytes": file.stat().st_size, "block": 2**20, "crc32": checksums(file, 2**20),
             }  # fmt: skip
-        manifest["approximate"] = {"kind": kind, "effort": effort, "recall_at_10": measured, "wanted": recall}
+        manifest["approximate"] = {
+            "kind": kind, "effort": effort, "candidates": candidates, "recall_at_10": measured, "wanted": recall,
+        }  # fmt: skip
         building.write_manifest(self.path, manifest)
         self._open()
+        self._warn_missed(self.layers)
         return self
+
+    def _warn_missed(self, layers: Iterable[int]) -> None:
+        """Warn, once for each opened index, of layers whose approximate search finds less than was wanted."""
+        made = self.manifest["approximate"]
+        missed = {x: r for x in layers if (r := made["recall_at_10"][str(x)]) < made["wanted"]}
+        if not missed or missed.keys() <= self._warned:
+            return
+        self._warned |= missed.keys()
+        said = ", ".join(f"{r:.3f} at layer {x}" for x, r in missed.items())
+        others = " or ".join(repr(kind) for kind in searching.KINDS if kind != made["kind"])
+        warnings.warn(
+            f"The approximate index ({made['kind']}) finds less of the ten nearest than the {made['wanted']:g} that "
+            f"was asked for: {said}. Neighbours found with it are not all the nearest ones. Use method='exact' there, "
+            f"or make it again with kind={others}.",
+            stacklevel=3,
+        )
 
     # ---------------------------------------------------------------- use
 
@@ -285,12 +313,16 @@ class ContextIndex:
             order = np.argsort(barred[1], kind="stable")
             barred = barred[0][order], barred[1][order]
         k = min(top_k, self.n_rows)
+        if method == "approximate" and self.manifest.get("approximate"):
+            self._warn_missed(wanted)
         scores, rows = [], []
         with torch.no_grad():
             for layer in wanted if k else ():
                 if method == "approximate":
-                    quick, kind = self._quick(layer), self.manifest["approximate"]["kind"]
-                    found = searching.approximate(quick, kind, self.store.matrix(layer), queries, k, hidden, barred)
+                    quick, made = self._quick(layer), self.manifest["approximate"]
+                    # Indexes made before the number was tuned do not say it.
+                    many = made.get("candidates", {}).get(str(layer), searching.KINDS[made["kind"]])
+                    found = searching.approximate(quick, many, self.store.matrix(layer), queries, k, hidden, barred)
                 else:
                     found = searching.exact(self._scale(layer, calibration), queries, k, hidden, barred)
                 scores.append(found[0])
@@ -350,7 +382,9 @@ class ContextIndex:
         }
         attrs: dict[str, Any] = {"index": str(self.path), "calibration": calibration, "method": method}
         if method == "approximate":
-            attrs["recall_at_10"] = min(self.manifest["approximate"]["recall_at_10"].values())
+            made = self.manifest["approximate"]
+            attrs["recall_at_10"] = min(made["recall_at_10"][str(x)] for x in self.chosen_layers(layers))
+            attrs["recall_wanted"] = made["wanted"]
         return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
 
     def same_beginnings(

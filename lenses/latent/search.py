@@ -24,14 +24,15 @@ from torch.nn.functional import normalize
 
 from lenses.latent.store import BLOCK, Matrix, Store, layer_file
 from workbench.errors import InputError, StateError, missing
+from workbench.readout import Best
 
 CALIBRATIONS = ("none", "centre", "z-score", "csls")
 CSLS_NEIGHBOURS = 10
 SAMPLE = 1024
 """Rows, spread over the layers, that stand for queries where hubness is measured."""
 QUERIES_AT_ONCE = 1024
-GROUP = 64
-"""Scores of which first only the maximum is looked at."""
+OUTLIER = 10.0
+"""Rows this many times as long as the layer's median are left out of its mean and spread."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,23 @@ class Scale:
             self._hubs(sample)
 
     def _moments(self) -> None:
-        """The layer's mean and spread, and each row's length in the calibrated space; in two passes over the rows."""
+        """The layer's mean and spread, and each row's length in the calibrated space; in two passes over the rows.
+
+        Massive activations (mostly at the first position) are a hundred times as long as other states: with one row
+        in a hundred of them, mean and spread would be theirs.  They are left out of both.
+        """
         matrix, n = self.matrix, self.matrix.n_rows
+        usual = matrix.norm <= OUTLIER * matrix.norm.median() if n else torch.ones(0, dtype=torch.bool)
+        count = max(int(usual.sum()), 1)
         total, squares = torch.zeros(2, matrix.encoding.d_model, dtype=torch.float64)
         for lo in range(0, n, BLOCK):
-            x = matrix.states(lo, min(lo + BLOCK, n)).double()
+            x = matrix.states(lo, min(lo + BLOCK, n))[usual[lo : lo + BLOCK]].double()
             total += x.sum(0)
             squares += (x * x).sum(0)
-        mean = total / max(n, 1)
+        mean = total / count
         self.mean = mean.float()
         if self.calibration == "z-score":
-            spread = (squares / max(n, 1) - mean**2).clamp_min(0).sqrt()
+            spread = (squares / count - mean**2).clamp_min(0).sqrt()
             # A dimension that never varies says nothing; it must not be divided by zero.
             self.spread = spread.clamp_min(1e-6 * float(spread.max()) + 1e-30).float()
         self.length = torch.cat(
@@ -153,37 +160,6 @@ class Scale:
 # ---------------------------------------------------------------- exact
 
 
-class _Best:
-    """A running top k of each query."""
-
-    def __init__(self, queries: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.score = torch.full((queries, k), -torch.inf, device=device)
-        self.row = torch.full((queries, k), -1, device=device)
-
-    def see(self, queries: slice, scores: Tensor, first: int) -> None:
-        """Scores [queries, n] of rows first..first + n."""
-        best = self.score[queries]
-        n = scores.shape[1]
-        if n % GROUP == 0 and n > GROUP:
-            # The k best are in the k groups with the highest maxima; mostly a block has no or few of them.
-            groups = scores.view(len(scores), -1, GROUP)
-            top = groups.amax(-1)
-            hits = min(int((top > best[:, -1:]).sum(1).max()), self.k, top.shape[1])
-            if not hits:
-                return
-            group = top.topk(hits, 1).indices
-            scores = groups.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
-            value, at = scores.topk(min(self.k, scores.shape[1]), 1)
-            row = first + group.gather(1, at // GROUP) * GROUP + at % GROUP
-        else:
-            value, at = scores.topk(min(self.k, n), 1)
-            row = first + at
-        value, pick = torch.cat([best, value], 1).topk(self.k, 1)
-        self.score[queries] = value
-        self.row[queries] = torch.cat([self.row[queries], row], 1).gather(1, pick)
-
-
 Pairs = tuple[np.ndarray, np.ndarray]
 """Numbers of queries and of rows, in ascending order of the rows."""
 
@@ -197,8 +173,8 @@ def exact(
     """
     matrix = scale.matrix
     vector, shift = scale.query(queries)
-    best = _Best(len(queries), k, queries.device)
-    cosines = _Best(len(queries), CSLS_NEIGHBOURS, queries.device) if scale.hub is not None else None
+    best = Best(len(queries), k, queries.device)
+    cosines = Best(len(queries), CSLS_NEIGHBOURS, queries.device) if scale.hub is not None else None
     space = torch.empty(BLOCK, vector.shape[1], device=queries.device)
     product = torch.empty(min(QUERIES_AT_ONCE, len(queries)), BLOCK, device=queries.device)
     for lo in range(0, matrix.n_rows, BLOCK):
@@ -225,7 +201,7 @@ def exact(
     if cosines is not None:
         held = cosines.score.isfinite()
         best.score -= (cosines.score.where(held, 0.0).sum(1) / held.sum(1).clamp_min(1))[:, None]
-    return best.score, torch.where(best.score.isfinite(), best.row, -1)
+    return best.score, torch.where(best.score.isfinite(), best.id, -1)
 
 
 def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, distinct: bool) -> Found:
@@ -261,6 +237,8 @@ def merge(layers: list[int], scores: list[Tensor], rows: list[Tensor], k: int, d
 
 KINDS = {"ivf-pq": 16, "ivf-sq8": 4, "hnsw": 4}
 """Candidates that are ranked exactly, for each neighbour wanted: more where the codes say less."""
+MORE = (1, 4, 16)
+"""How many times as many candidates are tried where the recall wanted is not reached without."""
 CHECKED = 256
 """Queries of each sort with which recall is measured."""
 
@@ -306,11 +284,17 @@ def set_effort(index: Any, effort: int) -> None:
 
 
 def approximate(
-    index: Any, kind: str, matrix: Matrix, queries: Tensor, k: int, hidden: np.ndarray, barred: Pairs | None = None
+    index: Any,
+    candidates: int,
+    matrix: Matrix,
+    queries: Tensor,
+    k: int,
+    hidden: np.ndarray,
+    barred: Pairs | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Candidates from FAISS, then their exact cosines from the stored rows."""
+    """Candidates from FAISS (so many for each neighbour), then their exact cosines from the stored rows."""
     vector = matrix.encoding.turn(normalize(queries.cpu(), dim=1))
-    _, rows = index.search(vector.numpy(), min(matrix.n_rows, KINDS[kind] * max(k, 10)))
+    _, rows = index.search(vector.numpy(), min(matrix.n_rows, candidates * max(k, 10)))
     rows = torch.from_numpy(rows)
     bad = (rows < 0) | torch.from_numpy(np.isin(rows.numpy(), hidden))
     if barred is not None:
@@ -326,8 +310,17 @@ def approximate(
     return score, torch.where(score.isfinite(), rows.gather(1, at), -1)
 
 
-def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> tuple[int, float]:
-    """The least effort that reaches the recall wanted, and the recall@k that was measured with it.
+@dataclass(frozen=True)
+class Tuned:
+    """What approximate search of one layer costs, and the recall@10 that was measured with it."""
+
+    effort: int
+    candidates: int
+    recall: float
+
+
+def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> Tuned:
+    """The fewest candidates, then the least effort, that reach the recall wanted; or else the best that was found.
 
     Measured with rows of this layer (each without itself) and with rows of the farthest other layer, which are as
     foreign as queries get; the worse of the two counts.
@@ -340,25 +333,40 @@ def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int 
         queries = store.matrix(source).encoding.back(store.matrix(source).gather(picked))
         truth = exact(Scale(matrix, "none", None), queries, k + 1, np.zeros(0, np.int64))[1]
         sets.append((queries, truth, picked if source == layer else None))
-    limit = min(4096, 2 * max(1, int(store.n_rows**0.5)))
+    inverted = faiss().try_extract_index_ivf(index)
+    # All lists of an inverted file: what is then not found, the codes have hidden.
+    limit = min(4096, 2 * max(1, int(store.n_rows**0.5))) if inverted is None else inverted.nlist
 
-    def measure(effort: int) -> float:
+    def measure(effort: int, candidates: int) -> float:
         set_effort(index, effort)
-        return min(_recall(partial(approximate, index, kind, matrix), *each, k) for each in sets)
+        return min(_recall(partial(approximate, index, candidates, matrix), *each, k) for each in sets)
 
-    effort, best = 1, measure(1)
-    while best < target and effort < limit:
-        effort *= 2
-        best = measure(effort)
-    # The doubling may have gone too far by nearly half.
-    low = effort // 2
-    while effort - low > max(1, effort // 8):
-        middle = (low + effort) // 2
-        if (found := measure(middle)) >= target:
-            effort, best = middle, found
+    found = Tuned(limit, 0, -1.0)
+    for times in MORE:
+        candidates = KINDS[kind] * times
+        now = Tuned(limit, candidates, measure(limit, candidates))
+        found = max(found, now, key=lambda x: x.recall)
+        if found.recall >= target or candidates * k >= store.n_rows:
+            break
+    if found.recall < target:
+        return found
+    # The least effort that does, between a half that does not and the double that does.
+    low, high = 0, found
+    effort = 1
+    while effort < high.effort:
+        now = Tuned(effort, found.candidates, measure(effort, found.candidates))
+        if now.recall >= target:
+            high = now
+        else:
+            low, effort = effort, 2 * effort
+    while high.effort - low > max(1, high.effort // 8):
+        middle = (low + high.effort) // 2
+        now = Tuned(middle, found.candidates, measure(middle, found.candidates))
+        if now.recall >= target:
+            high = now
         else:
             low = middle
-    return effort, best
+    return high
 
 
 def _recall(find: Any, queries: Tensor, truth: Tensor, own: np.ndarray | None, k: int) -> float:

@@ -5,11 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import layer_states, prompts
+from tiny import layer_states, prompts, tiny
 
 import workbench
 from lenses import LogitAttribution, LogitLens
-from workbench.errors import InputError
+from workbench.errors import InputError, StateError
+from workbench.readout import Readout
 from workbench.widgets import payload
 
 
@@ -133,8 +134,6 @@ def test_inside_a_block_the_lens_reads_what_the_part_adds(any_model):
 
 
 def test_a_parallel_block_has_no_state_in_its_middle():
-    from tiny import tiny
-
     model = workbench.load(tiny("gpt_neox"))
     with pytest.raises(ValueError, match="no state between"):
         workbench.read(model, prompts(), LogitLens(at="resid_mid"), progress=False)
@@ -179,7 +178,21 @@ def test_the_null_is_the_same_number_whichever_positions_are_read(any_model, den
     assert read >= 7
 
 
-def test_the_null_at_the_last_position_in_parts_in_bf16_and_of_one_token(llama):
+@pytest.fixture
+def fast_bf16(monkeypatch):
+    """On models this small bf16 gains nothing: what it gives is tested all the same."""
+    monkeypatch.setattr(Readout, "gain", lambda self: 2.0)
+
+
+def test_bf16_that_is_not_faster_is_refused_with_the_number(llama, monkeypatch):
+    monkeypatch.setattr(Readout, "gain", lambda self: 0.61)
+    with pytest.raises(InputError, match=r"not faster here: .*\[97, 32\].* takes 0.61 times as long"):
+        workbench.read(llama, prompts(), LogitLens(precision="bf16"), progress=False)
+    monkeypatch.undo()
+    assert 0 < Readout(llama).gain() < 100
+
+
+def test_the_null_at_the_last_position_in_parts_in_bf16_and_of_one_token(llama, fast_bf16):
     for options in ({"at": "mlp_out"}, {"targets": "next"}, {"layers": [2], "compare": False, "targets": 7}):
         every = workbench.read(llama, prompts(), LogitLens(**options), progress=False).data
         some = workbench.read(llama, prompts(), LogitLens(**options), positions=[0, 1], progress=False).data
@@ -248,7 +261,7 @@ def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
     assert "·blue" in part.figure("attribution", prompt=1).layout.title.text
 
 
-def test_bf16_product_keeps_the_top_tokens(llama):
+def test_bf16_product_keeps_the_top_tokens(llama, fast_bf16):
     exact = workbench.read(llama, prompts(), LogitLens(), progress=False).data
     fast = workbench.read(llama, prompts(), LogitLens(precision="bf16"), progress=False).data
     real = exact.input_id.values >= 0
@@ -290,3 +303,59 @@ def test_a_word_without_its_space_is_asked_about():
         workbench.read(story, "The bell of Tilda is", LogitLens(targets=[" red", one[0]]), progress=False)
     with pytest.raises(InputError, match=r"'white' is 2 tokens: .* ' white' is one token \(id \d+\)"):
         workbench.read(story, "The bell of Tilda is", LogitLens(targets=["white"]), progress=False)
+
+
+def with_bias(name: str, values: dict[int, float]) -> workbench.Model:
+    """A model whose unembedding has a bias, ordinary but for the tokens given."""
+    module = tiny(name)
+    head = module.lm_head
+    new = torch.nn.Linear(head.in_features, head.out_features)
+    new.weight = head.weight
+    with torch.no_grad():
+        new.bias.normal_(generator=torch.Generator().manual_seed(5))
+    module.lm_head = new
+    model = workbench.load(module, name=name)
+    with torch.no_grad():
+        for token, value in values.items():
+            new.bias[token] = value
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "granite", "cohere", "gemma2"])
+@pytest.mark.parametrize("options", [{}, {"chunk": 5}, {"precision": "bf16"}], ids=str)
+def test_masked_tokens_have_no_probability_and_disturb_nothing(name, options, fast_bf16):
+    """Biases of minus infinity.  Behind a softcap they are ordinary: the cap makes them its lower end."""
+    never = [3, 40, 96]
+    model = with_bias(name, dict.fromkeys(never, -torch.inf))
+    ids = prompts()[0]
+    lens = LogitLens(top_k=97, targets=[3, 5], **options)
+    data = workbench.read(model, ids, lens, progress=False).data.isel(prompt=0)
+    with torch.no_grad():
+        states = layer_states(model.module, ids, model.anatomy.blocks).double()
+        own = head(model.module.double(), states).log_softmax(-1)
+        model.module.float()
+    p, cut = own.exp(), own.clamp_min(-1e9)
+    np.testing.assert_allclose(data.entropy, -(p * cut).sum(-1), atol=1e-4)
+    # Behind a softcap the rounded product is in the KL itself.
+    loose = 5e-3 if name == "gemma2" and options.get("precision") else 1e-4
+    np.testing.assert_allclose(data.kl_to_final, (p[-1] * (cut[-1] - cut)).sum(-1), atol=loose)
+    np.testing.assert_allclose(data.target_logprob, own[..., [3, 5]], atol=1e-4)
+    np.testing.assert_allclose(data.logprob, own.sort(-1, descending=True).values, atol=1e-4)
+    at = own[..., [3, 5]]
+    np.testing.assert_array_equal(data.target_rank, (own[..., None, :] > at[..., None]).sum(-1))
+    assert np.isinf(data.target_logprob.values[..., 0]).all() == (name != "gemma2")
+    assert not np.isnan(data.target_logprob_null).any()
+    if name != "gemma2":
+        with pytest.raises(InputError, match="Target token 3 is masked"):
+            workbench.read(model, ids, LogitAttribution(targets=[5, 3]), progress=False)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_an_unembedding_that_is_no_number_is_an_error_that_names_the_token(value):
+    with pytest.raises(StateError, match="bias of token 11 "):
+        workbench.read(with_bias("llama", {11: value}), prompts(), LogitLens(), progress=False)
+    model = workbench.load(tiny("llama"), name="llama")
+    with torch.no_grad():
+        model.module.lm_head.weight[12, 3] = value
+    with pytest.raises(StateError, match="row of token 12 "):
+        workbench.read(model, prompts(), LogitLens(), progress=False)

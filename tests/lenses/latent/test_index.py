@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from torch.nn.functional import normalize
 import workbench
 from lenses import ContextIndex
 from lenses.latent import IndexRefused
+from lenses.latent import search as searching
 from lenses.latent.search import CALIBRATIONS
+from lenses.latent.store import Encoding
 from workbench.errors import InputError, StateError
 from workbench.tokens import word_span
 
@@ -339,3 +343,49 @@ def test_calibrations_are_all_reachable_from_int8_too(index, dense, story, sente
     for calibration in CALIBRATIONS:
         a, b = (i.search(dense[4][::60], 5, calibration=calibration).similarity.values for i in (index, small))
         np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_an_approximate_index_that_finds_less_than_asked_for_says_so(story, sentences, tmp_path, monkeypatch):
+    made = ContextIndex.build(story, sentences, tmp_path / "x", layers=[1, 4], contexts_per_token=10, progress=False)
+    with pytest.raises(InputError, match="recall=99"):
+        made.accelerate(recall=99)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.accelerate("ivf-sq8", recall=0.9, progress=False)
+        made.search(torch.randn(2, 128), method="approximate")
+    # As many candidates as neighbours: the four bits of each direction decide, and never put all ten right.
+    monkeypatch.setitem(searching.KINDS, "ivf-pq", 1)
+    monkeypatch.setattr(searching, "MORE", (1,))
+    with pytest.warns(UserWarning, match=r"less of the ten nearest than the 1 .*0\.\d+ at layer \d.*kind='ivf-sq8'"):
+        made.accelerate("ivf-pq", recall=1.0, progress=False)
+    opened = ContextIndex.open(made.path)
+    with pytest.warns(UserWarning, match="at layer"):
+        found = opened.search(torch.randn(2, 128), method="approximate")
+    assert found.attrs["recall_wanted"] == 1.0 > found.attrs["recall_at_10"]
+    known = opened.info()["approximate"]
+    assert known["wanted"] == 1.0 and min(known["recall_at_10"].values()) == found.attrs["recall_at_10"]
+    # More candidates find what the codes alone do not.
+    monkeypatch.setattr(searching, "MORE", (1, 16, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.accelerate("ivf-pq", recall=0.99, progress=False)
+    more = made.info()["approximate"]
+    assert min(more["recall_at_10"].values()) >= 0.99 and max(more["candidates"].values()) > 1
+
+
+def test_massive_activations_do_not_make_the_mean_of_a_layer():
+    """One row in a hundred, a hundred times as long: centring must not be around it."""
+    g = torch.Generator().manual_seed(0)
+    states = torch.randn(500, 32, generator=g) + 2 * torch.randn(32, generator=g)
+    usual = states.clone()
+    states[::100] = 300 * normalize(torch.randn(32, generator=g), dim=0) * 5
+    encoding = Encoding("fp16", 32)
+
+    matrix = SimpleNamespace(
+        n_rows=500, norm=states.norm(dim=1), encoding=encoding, states=lambda lo, hi: states[lo:hi]
+    )
+    usual = torch.cat([usual[i : i + 1] for i in range(500) if i % 100])
+    for calibration in ("centre", "z-score"):
+        scale = searching.Scale(matrix, calibration, None)
+        np.testing.assert_allclose(scale.mean, usual.mean(0), atol=1e-5)
+    np.testing.assert_allclose(scale.spread, usual.std(0, correction=0), rtol=1e-4)
