@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
-from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
+from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, plan, position_axis
 from workbench.model import Model, load
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
@@ -107,12 +107,13 @@ def read(
     progress: bool = True,
     padding_side: str = "right",
     partial: bool = False,
+    bos: Bos = None,
 ) -> Any:
     """Read prompts through one or many readers in one pass of the model for each batch.
 
     Args:
         model: a :class:`Model`, or anything :func:`workbench.load` takes.
-        inputs: a string, strings, chats, token ids, or ``{"text": ..., "images": ...}``
+        inputs: a string, strings, chats, token ids, what a tokenizer returns, or ``{"text": ..., "images": ...}``
             (:func:`workbench.inputs.encode`).
         readers: one reader, or a list of them.
         batch_size: prompts in a batch; default: as many as a token budget allows, halved when memory runs out.
@@ -120,6 +121,8 @@ def read(
         progress: False: no bars, of loading either.
         padding_side: how batches are padded inside; changes no result.
         partial: when interrupted (Ctrl-C), return what was read so far instead of raising.
+        bos: the first token of texts: None: as the tokenizer does; True: put its beginning-of-sequence token; False:
+            none; or a token, as text or id.
 
     Returns:
         One Reading for one reader, a tuple for a list.  The model is left as it was found: mode, random state
@@ -146,7 +149,7 @@ def read(
         raise InputError(f"batch_size={batch_size} holds no prompt. Use 1 or more, or None.")
     if padding_side not in ("right", "left"):
         raise InputError(f"padding_side={padding_side!r} is unknown. Use 'right' or 'left'.")
-    prompts = encode(model, inputs, positions)
+    prompts = encode(model, inputs, positions, bos=bos)
     wanted: dict[Site, list[Reader]] = {}
     for reader in chosen:
         for site in reader.sites(model):
@@ -155,7 +158,7 @@ def read(
     for reader in chosen:
         reader.begin(job)
     done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial)
-    origin = provenance(model, job, done)
+    origin = provenance(model, job, done) | ({} if bos is None else {"bos": bos})
     readings = []
     for reader in chosen:
         reading = reader.end()

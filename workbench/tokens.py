@@ -233,6 +233,25 @@ def _byte_alphabet() -> dict[str, int]:
     return table
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token that stands for what a tokenizer does not know; None where it knows every text."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", tokenizer), "model", None)
+    name = getattr(model, "unk_token", None)
+    if name is not None:
+        return model.token_to_id(name)
+    # Vocabularies of bytes have no such token, whatever the settings name.
+    return None if hasattr(model, "unk_token") else getattr(tokenizer, "unk_token_id", None)
+
+
+def unknown_share(tokenizer: Any, ids: Iterable[int]) -> float:
+    """Share of unknown tokens among token ids; one that begins a text is no word."""
+    unknown, ids = unknown_id(tokenizer), list(ids)
+    if unknown is None or not ids:
+        return 0.0
+    words = ids[ids[0] == unknown == getattr(tokenizer, "bos_token_id", None) :]
+    return sum(i == unknown for i in words) / max(1, len(words))
+
+
 # ---------------------------------------------------------------- text to the eye
 
 
