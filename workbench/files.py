@@ -10,6 +10,7 @@ import csv
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,7 +46,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
                 yield line
     except UnicodeError as error:
         raise InputError(f"{path} cannot be read behind line {number} ({error}). {cure}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
 
 
@@ -54,8 +55,8 @@ def text_of(path: str | os.PathLike[str]) -> str:
     return "".join(text_lines(path))
 
 
-def table_rows(path: str | os.PathLike[str], delimiter: str = ",") -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header; the first thing that it gives is the header, as names -> names.
+def table(path: str | os.PathLike[str], delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """The columns of a CSV file with a header, and its rows.
 
     Raises InputError as :func:`text_lines`, and for what is no table.
     """
@@ -74,9 +75,7 @@ def table_rows(path: str | os.PathLike[str], delimiter: str = ",") -> Iterator[d
         finally:
             csv.field_size_limit(before)
 
-    yield {name: name for name in step(lambda: rows.fieldnames) or ()}
-    while (row := step(lambda: next(rows, None))) is not None:
-        yield row
+    return list(step(lambda: rows.fieldnames) or ()), iter(lambda: step(lambda: next(rows, None)), None)
 
 
 def _opened(path: Path) -> TextIO:

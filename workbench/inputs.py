@@ -327,7 +327,8 @@ def whole(text: str, what: str) -> str:
     if not text.isascii() and (found := _HALF.search(text)):
         raise InputError(
             f"{what} holds {found[0]!r} at character {found.start()}, one half of a surrogate pair, which is no "
-            'Unicode text and no token. Mend the text, e.g. text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+            "Unicode text and no token. Mend the text: "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
         )
     return text
 
@@ -395,7 +396,7 @@ def embedded(model: Model) -> int:
 
 
 def embeddable(model: Model, ids: list[int], what: str | int) -> list[int]:
-    """The ids; InputError for one that the model has no embedding of.  ``what``: whose they are, or a prompt's number."""
+    """The ids; InputError for one that has no embedding.  ``what``: whose they are, or the number of a prompt."""
     n = embedded(model)
     bad = next((i for i in ids if not 0 <= i < n), None)
     if bad is not None:
@@ -409,10 +410,10 @@ def embeddable(model: Model, ids: list[int], what: str | int) -> list[int]:
 # ---------------------------------------------------------------- the first token
 
 
-def first_token(model: Model, bos: Bos) -> int | bool | None:
-    """What ``bos=`` asks for: the id of the token, False: none, None: as the tokenizer does."""
+def first_token(model: Model, bos: Bos) -> int | None:
+    """What ``bos=`` asks for: the id of the token, -1: none, None: as the tokenizer does."""
     if bos is None or bos is False:
-        return bos
+        return None if bos is None else -1
     tokenizer = _tokenizer(model, f"bos={bos!r}")
     if bos is True:
         found = next((x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(x, int)), None)
@@ -430,14 +431,14 @@ def first_token(model: Model, bos: Bos) -> int | bool | None:
     return embeddable(model, [found], f"bos={bos!r}")[0]
 
 
-def begun(model: Model, ids: list[int], first: int | bool | None) -> list[int]:
+def begun(model: Model, ids: list[int], first: int | None) -> list[int]:
     """A text's ids with the first token of :func:`first_token` in place of the tokenizer's own; never twice."""
     if first is None or not ids:
         return ids
     own = [model.tokenizer.bos_token_id] if adds_first_token(model) else []
     if own and ids[:1] == own:
         ids = ids[1:]
-    return ids if first is False or ids[:1] == [first] else [int(first), *ids]
+    return ids if first < 0 or ids[:1] == [first] else [first, *ids]
 
 
 def adds_first_token(model: Model) -> bool:

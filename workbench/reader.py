@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
-from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, plan, position_axis
+from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, first_token, plan, position_axis
 from workbench.model import Model, load
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
-from workbench.reading import Reading
+from workbench.reading import Reading, storable
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
 
@@ -54,6 +54,8 @@ class Run:
     model: Model
     prompts: list[Prompt]
     positions: list[int]
+    first: int | None = None
+    """The first token that texts were given by ``bos=``; -1: none; None: as the tokenizer does."""
 
     def empty(self, shape: Sequence[int] = (), dtype: Any = np.float32, *, after: Sequence[int] = ()) -> np.ndarray:
         """A [prompt, *shape, position, *after] array that holds "nothing here": NaN, or -1 for integers."""
@@ -92,9 +94,8 @@ class Run:
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:
-    """Texts as files can hold them: NUL as its picture, halves of surrogate pairs as question marks."""
-    clean = [t.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8") for t in texts]
-    return np.array(clean, dtype=object)
+    """Texts as files can hold them."""
+    return np.array([storable(t) for t in texts], dtype=object)
 
 
 def read(
@@ -154,11 +155,12 @@ def read(
     for reader in chosen:
         for site in reader.sites(model):
             wanted.setdefault(site, []).append(reader)
-    job = Run(model, prompts, position_axis(prompts, positions))
+    first = None if bos is None else first_token(model, bos)
+    job = Run(model, prompts, position_axis(prompts, positions), first)
     for reader in chosen:
         reader.begin(job)
     done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial)
-    origin = provenance(model, job, done) | ({} if bos is None else {"bos": bos})
+    origin = provenance(model, job, done) | ({} if bos is None else {"bos": first})
     readings = []
     for reader in chosen:
         reading = reader.end()

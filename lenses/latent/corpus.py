@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, missing
-from workbench.files import table_rows, text_lines
+from workbench.files import table, text_lines
 from workbench.inputs import whole
 
 COLUMNS = ("text", "sentence", "caption", "content", "phrase")
@@ -108,8 +108,8 @@ def _jsonl(path: Path, column: str | None) -> Iterator[str]:
 
 
 def _csv(path: Path, column: str | None) -> Iterator[str]:
-    rows = table_rows(path, "\t" if _kind(path) == ".tsv" else ",")
-    column = _pick(next(rows), str(path), column)
+    names, rows = table(path, "\t" if _kind(path) == ".tsv" else ",")
+    column = _pick(names, str(path), column)
     yield from (row[column] or "" for row in rows)
 
 

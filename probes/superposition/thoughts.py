@@ -25,7 +25,7 @@ from torch import Tensor
 from workbench.anatomy import TOLERANCE
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, Refused
-from workbench.inputs import Batch, Prompt, collate, encode, embeddable, plan, text_ids
+from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
 from workbench.model import Model
 from workbench.reader import Reader, Run, observe_batch, provenance, settle, token_budget
 from workbench.reading import Reading

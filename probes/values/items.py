@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import InputError
-from workbench.files import table_rows, text_of
+from workbench.files import table, text_of
 
 KINDS = ("statement", "question", "choice")
 OWN = Path(__file__).with_name("own.csv")
@@ -407,7 +407,7 @@ class _Row:
 
 def _rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     try:
-        rows = list(table_rows(path))[1:]
+        rows = list(table(path)[1])
     except InputError as error:
         raise InputError(f"{path} cannot be read as a table of items. {error}") from error
     if not rows:
