@@ -18,15 +18,13 @@ from torch import Tensor
 
 from workbench.anatomy import text_config
 from workbench.errors import InputError
-from workbench.tokens import token_texts, unknown_id, unknown_share
+from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
 Bos = bool | int | str | None
-UNKNOWN = 0.2
-"""Share of unknown tokens above which a text is hardly read."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 

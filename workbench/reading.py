@@ -177,7 +177,7 @@ class Reading:
         path = Path(path)
         stored = _texts_once(_storable(self.data))
         stored.attrs = {
-            **self.data.attrs,
+            **stored.attrs,
             "workbench_format": FORMAT,
             "workbench_version": VERSION,
             "provenance": json.dumps(self.provenance, default=str),
@@ -204,8 +204,8 @@ def _own_places(real: np.ndarray, wanted: Any) -> list[np.ndarray]:
         if len(asked) != size:
             raise InputError(f"position has {len(asked)} truth values, and the reading has {size} positions.")
         asked = np.flatnonzero(asked)
-    if asked is not None and asked.size and (asked.dtype.kind not in "iu" or asked.min() < -size or asked.max() >= size):
-        raise InputError(f"position={wanted!r} is not among the positions of this reading, which are 0 to {size - 1}.")
+    if asked is not None and asked.size and not (asked.dtype.kind in "iu" and np.isin(asked, range(-size, size)).all()):
+        raise InputError(f"There is no position={wanted!r}. The reading holds position: 0 to {size - 1}.")
     for own in real:
         there = np.flatnonzero(own)
         if asked is None:

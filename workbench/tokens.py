@@ -22,6 +22,8 @@ from typing import Any
 CONTINUED = "⋯"  # this token holds further bytes of a character that an earlier token began
 SPACE, NEWLINE, TAB, EMPTY = "·", "↵", "⇥", "∅"
 
+UNKNOWN = 0.2
+"""Share of unknown tokens above which what is read of a text is not of what it says."""
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _RTL = {"R", "AL", "AN"}
 _JOINERS = "\u200c\u200d"

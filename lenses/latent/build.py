@@ -44,7 +44,6 @@ from workbench.anatomy import text_config
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
 from workbench.inputs import (
-    UNKNOWN,
     Batch,
     Bos,
     Prompt,
@@ -58,7 +57,7 @@ from workbench.inputs import (
 from workbench.reader import observe_batch
 from workbench.reading import write_whole
 from workbench.sites import Site, resolve
-from workbench.tokens import unknown_share
+from workbench.tokens import UNKNOWN, unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
