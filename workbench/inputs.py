@@ -6,7 +6,6 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from torch import Tensor
 
 from workbench.anatomy import text_config
 from workbench.errors import InputError
-from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share
+from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
 Bos = bool | int | str | None
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -320,17 +318,6 @@ def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[
 # ---------------------------------------------------------------- texts and ids
 
 
-def whole(text: str, what: str) -> str:
-    """The text; InputError where it holds half of a surrogate pair, which no tokenizer can read."""
-    if not text.isascii() and (found := _HALF.search(text)):
-        raise InputError(
-            f"{what} holds {found[0]!r} at character {found.start()}, one half of a surrogate pair, which is no "
-            "Unicode text and no token. Mend the text: "
-            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-        )
-    return text
-
-
 def _tokenizer(model: Model, what: str) -> Any:
     if model.tokenizer is None:
         raise InputError(
@@ -441,7 +428,8 @@ def begun(model: Model, ids: list[int], first: int | None) -> list[int]:
 
 def adds_first_token(model: Model) -> bool:
     """Whether the tokenizer puts its beginning-of-sequence token before texts."""
-    return model.tokenizer("a")["input_ids"][:1] == [getattr(model.tokenizer, "bos_token_id", None)]
+    tokenizer = _tokenizer(model, "a text")
+    return tokenizer("a")["input_ids"][:1] == [getattr(tokenizer, "bos_token_id", None)]
 
 
 def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
@@ -453,7 +441,8 @@ def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
     warnings.warn(
         f"The tokenizer of {model.name} has a first token, {model.tokenizer.bos_token!r}, and puts it before no text. "
         "Where training texts began with a token, states of texts without one differ from them, the first position's "
-        "most. bos=True puts this one, bos='...' another, bos=False says that texts are meant to be read as they are.",
+        "most. bos=True (of read and ContextIndex.build) puts this one, bos='...' another, and bos=False says that texts "
+        "are meant to be read as they are; elsewhere write the token before the text.",
         stacklevel=3,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.errors import InputError, missing
 from workbench.files import table, text_lines
-from workbench.inputs import whole
+from workbench.tokens import whole
 
 COLUMNS = ("text", "sentence", "caption", "content", "phrase")
 """Names under which tables usually hold their text; the first that is there is taken."""

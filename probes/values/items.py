@@ -24,6 +24,7 @@ import pandas as pd
 
 from workbench.errors import InputError
 from workbench.files import table, text_of
+from workbench.tokens import whole
 
 KINDS = ("statement", "question", "choice")
 OWN = Path(__file__).with_name("own.csv")
@@ -64,6 +65,8 @@ class Item:
             raise InputError(f"An item has no id (text: {self.text[:60]!r}). Readings refer to items by id: give one.")
         if not self.text.strip():
             raise InputError(f"Item {self.item_id} has an empty text, so there is nothing to ask. Leave it out.")
+        for text in (self.text, self.negated, *self.options):
+            whole(text, f"A text of item {self.item_id}")
         if not self.topic.strip():
             raise InputError(f"Item {self.item_id} has no topic, so no average would hold it. Name one.")
         if isinstance(self.polarity, bool) or self.polarity not in (1, -1, 0):

@@ -88,6 +88,9 @@ def test_items_and_problems_are_read_alike(tmp_path):
         (tmp_path / "p.json").write_bytes(coded(json.dumps(problem, ensure_ascii=False), way))
         assert load_prosqa(tmp_path / "p.json")[0].names == ("ä", "b", "c")
         assert text_of(tmp_path / "i.csv") == rows
+    (tmp_path / "i.json").write_text('[{"a": "\\ud83d"}]')
+    with pytest.raises(InputError, match="A text of item x holds .* one half of a surrogate pair"):
+        items.Item("x", "topic", json.loads(text_of(tmp_path / "i.json"))[0]["a"])
     (tmp_path / "i.csv").write_bytes(rows.encode("latin-1"))
     with pytest.raises(InputError, match="table of items.*Line 2"):
         items.load_csv(tmp_path / "i.csv")
