@@ -420,16 +420,16 @@ def begun(model: Model, ids: list[int], first: int | None) -> list[int]:
     """A text's ids with the first token of :func:`first_token` in place of the tokenizer's own; never twice."""
     if first is None or not ids:
         return ids
-    own = [model.tokenizer.bos_token_id] if adds_first_token(model) else []
-    if own and ids[:1] == own:
+    if ids[0] == own_first(model):
         ids = ids[1:]
     return ids if first < 0 or ids[:1] == [first] else [first, *ids]
 
 
-def adds_first_token(model: Model) -> bool:
-    """Whether the tokenizer puts its beginning-of-sequence token before texts."""
+def own_first(model: Model) -> int | None:
+    """The token that the tokenizer puts before texts; None: none."""
     tokenizer = _tokenizer(model, "a text")
-    return tokenizer("a")["input_ids"][:1] == [getattr(tokenizer, "bos_token_id", None)]
+    with_it, without = (tokenizer("a", add_special_tokens=special)["input_ids"][:1] for special in (True, False))
+    return with_it[0] if with_it != without else None
 
 
 def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
@@ -437,12 +437,14 @@ def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
     first = getattr(model.tokenizer, "bos_token_id", None)
     if first is None or "_told_of_first_token" in model.__dict__ or all(ids[0] == first for ids in texts):
         return
+    if own_first(model) is not None:
+        return
     model.__dict__["_told_of_first_token"] = True
     warnings.warn(
         f"The tokenizer of {model.name} has a first token, {model.tokenizer.bos_token!r}, and puts it before no text. "
         "Where training texts began with a token, states of texts without one differ from them, the first position's "
-        "most. bos=True (of read and ContextIndex.build) puts this one, bos='...' another, and bos=False says that texts "
-        "are meant to be read as they are; elsewhere write the token before the text.",
+        "most. bos=True (read, ContextIndex.build) puts this one, bos='...' another, bos=False says that texts are "
+        "meant to be read as they are; elsewhere write the token before the text.",
         stacklevel=3,
     )
 

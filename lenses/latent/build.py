@@ -47,11 +47,11 @@ from workbench.inputs import (
     Batch,
     Bos,
     Prompt,
-    adds_first_token,
     begun,
     collate,
     embedded,
     first_token,
+    own_first,
     tell_of_first_token,
 )
 from workbench.reader import observe_batch
@@ -253,15 +253,14 @@ def choose(
 def tell_of_beginnings(manifest: dict[str, Any], run: Run) -> None:
     """Warn where prompts do not begin with the token that the sentences of an index began with."""
     theirs, ids = manifest["settings"].get("bos"), [p.ids[0] for p in run.prompts]
-    own = getattr(run.model.tokenizer, "bos_token_id", None)
-    if theirs == -1:
-        odd = sum(i == own for i in ids)
-    elif theirs is not None:
+    if theirs is not None and theirs >= 0:
         odd = sum(i != theirs for i in ids)
-    elif run.first is None or run.model.tokenizer is None:
+    elif run.model.tokenizer is None or (theirs is None and run.first is None):
         return
     else:
-        odd = sum(i != own for i in ids) if adds_first_token(run.model) else sum(i == run.first for i in ids)
+        own = own_first(run.model)
+        usual = own if theirs is None else None  # the first token of the index's sentences
+        odd = sum(i != usual for i in ids) if usual is not None else sum(i in (own, run.first) for i in ids)
     if odd:
         begins = {None: "as the tokenizer begins texts", -1: "without a first token"}
         begins = begins.get(theirs, f"with token {theirs}")
