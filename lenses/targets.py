@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.tokens import token_texts
+from workbench.inputs import in_head, one_token, text_ids
+from workbench.tokens import token_texts, unknown_id
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -52,10 +53,18 @@ class Followed:
                 raise InputError("targets is an empty list. Give at least one token, 'next', or None.")
             ids = np.array([_target_ids(run.model, row) for row in rows], np.int32)
             self.ids = ids if self.by_prompt else ids.repeat(len(run.prompts), 0)
+        elif self.next and (beyond := sum(i >= run.model.vocab_size for p in run.prompts for i in p.ids[1:])):
+            warnings.warn(
+                f"{beyond} tokens of the prompts have ids that the logits of {run.model.name} do not reach (0 to "
+                f"{run.model.vocab_size - 1}), as tokens have that were added without resizing the head. As next "
+                "tokens they have no probability and are left out (target_id -1).",
+                stacklevel=2,
+            )
         self.count = 1 if self.ids is None else self.ids.shape[1]
 
     def at(self, batch: Batch) -> Tensor | None:
-        """[selected, target] ids, -1 where there is no next token; None where the model's own top token is followed."""
+        """[selected, target] ids, -1 where there is no next token, or one without a logit; None where the model's own
+        top token is followed."""
         if self.ids is not None:
             return torch.from_numpy(self.ids[batch.prompt.numpy()]).long()
         if not self.next:
@@ -63,6 +72,7 @@ class Followed:
         places = zip(batch.prompt.tolist(), batch.slot.tolist(), strict=True)
         prompts = self.run.prompts
         following = [(prompts[p].ids + [-1])[prompts[p].positions[s] + 1] for p, s in places]
+        following = [i if i < self.run.model.vocab_size else -1 for i in following]
         return torch.tensor(following, dtype=torch.long)[:, None]
 
     def note(self, batch: Batch, ids: Tensor) -> None:
@@ -119,32 +129,25 @@ def _target_ids(model: Model, row: list[Target]) -> list[int]:
 
 
 def _target_id(model: Model, target: Target) -> int:
-    if isinstance(target, (int, np.integer)):
-        if not 0 <= target < model.vocab_size:
-            raise InputError(f"Target id {target} is outside the vocabulary 0 to {model.vocab_size - 1}.")
-        return int(target)
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer, so the target {target!r} needs to be a token id.")
-    ids = model.tokenizer(target, add_special_tokens=False)["input_ids"]
-    spaced = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"] if target[:1].isalnum() else []
-    if len(ids) == 1:
-        if len(spaced) == 1 and spaced != ids:
+    if not isinstance(target, str):
+        return in_head(model, int(target), "A target")
+    what = f"The target {target!r}"
+    found = one_token(model, target, what)
+    spaced = text_ids(model, f" {target}", what) if target[:1].isalnum() else []
+    if found is not None:
+        if len(spaced) == 1 and spaced != [found] and text_ids(model, target, what) == [found]:
             warnings.warn(
-                f"The target {target!r} is token {ids[0]}; {' ' + target!r}, with the space that a word has after "
+                f"The target {target!r} is token {found}; {' ' + target!r}, with the space that a word has after "
                 f"another, is token {spaced[0]}. Give the one that is meant (an id says it without this warning).",
                 stacklevel=2,
             )
-        return int(ids[0])
-    # SentencePiece puts a space of its own before a text: " the" is two tokens, and yet there is one whose text it is,
-    # the one that figures and tables show.
-    same = [i for i, text in enumerate(token_texts(model.tokenizer, range(len(model.tokenizer)))) if text == target]
-    if len(same) == 1:
-        return same[0]
-    if same:
-        raise InputError(f"Of the target {target!r} there are {len(same)} tokens: give an id, one of {same[:8]}.")
+        return in_head(model, found, what)
+    ids = text_ids(model, target, what)
+    if unknown_id(model.tokenizer) in ids:
+        raise InputError(f"{what} is not in the vocabulary of {model.name}: its tokenizer makes unknown tokens of it.")
     pieces = ", ".join(f"{text!r} (id {i})" for i, text in zip(ids, token_texts(model.tokenizer, ids), strict=True))
     instead = f" {' ' + target!r} is one token (id {spaced[0]})." if len(spaced) == 1 else ""
     raise InputError(
-        f"The target {target!r} is {len(ids)} tokens: {pieces}, and a rank belongs to one. Give the text or the id of "
+        f"{what} is {len(ids)} tokens: {pieces}, and a rank belongs to one. Give the text or the id of "
         f"one token; mind the leading space, ' word' and 'word' are different tokens.{instead}"
     )

@@ -6,20 +6,24 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.anatomy import text_config
 from workbench.errors import InputError
+from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
+Bos = bool | int | str | None
 
 
 @dataclass
@@ -68,24 +72,43 @@ class Batch:
         return len(self.rows)
 
 
-def encode(model: Model, inputs: Any, positions: Positions = "all") -> list[Prompt]:
+def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos = None) -> list[Prompt]:
     """Prompts from whatever the user has.
 
     Args:
-        inputs: a string; a list of strings; a chat (a list of ``{"role", "content"}``) or a list of chats; a
-            list of token ids or of lists of them; ``{"text": ..., "images": ...}`` for vision-language models.
+        inputs: a string; a chat (a list of ``{"role", "content"}``); token ids (a list, array or tensor); what a
+            tokenizer returns (``input_ids`` with an ``attention_mask``, whose pads are left out); ``{"text": ...,
+            "images": ...}`` for vision-language models.  Or several of them: a list, a generator, a column of a table;
+            ids also as a matrix.
         positions: "all", "last", an index, a slice or a list of indices (negative ones count from the end).
+        bos: the first token of texts.  None: as the tokenizer does; True: its beginning-of-sequence token (where it has
+            none, its end-of-sequence token); False: none; a token as text or id: that one.  It is never put twice, and
+            chats and token ids, which have their own, are read as they are.
 
     Raises:
-        InputError: for an empty prompt, one longer than the context, unknown ids, or text without a tokenizer.
+        InputError: for an empty prompt, one longer than the context, unknown ids, text without a tokenizer or that is
+            not Unicode, and for what is no prompt.
+
+    Warns where a tokenizer has a first token and does not put it, where prompts are mostly unknown tokens, and where
+    token ids seem padded.
     """
-    if isinstance(inputs, dict):
-        prompts = _with_images(model, inputs)
-    else:
-        items = _listed(inputs)
-        if not items:
-            raise InputError("There is no prompt to read: the list is empty.")
-        prompts = [_one(model, item, i) for i, item in enumerate(items)]
+    items = _listed(inputs)
+    if not items:
+        raise InputError("There is no prompt to read: the list is empty.")
+    prompts: list[Prompt] = []
+    texts: list[Prompt] = []
+    for item in items:
+        prompts += _prompts(model, item, len(prompts), texts)
+    lists = [item for item in items if isinstance(item, (list, tuple)) and _is_id(item[:1])]
+    if len(lists) > 1 and len(set(map(len, lists))) == 1:
+        _tell_of_pads(model, lists)
+    if bos is not None and not texts:
+        raise InputError(
+            f"bos={bos!r} is for texts, and none was given: chats and token ids are read as they are. Leave it out."
+        )
+    first = first_token(model, bos) if texts else None
+    for prompt in texts:
+        prompt.ids = begun(model, prompt.ids, first)
     limit = model.context_length
     for i, prompt in enumerate(prompts):
         if not prompt.ids:
@@ -99,103 +122,363 @@ def encode(model: Model, inputs: Any, positions: Positions = "all") -> list[Prom
                 "States beyond its context would mean nothing; cut the prompt or split it."
             )
         prompt.positions = _positions(positions, len(prompt.ids), i)
+    if bos is None:
+        tell_of_first_token(model, [prompt.ids for prompt in texts])
+    tell_of_unknown_tokens(model, [prompt.ids for prompt in prompts], "prompts")
     return prompts
+
+
+# ---------------------------------------------------------------- what is a prompt
+
+_ACCEPTED = (
+    'Prompts are strings, chats (lists of {"role": ..., "content": ...}), token ids (lists, arrays, tensors), what a '
+    'tokenizer returns (input_ids with attention_mask) and {"text": ..., "images": ...}, or a list of these.'
+)
 
 
 def _listed(inputs: Any) -> list[Any]:
     """One input or many -> many."""
-    if isinstance(inputs, str):
+    if isinstance(inputs, (str, Mapping)):
         return [inputs]
-    if isinstance(inputs, Tensor):
-        inputs = inputs.tolist()
-    if not isinstance(inputs, Iterable):
-        raise InputError(
-            f"read() cannot read a {type(inputs).__name__}. Give a string, a list of strings, chats or token ids, "
-            "or a dict with text and images."
-        )
-    inputs = list(inputs)
-    if inputs and (isinstance(inputs[0], int) or _is_turn(inputs[0])):
+    if hasattr(inputs, "tolist") and hasattr(inputs, "ndim"):  # tensors, arrays, columns of tables
+        if inputs.ndim == 1 and not _is_id(inputs[:1].tolist()[:1]):
+            return inputs.tolist()
         return [inputs]
-    return inputs
+    if isinstance(inputs, (Sequence, Iterator, ValuesView)) and not isinstance(inputs, (bytes, bytearray, memoryview)):
+        inputs = list(inputs)
+        one = bool(inputs) and (_is_id(inputs[:1]) or (isinstance(inputs[0], Mapping) and "role" in inputs[0]))
+        return [inputs] if one else inputs
+    raise InputError(f"read() cannot read a {type(inputs).__name__}. {_ACCEPTED}")
 
 
-def _is_turn(item: Any) -> bool:
-    return isinstance(item, dict) and "role" in item and "content" in item
-
-
-def _one(model: Model, item: Any, index: int) -> Prompt:
-    if isinstance(item, str) or (isinstance(item, (list, tuple)) and item and _is_turn(item[0])):
-        tokenizer = model.tokenizer
-        if tokenizer is None:
-            raise InputError(
-                f"{model.name} has no tokenizer, so prompt {index} cannot be read as text. "
-                + ("A model in memory brings none along: give it, " if model.source is None else "Give token ids, or ")
-                + "load(..., tokenizer=...)"
-                + (", or read token ids." if model.source is None else ".")
-            )
-        if isinstance(item, str):
-            # An empty text is an empty prompt, even where the tokenizer would prepend its first token.
-            ids = list(tokenizer(item)["input_ids"]) if item else []
-            return Prompt(_checked(model, ids, index), item)
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                f"Prompt {index} is a chat and the tokenizer of {model.name} has no chat template. "
-                "Give the text as one string, or set tokenizer.chat_template."
-            )
-        # The template writes the special tokens itself; tokenising its text again would double the first one.
-        text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=True)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Prompt(_checked(model, ids, index), text)
-    if isinstance(item, Tensor):
-        item = item.tolist()
-    if isinstance(item, (list, tuple)) and all(isinstance(i, int) and not isinstance(i, bool) for i in item):
-        ids = _checked(model, list(item), index)
-        text = model.tokenizer.decode(ids) if model.tokenizer is not None and ids else " ".join(map(str, ids))
-        return Prompt(ids, text)
-    if hasattr(item, "tolist"):
-        return _one(model, item.tolist(), index)
-    raise InputError(
-        f"Prompt {index} is a {type(item).__name__}. Prompts are strings, chats (lists of role/content) or "
-        "lists of token ids."
+def _is_id(items: Sequence[Any]) -> bool:
+    """Whether these are whole numbers: int, numpy's, or tensors that hold one."""
+    return bool(items) and all(
+        (isinstance(x, (int, np.integer)) and not isinstance(x, bool))
+        or (isinstance(x, Tensor) and x.ndim == 0 and not x.is_floating_point() and x.dtype != torch.bool)
+        for x in items
     )
 
 
-def _checked(model: Model, ids: list[int], index: int) -> list[int]:
-    embedding = model.module.get_input_embeddings()
-    n = getattr(embedding, "num_embeddings", model.vocab_size)
-    bad = next((i for i in ids if not 0 <= i < n), None)
-    if bad is not None:
+def _prompts(model: Model, item: Any, index: int, texts: list[Prompt]) -> list[Prompt]:
+    """The prompts of one item: one, but of a mapping or a matrix as many as it has rows.  Plain ones join ``texts``."""
+    if isinstance(item, str):
+        # An empty text is an empty prompt, even where the tokenizer would prepend its first token.
+        texts.append(Prompt(text_ids(model, item, f"Prompt {index}", special=True) if item else [], item))
+        return texts[-1:]
+    if isinstance(item, Mapping):
+        if "input_ids" in item:
+            return _tokenised(model, item, index)
+        return _with_images(model, item, index, texts)
+    if hasattr(item, "tolist") and hasattr(item, "ndim"):
+        if item.ndim not in (1, 2):
+            raise InputError(
+                f"Prompt {index} is an array of shape {tuple(item.shape)}. Token ids are [position] or "
+                "[prompt, position]."
+            )
+        rows = item.tolist() if item.ndim == 2 else [item.tolist()]
+        if item.ndim == 2:
+            _tell_of_pads(model, rows)
+        return [_of_ids(model, row, index + i) for i, row in enumerate(rows)]
+    if isinstance(item, (list, tuple)):
+        if item and isinstance(item[0], Mapping):
+            return [_chat(model, item, index)]
+        return [_of_ids(model, list(item), index)]
+    raise InputError(f"Prompt {index} is a {type(item).__name__}. {_ACCEPTED}")
+
+
+def _of_ids(model: Model, ids: list[Any], index: int) -> Prompt:
+    if ids and not _is_id(ids):
+        odd = next(x for x in ids if not _is_id([x]))
         raise InputError(
-            f"Prompt {index} has token id {bad}, and {model.name} embeds ids 0 to {n - 1}. "
-            "The tokenizer and the model may not belong together."
+            f"Prompt {index} holds {odd!r}, a {type(odd).__name__}, where a token id (a whole number) was expected. "
+            + _ACCEPTED
         )
-    return ids
+    ids = embeddable(model, [int(i) for i in ids], index)
+    text = model.tokenizer.decode(ids) if model.tokenizer is not None and ids else " ".join(map(str, ids))
+    return Prompt(ids, text)
 
 
-def _with_images(model: Model, inputs: dict[str, Any]) -> list[Prompt]:
+def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
+    odd = next((x for x in turns if not (isinstance(x, Mapping) and "role" in x)), None)
+    if odd is not None:
+        raise InputError(f"Prompt {index} is a chat with a turn that has no role: {str(odd)[:80]}. {_ACCEPTED}")
+    tokenizer = _tokenizer(model, f"prompt {index}")
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"Prompt {index} is a chat and the tokenizer of {model.name} has no chat template. "
+            "Give the text as one string, or set tokenizer.chat_template."
+        )
+    # The template writes the special tokens itself; tokenising its text again would double the first one.
+    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    return Prompt(text_ids(model, text, f"Prompt {index}"), text)
+
+
+_NO_STATES = ("labels", "special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping")
+"""What tokenizers and data collators put beside ids that changes no state."""
+
+
+def _tokenised(model: Model, item: Mapping[str, Any], index: int) -> list[Prompt]:
+    """What a tokenizer or a processor returned.  Positions count from the first token that the mask has."""
+    rest = {k: v for k, v in item.items() if k not in ("input_ids", "attention_mask", *_NO_STATES)}
+    rows, mask = _rows(item["input_ids"], "input_ids"), item.get("attention_mask")
+    if mask is None:
+        kept = [list(range(len(row))) for row in rows]
+        _tell_of_pads(model, rows)
+    else:
+        masks = _rows(mask, "attention_mask")
+        if list(map(len, masks)) != list(map(len, rows)):
+            raise InputError("attention_mask and input_ids have different shapes, so it is not known what is a pad.")
+        kept = [[i for i, real in enumerate(own) if real] for own in masks]
+    for i, own in enumerate(kept, index):
+        if own and own[-1] - own[0] >= len(own):
+            raise InputError(
+                f"The attention_mask of prompt {i} has a hole: tokens that are hidden stand between others. Pads stand "
+                "at an end; leave the hidden tokens out of input_ids if the model is not to see them."
+            )
+    segments = rest.get("token_type_ids")
+    if segments is not None and not any(map(any, _rows(segments, "token_type_ids"))):
+        del rest["token_type_ids"]
+    places = rest.get("position_ids")
+    if places is not None:
+        counted = _rows(places, "position_ids") * (len(rows) if len(places) == 1 else 1)
+        real = [[c[i] for i in own] for c, own in zip(counted, kept, strict=True)]
+        if real == [list(range(len(own))) for own in kept]:
+            del rest["position_ids"]
+    pictures = any(str(key).startswith(("pixel_values", "image")) for key in rest)
+    if rest and not (pictures and len(rows) == 1):
+        raise InputError(
+            f"The inputs have {', '.join(map(str, rest))} beside input_ids, "
+            + (
+                "and what of it belongs to which prompt cannot be told. Give the prompts one by one, or as "
+                '{"text": ..., "images": ...}.'
+                if pictures
+                else "which would be left out of the pass. Give input_ids and attention_mask alone, if that is meant."
+            )
+        )
+    prompts = []
+    for i, (row, own) in enumerate(zip(rows, kept, strict=True), index):
+        prompt = _of_ids(model, [row[j] for j in own], i)
+        along = torch.tensor(own)
+        for key, value in rest.items():
+            value = torch.as_tensor(value)
+            by_token = value.ndim == 2 and tuple(value.shape) == (1, len(row))
+            prompt.extras[key] = value[:, along] if by_token else value
+        prompts.append(prompt)
+    return prompts
+
+
+def _rows(values: Any, name: str) -> list[list[Any]]:
+    """[position] or [prompt, position] of anything as lists of lists."""
+    found = values if hasattr(values, "tolist") else [x.tolist() if hasattr(x, "tolist") else x for x in values]
+    found = found.tolist() if hasattr(found, "tolist") else found
+    rows = found if any(isinstance(x, (list, tuple)) for x in found) else [found]
+    if not all(isinstance(row, (list, tuple)) and not any(isinstance(x, (list, tuple)) for x in row) for row in rows):
+        raise InputError(f"{name} is neither one list of numbers nor a list of such lists.")
+    return [list(row) for row in rows]
+
+
+def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[Prompt]) -> list[Prompt]:
     """``{"text": str | list, "images": image | list}``: the processor puts the image tokens in their place."""
-    unknown = set(inputs) - {"text", "images"}
-    if unknown or "text" not in inputs:
-        raise InputError(f"A dict of inputs has the keys 'text' and 'images'; this one has {sorted(inputs)}.")
-    texts = [inputs["text"]] if isinstance(inputs["text"], str) else list(inputs["text"])
-    images = inputs.get("images")
-    if images is None:
-        return [_one(model, text, i) for i, text in enumerate(texts)]
+    unknown = set(item) - {"text", "images"}
+    if unknown or "text" not in item:
+        turn = " A turn of a chat belongs in a list, [{...}]." if "role" in item else ""
+        raise InputError(
+            f"Prompt {index} is a dict with the keys {sorted(map(str, item))}. A dict has 'text' and 'images', or what "
+            f"a tokenizer returns.{turn} {_ACCEPTED}"
+        )
+    texts = [item["text"]] if isinstance(item["text"], str) else item["text"]
+    if not isinstance(texts, (list, tuple)):
+        raise InputError(f"The text of prompt {index} is a {type(texts).__name__}. Give a string, or a list of them.")
+    images = item.get("images")
+    if images is None or (isinstance(images, (list, tuple)) and not images):
+        return [prompt for i, text in enumerate(texts, index) for prompt in _prompts(model, text, i, plain)]
     if model.processor is None:
         raise InputError(
             f"{model.name} was loaded without a processor, so it takes no images. "
             "Load a vision-language model by name, or give load(..., processor=...)."
         )
     images = list(images) if isinstance(images, (list, tuple)) else [images]
+    if isinstance(item["text"], str) and len(images) > 1:
+        images = [images]
     if len(images) != len(texts):
         raise InputError(f"{len(texts)} texts came with {len(images)} images. Give each text its image or images.")
     prompts = []
-    for i, (text, image) in enumerate(zip(texts, images, strict=True)):
+    for i, (text, image) in enumerate(zip(texts, images, strict=True), index):
+        if not isinstance(text, str):
+            raise InputError(f"Prompt {i} has images and a {type(text).__name__} as its text. Give a string.")
+        whole(text, f"Prompt {i}")
         given = model.processor(text=[text], images=image, return_tensors="pt")
         ids = given.pop("input_ids")[0].tolist()
         given.pop("attention_mask", None)
-        prompts.append(Prompt(_checked(model, ids, i), text, dict(given)))
+        prompts.append(Prompt(embeddable(model, ids, i), text, dict(given)))
     return prompts
+
+
+# ---------------------------------------------------------------- texts and ids
+
+
+def _tokenizer(model: Model, what: str) -> Any:
+    if model.tokenizer is None:
+        raise InputError(
+            f"{model.name} has no tokenizer, so {what} cannot be read as text. "
+            + ("A model in memory brings none along: give it, " if model.source is None else "Give token ids, or ")
+            + "load(..., tokenizer=...)"
+            + (", or read token ids." if model.source is None else ".")
+        )
+    return model.tokenizer
+
+
+def text_ids(model: Model, text: str, what: str, *, special: bool = False) -> list[int]:
+    """The token ids of a text that the model embeds; ``special``: with the tokens that the tokenizer puts around it."""
+    tokenizer = _tokenizer(model, what[:1].lower() + what[1:])
+    return embeddable(model, list(tokenizer(whole(text, what), add_special_tokens=special)["input_ids"]), what)
+
+
+def one_token(model: Model, text: str, what: str) -> int | None:
+    """The id of the one token that a text is; None where it is several, or none of the vocabulary."""
+    ids = text_ids(model, text, what)
+    if len(ids) == 1 and (ids[0] != unknown_id(model.tokenizer) or token_texts(model.tokenizer, ids) == [text]):
+        return ids[0]
+    # SentencePiece puts a space of its own before a text: " the" is two tokens, and yet there is one whose text it is,
+    # the one that figures and tables show.
+    same = _by_text(model).get(text, [])
+    if len(same) > 1:
+        raise InputError(f"{what} is {len(same)} tokens of the vocabulary alike: give an id, one of {same[:8]}.")
+    return same[0] if same else None
+
+
+def _by_text(model: Model) -> dict[str, list[int]]:
+    """The ids of each token text of the vocabulary, which may have grown since they were asked for."""
+    size = len(model.tokenizer)
+    if model.__dict__.get("_by_text", (0,))[0] != size:
+        found: dict[str, list[int]] = {}
+        for i, text in enumerate(token_texts(model.tokenizer, range(size))):
+            found.setdefault(text, []).append(i)
+        model.__dict__["_by_text"] = size, found
+    return model.__dict__["_by_text"][1]
+
+
+def in_head(model: Model, token: int, what: str) -> int:
+    """A token id that the logits have a column for.  InputError for others: of them there is nothing to read."""
+    if not 0 <= token < model.vocab_size:
+        raise InputError(
+            f"{what} is token id {token}, outside the vocabulary: the logits of {model.name} have ids 0 to "
+            f"{model.vocab_size - 1}"
+            + (
+                ": the token was added to the tokenizer, and the model's head has not grown with it "
+                "(model.resize_token_embeddings)."
+                if model.tokenizer is not None and 0 <= token < len(model.tokenizer)
+                else "."
+            )
+        )
+    return int(token)
+
+
+def embedded(model: Model) -> int:
+    """How many token ids the model embeds, which may be more or fewer than its logits have."""
+    return getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size)
+
+
+def embeddable(model: Model, ids: list[int], what: str | int) -> list[int]:
+    """The ids; InputError for one that has no embedding.  ``what``: whose they are, or the number of a prompt."""
+    n = embedded(model)
+    bad = next((i for i in ids if not 0 <= i < n), None)
+    if bad is not None:
+        raise InputError(
+            f"{what if isinstance(what, str) else f'Prompt {what}'} has token id {bad}, and {model.name} embeds ids 0 "
+            f"to {n - 1}. The tokenizer and the model may not belong together."
+        )
+    return ids
+
+
+# ---------------------------------------------------------------- the first token
+
+
+def first_token(model: Model, bos: Bos) -> int | None:
+    """What ``bos=`` asks for: the id of the token, -1: none, None: as the tokenizer does."""
+    if bos is None or bos is False:
+        return None if bos is None else -1
+    tokenizer = _tokenizer(model, f"bos={bos!r}")
+    if bos is True:
+        found = next((x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(x, int)), None)
+        if found is None:
+            raise InputError(
+                f"bos=True, and the tokenizer of {model.name} has neither a beginning- nor an end-of-sequence token. "
+                "Name the token that begins texts: bos='...' or its id."
+            )
+    elif isinstance(bos, str):
+        found = one_token(model, bos, f"bos={bos!r}")
+        if found is None:
+            raise InputError(f"bos={bos!r} is not one token of {model.name}. Give the text or the id of one.")
+    else:
+        found = int(bos)
+    return embeddable(model, [found], f"bos={bos!r}")[0]
+
+
+def begun(model: Model, ids: list[int], first: int | None) -> list[int]:
+    """A text's ids with the first token of :func:`first_token` in place of the tokenizer's own; never twice."""
+    if first is None or not ids:
+        return ids
+    if ids[0] == own_first(model):
+        ids = ids[1:]
+    return ids if first < 0 or ids[:1] == [first] else [first, *ids]
+
+
+def own_first(model: Model) -> int | None:
+    """The token that the tokenizer puts before texts; None: none."""
+    tokenizer = _tokenizer(model, "a text")
+    with_it, without = (tokenizer("a", add_special_tokens=special)["input_ids"][:1] for special in (True, False))
+    return with_it[0] if with_it != without else None
+
+
+def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
+    """Warn, once for a model, where texts begin without the first token that the tokenizer has."""
+    first = getattr(model.tokenizer, "bos_token_id", None)
+    if first is None or "_told_of_first_token" in model.__dict__ or all(ids[0] == first for ids in texts):
+        return
+    if own_first(model) is not None:
+        return
+    model.__dict__["_told_of_first_token"] = True
+    warnings.warn(
+        f"The tokenizer of {model.name} has a first token, {model.tokenizer.bos_token!r}, and puts it before no text. "
+        "Where training texts began with a token, states of texts without one differ from them, the first position's "
+        "most. bos=True (read, ContextIndex.build) puts this one, bos='...' another, bos=False says that texts are "
+        "meant to be read as they are; elsewhere write the token before the text.",
+        stacklevel=3,
+    )
+
+
+# ---------------------------------------------------------------- what is odd about ids
+
+
+def tell_of_unknown_tokens(model: Model, prompts: Sequence[Sequence[int]], what: str) -> None:
+    """Warn where more than :data:`UNKNOWN` of a text's tokens are the unknown one."""
+    share = np.array([unknown_share(model.tokenizer, ids) for ids in prompts])
+    if (share > UNKNOWN).any():
+        warnings.warn(
+            f"{int((share > UNKNOWN).sum())} of {len(share)} {what} are more than {UNKNOWN:.0%} unknown tokens for "
+            f"{model.name} (up to {share.max():.0%}): its tokenizer does not have their words or letters, so what is "
+            "read there is of their number and places, not of what they say.",
+            stacklevel=3,
+        )
+
+
+def _tell_of_pads(model: Model, rows: list[list[int]]) -> None:
+    """Warn where ids without a mask begin or end with pads."""
+    pad, known = getattr(model.tokenizer, "pad_token_id", None), model.tokenizer
+    if pad is None:
+        return
+    # A token that also begins or ends texts is a pad where it stands twice.
+    least = 1 + (pad in (getattr(known, "bos_token_id", None), getattr(known, "eos_token_id", None)))
+    padded = sum([pad] * least in (ids[:least], ids[-least:]) for ids in rows)
+    if padded:
+        warnings.warn(
+            f"{padded} of {len(rows)} rows of token ids begin or end with the pad token ({pad}) and came without an "
+            "attention_mask, so pads are read as tokens. Give what the tokenizer returned (input_ids with "
+            "attention_mask), or lists without pads.",
+            stacklevel=3,
+        )
 
 
 def _positions(positions: Positions, length: int, index: int) -> list[int]:
@@ -207,7 +490,7 @@ def _positions(positions: Positions, length: int, index: int) -> list[int]:
         raise InputError(f"positions={positions!r} is unknown. Use 'all', 'last', an index, a slice or a list.")
     if isinstance(positions, slice):
         return list(range(length))[positions]
-    wanted = [positions] if isinstance(positions, int) else list(positions)
+    wanted = [positions] if isinstance(positions, (int, np.integer)) else list(positions)
     for p in wanted:
         if not -length <= p < length:
             raise InputError(

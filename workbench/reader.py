@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from workbench.anatomy import accepted
 from workbench.engines.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused, StateError
-from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
+from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, first_token, plan, position_axis
 from workbench.model import Model, load
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
-from workbench.reading import Reading
+from workbench.reading import Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
@@ -55,6 +55,8 @@ class Run:
     model: Model
     prompts: list[Prompt]
     positions: list[int]
+    first: int | None = None
+    """The first token that texts were given by ``bos=``; -1: none; None: as the tokenizer does."""
 
     def __post_init__(self) -> None:
         self.norms = Norms(self.model, self.prompts, len(self.positions))
@@ -104,9 +106,8 @@ class Run:
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:
-    """Texts as files can hold them: NUL as its picture, halves of surrogate pairs as question marks."""
-    clean = [t.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8") for t in texts]
-    return np.array(clean, dtype=object)
+    """Texts as files can hold them."""
+    return np.array([storable(t) for t in texts], dtype=object)
 
 
 def read(
@@ -119,12 +120,13 @@ def read(
     progress: bool = True,
     padding_side: str = "right",
     partial: bool = False,
+    bos: Bos = None,
 ) -> Any:
     """Read prompts through one or many readers in one pass of the model for each batch.
 
     Args:
         model: a :class:`Model`, or anything :func:`workbench.load` takes.
-        inputs: a string, strings, chats, token ids, or ``{"text": ..., "images": ...}``
+        inputs: a string, strings, chats, token ids, what a tokenizer returns, or ``{"text": ..., "images": ...}``
             (:func:`workbench.inputs.encode`).
         readers: one reader, or a list of them.
         batch_size: prompts in a batch; default: as many as a token budget allows, halved when memory runs out.
@@ -132,6 +134,8 @@ def read(
         progress: False: no bars, of loading either.
         padding_side: how batches are padded inside; changes no result.
         partial: when interrupted (Ctrl-C), return what was read so far instead of raising.
+        bos: the first token of texts: None: as the tokenizer does; True: put its beginning-of-sequence token; False:
+            none; or a token, as text or id.
 
     Returns:
         One Reading for one reader, a tuple for a list.  The model is left as it was found: mode, random state
@@ -158,16 +162,17 @@ def read(
         raise InputError(f"batch_size={batch_size} holds no prompt. Use 1 or more, or None.")
     if padding_side not in ("right", "left"):
         raise InputError(f"padding_side={padding_side!r} is unknown. Use 'right' or 'left'.")
-    prompts = encode(model, inputs, positions)
+    prompts = encode(model, inputs, positions, bos=bos)
     wanted: dict[Site, list[Reader]] = {}
     for reader in chosen:
         for site in reader.sites(model):
             wanted.setdefault(site, []).append(reader)
-    job = Run(model, prompts, position_axis(prompts, positions))
+    first = None if bos is None else first_token(model, bos)
+    job = Run(model, prompts, position_axis(prompts, positions), first)
     for reader in chosen:
         reader.begin(job)
     done = _pass(model, prompts, wanted, batch_size, progress, padding_side, partial, job.norms)
-    origin = provenance(model, job, done)
+    origin = provenance(model, job, done) | ({} if bos is None else {"bos": first})
     readings = []
     for reader in chosen:
         reading = reader.end()

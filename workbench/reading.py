@@ -71,14 +71,38 @@ class Reading:
 
         A single number keeps its dimension, so that the part is a reading, too: drawn, explored and saved like the
         whole, with the same provenance.  Numbers that were computed over the whole (floors, nulls) stay what they were.
-        Positions are padded at the end: the last token of prompts of several lengths is `read(..., positions="last")`.
+
+        Positions count in each prompt by itself, so that -1 is the last token of every one, however long the others are
+        (``.data.isel`` is xarray's own and counts the padding).  Where prompts differ in length the positions of the
+        part are then numbered anew, and ``input_position`` says where each stands in its prompt; a prompt that has
+        fewer than were asked for has nothing (NaN, -1) in the rest.
 
         Raises InputError for a dimension or a place that the reading does not have.
         """
-        return self._part(self.data.isel, places)
+        wanted = places.get("position")
+        ragged = wanted is not None and "position" in self.data.dims and not isinstance(wanted, xr.DataArray)
+        if not ragged or "input_id" not in self.data or self.data["input_id"].dims != ("prompt", "position"):
+            return self._part(self.data.isel, places)
+        rest = {name: place for name, place in places.items() if name != "position"}
+        part = self._part(self.data.isel, rest) if rest else self
+        real = part.data["input_id"].values >= 0
+        chosen = _own_places(real, wanted)
+        if len(chosen) and all(np.array_equal(own, chosen[0]) for own in chosen):
+            return part._part(part.data.isel, {"position": chosen[0]})
+        return Reading(_gathered(part.data, chosen), self.provenance)
 
     def sel(self, **labels: Any) -> Reading:
-        """The part under some labels, as xarray's ``sel``: ``reading.sel(layer=[0, 6, 12])``.  Otherwise as isel."""
+        """The part under some labels, as xarray's ``sel``: ``reading.sel(layer=[0, 6, 12])``.  Otherwise as isel.
+
+        Labels of positions count from the first token; from the end count those of :meth:`isel`.
+        """
+        place = labels.get("position")
+        ends = [place.start, place.stop] if isinstance(place, slice) else [] if place is None else np.ravel(place)
+        if any(isinstance(x, int | np.integer) and x < 0 for x in ends):
+            raise InputError(
+                f"position={place!r}: no position has a negative label, so nothing would be counted from the end. Use "
+                "isel(position=...), which counts from the end of each prompt."
+            )
         return self._part(self.data.sel, labels)
 
     def _part(self, select: Callable[..., xr.Dataset], asked: dict[str, Any]) -> Reading:
@@ -151,9 +175,9 @@ class Reading:
         Raises ReadingError when it cannot be written (a full disk, no such folder); the reading is untouched.
         """
         path = Path(path)
-        stored = _texts_once(self.data)
+        stored = _texts_once(_storable(self.data))
         stored.attrs = {
-            **self.data.attrs,
+            **stored.attrs,
             "workbench_format": FORMAT,
             "workbench_version": VERSION,
             "provenance": json.dumps(self.provenance, default=str),
@@ -166,6 +190,59 @@ class Reading:
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
+
+
+def _own_places(real: np.ndarray, wanted: Any) -> list[np.ndarray]:
+    """For each prompt, which slots of the position axis are meant; -1: one that it does not have.
+
+    ``real`` [prompt, position]: where a prompt has a token.  Numbers from the end count back from its last one; those
+    from the beginning are slots of the axis, whether this prompt has a token there or not.
+    """
+    size, found = real.shape[1], []
+    asked = np.atleast_1d(np.asarray(wanted)) if not isinstance(wanted, slice) else None
+    if asked is not None and asked.dtype == bool:
+        if len(asked) != size:
+            raise InputError(f"position has {len(asked)} truth values, and the reading has {size} positions.")
+        asked = np.flatnonzero(asked)
+    if asked is not None and asked.size and not (asked.dtype.kind in "iu" and np.isin(asked, range(-size, size)).all()):
+        raise InputError(f"There is no position={wanted!r}. The reading holds position: 0 to {size - 1}.")
+    for own in real:
+        there = np.flatnonzero(own)
+        if asked is None:
+            found.append(there[wanted])
+        else:
+            back = len(there) + asked
+            last = there[np.clip(back, 0, max(0, len(there) - 1))] if len(there) else np.full(len(asked), -1)
+            found.append(np.where(asked >= 0, asked, np.where(back >= 0, last, -1)))
+    return found
+
+
+def _gathered(data: xr.Dataset, chosen: list[np.ndarray]) -> xr.Dataset:
+    """A dataset with slots of its own for each prompt on the position axis, which is numbered anew."""
+    index = np.full((len(chosen), max(map(len, chosen), default=0)), -1)
+    for i, own in enumerate(chosen):
+        index[i, : len(own)] = own
+    alone = [str(n) for n, v in data.variables.items() if "position" in v.dims and "prompt" not in v.dims]
+    if lost := [name for name in alone if name != "position"]:
+        raise InputError(
+            f"{lost[0]} is by position and not by prompt, and the prompts differ in length: the places asked for are "
+            "other positions in each. Choose one prompt, isel(prompt=...), or use .data.isel."
+        )
+    # Datasets do not give places to one by one: numpy does, and what no prompt has is filled as readers fill it.
+    places = xr.DataArray(index.clip(0), dims=("prompt", "position"))
+    prompts = xr.DataArray(np.arange(len(chosen)), dims="prompt")
+    there = xr.DataArray(index >= 0, dims=("prompt", "position"))
+    moved: dict[str, Any] = {}
+    for name, variable in data.variables.items():
+        if name == "position" or "position" not in variable.dims:
+            continue
+        own = xr.DataArray(variable.values, dims=variable.dims).isel(prompt=prompts, position=places)
+        fill = {"f": np.nan, "c": np.nan, "i": -1, "b": False, "u": 0}.get(variable.dtype.kind, "")
+        own = own.where(there, np.array(fill, own.dtype if variable.dtype.kind in "fciub" else object))
+        moved[str(name)] = own.transpose(*variable.dims).variable
+        moved[str(name)].attrs = variable.attrs
+    data = data.drop_dims("position").assign_coords(position=np.arange(index.shape[1]))
+    return data.assign(moved)
 
 
 def _brief(values: np.ndarray) -> str:
@@ -209,6 +286,27 @@ def tidy(data: xr.Dataset, dims: str | Iterable[str] | None = None) -> pd.DataFr
         return pandas.DataFrame([{str(name): data[name].item() for name in names}])
     table: Any = data[names].to_dataframe(dim_order=wanted)
     return table.reset_index()
+
+
+def storable(text: str) -> str:
+    """A text as files can hold it: NUL as its picture, halves of surrogate pairs as question marks."""
+    return text.replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")
+
+
+def _storable(data: xr.Dataset) -> xr.Dataset:
+    """The same data, its texts as files can hold them; labels of dimensions are texts, too."""
+    changed = {}
+    for name, variable in data.variables.items():
+        if variable.dtype.kind in "OU":
+            texts = [storable(x) if isinstance(x, str) else x for x in variable.values.ravel().tolist()]
+            if texts != variable.values.ravel().tolist():
+                values = np.array(texts, object).reshape(variable.shape)
+                changed[name] = (variable.dims, values, variable.attrs)
+    data = data.assign_coords({n: v for n, v in changed.items() if n in data.coords})
+    data = data.assign({n: v for n, v in changed.items() if n not in data.coords})
+    for owner in (data, *data.variables.values()):
+        owner.attrs = {k: storable(v) if isinstance(v, str) else v for k, v in owner.attrs.items()}
+    return data
 
 
 def _texts_once(data: xr.Dataset) -> xr.Dataset:

@@ -19,9 +19,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+from workbench.errors import InputError
+
 CONTINUED = "⋯"  # this token holds further bytes of a character that an earlier token began
 SPACE, NEWLINE, TAB, EMPTY = "·", "↵", "⇥", "∅"
 
+UNKNOWN = 0.2
+"""Share of unknown tokens above which what is read of a text is not of what it says."""
+_HALF = re.compile("[\ud800-\udfff]")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _RTL = {"R", "AL", "AN"}
 _JOINERS = "\u200c\u200d"
@@ -231,6 +236,36 @@ def _byte_alphabet() -> dict[str, int]:
     spare = (b for b in range(256) if b not in set(plain))
     table.update({chr(256 + n): b for n, b in enumerate(spare)})
     return table
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token that stands for what a tokenizer does not know; None where it knows every text."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", tokenizer), "model", None)
+    name = getattr(model, "unk_token", None)
+    if name is not None:
+        return model.token_to_id(name)
+    # Vocabularies of bytes have no such token, whatever the settings name.
+    return None if hasattr(model, "unk_token") else getattr(tokenizer, "unk_token_id", None)
+
+
+def unknown_share(tokenizer: Any, ids: Iterable[int]) -> float:
+    """Share of unknown tokens among token ids; one that begins a text is no word."""
+    unknown, ids = unknown_id(tokenizer), list(ids)
+    if unknown is None or not ids:
+        return 0.0
+    words = ids[ids[0] == unknown == getattr(tokenizer, "bos_token_id", None) :]
+    return sum(i == unknown for i in words) / max(1, len(words))
+
+
+def whole(text: str, what: str) -> str:
+    """The text; InputError where it holds half of a surrogate pair, which no tokenizer can read."""
+    if not text.isascii() and (found := _HALF.search(text)):
+        raise InputError(
+            f"{what} holds {found[0]!r} at character {found.start()}, one half of a surrogate pair, which is no "
+            "Unicode text and no token. Mend the text: "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        )
+    return text
 
 
 # ---------------------------------------------------------------- text to the eye

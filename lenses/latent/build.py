@@ -12,9 +12,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +43,31 @@ from lenses.latent.store import (
 from workbench.anatomy import text_config
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
-from workbench.inputs import Batch, Prompt, collate
+from workbench.inputs import (
+    Batch,
+    Bos,
+    Prompt,
+    begun,
+    collate,
+    embedded,
+    first_token,
+    own_first,
+    tell_of_first_token,
+)
 from workbench.reader import observe_batch
 from workbench.reading import write_whole
 from workbench.sites import Site, resolve
+from workbench.tokens import UNKNOWN, unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
+    from workbench.reader import Run
 
 TOKENISED_AT_ONCE = 2048
 JOURNAL_SECONDS = 5.0
 TILE, SHORT = 16, 64
+LONG = ("cut", "split", "refuse")
+"""What becomes of texts longer than the limit."""
 COMMON = ("storage", "d_model", "layers", "settings", "special_ids", "fingerprint", "tokenizer", "dtype")
 """What two indices must have in common to be one: what decides the bits of a row."""
 
@@ -73,7 +89,15 @@ def paper_layers(n_layers: int) -> list[int]:
 
 
 def header(
-    model: Model, layers: Any, contexts_per_token: int, seed: int, first_position: int, max_tokens: int, storage: str
+    model: Model,
+    layers: Any,
+    contexts_per_token: int,
+    seed: int,
+    first_position: int,
+    max_tokens: int,
+    storage: str,
+    bos: Bos = None,
+    long: str = "cut",
 ) -> dict[str, Any]:
     """What the manifest says of an index before any sentence is read.  Raises InputError for what cannot be."""
     if contexts_per_token < 1:
@@ -88,6 +112,9 @@ def header(
             "cannot be said which characters of a sentence a token stands for. Load it with a fast tokenizer "
             "(tokenizer.json): workbench.load(..., tokenizer=...)."
         )
+    if long not in LONG:
+        raise InputError(f"long={long!r} is unknown. Use one of {', '.join(map(repr, LONG))}.")
+    first = first_token(model, bos)
     sites = resolve(model, "resid", paper_layers(model.n_layers) if layers is None else layers)
     limit = min(max_tokens, model.context_length or max_tokens)
     return {
@@ -99,6 +126,9 @@ def header(
             "seed": seed,
             "first_position": first_position,
             "max_tokens": limit,
+            # What is as it always was goes without saying, so that older indices stay comparable.
+            **({} if first is None else {"bos": first}),
+            **({} if long == "cut" else {"long": long}),
         },
         "model": {
             **called(model),
@@ -115,10 +145,10 @@ def header(
 
 
 class Census:
-    """What was read: sentences, tokens, and a fingerprint that does not depend on their order."""
+    """What was read: sentences, tokens, a fingerprint that does not depend on their order, and what was left out."""
 
     def __init__(self) -> None:
-        self.sentences = self.tokens = self.sum = 0
+        self.sentences = self.tokens = self.sum = self.cut = self.lost = 0
 
     def see(self, texts: Sequence[str], tokens: int) -> None:
         self.sentences += len(texts)
@@ -131,9 +161,16 @@ class Census:
         self.sentences += corpus["sentences"]
         self.tokens += corpus["tokens"]
         self.sum = (self.sum + int(corpus["fingerprint"], 16)) % 2**64
+        self.cut += corpus.get("sentences_cut", 0)
+        self.lost += corpus.get("tokens_left_out", 0)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells one corpus from another."""
+        return {"sentences": self.sentences, "tokens": self.tokens, "fingerprint": f"{self.sum:016x}"}
 
     def describe(self) -> dict[str, Any]:
-        return {"sentences": self.sentences, "tokens": self.tokens, "fingerprint": f"{self.sum:016x}"}
+        return {**self.identity, "sentences_cut": self.cut, "tokens_left_out": self.lost}
 
 
 def selection(head: dict[str, Any], vocabulary: int, folder: Path) -> Selection:
@@ -153,19 +190,37 @@ def choose(
     column: str | None,
     chosen: Selection,
     census: Census,
-    limit: int,
+    settings: Mapping[str, Any],
     progress: bool,
 ) -> None:
-    """Tokenise a corpus and feed it to a selection."""
+    """Tokenise a corpus and feed it to a selection.  Warns of what it does not take as it is."""
     from tqdm.auto import tqdm
 
-    table = model.module.get_input_embeddings()
-    known = getattr(table, "num_embeddings", model.vocab_size)
+    known, limit = embedded(model), settings["max_tokens"]
+    first, long = settings.get("bos"), settings.get("long", "cut")
+    read, cut, lost, unknown = census.sentences, census.cut, census.lost, 0
     with tqdm(
         total=corpora.size(corpus), unit="sentence", desc="choosing contexts", disable=not progress, delay=1.0
     ) as bar:
         for texts in batches(corpora.sentences(corpus, column), TOKENISED_AT_ONCE):
-            ids = [row[:limit] for row in tokenised(model, texts)["input_ids"]]
+            seen = len(texts)
+            census.see(texts, 0)
+            ids = tokenised(model, texts, first)["input_ids"]
+            if long == "split" and max(map(len, ids)) > limit:
+                cut_up = [
+                    [text] if len(own) <= limit else pieces(model, text, limit, first)
+                    for text, own in zip(texts, ids, strict=True)
+                ]
+                texts = [piece for own in cut_up for piece in own]
+                ids = tokenised(model, texts, first)["input_ids"]
+            over = [len(row) - limit for row in ids if len(row) > limit]
+            if over and long == "refuse":
+                raise InputError(
+                    f"A text of the corpus has {max(over) + limit} tokens, and {limit} are read. Raise max_tokens "
+                    "(up to the model's context), or use long='split' or 'cut'."
+                )
+            census.cut, census.lost = census.cut + len(over), census.lost + sum(over)
+            ids = [row[:limit] for row in ids]
             worst = max(max(row, default=0) for row in ids)
             if worst >= known:
                 raise InputError(
@@ -173,14 +228,86 @@ def choose(
                     "together."
                 )
             chosen.feed(texts, ids)
-            census.see(texts, sum(map(len, ids)))
-            bar.update(len(texts))
+            census.tokens += sum(map(len, ids))
+            unknown += sum(unknown_share(model.tokenizer, row) > UNKNOWN for row in ids)
+            if first is None:
+                tell_of_first_token(model, [row for row in ids if row])
+            bar.update(seen)
             bar.set_postfix(tokens=census.tokens, refresh=False)
+    read, cut, lost = census.sentences - read, census.cut - cut, census.lost - lost
+    if cut:
+        warnings.warn(
+            f"{cut} of {read} texts are longer than {limit} tokens: the {lost} tokens behind those were left out. "
+            + ("Raise max_tokens, or split" if limit < (model.context_length or limit + 1) else "Split")
+            + " the texts at sentence ends: ContextIndex.build(..., long='split').",
+            stacklevel=3,
+        )
+    if unknown:
+        warnings.warn(
+            f"{unknown} of {read} texts are more than {UNKNOWN:.0%} unknown tokens for {model.name}: its tokenizer "
+            "does not have their words or letters, and contexts of them say nothing.",
+            stacklevel=3,
+        )
 
 
-def tokenised(model: Model, texts: Sequence[str], **options: Any) -> Any:
+def tell_of_beginnings(manifest: dict[str, Any], run: Run) -> None:
+    """Warn where prompts do not begin with the token that the sentences of an index began with."""
+    theirs, ids = manifest["settings"].get("bos"), [p.ids[0] for p in run.prompts]
+    if theirs is not None and theirs >= 0:
+        odd = sum(i != theirs for i in ids)
+    elif run.model.tokenizer is None or (theirs is None and run.first is None):
+        return
+    else:
+        own = own_first(run.model)
+        usual = own if theirs is None else None  # the first token of the index's sentences
+        odd = sum(i != usual for i in ids) if usual is not None else sum(i in (own, run.first) for i in ids)
+    if odd:
+        begins = {None: "as the tokenizer begins texts", -1: "without a first token"}
+        begins = begins.get(theirs, f"with token {theirs}")
+        warnings.warn(
+            f"{odd} of {len(ids)} prompts begin otherwise than the sentences of the index, which were read {begins}. "
+            "States of one text differ with its first token: read with the bos= of the index, or build one with this.",
+            stacklevel=3,
+        )
+
+
+def tokenised(model: Model, texts: Sequence[str], first: int | None = None, **options: Any) -> Any:
+    """input_ids, and offset_mapping where asked for, of each text, with the first token that the index has."""
     tokenizer: Any = model.tokenizer
-    return tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
+    found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
+    if first is None:
+        return found
+    before, after = found["input_ids"], [begun(model, row, first) for row in found["input_ids"]]
+    offsets = found.get("offset_mapping", [])
+    # Offsets are of the tokens behind the first one, counted from the end.
+    offsets = [
+        [(0, 0)] * (len(b) - len(a)) + o[max(0, len(a) - len(b)) :] if a != b else o
+        for a, b, o in zip(before, after, offsets, strict=False)
+    ]
+    return {"input_ids": after, "offset_mapping": offsets}
+
+
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
+
+
+def pieces(model: Model, text: str, limit: int, first: int | None) -> list[str]:
+    """A text in as few pieces as fit the limit, cut at sentence ends.  A sentence that does not fit is left whole."""
+    ends = [found.end() for found in _SENTENCE.finditer(text)]
+    ends = [end for end in ends if end < len(text)] + [len(text)]
+    found: list[str] = []
+    begin = at = 0
+    while at < len(ends):
+        end = ends[at]
+        # Tokens of a whole are not the sum of its parts' in every tokenizer, so each whole is counted anew.
+        while at + 1 < len(ends):
+            longer = tokenised(model, [text[begin : ends[at + 1]].strip()], first)["input_ids"][0]
+            if len(longer) > limit:
+                break
+            at += 1
+            end = ends[at]
+        found.append(text[begin:end].strip())
+        begin, at = end, at + 1
+    return [piece for piece in found if piece]
 
 
 def refeed(store: Store, chosen: Selection, census: Census) -> None:
@@ -227,7 +354,7 @@ def materialise(
     What an earlier call did for the same contexts is kept.  ``replace`` allows another finished index to be there.
     """
     encoding = Encoding(head["storage"], head["d_model"])
-    identity = [essence(head), census.describe(), [h.hex() for h in kept.hashes]]
+    identity = [essence(head), census.identity, [h.hex() for h in kept.hashes]]
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
     digest.update(kept.sentence.astype("<i4").tobytes() + kept.position.astype("<i4").tobytes())
     folder = path / f"data-{digest.hexdigest()}"
@@ -305,13 +432,13 @@ def token_table(counts: np.ndarray, texts: Callable[[list[int]], list[str]]) -> 
     return {"token_id": seen.astype(np.int32), "token": np.array(shown, object), "occurrences": counts[seen]}
 
 
-def spans_of(model: Model, kept: Kept) -> dict[str, np.ndarray]:
+def spans_of(model: Model, kept: Kept, first: int | None = None) -> dict[str, np.ndarray]:
     """The characters of its sentence that each context's token stands for, without the spaces around them."""
     start, end = np.zeros(len(kept), np.int32), np.zeros(len(kept), np.int32)
-    first = np.searchsorted(kept.sentence, np.arange(len(kept.texts) + 1))
+    rows = np.searchsorted(kept.sentence, np.arange(len(kept.texts) + 1))
     for at in range(0, len(kept.texts), TOKENISED_AT_ONCE):
         texts = kept.texts[at : at + TOKENISED_AT_ONCE]
-        encoded = tokenised(model, texts, return_offsets_mapping=True)
+        encoded = tokenised(model, texts, first, return_offsets_mapping=True)
         for i, text in enumerate(texts, at):
             ids, offsets = encoded["input_ids"][i - at], encoded["offset_mapping"][i - at]
             mine = kept.tokens(i)
@@ -320,7 +447,7 @@ def spans_of(model: Model, kept: Kept) -> dict[str, np.ndarray]:
                     f"The tokenizer of {model.name} split {text!r} in two ways in one build. Its states could not be "
                     "matched with characters; use one version of it throughout."
                 )
-            for row in range(first[i], first[i + 1]):
+            for row in range(rows[i], rows[i + 1]):
                 start[row], end[row] = inner(text, *offsets[kept.position[row]])
     return {"char_start": start, "char_end": end}
 

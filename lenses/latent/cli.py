@@ -35,6 +35,8 @@ def register(commands: Any, style: Any) -> None:
     build.add_argument("--storage", choices=("fp16", "int8"), default="fp16", help="int8 takes half the room")
     build.add_argument("--seed", type=int, default=0, metavar="N")
     build.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of a line; default: 512")
+    build.add_argument("--long", choices=("cut", "split", "refuse"), default="cut", help="longer lines; default: cut")
+    build.add_argument("--bos", metavar="TOKEN", help="put this token before each line; default: as the tokenizer does")
     build.add_argument("--column", metavar="NAME", help="the column that holds the text")
     build.add_argument("--approximate", metavar="KIND", help="also make an ivf-sq8, ivf-pq or hnsw index")
     _machine(build)
@@ -94,7 +96,7 @@ def _build(chosen: argparse.Namespace) -> None:
     index = ContextIndex.build(
         _load(chosen), chosen.corpus, chosen.path, layers=chosen.layers, contexts_per_token=chosen.contexts_per_token,
         seed=chosen.seed, storage=chosen.storage, max_tokens=chosen.max_tokens, column=chosen.column,
-        approximate=chosen.approximate,
+        approximate=chosen.approximate, long=chosen.long, bos=chosen.bos,
     )  # fmt: skip
     _describe(index)
 

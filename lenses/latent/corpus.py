@@ -5,15 +5,15 @@ Nothing here holds more than one block of a file, so a corpus may be larger than
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from workbench.errors import InputError, missing
+from workbench.files import table, text_lines
+from workbench.tokens import whole
 
 COLUMNS = ("text", "sentence", "caption", "content", "phrase")
 """Names under which tables usually hold their text; the first that is there is taken."""
@@ -30,15 +30,16 @@ def sentences(corpus: Corpus, column: str | None = None) -> Iterator[str]:
             of strings.
         column: where tables and JSON objects have the text; default: the first of ``COLUMNS`` that is there.
 
-    Raises InputError for a file that is not there, of an unknown kind, or without text.
+    Raises InputError for a file that is not there, of an unknown kind, without text, or in an encoding that is not
+    known (:mod:`workbench.files`).
     """
-    for text in _raw(corpus, column):
+    for number, text in enumerate(_raw(corpus, column), 1):
         if not isinstance(text, str):
             raise InputError(
                 f"The corpus gave a {type(text).__name__} where a sentence was expected. Give strings, or name the "
                 "column that holds them with column=."
             )
-        text = text.strip()
+        text = whole(text, f"Sentence {number} of the corpus").strip()
         if text:
             yield text
 
@@ -87,39 +88,29 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _open(path: Path) -> TextIO:
-    # A broken byte becomes U+FFFD: one bad line of ten million is no reason to stop.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="")
-    return path.open(encoding="utf-8", errors="replace", newline="")
-
-
 def _text(path: Path, column: str | None) -> Iterator[str]:
-    with _open(path) as file:
-        yield from file
+    return text_lines(path)
 
 
 def _jsonl(path: Path, column: str | None) -> Iterator[str]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"Line {number} of {path} is not JSON: {error}") from error
-            if isinstance(item, dict):
-                column = column or _pick(item, str(path))
-                item = item.get(column)
-            if item is not None:
-                yield item
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"Line {number} of {path} is not JSON: {error}") from error
+        if isinstance(item, dict):
+            column = column or _pick(item, str(path))
+            item = item.get(column)
+        if item is not None:
+            yield item
 
 
 def _csv(path: Path, column: str | None) -> Iterator[str]:
-    with _open(path) as file:
-        rows = csv.DictReader(file, delimiter="\t" if _kind(path) == ".tsv" else ",")
-        column = _pick(rows.fieldnames or (), str(path), column)
-        yield from (row[column] or "" for row in rows)
+    names, rows = table(path, "\t" if _kind(path) == ".tsv" else ",")
+    column = _pick(names, str(path), column)
+    yield from (row[column] or "" for row in rows)
 
 
 def _parquet_file(path: Path) -> Any:
@@ -152,7 +143,8 @@ def _dataset(name: str, column: str | None) -> Iterator[str]:
         ) from error
     for row in rows:
         column = column or _pick(row, name)
-        yield row[column]
+        if row[column] is not None:
+            yield row[column]
 
 
 def _pick(names: Iterable[str], place: str, wanted: str | None = None) -> str:

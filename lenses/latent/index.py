@@ -21,6 +21,7 @@ from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
 from lenses.latent.store import IndexRefused, Store, checksums
 from workbench.errors import InputError
+from workbench.inputs import Bos
 from workbench.reading import write_whole
 from workbench.tokens import token_texts, word_span
 
@@ -95,6 +96,8 @@ class ContextIndex:
         batch_tokens: int | None = None,
         approximate: str | None = None,
         progress: bool = True,
+        bos: Bos = None,
+        long: str = "cut",
     ) -> ContextIndex:
         """Build the index of a corpus, or go on with a build that was interrupted.
 
@@ -109,22 +112,26 @@ class ContextIndex:
             layers: default: those of the paper, {1, 2, 4, 8, 16, 24, L-2, L-1}.
             storage: "fp16", or "int8" for about half the size.
             first_position: contexts before this position are left out (the published package leaves out 0 and 1).
-            max_tokens: a longer line is read up to here (or to the model's context).
+            max_tokens: the longest text that is read (or the model's context, where that is shorter).
             column: where tables have the text.
             batch_tokens: tokens that run at once; default 512 on a CPU, 8192 on a GPU.
             approximate: also make an approximate index ("ivf-sq8", "ivf-pq" or "hnsw"); see :meth:`accelerate`.
+            bos: the first token of each text, as in :func:`workbench.read`.
+            long: what becomes of longer texts: "cut": what is behind max_tokens is left out, with a warning and counted
+                in the manifest (``corpus``: sentences_cut, tokens_left_out); "split": they are cut into pieces at
+                sentence ends; "refuse".
 
         Raises:
             InputError: a corpus that cannot be read, settings that cannot be, or another index at the path.
             StateError: the model gave NaN or infinity.
         """
         model = _loaded(model)
-        head = building.header(model, layers, contexts_per_token, seed, first_position, max_tokens, storage)
+        head = building.header(model, layers, contexts_per_token, seed, first_position, max_tokens, storage, bos, long)
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         census = building.Census()
         chosen = building.selection(head, _vocabulary(model), path)
-        building.choose(model, corpus, column, chosen, census, head["settings"]["max_tokens"], progress)
+        building.choose(model, corpus, column, chosen, census, head["settings"], progress)
         _write(path, head, chosen, census, model, batch_tokens=batch_tokens, progress=progress)
         index = cls(path, model)
         return index.accelerate(approximate) if approximate else index
@@ -148,7 +155,7 @@ class ContextIndex:
         census = building.Census()
         chosen = building.selection(self.manifest, _vocabulary(model), self.path)
         building.refeed(self.store, chosen, census)
-        building.choose(model, corpus, column, chosen, census, self.manifest["settings"]["max_tokens"], progress)
+        building.choose(model, corpus, column, chosen, census, self.manifest["settings"], progress)
         head = {k: self.manifest[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
         _write(
             self.path,
@@ -574,7 +581,7 @@ def _write(
     kept: Kept = chosen.finish()
     if model is not None:
         batch_tokens = batch_tokens or (8192 if model.device.type == "cuda" else 512)
-        spans = building.spans_of(model, kept)
+        spans = building.spans_of(model, kept, head["settings"].get("bos"))
         texts = lambda ids: token_texts(model.tokenizer, ids)  # noqa: E731
     else:
         spans = building.spans_in(kept, sources)

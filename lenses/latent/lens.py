@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
 from lenses.nulls import ROWS, Null, floors, left_out, null_states, p_and_q
@@ -118,6 +119,7 @@ class LatentLens:
 
     def begin(self, run: Run) -> None:
         self._run = run
+        tell_of_beginnings(self.index.manifest, run)
         depth = [len(self._wanted)]
         self._similarity = run.empty(depth, after=[self.top_k])
         self._layer = run.empty(depth, np.int32, after=[self.top_k])

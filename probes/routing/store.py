@@ -24,6 +24,7 @@ from probes.routing.tracer import RoutingTracer, assembled, document_labels
 from workbench.errors import InputError, ReadingError
 from workbench.inputs import encode
 from workbench.reading import Reading, write_whole
+from workbench.tokens import unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -68,12 +69,14 @@ def trace(
         "experts": [x.n_experts for x in layers], "top_k": [x.top_k for x in layers],
         "modules": [x.name for x in layers],
     }  # fmt: skip
+    unknown = [unknown_share(model.tokenizer, prompt.ids) for prompt in prompts]
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     done: dict[str, str] = {}
     if (path / "trace.json").exists():
         there = _manifest(path)
         done = there.pop("shards")
+        there.pop("unknown", None)
         if there != head:
             other = next(k for k in head if there.get(k) != head[k])
             raise InputError(f"{path} holds a trace with another {other}. Choose another folder, or delete it first.")
@@ -89,7 +92,7 @@ def trace(
                 data = read(model, ids, own, batch_size=batch_size, progress=False).data
                 write_whole(path / name, lambda file, data=data, members=members: _write(file, data, members))
                 done[name] = _digest(path / name)
-                text = json.dumps({**head, "shards": done})
+                text = json.dumps({**head, "unknown": unknown, "shards": done})
                 write_whole(path / "trace.json", lambda file, text=text: Path(file).write_text(text))
             bar.update(sum(len(prompts[i].ids) for i in members))
     return Trace(path)
@@ -126,10 +129,13 @@ class Trace:
         """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
         a = self.about
         given = a["labels"] if labels is None else labels
-        return counted(
+        found = counted(
             self.shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
             modules=a["modules"], n_layers=a.get("n_layers"),
         )  # fmt: skip
+        if "unknown" in a:
+            found.data["document_unknown"] = (("prompt",), np.array(a["unknown"]))
+        return found
 
 
 def counted(

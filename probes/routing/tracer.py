@@ -13,6 +13,7 @@ from workbench.errors import InputError, Refused
 from workbench.moe import MoE, Routing, moe_of
 from workbench.reading import Reading
 from workbench.sites import Site
+from workbench.tokens import unknown_share
 
 GATE = ("entropy", "top", "margin", "chosen", "log_sum_square", "moved")
 """Statistics of a token's gate distribution p over E routed experts (identity experts left out), of which k are
@@ -49,6 +50,7 @@ class RoutingTracer:
         document_count, document_weight [prompt, block, expert]: both for each document (all of its labels).  Tokens
             of a document are not independent: whatever is inferred is inferred over documents.
         document_label_count [prompt, label]: tokens of each label in each document.
+        document_unknown [prompt]: share of tokens that are the tokenizer's unknown one.
         part_count, part_weight [part, block, expert], part_prompt, part_label [part]: where labels are by token, the
             tokens of one label in one document.
         usage_probability [label, block, expert], gate_entropy [label, block] (nats), document_probability (mean over
@@ -257,6 +259,8 @@ class RoutingTracer:
             variables["pair_count"] = (("block", "expert", "expert_2"), self._pairs.numpy())
             variables["flow_count"] = (("block_from", "expert", "expert_2"), self._flow.numpy())
             coords["block_from"] = coords["block"][:-1]
+        unknown = [unknown_share(self._run.model.tokenizer, p.ids) for p in self._run.prompts]
+        variables["document_unknown"] = (("prompt",), np.array(unknown))
         if self.trace:
             slots = ("prompt", "block", "position", "slot")
             variables["expert_id"] = (slots, self._id)

@@ -12,11 +12,11 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.errors import InputError
-from workbench.inputs import encode
+from workbench.inputs import encode, in_head, one_token, text_ids
 from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
-from workbench.tokens import token_texts
+from workbench.tokens import token_texts, unknown_id
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -145,18 +145,17 @@ def for_prompts(candidates: Candidates, prompts: int) -> list[list[str | int]]:
 
 
 def pieces(model: Model, candidate: str | int) -> list[int]:
-    """The token ids of a candidate; InputError where the vocabulary does not have it."""
+    """The token ids of a candidate: one where there is a token of that text, as of a lens's targets.
+
+    Raises InputError where the vocabulary does not have it."""
     if not isinstance(candidate, str):
-        if not 0 <= int(candidate) < model.vocab_size:
-            raise InputError(f"Candidate id {candidate} is outside the vocabulary 0 to {model.vocab_size - 1}.")
-        return [int(candidate)]
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer, so the candidate {candidate!r} needs to be a token id.")
-    ids = list(model.tokenizer(candidate, add_special_tokens=False)["input_ids"])
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if not ids or (unknown is not None and unknown in ids):
-        raise InputError(f"The candidate {candidate!r} is not in the vocabulary of {model.name}.")
-    return ids
+        return [in_head(model, int(candidate), "A candidate")]
+    what = f"The candidate {candidate!r}"
+    found = one_token(model, candidate, what)
+    ids = text_ids(model, candidate, what) if found is None else [found]
+    if not ids or (found is None and unknown_id(model.tokenizer) in ids):
+        raise InputError(f"{what} is not in the vocabulary of {model.name}.")
+    return [in_head(model, i, what) for i in ids]
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import InputError
+from workbench.files import text_of
 
 DEPTH_GROUPS = ("not reachable", "reachable", "frontier", "optimal")
 STEP_GROUPS = ("correct next", "wrong neighbour", "target", "other")
@@ -136,7 +136,7 @@ class Problem:
 def load_prosqa(path: str | os.PathLike[str]) -> list[Problem]:
     """Problems from a JSON file in ProsQA's format (facebookresearch/coconut, or its symbolic variant)."""
     try:
-        records = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        records = json.loads(text_of(path))
+    except ValueError as error:
         raise InputError(f"{path} is no file of problems ({error}).") from error
     return [Problem.of(record) for record in records]

@@ -25,7 +25,7 @@ from torch import Tensor
 from workbench.anatomy import TOLERANCE
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, Refused
-from workbench.inputs import Batch, Prompt, collate, encode, plan
+from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
 from workbench.model import Model
 from workbench.reader import Reader, Run, observe_batch, provenance, settle, token_budget
 from workbench.reading import Reading
@@ -196,7 +196,7 @@ class ForcedMixture:
         chosen = [(self.tokens[p] if self._own else self.tokens)[step.place - 1] for p in step.prompts]
         rows = []
         for ids in chosen:
-            at = torch.tensor([list(ids)], device=step.state.device)
+            at = torch.tensor([embeddable(step.model, [int(i) for i in ids], "A thought")], device=step.state.device)
             rows.append(mixed(step.model, at, torch.full(at.shape, 1 / at.shape[1], device=at.device)))
         return torch.cat(rows), {}
 
@@ -332,10 +332,8 @@ def _tokens(model: Model, then: str | Sequence[int] | None) -> list[int]:
     if then is None:
         return []
     if not isinstance(then, str):
-        return [int(i) for i in then]
-    if model.tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer, so then={then!r} needs to be token ids.")
-    return list(model.tokenizer(then, add_special_tokens=False)["input_ids"])
+        return embeddable(model, [int(i) for i in then], "then=")
+    return text_ids(model, then, f"then={then!r}")
 
 
 def _named(reading: Reading, length: np.ndarray, n: int) -> None:

@@ -17,7 +17,7 @@ from probes.values.framings import STANCES
 from probes.values.items import columns
 from probes.values.prefixes import read_prompts
 from workbench.errors import InputError
-from workbench.inputs import encode
+from workbench.inputs import encode, in_head
 from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site
@@ -253,6 +253,8 @@ def chosen_logprobs(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """[prompt, position, token] of :class:`ChosenTokens` at each prompt's last ``len(ids[prompt])`` positions, and the
     cost of the pass (:func:`~probes.values.prefixes.read_prompts`)."""
+    for token in {token for own in ids for place in own for token in place}:
+        in_head(model, token, "An answer's token")
     read = encode(model, [list(prompt) for prompt in prompts], "last")
     for prompt, own in zip(read, ids, strict=True):
         prompt.positions = list(range(len(prompt.ids)))[-len(own) :]

@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import InputError
+from workbench.files import table, text_of
+from workbench.tokens import whole
 
 KINDS = ("statement", "question", "choice")
 OWN = Path(__file__).with_name("own.csv")
@@ -63,6 +65,8 @@ class Item:
             raise InputError(f"An item has no id (text: {self.text[:60]!r}). Readings refer to items by id: give one.")
         if not self.text.strip():
             raise InputError(f"Item {self.item_id} has an empty text, so there is nothing to ask. Leave it out.")
+        for text in (self.text, self.negated, *self.options):
+            whole(text, f"A text of item {self.item_id}")
         if not self.topic.strip():
             raise InputError(f"Item {self.item_id} has no topic, so no average would hold it. Name one.")
         if isinstance(self.polarity, bool) or self.polarity not in (1, -1, 0):
@@ -406,12 +410,9 @@ class _Row:
 
 def _rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path} cannot be read as a table of items ({error}). A CSV file in UTF-8 is needed."
-        ) from error
+        rows = list(table(path)[1])
+    except InputError as error:
+        raise InputError(f"{path} cannot be read as a table of items. {error}") from error
     if not rows:
         raise InputError(f"{path} has no rows. A header and one row per item are needed.")
     return rows
@@ -419,8 +420,8 @@ def _rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 
 def _json(path: str | os.PathLike[str]) -> Any:
     try:
-        data = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(text_of(path))
+    except ValueError as error:
         raise InputError(f"{path} is no JSON file of items ({error}).") from error
     if not isinstance(data, list | dict):
         raise InputError(f"{path} holds a {type(data).__name__}; a list of rows, or an object with one, is needed.")

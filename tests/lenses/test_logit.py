@@ -233,7 +233,7 @@ def test_targets_that_do_not_fit_the_prompts_are_errors(llama):
         ([[3], 4, [5]], "tokens such as 4 beside lists"),
         ([[], [], []], "empty list"),
         ([], "empty list"),
-        ([[3], [97], [4]], "Target id 97"),
+        ([[3], [97], [4]], "token id 97"),
     ):
         for lens in (LogitLens(targets=targets), LogitAttribution(targets=targets)):
             with pytest.raises(InputError, match=said):

@@ -162,3 +162,75 @@ def test_a_tidy_table_repeats_nothing(readings):
     assert dict(zip(tokens["vocab"], tokens["vocab_token"], strict=True)) == dict(
         zip(readings[0].data["vocab"].values, readings[0].data["vocab_token"].values, strict=True)
     )
+
+
+def test_places_of_a_part_count_in_each_prompt(llama, tmp_path):
+    ids = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+    whole = workbench.read(llama, ids, LogitLens(top_k=2), progress=False)
+    for wanted in (slice(-3, None), slice(None, -1), slice(None, None, -2), slice(0, 2), -1, -3, [-1, 0], [0, -2]):
+        part = whole.isel(position=wanted)
+        for p, own in enumerate(ids):
+            places = list(range(len(own)))  # what Python itself makes of the prompt alone
+            if isinstance(wanted, slice):
+                places = places[wanted]
+            else:
+                listed = wanted if isinstance(wanted, list) else [wanted]
+                places = [places[w] if -len(own) <= w < len(own) else -1 for w in listed]
+            width = part.data.sizes["position"]
+            padded = places + [-1] * (width - len(places))
+            assert part.data["input_position"].values[p].tolist() == padded, (wanted, p)
+            tokens = [own[place] if place >= 0 else -1 for place in padded]
+            assert part.data["input_id"].values[p].tolist() == tokens
+            assert [bool(x) for x in part.data["input_token"].values[p]] == [t >= 0 for t in tokens]
+            for slot, place in enumerate(padded):
+                for name in ("entropy", "token_id", "logprob", "target_logprob_null"):
+                    mine = part.data[name].values[p, :, slot]
+                    theirs = whole.data[name].values[p, :, place]
+                    missing = np.full(theirs.shape, -1 if theirs.dtype.kind == "i" else np.nan)
+                    np.testing.assert_array_equal(mine, theirs if place >= 0 else missing)
+        alone = whole.isel(prompt=1, position=wanted) if wanted != -3 and wanted != [0, -2] else None
+        if alone is not None:
+            real = part.data["input_id"].values[1] >= 0
+            mine = alone.data["input_id"].values[0].tolist()
+            assert mine[: real.sum()] == part.data["input_id"].values[1][real].tolist()
+        assert part.data["entropy"].dtype == whole.data["entropy"].dtype
+        assert part.data["token_id"].dtype == whole.data["token_id"].dtype
+        xr.testing.assert_identical(workbench.open(part.save(tmp_path / "part.nc")).data, part.data)
+        part.figure(prompt=0)
+    assert whole.isel(prompt=1, position=-1).data["input_id"].values.tolist() == [[11]]
+    # Where the same places are meant in every prompt they keep their names.
+    assert whole.isel(position=[1, 0]).data["position"].values.tolist() == [1, 0]
+    assert whole.isel(position=slice(0, 2)).data["position"].values.tolist() == [0, 1]
+    assert whole.isel(position=np.array([True, False, False, False, True])).data["input_id"].values.tolist() == [
+        [5, 9], [10, -1], [12, -1],
+    ]  # fmt: skip
+    last = workbench.read(llama, ids, LogitLens(top_k=2), positions="last", progress=False)
+    mine = whole.isel(position=-1).data
+    np.testing.assert_allclose(mine["logprob"], last.data["logprob"], atol=1e-4)
+    for bad in (5, -6, [0, 5], "last", 1.5):
+        with pytest.raises(InputError, match="position"):
+            whole.isel(position=bad)
+    for bad in (-1, slice(-2, None), [0, -1]):
+        with pytest.raises(InputError, match=r"Use isel\(position=...\)"):
+            whole.sel(position=bad)
+    assert whole.sel(position=slice(1, 2)).data["position"].values.tolist() == [1, 2]
+
+
+def test_any_text_can_be_saved(tmp_path):
+    odd = ["a\0b", "\0", "\x1b[0m\x07", "\ufeff", "line\u2028end", ""]
+    kept = ["a\u2400b", "\u2400", *odd[2:]]
+    data = xr.Dataset(
+        {
+            "text": ("prompt", np.array(odd, object)), "fixed": ("prompt", np.array(odd)),
+            "many": (("prompt", "a", "b"), np.array(odd, object)[:, None, None]),
+        },
+        {"label": ("prompt", np.array(odd, object)), "kind": odd[:1]}, {"model": "a\0\ud800"},
+    )  # fmt: skip
+    again = workbench.open(workbench.Reading(data, {"name": "a\0\ud800"}).save(tmp_path / "r.nc"))
+    for name in ("text", "label"):
+        assert again.data[name].values.tolist() == kept
+    assert again.data["fixed"].values.tolist() == ["a\u2400b", "", *kept[2:]]
+    assert again.data["kind"].values.tolist() == kept[:1]
+    assert again.data["many"].values.ravel().tolist() == kept
+    assert again.data.attrs["model"] == "a\u2400?" and again.provenance == {"name": "a\0\ud800"}
+    assert data["text"].values.tolist() == odd  # what is in memory stays as it was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from probes.routing.measures.documents import Documents, entropy, jsd, shares, w
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import auroc, bootstrap_interval, fdr, over, p_value
+from workbench.tokens import UNKNOWN
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
@@ -254,7 +256,12 @@ def parallel(
     the mean entropy of q and q', with q the usage of one document; 0: alike.  With interval (groups drawn again) and
     divergence_null: the mean between documents of other meanings; divergence_excess = divergence - null (below 0:
     meaning routes); divergence_p, one-sided: how often translations paired at random are as near (five groups or more,
-    else NaN: fewer have too few pairings).  pairs [label, label_2].
+    else NaN: fewer have too few pairings).  Translations are as long as each other, and routing varies with length: so
+    null and p pair documents with others of about their translation's length (ten groups or more; with fewer, with
+    any).  pairs [label, label_2].
+
+    Documents that are mostly unknown tokens (document_unknown above a fifth) say nothing that could be translated: they
+    are left out with a warning, and where fewer than three groups remain a pair of labels is NaN.
     """
     documents = Documents(source, of)
     documents.needs_labels("Divergence of translations", whole=True)
@@ -270,6 +277,18 @@ def parallel(
                 "it is not known which translates which. Number them apart."
             )
         at[label, j] = i
+    if "document_unknown" in documents.data:
+        lost = documents.data["document_unknown"].values > UNKNOWN
+        if lost.any():
+            each = {name: int(lost[documents.label == i].sum()) for i, name in enumerate(documents.names)}
+            named = [f"{name} {n}" for name, n in each.items() if n]
+            warnings.warn(
+                f"{int(lost.sum())} of {len(lost)} documents are more than {UNKNOWN:.0%} unknown tokens and were left "
+                f"out ({', '.join(named)}): the tokenizer lacks their words, "
+                "so they say nothing that a translation could share.",
+                stacklevel=2,
+            )
+            at[documents.label[lost], [names[str(g)] for g, out in zip(groups, lost, strict=True) if out]] = -1
     share = shares(documents.count)
     spread = entropy(share)
     rng, n = np.random.default_rng(seed), len(documents.names)
@@ -288,12 +307,14 @@ def parallel(
         a, b = at[x, both], at[y, both]
         each = apart(a, b)
         mean = each.mean(0)
-        # Each meaning beside each other one: all turns of the list, or ``draws`` of them.
-        turns = rng.permutation(np.arange(1, len(both)))[:draws]
-        other = np.mean([apart(a, np.roll(b, turn)).mean(0) for turn in turns], 0)
+        alike = _alike(documents.tokens[b])
+        # Each meaning beside each other one of like length: all turns of the list, or ``draws`` of them.
+        turns = rng.permutation(np.arange(1, min(map(len, alike))))[:draws]
+        other = np.mean([apart(a, b[_moved(alike, lambda own, k=k: np.roll(own, k))]).mean(0) for k in turns], 0)
         chance = np.full(len(mean), np.nan)
         if len(both) >= 5:
-            chance = p_value(-mean, -np.stack([apart(a, rng.permutation(b)).mean(0) for _ in range(draws)]))
+            drawn = [apart(a, b[_moved(alike, rng.permutation)]).mean(0) for _ in range(draws)]
+            chance = p_value(-mean, -np.stack(drawn))
         own = (mean, *bootstrap_interval(each, draws=draws, seed=seed), other, chance)
         for table, found in zip((value, low, high, null, p), own, strict=True):
             table[x, y] = table[y, x] = found
@@ -308,6 +329,20 @@ def parallel(
         },
         label_2=np.array(documents.names, object),
     )  # fmt: skip
+
+
+def _alike(length: np.ndarray) -> list[np.ndarray]:
+    """The numbers of documents in sets of five to nine of about one length; in one set where all are as long."""
+    sets = 1 if (length == length[0]).all() else max(1, len(length) // 5)
+    return [np.sort(own) for own in np.array_split(length.argsort(kind="stable"), sets)]
+
+
+def _moved(sets: list[np.ndarray], move: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[documents] which document is in the place of each, each set moved within itself."""
+    found = np.empty(sum(map(len, sets)), int)
+    for own in sets:
+        found[own] = move(own)
+    return found
 
 
 def decode(

@@ -20,6 +20,7 @@ from probes.values.framings import OFFERED, Framing, letter_framings, scale_fram
 from probes.values.white.groups import Groups, units_of
 from probes.values.white.measured import axes, measured
 from workbench.errors import InputError, ReadingError
+from workbench.inputs import in_head
 from workbench.reading import Reading, write_whole
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
@@ -67,6 +68,8 @@ class AnswerStates:
 
     def begin(self, run: Run) -> None:
         self._readout = Readout(run.model)
+        for token in np.unique(self._ids).tolist():
+            in_head(run.model, token, "An answer's token")
         n, depth = int(self.rows.max()) + 1, len(self._wanted)
         self._margin = np.full((len(self._ids), depth), np.nan)
         self._p = np.full((len(self._ids), len(OFFERED)), np.nan)

@@ -239,3 +239,53 @@ def test_an_unseen_label_is_named(found):
         found.figure("usage", label="xx")
     with pytest.raises(InputError, match="given says nothing of the labels L2, L3"):
         measures.overlap(found, given={"L0": 1, "L1": 1})
+
+
+def test_translations_that_share_their_length_alone_are_not_near(found):
+    """Routing follows a document's length and noise; translations are as long as each other and share nothing else."""
+    hits, n, each = 0, 60, 40
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        length = np.repeat(rng.integers(4, 60, each), 2)
+        data = found.data.isel(prompt=slice(0, 2 * each), label=slice(0, 2)).copy(deep=True)
+        # Short documents use other experts than long ones.
+        mean = np.linspace(8, 1, 8) + (length[:, None, None] / 60) * np.linspace(-7, 7, 8)
+        share = np.stack([[rng.dirichlet(3 * mean[d, 0]) for _ in range(2)] for d in range(2 * each)])
+        data["document_count"][:] = rng.multinomial(100, share)
+        data["document_label_count"][:] = np.eye(2, dtype=int)[np.arange(2 * each) % 2] * length[:, None]
+        table = measures.parallel(Reading(data), np.arange(2 * each) // 2, of="count", draws=99, seed=i)
+        hits += (table["divergence_p"].values[0, 1] <= 0.05).mean()
+    assert hits / n <= 0.12, hits / n  # pairings of any length find "meaning" in nearly all
+
+
+def test_documents_of_unknown_tokens_are_no_translations(found):
+    data = found.data.copy(deep=True)
+    unknown = np.where(np.arange(80) % 4 == 2, 1.0, 0.1)  # every document of the third label
+    data["document_unknown"] = (("prompt",), unknown)
+    groups = [i // 4 for i in range(80)]
+    whole = measures.parallel(found, groups, of="count", draws=20)
+    with pytest.warns(UserWarning, match=r"20 of 80 documents are more than 20% unknown tokens.*\(L2 20\)"):
+        table = measures.parallel(Reading(data), groups, of="count", draws=20)
+    for name in ("divergence", "divergence_p", "divergence_null"):
+        assert np.isnan(table[name].values[2]).all() and np.isnan(table[name].values[:, 2]).all()
+        assert not np.isnan(table[name].values[0, 1]).any()
+    np.testing.assert_array_equal(table["divergence"].values[0, 1], whole["divergence"].values[0, 1])
+    data["document_unknown"][:] = 1.0
+    with pytest.warns(UserWarning, match="80 of 80"), pytest.raises(InputError, match="no translations to compare"):
+        measures.parallel(Reading(data), groups, of="count", draws=20)
+
+
+def test_a_reading_and_a_trace_say_which_documents_are_unknown(tmp_path):
+    import probes.routing
+    from workbench.organisms import folder
+
+    model = workbench.load(str(folder("polyglot")))
+    known = next(word for word, i in model.tokenizer.get_vocab().items() if i == 20)
+    texts = ["completely foreign words", f"{known} {known} foreign", f"{known} {known}"]
+    with pytest.warns(UserWarning, match="2 of 3 prompts are more than 20% unknown tokens"):
+        reading = workbench.read(model, texts, RoutingTracer(["x", "y", "z"]), progress=False)
+        traced = probes.routing.trace(model, texts, tmp_path / "t", progress=False)
+    ids = [model.tokenizer(text)["input_ids"] for text in texts]
+    share = [np.mean(np.array(own) == model.tokenizer.unk_token_id) for own in ids]
+    assert reading.data["document_unknown"].values.tolist() == pytest.approx(share) and share[0] >= 0.75
+    assert traced.reading().data["document_unknown"].values.tolist() == pytest.approx(share)

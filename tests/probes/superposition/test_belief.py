@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 from tiny import tiny
 
 import workbench
+from lenses import LogitLens
 from probes.superposition import (
     CandidateBelief,
     ContinuousThought,
@@ -260,3 +261,22 @@ def test_names_beyond_the_context_are_an_error():
         entity_belief(
             model, [[5, 6, 7]], [[8]], thoughts=np.zeros((1, model.context_length, model.d_model), np.float32)
         )
+
+
+def test_candidates_are_the_tokens_that_a_lens_follows():
+    """SentencePiece puts a space before a text: "a" is two tokens, and yet there is one whose text it is."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE({"<unk>": 0, "▁": 1, "a": 2, "o": 3, "b": 4}, [], unk_token="<unk>"))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    assert tokenizer("a", add_special_tokens=False)["input_ids"] == [1, 2]
+    model = workbench.load(tiny("llama"), tokenizer=tokenizer)
+    belief, lens = workbench.read(
+        model, "a b", [CandidateBelief(["a", "o"]), LogitLens(targets=["a", "o"])], progress=False
+    )
+    assert belief.data["candidate_id"].values.tolist() == [[2, 3]] == [lens.data["target_id"].values.tolist()]
+    odds = np.diff(belief.data["logit"].values, axis=-1)[..., 0]
+    theirs = lens.data["target_logprob"].transpose("prompt", "layer", "position", "target").values
+    np.testing.assert_allclose(odds, np.diff(theirs, axis=-1)[..., 0], atol=1e-4)
