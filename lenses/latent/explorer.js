@@ -119,7 +119,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     dot.style.left = `calc(${part(where(x))}% - 4px)`;
     node.append(dot);
     if (!Number.isNaN(low)) {
-      const tick = make("b");
+      const tick = make("b", "floor");
       tick.style.left = `calc(${part(where(low))}% - 1px)`;
       node.append(tick);
     }

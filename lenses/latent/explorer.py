@@ -289,7 +289,8 @@ def static(reading: Any, **options: Any) -> str:
     said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
     floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["similarity", *axes, "index layer", "context"], rows)
+    head = ["similarity", *axes, "index layer", "context"]
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "similarity")
 
 
 VIEW = View(

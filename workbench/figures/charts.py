@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures import theme
+from workbench.figures import colours, theme
 from workbench.figures.export import Figure
 from workbench.figures.source import Source, short_name
 
@@ -40,7 +40,6 @@ BAR_LABELS = {
     "kl_to_final": "KL (nats)", "target_rank": "rank of target",
 }  # fmt: skip
 NULL = "null: another position's state"
-SMALL_IS_STRONG = {"entropy", "kl_to_final", "target_rank"}
 HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
 
@@ -79,8 +78,7 @@ def heatmap(
         bar |= {"tickvals": np.log10(np.add(ticks, 1)).tolist(), "ticktext": [f"{t:,}" for t in ticks]}
 
     inputs = [tokens.visible(t) for t in source.inputs(prompt)]
-    signed = value == "contribution" or value.endswith("_difference")
-    scale = theme.DIVERGING if signed else _scale(value)
+    signed, scale = colours.signed(value), theme.stops(value)
     trace = go.Heatmap(
         z=np.round(shown, 4),
         x=list(range(len(inputs))),
@@ -124,16 +122,9 @@ def ink(
     if centred:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     shares = np.nan_to_num((values - low) / ((high - low) or 1), nan=1.0).clip(0, 1)
-    stops = colorscale if isinstance(colorscale, str) else [list(stop) for stop in colorscale]
-    colours = sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple")
-    linear = (np.asarray(colours) / (255 if np.max(colours, initial=0) > 1 else 1)) ** 2.2
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    # WCAG's contrast with black beats that with white above 0.179.
-    return np.where(luminance > 0.179, "#000000", "#FFFFFF").tolist()
-
-
-def _scale(value: str) -> str:
-    return theme.SEQUENTIAL_REVERSED if value in SMALL_IS_STRONG else theme.SEQUENTIAL
+    stops = [stop if isinstance(stop, str) else list(stop) for stop in colorscale]
+    found = np.asarray(sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple"))
+    return colours.ink(found * (1 if np.max(found, initial=0) > 1 else 255))
 
 
 def _ids(source: Source, prompt: int) -> np.ndarray:
@@ -524,7 +515,7 @@ def leap(data: xr.Dataset) -> Figure:
         known = len(bounds) == 2 and not np.isnan(bounds).all()
         figure.add_heatmap(
             z=np.round(shares, 4), x=names, y=list(range(len(source.depths))), zmin=0, zmax=1,
-            colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
+            colorscale=theme.stops("share"), colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
             customdata=np.stack(bounds, -1) if known else None, row=1, col=column,
             hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}"
             f"{' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' * known}<extra></extra>",
@@ -544,8 +535,8 @@ def leap(data: xr.Dataset) -> Figure:
 
 
 FLOORS = {
-    "similarity_floor_random": "random states", "similarity_floor_shuffled": "shuffled prompts",
-    "cosine_floor": "random directions",
+    "similarity_floor_random": ("random states", "dash"), "similarity_floor_shuffled": ("shuffled prompts", "dashdot"),
+    "cosine_floor": ("random directions", "dash"),
 }  # fmt: skip
 
 
@@ -563,13 +554,13 @@ def floors(data: xr.Dataset) -> Figure:
     low, middle, high = np.nanquantile(best, [0.25, 0.5, 0.75], axis=1)
     colour = theme.HUES[0]
     lines, told = [], []
-    for floor, called in FLOORS.items():
+    for floor, (called, dash) in FLOORS.items():
         if not source.has(floor) or np.isnan(level := data[floor].values.astype(float)).all():
             continue
         known, above = ~np.isnan(best + level[:, None]), best > level[:, None]
         shares = above.sum(1) / np.maximum(known.sum(1), 1)
         told.append(f"<br>above {called}: %{{customdata[{len(lines) + 2}]:.0%}}")
-        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", shares))
+        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", dash, shares))
     figure = _figure()
     figure.add_scatter(
         x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines",
@@ -581,9 +572,10 @@ def floors(data: xr.Dataset) -> Figure:
         hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
         f"{''.join(told)}<extra></extra>",
     )  # fmt: skip
-    for hue, (level, called, _) in zip(theme.HUES[1:], lines, strict=False):
+    for level, called, dash, _ in lines:
+        line = {"color": theme.HUES[colours.FLOOR], "width": 1.5, "dash": dash}
         figure.add_scatter(
-            x=source.depths, y=level, mode="lines", line={"color": hue, "width": 1.5, "dash": "dash"}, name=called,
+            x=source.depths, y=level, mode="lines", line=line, name=called,
             hovertemplate="%{y:.3f}",
         )  # fmt: skip
     figure.update_xaxes(title_text=source.depth_label, tickformat="d")

@@ -24,13 +24,14 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import colours
 from workbench.figures.source import Source, short_name
 from workbench.widgets.base import opened
 
 if TYPE_CHECKING:
     import xarray as xr
 
-VERSION = 2
+VERSION = 3
 SCORES = ("logprob", "cosine", "similarity")
 GRIDS = ("entropy", "kl_to_final", "target_rank", "target_logprob", "target_logprob_null", "contribution")
 NONE = 65535
@@ -116,7 +117,7 @@ def _joined(packers: Sequence[Packer], parts: Sequence[Sequence[tuple[dict[str, 
             sent.append({**prompt, "from": len(numbers)})
             numbers += own
         readings.append({**packer.head(), "prompts": sent})
-    return packed({"version": VERSION, "readings": readings}, numbers)
+    return packed({"version": VERSION, "colours": colours.sent(), "readings": readings}, numbers)
 
 
 def packed(value: dict[str, Any], numbers: bytes | bytearray = b"") -> bytes:
