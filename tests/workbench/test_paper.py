@@ -361,7 +361,7 @@ def rgb(fill: str) -> list[int]:
 def test_cells_have_the_colours_of_the_scale(saved, figures):
     z = np.array(figures["entropy of the lens"].data[0].z, float)
     got = np.array([rgb(f) for f in fills(saved["entropy of the lens"][1])])
-    np.testing.assert_allclose(got, expected(z, theme.SEQUENTIAL_REVERSED, z.min(), z.max()), atol=2)
+    np.testing.assert_allclose(got, expected(z, "Viridis_r", z.min(), z.max()), atol=2)
     pairs = np.array(figures["divergence"].data[0].z, float)
     assert len(fills(saved["divergence"][1])) == np.isfinite(pairs).sum(), "no cell where there is no number"
 
@@ -373,7 +373,7 @@ def test_diverging_colours_are_centred_and_what_is_chance_is_hatched(saved, figu
     z, hatched = np.array(cells.z, float), np.array(cells.text) == theme.HATCH
     reach = np.abs(z).max()
     got = np.array([rgb(f) for f in fills(svg)])
-    np.testing.assert_allclose(got, expected(z, theme.DIVERGING, -reach, reach), atol=2)
+    np.testing.assert_allclose(got, expected(z, "RdBu_r", -reach, reach), atol=2)
     assert (got[z.ravel() == 0] == 247).all(), "0 is the middle of the scale"
     root = ElementTree.parse(svg).getroot()
     marks = [p for p in root.iter(f"{SVG}path") if p.get("class") == "hatch"]
@@ -463,7 +463,7 @@ def test_panels_share_one_range_of_colours(tmp_path):
     assert not _overlaps(words(file)), "the bar's title stands beside its numbers"
     z = np.concatenate([np.array(f.data[0].z, float).ravel() for f in own])
     got = np.array([rgb(f) for f in fills(sheet.svg)])
-    np.testing.assert_allclose(got, expected(z, theme.SEQUENTIAL_REVERSED, z.min(), z.max()), atol=2)
+    np.testing.assert_allclose(got, expected(z, "Viridis_r", z.min(), z.max()), atol=2)
     apart = np.array([rgb(f) for f in fills(paper("acl").grid([own]).svg)])
     assert (apart != got).any(), "each by itself has its own range"
     signed = gallery.gallery()["drifts"]
@@ -471,7 +471,7 @@ def test_panels_share_one_range_of_colours(tmp_path):
     both = paper("acl").grid([[signed, Figure(signed)]], share="colour")
     np.testing.assert_allclose(
         [rgb(f) for f in fills(both.svg)][:15],
-        expected(np.array(signed.data[0].z), theme.DIVERGING, -reach, reach),
+        expected(np.array(signed.data[0].z), "RdBu_r", -reach, reach),
         atol=2,
     )
 

@@ -55,10 +55,13 @@ class Figure(go.Figure):
         a warning.  Raises ExportError where there is no browser to draw with or no place to write to.
         """
         path = checked(path)
+        from workbench.figures.titles import fitted
+
         if width is None and venue is not None:
             width = "column"
         if path.suffix.lower() == ".html":
-            content = self.sized(width, venue, height, template).to_html(include_plotlyjs=True, full_html=True)
+            figure = fitted(self.sized(width, venue, height, template), grow=height is None)
+            content = figure.to_html(include_plotlyjs=True, full_html=True)
             write_whole(path, lambda name: Path(name).write_text(content, encoding="utf-8"))
             return path
         if width is not None:
@@ -67,6 +70,7 @@ class Figure(go.Figure):
             options: dict[str, Any] = {} if template is None else {"template": template}
             return paper(venue, **options).save(self, path, width, height=height, scale=scale)
         figure = Figure(told(self)).update_layout({"template": template} if template else {})
+        figure = fitted(figure, grow=height is None)
         wide, own_tall = size(figure)
         tall = height * theme.PIXELS_PER_INCH if height is not None else own_tall
         if tall != own_tall:
@@ -117,11 +121,20 @@ class Figure(go.Figure):
         self.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), "of": about(of)}})
         return self
 
+    def show(self, *args: Any, **options: Any) -> Any:
+        """plotly's interactive view."""
+        from workbench.figures.titles import fitted
+
+        return super(Figure, fitted(self)).show(*args, **options)
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
         """A PNG where a browser can draw it, else plotly's own data if that is small; always text."""
+        from workbench.figures.titles import fitted
+
         text = repr(self)
         try:
             shown, lost = _translated(self)
+            shown = fitted(shown)
             width, height = size(shown)
             svg = drawing.draw(shown.to_plotly_json(), width, height).svg
             if lost:

@@ -102,7 +102,7 @@ def _template(ground: str, ink: str, line: str, hues: list[str], size: float) ->
             "xaxis": axis,
             "yaxis": axis,
             "margin": {"l": 56, "r": 16, "t": 48, "b": 48},
-            "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": size + 2}},
+            "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": size + 2}},
             "hoverlabel": {"align": "left", "namelength": -1},
             "legend": {"bgcolor": "rgba(0,0,0,0)", "bordercolor": line},
             "bargap": 0.15,
