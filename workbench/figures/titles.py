@@ -14,7 +14,7 @@ from typing import Any
 from workbench.figures import theme
 from workbench.figures.export import Figure, size
 
-NARROW, WIDE = set(" .,:;'|!iljI()[]{}/\\·ft`-rJ\u2068\u2069"), set("mwMW@%…—#=+<>~^")
+NARROW, WIDE = set(" .,:;'|!iljI()[]/\\·ft-rJ\u2068\u2069"), set("mwMW@%&…—#=+<>~^")
 LINE = 1.3  # of the type's size
 EDGE = 12.0  # pixels between a title and the picture's edges
 UNITS = re.compile(r"<[^>]*>|&[^;\s]{1,8};|.", re.DOTALL)
