@@ -216,7 +216,9 @@ def test_without_a_browser_the_error_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(ExportError, match=r"apt install chromium.*plotly_get_chrome.*another machine"):
         chart(logit_lens()).save(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
-    assert "application/vnd.plotly.v1+json" in chart(logit_lens())._repr_mimebundle_()
+    first, second = (chart(logit_lens())._repr_mimebundle_() for _ in range(2))
+    assert "application/vnd.plotly.v1+json" in first and "image/png" not in first
+    assert "apt install chromium" in first["text/plain"] and second["text/plain"] == repr(chart(logit_lens()))
     chart(logit_lens()).save(tmp_path / "x.html")
 
 

@@ -21,6 +21,7 @@ from workbench.reading import write_whole
 __all__ = ["FORMATS", "LIMIT", "ExportError", "Figure", "browser"]
 
 FORMATS = ("pdf", "svg", "png", "html")
+_SAID: set[str] = set()  # reasons for which figures are shown without a picture
 LIMIT = 300_000  # bytes that one output may leave in a notebook
 SCALES = (2.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.25)
 
@@ -128,7 +129,10 @@ class Figure(go.Figure):
         return super(Figure, fitted(self)).show(*args, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        """A PNG where a browser can draw it, else plotly's own data if that is small; always text."""
+        """A PNG where a browser can draw it, else plotly's own data if that is small; always text.
+
+        Why there is no PNG is said the first time only.
+        """
         from workbench.figures.titles import fitted
 
         text = repr(self)
@@ -144,7 +148,8 @@ class Figure(go.Figure):
                 text += f"\nShown at {scale:.0%} of its size, to stay small; .show() or .save(path) for all of it."
             return {"text/plain": text, "image/png": picture}, {"image/png": {"width": width, "height": height}}
         except WorkbenchError as error:
-            bundle: dict[str, Any] = {"text/plain": f"{text}\n{error}"}
+            bundle: dict[str, Any] = {"text/plain": text if str(error) in _SAID else f"{text}\n{error}"}
+            _SAID.add(str(error))
             if len(self.to_json() or "") + len(text) < LIMIT * 0.9:
                 bundle["application/vnd.plotly.v1+json"] = self.to_plotly_json()
             return bundle
