@@ -11,7 +11,7 @@ const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, 
 const NAMES = {
   top: "top token", probability: "probability", logprob: "log-prob", cosine: "cosine", similarity: "similarity",
   entropy: "entropy", kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
-  contribution: "contribution to the logit of target",
+  contribution: "contribution to the logit of target", p: "p of nearest", q: "q of nearest",
 };
 const NATS = new Set(["logprob", "entropy", "kl_to_final", "target_logprob"]);
 let COLOURS; // the table of workbench/figures/colours.py, which every reading comes with
@@ -65,6 +65,7 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-cell.hit{text-decoration:underline 2px;font-weight:700}
 .lw-cell.near{text-decoration:underline 1px dotted}
 .lw-cell.dim{opacity:.28}
+.lw-cell.sink:not(.on){outline:1px dotted;outline-offset:-2px}
 .lw-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
   padding-right:8px;background:var(--bg);color:var(--soft)}
 .lw-depth.on{color:var(--accent);font-weight:600}
@@ -363,6 +364,7 @@ function facts(view, row, at, target) {
     if (!NAMES[name] || Number.isNaN(view.value(name, row, at, target))) continue;
     found.push(view.told(name, row, at, target) + (name === "target_logprob" && !Number.isNaN(floor) ? ` (null ${view.say(floor, nothing)})` : ""));
   }
+  if (view.value("sink", row, at) > 0) found.unshift(r.sink);
   if (r.mean) found.push(`mean over positions ${view.say(r.mean[target][row], "contribution")}`);
   if (view.prompt.logit) found.push(`logit of ${view.aim(at, target)} ${say(view.prompt.logit[target][at], "", 3)}`);
   if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
@@ -548,6 +550,7 @@ function pane(app, place) {
     if (self.marks) kind += mark === 2 ? " hit" : mark === 1 ? " near" : " dim";
     else if (state.differ && app.alike(self, row, at)) kind += " dim";
     if (app.pinned(self, row, at)) kind += " pin";
+    if (view.value("sink", row, at) > 0) kind += " sink";
     const on = row === self.row && at === self.at;
     if (on) kind += " on";
     cell.className = kind;
