@@ -184,8 +184,10 @@ def _live_figures(named: dict[str, Reading], out: Path) -> Path:
     for (name, kind), said in FIGURES.items():
         if name in named:
             figure = fitted(named[name].figure(kind))
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts) + f"<p>{tokens.html(said)}</p>")
-    path, head = out / "figures.html", '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
+            drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
+            parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
+    path = out / "figures.html"
+    head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
     text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"
     write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
     return path

@@ -290,7 +290,8 @@ def static(reading: Any, **options: Any) -> str:
                 where[axes.index("position")] = str(data["input_position"].values[place])
             where[axes.index("position")] += f" {tokens.visible(str(data['input_token'].values[place]))}"
         rows.append([
-            (f"{similarity[at]:.3f}", float(similarity[at])), *(f"{t.values[at[:-1]]:.2g}" for t in tests), *where, str(int(data["index_layer"].values[at])),
+            (f"{similarity[at]:.3f}", float(similarity[at])), *(f"{t.values[at[:-1]]:.2g}" for t in tests), *where,
+            str(int(data["index_layer"].values[at])),
             f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",
         ])  # fmt: skip
     told = about(reading)

@@ -7,6 +7,7 @@ of :func:`probes.routing.effects`, whose ``backed`` says so, as ``effects=``.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None
     blocks = table["block"].values.tolist()
     stars = [(blocks.index(b), e) for b, e in _backed(effects, names[i], names) if b in blocks]
     star = ", star: missed when dropped" if effects is not None else ""
-    figure = _figure(data, f"{names[i]}: share of slots (hatched: as by chance{star})")
+    figure = _figure(data, f"{_one(names, i)}: share of slots (hatched: as by chance{star})")
     figure.add_heatmap(
         z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.stops("share"),
         zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
@@ -54,6 +55,11 @@ def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None
     figure.update_xaxes(title_text="expert", tickformat="d")
     figure.update_yaxes(title_text="block", type="category")
     return _sized(figure, 160 + 14 * share.shape[1], 140 + 20 * share.shape[0])
+
+
+def _one(names: Sequence[str], i: int) -> str:
+    """A label that is shown alone, and of how many it is one."""
+    return f"{names[i]} (label {i + 1} of {len(names)})" if len(names) > 1 else str(names[i])
 
 
 def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[tuple[int, int]]:
@@ -103,7 +109,7 @@ def gate(data: xr.Dataset, label: Any = None) -> Figure:
     documents = measures.Documents(Reading(data), "probability")
     i = documents.number(label) if label is not None else 0
     count = data["gate_histogram"].values[i].astype(float)
-    figure = _figure(data, f"{documents.names[i]}: entropy of the gate (1: undecided)")
+    figure = _figure(data, f"{_one(documents.names, i)}: entropy of the gate (1: undecided)")
     figure.add_heatmap(
         z=count / count.sum(1, keepdims=True).clip(1), x=data["bin"].values, y=[str(b) for b in documents.blocks],
         colorscale=theme.stops("share"), zmin=0, colorbar={"title": {"text": "tokens"}},

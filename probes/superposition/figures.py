@@ -55,7 +55,7 @@ def depths(data: xr.Dataset, problems: Sequence[Problem], title: str = "belief i
     """Belief in the target by layer and thought, mean over problems (data of a :class:`CandidateBelief` reading)."""
     target = np.array([p.target for p in problems])
     belief = normalised(data["logit"].values)[np.arange(len(problems)), ..., target]
-    figure = _figure(title)
+    figure = _figure(f"{title}, mean over {len(problems)} problems" if len(problems) > 1 else title)
     figure.add_heatmap(
         z=belief.mean(0), x=data["position"].values, y=[str(x) for x in data["layer"].values], zmin=0, zmax=1,
         colorscale=theme.stops("belief"), colorbar={"title": {"text": "belief"}},
@@ -71,7 +71,8 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     """Belief in every candidate from place to place, of one prompt at one layer."""
     own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
     names = tokens.labels(own["candidate_name"].values)
-    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt}")
+    count = data.sizes["prompt"]
+    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1))
     figure.add_heatmap(
         z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.stops("belief"),
         colorbar={"title": {"text": "belief"}}, hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",

@@ -228,7 +228,8 @@ def test_no_text_of_any_figure_leaves_the_screen(figures):
     """With a name of a model as long as they are, whatever fonts are installed."""
     for name, figure in figures.items():
         figure = Figure(figure)
-        figure.layout.title.text = f"LogitAttribution · organisation/a-model-of-135M-Instruct · {figure.layout.title.text}"
+        long = "LogitAttribution · organisation/a-model-of-135M-Instruct"
+        figure.layout.title.text = f"{long} · {figure.layout.title.text}"
         shown = fitted(figure)
         width, height = size(shown)
         assert width == size(figure)[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -624,7 +624,8 @@ FLOORS = {
 def floors(data: xr.Dataset) -> Figure:
     """How near the nearest is at every depth, beside what chance reaches: median and quartiles, floors dashed.
 
-    Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states above each floor, the hover each depth's.
+    Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states
+    above each floor, the hover each depth's.
     A state below a floor has a neighbour that says no more than that of a random state (or of a shuffled prompt).
     """
     source = Source(data)

@@ -2,10 +2,10 @@
 
     scale("entropy")                 "reversed": small is the strong end
     cell("drift", -0.5)              CSS of a table's cell, half way down from zero
-    sent()                           the table, as the explorers' payloads carry it
+    sent()                           the table, for the payloads of explorers
 
-Three scales: "sequential", the greater the lighter; "reversed", the smaller the lighter; "diverging", red above zero and
-blue below, the stronger the darker.  Needs numpy only.
+Three scales: "sequential", the greater the lighter; "reversed", the smaller the lighter; "diverging", red above zero
+and blue below, the stronger the darker.  Needs numpy only.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import unicodedata
 from html import unescape
 from typing import Any
 
-from workbench.figures import theme
 from workbench.figures.export import Figure, size
 
 NARROW, WIDE = set(" .,:;'|!iljI()[]/\\·ft-rJ\u2068\u2069"), set("mwMW@%&…—#=+<>~^")
@@ -101,7 +100,8 @@ def _axis(figure: Any, axis: Any, wide: float, tall: float) -> bool:
         ends[1] = max(ends[1], 90 if any(t.type == "heatmap" for t in figure.data) else 0)
     low, high = axis.domain or (0, 1)
     room = ((wide if across else tall) - sum(ends)) * (high - low)
-    before, type_size = axis.title.text, _size(axis.title.font, None, 1.2 * (figure.layout.template.layout.font.size or 12))
+    plain = figure.layout.template.layout.font.size or 12
+    before, type_size = axis.title.text, _size(axis.title.font, None, 1.2 * plain)
     axis.title.text = "<br>".join(broken(before, max(room, 80) / type_size))
     return axis.title.text != before
 

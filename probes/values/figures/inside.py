@@ -67,7 +67,8 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Figure:
             f"There is no direction of {fitted!r}. There are: {', '.join(map(str, table['fitted'].values))}."
         )
     panels = ["rotation (1: where it was)", "AUC, baseline's direction", "AUC, refitted"]
-    figure = _figure("stance direction", Figure(make_subplots(1, 3, subplot_titles=panels, horizontal_spacing=0.07)))
+    panes = make_subplots(1, 3, subplot_titles=panels, horizontal_spacing=0.07)
+    figure = _figure(f"stance direction, fitted: {fitted}", Figure(panes))
     steps, layers = [str(c) for c in table["checkpoint"].values], table["layer"].values
     hues = sample_colorscale(theme.SEQUENTIAL, np.linspace(0, 0.9, len(layers)).tolist())
     auc = {x: table.sel(kind=kind, direction="pooled") for x, kind in ((2, "fixed"), (3, "refit"))}
