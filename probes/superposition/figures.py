@@ -14,7 +14,7 @@ from probes.superposition.problems import Problem
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.charts import Chart, ink
+from workbench.figures.charts import Chart
 from workbench.figures.export import Figure
 
 GREY = "#8c8c8c"
@@ -171,7 +171,7 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
     x, y = _places(problem)
     figure = _figure(title or f"{problem.names[problem.root]}: {problem.names[problem.target]} or "
                      f"{problem.names[problem.negative]}?")  # fmt: skip
-    size = 26 if max(map(len, problem.names)) < 5 else 33
+    size = 24
     for a, b in problem.edges:
         figure.add_annotation(
             x=x[b], y=y[b], ax=x[a], ay=y[a], xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True,
@@ -183,8 +183,8 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
     for place, own in enumerate(belief):
         shown = np.nan_to_num(own[: len(x)])
         figure.add_scatter(
-            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="middle center",
-            textfont={"size": 9, "color": ink(shown, theme.stops("belief"), False, (0, 1))}, visible=place == 0,
+            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="top center",
+            textfont={"size": 10}, visible=place == 0, cliponaxis=False,
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
                 "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,

@@ -243,7 +243,11 @@ def _translated(figure: Figure) -> tuple[Figure, set[str]]:
     lost = drawing.missing({c for text in _strings(content) for c in text if c > "\x7f"})
     if not lost:
         return figure, lost
-    return Figure(_mapped(content, {ord(c): _escape(c) for c in lost})), lost
+    from workbench.figures.charts import fit_cells
+
+    found = Figure(_mapped(content, {ord(c): _escape(c) for c in lost}))
+    fit_cells(found, size(found)[1])  # escapes are longer than what they stand for
+    return found, lost
 
 
 def _escape(char: str) -> str:

@@ -37,8 +37,8 @@ def broken(text: str, room: float) -> list[str]:
     lines = []
     for given in re.split(r"<br ?/?>", text):
         line = ""
-        for part in re.split(r"(?<=[·,:]) (?![^<>]*>)", given):
-            if line and width(f"{line} {part}") > room:
+        for part in re.split(r"(?<=[·,]) (?![^<>]*>)", given):
+            if width(line) > 0.4 * room and width(f"{line} {part}") > room:
                 lines.append(line)
                 line = ""
             for word in [part] if width(f"{line} {part}".strip()) <= room else re.split(r" (?![^<>]*>)", part):
@@ -86,7 +86,7 @@ def fitted(figure: Figure, grow: bool = True) -> Figure:
 
 
 def _axis(figure: Any, axis: Any, wide: float, tall: float) -> bool:
-    """Break the title of an axis that is longer than the axis; True where it is."""
+    """Make smaller, or break, the title of an axis that is longer than the axis; True where it is."""
     if not axis.title.text or axis.visible is False:
         return False
     across = axis.plotly_name.startswith("x")
@@ -101,9 +101,18 @@ def _axis(figure: Any, axis: Any, wide: float, tall: float) -> bool:
     low, high = axis.domain or (0, 1)
     room = ((wide if across else tall) - sum(ends)) * (high - low)
     plain = figure.layout.template.layout.font.size or 12
-    before, type_size = axis.title.text, _size(axis.title.font, None, 1.2 * plain)
-    axis.title.text = "<br>".join(broken(before, max(room, 80) / type_size))
-    return axis.title.text != before
+    text, type_size, room = axis.title.text, _size(axis.title.font, None, 1.2 * plain), max(room, 80)
+    longest = max(map(width, re.split(r"<br ?/?>", text))) * type_size
+    if longest <= room:
+        return False
+    smaller = max(0.75 * type_size, type_size * room / longest)
+    lines = broken(text, room / smaller)
+    axis.title.update(text="<br>".join(lines), font={"size": smaller})
+    legend, more = figure.layout.legend, LINE * smaller * (len(lines) - 1)
+    if across and more and (legend.y or 0) < 0:  # it stands below the axis
+        legend.y -= more / (tall - sum(margin[s] or default[s] or 80 for s in "tb"))
+        figure.layout.height = (figure.layout.height or tall) + more * (figure.layout.height is not None)
+    return True
 
 
 def _texts(trace: Any) -> list[str]:
