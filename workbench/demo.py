@@ -102,7 +102,7 @@ def demo(chosen: argparse.Namespace) -> None:
     for line in failed:
         print(f"  {line}")
     yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.png')"
+    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.{'png' if figures else 'html'}')"
     print("\nNext:")
     print(f"  open {index} in a browser: all of it, offline")
     if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():

@@ -1,4 +1,4 @@
-// Belief: a problem's graph, nodes as large and as full as the belief in them, stepped through thoughts and layers.
+// Belief: a problem's graph, nodes as large and as light as the belief in them is great, stepped through thoughts and layers.
 
 const STYLE = `
 .wx-graph{display:block;width:100%;border:1px solid var(--line);border-radius:6px}

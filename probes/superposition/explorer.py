@@ -1,4 +1,4 @@
-"""The explorer of thoughts: a graph whose nodes are as full as the belief in them, thought by thought, layer by layer.
+"""The explorer of thoughts: a graph, its nodes as large and light as the belief in them is great.
 
     found = think(model, questions.prompts, ContinuousThought(3), readers=[CandidateBelief(questions.names)], then="=")
     found.readings[0].explore(problems=questions.problems)
