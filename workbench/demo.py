@@ -102,7 +102,8 @@ def demo(chosen: argparse.Namespace) -> None:
     for line in failed:
         print(f"  {line}")
     yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.{'png' if figures else 'html'}')"
+    first = "first.png" if figures else "first.html"
+    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save({first!r})"
     print("\nNext:")
     print(f"  open {index} in a browser: all of it, offline")
     if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():
