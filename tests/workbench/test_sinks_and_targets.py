@@ -194,3 +194,28 @@ def test_rates_draw_all_series_of_all_dimensions():
     lines = {t.name: t for t in figure.data if t.showlegend}
     assert set(lines) == {f"{lens} · {size}" for lens in "ab" for size in (1, 2, 3)}
     np.testing.assert_allclose(lines["b · 2"].y, rate[0, 1, 1])
+
+
+@needs_browser
+@pytest.mark.parametrize("places, numbered", [(4, False), (40, True)])
+def test_tokens_below_a_map_of_belief_are_all_there_or_none(places, numbered, tmp_path):
+    rng = np.random.default_rng(0)
+    belief = rng.dirichlet(np.ones(3), size=(1, 2, places))
+    words = np.array([[f"tok{i:02}" for i in range(places)]], object)
+    data = xr.Dataset(
+        {"belief": (("prompt", "layer", "position", "candidate"), belief),
+         "input_token": (("prompt", "position"), words),
+         "candidate_name": (("prompt", "candidate"), np.array([["a", "b", "c"]], object))},
+        {"layer": [0, 1], "position": range(places), "candidate": range(3)},
+    )  # fmt: skip
+    script = (
+        "const { model } = document.getElementById('explorer');"
+        "setTimeout(() => model.set('selection', { ...model.get('selection'), node: 'a' }), 300);"
+    )
+    dom, _ = load(base.to_html(data, tmp_path / "x.html"), script)
+    names = re.search(r'class="wx-heat-names".*?class="wx-heat-title">([^<]*)<', dom, re.DOTALL)
+    shown = re.findall(r">([^<>]+)</div>", names[0].split('class="wx-heat-title"')[0])
+    if numbered:
+        assert all(text.isdigit() for text in shown) and "numbered" in names[1]
+    else:
+        assert shown == list(words[0])

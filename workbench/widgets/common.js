@@ -216,7 +216,8 @@ function rove(host, selector, enter, leave) {
 // ------------------------------------------------------------------ one heat map
 
 // Rows x columns of colours with one tab stop: arrow keys, a click or a drag choose a cell.
-//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title}
+//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//                                                         places: numbers of columns whose names are tokens
 //   heat.at(r, c)                                         the cell that is chosen; -1: all of its row, or column
 //   heat.trace([[r, c, weight], ...])                     rings on cells, and a line through the first of each row
 function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
@@ -268,15 +269,17 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
       text.title = clip(String(name), 300);
       return text;
     }));
-    const longest = Math.max(...own.columns.map((c) => String(c).length)), step = Math.ceil((7 * clamp(longest, 1, 12) + 6) / wide);
+    const apart = (texts) => Math.ceil((7 * clamp(Math.max(...texts.map((c) => String(c).length)), 1, 12) + 6) / wide);
+    const numbered = own.places && apart(own.columns) > 1; // every second token would read as a text
+    const said = numbered ? own.places : own.columns, step = apart(said);
     below.style.width = `${C * wide}px`;
-    below.replaceChildren(...own.columns.flatMap((name, c) => {
+    below.replaceChildren(...said.flatMap((name, c) => {
       if (c % step) return [];
       const text = make("div", "wx-one", name);
       text.style.left = `${(c + 0.5) * wide}px`;
       return [text];
     }));
-    title.textContent = own.title || "";
+    title.textContent = numbered ? "places, numbered where their tokens do not fit" : own.title || "";
     at(...chosen);
   }
 
