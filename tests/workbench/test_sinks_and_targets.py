@@ -153,7 +153,7 @@ def test_curves_draw_every_target_and_name_it():
         assert other.line.color == line.line.color
     assert len({t.line.color for t in figure.data if t.showlegend}) == 3
     one = chart(data, "curves", value="target_rank", target=" Rome")
-    assert "target ·Rome" in title(one) and r"target \textperiodcentered{}Rome" in one.describe(data).caption()
+    assert "target ·Rome" in title(one) and r"Target \textperiodcentered{}Rome" in one.describe(data).caption()
     assert "target" not in title(chart(data, "curves", value="entropy"))
 
 
