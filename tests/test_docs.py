@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -51,12 +51,25 @@ class Page:
                 self.names |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
             elif language == "python":
                 out = io.StringIO()
-                with contextlib.redirect_stdout(out):
+                with contextlib.redirect_stdout(out), drawing():
                     exec(compile(code, name, "exec"), self.names)
                 printed = out.getvalue()
             elif language == "text" and printed is not None:
                 assert_same(printed, code, name)
                 printed = None
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Skips what needs a browser where there is none."""
+    from workbench.figures.drawing import ExportError, browser
+
+    try:
+        yield
+    except ExportError:
+        if browser() is not None:
+            raise
+        pytest.skip("no Chrome or Chromium to draw figures with")
 
 
 def imported(path: Path) -> ModuleType:

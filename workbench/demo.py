@@ -93,6 +93,8 @@ def demo(chosen: argparse.Namespace) -> None:
         for point in metadata.entry_points(group="workbench.demos"):
             pages |= point.load()(out)
     figures, failed = _figures(named, out)
+    if failed:
+        pages[_live_figures(named, out)] = "The figures, drawn by the page itself."
     index = _index(model, prompts, out, pages, figures)
     print("\nWritten:")
     for path in [index, *pages, *(p.with_suffix(".pdf") for p in figures), *kept]:
@@ -100,7 +102,8 @@ def demo(chosen: argparse.Namespace) -> None:
     for line in failed:
         print(f"  {line}")
     yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.png')"
+    first = "first.png" if figures else "first.html"
+    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save({first!r})"
     print("\nNext:")
     print(f"  open {index} in a browser: all of it, offline")
     if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():
@@ -151,7 +154,14 @@ def _lenses(named: dict[str, Reading]) -> str:
 
 
 def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
-    """Figures as svg and pdf, and what each shows; where no browser can draw them, a line that says so."""
+    """Figures as svg and pdf, and what each shows; where nothing can draw them, a line that says how to get them."""
+    from workbench.figures.export import browser
+
+    if browser() is None:
+        return {}, [
+            "(no .svg and .pdf of the figures: Chrome or Chromium draws them, and none was found; install it, `apt "
+            "install chromium` or, without root rights, `plotly_get_chrome`, and run this again)"
+        ]
     written: dict[Path, str] = {}
     for (name, kind), said in FIGURES.items():
         if name not in named:
@@ -162,9 +172,26 @@ def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], lis
                 called = name if name == kind else f"{name}-{kind}"
                 path = figure.save(out / f"{called}.{suffix}", width="text", venue="neurips")
         except (ValueError, RuntimeError) as error:
-            return written, [f"(no static figures: {error})"]
+            return written, [f"(no .svg and .pdf of the figures: {error})"]
         written[path] = said
     return written, []
+
+
+def _live_figures(named: dict[str, Reading], out: Path) -> Path:
+    """All figures on one page that draws them itself, plotly.js included: it needs no network and nothing installed."""
+    from workbench.figures.titles import fitted
+
+    parts = []
+    for (name, kind), said in FIGURES.items():
+        if name in named:
+            figure = fitted(named[name].figure(kind))
+            drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
+            parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
+    path = out / "figures.html"
+    head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
+    text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"
+    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    return path
 
 
 def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], figures: dict[Path, str]) -> Path:
@@ -180,7 +207,7 @@ def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], fi
     code += "lens.figure(prompt=1)\nlens.explore()\nlens.frame()"
     text = PAGE.format(
         title=tokens.html(f"What {tokens.plain(model.name)} holds, layer by layer"), pages=links,
-        figures=shown or "<p>None: there is no Chrome or Chromium here to draw them with.</p>",
+        figures=shown or "<p>They are on a page of their own, above: nothing here could draw them as pictures.</p>",
         about=f"{model.n_layers} layers, width {model.d_model}, vocabulary {model.vocab_size}. Read: {read}",
         code=tokens.html(code),
     )  # fmt: skip

@@ -119,7 +119,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     dot.style.left = `calc(${part(where(x))}% - 4px)`;
     node.append(dot);
     if (!Number.isNaN(low)) {
-      const tick = make("b");
+      const tick = make("b", "floor");
       tick.style.left = `calc(${part(where(low))}% - 1px)`;
       node.append(tick);
     }
@@ -219,7 +219,9 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     if (input) head.append("near to the state at ", make("bdi", "", clip(at(n), 120)), ` #${place(n)}, ${p.depth} ${value(n, p.depth)}`);
     else head.textContent = p.axes.map((a) => `${a} ${value(n, a)}`).join(", ");
     text.append(sentence(n, 1e9));
-    const said = [`${p.score} ${say(score[n], 4)}`, `index layer ${from[n]}`, `rank ${value(n, "rank")}`];
+    const cell = Math.floor(n / size[size.length - 1]); // rank is the last axis, and these are of the nearest
+    const tests = Object.entries(p.tests).map(([name, own]) => `${name} of the nearest ${say(decode(own)[cell], 4)}`);
+    const said = [...(p.sink && decode(p.sink)[cell] > 0 ? [p.sink_said] : []), `${p.score} ${say(score[n], 4)}`, ...tests, `index layer ${from[n]}`, `rank ${value(n, "rank")}`];
     for (const [name, own] of floors) said.push(`floor of ${name} ${say(own[index(n, p.depth)], 4)}`);
     facts.textContent = said.join(" · ");
     panel.replaceChildren(head, text, facts);

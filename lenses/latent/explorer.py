@@ -90,6 +90,13 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
             for name, called in FLOORS.items() if depth and name in data and data[name].dims == (depth,)
         },
     }  # fmt: skip
+    cells = tuple(a for a in axes if a != "rank")
+    shown["tests"] = {
+        end: decimals(data[f"similarity_{end}"].values, 4)
+        for end in ("p", "q") if f"similarity_{end}" in data and data[f"similarity_{end}"].dims == cells
+    }  # fmt: skip
+    if "sink" in data and data["sink"].dims == cells:
+        shown["sink"], shown["sink_said"] = integers(data["sink"].values.astype(int)), Source(data).sink_said
     if "input_token" in data and "position" in axes:
         vocab: dict[str, int] = {}
         words = [clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel()]
@@ -267,6 +274,8 @@ def static(reading: Any, **options: Any) -> str:
     similarity = np.where(data["index_layer"].values >= 0, data["similarity"].values, np.nan)
     best = np.argsort(-np.nan_to_num(similarity, nan=-np.inf), axis=None, kind="stable")[:STATIC_ROWS]
     source, rows = Source(data), []
+    ends = [end for end in ("p", "q") if f"similarity_{end}" in data]
+    tests = [data[f"similarity_{end}"].transpose(*axes[:-1]) for end in ends]
     for flat in best:
         at = np.unravel_index(flat, similarity.shape)
         if np.isnan(similarity[at]):
@@ -281,7 +290,8 @@ def static(reading: Any, **options: Any) -> str:
                 where[axes.index("position")] = str(data["input_position"].values[place])
             where[axes.index("position")] += f" {tokens.visible(str(data['input_token'].values[place]))}"
         rows.append([
-            (f"{similarity[at]:.3f}", float(similarity[at])), *where, str(int(data["index_layer"].values[at])),
+            (f"{similarity[at]:.3f}", float(similarity[at])), *(f"{t.values[at[:-1]]:.2g}" for t in tests), *where,
+            str(int(data["index_layer"].values[at])),
             f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",
         ])  # fmt: skip
     told = about(reading)
@@ -289,7 +299,8 @@ def static(reading: Any, **options: Any) -> str:
     said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
     floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["similarity", *axes, "index layer", "context"], rows)
+    head = ["similarity", *(f"{end} of the nearest" for end in ends), *axes, "index layer", "context"]
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "similarity")
 
 
 VIEW = View(

@@ -1,4 +1,4 @@
-// Belief: a problem's graph, nodes as large and as full as the belief in them, stepped through thoughts and layers.
+// Belief: a problem's graph, nodes as large and as light as the belief in them is great, stepped through thoughts and layers.
 
 const STYLE = `
 .wx-graph{display:block;width:100%;border:1px solid var(--line);border-radius:6px}
@@ -158,7 +158,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       disc.setAttribute("r", radius(b));
       text.setAttribute("y", -r - 6);
       value.setAttribute("y", r + 13);
-      disc.setAttribute("style", `fill:${shade(b)};stroke:${v === one().target ? "var(--h2)" : v === one().negative ? "var(--h1)" : "var(--soft)"};stroke-width:${v === one().target || v === one().negative ? 3 : 1}`);
+      disc.setAttribute("style", `fill:${tint("belief", b)};stroke:${v === one().target ? "var(--h2)" : v === one().negative ? "var(--h1)" : "var(--soft)"};stroke-width:${v === one().target || v === one().negative ? 3 : 1}`);
       if (v === one().negative) disc.setAttribute("stroke-dasharray", "4 3");
       halo.setAttribute("stroke", ring(t, v) ? "var(--h0)" : "none");
       halo.setAttribute("stroke-dasharray", ring(t, v) ? "2 4" : "none");
@@ -225,11 +225,12 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       return belief(d, t, kinds[state.of] === "the target" ? one().target : kinds[state.of] ? one().negative : state.node);
     };
     heat.fill({
-      rows: p.layers.slice().reverse(), columns: places().map((_, t) => short(t)), title: "thoughts so far, then what follows", wide: 44, high: 20,
-      cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: shade(x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
+      rows: p.layers.slice().reverse(), columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
+      places: places()[0][0] === null ? p.positions : null, high: 20,
+      cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: tint("belief", x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
     });
     heat.at(D - 1 - state.layer, state.place);
-    heatScale.replaceChildren(scale("shade", "0", "1", "belief"));
+    heatScale.replaceChildren(scale("belief", "0", "1", "belief"));
   }
 
   // ---- choosing

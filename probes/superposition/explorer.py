@@ -1,4 +1,4 @@
-"""The explorer of thoughts: a graph whose nodes are as full as the belief in them, thought by thought, layer by layer.
+"""The explorer of thoughts: a graph, its nodes as large and light as the belief in them is great.
 
     found = think(model, questions.prompts, ContinuousThought(3), readers=[CandidateBelief(questions.names)], then="=")
     found.readings[0].explore(problems=questions.problems)
@@ -249,7 +249,7 @@ def static(reading: Any, **options: Any) -> str:
     if len(best) < sum(map(bool, names)):
         said.append(f"{len(best)} of {sum(map(bool, names))} candidates")
     said.append(f"an even belief is {1 / max(1, sum(map(bool, names))):.2f}")
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "belief")
 
 
 def called_as(thoughts: int | None, token: str) -> str:

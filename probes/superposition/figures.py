@@ -55,10 +55,10 @@ def depths(data: xr.Dataset, problems: Sequence[Problem], title: str = "belief i
     """Belief in the target by layer and thought, mean over problems (data of a :class:`CandidateBelief` reading)."""
     target = np.array([p.target for p in problems])
     belief = normalised(data["logit"].values)[np.arange(len(problems)), ..., target]
-    figure = _figure(title)
+    figure = _figure(f"{title}, mean over {len(problems)} problems" if len(problems) > 1 else title)
     figure.add_heatmap(
         z=belief.mean(0), x=data["position"].values, y=[str(x) for x in data["layer"].values], zmin=0, zmax=1,
-        colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "belief"}},
+        colorscale=theme.stops("belief"), colorbar={"title": {"text": "belief"}},
         hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="thoughts so far", tickvals=data["position"].values)
@@ -71,9 +71,10 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     """Belief in every candidate from place to place, of one prompt at one layer."""
     own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
     names = tokens.labels(own["candidate_name"].values)
-    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt}")
+    count = data.sizes["prompt"]
+    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1))
     figure.add_heatmap(
-        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.SEQUENTIAL,
+        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.stops("belief"),
         colorbar={"title": {"text": "belief"}}, hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="position", tickvals=data["position"].values)
@@ -144,7 +145,7 @@ def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mi
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:
-    """The problem's graph, nodes as full of colour as the belief in them, with a slider from thought to thought.
+    """The problem's graph, nodes as light as the belief in them is great, with a slider from thought to thought.
 
     Columns are distances from the root, and nodes out of its reach stand below.  The target is a square, the other
     answer (the problem's negative) a diamond, both with a thick rim.
@@ -170,7 +171,7 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
     x, y = _places(problem)
     figure = _figure(title or f"{problem.names[problem.root]}: {problem.names[problem.target]} or "
                      f"{problem.names[problem.negative]}?")  # fmt: skip
-    size = 26 if max(map(len, problem.names)) < 5 else 33
+    size = 24
     for a, b in problem.edges:
         figure.add_annotation(
             x=x[b], y=y[b], ax=x[a], ay=y[a], xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True,
@@ -182,12 +183,14 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
     for place, own in enumerate(belief):
         shown = np.nan_to_num(own[: len(x)])
         figure.add_scatter(
-            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="middle center",
-            textfont={"size": 9, "color": ["#ffffff" if v > 0.55 else "#222222" for v in shown]}, visible=place == 0,
+            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="top center",
+            textfont={"size": 10}, visible=place == 0, cliponaxis=False,
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
                 "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,
-                "color": [_filled(theme.HUES[0], v) for v in shown], "symbol": [symbol for _, symbol, _ in looks],
+                "color": shown, "colorscale": theme.stops("belief"), "cmin": 0, "cmax": 1, "showscale": True,
+                "colorbar": {"title": {"text": "belief", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+                "symbol": [symbol for _, symbol, _ in looks],
                 "line": {"width": [3 if name else 1 for name, *_ in looks], "color": [hue for *_, hue in looks]},
             },
         )  # fmt: skip
@@ -211,12 +214,6 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
         }],
     )  # fmt: skip
     return figure
-
-
-def _filled(hue: str, share: float) -> str:
-    """A hue over white, as strong as the share."""
-    mixed = (round(255 + (int(hue[i : i + 2], 16) - 255) * min(1.0, max(0.0, share))) for i in (1, 3, 5))
-    return "#" + "".join(f"{v:02x}" for v in mixed)
 
 
 def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:

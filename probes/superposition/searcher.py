@@ -198,7 +198,7 @@ def example(out: Path) -> dict[Path, str]:
             belief.isel(prompt=some), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
             problems=questions.problems[some],
         )  # fmt: skip
-        written[page] = f"A graph, as full as the belief in its nodes, thought by thought: {CALLED[regime]}."
+        written[page] = f"A graph whose colours are the belief in its nodes, thought by thought: {CALLED[regime]}."
     return written
 
 

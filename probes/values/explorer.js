@@ -28,8 +28,7 @@ const STYLE = `
 .wx-stack>span{overflow:hidden;white-space:nowrap;font-size:10px;line-height:15px;text-align:center;color:#000}
 .wx-change{text-align:right;font-variant-numeric:tabular-nums}
 .wx-change small{display:block;color:var(--soft);font-size:11px}
-.s0{background:var(--h2)}.s1{background:#b9bec7}.s2{background:var(--h1)}
-.s3{background:repeating-linear-gradient(45deg,var(--bg) 0 3px,#9aa4b2 3px 4.5px);color:var(--ink)!important;text-shadow:0 0 3px var(--bg),0 0 3px var(--bg),0 0 3px var(--bg)}
+.s0{background:var(--s0)}.s1{background:var(--s1)}.s2{background:var(--s2)}.s3{background:var(--s3);color:var(--bg)!important}
 .wx-key2{display:flex;flex-wrap:wrap;gap:4px 12px;font-size:12px;color:var(--soft)}
 .wx-key2 i{display:inline-block;width:14px;height:11px;border-radius:2px;margin-right:4px;vertical-align:-1px}
 .wx-course{grid-column:1/-1;min-width:0}
@@ -57,7 +56,6 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     return [...x, Math.max(0, 1 - x[0] - x[1] - x[2])];
   };
   const apart = (x, y) => x.reduce((sum, v, s) => sum + Math.abs(v - y[s]), 0) / 2;
-  const CENTRED = new Set(["keyed", "drift"]);
 
   // ---- nodes
   const tools = make("div", "wx-tools wx-top"), box = make("div", "wx-map"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
@@ -92,6 +90,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   head.append(title, find);
   list.setAttribute("role", "listbox");
   list.setAttribute("aria-label", "items by how far they changed; arrow keys walk through them");
+  STANCES.forEach((name, s) => root.style.setProperty(`--s${s}`, `var(--h${p.stances[name]})`));
   STANCES.forEach((name, s) => { const entry = make("span"), swatch = make("i", `s${s}`); entry.append(swatch, `${LETTERS[s]} ${name}`); key.append(entry); });
   const heat = heatmap("topics by checkpoint; arrow keys choose a topic, Shift with an arrow stretches the range of checkpoints", {
     pick: (r, k) => { state.column = state.anchor = k; toTopic(r); },
@@ -143,7 +142,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   const packed = (name, which) => (p.measures[name][which] ? decode(p.measures[name][which]) : null);
   function chart() {
     const name = state.measure, values = packed(name, "value"), low = packed(name, "low"), high = packed(name, "high"), ps = packed(name, "p");
-    const two = CENTRED.has(name);
+    const two = signed(name);
     let reach = 0;
     for (const x of values) if (!Number.isNaN(x)) reach = Math.max(reach, Math.abs(x));
     reach = two ? Math.max(reach, 0.05) : 1;
@@ -152,14 +151,14 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       rows: p.names, columns: p.steps, title: "checkpoint", wide: 60, least: 7, high: 20,
       cell: (r, k) => {
         const j = r * K + k, x = values[j];
-        return { fill: two ? signed(x / reach) : shade(x / reach), mark: !Number.isNaN(x) && unsure(j) ? "hatch" : null, title: cellText(r, k) };
+        return { fill: tint(name, x / reach), mark: !Number.isNaN(x) && unsure(j) ? "hatch" : null, title: cellText(r, k) };
       },
     });
     const width = heat.svg.getAttribute("width");
     range.style.width = `${width}px`;
     const of = name === "drift" ? ` from ${p.baseline ?? p.steps[0]}` : "";
     scales.replaceChildren(
-      scale(two ? "signed" : "shade", two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
+      scale(name, two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
       make("span", "wx-hint", ps ? "hatched: not beyond chance (family-wise p > 0.05)" : two ? "hatched: the 95 % interval holds 0" : "95 % intervals below"),
     );
     means.textContent = MEANS[name] ? `${CALLED[name] || name}: ${MEANS[name]}.` : "";
@@ -167,7 +166,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
     cursor();
   }
   function cellText(r, k) {
-    const name = state.measure, j = r * K + k, ps = packed(name, "p"), sign = (x) => (CENTRED.has(name) && x > 0 ? "+" : "") + say(x);
+    const name = state.measure, j = r * K + k, ps = packed(name, "p"), sign = (x) => (signed(name) && x > 0 ? "+" : "") + say(x);
     const test = ps && !Number.isNaN(ps[j]) ? `, p ${say(ps[j], 3)}` : "";
     return `${p.names[r]}, checkpoint ${p.steps[k]}: ${CALLED[name] || name} ${sign(packed(name, "value")[j])} [${sign(packed(name, "low")[j])}, ${sign(packed(name, "high")[j])}]${test}`;
   }

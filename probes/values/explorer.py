@@ -22,6 +22,8 @@ from workbench.errors import InputError
 from workbench.widgets.base import LIMIT, View, about, clipped, decimals, every, opened, sendable, table, weight
 
 LONGEST_TEXT = 600
+SIDES = {"support": 2, "neutral": 6, "oppose": 1, "uncommitted": 7}
+"""Hues of stances, here and in figures."""
 STATIC_STEPS, STATIC_TOPICS = 14, 40
 CALLED = {
     "keyed": "keyed stance", "drift": "keyed drift", "support": "support", "neutral": "neutral", "oppose": "oppose",
@@ -93,6 +95,7 @@ def payload(
         "topics": raw,
         "names": [clipped(tokens.plain(t)) for t in topics],
         "measures": {name: measures[name] for name in CALLED if name in measures},
+        "stances": SIDES,
         "items": [sendable(i) for i in ids],
         "item_names": [clipped(tokens.plain(i)) for i in ids],
         "texts": [clipped(tokens.plain(t), LONGEST_TEXT) for t in texts],
@@ -198,11 +201,11 @@ def static(readings: Any, **options: Any) -> str:
     units, stood = Units(data), stance(data, draws=200)
     keyed, low, high = (stood[n].transpose("topic", "checkpoint").values for n in ("keyed", "keyed_low", "keyed_high"))
     topics, steps = every(len(keyed), STATIC_TOPICS), every(keyed.shape[1], STATIC_STEPS)
-    names = units.topics
+    names, reach = units.topics, max(0.05, float(np.nanmax(np.abs(keyed), initial=0)))
 
     def cell(t: int, s: int) -> tuple[str, float]:
         unsure = "" if low[t, s] > 0 or high[t, s] < 0 else "°"
-        return f"{keyed[t, s]:+.2f}{unsure}", float(np.nan_to_num(keyed[t, s]))
+        return f"{keyed[t, s]:+.2f}{unsure}", float(keyed[t, s] / reach)
 
     rows = [[tokens.plain(names[t]), *(cell(t, s) for s in steps)] for t in topics]
     said = [
@@ -211,7 +214,8 @@ def static(readings: Any, **options: Any) -> str:
     ]
     if len(topics) < len(names) or len(steps) < len(units.steps):
         said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(units.steps)} checkpoints")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["topic", *(str(units.steps[s]) for s in steps)], rows)
+    head = ["topic", *(str(units.steps[s]) for s in steps)]
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "keyed")
 
 
 VIEW = View(

@@ -160,6 +160,21 @@ def test_the_demos_first_page_leads_to_all_others(folder: Path, tmp_path: Path) 
     assert "http" not in text.replace("http-equiv", "") and "<script" not in text
 
 
+def test_the_demo_without_a_browser_has_its_figures_on_a_page_and_says_how_to_get_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
+    assert main(["demo", "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err
+    (line,) = [line for line in told.out.splitlines() if "apt install chromium" in line]
+    assert "no .svg and .pdf" in line and str(tmp_path / "out" / "figures.html") in told.out
+    text = (tmp_path / "out" / "figures.html").read_text(encoding="utf-8")
+    assert text.count("Plotly.newPlot(") >= 6 and text.count("plotly.js v") == 1 and "<script src" not in text
+    assert 'href="figures.html"' in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".svg", ".pdf")]
+
+
 def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,21 +60,6 @@ def test_the_module_is_small_and_alone():
     assert text.count("export default") == 1 and "</" not in text
 
 
-def test_the_colour_maps_are_the_published_ones_and_survive_colour_blindness():
-    from plotly.colors import sample_colorscale
-
-    text = MODULE.read_text("utf-8")
-    for name, scale in (("VIRIDIS", "Viridis"), ("DIVERGING", "RdBu_r")):
-        inside = re.search(rf"const {name} = \[(.*?)\n\];", text, re.S)[1]
-        stops = np.array(re.findall(r"\[(\d+), (\d+), (\d+)\]", inside), dtype=float)
-        published = sample_colorscale(scale, np.linspace(0, 1, 11).tolist(), colortype="tuple")
-        np.testing.assert_allclose(stops, np.array(published) * 255, atol=6)
-        # What all kinds of colour blindness keep is lightness: it only rises, or falls off to both sides of zero.
-        light = (stops / 255) ** 2.2 @ [0.2126, 0.7152, 0.0722]
-        ways = np.sign(np.diff(light)).tolist()
-        assert ways == ([1.0] * 10 if name == "VIRIDIS" else [1.0] * 5 + [-1.0] * 5)
-
-
 # ---------------------------------------------------------------- the format
 
 

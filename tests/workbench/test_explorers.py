@@ -120,17 +120,6 @@ def test_a_module_is_small_and_alone(name):
     assert view(name).module == MODULES[name] and view(name).name == NAMES[name]
 
 
-def test_hues_are_those_of_the_figures():
-    from workbench.figures import theme
-
-    text = base.COMMON.read_text("utf-8")
-    for block, hues in zip(
-        re.findall(r"const (?:LIGHT|DARK) = `([^`]*)`", text), (theme.HUES, theme.HUES_DARK), strict=True
-    ):
-        own = re.findall(r"--h\d:(#\w+)", block)
-        assert [h if len(h) == 7 else "#" + "".join(2 * c for c in h[1:]) for h in own] == [h.lower() for h in hues]
-
-
 def test_numbers_are_sent_as_the_variable_rounded_and_nothing_else():
     rng = np.random.default_rng(0)
     for scale, digits in ((1, 4), (1, 2), (300, 4), (0, 3)):

@@ -62,8 +62,29 @@ def test_heatmap_of_blocks_and_wide_prompts():
     assert figure.layout.yaxis.title.text == "block (attn_out)"
     wide = chart(logit_lens(lengths=(400,), layers=20))
     assert len(wide.data) == 1, "no cell texts where none could be read"
-    assert len(wide.layout.xaxis.ticktext) < 120
     assert len(wide.to_json()) < 400_000
+
+
+@pytest.mark.parametrize("length", [3, 30, 120, 130, 180, 400])
+def test_tokens_below_a_heatmap_are_all_there_or_none(length):
+    data = logit_lens(lengths=(length, 4))
+    figure = chart(data)
+    ticks = list(figure.layout.xaxis.ticktext)
+    told = figure.describe(data).caption()
+    if figure.layout.xaxis.title.text is None:
+        assert len(ticks) == length and "numbered" not in told
+    else:
+        assert "tokens do not fit" in figure.layout.xaxis.title.text and "Positions are numbered" in told
+        places = [int(t) for t in ticks]
+        assert places == list(figure.layout.xaxis.tickvals) and len(set(np.diff(places))) == 1
+    assert (figure.layout.xaxis.title.text is None) == (length <= 130)
+    assert figure.layout.xaxis.tickfont.size is None or figure.layout.xaxis.tickfont.size >= 8
+
+
+def test_names_of_components_are_all_there_or_said_to_be_some():
+    few, many = chart(logit_attribution()), chart(logit_attribution(blocks=90))
+    assert len(few.layout.xaxis.ticktext) == 14 and few.layout.xaxis.title.text == "component"
+    assert len(many.layout.xaxis.ticktext) == 91 and many.layout.xaxis.title.text == "component (one of 2 is named)"
 
 
 def test_every_label_is_escaped():
@@ -142,7 +163,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
         f"floor: random states ({np.mean(share[0]):.0%} above)",
         f"floor: shuffled prompts ({np.mean([share[1][d] for d in (0, 2, 3)]):.0%} above)",
     ]
-    assert all(f.line.dash == "dash" for f in floors)
+    assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1
     np.testing.assert_array_equal(floors[1].y, shuffled)
     near = chart(embedding_lens(), "floors")
     assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
@@ -195,7 +216,9 @@ def test_without_a_browser_the_error_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(ExportError, match=r"apt install chromium.*plotly_get_chrome.*another machine"):
         chart(logit_lens()).save(tmp_path / "x.pdf")
     assert not list(tmp_path.iterdir())
-    assert "application/vnd.plotly.v1+json" in chart(logit_lens())._repr_mimebundle_()
+    first, second = (chart(logit_lens())._repr_mimebundle_() for _ in range(2))
+    assert "application/vnd.plotly.v1+json" in first and "image/png" not in first
+    assert "apt install chromium" in first["text/plain"] and second["text/plain"] == repr(chart(logit_lens()))
     chart(logit_lens()).save(tmp_path / "x.html")
 
 

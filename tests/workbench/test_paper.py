@@ -24,14 +24,16 @@ pytest.importorskip("plotly")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import gallery
+from fontTools.ttLib import TTFont
 from plotly.colors import sample_colorscale
 
 import workbench
 from workbench.errors import InputError
-from workbench.figures import Figure, drawing, naming, paper, theme
+from workbench.figures import Figure, drawing, naming, paper, theme, titles
 from workbench.figures.charts import charts
-from workbench.figures.export import LIMIT, browser
+from workbench.figures.export import LIMIT, browser, size
 from workbench.figures.naming import name_points
+from workbench.figures.titles import broken, fitted
 from workbench.reading import Reading
 
 pytestmark = pytest.mark.skipif(browser() is None, reason="no Chrome or Chromium to draw with")
@@ -213,13 +215,52 @@ def test_titles_are_within_their_figures_on_the_screen(tmp_path):
         figure = reading.figure(kind, **options)
         file = figure.save(tmp_path / "x.pdf")
         width = page(file)[0]
-        title = figure.layout.title.text.replace("<br>", " ").split()
-        above = [(word, box) for word, box in words(file) if box[3] < figure.layout.margin.t * 0.75]
-        assert [word for word, _ in above][: len(title)] == title and not _overlaps(above)
-        boxes = [box for _, box in above[: len(title)]]
+        title = figure.layout.title.text.split()
+        above = [(word, box) for word, box in words(file) if box[3] < fitted(figure).layout.margin.t * 0.75]
+        assert [word for word, _ in above] == title and not _overlaps(above), "the plot stands below all lines"
+        boxes = [box for _, box in above]
         assert all(0 <= x0 and 0 <= y0 and x1 <= width for x0, y0, x1, _ in boxes), (kind, options)
-        assert len({round(box[1]) for box in boxes}) == figure.layout.title.text.count("<br>") + 1 > 1
-        assert "a-model-of-13B ." not in figure.caption()  # read as one line again
+        assert len({round(box[1]) for box in boxes}) > 1
+        assert "<br>" not in figure.layout.title.text and "a-model-of-13B ." not in figure.caption()
+
+
+def test_no_text_of_any_figure_leaves_the_screen(figures):
+    """With a name of a model as long as they are, whatever fonts are installed."""
+    for name, figure in figures.items():
+        figure = Figure(figure)
+        long = "LogitAttribution · organisation/a-model-of-135M-Instruct"
+        figure.layout.title.text = f"{long} · {figure.layout.title.text}"
+        shown = fitted(figure)
+        width, height = size(shown)
+        assert width == size(figure)[0]
+        for text in drawing.draw(shown.to_plotly_json(), width, height).texts:
+            x, y, w, h = text["box"]
+            if text["kind"] != "table":
+                assert x > -1 and y > -1 and x + w < width + 1 and y + h < height + 1, (name, text)
+
+
+def test_titles_break_between_parts_then_words_then_letters_and_never_in_markup():
+    assert broken("one · two · three", 9) == ["one · two ·", "three"] == broken("one · two ·<br>three", 9)
+    assert broken("some words without parts", 8) == ["some words", "without parts"]
+    assert "".join(broken("a" * 40, 8)) == "a" * 40 and max(map(titles.width, broken("a" * 40, 8))) <= 8
+    assert broken("&lt;" * 30, 8) == ["&lt;" * 8] * 3 + ["&lt;" * 6]
+    lines = broken('x <span style="a b">y</span> ' * 4, 6)
+    assert len(lines) > 1 and all(re.fullmatch("[xy ]*", re.sub("<span style=\"a b\">|</span>", "", x)) for x in lines)
+    assert titles.width("<b>日</b>") == titles.width("日") > titles.width("m") >= titles.width("i")
+
+
+def test_the_measure_of_titles_is_an_upper_bound():
+    """Of the widest font that figures ask for, where it is installed: by the advances that its own file has."""
+    found = subprocess.run(["fc-list", ":family=DejaVu Sans:style=Book", "file"], capture_output=True, text=True)
+    if not (path := found.stdout.partition(":")[0].strip()):
+        pytest.skip("DejaVu Sans is not installed")
+    font = TTFont(path)
+    advance, names, em = font["hmtx"], font.getBestCmap(), font["head"].unitsPerEm
+    for text in ("what adds to the logit of ·red, 12.8", "HuggingFaceTB/SmolLM2-135M-Instruct", "ΔKL · МОСКВА · ±3 %"):
+        real = sum(advance[names[ord(c)]][0] for c in text) / em
+        assert real <= titles.width(text) <= 1.45 * real, text
+    for char in map(chr, range(33, 127)):
+        assert advance[names[ord(char)]][0] / em <= titles.width(char) + 1e-9, char
 
 
 @needs_poppler
@@ -361,7 +402,7 @@ def rgb(fill: str) -> list[int]:
 def test_cells_have_the_colours_of_the_scale(saved, figures):
     z = np.array(figures["entropy of the lens"].data[0].z, float)
     got = np.array([rgb(f) for f in fills(saved["entropy of the lens"][1])])
-    np.testing.assert_allclose(got, expected(z, theme.SEQUENTIAL_REVERSED, z.min(), z.max()), atol=2)
+    np.testing.assert_allclose(got, expected(z, "Viridis_r", z.min(), z.max()), atol=2)
     pairs = np.array(figures["divergence"].data[0].z, float)
     assert len(fills(saved["divergence"][1])) == np.isfinite(pairs).sum(), "no cell where there is no number"
 
@@ -373,7 +414,7 @@ def test_diverging_colours_are_centred_and_what_is_chance_is_hatched(saved, figu
     z, hatched = np.array(cells.z, float), np.array(cells.text) == theme.HATCH
     reach = np.abs(z).max()
     got = np.array([rgb(f) for f in fills(svg)])
-    np.testing.assert_allclose(got, expected(z, theme.DIVERGING, -reach, reach), atol=2)
+    np.testing.assert_allclose(got, expected(z, "RdBu_r", -reach, reach), atol=2)
     assert (got[z.ravel() == 0] == 247).all(), "0 is the middle of the scale"
     root = ElementTree.parse(svg).getroot()
     marks = [p for p in root.iter(f"{SVG}path") if p.get("class") == "hatch"]
@@ -463,7 +504,7 @@ def test_panels_share_one_range_of_colours(tmp_path):
     assert not _overlaps(words(file)), "the bar's title stands beside its numbers"
     z = np.concatenate([np.array(f.data[0].z, float).ravel() for f in own])
     got = np.array([rgb(f) for f in fills(sheet.svg)])
-    np.testing.assert_allclose(got, expected(z, theme.SEQUENTIAL_REVERSED, z.min(), z.max()), atol=2)
+    np.testing.assert_allclose(got, expected(z, "Viridis_r", z.min(), z.max()), atol=2)
     apart = np.array([rgb(f) for f in fills(paper("acl").grid([own]).svg)])
     assert (apart != got).any(), "each by itself has its own range"
     signed = gallery.gallery()["drifts"]
@@ -471,7 +512,7 @@ def test_panels_share_one_range_of_colours(tmp_path):
     both = paper("acl").grid([[signed, Figure(signed)]], share="colour")
     np.testing.assert_allclose(
         [rgb(f) for f in fills(both.svg)][:15],
-        expected(np.array(signed.data[0].z), theme.DIVERGING, -reach, reach),
+        expected(np.array(signed.data[0].z), "RdBu_r", -reach, reach),
         atol=2,
     )
 
@@ -533,13 +574,13 @@ def test_what_cannot_be_shared_or_placed(figures):
 
 def test_captions_say_what_the_reading_says():
     said = (
-        r"Log-prob after \textless{}b\textgreater{}. Model: \texttt{made-up\_7B} (fingerprint "
+        r"Log-prob after \textless{}b\textgreater{} (\#3), prompt 0 of 3. Model: \texttt{made-up\_7B} (fingerprint "
         r"\texttt{0f1e2d3c4b5a6978}, bfloat16). Reader: LogitLens (at resid, top k 5, precision fp32). "
         "Data: 3 prompts. Null: target under the state half a prompt away, same layer."
     )
     figure, dated = gallery.lens().figure("trajectory", position=3), " Read on 2026-01-02 with latent-workbench 0.1.0."
     assert figure.caption() == said and figure.caption(date=True) == said + dated
-    assert repr(figure).startswith("<Figure 'LogitLens · made-up_7B · log-prob after <b>': ")
+    assert repr(figure).startswith("<Figure 'LogitLens · made-up_7B · log-prob after <b> (#3) · prompt 0 of 3': ")
     bare = gallery.attributed().figure().caption()
     assert "provenance names no null and no interval" in bare and "Null" not in bare
     part = Reading(gallery.lens().data, {**gallery.ORIGIN, "prompts_read": 2}).figure().caption()

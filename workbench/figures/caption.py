@@ -39,7 +39,7 @@ def caption(figure: Figure, of: Any = None, date: bool = False) -> str:
     """See `Figure.caption`."""
     known = _known(figure, of, date)
     shown = _shown(figure, known)
-    return " ".join(filter(None, [_sentence(shown), *_origin(known, shown)]))
+    return " ".join(filter(None, [_sentence(shown), *_origin(known, shown), *_notes(figure)]))
 
 
 def captions(
@@ -52,6 +52,8 @@ def captions(
     known = [_known(figure, own, date) for figure, own in zip(figures, given, strict=True)]
     shown = [_shown(figure, own) for figure, own in zip(figures, known, strict=True)]
     origins = [_origin(*both) for both in zip(known, shown, strict=True)]
+    for figure, own in zip(figures, origins, strict=True):
+        own += _notes(figure)
     common = [s for s in origins[0] if all(s in other for other in origins)]
     parts = []
     for i in range(len(figures)):
@@ -116,6 +118,13 @@ def _shown(figure: Figure, known: dict[str, Any]) -> str:
     text = plain(str(figure.layout["title"].text or ""))
     parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
     return ", ".join(parts)
+
+
+def _notes(figure: Figure) -> list[str]:
+    """What did not fit into the figure."""
+    meta = figure.layout["meta"]
+    numbered = isinstance(meta, dict) and (meta.get("workbench") or {}).get("numbered")
+    return ["Positions are numbered, since their tokens do not fit."] if numbered else []
 
 
 def _sentence(text: str) -> str:

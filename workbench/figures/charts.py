@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures import theme
+from workbench.figures import colours, theme
 from workbench.figures.export import Figure
 from workbench.figures.source import Source, short_name
 
@@ -40,7 +41,6 @@ BAR_LABELS = {
     "kl_to_final": "KL (nats)", "target_rank": "rank of target",
 }  # fmt: skip
 NULL = "null: another position's state"
-SMALL_IS_STRONG = {"entropy", "kl_to_final", "target_rank"}
 HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
 
@@ -79,8 +79,7 @@ def heatmap(
         bar |= {"tickvals": np.log10(np.add(ticks, 1)).tolist(), "ticktext": [f"{t:,}" for t in ticks]}
 
     inputs = [tokens.visible(t) for t in source.inputs(prompt)]
-    signed = value == "contribution" or value.endswith("_difference")
-    scale = theme.DIVERGING if signed else _scale(value)
+    signed, scale = colours.signed(value), theme.stops(value)
     trace = go.Heatmap(
         z=np.round(shown, 4),
         x=list(range(len(inputs))),
@@ -106,14 +105,32 @@ def heatmap(
             textfont={"color": ink(shown, scale, signed)},
         )  # fmt: skip
     width = float(np.clip(130 + 46 * len(inputs), 420, 1400))
+    said = LABELS.get(value, value)
+    if "target" in data[value].dims:
+        said = said.replace("target", source.aim(source.target(target, prompt), prompt))
+    framed = [f"dotted frame: {source.sink_said}"] if _frame(figure, source.sinks(prompt)) else []
     figure.update_layout(
-        title=_broken(_title(source, LABELS.get(value, value), prompt), width - 70), width=width,
-        meta={"workbench": {"inputs": inputs, "depths": source.depths.tolist()}},
+        title_text=tokens.plotly(_title(source, ", ".join(filter(None, [said, *framed])), prompt)), width=width,
+        meta={"workbench": {
+            "inputs": inputs, "places": source.places(prompt).tolist(), "depths": source.depths.tolist(),
+        }},
     )  # fmt: skip
     figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
     figure.update_xaxes(showline=False, ticks="")
     fit_cells(figure)
     return figure
+
+
+def _frame(figure: go.Figure, marked: np.ndarray) -> bool:
+    """A dotted frame around each upright run of marked cells [row, column]; whether there is one."""
+    edges = np.diff(np.pad(marked.astype(int), ((1, 1), (0, 0))), axis=0)
+    for column in np.flatnonzero(marked.any(0)).tolist():
+        starts, ends = np.flatnonzero(edges[:, column] > 0), np.flatnonzero(edges[:, column] < 0)
+        for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
+            place = {"x0": column - 0.46, "x1": column + 0.46, "y0": low - 0.46, "y1": high - 0.54}
+            for colour, dash in (("#FFFFFF", "solid"), ("#000000", "dot")):  # seen on every colour
+                figure.add_shape(type="rect", line={"color": colour, "width": 1.5, "dash": dash}, **place)
+    return bool(marked.any())
 
 
 def ink(
@@ -124,16 +141,9 @@ def ink(
     if centred:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     shares = np.nan_to_num((values - low) / ((high - low) or 1), nan=1.0).clip(0, 1)
-    stops = colorscale if isinstance(colorscale, str) else [list(stop) for stop in colorscale]
-    colours = sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple")
-    linear = (np.asarray(colours) / (255 if np.max(colours, initial=0) > 1 else 1)) ** 2.2
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    # WCAG's contrast with black beats that with white above 0.179.
-    return np.where(luminance > 0.179, "#000000", "#FFFFFF").tolist()
-
-
-def _scale(value: str) -> str:
-    return theme.SEQUENTIAL_REVERSED if value in SMALL_IS_STRONG else theme.SEQUENTIAL
+    stops = [stop if isinstance(stop, str) else list(stop) for stop in colorscale]
+    found = np.asarray(sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple"))
+    return colours.ink(found * (1 if np.max(found, initial=0) > 1 else 255))
 
 
 def _ids(source: Source, prompt: int) -> np.ndarray:
@@ -151,7 +161,8 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
         found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
         scores = found.values[:, source.positions(prompt), :5]
     name = LABELS.get(value, value)
-    said, places = _contexts(source, prompt), source.places(prompt)
+    said, places, sinks = _contexts(source, prompt), source.places(prompt), source.sinks(prompt)
+    tests = {end: source.grid(f"{score}_{end}", prompt) for end in ("p", "q") if source.has(f"{score}_{end}")}
     rows = []
     for d, depth in enumerate(source.depths):
         row = []
@@ -159,6 +170,10 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
             lines = [f"{source.depth} {depth}, after <b>{tokens.plotly(token)}</b> (#{places[p]})"]
             if not np.isnan(grid[d, p]):
                 lines.append(f"{name}: {grid[d, p]:.4g}")
+            if sinks[d, p]:
+                lines.append(source.sink_said)
+            if known := [f"{end} {v[d, p]:.3g}" for end, v in tests.items() if not np.isnan(v[d, p])]:
+                lines.append(f"nearest: {', '.join(known)}")
             if ids is not None:
                 for rank, token_id in enumerate(ids[d, p]):
                     if token_id >= 0:
@@ -188,6 +203,7 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
     return said
 
 
+NUMBERED = "place in the prompt (its tokens do not fit here)"
 SMALLEST = 8.0
 """Pixels of the smallest type on paper: 6 points."""
 
@@ -210,7 +226,10 @@ def lost_texts(figure: go.Figure, plot: float) -> str | None:
 
 
 def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None = None) -> None:
-    """Fit a heatmap to its width: cell texts cut or dropped, input labels thinned, nothing overlapping.
+    """Fit a heatmap to its width: cell texts cut or dropped, nothing overlapping.
+
+    All tokens stand below the cells or, where they do not fit, none: a row with every second one would read as a text.
+    Then places are numbered, and the axis and the caption say so.
 
     height   pixels; by default what the layers and the labels need.  Figures without cells stay as they are.
     plot     pixels that the cells have side by side, where that is known from a drawing
@@ -226,16 +245,25 @@ def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None
     letter = 0.6 * font
     cell_width = (plot or layout.width - (100 if paper else 150)) / max(len(inputs), 1)
 
-    if paper and cell_width < 1.15 * font:  # down to 6 points before a label is left out
+    if cell_width < 1.15 * font:  # down to 6 points before labels are left out
         font = float(np.clip(cell_width / 1.15, SMALLEST, font))
         letter = 0.6 * font
         figure.update_xaxes(tickfont_size=font)
-    step = max(1, int(np.ceil(round(font * 1.15 / cell_width, 3))))
-    at = list(range(0, len(inputs), step))
-    longest = int(np.clip(cell_width * step / letter, 1, 100))
-    flat = all(_columns(inputs[i]) <= longest for i in at)
-    labels = [_cut(inputs[i], longest if flat else 14) for i in at]
-    below = 2.2 * font if flat else letter * max(map(_columns, labels), default=1) + 14
+    numbered = cell_width < round(1.15 * font, 3) - 0.001
+    at, flat = list(range(len(inputs))), True
+    if numbered:
+        places = meta["places"]
+        room = (letter * len(str(max(places))) + 8) / cell_width
+        step = next(s for n in range(9) for s in (10**n, 2 * 10**n, 5 * 10**n) if s >= room)
+        at = [i for i in at if places[i] % step == 0]
+        labels, below = [str(places[i]) for i in at], 3.8 * font
+    else:
+        longest = int(np.clip(cell_width / letter, 1, 100))
+        flat = all(_columns(text) <= longest for text in inputs)
+        labels = [_cut(text, longest if flat else 14) for text in inputs]
+        below = 2.2 * font if flat else letter * max(map(_columns, labels), default=1) + 14
+    figure.update_layout(meta={**layout.meta, "workbench": {**meta, "numbered": numbered}})
+    figure.update_xaxes(title_text=NUMBERED if numbered else None)
     above = 8 if paper else 44 + 18 * (layout.title.text or "").count("<br>")
     if height is None:
         cell = 14 if paper else 20
@@ -307,7 +335,8 @@ def trajectory(
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
     names = source.targets(prompt, at)
-    chosen = range(len(names)) if targets is None else [source.target(t, prompt) for t in targets]
+    chosen = list(range(len(names))) if targets is None else [source.target(t, prompt) for t in targets]
+    chosen, more = _most(chosen, "targets")
     place = data.isel(prompt=prompt, position=at)
     figure = _figure()
     nulls = 0
@@ -334,11 +363,20 @@ def trajectory(
         grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name=NULL)
     token = tokens.visible(source.inputs(prompt)[int(np.flatnonzero(source.positions(prompt) == at)[0])])
-    figure.update_layout(title_text=tokens.plotly(_heading(source, f"log-prob after {token}")))
+    column = int(np.flatnonzero(source.positions(prompt) == at)[0])
+    sink = "a sink" if source.sinks(prompt)[:, column].any() else ""
+    said = ", ".join(filter(None, [f"log-prob after {token} (#{source.places(prompt)[column]})", sink, more]))
+    figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
     figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)
     figure.update_xaxes(title_text=source.depth_label, tickformat="d")
     figure.update_yaxes(title_text="log-prob (nats)")
     return figure
+
+
+def _most(chosen: list[Any], what: str) -> tuple[list[Any], str]:
+    """As many as there are hues, and what a title says of the rest."""
+    kept = chosen[: len(theme.HUES)]
+    return kept, f"the first {len(kept)} of {len(chosen)} {what}" if len(kept) < len(chosen) else ""
 
 
 def _along(place: xr.Dataset, name: str, target: int) -> np.ndarray | None:
@@ -362,10 +400,13 @@ def curves(
 ) -> Figure:
     """Depth curves: the mean over prompts of each prompt's mean, with a bootstrap band over prompts; dotted: the null.
 
+    Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
+
     The null of a variable is the mean of its ``_null`` companion, where the reading has one, as target_logprob does.
 
     value      one variable or several (one panel each); default target_rank and entropy, where there
     level      of the percentile band; it needs two prompts, and with one there is none
+    target     one of several, by text or number; default all of them, a line each
     Ranks are averaged as log10(1 + rank) and drawn on that scale.
     """
     source = Source(data)
@@ -377,35 +418,46 @@ def curves(
         lacking = lacking if names else "any of target_rank, entropy"
         raise InputError(f"curves: this reading does not hold {lacking}. It holds {source.grids()}.")
     prompts = range(data.sizes.get("prompt", 1))
+    aims = list(range(data.sizes.get("target", 1))) if target is None else [source.target(target, 0)]
+    aims, more = _most(aims, "targets")
+    if all("target" not in data[name].dims for name in names):
+        aims, more = [0], ""
     figure, nulls = _figure(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
+    highest: dict[str, float] = {}
     for column, name in enumerate(names, start=1):
-        means = np.stack([_position_mean(source.grid(name, p, target), name) for p in prompts])
-        centre, low, high = _band(means, level, resamples, seed)
-        colour = theme.HUES[column - 1]
         where = {"row": 1, "col": column}
-        if len(means) > 1:
+        for number, aim in enumerate(aims if "target" in data[name].dims else aims[:1]):
+            means = np.stack([_position_mean(source, name, p, aim) for p in prompts])
+            centre, low, high = _band(means, level, resamples, seed)
+            highest[name] = max(highest.get(name, 0.3), float(np.nanmax(high, initial=0.3)))
+            several = len(aims) > 1 and "target" in data[name].dims
+            called = tokens.labels([_target_name(source, aim)])[0] if several else name
+            colour = theme.HUES[number if several else column - 1]
+            if len(means) > 1:
+                figure.add_scatter(
+                    x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),
+                    mode="lines", fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip",
+                    showlegend=False, legendgroup=called, **where,
+                )  # fmt: skip
             figure.add_scatter(
-                x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),
-                mode="lines", fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip",
-                showlegend=False, **where,
+                x=source.depths, y=centre, name=called, mode="lines+markers", marker={"size": 4},
+                line={"color": colour, "width": 2}, customdata=np.stack([low, high], axis=-1), legendgroup=called,
+                showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
+                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
             )  # fmt: skip
-        figure.add_scatter(
-            x=source.depths, y=centre, name=name, mode="lines+markers", marker={"size": 4},
-            line={"color": colour, "width": 2}, showlegend=False, customdata=np.stack([low, high], axis=-1),
-            hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
-        )  # fmt: skip
-        if f"{name}_null" in source.grids():
-            null = np.stack([_position_mean(source.grid(f"{name}_null", p, target), name) for p in prompts])
+            if f"{name}_null" not in source.grids():
+                continue
+            null = np.stack([_position_mean(source, f"{name}_null", p, aim) for p in prompts])
             if not np.isnan(null).all():
                 nulls += 1
                 figure.add_scatter(
-                    x=source.depths, y=_band(null, level, 1, seed)[0], name=f"{name}, null", mode="lines",
-                    line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False,
+                    x=source.depths, y=_band(null, level, 1, seed)[0], name=f"{called}, null", mode="lines",
+                    line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False, legendgroup=called,
                     hovertemplate="null: %{y:.3f}<extra></extra>", **where,
                 )  # fmt: skip
         figure.update_yaxes(title_text=LABELS.get(name, name), **where)
         if name == "target_rank":
-            top = np.nanmax(high, initial=0.3)
+            top = highest[name]
             ticks = [t for t in (0, 1, 3, 9, 30, 99, 999, 9999, 99999) if np.log10(t + 1) <= top + 0.2]
             figure.update_yaxes(
                 tickvals=np.log10(np.add(ticks, 1)), ticktext=[f"{t:,}" for t in ticks], **where
@@ -413,17 +465,27 @@ def curves(
         figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
     count = len(prompts)
     band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
-    over = "mean over positions, " if data.sizes.get("position", 1) > 1 else ""
-    said = over + band + (", dotted: null" if nulls else "")
+    over = "mean over positions" if data.sizes.get("position", 1) > 1 else ""
+    one = f"target {_target_name(source, aims[0])}" if len(aims) == 1 and data.sizes.get("target", 1) > 1 else ""
+    if all("target" not in data[name].dims for name in names):
+        one = ""
+    said = ", ".join(filter(None, [one, more, over, source.sinks_left_out(), band, "dotted: null" * bool(nulls)]))
     width = 330 * len(names) + 60
-    title = _broken(_heading(source, said), width - 70)
-    figure.update_layout(title=title, width=width, height=340, margin={"t": 48 + 18 * title["text"].count("<br>")})
+    figure.update_layout(title_text=tokens.plotly(_heading(source, said)), width=width, height=340)
+    if len(aims) > 1:
+        figure.update_layout(height=380, legend={"orientation": "h", "y": -0.22})
     return figure
 
 
-def _position_mean(grid: np.ndarray, name: str) -> np.ndarray:
-    """[depth, position] -> [depth]; NaN where no position has a value."""
-    values = np.log10(grid + 1) if name == "target_rank" else grid
+def _target_name(source: Source, target: int) -> str:
+    """What a target is called in all prompts; of prompts with targets of their own, its number."""
+    return f"{target + 1} of each prompt" if source.own_targets else tokens.visible(source.targets(0, 0)[target])
+
+
+def _position_mean(source: Source, name: str, prompt: int, target: int) -> np.ndarray:
+    """[depth], the mean over a prompt's positions, sinks apart; NaN where none has a value."""
+    grid = source.grid(name, prompt, target if "target" in source.data[name].dims else None)
+    values = np.where(source.sinks(prompt), np.nan, np.log10(grid + 1) if name == "target_rank" else grid)
     count = np.sum(~np.isnan(values), axis=1)
     return np.where(count > 0, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
 
@@ -434,13 +496,17 @@ def _band(
     """Mean and percentile band over prompts, means [prompt, depth]; prompts without a value are left out."""
     means = means[~np.all(np.isnan(means), axis=1)]
     if len(means) == 0:
-        raise InputError("curves: no position of any prompt has a value, so there is nothing to average.")
-    centre = np.nanmean(means, axis=0)
-    if len(means) == 1:
-        return centre, centre, centre
-    picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-    draws = np.stack([np.nanmean(means[p], axis=0) for p in picks])
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        raise InputError(
+            "curves: no position of any prompt has a value (sinks are left out), so there is nothing to average."
+        )
+    with warnings.catch_warnings():  # a layer may have no value at all
+        warnings.simplefilter("ignore", RuntimeWarning)
+        centre = np.nanmean(means, axis=0)
+        if len(means) == 1:
+            return centre, centre, centre
+        picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
+        draws = np.stack([np.nanmean(means[p], axis=0) for p in picks])
+        low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return centre, low, high
 
 
@@ -484,11 +550,12 @@ def attribution(
             hovertemplate="mean over positions: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     width = float(np.clip(160 + 26 * len(names), 480, 1300))
-    step = max(1, int(np.ceil(len(names) * 15 / (width - 120))))
+    step = max(1, int(np.ceil(len(names) * 10 / (width - 120))))
     labels = [n.replace("_out", "") for n in names]
     figure.update_xaxes(
-        tickvals=list(range(0, len(names), step)), ticktext=[tokens.plotly(t) for t in labels[::step]],
-        tickangle=-90, title_text="component",
+        tickvals=list(range(0, len(names), step)), ticktext=[tokens.plotly(t) for t in labels[::step]], tickangle=-90,
+        title_text=f"component (one of {step} is named)" if step > 1 else "component",
+        tickfont_size=float(np.clip((width - 120) / len(names) / 1.15, SMALLEST, 12)),
     )  # fmt: skip
     figure.update_yaxes(
         title_text="contribution to logit", zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
@@ -497,7 +564,12 @@ def attribution(
     said = f"what adds to the logit of {tokens.visible(targets[min(index, len(targets) - 1)])}"
     if source.has("logit"):
         said += f", {float(pick('logit')):.3g}"
-    figure.update_layout(title_text=tokens.plotly(_heading(source, said)))
+    if "target" in data["contribution"].dims and len(targets) > 1:
+        said += f", target {index + 1} of {len(targets)}"
+    column = int(np.flatnonzero(source.positions(prompt) == at)[0])
+    if len(source.positions(prompt)) > 1:
+        said += f", after {tokens.visible(source.inputs(prompt)[column])} (#{source.places(prompt)[column]})"
+    figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
     figure.update_layout(width=width, height=380, barmode="overlay", showlegend=True)
     return figure
 
@@ -524,7 +596,7 @@ def leap(data: xr.Dataset) -> Figure:
         known = len(bounds) == 2 and not np.isnan(bounds).all()
         figure.add_heatmap(
             z=np.round(shares, 4), x=names, y=list(range(len(source.depths))), zmin=0, zmax=1,
-            colorscale=theme.SEQUENTIAL, colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
+            colorscale=theme.stops("share"), colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
             customdata=np.stack(bounds, -1) if known else None, row=1, col=column,
             hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}"
             f"{' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' * known}<extra></extra>",
@@ -544,32 +616,36 @@ def leap(data: xr.Dataset) -> Figure:
 
 
 FLOORS = {
-    "similarity_floor_random": "random states", "similarity_floor_shuffled": "shuffled prompts",
-    "cosine_floor": "random directions",
+    "similarity_floor_random": ("random states", "dash"), "similarity_floor_shuffled": ("shuffled prompts", "dashdot"),
+    "cosine_floor": ("random directions", "dash"),
 }  # fmt: skip
 
 
 def floors(data: xr.Dataset) -> Figure:
     """How near the nearest is at every depth, beside what chance reaches: median and quartiles, floors dashed.
 
-    Over all positions of all prompts; the legend has the share of all states above each floor, the hover each depth's.
+    Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states
+    above each floor, the hover each depth's.
     A state below a floor has a neighbour that says no more than that of a random state (or of a shuffled prompt).
     """
     source = Source(data)
     name = "similarity" if source.has("similarity") else "cosine"
-    best = data[name].isel(rank=0).transpose(source.depth, ...).values.reshape(len(source.depths), -1)
+    best = data[name].isel(rank=0).transpose(source.depth, ...)
+    if source.has("sink"):
+        best = best.where(~data["sink"].astype(bool))
+    best = best.transpose(source.depth, ...).values.reshape(len(source.depths), -1)
     if not np.isfinite(best).any():
         raise InputError(f"floors: this reading holds no {name} (every state is zero), so there is nothing to compare.")
     low, middle, high = np.nanquantile(best, [0.25, 0.5, 0.75], axis=1)
     colour = theme.HUES[0]
     lines, told = [], []
-    for floor, called in FLOORS.items():
+    for floor, (called, dash) in FLOORS.items():
         if not source.has(floor) or np.isnan(level := data[floor].values.astype(float)).all():
             continue
         known, above = ~np.isnan(best + level[:, None]), best > level[:, None]
         shares = above.sum(1) / np.maximum(known.sum(1), 1)
         told.append(f"<br>above {called}: %{{customdata[{len(lines) + 2}]:.0%}}")
-        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", shares))
+        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", dash, shares))
     figure = _figure()
     figure.add_scatter(
         x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines",
@@ -581,15 +657,17 @@ def floors(data: xr.Dataset) -> Figure:
         hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
         f"{''.join(told)}<extra></extra>",
     )  # fmt: skip
-    for hue, (level, called, _) in zip(theme.HUES[1:], lines, strict=False):
+    for level, called, dash, _ in lines:
+        line = {"color": theme.HUES[colours.FLOOR], "width": 1.5, "dash": dash}
         figure.add_scatter(
-            x=source.depths, y=level, mode="lines", line={"color": hue, "width": 1.5, "dash": "dash"}, name=called,
+            x=source.depths, y=level, mode="lines", line=line, name=called,
             hovertemplate="%{y:.3f}",
         )  # fmt: skip
     figure.update_xaxes(title_text=source.depth_label, tickformat="d")
     figure.update_yaxes(title_text=LABELS[name])
     states = int(np.isfinite(best).any(0).sum())
-    figure.update_layout(title_text=tokens.plotly(_heading(source, f"band: quartiles over {states:,} positions")))
+    said = ", ".join(filter(None, [f"band: quartiles over {states:,} positions", source.sinks_left_out()]))
+    figure.update_layout(title_text=tokens.plotly(_heading(source, said)))
     figure.update_layout(width=560, height=420, showlegend=True, legend={"orientation": "h", "y": -0.2})
     return figure
 
@@ -605,7 +683,8 @@ def rates(data: xr.Dataset) -> Figure:
     """
     depth = "layer" if "layer" in data.dims else "block"
     others = [d for d in data["rate"].dims if d not in ("measure", depth)]
-    series = [str(x) for x in data[others[0]].values] if others else [""]
+    series = [" · ".join(map(str, own)) for own in product(*(data[d].values for d in others))]  # one "" without others
+    series, more = _most(series, "series")
     measures = [str(m) for m in data["measure"].values]
     found = data.transpose("measure", *others, depth, ...)
     x = data[depth].values
@@ -614,8 +693,11 @@ def rates(data: xr.Dataset) -> Figure:
     for column in range(len(measures)):
         where = {"row": 1, "col": column + 1}
         for i, name in enumerate(series):
-            own = found.isel(measure=column, **({others[0]: i} if others else {}))
-            rate, low, high, chance = (own[f"rate{end}"].values for end in ("", "_low", "_high", "_chance"))
+            own = found.isel(measure=column)
+            rate, low, high, chance = (
+                own[f"rate{end}"].transpose(*others, depth).values.reshape(-1, len(x))[i]
+                for end in ("", "_low", "_high", "_chance")
+            )
             colour = theme.HUES[i]
             if not np.isnan(low).all():
                 figure.add_scatter(
@@ -637,7 +719,7 @@ def rates(data: xr.Dataset) -> Figure:
     figure.update_yaxes(range=[-0.02, 1.02])
     figure.update_yaxes(title_text="share", col=1)
     model, reader = short_name(str(data.attrs.get("model", ""))), str(data.attrs.get("reader", ""))
-    figure.update_layout(title_text=tokens.plotly(f"{reader} · {model} · dashed: chance"))
+    figure.update_layout(title_text=tokens.plotly(" · ".join(filter(None, [reader, model, more, "dashed: chance"]))))
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
     figure.update_layout(width=float(100 + 250 * len(measures)), height=360, margin={"t": 70})
     return figure
@@ -732,19 +814,6 @@ def _figure(content: Any = None, title: str = "") -> Figure:
 
 def _heading(source: Source, what: str) -> str:
     return " · ".join(part for part in (source.reader, source.model, what) if part)
-
-
-def _broken(title: str, width: float) -> dict[str, Any]:
-    """A title in as many lines as it needs at a width in pixels, broken between its parts; the first stays above."""
-    lines = [""]
-    for part in re.split(r"(?<=[·,]) ", title):
-        longer = f"{lines[-1]} {part}".strip()
-        if lines[-1] and 6.8 * _columns(longer) > width:
-            lines.append(part)
-        else:
-            lines[-1] = longer
-    top = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
-    return {"text": "<br>".join(map(tokens.plotly, lines)), **top}
 
 
 def _title(source: Source, what: str, prompt: int) -> str:

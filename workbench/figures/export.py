@@ -21,6 +21,7 @@ from workbench.reading import write_whole
 __all__ = ["FORMATS", "LIMIT", "ExportError", "Figure", "browser"]
 
 FORMATS = ("pdf", "svg", "png", "html")
+_SAID: set[str] = set()  # reasons for which figures are shown without a picture
 LIMIT = 300_000  # bytes that one output may leave in a notebook
 SCALES = (2.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.25)
 
@@ -55,10 +56,13 @@ class Figure(go.Figure):
         a warning.  Raises ExportError where there is no browser to draw with or no place to write to.
         """
         path = checked(path)
+        from workbench.figures.titles import fitted
+
         if width is None and venue is not None:
             width = "column"
         if path.suffix.lower() == ".html":
-            content = self.sized(width, venue, height, template).to_html(include_plotlyjs=True, full_html=True)
+            figure = fitted(self.sized(width, venue, height, template), grow=height is None)
+            content = figure.to_html(include_plotlyjs=True, full_html=True)
             write_whole(path, lambda name: Path(name).write_text(content, encoding="utf-8"))
             return path
         if width is not None:
@@ -67,6 +71,7 @@ class Figure(go.Figure):
             options: dict[str, Any] = {} if template is None else {"template": template}
             return paper(venue, **options).save(self, path, width, height=height, scale=scale)
         figure = Figure(told(self)).update_layout({"template": template} if template else {})
+        figure = fitted(figure, grow=height is None)
         wide, own_tall = size(figure)
         tall = height * theme.PIXELS_PER_INCH if height is not None else own_tall
         if tall != own_tall:
@@ -117,11 +122,23 @@ class Figure(go.Figure):
         self.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), "of": about(of)}})
         return self
 
+    def show(self, *args: Any, **options: Any) -> Any:
+        """plotly's interactive view."""
+        from workbench.figures.titles import fitted
+
+        return super(Figure, fitted(self)).show(*args, **options)
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        """A PNG where a browser can draw it, else plotly's own data if that is small; always text."""
+        """A PNG where a browser can draw it, else plotly's own data if that is small; always text.
+
+        Why there is no PNG is said the first time only.
+        """
+        from workbench.figures.titles import fitted
+
         text = repr(self)
         try:
             shown, lost = _translated(self)
+            shown = fitted(shown)
             width, height = size(shown)
             svg = drawing.draw(shown.to_plotly_json(), width, height).svg
             if lost:
@@ -131,7 +148,8 @@ class Figure(go.Figure):
                 text += f"\nShown at {scale:.0%} of its size, to stay small; .show() or .save(path) for all of it."
             return {"text/plain": text, "image/png": picture}, {"image/png": {"width": width, "height": height}}
         except WorkbenchError as error:
-            bundle: dict[str, Any] = {"text/plain": f"{text}\n{error}"}
+            bundle: dict[str, Any] = {"text/plain": text if str(error) in _SAID else f"{text}\n{error}"}
+            _SAID.add(str(error))
             if len(self.to_json() or "") + len(text) < LIMIT * 0.9:
                 bundle["application/vnd.plotly.v1+json"] = self.to_plotly_json()
             return bundle
@@ -225,7 +243,11 @@ def _translated(figure: Figure) -> tuple[Figure, set[str]]:
     lost = drawing.missing({c for text in _strings(content) for c in text if c > "\x7f"})
     if not lost:
         return figure, lost
-    return Figure(_mapped(content, {ord(c): _escape(c) for c in lost})), lost
+    from workbench.figures.charts import fit_cells
+
+    found = Figure(_mapped(content, {ord(c): _escape(c) for c in lost}))
+    fit_cells(found, size(found)[1])  # escapes are longer than what they stand for
+    return found, lost
 
 
 def _escape(char: str) -> str:

@@ -163,7 +163,9 @@ class Paper:
             f'height="{whole:g}" viewBox="0 0 {wide:g} {whole:g}"><rect width="100%" height="100%" fill="#ffffff"/>'
             f"{''.join(parts)}</svg>"
         )
-        return Sheet(svg, wide, whole, [p.source for p in places], names)
+        # What is said of a panel is of how it was fitted here.
+        sources = [Figure(p.source).update_layout(meta=p.figure.layout["meta"]) for p in places]
+        return Sheet(svg, wide, whole, sources, names)
 
     def _head(self, place: _Place) -> None:
         """The letter and the legend of a panel above it: side by side, or below each other where words stand there."""

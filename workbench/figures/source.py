@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import tokens
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,6 +137,13 @@ class Source:
         """Whether every prompt has targets of its own, so that their names are not a coordinate."""
         return self.has("target_id") and set(self.data["target_id"].dims) == {"prompt", "target"}
 
+    def aim(self, target: int, prompt: int) -> str:
+        """What a title calls a target, and which of how many it is."""
+        names = self.targets(prompt, 0)
+        if len(names) < 2:
+            return "target" if "target" not in self.data.coords else tokens.visible(names[0])
+        return f"{tokens.visible(names[target])} (target {target + 1} of {len(names)})"
+
     def target(self, target: int | str | None, prompt: int) -> int:
         """The index of a prompt's target, given by text or number; the first by default."""
         names = self.targets(prompt, 0) if "target" in self.data.coords else ["target"]
@@ -165,6 +173,28 @@ class Source:
         if name == "target_rank":
             return np.where(values < 0, np.nan, values.astype(float))
         return values.astype(float)
+
+    def sinks(self, prompt: int) -> np.ndarray:
+        """[depth, real position] whether a state is an attention sink; all False where the reading does not tell."""
+        real = self.positions(prompt)
+        if not self.has("sink"):
+            return np.zeros((len(self.depths), len(real)), bool)
+        found = self.data["sink"].isel(prompt=prompt)
+        if self.depth not in found.dims:  # of a reading whose rows are parts of the model
+            found = found.any([d for d in found.dims if d != "position"])
+            return np.broadcast_to(found.values[real].astype(bool), (len(self.depths), len(real)))
+        return found.transpose(self.depth, "position").values[:, real].astype(bool)
+
+    @property
+    def sink_said(self) -> str:
+        """What makes a state a sink."""
+        known = self.data["sink"].attrs.get("threshold") if self.has("sink") else None
+        return "sink" + (f": norm beyond {float(known):g} x the layer's median" if known is not None else "")
+
+    def sinks_left_out(self) -> str:
+        """What a caption says of a mean over positions; "" where no position is a sink."""
+        count = sum(int(self.sinks(p).any(0).sum()) for p in range(self.data.sizes.get("prompt", 1)))
+        return f"{count} sink position{'s' * (count > 1)} left out" if count else ""
 
     def grids(self) -> list[str]:
         """Names of the float or rank variables that run over depth and position."""

@@ -1,4 +1,4 @@
-"""How figures look: three plotly templates, colour maps for each kind of number, and the widths of venues."""
+"""How figures look: three plotly templates, and the widths of venues; colours of numbers: colours.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe & Ito (2008): hues that stay apart for colour-blind readers.
-HUES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
-HUES_DARK = ["#56B4E9", "#E69F00", "#2FC99B", "#E5A3C8", "#F0E442", "#FF8A4C", "#9AA4B2", "#FFFFFF"]
-FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
+from workbench.figures.colours import DIVERGING, HUES, HUES_DARK, SEQUENTIAL, stops
 
-SEQUENTIAL = "Viridis"
-SEQUENTIAL_REVERSED = "Viridis_r"  # for numbers where small is the strong end: entropy, rank, KL
-DIVERGING = "RdBu_r"  # only where zero means something
+__all__ = [
+    "DIVERGING", "FONT", "HATCH", "HUES", "HUES_DARK", "LENGTHS", "PIXELS_PER_INCH", "SEQUENTIAL", "WIDTHS", "faded",
+    "inches", "register", "stops",
+]  # fmt: skip
+
+FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
 
 # Widths in inches, from the venues' style files: neurips_2026.sty and iclr2027_conference.sty (one column of 5.5in),
 # icml2025.sty (6.75in, 0.25in between columns), acl.sty (A4 less 2.5cm on both sides, 0.6cm between columns).
@@ -96,13 +96,13 @@ def _template(ground: str, ink: str, line: str, hues: list[str], size: float) ->
             "colorway": hues,
             "colorscale": {
                 "sequential": SEQUENTIAL,
-                "sequentialminus": SEQUENTIAL_REVERSED,
+                "sequentialminus": SEQUENTIAL[::-1],
                 "diverging": DIVERGING,
             },
             "xaxis": axis,
             "yaxis": axis,
             "margin": {"l": 56, "r": 16, "t": 48, "b": 48},
-            "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": size + 2}},
+            "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": size + 2}},
             "hoverlabel": {"align": "left", "namelength": -1},
             "legend": {"bgcolor": "rgba(0,0,0,0)", "bordercolor": line},
             "bargap": 0.15,

@@ -30,6 +30,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError, ReadingError, missing
+from workbench.figures import colours
 from workbench.figures.source import short_name
 from workbench.reading import write_whole
 
@@ -106,7 +107,7 @@ class View:
                 f"{', '.join(lacking)}: it holds {', '.join(sorted(map(str, data.data_vars)))}."
             )
         known_options(self.name, self.payload, options)
-        return {"version": 1, "view": self.name, **self.payload(reading, **options)}
+        return {"version": 2, "view": self.name, "colours": colours.sent(), **self.payload(reading, **options)}
 
 
 def explore(readings: Any, kind: str | None = None, **options: Any) -> Any:
@@ -509,14 +510,17 @@ def every(count: int, limit: int) -> Sequence[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, limit).round()})
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A static HTML table.  A cell is a text, or (text, share): a text on a tint as strong as the share (-1 to 1)."""
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], of: str = "share") -> str:
+    """A static HTML table.
+
+    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of what ``of``
+    names in :mod:`workbench.figures.colours`.
+    """
     style = "padding:1px 5px;text-align:left;white-space:nowrap;max-width:34em;overflow:hidden;text-overflow:ellipsis;"
 
     def cell(given: Any) -> str:
         text, share = given if isinstance(given, tuple) else (given, None)
-        hue = "33,145,140" if (share or 0) >= 0 else "213,94,0"
-        tint = f"background:rgba({hue},{0.6 * min(1.0, abs(share)):.2f});" if share is not None else ""
+        tint = colours.cell(of, share) if share is not None else ""
         return f'<td style="{style}{tint}"><bdi>{tokens.html(clipped(str(text)))}</bdi></td>'
 
     top = "".join(f'<th style="{style}"><bdi>{tokens.html(clipped(str(h)))}</bdi></th>' for h in head)

@@ -6,13 +6,12 @@
 //
 // Texts from the data arrive made visible and are only ever set as text, never as markup.
 
-const LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;--accent:#b4235a;--zero:#e9edf2;
-  --full:#08306b;--plus:#0072b2;--minus:#d55e00;--h0:#0072b2;--h1:#d55e00;--h2:#009e73;--h3:#cc79a7;--h4:#e69f00;
-  --h5:#56b4e9;--h6:#7f7f7f;--h7:#000;--deep:45%`;
-const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#9aa4b4;--line:#343b49;--panel:#1c212c;--accent:#ff7ba9;--zero:#262d3a;
-  --full:#a8e4ff;--plus:#56b4e9;--minus:#ff8a4c;--h0:#56b4e9;--h1:#e69f00;--h2:#2fc99b;--h3:#e5a3c8;--h4:#f0e442;
-  --h5:#ff8a4c;--h6:#9aa4b2;--h7:#fff;--deep:30%`; // hues: workbench.figures.theme, HUES and HUES_DARK
-const CSS = `
+// The payload's "colours" are the table of workbench/figures/colours.py: hues, and the scale of every number by its name.
+let COLOURS = { hues: [], dark: [], scales: {}, of: {} };
+const hues = (list) => list.map((hue, i) => `;--h${i}:${hue}`).join("");
+const css = ({ hues: light, dark, floor }, LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;
+  --accent:#b4235a;--zero:#e9edf2;--deep:45%;--floor:var(--h${floor})${hues(light)}`, DARK = `--bg:#14171f;--ink:#e2e6ee;
+  --soft:#9aa4b4;--line:#343b49;--panel:#1c212c;--accent:#ff7ba9;--zero:#262d3a;--deep:30%;--floor:var(--h${floor})${hues(dark)}`) => `
 .wx{${LIGHT};font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans",sans-serif;
   color:var(--ink);background:var(--bg);display:grid;grid-template-columns:minmax(0,1fr);gap:10px;min-width:0;
   text-align:left;padding:2px;position:relative}
@@ -28,11 +27,11 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx select,.wx input,.wx button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
   border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;min-width:0;margin:0}
 .wx select{max-width:min(280px,60vw);text-overflow:ellipsis}
-.wx input[type=range]{padding:0;border:0;accent-color:var(--plus);width:150px;background:none}
-.wx input[type=checkbox]{min-height:0;accent-color:var(--plus)}
+.wx input[type=range]{padding:0;border:0;accent-color:var(--h0);width:150px;background:none}
+.wx input[type=checkbox]{min-height:0;accent-color:var(--h0)}
 .wx button{cursor:pointer}
 .wx button:hover{border-color:var(--soft)}
-.wx button[aria-pressed=true]{background:color-mix(in srgb,var(--plus) 18%,var(--bg));border-color:var(--plus)}
+.wx button[aria-pressed=true]{background:color-mix(in srgb,var(--h0) 18%,var(--bg));border-color:var(--h0)}
 .wx :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
 .wx-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:9px 12px;min-width:0}
 .wx h3,.wx h4{margin:0 0 6px;font-size:13px;font-weight:600;overflow-wrap:anywhere;color:var(--ink)}
@@ -57,8 +56,9 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx-scale{display:inline-flex;align-items:center;gap:6px;color:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
 .wx-ramp{width:90px;height:9px;border-radius:2px;border:1px solid var(--line)}
 .wx-bar{height:9px;position:relative;background:var(--zero);border-radius:2px;min-width:20px}
-.wx-bar>i{position:absolute;inset:0 auto 0 0;background:var(--plus);border-radius:2px;min-width:1px}
+.wx-bar>i{position:absolute;inset:0 auto 0 0;background:var(--h0);border-radius:2px;min-width:1px}
 .wx-bar>b{position:absolute;top:-2px;bottom:-2px;width:2px;background:var(--ink);opacity:.7}
+.wx-bar>b.floor{background:var(--floor);opacity:1}
 .wx-num{text-align:right;font-variant-numeric:tabular-nums;color:var(--soft)}
 `;
 
@@ -103,15 +103,28 @@ function decode(packed) {
   return values;
 }
 
-// Colours follow the theme by themselves: CSS mixes them.
 const part = (x) => (100 * clamp(x, 0, 1)).toFixed(1);
-const shade = (x) => (Number.isNaN(x) ? "transparent" : `color-mix(in oklab,var(--full) ${part(x)}%,var(--zero))`);
-const signed = (x) => (Number.isNaN(x) ? "transparent" : `color-mix(in oklab,var(--${x < 0 ? "minus" : "plus"}) ${part(Math.abs(x))}%,var(--zero))`);
-const RAMPS = { shade: "linear-gradient(90deg in oklab,var(--zero),var(--full))", signed: "linear-gradient(90deg in oklab,var(--minus),var(--zero),var(--plus))" };
+const signed = (name) => COLOURS.of[name] === "diverging";
+const stops = (name) => COLOURS.scales[COLOURS.of[name] || "sequential"];
+const CHANNELS = {}; // of colours that were asked for
+const channels = (hex) => (CHANNELS[hex] ||= [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
 
-function scale(ramp, low, high, name = "") {
+// The colour of a number that is called so: at a share 0 to 1 of its scale, or -1 to 1 about zero.
+function tint(name, x) {
+  if (Number.isNaN(x)) return "transparent";
+  const list = stops(name), at = clamp(signed(name) ? (x + 1) / 2 : x, 0, 1) * (list.length - 1), low = Math.min(Math.floor(at), list.length - 2);
+  const [a, b] = [list[low], list[low + 1]].map(channels);
+  return `rgb(${a.map((c, i) => Math.round(c + (b[i] - c) * (at - low)))})`;
+}
+
+function inkOn(colour) { // black or white, whichever stands out more from it
+  const rgb = colour.match(/\d+/g);
+  return rgb ? (rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff") : "var(--ink)";
+}
+
+function scale(of, low, high, name = "") {
   const node = make("span", "wx-scale"), bar = make("span", "wx-ramp");
-  bar.style.background = RAMPS[ramp];
+  bar.style.background = `linear-gradient(90deg,${stops(of)})`;
   node.append(make("span", "", name), make("span", "", low), bar, make("span", "", high));
   return node;
 }
@@ -203,7 +216,8 @@ function rove(host, selector, enter, leave) {
 // ------------------------------------------------------------------ one heat map
 
 // Rows x columns of colours with one tab stop: arrow keys, a click or a drag choose a cell.
-//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title}
+//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//                                                         places: numbers of columns whose names are tokens
 //   heat.at(r, c)                                         the cell that is chosen; -1: all of its row, or column
 //   heat.trace([[r, c, weight], ...])                     rings on cells, and a line through the first of each row
 function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
@@ -230,17 +244,19 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
     svg.setAttribute("height", R * high);
     svg.setAttribute("aria-rowcount", R);
     svg.setAttribute("aria-colcount", C);
-    const hatch = draw("pattern", { id: `${id}-hatch`, width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
-    hatch.append(draw("rect", { width: 1.6, height: 5, fill: "var(--ink)", opacity: 0.55 }));
-    const parts = [hatch];
+    const parts = ["#000", "#fff"].map((ink) => {
+      const hatch = draw("pattern", { id: `${id}-${ink.slice(1)}`, width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
+      hatch.append(draw("rect", { width: 1.6, height: 5, fill: ink, opacity: 0.55 }));
+      return hatch;
+    });
     own.rows.forEach((name, r) => {
       const line = draw("g", { role: "row", "aria-rowindex": r + 1 });
       for (let c = 0; c < C; c++) {
-        const { fill: colour, mark } = own.cell(r, c);
+        const { fill: colour, mark } = own.cell(r, c), ink = inkOn(colour);
         const cell = rect(r, c, { role: "gridcell", id: `${id}-${r}-${c}`, style: `fill:${colour}` });
         line.append(cell);
-        if (mark === "hatch") line.append(rect(r, c, { fill: `url(#${id}-hatch)`, class: "wx-hatch", "pointer-events": "none" }));
-        if (mark === "dot") line.append(draw("circle", { cx: (c + 0.5) * wide - 0.5, cy: (r + 0.5) * high - 0.5, r: 1.7, fill: "var(--ink)", opacity: 0.6, class: "wx-dot" }));
+        if (mark === "hatch") line.append(rect(r, c, { fill: `url(#${id}-${ink.slice(1)})`, class: "wx-hatch", "pointer-events": "none" }));
+        if (mark === "dot") line.append(draw("circle", { cx: (c + 0.5) * wide - 0.5, cy: (r + 0.5) * high - 0.5, r: 1.7, fill: ink, opacity: 0.7, class: "wx-dot" }));
       }
       parts.push(line);
     });
@@ -253,15 +269,17 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
       text.title = clip(String(name), 300);
       return text;
     }));
-    const longest = Math.max(...own.columns.map((c) => String(c).length)), step = Math.ceil((7 * clamp(longest, 1, 12) + 6) / wide);
+    const apart = (texts) => Math.ceil((7 * clamp(Math.max(...texts.map((c) => String(c).length)), 1, 12) + 6) / wide);
+    const numbered = own.places && apart(own.columns) > 1; // every second token would read as a text
+    const said = numbered ? own.places : own.columns, step = apart(said);
     below.style.width = `${C * wide}px`;
-    below.replaceChildren(...own.columns.flatMap((name, c) => {
+    below.replaceChildren(...said.flatMap((name, c) => {
       if (c % step) return [];
       const text = make("div", "wx-one", name);
       text.style.left = `${(c + 0.5) * wide}px`;
       return [text];
     }));
-    title.textContent = own.title || "";
+    title.textContent = numbered ? "places, numbered where their tokens do not fit" : own.title || "";
     at(...chosen);
   }
 
@@ -344,7 +362,7 @@ function keepFocus(root) {
 // build({payload, root, tell, announce}) -> {take(selection), lay(width), leave(), close()}: `tell(selection)` writes a
 // choice back, `take` follows one that was set elsewhere, `lay` draws at a width (never 0: a pane that is hidden is drawn
 // when shown), `leave` gives up what was chosen last, and says by true that there was something (the key Escape).
-const explorer = (name, css, build) => ({
+const explorer = (name, style, build) => ({
   render({ model, el }) {
     const root = make("div", `wx wx-${name} mathjax_ignore tex2jax_ignore`), live = make("div", "wx-live");
     live.setAttribute("aria-live", "polite");
@@ -368,7 +386,8 @@ const explorer = (name, css, build) => ({
     const open = () => {
       const payload = model.get("payload") || {};
       if (view && view.close) view.close();
-      root.replaceChildren(make("style", "", CSS + css));
+      COLOURS = payload.colours || COLOURS;
+      root.replaceChildren(make("style", "", css(COLOURS) + style));
       view = build({ payload, root, tell, announce });
       if ((payload.left_out || []).length) root.append(make("p", "wx-hint wx-left-out", `Left out: ${payload.left_out.join("; ")}.`));
       root.append(make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);

@@ -16,6 +16,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError, missing
+from workbench.figures import colours
 from workbench.widgets import packing
 from workbench.widgets.base import AS_IT_IS, Outlived, slim
 from workbench.widgets.packing import COMPONENT, SCORES, Packer, every, gridded
@@ -311,11 +312,13 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         texts = [[own.get(i, source.text(i)) if i >= 0 else None for i in row] for row in ids.tolist()]
     finite = shades[np.isfinite(shades)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    most = max(abs(low), abs(high)) or 1.0
+    shares = shades / most if parts else (shades - low) / (high - low) if high > low else shades - low + 1
     held = '<bdi dir="ltr" style="white-space:nowrap">'
     lines = []
     for row in reversed(rows):
         tds = "".join(
-            f"<td{_tint(shades[row, c], low, high, parts)}>{held}{_cell(texts[row][c], parts)}</bdi></td>"
+            f'<td style="{colours.cell(score or "", shares[row, c])}">{held}{_cell(texts[row][c], parts)}</bdi></td>'
             for c in columns
         )
         lines.append(f'<tr><th scope="row">{tokens.html(packing.label(str(source.depths[row])))}</th>{tds}</tr>')
@@ -330,7 +333,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     what = f"contribution to the logit of {_whose(source, prompt)}" if parts else "top token"
     said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
     if score:
-        said += f" (shade: {score} {low:.2f} to {high:.2f})"
+        said += f" (colour: {score} {-most if parts else low:.2f} to {most if parts else high:.2f})"
     return (
         f'<div class="lw-table {AS_IT_IS}" style="overflow-x:auto;max-width:100%">{TABLE_STYLE}'
         f'<table style="border-collapse:collapse;font-size:12px;margin:0">'
@@ -344,17 +347,6 @@ TABLE_STYLE = (
     "<style>.lw-table td,.lw-table th{padding:1px 5px!important;text-align:center!important;white-space:pre!important;"
     "max-width:11em;overflow:hidden;text-overflow:ellipsis;border:0}</style>"
 )
-
-
-def _tint(value: float, low: float, high: float, signed: bool) -> str:
-    if not np.isfinite(value):
-        return ""
-    if signed:
-        share = value / (max(abs(low), abs(high)) or 1)
-        red, green, blue = (178, 24, 43) if share > 0 else (33, 102, 172)
-        return f' style="background:rgba({red},{green},{blue},{0.55 * abs(share):.2f})"'
-    share = (value - low) / ((high - low) or 1)
-    return f' style="background:rgba(33,145,140,{0.6 * share:.2f})"'
 
 
 def _cell(text: str | None, number: bool = False) -> str:

@@ -7,27 +7,20 @@
 //
 // Token texts arrive made visible (spaces as "·") and are only ever set as text, never as markup.
 
-const VIRIDIS = [
-  [68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140],
-  [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37],
-];
-const DIVERGING = [ // RdBu, reversed: only where zero means something
-  [5, 48, 97], [33, 102, 172], [67, 147, 195], [146, 197, 222], [209, 229, 240], [247, 247, 247],
-  [253, 219, 199], [244, 165, 130], [214, 96, 77], [178, 24, 43], [103, 0, 31],
-];
 const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 420; // ROOM: the least pixels for a pane
 const NAMES = {
   top: "top token", probability: "probability", logprob: "log-prob", cosine: "cosine", similarity: "similarity",
   entropy: "entropy", kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
-  contribution: "contribution to the logit of target",
+  contribution: "contribution to the logit of target", p: "p of nearest", q: "q of nearest",
 };
 const NATS = new Set(["logprob", "entropy", "kl_to_final", "target_logprob"]);
-const REVERSED = new Set(["entropy", "kl_to_final", "target_rank"]); // small is the strong end
+let COLOURS; // the table of workbench/figures/colours.py, which every reading comes with
+const stops = (name) => COLOURS.scales[COLOURS.of[name] || "sequential"];
 
 const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--bar:#35b0ab;
-  --minus:#6aa9e0;--plus:#f08a6c;color-scheme:dark`;
+  color-scheme:dark`;
 const LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#59616f;--line:#d3d9e3;--panel:#f6f7fa;--accent:#b4235a;--bar:#2a788e;
-  --minus:#2166ac;--plus:#b2182b;color-scheme:light`;
+  color-scheme:light`;
 const CSS = `
 .lw{${LIGHT};font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums;color:var(--ink);background:var(--bg);
   display:grid;gap:8px;grid-template-columns:minmax(0,1fr);min-width:0;width:100%;padding:2px;text-align:left}
@@ -72,6 +65,7 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-cell.hit{text-decoration:underline 2px;font-weight:700}
 .lw-cell.near{text-decoration:underline 1px dotted}
 .lw-cell.dim{opacity:.28}
+.lw-cell.sink:not(.on){outline:1px dotted;outline-offset:-2px}
 .lw-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
   padding-right:8px;background:var(--bg);color:var(--soft)}
 .lw-depth.on{color:var(--accent);font-weight:600}
@@ -96,7 +90,7 @@ body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
 .lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);color:inherit}
 .lw-track{height:9px;position:relative;overflow:hidden;border-radius:2px}
 .lw-fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:2px;min-width:1px}
-.lw-floor{position:absolute;top:0;bottom:0;width:2px;background:var(--accent)}
+.lw-floor{position:absolute;top:0;bottom:0;width:2px;background:var(--floor)}
 .lw-num{text-align:right;color:var(--soft)}
 .lw-said{color:var(--soft);font-size:12px;margin:0 4px 5px;overflow-wrap:anywhere;unicode-bidi:plaintext}
 .lw-said mark{background:color-mix(in srgb,var(--accent) 26%,transparent);color:var(--ink);border-radius:2px;
@@ -359,7 +353,7 @@ function parts(view, row, at, target, most, go) {
   const full = Math.max(...all.map(([, x]) => Math.abs(x)), 1e-9);
   for (const [d, x] of all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, most)) {
     const end = 0.5 + x / full / 2, line = bar(list, view.reading.depths[d], view.say(x, "contribution"), [Math.min(0.5, end), Math.max(0.5, end)], d === row, () => go(d));
-    line.fill.style.background = x < 0 ? "var(--minus)" : "var(--plus)";
+    line.fill.style.background = `rgb(${colour(stops("contribution"), x < 0 ? 0.2 : 0.8)})`;
   }
   return list;
 }
@@ -370,6 +364,7 @@ function facts(view, row, at, target) {
     if (!NAMES[name] || Number.isNaN(view.value(name, row, at, target))) continue;
     found.push(view.told(name, row, at, target) + (name === "target_logprob" && !Number.isNaN(floor) ? ` (null ${view.say(floor, nothing)})` : ""));
   }
+  if (view.value("sink", row, at) > 0) found.unshift(r.sink);
   if (r.mean) found.push(`mean over positions ${view.say(r.mean[target][row], "contribution")}`);
   if (view.prompt.logit) found.push(`logit of ${view.aim(at, target)} ${say(view.prompt.logit[target][at], "", 3)}`);
   if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
@@ -536,8 +531,7 @@ function pane(app, place) {
   const share = (shown, x) => { // 0..1 on the colour map
     let [a, b] = app.domain(view, shown);
     if (shown === "target_rank") [x, a, b] = [Math.log1p(x), Math.log1p(Math.max(a, 0)), Math.log1p(Math.max(b, 0))];
-    const part = b > a ? (x - a) / (b - a) : 1;
-    return REVERSED.has(shown) ? 1 - part : part;
+    return b > a ? (x - a) / (b - a) : 1;
   };
 
   function dress(cell, row, at) {
@@ -547,7 +541,7 @@ function pane(app, place) {
     else cell.textContent = text;
     let style = `left:${gutter + at * cw()}px`;
     if (!Number.isNaN(x)) {
-      const rgb = colour(shown === "contribution" ? DIVERGING : VIRIDIS, share(shown, x));
+      const rgb = colour(stops(shown), share(shown, x));
       style += `;background:rgb(${rgb});color:${ink(...rgb)}`;
     }
     cell.style.cssText = style;
@@ -556,6 +550,7 @@ function pane(app, place) {
     if (self.marks) kind += mark === 2 ? " hit" : mark === 1 ? " near" : " dim";
     else if (state.differ && app.alike(self, row, at)) kind += " dim";
     if (app.pinned(self, row, at)) kind += " pin";
+    if (view.value("sink", row, at) > 0) kind += " sink";
     const on = row === self.row && at === self.at;
     if (on) kind += " on";
     cell.className = kind;
@@ -641,9 +636,7 @@ function pane(app, place) {
     const shown = metric(), ends = app.domain(view, shown), what = view.unit(shown);
     unit.textContent = NAMES[what] ? named(what) : what || "";
     [from.textContent, to.textContent] = ends.map((x) => say(x, shown, Math.min(view.digits(shown), 2)));
-    const stops = (shown === "contribution" ? DIVERGING : VIRIDIS).map((c) => `rgb(${c})`);
-    if (REVERSED.has(shown)) stops.reverse();
-    ramp.style.background = `linear-gradient(90deg,${stops})`;
+    ramp.style.background = `linear-gradient(90deg,${stops(shown).map((c) => `rgb(${c})`)})`;
     pickTarget.value = target();
   }
 
@@ -763,6 +756,9 @@ async function render({ model, el }) {
   el.append(root);
 
   const block = await unpack(model.get("packed") || model.get("payload").packed), readings = block.value.readings;
+  COLOURS = block.value.colours;
+  for (const [name, list] of Object.entries(COLOURS.scales)) COLOURS.scales[name] = list.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  root.style.setProperty("--floor", COLOURS.hues[COLOURS.floor]);
   for (const r of readings) for (const p of r.prompts) p.numbers = block.numbers;
   const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, pins: [] };
   const asked = new Set();

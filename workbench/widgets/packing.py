@@ -24,15 +24,18 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import colours
 from workbench.figures.source import Source, short_name
 from workbench.widgets.base import opened
 
 if TYPE_CHECKING:
     import xarray as xr
 
-VERSION = 2
+VERSION = 3
 SCORES = ("logprob", "cosine", "similarity")
 GRIDS = ("entropy", "kl_to_final", "target_rank", "target_logprob", "target_logprob_null", "contribution")
+ASIDE = {"similarity_p": "p", "similarity_q": "q", "cosine_p": "p", "cosine_q": "q", "sink": "sink"}
+"""What is told of a cell and not shown as its colour, and what it is called in the block."""
 NONE = 65535
 WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
 LONGEST = 200  # letters of one token that are sent; the front end is told how many there are
@@ -116,7 +119,7 @@ def _joined(packers: Sequence[Packer], parts: Sequence[Sequence[tuple[dict[str, 
             sent.append({**prompt, "from": len(numbers)})
             numbers += own
         readings.append({**packer.head(), "prompts": sent})
-    return packed({"version": VERSION, "readings": readings}, numbers)
+    return packed({"version": VERSION, "colours": colours.sent(), "readings": readings}, numbers)
 
 
 def packed(value: dict[str, Any], numbers: bytes | bytearray = b"") -> bytes:
@@ -161,11 +164,11 @@ class Packer:
     def grids(self) -> dict[str, np.ndarray]:
         """name -> [prompt, target, depth, position]"""
         found = {}
-        for name in GRIDS:
+        for name in (*GRIDS, *ASIDE):
             if self.source.has(name) and {self.depth, "position"} <= set(self.data[name].dims):
                 grid = self.data[name]
                 grid = grid if "target" in grid.dims else grid.expand_dims("target")
-                found[name] = grid.transpose("prompt", "target", self.depth, "position").values
+                found[ASIDE.get(name, name)] = grid.transpose("prompt", "target", self.depth, "position").values
         return found
 
     @property
@@ -173,7 +176,7 @@ class Packer:
         """What its cells can show."""
         score = [*(["probability"] if self.score == "logprob" else []), *([self.score] if self.score else [])]
         top = [] if self.depth == COMPONENT else ["top", *score]
-        return [*top, *(name for name in self.grids if name != "target_logprob_null")]
+        return [*top, *(name for name in self.grids if name in GRIDS and name != "target_logprob_null")]
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -224,6 +227,7 @@ class Packer:
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
             "floor": _floor(source),
             "mean": self._mean(),
+            "sink": label(source.sink_said),
         }
 
     def targets(self, p: int) -> list[str]:

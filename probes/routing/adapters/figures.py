@@ -46,13 +46,14 @@ def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str 
         at = (np.arange(len(rows)), own) if by == "label" else (np.arange(len(rows)), np.full(len(rows), own[i]))
         marks[at] = "○" + marks[at]
     what = {"weight": "mean weight", "chosen": "share of tokens"}[value]
-    whose = f"{labels[i]}: {what}" if by == "projection" else what
+    one = f" (label {i + 1} of {len(labels)})" if len(labels) > 1 else ""
+    whose = f"{labels[i]}{one}: {what}" if by == "projection" else what
     theme.register()
     figure = Figure()
     title = f"{short_name(str(data.attrs.get('model', '')))} · {whose} of adapters (dot: as by chance)"
     figure.update_layout(template="workbench", title_text=tokens.plotly(title))
     figure.add_heatmap(
-        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.SEQUENTIAL,
+        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("share"),
         zmin=0, colorbar={"title": {"text": what}}, text=marks, texttemplate="%{text}",
         hovertemplate="%{y}, %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip

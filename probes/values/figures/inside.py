@@ -38,7 +38,7 @@ def margins(table: xr.Dataset, *, drift: bool = False, level: float = 0.05, colu
     reach = float(np.nanmax(np.abs(value), initial=1e-6))
     for t, at in enumerate(places):
         figure.add_heatmap(
-            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.DIVERGING, showscale=t == 0,
+            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.stops("margin"), showscale=t == 0,
             colorbar={"title": {"text": "log-odds (nats)"}}, texttemplate="%{text}",
             text=np.where(sure[t] | np.isnan(value[t]), "", "///").T, textfont={"size": 8},
             hovertemplate=f"{tokens.plotly(topics[t])}, layer %{{y}} at %{{x}}: %{{z:+.3f}}<extra></extra>", **at,
@@ -67,7 +67,8 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Figure:
             f"There is no direction of {fitted!r}. There are: {', '.join(map(str, table['fitted'].values))}."
         )
     panels = ["rotation (1: where it was)", "AUC, baseline's direction", "AUC, refitted"]
-    figure = _figure("stance direction", Figure(make_subplots(1, 3, subplot_titles=panels, horizontal_spacing=0.07)))
+    panes = make_subplots(1, 3, subplot_titles=panels, horizontal_spacing=0.07)
+    figure = _figure(f"stance direction, fitted: {fitted}", Figure(panes))
     steps, layers = [str(c) for c in table["checkpoint"].values], table["layer"].values
     hues = sample_colorscale(theme.SEQUENTIAL, np.linspace(0, 0.9, len(layers)).tolist())
     auc = {x: table.sel(kind=kind, direction="pooled") for x, kind in ((2, "fixed"), (3, "refit"))}
@@ -169,9 +170,10 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Figure:
     x, y = [str(c) for c in table["checkpoint"].values], tokens.labels(table["module"].values, 60)
     figure = _figure(titles[value])
     reasons = table["reason"].transpose("module", "checkpoint").values
-    signed: dict[str, Any] = {"zmin": -1, "zmax": 1, "colorscale": theme.DIVERGING} if value == "cosine" else {}
+    name = "cosine of updates" if value == "cosine" else value
     figure.add_heatmap(
-        z=z, x=x, y=y, **(signed or {"zmin": 0, "colorscale": theme.SEQUENTIAL}), customdata=reasons,
+        z=z, x=x, y=y, colorscale=theme.stops(name), zmin=-1 if value == "cosine" else 0,
+        zmax=1 if value == "cosine" else None, customdata=reasons,
         hovertemplate="%{y} at %{x}: %{z:.4g} %{customdata}<extra></extra>", hoverongaps=False,
         colorbar={"title": {"text": value}},
     )  # fmt: skip

@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from probes.values.explorer import SIDES
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.export import Figure
-
-SIDES = {"support": theme.HUES[2], "neutral": "#999999", "oppose": theme.HUES[1], "uncommitted": "#000000"}
 
 
 def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:
@@ -61,7 +60,8 @@ def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
     y = tokens.labels(table["topic"].values)
     reach = float(np.nanmax(np.abs(value), initial=0.05))
     figure.add_heatmap(
-        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.DIVERGING, colorbar={"title": {"text": "drift"}},
+        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.stops("drift"),
+        colorbar={"title": {"text": "drift"}},
         text=np.where(sure | np.isnan(value), "", "///"), texttemplate="%{text}", textfont={"size": 16},
         hovertemplate="%{y} at %{x}: %{z:+.3f}<extra></extra>",
     )  # fmt: skip
@@ -110,7 +110,7 @@ def sides(readings: xr.Dataset, start: Any = None, end: Any = None, *, topic: st
     np.add.at(table, (best[0], best[1]), 1)
     source, target = np.nonzero(table)
     figure = _figure(f"items from {chosen[0]} to {chosen[1]}" + (f": {topic}" if topic else ""))
-    hues = [SIDES.get(n, "#999999") for n in names]
+    hues = [theme.HUES[SIDES.get(n, 6)] for n in names]
     shown = [f"{n}{' or refused' if n == 'uncommitted' else ''}: " for n in names]
     counts = [*table.sum(1), *table.sum(0)]
     figure.add_sankey(

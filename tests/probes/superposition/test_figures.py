@@ -81,8 +81,8 @@ def test_the_graph_has_every_node_once_and_a_step_for_every_thought(problems):
         figures.graph(problem, belief, then=["a", "b", "c"])
     assert len({*zip(figure.data[0].x, figure.data[0].y, strict=True)}) == len(problem.names)
     np.testing.assert_allclose(figure.data[1].customdata, belief[1])
-    full = figures.graph(problem, np.eye(16)[:1]).data[0].marker.color
-    assert full[0] == "#0072b2" and set(full[1:]) == {"#ffffff"}
+    full = figures.graph(problem, np.eye(16)[:1]).data[0].marker
+    assert full.color[0] == 1 and set(full.color[1:]) == {0} and (full.cmin, full.cmax) == (0, 1)
     arrows = [a for a in figure.layout.annotations if a.showarrow]
     assert len(arrows) == len(problem.edges) and len(figure.layout.sliders[0].steps) == 3
     reached = problem.depth >= 0
