@@ -217,14 +217,15 @@ def _first_tokens(tokenizer: Any) -> list[int]:
 
 def _gap(rendered: Callable[..., str]) -> str:
     """The white space that a template writes before what the assistant says: none, or a space ("[/INST] Yes")."""
-    said = "Yes"
+    begun, said = rendered("Is it?"), "Yes"
     try:
-        begun, whole = rendered("Is it?"), rendered("Is it?", said)
-    except Exception:  # templates are programs, and some refuse such a chat
-        return ""
-    rest = whole[len(begun) :] if whole.startswith(begun) else ""
-    gap = rest[: max(0, rest.find(said))]
-    return "" if gap.strip() else gap
+        whole = rendered("Is it?", said)
+    except Exception:  # templates are programs, and some know no such chat
+        whole = ""
+    gap, found, _ = whole[len(begun) :].partition(said)
+    if whole.startswith(begun) and found and not gap.strip():
+        return gap
+    return " " if begun[-1:].isalnum() or begun[-1:] == ":" else ""
 
 
 # ---------------------------------------------------------------- answers as tokens

@@ -349,7 +349,7 @@ def test_sequence_likelihood_is_the_loop(which, request):
 def test_a_likelihood_needs_three_sentences_in_known_words_and_a_beginning(words):
     with pytest.raises(InputError, match="one sentence each"):
         SequenceLikelihood({"support": "yes", "oppose": "no"})
-    with pytest.raises(InputError, match="does not know"):
+    with pytest.raises(InputError, match="'zzz' is not in the vocabulary"):
         SequenceLikelihood({"support": "zzz", "neutral": "maybe", "oppose": "no"}).read(words, ITEMS)
     bare = word_tokenizer()
     bare.bos_token = bare.eos_token = None
