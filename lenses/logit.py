@@ -303,7 +303,8 @@ class _Others:
         for k, (i, at) in enumerate(self.places):
             slots = [s for s, a in enumerate(self._run.prompts[i].positions) if a == at]
             where[i, slots] = k
-        cell = np.argwhere(targets >= 0)
+        # Slots of shorter prompts hold nothing.
+        cell = np.argwhere((targets >= 0) & ~np.isnan(logprob).any(1))
         ids, which = np.unique(targets[tuple(cell.T)], return_inverse=True)
         device = readout.weight.device
         for depth, site in enumerate(sites):

@@ -187,6 +187,8 @@ def test_the_null_is_the_same_target_under_other_states_whichever_are_read(any_m
                     exact.append(check_null(data, dense, p, slot, token, (t,)))
                     np.testing.assert_allclose(data.target_logprob.values[p, :, slot, t], own[:, at, token], atol=1e-4)
     assert len(exact) >= 7 and np.mean(exact) > 0.95
+    for name in ("target_logprob_null", "target_logprob_p"):
+        assert np.isnan(data[name].values.transpose(0, 2, 1, 3)[data.input_position.values < 0]).all()
     assert data.target_logprob_p.attrs["role"] == "p" and data.target_logprob_null.attrs["of"] == "target_logprob"
 
 
