@@ -34,7 +34,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import workbench
 from probes.values import prefixes
-from probes.values.answers import answer_pieces, prompt_ids
+from probes.values.answers import Turn, answer_pieces
 from probes.values.framings import Framing, default_framings, greatest_good_framings
 from probes.values.instruments import Pmf
 from probes.values.items import Item, own
@@ -77,8 +77,9 @@ def cases(model: workbench.Model, framings: tuple[Framing, ...], some: list[Item
     module: Any = model.module
     asked = []
     for framing in framings:
-        space, _ = answer_pieces(model, framing.answers, LEAD, framing.tokens or "single")
-        asked += [[*prompt_ids(model, framing.shown(item), LEAD, False), *space] for item in some]
+        turn, shown = Turn(model, False), [framing.shown(item) for item in some]
+        seam, _ = answer_pieces(turn, framing.answers, framing.tokens or "single", shown[0])
+        asked += [turn.prompt(question, seam) for question in shown]
     prompts = encode(model, asked, "last")
     batches = [collate(model, prompts, members).inputs for members in plan(prompts, token_budget(model), None)]
 

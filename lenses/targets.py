@@ -79,6 +79,11 @@ class Followed:
         """Remember which tokens [selected, target] were followed at the places of a batch."""
         self._target_id[batch.prompt.numpy(), batch.slot.numpy()] = ids[:, 0].cpu().numpy()
 
+    @property
+    def by_position(self) -> np.ndarray:
+        """[prompt, position] the token that was followed, the first of several; -1 where there is none."""
+        return self._target_id
+
     def labels(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The variables and the coordinates that say which tokens were followed."""
         if self.ids is None or not self.listed:

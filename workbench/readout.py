@@ -221,6 +221,16 @@ class Readout:
             z[torch.isin(ids, self.masked)] = NEVER
         return z
 
+    def logits_of(self, features: Tensor, ids: Tensor) -> Tensor:
+        """Exact fp32 logits of the same tokens for all rows: features [rows, f] and ids [n] -> [rows, n]."""
+        z = features @ self.weight[ids].float().T
+        if self.bias is not None:
+            z += self.bias[ids].float() * self.scale
+        self._cap(z)
+        if len(self.masked):
+            z[:, torch.isin(ids, self.masked)] = NEVER
+        return z
+
     def final(self, features: Tensor, top_k: int) -> Final:
         """Read the final layer: features [rows, f]."""
         row, bias = torch.zeros_like(features), torch.zeros(len(features), device=features.device)

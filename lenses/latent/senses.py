@@ -17,7 +17,9 @@ the same clause is, neither as a context nor in the odds ("new clause"), so that
 wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.
 
 Chance: "word" of random contexts or tokens; "sense" with the senses of the corpus shuffled among the occurrences of
-each word.  Intervals are bootstrap intervals over stories.
+each word.  Intervals are bootstrap intervals over clauses, the unit that repeats: a few hundred occurrences share a
+hundred clauses, and a lens that knows one clause knows it in every story.  (Stories drawn again would take the clauses
+for given, and say how the rate varies over more stories of the very same clauses.)
 """
 
 from __future__ import annotations
@@ -174,23 +176,28 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
                     each[0, 0, :, q] = right.mean(-1)
                     null[0, 0, :, q] = (corpus.word == corpus.number[wanted[q].word]).mean()
     dims = ("measure", "lens", "layer")
-    story = np.array([o.story for o in wanted])
-    units, size = np.unique(story, return_counts=True)
-    by_story = np.stack([each[..., story == u].mean(-1) for u in units])
     rate = each.mean(-1)
-    low, high = bootstrap_interval(by_story, size.astype(float))
+    low, high = over_clauses(each, wanted)
     rates = {"rate": rate, "rate_low": low, "rate_high": high, "rate_chance": null.mean(-1)}
     data = xr.Dataset(
         {name: (dims, values) for name, values in rates.items()},
         {"measure": list(MEASURES), "lens": list(LENSES), "layer": layers},
         {
             "model": model.name, "n_layers": model.n_layers, "reader": "senses of known words", "series": "lens",
-            "occurrences": len(wanted), "stories": len(units), "contexts": len(index), "corpus": len(known),
+            "occurrences": len(wanted), "stories": len({o.story for o in wanted}),
+            "clauses": len({(o.word, o.clause) for o in wanted}), "contexts": len(index), "corpus": len(known),
             "index_layers": list(index.layers),
         },
     )  # fmt: skip
     settings = {"corpus_seed": CORPUS_SEED, "query_seed": QUERY_SEED, "stories": [len(known), len(asked)], "top_k": TOP}
     return Reading(data, {"reader": {"name": "senses", **settings}, "model": {"name": model.name}})
+
+
+def over_clauses(each: np.ndarray, wanted: list[Occurrence]) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the mean over occurrences (last axis), clauses drawn again with all their occurrences."""
+    groups = list(_by([(o.word, o.clause) for o in wanted]).values())
+    means = np.stack([each[..., own].mean(-1) for own in groups])
+    return bootstrap_interval(means, np.array([len(own) for own in groups], float))
 
 
 def _own_and_chance(vote: np.ndarray, sense: int) -> tuple[np.ndarray, np.ndarray]:
@@ -327,7 +334,8 @@ def main() -> None:
         }
         card["lenses"] = {
             "measure": list(MEASURES), "lens": list(LENSES), "layer": data["layer"].values.tolist(), **numbers,
-            **{k: int(data.attrs[k]) for k in ("occurrences", "stories", "contexts", "corpus")}, "table": table(data),
+            **{k: int(data.attrs[k]) for k in ("occurrences", "stories", "clauses", "contexts", "corpus")},
+            "table": table(data),
         }  # fmt: skip
         write_card(home, card)
 

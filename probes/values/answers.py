@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor
 import workbench
 from probes.values.framings import STANCES
 from probes.values.items import columns
-from probes.values.prefixes import read_prompts
+from probes.values.prefixes import common, read_prompts
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head
 from workbench.reading import Reading
@@ -69,111 +71,209 @@ class ChosenTokens:
 # ---------------------------------------------------------------- prompts
 
 
-def is_chat(model: Model, chat: bool | None) -> bool:
-    """Whether to ask in a chat: as told, or where there is a chat template.  InputError without a tokenizer."""
-    if model.tokenizer is None:
-        raise InputError(
-            f"{model.name} has no tokenizer, so it cannot be asked in words. Load it with load(..., tokenizer=...)."
+@dataclass(frozen=True)
+class Seam:
+    """Where prompts end and answers begin, in tokens of the whole text.
+
+    cut: how many tokens at a prompt's end hold the beginning of the answer, too (a space), and are left to the answer.
+    space: tokens that begin all answers alike and say nothing, and belong to the prompt.
+    answer, tail: one of the answers, and its tokens behind both.
+    """
+
+    cut: int
+    space: tuple[int, ...]
+    answer: str
+    tail: tuple[int, ...]
+
+
+class Turn:
+    """How one model is asked: what stands around a question, and where its answer begins.
+
+    Args:
+        chat: in the tokenizer's chat template, the question as the user's turn and the answer as the assistant's; None:
+            where there is a template.
+        lead: what stands between question and answer, in a chat the beginning of the assistant's turn; None: a new line
+            with "Answer:" in plain text, nothing in a chat.
+
+    Attributes:
+        asked: "chat template" with a digest of it, or "plain text".  Readings that differ in it do not compare.
+
+    Raises InputError without a tokenizer, and for ``chat=True`` without a template.
+    """
+
+    def __init__(self, model: Model, chat: bool | None = None, lead: str | None = None) -> None:
+        tokenizer: Any = model.tokenizer
+        if tokenizer is None:
+            raise InputError(
+                f"{model.name} has no tokenizer, so it cannot be asked in words. Load it with load(..., tokenizer=...)."
+            )
+        template = getattr(tokenizer, "chat_template", None)
+        if chat and not template:
+            raise InputError(
+                f"chat=True, and the tokenizer of {model.name} has no chat template. Use chat=None or False to ask in "
+                "plain text, or set tokenizer.chat_template."
+            )
+        self.model, self.chat = model, bool(template) if chat is None else chat
+        self.lead = ("" if self.chat else "\nAnswer:") if lead is None else lead
+        digest = hashlib.blake2b(json.dumps(template, default=str).encode(), digest_size=4).hexdigest()
+        self.asked = f"chat template {digest}" if self.chat else "plain text"
+        self._first = [] if self.chat else _first_tokens(tokenizer)
+        if self.chat and not self.lead:
+            self.gap = _gap(self._rendered)
+        else:
+            self.gap = "" if self.lead[-1:].isspace() else " "
+
+    def text(self, question: str) -> str:
+        """All that the model is given, up to where its answer begins."""
+        return (self._rendered(question) if self.chat else question) + self.lead
+
+    def ids(self, question: str) -> list[int]:
+        """Its tokens, as they are without an answer."""
+        return self._encoded(self.text(question))
+
+    def seam(self, answers: Sequence[str], question: str = "") -> tuple[Seam, list[tuple[int, ...]]]:
+        """Where answers begin, and the tokens of each, found in the whole text behind a question.
+
+        Raises InputError for answers that the model has no tokens or no logits for, and a lead that the tokenizer joins
+        with them.
+        """
+        ids = self.ids(question)
+        whole = [self._encoded(self.text(question) + self.gap + answer) for answer in answers]
+        shared = min(common(ids, own) for own in whole)
+        tails = [tuple(own[shared:]) for own in whole]
+        unknown = getattr(self.model.tokenizer, "unk_token_id", None)
+        for answer, tail in zip(answers, tails, strict=True):
+            if not tail or (unknown is not None and unknown in tail):
+                raise InputError(
+                    f"The answer {answer!r} is not in the vocabulary of {self.model.name}. Give framings in its words."
+                )
+            if beyond := [token for token in tail if token >= self.model.vocab_size]:
+                raise InputError(
+                    f"The answer {answer!r} has the token id {beyond[0]}, and {self.model.name} gives logits for the "
+                    f"ids 0 to {self.model.vocab_size - 1}: a token was added to the tokenizer and not to the model. "
+                    "Give other answers, or resize the model (resize_token_embeddings) and train the new token."
+                )
+        lost = self.model.tokenizer.decode(ids[shared:]) if shared < len(ids) else ""  # type: ignore[union-attr]
+        if lost.strip():
+            raise InputError(
+                f"The tokenizer of {self.model.name} joins the end of the prompt, {lost!r}, and the answer "
+                f"{answers[0]!r} into one token, so the answer has no probability of its own. Give another lead=, one "
+                "that ends in a colon or a line break."
+            )
+        space: list[int] = []
+        # " 1" is a space and a digit in many vocabularies: the space then is the prompt's last token.
+        while (
+            min(map(len, tails)) > 1
+            and len({tail[0] for tail in tails}) == 1
+            and not self.model.tokenizer.decode(tails[0][:1]).strip()  # type: ignore[union-attr]
+        ):
+            space.append(tails[0][0])
+            tails = [tail[1:] for tail in tails]
+        return Seam(len(ids) - shared, tuple(space), answers[0], tails[0]), tails
+
+    def prompt(self, question: str, seam: Seam) -> list[int]:
+        """Tokens of a question up to where its answer begins.
+
+        Raises InputError where the whole text, with an answer, has other tokens than the parts.
+        """
+        ids = self.ids(question)
+        found = [*ids[: len(ids) - seam.cut], *seam.space]
+        if self._encoded(self.text(question) + self.gap + seam.answer) != [*found, *seam.tail]:
+            raise InputError(
+                f"With the answer {seam.answer!r} behind it, {question[-60:]!r} has other tokens in {self.model.name} "
+                "than without: its end and the answer are joined. Give another lead=, one that ends in a colon or a "
+                "line break."
+            )
+        return found
+
+    def spelled(self, gap: str, answers: Sequence[str], seam: Seam, question: str = "") -> list[tuple[int, ...]]:
+        """The tokens of each answer where ``gap`` stands before it; () where the prompt would have other tokens."""
+        ids = self.ids(question)
+        head = [*ids[: len(ids) - seam.cut], *seam.space]
+        whole = [self._encoded(self.text(question) + gap + answer) for answer in answers]
+        return [tuple(own[len(head) :]) if own[: len(head)] == head else () for own in whole]
+
+    def _rendered(self, *turns: str) -> str:
+        """The chat up to the assistant's turn, or with it."""
+        chat = [{"role": role, "content": x} for role, x in zip(("user", "assistant"), turns, strict=False)]
+        # Models that can think aloud first would give all probability to doing so; other templates ignore the switch.
+        return self.model.tokenizer.apply_chat_template(  # type: ignore[union-attr]
+            chat, tokenize=False, add_generation_prompt=len(turns) == 1, enable_thinking=False
         )
-    there = bool(getattr(model.tokenizer, "chat_template", None))
-    if chat and not there:
-        raise InputError(
-            f"chat=True, and the tokenizer of {model.name} has no chat template. Use chat=None or False to ask in "
-            "plain text, or set tokenizer.chat_template."
-        )
-    return there if chat is None else chat
+
+    def _encoded(self, text: str) -> list[int]:
+        """A template writes special tokens itself; before plain text stand those that the tokenizer puts there."""
+        tokenizer: Any = self.model.tokenizer
+        return [*self._first, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def leading(lead: str | None, chat: bool) -> str:
-    """What stands between the question and the answer: as told, or a cue in plain text and nothing in a chat."""
-    return ("" if chat else "\nAnswer:") if lead is None else lead
+def _first_tokens(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text.  (What some put behind it would end the text before the answer.)"""
+    with_them = list(tokenizer("a")["input_ids"])
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    starts = (k for k in range(len(with_them)) if with_them[k : k + len(bare)] == bare)
+    return with_them[: next(starts, 0)]
 
 
-def prompt_ids(model: Model, text: str, lead: str, chat: bool) -> list[int]:
-    """Token ids of a question up to where its answer begins."""
-    tokenizer: Any = model.tokenizer
-    if not chat:
-        return list(tokenizer(text + lead)["input_ids"])
-    # Models that can think aloud first would give all probability to doing so; other templates ignore the switch.
-    shown = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    return list(tokenizer(shown + lead, add_special_tokens=False)["input_ids"])
-
-
-def behind(model: Model, lead: str, text: str) -> tuple[int, ...]:
-    """Token ids of a text as it stands behind the lead, with the space that belongs between them."""
-    tokenizer: Any = model.tokenizer
-    context = lead or "\n"
-    spaced = text if context[-1].isspace() else " " + text
-    head = list(tokenizer(context, add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer(context + spaced, add_special_tokens=False)["input_ids"])
-    # A tokenizer that joins lead and answer into one token has no seam: the answer is then taken alone.
-    found = (
-        whole[len(head) :] if whole[: len(head)] == head else tokenizer(spaced, add_special_tokens=False)["input_ids"]
-    )
-    return tuple(found)
+def _gap(rendered: Callable[..., str]) -> str:
+    """The white space that a template writes before what the assistant says: none, or a space ("[/INST] Yes")."""
+    begun, said = rendered("Is it?"), "Yes"
+    try:
+        whole = rendered("Is it?", said)
+    except Exception:  # templates are programs, and some know no such chat
+        whole = ""
+    gap, found, _ = whole[len(begun) :].partition(said)
+    if whole.startswith(begun) and found and not gap.strip():
+        return gap
+    return " " if begun[-1:].isalnum() or begun[-1:] == ":" else ""
 
 
 # ---------------------------------------------------------------- answers as tokens
 
 
-def answer_pieces(model: Model, answers: Sequence[str], lead: str, tokens: str = "single") -> tuple[list[int], Pieces]:
-    """The token sequences that give each answer, and space tokens that belong to the prompt in front of them.
+def answer_pieces(
+    turn: Turn, answers: Sequence[str], tokens: str = "single", question: str = ""
+) -> tuple[Seam, Pieces]:
+    """Where answers begin, and the token sequences that give each of them, as they stand behind a question.
 
-    An answer as it stands behind the lead, and its spellings with and without the space and with a small or capital
-    first letter (words alone: "a" is not "A").  A spelling counts for all answers or for none, since one that only some
-    answers have as a token would favour them.
+    An answer as the model would write it there, and its spellings with and without the space and with a small or
+    capital first letter (words alone: "a" is not "A").  A spelling counts for all answers or for none, since one that
+    only some answers have as a token would favour them.
 
     Args:
         tokens: "single", "first" or "whole", see :class:`~probes.values.framings.Framing`.
+        question: one of those that are asked.
 
     Raises InputError for answers that are not in the vocabulary, are several tokens ("single"), begin with the same
     token ("first"), or of which one begins with the whole of another ("whole").
     """
-    tokenizer: Any = model.tokenizer
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    natural = [behind(model, lead, answer) for answer in answers]
-    for answer, ids in zip(answers, natural, strict=True):
-        if not ids or unknown in ids:
-            raise InputError(
-                f"The answer {answer!r} is not in the vocabulary of {model.name}. Give framings in its words."
-            )
-    space: list[int] = []
-    # " 1" is a space and a digit in many vocabularies: the space then is the prompt's last token.
-    while (
-        min(map(len, natural)) > 1
-        and len({x[0] for x in natural}) == 1
-        and not tokenizer.decode(natural[0][:1]).strip()
-    ):
-        space.append(natural[0][0])
-        natural = [x[1:] for x in natural]
+    name, unknown = turn.model.name, getattr(turn.model.tokenizer, "unk_token_id", None)
+    seam, natural = turn.seam(answers, question)
     if tokens == "first":
         natural = [x[:1] for x in natural]
     several = [a for a, x in zip(answers, natural, strict=True) if len(x) > 1]
     if tokens == "single" and several:
         raise InputError(
-            f"The answers {', '.join(map(repr, several))} are several tokens in {model.name}, and the next token alone "
+            f"The answers {', '.join(map(repr, several))} are several tokens in {name}, and the next token alone "
             'does not give their probability. Use tokens="whole" (the product over their tokens), or tokens="first" '
             "where their first tokens differ."
         )
     found: Pieces = [[] for _ in answers]
     if not _added(found, natural):
         raise InputError(
-            f"Of the answers {', '.join(map(repr, answers))}, two begin with the same token of {model.name} or one "
+            f"Of the answers {', '.join(map(repr, answers))}, two begin with the same token of {name} or one "
             'begins with the whole of another, so they cannot be told apart. Use tokens="whole", or other answers.'
         )
     for case in (str, str.lower, lambda a: a[:1].upper() + a[1:]):
         spelled = [case(a) if len(a) > 1 else a for a in answers]
-        forms = [[tuple(tokenizer(s + a, add_special_tokens=False)["input_ids"]) for a in spelled] for s in ("", " ")]
-        if tokens == "whole" and not space:
-            forms.append([behind(model, lead, a) for a in spelled])
-        for number, form in enumerate(forms):
+        for gap in dict.fromkeys(("", " ", turn.gap)):
+            form = turn.spelled(gap, spelled, seam, question)
             if tokens == "first":
                 form = [x[:1] for x in form]
-            if all(x and unknown not in x and (len(x) == 1 or number == 2) for x in form):
+            long = tokens == "whole" and gap == turn.gap and not seam.space
+            if all(x and unknown not in x and max(x) < turn.model.vocab_size and (len(x) == 1 or long) for x in form):
                 _added(found, form)
-    return space, found
+    return seam, found
 
 
 def _added(found: Pieces, form: Sequence[tuple[int, ...]]) -> bool:
@@ -262,6 +362,58 @@ def chosen_logprobs(
     return reading.data["logprob"].values, cost
 
 
+# ---------------------------------------------------------------- what is said of a reading
+
+LOW_MASS = 0.5
+"""Below this mean mass a reading warns: more than half of what the model would say is none of the answers offered."""
+
+
+class LowMass(UserWarning):
+    """The answers offered are little of what the model would say."""
+
+
+def tell_of_mass(data: xr.Dataset, shares: bool = True) -> None:
+    """Warn where the answers offered have less than :data:`LOW_MASS` of the probability, on average."""
+    mass, asked = data["mass"], data.attrs.get("asked", "")
+    if not shares or not float(mass.mean()) < LOW_MASS:
+        return
+    more = ""
+    if "framing" in mass.dims and mass.sizes["framing"] > 1:
+        own = mass.mean([d for d in mass.dims if d != "framing"]).to_series()
+        more = f" ({own.min():.2g} in {own.idxmin()} to {own.max():.2g} in {own.idxmax()})"
+    warnings.warn(
+        f"{data.attrs.get('instrument', 'An instrument')} in {asked}: all answers offered together have "
+        f"{float(mass.mean()):.2g} of the probability where the answer begins{more}, less than {LOW_MASS:g}. The rest "
+        "counts as uncommitted, and the stances are of little that this model would say. Begin its answer "
+        "(lead='Answer:'), ask it the other way (chat=), keep the framings that it answers, or let it write "
+        "(SampledText).",
+        LowMass,
+        stacklevel=4,
+    )
+
+
+UNKNOWN = 0.5
+"""Items of which a larger share is unknown tokens are not in the model's language."""
+
+
+def tell_of_unknown(model: Model, items: Sequence[Any]) -> None:
+    """Warn where items are mostly the unknown token: what is asked then is not what they say."""
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return
+    tokenizer: Any = model.tokenizer
+    ids = [tokenizer(item.text, add_special_tokens=False)["input_ids"] for item in items]
+    share = np.array([sum(x == unknown for x in own) / max(1, len(own)) for own in ids])
+    if (share > UNKNOWN).any():
+        first = items[int(share.argmax())]
+        warnings.warn(
+            f"{int((share > UNKNOWN).sum())} of {len(items)} items are more than {UNKNOWN:.0%} unknown tokens for "
+            f"{model.name} ({first.item_id}: {share.max():.0%}): it is asked about other words than theirs. Leave them "
+            "out, or take a model of their language.",
+            stacklevel=4,
+        )
+
+
 # ---------------------------------------------------------------- instruments
 
 
@@ -269,13 +421,14 @@ class Asker:
     """What instruments share: a digest of their settings, and how they put a question.
 
     Attributes:
-        chat: ask in a chat; None: where the tokenizer has a chat template.
-        lead: what stands between question and answer; None: a new line with "Answer:" in plain text, nothing in a chat.
+        chat, lead: as in :class:`Turn`.
     """
 
     name = ""
     apart = True
     """A row depends on the model and its own item alone (:mod:`probes.values.parts`)."""
+    shares = True
+    """Stances are shares of what the model would say, so that a low mass is worth a warning."""
 
     def __init__(self, chat: bool | None, lead: str | None) -> None:
         self.chat, self.lead = chat, lead
@@ -291,8 +444,12 @@ class Asker:
         text = json.dumps([self.name, self.config], sort_keys=True, ensure_ascii=False, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def opened(self, model: Any, items: Iterable[Any]) -> tuple[Model, list[Any], bool, str]:
-        """The model, the items as a list, whether it is asked in a chat, and what leads to the answer.
+    def asked(self, model: Any) -> str:
+        """In what a model is asked: :attr:`Turn.asked`."""
+        return Turn(model, self.chat, self.lead).asked
+
+    def opened(self, model: Any, items: Iterable[Any]) -> tuple[list[Any], Turn]:
+        """The items as a list, and how the model is asked (``turn.model`` is the model).
 
         Raises InputError where there are no items, or two have one id.
         """
@@ -303,15 +460,30 @@ class Asker:
         if len(set(ids)) < len(ids):
             twice = next(x for x in ids if ids.count(x) > 1)
             raise InputError(f"Two items have the id {twice!r}, and readings refer to items by id. Give each its own.")
-        chat = is_chat(model, self.chat)
-        return model, found, chat, leading(self.lead, chat)
+        turn = Turn(model, self.chat, self.lead)
+        tell_of_unknown(model, found)
+        return found, turn
 
-    def table(self, items: Sequence[Any], variables: Mapping[str, Any], **cost: Any) -> xr.Dataset:
-        """The variables by item, and what is known of the items; attributes: how they were asked, what it cost."""
+    def table(
+        self,
+        items: Sequence[Any],
+        variables: Mapping[str, Any],
+        turn: Turn,
+        coords: Mapping[str, Any] | None = None,
+        **cost: Any,
+    ) -> xr.Dataset:
+        """The variables by item, and what is known of the items; attributes: how they were asked, what it cost.
+
+        Warns where the mean of ``mass`` is below :data:`LOW_MASS`.
+        """
         config = json.dumps(self.config, ensure_ascii=False, default=str)
-        attrs = {"instrument": self.name, "settings": self.settings, "config": config, **cost}
+        attrs = {"instrument": self.name, "settings": self.settings, "config": config, "asked": turn.asked, **cost}
         ids = np.array([str(item.item_id) for item in items], object)
-        return xr.Dataset(variables, {"item": ids, **columns(items)}, attrs)
+        found = xr.Dataset(variables, {"item": ids, **columns(items), **(coords or {})}, attrs)
+        if "mass" in found:
+            found["mass"].attrs = {"long_name": "probability of all answers offered", "units": "1"}
+            tell_of_mass(found, self.shares)
+        return found
 
     def stances(
         self,
@@ -320,9 +492,11 @@ class Asker:
         axis: str,
         labels: Sequence[Any],
         more: Mapping[str, Any],
+        turn: Turn,
         **cost: Any,
     ) -> xr.Dataset:
-        """:meth:`table` of p [item, axis, stance] of the four stances, with mass = 1 - uncommitted."""
+        """:meth:`table` of p [item, axis, stance] of the four stances, with mass = 1 - uncommitted unless it is among
+        ``more``."""
         variables = {"p": (("item", axis, "stance"), p), "mass": (("item", axis), 1 - p[..., 3]), **more}
         names = np.array(labels, object if isinstance(labels[0], str) else int)
-        return self.table(items, variables, **cost).assign_coords({axis: names, "stance": list(STANCES)})
+        return self.table(items, variables, turn, {axis: names, "stance": list(STANCES)}, **cost)

@@ -49,6 +49,13 @@ def compare(
     names = list(runs)
     if not names:
         raise InputError("There are no runs to compare. Give readings by name.")
+    ways = {name: runs[name].attrs["asked"] for name in names if runs[name].attrs.get("asked")}
+    if len(set(ways.values())) > 1:
+        warnings.warn(
+            f"The runs were not asked in one way ({'; '.join(f'{k}: {v}' for k, v in ways.items())}), so that a "
+            "difference between them can be one of chat templates. chat=False asks all in plain text.",
+            stacklevel=2,
+        )
     units = aligned([runs[name] for name in names], names)
     one, changes = units[0], []
     for name, own in zip(names, units, strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.answers import Asker, Pieces, answer_logprobs, answer_pieces, prompt_ids
+from probes.values.answers import Asker, Pieces, Seam, answer_logprobs, answer_pieces
 from workbench.errors import InputError
 from workbench.stats import bootstrap_interval, p_value
 
@@ -69,21 +69,22 @@ class Choices(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Ask every item in every order.  Raises InputError for items without options, or with too many."""
-        model, items, chat, lead = self.opened(model, items)
-        known: dict[int, tuple[list[int], Pieces]] = {}
+        items, turn = self.opened(model, items)
+        known: dict[int, tuple[Seam, Pieces]] = {}
         asked: list[tuple[list[int], Pieces]] = []
         places: list[tuple[int, tuple[int, ...]]] = []
         for i, item in enumerate(items):
             n = len(item.options)
-            if n not in known:
-                known[n] = answer_pieces(model, self._labels(item), lead, self.tokens)
-            space, pieces = known[n]
+            labels = self._labels(item)
             for order in self._orders(item):
                 shown = "\n".join(f"{label}. {item.options[k]}" for label, k in zip(self.letters, order, strict=False))
                 text = self.prompt.replace("{options}", shown).replace("{text}", item.text)
-                asked.append(([*prompt_ids(model, text, lead, chat), *space], pieces))
+                if n not in known:
+                    known[n] = answer_pieces(turn, labels, self.tokens, text)
+                seam, pieces = known[n]
+                asked.append((turn.prompt(text, seam), pieces))
                 places.append((i, order))
-        found, cost = answer_logprobs(model, asked, batch_size=batch_size, progress=progress)
+        found, cost = answer_logprobs(turn.model, asked, batch_size=batch_size, progress=progress)
         each: list[list[np.ndarray]] = [[] for _ in items]
         mass: list[list[float]] = [[] for _ in items]
         for (i, order), row in zip(places, found, strict=True):
@@ -102,7 +103,7 @@ class Choices(Asker):
             "mass": ("item", np.array([np.mean(own) for own in mass])),
             "order_tv": ("item", tv),
         }
-        return self.table(items, variables, **cost)
+        return self.table(items, variables, turn, **cost)
 
     def _labels(self, item: Any) -> tuple[str, ...]:
         n = len(item.options)

@@ -134,8 +134,11 @@ def _moved(data: Any) -> None:
         table = drift(data)
         print(f"keyed drift from {steps[0]} to {steps[-1]} (95 %; p over all topics, checkpoints and stances)")
         _rows(table.isel(checkpoint=-1), "keyed_M")
-    mass = 1 - data["p"].sel(stance="uncommitted").mean(("item", "sample"))
-    print(f"of the probability, {float(mass[0]):.0%} to {float(mass[-1]):.0%} is on the answers offered")
+    if "mass" in data:
+        mass = data["mass"].mean(("item", "sample"))
+        first, last = float(mass[0]), float(mass[-1])
+        print(f"of the probability, {first:.0%} (first) and {last:.0%} (last) is on the answers offered", end="")
+        print(f"; asked in {data.attrs['asked']}" if data.attrs.get("asked") else "")
 
 
 def _rows(table: Any, name: str) -> None:

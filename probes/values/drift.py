@@ -54,6 +54,7 @@ def stance(
             did not say so (refusals, off the labels).
         keyed [checkpoint, topic]: polarity * (support - oppose), over items whose polarity is not 0: > 0, towards the
             topic's direction.
+        mass [checkpoint, topic]: what the answers offered have of the probability, where readings say it; no interval.
         commitment [checkpoint, topic]: support + oppose = 1 - neutral - uncommitted: falls when a model is
             neutralised, and stays when it is persuaded.
     Args:
@@ -64,7 +65,11 @@ def stance(
     low, high = quantiles(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
     value = units.mean(units.means(units.x))
     found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.about()
-    return _dataset(units, found, level=level)
+    if "mass" in readings:
+        mass = checked(readings)["mass"].transpose("checkpoint", "item", "sample").values.astype(float)
+        found["mass"] = (("topic", "checkpoint"), units.mean(units.means(mass)))
+    about = {"asked": readings.attrs["asked"]} if readings.attrs.get("asked") else {}
+    return _dataset(units, found, level=level, **about)
 
 
 def drift(

@@ -5,10 +5,11 @@
     SampledText         what is written, judged by a frozen judge (:mod:`probes.values.sampled`)
 
 ``instrument.read(model, items)`` gives p [item, framing or sample, stance] with the stances support, neutral, oppose
-and uncommitted, rows summing to 1, and mass [item, framing or sample] = 1 - p(uncommitted); topic, polarity and cluster
-[item] stand beside.  Attributes: instrument, settings (a digest that changes with any setting), config (JSON), and for
-the first two tokens, of all prompts, and prefix_tokens_saved, of those that shared beginnings spared
-(:mod:`probes.values.prefixes`).
+and uncommitted, rows summing to 1, and mass [item, framing or sample], the probability that all answers together have
+where the answer begins (what is not normalised away); topic, polarity and cluster [item] stand beside.  Attributes:
+instrument, settings (a digest that changes with any setting), config (JSON), asked ("plain text", or "chat template"
+with a digest of it: models with a chat template are asked in it, unless chat=False), and for the first two tokens, of
+all prompts, and prefix_tokens_saved, of those that shared beginnings spared (:mod:`probes.values.prefixes`).
 
 They disagree with each other, and none is the truth: the first token and the text often differ (Wang et al. 2024, arXiv
 2402.14499), all vary with wording (Shen et al. 2025, arXiv 2507.13490).  Report their agreement with every result.
@@ -26,11 +27,11 @@ import xarray as xr
 from probes.values.answers import (
     Asker,
     Pieces,
+    Seam,
+    Turn,
     answer_logprobs,
     answer_pieces,
-    behind,
     continuation_logprobs,
-    prompt_ids,
 )
 from probes.values.framings import (
     OFFERED,
@@ -62,11 +63,15 @@ class Pmf(Asker):
         framings: ways to ask; None: :func:`~probes.values.framings.default_framings`.
         tokens: how answers of several tokens are read: "single" (None: an error names them), "first" or "whole"; a
             framing's own word comes first.
-        chat: ask in a chat; None: where the tokenizer has a chat template.
+        chat: ask in a chat, the question as the user's turn and the answer at the beginning of the assistant's; None:
+            where the tokenizer has a chat template.
         lead: what stands between question and answer; None: a new line with "Answer:" in plain text, nothing in a chat.
+            In a chat it begins the assistant's turn: lead="Answer:" helps small models that would rather begin with
+            "I" or "The".
 
     What is not on an offered answer (refusals, thinking aloud, other spellings) is "uncommitted": where the mass is
-    small, the stances are of little that the model would say.  ``read`` gives besides:
+    small, the stances are of little that the model would say, and below a mean of .5 a warning says so.  ``read`` gives
+    besides:
         p_answer [item, framing, answer]: over the offered answers alone, in the framing's order; answer_text [framing,
             answer].
         value [item, framing]: its expected value on the framing's scale, reversals undone; NaN without a scale.
@@ -101,21 +106,22 @@ class Pmf(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Ask every item in every framing.  Raises InputError for items and answers that cannot be asked."""
-        model, items, chat, lead = self.opened(model, items)
+        items, turn = self.opened(model, items)
         asked: list[tuple[list[int], Pieces]] = []
         places: list[tuple[int, int]] = []
         for f, framing in enumerate(self.framings):
-            space, pieces = answer_pieces(model, framing.answers, lead, framing.tokens or self.tokens)
             some = [i for i, item in enumerate(items) if not framing.negated or getattr(item, "negated", "")]
             if not some:
                 raise InputError(
                     f"Framing {framing.name!r} asks the items' negations, and no item has any. Give items with an "
                     "attribute 'negated' (a text), or leave the framing out."
                 )
-            for i in some:
-                asked.append(([*prompt_ids(model, framing.shown(items[i]), lead, chat), *space], pieces))
+            shown = [framing.shown(items[i]) for i in some]
+            seam, pieces = answer_pieces(turn, framing.answers, framing.tokens or self.tokens, shown[0])
+            for i, question in zip(some, shown, strict=True):
+                asked.append((turn.prompt(question, seam), pieces))
                 places.append((i, f))
-        found, cost = answer_logprobs(model, asked, batch_size=batch_size, progress=progress)
+        found, cost = answer_logprobs(turn.model, asked, batch_size=batch_size, progress=progress)
         shape = len(items), len(self.framings)
         p = np.full((*shape, 4), np.nan)
         answer, value = np.full((*shape, found.shape[1]), np.nan), np.full(shape, np.nan)
@@ -139,7 +145,7 @@ class Pmf(Asker):
             "value": (("item", "framing"), value),
             "answer_text": (("framing", "answer"), texts),
         }
-        return self.stances(items, p, "framing", [x.name for x in self.framings], more, **cost)
+        return self.stances(items, p, "framing", [x.name for x in self.framings], more, turn, **cost)
 
 
 Continuations = Mapping[str, str] | Mapping[str, Mapping[str, str]]
@@ -176,11 +182,14 @@ class SequenceLikelihood(Asker):
         empty: the text that stands for no item; None: the beginning-of-sequence token alone; in a chat an empty turn.
         chat, lead: as in :class:`Pmf`.
 
-    A softmax over what is offered leaves nothing over: mass is 1 by construction, and uncommitted 0.  ``read`` gives
+    A softmax over what is offered leaves nothing over: uncommitted is 0 by construction.  mass is what all three
+    sentences together have of the probability, word for word: of whole sentences it is small, and p is a comparison
+    between them, not a share of what would be said.  ``read`` gives
     besides, in nats a token: logprob [item, framing, answer] and logprob_empty [framing, answer]; answer: stances.
     """
 
     name = "sequence"
+    shares = False
 
     def __init__(
         self,
@@ -215,16 +224,13 @@ class SequenceLikelihood(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Score every stance's sentence behind every item."""
-        model, items, chat, lead = self.opened(model, items)
-        heads = [self._empty(model, chat, lead)]
-        heads += [prompt_ids(model, filled(self.prompts, item, "SequenceLikelihood"), lead, chat) for item in items]
+        items, turn = self.opened(model, items)
         texts = [own[stance].strip() for own in self.continuations.values() for stance in OFFERED]
-        tails = [behind(model, lead, text) for text in texts]
-        unknown = getattr(model.tokenizer, "unk_token_id", None)
-        if lost := [text for text, tail in zip(texts, tails, strict=True) if unknown is not None and unknown in tail]:
-            raise InputError(f"The continuation {lost[0]!r} has words that {model.name} does not know. Give others.")
+        asked = [filled(self.prompts, item, "SequenceLikelihood") for item in items]
+        seam, tails = turn.seam(texts, asked[0])
+        heads = [self._empty(turn, seam), *(turn.prompt(question, seam) for question in asked)]
         pairs = [(head, tail) for head in heads for tail in tails]
-        total, cost = continuation_logprobs(model, pairs, batch_size=batch_size, progress=progress)
+        total, cost = continuation_logprobs(turn.model, pairs, batch_size=batch_size, progress=progress)
         lengths = np.array([len(tail) for tail in tails])
         logprob = (total.reshape(len(heads), -1) / lengths).reshape(len(heads), -1, 3)
         score = logprob[1:] - logprob[0]
@@ -233,18 +239,18 @@ class SequenceLikelihood(Asker):
         more = {
             "logprob": (("item", "framing", "answer"), logprob[1:]),
             "logprob_empty": (("framing", "answer"), logprob[0]),
+            "mass": (("item", "framing"), np.exp(total.reshape(len(heads), -1, 3)[1:]).sum(-1)),
         }
-        table = self.stances(items, p, "framing", list(self.continuations), more, **cost)
+        table = self.stances(items, p, "framing", list(self.continuations), more, turn, **cost)
         return table.assign_coords(answer=list(OFFERED))
 
-    def _empty(self, model: Any, chat: bool, lead: str) -> list[int]:
+    def _empty(self, turn: Turn, seam: Seam) -> list[int]:
         """The prompt that holds no item."""
-        if self.empty is not None or chat:
-            found = (
-                prompt_ids(model, self.empty or "", lead, chat) if chat else model.tokenizer(self.empty)["input_ids"]
-            )
-            if found:
-                return list(found)
+        model: Any = turn.model
+        if turn.chat:
+            return turn.prompt(self.empty or "", seam)
+        if self.empty is not None and (found := list(model.tokenizer(self.empty)["input_ids"])):
+            return found
         first = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
         there = next((x for x in first if isinstance(x, int) and self.empty is None), None)
         if there is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 import workbench
-from probes.values.answers import answer_logprobs, answer_pieces, is_chat, leading, prompt_ids
+from probes.values.answers import LOW_MASS, LowMass, Turn, answer_logprobs, answer_pieces
 from probes.values.framings import OFFERED, STANCES
 from workbench.engines.hooks import untouched
 from workbench.errors import InputError, ReadingError
@@ -73,7 +74,14 @@ class LmJudge:
         question: what it is asked, with {text}.
         labels: words for support, neutral and oppose, as the question names them.
         tokens: how labels are read, see :class:`~probes.values.framings.Framing`.
+        chat, lead: as in :class:`~probes.values.instruments.Pmf`.
+
+    Attributes:
+        mass: [text] of the last call: the probability that the three labels together have.  What is left is taken off
+            by the softmax; where it is most of it, this model does not answer the question.
     """
+
+    mass: np.ndarray | None = None
 
     def __init__(
         self,
@@ -94,18 +102,27 @@ class LmJudge:
             )
         self.model, self.question, self.labels, self.tokens = workbench.load(model), question, tuple(labels), tokens
         self.chat, self.lead, self.batch_size, self.progress = chat, lead, batch_size, progress
-        about = [question, self.labels, tokens, chat, lead]
+        about = [question, self.labels, tokens, chat, lead, Turn(self.model, chat, lead).asked]
         digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=4).hexdigest()
         self.name = f"lm {self.model.name} {self.model.fingerprint} {digest}"
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        chat = is_chat(self.model, self.chat)
-        lead = leading(self.lead, chat)
-        space, pieces = answer_pieces(self.model, self.labels, lead, self.tokens)
-        prompts = [[*prompt_ids(self.model, self.question.replace("{text}", t), lead, chat), *space] for t in texts]
-        asked = [(ids, pieces) for ids in prompts]
+        turn = Turn(self.model, self.chat, self.lead)
+        questions = [self.question.replace("{text}", text) for text in texts]
+        seam, pieces = answer_pieces(turn, self.labels, self.tokens, questions[0])
+        asked = [(turn.prompt(question, seam), pieces) for question in questions]
         logprob, _ = answer_logprobs(self.model, asked, batch_size=self.batch_size, progress=self.progress)
-        return np.exp(logprob - np.logaddexp.reduce(logprob, axis=1, keepdims=True))
+        total = np.logaddexp.reduce(logprob, axis=1, keepdims=True)
+        self.mass = np.exp(total[:, 0])
+        if self.mass.mean() < LOW_MASS:
+            warnings.warn(
+                f"The judge {self.model.name} in {turn.asked}: its labels together have {self.mass.mean():.2g} of the "
+                f"probability where its answer begins, less than {LOW_MASS:g}. What it says of stances is little of "
+                "what it would say: begin its answer (lead='Answer:'), or take a judge that answers the question.",
+                LowMass,
+                stacklevel=2,
+            )
+        return np.exp(logprob - total)
 
 
 class ClassifierJudge:

@@ -8,7 +8,6 @@ as it was found, so that training ends in the weights that it would have ended i
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ import numpy as np
 import xarray as xr
 from transformers import TrainerCallback
 
+from probes.values.answers import Asker
 from probes.values.drift import stance
 from probes.values.parts import joined, parts, read_part
 from probes.values.processes import agreed, gathered, place
@@ -26,6 +26,10 @@ from workbench.errors import InputError, Refused
 
 if TYPE_CHECKING:
     from probes.values.tracker import Instrument, ValueTracker
+
+
+SHARE = 0.1
+"""Of the training's own time: what reading may take by default, and beyond which it warns."""
 
 
 def log_spaced(last: int, per_decade: int = 5) -> list[int]:
@@ -39,13 +43,17 @@ class ValueCallback(TrainerCallback):
 
     Args:
         tracker: where readings go; what is in it is not read again.
-        tokenizer: of the model; None: the trainer's own.
-        at: the steps to read after, besides the first and the last, which are always read; None: log-spaced.  Step 0 is
-            the model before training, as it is: with a new LoRA adapter that is the base, and with an adapter that was
-            trained before, base and adapter.
+        tokenizer: of the model; None: the trainer's own (``processing_class``).
+        at: the steps to read after, besides the first and the last, which are always read.  Step 0 is the model before
+            training, as it is: with a new LoRA adapter that is the base, and with an adapter that was trained before,
+            base and adapter.
+        every: in place of ``at``: each so many steps.  Without either, steps are log-spaced, and as many of them are
+            read as :data:`SHARE` of the training's time allows.
         batch_size: of the reading, 32 by default; seed: of instruments that draw.
-        budget: how much longer reading may make the training, as a share of it.  A step that would go beyond is left
-            out (:attr:`skipped`), but never the first and the last.
+        budget: how much longer reading may make the training, as a share of it; None: :data:`SHARE` (10 %) where
+            neither ``at`` nor ``every`` is given, and no limit where one is.  The cost of a reading is measured at the
+            first, the training's from its own steps; a step that would bring the whole run beyond is left out
+            (:attr:`skipped`), but never the first and the last.
         alert: a function of the tracker, called after each reading; what it gives that is true stops the training.
             :func:`probes.values.alert.beyond` is one.
         log: a function of values and step, to show them elsewhere: ``lambda values, step: wandb.log(values)``.
@@ -58,10 +66,13 @@ class ValueCallback(TrainerCallback):
     A run that is resumed goes on in its folder, which knows what was saved while it was read (:meth:`on_save`); steps
     that it comes to again with other weights are read again, and the old rows set aside.  The keyed stance of each
     topic (support and oppose where nothing is keyed), with its 95 % interval, goes into ``trainer.state.log_history``
-    as "values/instrument/topic"; the trainer's reporters are not told, since a callback has no way to them.
+    as "values/instrument/topic", the mass of the answers as "values/instrument/mass", and what reading took so far as
+    "values/seconds"; the trainer's reporters are not told, since a callback has no way to them.  At the end what was
+    read and what it took is written beside the trainer's progress; a warning comes as soon as reading is going to take
+    more than the budget (or :data:`SHARE`) of the training's own time.
 
     Raises, in all processes: Refused for weights that are spread over processes (FSDP, ZeRO-3) and for an adapter on
-    the unembedding; InputError where the folder is another run's.
+    the unembedding; InputError where the folder is another run's, and where there is no tokenizer to ask with.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class ValueCallback(TrainerCallback):
         tokenizer: Any = None,
         *,
         at: Iterable[int] | None = None,
+        every: int | None = None,
         batch_size: int | None = None,
         seed: int = 0,
         budget: float | None = None,
@@ -78,7 +90,12 @@ class ValueCallback(TrainerCallback):
     ) -> None:
         if budget is not None and not 0 < budget < 1:
             raise InputError(f"budget={budget} is no share of the training time. Use a number between 0 and 1.")
+        if every is not None and (at is not None or every < 1):
+            raise InputError(f"every={every} with at={at}. Give one of them; every is 1 step or more.")
+        if budget is None and at is None and every is None:
+            budget = SHARE
         self.tracker, self.tokenizer, self.at = tracker, tokenizer, None if at is None else {int(x) for x in at}
+        self.every, self._asks_with = every, tokenizer
         self.batch_size, self.seed, self.budget, self.alert, self.log = batch_size, seed, budget, alert, log
         self.planned: list[int] = []
         self.skipped: list[int] = []
@@ -87,6 +104,7 @@ class ValueCallback(TrainerCallback):
         self.seconds, self._took = 0.0, 0.0
         self._start, self._end = time.perf_counter(), None
         self._last, self._model = -1, None
+        self._first, self._final, self._warned = 0, 0, False
 
     # ---------------------------------------------------------------- what the trainer calls
 
@@ -94,14 +112,22 @@ class ValueCallback(TrainerCallback):
         first, last = int(state.global_step), int(state.max_steps)
         self._start, self._end, self._last = time.perf_counter(), None, -1
         self.seconds, self._took, self.skipped, self.stopped = 0.0, 0.0, [], None
-        steps = log_spaced(last) if self.at is None else self.at
+        self._first, self._final, self._warned = first, last, False
+        steps = range(0, last + 1, self.every) if self.every else log_spaced(last) if self.at is None else self.at
         self.planned = sorted({0, last, *(x for x in steps if 0 <= x <= last)})
-        if self.tokenizer is None:
-            given = more.get("processing_class")
-            self.tokenizer = getattr(given, "tokenizer", given)
+        given = more.get("processing_class")
+        self._asks_with = getattr(given, "tokenizer", given) if self.tokenizer is None else self.tokenizer
+        asked = next((x.name for x in self.tracker.instruments if isinstance(x, Asker)), None)
+        if asked and not callable(getattr(self._asks_with, "decode", None)):
+            raise InputError(
+                f"There is no tokenizer, and {asked} asks in words: the trainer's processing_class is "
+                f"{'missing' if given is None else 'a ' + type(given).__name__}. Give it to the trainer "
+                "(Trainer(..., processing_class=tokenizer)) or to the callback "
+                "(ValueCallback(tracker, tokenizer=tokenizer))."
+            )
         if hasattr(self.alert, "planned"):
             self.alert.planned = max(1, len({*self.planned, *self.tracker.steps}) - 1)  # type: ignore[union-attr]
-        with as_saved(model, self.tokenizer):
+        with as_saved(model, self._asks_with):
             gathered(lambda: self._load(model))
             agreed(lambda: self._known(first, self._model.fingerprint))
         wanted = agreed(lambda: first in self.planned or not self.tracker.steps)
@@ -123,8 +149,10 @@ class ValueCallback(TrainerCallback):
             self.skipped.append(step)
         self._end = time.perf_counter()
         if place()[0] == 0:
-            # The trainer's own logger: seen where its messages are.
-            logging.getLogger("transformers.trainer").info(self.summary())
+            from tqdm.auto import tqdm
+
+            tqdm.write(self.summary())  # where the trainer's progress and its own summary are
+            self._tell_of_cost(self.overhead)
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Notes which weights were saved, so that a run that goes on from them is known to be this one."""
@@ -163,7 +191,7 @@ class ValueCallback(TrainerCallback):
         import workbench
 
         whole(module)
-        self._model = workbench.load(module, tokenizer=self.tokenizer)
+        self._model = workbench.load(module, tokenizer=self._asks_with)
         if adapted_head(self._model):
             raise Refused(
                 f"An adapter sits on the unembedding ({self._model.anatomy.unembedding}), so its matrix alone does not "
@@ -201,7 +229,7 @@ class ValueCallback(TrainerCallback):
         if not wanted or step == self._last:
             return
         start, tracker = time.perf_counter(), self.tracker
-        with as_saved(module, self.tokenizer):
+        with as_saved(module, self._asks_with):
             if not agreed(lambda: forced or self._affordable(step)):
                 self.skipped.append(step)
                 return
@@ -222,13 +250,33 @@ class ValueCallback(TrainerCallback):
                     control.should_training_stop = True
         self._took = time.perf_counter() - start
         self.seconds += self._took
+        if place()[0] == 0 and self._first < step < self._final:
+            left = sum(x > step for x in self.planned) if self.budget is None else 1
+            self._tell_of_cost((self.seconds + left * self._took) / max(1e-9, self._whole(step)))
+
+    def _whole(self, step: int) -> float:
+        """Seconds that the training itself is going to take, by what its steps so far took."""
+        own = time.perf_counter() - self._start - self.seconds
+        return own * (self._final - self._first) / max(1, step - self._first)
 
     def _affordable(self, step: int) -> bool:
-        """Whether a reading that takes as long as the last one stays within the budget."""
+        """Whether the run stays within the budget with this reading and the last, each as long as the one before."""
         if self.budget is None or all(self.tracker.there(step, x) for x in self.tracker.instruments):
             return True
-        rest = time.perf_counter() - self._start - self.seconds
-        return self.seconds + self._took <= self.budget * rest
+        return self.seconds + 2 * self._took <= self.budget * self._whole(step)
+
+    def _tell_of_cost(self, share: float) -> None:
+        """Warn, once a run, where reading takes a larger share of the training's time than it should."""
+        most = SHARE if self.budget is None else self.budget
+        if share <= most or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"Reading values makes this run {100 * share:.0f} % longer (more than {100 * most:.0f} %): one reading "
+            f"takes {self._took:.1f} s, and {len(self.planned)} steps are planned. Read fewer items or framings, or "
+            "fewer steps (every=, at=[] for the first and the last alone, budget=).",
+            stacklevel=2,
+        )
 
     def _todo(self, step: int, fingerprint: str) -> list[int]:
         """Numbers of the instruments that have not read this step."""
@@ -262,7 +310,11 @@ class ValueCallback(TrainerCallback):
                     shown = {f"{name}/{side}": (one.sel(stance=side), "v") for side in ("support", "oppose")}
                 for key, (cell, column) in shown.items():
                     values |= {key + end: float(cell[column + end]) for end in ("", "_low", "_high")}
+            if "mass" in now:
+                values[f"values/{instrument.name}/mass"] = float(now["mass"].mean())
         values = {key: value for key, value in values.items() if value == value}
+        if self._first < step:  # at the first step there is nothing to compare with
+            values["values/seconds"] = round(self.seconds, 3)
         state.log_history.append({**values, "epoch": state.epoch, "step": step})
         if self.log is not None:
             self.log(values, step)

@@ -68,7 +68,7 @@ def shared(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
     total = [0]
     for i in order:
         total.append(total[-1] + len(prompts[i]))
-    alike = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    alike = [common(prompts[a], prompts[b]) for a, b in pairwise(order)]
     # Of each open beginning: its length, its first prompt, and what groups inside it save.
     stack: list[tuple[int, int, int, list[tuple[int, int, int]]]] = [(0, 0, 0, [])]
     for end, depth in enumerate([*alike, 0], 1):
@@ -86,7 +86,8 @@ def shared(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
     return [(order[first:end], depth) for first, end, depth in stack[0][3]]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -12,7 +12,8 @@ import transformers
 import xarray as xr
 from torch import Tensor
 
-from probes.values.answers import Asker, prompt_ids
+import workbench
+from probes.values.answers import Asker, Turn
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
 from workbench.engines.hooks import untouched
@@ -47,6 +48,8 @@ class SampledText(Asker):
     A text depends on the model, the item's id and text, the number of the sample and the seed, and not on the other
     items or the batch.  A text of nothing is uncommitted and is not shown to the judge.  ``read`` gives besides:
         text [item, sample], ended [item, sample]: whether it came to its own end before max_new_tokens.
+        judge_mass [item, sample]: the probability that the judge's labels together have, where the judge says it
+            (:class:`~probes.values.judged.LmJudge`); NaN otherwise.
     """
 
     name = "sampled"
@@ -85,10 +88,11 @@ class SampledText(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Write n texts for each item, and judge them."""
-        items = list(items)
+        model, items = workbench.load(model), list(items)
         text, ended = self.write(model, items, batch_size=batch_size, seed=seed, progress=progress)
         p = np.zeros((*text.shape, 4))
         p[..., 3] = 1
+        mass = np.full(text.shape, np.nan)
         said = [(i, k) for i, k in np.ndindex(text.shape) if text[i, k].strip()]
         if said:
             given = {
@@ -97,8 +101,15 @@ class SampledText(Asker):
             found = judged(self.judge, list(given.values()))
             for place, row in zip(given, found, strict=True):
                 p[place] = row
-        more = {"text": (("item", "sample"), text), "ended": (("item", "sample"), ended)}
-        return self.stances(items, p, "sample", range(self.n), more, seed=seed)
+            own, once = getattr(self.judge, "mass", None), list(dict.fromkeys(given.values()))
+            if own is not None and len(own) == len(once):
+                by_text = dict(zip(once, own, strict=True))
+                for place, shown in given.items():
+                    mass[place] = by_text[shown]
+        found = {"text": text, "ended": ended, "judge_mass": mass}
+        more = {name: (("item", "sample"), value) for name, value in found.items()}
+        turn = Turn(model, self.chat, self.lead)
+        return self.stances(items, p, "sample", range(self.n), more, turn, seed=seed)
 
     def _about(self, item: Any, response: str) -> dict[str, str]:
         return {"topic": item.topic, "response": response}
@@ -107,8 +118,9 @@ class SampledText(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """The texts [item, sample] without judging them, and which of them came to an end."""
-        model, items, chat, lead = self.opened(model, items)
-        asked = [prompt_ids(model, filled(self.prompts, item, "SampledText"), lead, chat) for item in items]
+        items, turn = self.opened(model, items)
+        model = turn.model
+        asked = [turn.ids(filled(self.prompts, item, "SampledText")) for item in items]
         prompts = [prompt for prompt in encode(model, asked, "last") for _ in range(self.n)]
         draws = [_uniform(seed, item, k, self.max_new_tokens) for item in items for k in range(self.n)]
         ids = sample(model, prompts, np.stack(draws), self.temperature, batch_size=batch_size or 32, progress=progress)
@@ -160,6 +172,15 @@ class _Drawn(transformers.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
+def _padded(model: Any) -> bool:
+    """Whether prompts of different lengths are written in one batch, the shorter ones behind pads.
+
+    Pads in front move the state of recurrent and position-bound models, and a proof of pads behind a prompt says
+    nothing of them: prompts of one length go together.  (The samples of one item always have one length.)
+    """
+    return False
+
+
 def sample(
     model: Any,
     prompts: Sequence[Prompt],
@@ -199,7 +220,7 @@ def sample(
         untouched(model.module),
         tqdm(total=len(prompts), unit="text", desc=f"writing {model.name}", disable=not progress, delay=1.0) as bar,
     ):
-        for members in plan(prompts, 0, batch_size, model.anatomy.pads):
+        for members in plan(prompts, 0, batch_size, _padded(model)):
             batch = collate(model, prompts, members, "left")
             ids, width = batch.inputs["input_ids"], batch.inputs["input_ids"].shape[1]
             drawn = _Drawn(uniform[members], width, temperature)

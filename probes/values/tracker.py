@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class ValueTracker:
 
     def __init__(self, path: str | os.PathLike[str], items: Sequence[Any], instruments: Sequence[Instrument]) -> None:
         self.path, self.items, self.instruments = Path(path), list(items), list(instruments)
+        self._told: set[str] = set()
         if not self.items or not self.instruments:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,23 @@ class ValueTracker:
         return self
 
     def add(self, step: int, instrument: Instrument, data: xr.Dataset, source: str = "live", **about: Any) -> None:
-        """Keep a reading that was made elsewhere (in training, say) as this step's."""
+        """Keep a reading that was made elsewhere (in training, say) as this step's.
+
+        Raises InputError where it was asked in another way (chat template or plain text) than the readings that are
+        there; warns once of an instrument whose answers have little of the probability.
+        """
+        if asked := data.attrs.get("asked"):
+            self.held(step, instrument, asked)
+            about = {"asked": asked, **about}
+        if "mass" in data and instrument.name not in self._told:
+            from probes.values.answers import LowMass, tell_of_mass
+
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", LowMass)
+                tell_of_mass(data, getattr(instrument, "shares", False))
+            for warning in said:
+                self._told.add(instrument.name)
+                warnings.warn(f"Step {step}: {warning.message}", LowMass, stacklevel=3)
         own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
         file = self._file(step, instrument)
         (self.path / file).parent.mkdir(exist_ok=True)
@@ -136,6 +154,19 @@ class ValueTracker:
         own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
         own["failed"] = ""
         self._save()
+
+    def held(self, step: int, instrument: Instrument, asked: str) -> None:
+        """InputError where this instrument's other readings here were asked in another chat template, or in none."""
+        key = f"{instrument.name} {instrument.settings}"
+        for other, own in self.about["checkpoints"].items():
+            before = own["read"].get(key, {}).get("asked", asked)
+            if before != asked and int(other) != step:
+                raise InputError(
+                    f"{self.path} has step {other} by {instrument.name} in {before}, and step {step} would be asked in "
+                    f"{asked}: what differs could be the way of asking. Hold it fixed over the series: chat=False asks "
+                    "all in plain text; or give all checkpoints one tokenizer with one chat template "
+                    "(workbench.load(checkpoint, tokenizer=...))."
+                )
 
     def there(self, step: int, instrument: Instrument) -> bool:
         """Whether this instrument's reading of this step is in the folder."""
@@ -175,7 +206,9 @@ class ValueTracker:
         return sorted(int(step) for step, own in self.about["checkpoints"].items() if own["read"])
 
     def readings(self, instrument: Instrument | str | None = None) -> xr.Dataset:
-        """``p`` [checkpoint, item, sample, stance] of one instrument (or its name), with topic, polarity and cluster.
+        """``p`` [checkpoint, item, sample, stance] of one instrument (or its name), with topic, polarity and cluster;
+        and ``mass`` [checkpoint, item, sample], where it gives one.  Attribute ``asked``: in which chat template, or in
+        plain text.
 
         Framings are samples here.  Checkpoints that this instrument has not read are left out.
         """
@@ -183,7 +216,12 @@ class ValueTracker:
         tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
         p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
         data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns(self.items)})
-        return data.assign_attrs(instrument=name)
+        if all("mass" in found[step] for step in found):
+            mass = [_sampled(found[step][["mass"]])["mass"].reset_coords(drop=True) for step in sorted(found)]
+            data["mass"] = xr.concat(mass, "checkpoint").transpose("checkpoint", "item", "sample")
+        reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
+        asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
+        return data.assign_attrs(instrument=name, asked=", ".join(sorted(asked)))
 
     def table(self, instrument: Instrument | str | None = None) -> xr.Dataset:
         """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
@@ -243,6 +281,8 @@ class ValueTracker:
                 instrument.keep_in(self.path)
 
     def _read(self, step: int, model: Any, instrument: Instrument, batch_size: int | None, seed: int) -> None:
+        if hasattr(instrument, "asked"):
+            self.held(step, instrument, instrument.asked(model))  # before anything is spent on it
         start = time.perf_counter()
         data = read_all(instrument, model, self.items, batch_size, seed)
         about = {

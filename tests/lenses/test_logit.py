@@ -151,31 +151,44 @@ def test_chosen_targets_and_the_next_token(llama):
     assert (data.target_rank[0, :, -1] == -1).all()
 
 
-def test_the_null_is_the_same_target_under_another_state(llama):
-    ids = prompts()[1]
-    own = head(llama.module, layer_states(llama.module, ids, "model.layers")).log_softmax(-1).detach()
-    data = workbench.read(llama, ids, LogitLens(targets=5), progress=False).data
-    other = np.roll(np.arange(len(ids)), -(len(ids) // 2))
-    np.testing.assert_allclose(data.target_logprob_null[0], own[:, other, 5], atol=1e-4)
+def null_of(logprob, prompt, at, token):
+    """The target's log-probabilities [layer, other] under the states of all other positions of all prompts."""
+    return np.concatenate(
+        [own[:, [i for i in range(own.shape[1]) if (p, i) != (prompt, at)], token] for p, own in enumerate(logprob)], 1
+    )
 
 
-@pytest.mark.parametrize("positions", ["last", [0, -1], slice(1, None, 2), slice(9, None)], ids=str)
+def check_null(data, logprob, p, slot, token, target=()):
+    """Median and rank, by the definition, from the full softmax of every position."""
+    here, null = data.isel(prompt=p, position=slot), null_of(logprob, p, int(data.input_position[p, slot]), token)
+    for name in ("target_logprob", "target_logprob_null", "target_logprob_p"):
+        assert here[name].dims[:1] == ("layer",)
+    own = here.target_logprob.values[(slice(None), *target)]
+    np.testing.assert_allclose(here.target_logprob_null.values[(slice(None), *target)], np.median(null, 1), atol=1e-4)
+    rank = (1 + (null >= own[:, None] - 1e-5 * (1 + np.abs(own[:, None]))).sum(1)) / (1 + null.shape[1])
+    got = here.target_logprob_p.values[(slice(None), *target)]
+    np.testing.assert_allclose(got, np.where(null.shape[1] < 20, np.nan, rank), atol=1.5 / null.shape[1])
+    return np.mean(np.abs(got - rank) < 1e-6) if null.shape[1] >= 20 else 1.0
+
+
+@pytest.mark.parametrize("positions", ["all", "last", [0, -1], slice(1, None, 2), slice(9, None)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"padding_side": "left"}, {"batch_size": 1}], ids=str)
-def test_the_null_is_the_same_number_whichever_positions_are_read(any_model, dense, positions, options):
+def test_the_null_is_the_same_target_under_other_states_whichever_are_read(any_model, dense, positions, options):
     found = [[4, 6]] * len(prompts())
     data = workbench.read(
         any_model, prompts(), LogitLens(targets=found[0], top_k=3), positions=positions, progress=False, **options
     ).data
-    read = 0
+    exact = []
     for p, own in enumerate(dense):
-        n = own.shape[1]
         for slot, at in enumerate(data.input_position.values[p]):
             if at >= 0:
-                here = data.isel(prompt=p, position=slot)
-                np.testing.assert_allclose(here.target_logprob, own[:, at, found[p]], atol=1e-4)
-                np.testing.assert_allclose(here.target_logprob_null, own[:, (at + n // 2) % n, found[p]], atol=1e-4)
-                read += 1
-    assert read >= 7
+                for t, token in enumerate(found[p]):
+                    exact.append(check_null(data, dense, p, slot, token, (t,)))
+                    np.testing.assert_allclose(data.target_logprob.values[p, :, slot, t], own[:, at, token], atol=1e-4)
+    assert len(exact) >= 7 and np.mean(exact) > 0.95
+    for name in ("target_logprob_null", "target_logprob_p"):
+        assert np.isnan(data[name].values.transpose(0, 2, 1, 3)[data.input_position.values < 0]).all()
+    assert data.target_logprob_p.attrs["role"] == "p" and data.target_logprob_null.attrs["of"] == "target_logprob"
 
 
 @pytest.fixture
@@ -192,18 +205,73 @@ def test_bf16_that_is_not_faster_is_refused_with_the_number(llama, monkeypatch):
     assert 0 < Readout(llama).gain() < 100
 
 
-def test_the_null_at_the_last_position_in_parts_in_bf16_and_of_one_token(llama, fast_bf16):
-    for options in ({"at": "mlp_out"}, {"targets": "next"}, {"layers": [2], "compare": False, "targets": 7}):
+def test_the_null_in_parts_in_bf16_and_where_there_is_none(llama, fast_bf16):
+    for options in (
+        {"at": "mlp_out", "targets": 3},
+        {"targets": "next"},
+        {"layers": [2], "compare": False, "targets": 7},
+    ):
         every = workbench.read(llama, prompts(), LogitLens(**options), progress=False).data
         some = workbench.read(llama, prompts(), LogitLens(**options), positions=[0, 1], progress=False).data
-        null = every.target_logprob_null.isel(position=[0, 1])
-        np.testing.assert_allclose(some.target_logprob_null, null, atol=1e-4, err_msg=str(options))
+        for name in ("target_logprob_null", "target_logprob_p"):
+            own = every[name].isel(position=[0, 1])
+            np.testing.assert_allclose(some[name], own, atol=1e-4, err_msg=str(options))
+            assert np.isfinite(own.values[1:, :, 0]).any()
     exact, fast = (
         workbench.read(llama, prompts(), LogitLens(targets=7, precision=p), positions="last", progress=False).data
         for p in ("fp32", "bf16")
     )
     np.testing.assert_allclose(exact.target_logprob_null, fast.target_logprob_null, atol=5e-3)
-    assert np.isnan(workbench.read(llama, [[5]], LogitLens(), progress=False).data.target_logprob_null).all()
+    # One position has no other; few have a median and no rank.
+    assert np.isnan(workbench.read(llama, [[5]], LogitLens(targets=7), progress=False).data.target_logprob_null).all()
+    few = workbench.read(llama, [[5, 6, 7]], LogitLens(targets=7), progress=False).data
+    assert np.isfinite(few.target_logprob_null).all() and np.isnan(few.target_logprob_p).all()
+    # What the state itself chooses has no null, and says so.
+    own = workbench.read(llama, prompts(), LogitLens(), progress=False).data
+    for name in ("target_logprob_null", "target_logprob_p"):
+        assert np.isnan(own[name]).all() and "chosen by the state itself" in own[name].attrs["null"]
+
+
+def test_a_sink_is_compared_with_sinks_alone(llama):
+    """One position of each prompt has a state of a thousand times the others' length."""
+    ids = [[1, *range(k, k + 9)] for k in range(2, 50, 2)]
+    block = llama.module.model.layers[1]
+
+    def grown(module, args, output):
+        states = output[0] if isinstance(output, tuple) else output
+        states = states.clone()
+        states[:, 0] *= 1000
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    handle = block.register_forward_hook(grown)
+    try:
+        data = workbench.read(llama, ids, LogitLens(targets=5, layers=[2]), progress=False).data
+    finally:
+        handle.remove()
+    own = data.target_logprob.values[:, 0]
+    # Fewer positions are drawn than there are: at most 128 of 240, about a tenth of them sinks.
+    assert np.isnan(data.target_logprob_p.values[:, 0, 0]).all()
+    assert np.isfinite(data.target_logprob_p.values[:, 0, 1:]).all()
+    spread = np.abs(data.target_logprob_null.values[:, 0, 1:] - np.median(own[:, 1:]))
+    assert spread.max() < 0.5 * own[:, 1:].std() + 0.2
+
+
+@pytest.mark.parametrize("targets", [11, "next"])
+def test_the_rank_has_its_level_on_random_tokens(targets):
+    """p <= .05 in 5 % of cells, where tokens are random and say nothing of the target."""
+    model = workbench.load("organism:story", progress=False)
+    rng = np.random.default_rng(3)
+    ids = rng.integers(5, model.vocab_size, (12, 24)).tolist()
+    if targets == "next":  # what a model says next is not what comes, since nothing tells
+        p = workbench.read(model, ids, LogitLens(targets="next"), progress=False).data.target_logprob_p.values[
+            :, :, :-1
+        ]
+    else:
+        p = np.concatenate([
+            workbench.read(model, ids, LogitLens(targets=int(t)), progress=False).data.target_logprob_p.values
+            for t in rng.integers(5, model.vocab_size, 8)
+        ])  # fmt: skip
+    assert 0.03 < (p <= 0.05).mean() < 0.07 and 0.45 < (p <= 0.5).mean() < 0.55
 
 
 def test_each_prompt_has_targets_of_its_own(llama, dense_llama):
@@ -219,7 +287,9 @@ def test_each_prompt_has_targets_of_its_own(llama, dense_llama):
             wanted = whole[:, rows][..., own[p]]
             np.testing.assert_allclose(here.target_logprob, wanted, atol=1e-4)
             np.testing.assert_array_equal(here.target_rank, (whole[:, rows, None] > wanted[..., None]).sum(-1))
-            np.testing.assert_allclose(here.target_logprob_null, whole[:, (rows + n // 2) % n][..., own[p]], atol=1e-4)
+            for slot in range(len(rows)):
+                for t in range(2):
+                    check_null(data, dense_llama, p, slot, own[p][t], (t,))
     one = workbench.read(llama, prompts(), LogitLens(targets=[[t[0]] for t in own]), progress=False)
     assert one.data.sizes["target"] == 1
     table = one.frame()

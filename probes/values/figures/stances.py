@@ -17,7 +17,11 @@ from workbench.figures.export import Figure
 
 
 def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:
-    """Keyed stance of every topic over checkpoints with its interval: a table of :func:`stance`, or several runs'."""
+    """Keyed stance of every topic over checkpoints with its interval: a table of :func:`stance`, or several runs'.
+
+    Dashed, where the table has it: mass, what the answers offered have of the probability.  Where it is low, stances
+    are of little that the model would say.
+    """
     runs = dict(table) if isinstance(table, Mapping) and not isinstance(table, xr.Dataset) else {"": table}
     first = next(iter(runs.values()))
     topics = [str(t) for t in first["topic"].values]
@@ -41,6 +45,13 @@ def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int =
                 legendgroup=name, showlegend=bool(name) and j == 0, hovertemplate="%{x}: %{y:+.2f}<extra></extra>",
                 **at,
             )  # fmt: skip
+            if "mass" in own:
+                figure.add_scatter(
+                    x=x, y=own["mass"].sel(topic=topic).values, mode="lines", name="mass of the answers",
+                    legendgroup=f"mass {name}", showlegend=i == j == 0, opacity=0.7,
+                    line={"color": hue if name else "#7F7F7F", "width": 1, "dash": "dash"},
+                    hovertemplate="mass at %{x}: %{y:.2f}<extra></extra>", **at,
+                )  # fmt: skip
     for j in range(max(0, len(topics) - columns), len(topics)):  # the lowest of each column, also above an empty place
         figure.update_xaxes(showticklabels=True, row=j // columns + 1, col=j % columns + 1)
     figure.update_annotations(font_size=12)

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 import workbench
-from probes.values.answers import Asker, Pieces, answer_pieces, prompt_ids
+from probes.values.answers import Asker, Pieces, Seam, Turn, answer_pieces
 from probes.values.framings import OFFERED, Framing, letter_framings, scale_framings
 from probes.values.white.groups import Groups, units_of
 from probes.values.white.measured import axes, measured
@@ -177,9 +177,10 @@ class WhiteBox(Asker):
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
     ) -> xr.Dataset:
         """Ask every item in every framing.  ``seed`` is taken for the other instruments' sake."""
-        model, items, chat, lead = self.opened(model, items)
+        items, turn = self.opened(model, items)
+        model = turn.model
         groups = self._groups(items)
-        asked, answers, places = self._asked(model, items, chat, lead)
+        asked, answers, places = self._asked(turn, items)
         reader = AnswerStates([i for i, _ in places], answers, self.layers)
         reading = workbench.read(model, asked, reader, positions="last", batch_size=batch_size, progress=progress)
         found = reading.data
@@ -196,7 +197,7 @@ class WhiteBox(Asker):
             "margin": (("item", "framing", "layer"), margin), "label": (("item",), groups.label[groups.group]),
             "baseline": ((), base.attrs["fingerprint"]), "fingerprint": ((), model.fingerprint), **kept,
         }  # fmt: skip
-        table = self.stances(items, p, "framing", [x.name for x in self.framings], more)
+        table = self.stances(items, p, "framing", [x.name for x in self.framings], more, turn)
         return table.assign_coords(layer=layers, **axes(groups))
 
     # ---------------------------------------------------------------- inside
@@ -213,12 +214,16 @@ class WhiteBox(Asker):
         return Groups(units_of([item.topic for item in items], key.tolist(), clusters), label, key)
 
     def _asked(
-        self, model: Model, items: Sequence[Any], chat: bool, lead: str
+        self, turn: Turn, items: Sequence[Any]
     ) -> tuple[list[list[int]], list[dict[str, list[int]]], list[tuple[int, int]]]:
         """Prompts, the tokens of each prompt's answers by stance, and which item and framing it is."""
         asked, answers, places = [], [], []
         for f, framing in enumerate(self.framings):
-            space, pieces = self._pieces(model, framing, lead)
+            some = [i for i, item in enumerate(items) if not framing.negated or getattr(item, "negated", "")]
+            if not some:
+                continue
+            shown = [framing.shown(items[i]) for i in some]
+            seam, pieces = self._pieces(turn, framing, shown[0])
             tokens: dict[str, list[int]] = {}
             for stance, own in zip(framing.meanings, pieces, strict=True):
                 tokens.setdefault(stance, []).extend(x[0] for x in own)
@@ -227,11 +232,10 @@ class WhiteBox(Asker):
                     f"Framing {framing.name!r} offers no answer that {'opposes' if 'support' in tokens else 'supports'}"
                     ", and a margin is between the two. Leave it out."
                 )
-            for i, item in enumerate(items):
-                if not framing.negated or getattr(item, "negated", ""):
-                    asked.append([*prompt_ids(model, framing.shown(item), lead, chat), *space])
-                    answers.append(tokens)
-                    places.append((i, f))
+            for i, question in zip(some, shown, strict=True):
+                asked.append(turn.prompt(question, seam))
+                answers.append(tokens)
+                places.append((i, f))
         silent = set(range(len(items))) - {i for i, _ in places}
         if silent:
             raise InputError(
@@ -240,13 +244,13 @@ class WhiteBox(Asker):
             )
         return asked, answers, places
 
-    def _pieces(self, model: Model, framing: Framing, lead: str) -> tuple[list[int], Pieces]:
+    def _pieces(self, turn: Turn, framing: Framing, question: str) -> tuple[Seam, Pieces]:
         try:
-            return answer_pieces(model, framing.answers, lead, "first" if framing.tokens == "first" else "single")
+            return answer_pieces(turn, framing.answers, "first" if framing.tokens == "first" else "single", question)
         except InputError as error:
             raise InputError(
-                f"Framing {framing.name!r} cannot be read inside {model.name}: a lens reads the next token at every "
-                f"layer, so each answer must be one. {error} For WhiteBox give other framings "
+                f"Framing {framing.name!r} cannot be read inside {turn.model.name}: a lens reads the next token at "
+                f"every layer, so each answer must be one. {error} For WhiteBox give other framings "
                 "(probes.values.framings.letter_framings(), say)."
             ) from error
 

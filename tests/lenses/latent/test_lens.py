@@ -303,6 +303,28 @@ def test_senses_of_the_card_are_found_again(story, tmp_path):
     assert data.rate.sel(measure="word", lens="LatentLens").values[1:].min() > 0.7
 
 
+def test_intervals_of_senses_cover_where_what_varies_is_the_clause():
+    """On the grammar's own stories, with answers that each clause has of its own: the interval over clauses holds the
+    rate over all clauses there could be, the one over stories does not."""
+    from lenses.latent.senses import occurrences, over_clauses
+    from workbench.organisms.story.grammar import stories
+    from workbench.stats import bootstrap_interval
+
+    wanted = occurrences(list(stories(600, 2)))
+    keys = [(o.word, o.clause) for o in wanted]
+    clause = np.unique(np.array([" ".join(k) for k in keys]), return_inverse=True)[1]
+    _, story = np.unique([o.story for o in wanted], return_inverse=True)
+    rng, runs = np.random.default_rng(0), 300
+    own = (rng.random((runs, clause.max() + 1)) < 0.7)[:, clause]  # a clause is known, or not
+    each = np.where(rng.random(own.shape) < 0.05, ~own, own).astype(float)
+    truth = 0.7 * 0.95 + 0.3 * 0.05
+    low, high = over_clauses(each, wanted)
+    by_story = np.stack([each[:, story == k].mean(1) for k in range(story.max() + 1)])
+    near, far = bootstrap_interval(by_story, np.bincount(story).astype(float))
+    covered = ((low <= truth) & (truth <= high)).mean()
+    assert covered > 0.9 and ((near <= truth) & (truth <= far)).mean() < covered - 0.05
+
+
 def test_senses_of_an_index_that_is_there_are_those_of_a_new_one(story, index, tmp_path):
     from lenses.latent.senses import senses
 

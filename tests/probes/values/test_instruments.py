@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import workbench
 from probes.values import prefixes
-from probes.values.answers import answer_pieces
+from probes.values.answers import Turn, answer_pieces
 from probes.values.confusion import Confusion, confusion, corrected, on_simplex
 from probes.values.framings import STANCES, Framing, default_framings, greatest_good_framings, with_negation
 from probes.values.instruments import ASKED, CONTINUATIONS, Pmf, SampledText, SequenceLikelihood
@@ -249,8 +249,8 @@ def test_answers_of_several_tokens_are_named_or_read_by_their_first(story):
     agree = Framing("agree", {"statement": "{text}"}, ("agree", "B", "disagree"), STANCES[:3])
     with pytest.raises(InputError, match="'agree', 'disagree' are several tokens"):
         Pmf([agree]).read(story, ITEMS[:1], progress=False)
-    space, pieces = answer_pieces(story, agree.answers, "\nAnswer:", "first")
-    assert not space and all(len(x) == 1 for own in pieces for x in own)
+    seam, pieces = answer_pieces(Turn(story), agree.answers, "first")
+    assert not seam.space and all(len(x) == 1 for own in pieces for x in own)
     data = Pmf([agree], tokens="first").read(story, ITEMS[:1], progress=False)
     p = behind_prompt(story, story.tokenizer(ITEMS[0].text + "\nAnswer:")["input_ids"])
     want = [float(sum(p[x[0]] for x in own)) for own in pieces]
@@ -342,13 +342,14 @@ def test_sequence_likelihood_is_the_loop(which, request):
             got = data["p"].sel(item=item.item_id, framing=name).values
             np.testing.assert_allclose(got[:3], np.exp(score) / np.exp(score).sum(), atol=1e-5)
             assert got[3] == 0
-    assert (data["mass"] == 1).all()
+            both = sum(np.exp(rate(ids, tail) * len(tail)) for tail in tails)
+            assert float(data["mass"].sel(item=item.item_id, framing=name)) == pytest.approx(both, rel=1e-3)
 
 
 def test_a_likelihood_needs_three_sentences_in_known_words_and_a_beginning(words):
     with pytest.raises(InputError, match="one sentence each"):
         SequenceLikelihood({"support": "yes", "oppose": "no"})
-    with pytest.raises(InputError, match="does not know"):
+    with pytest.raises(InputError, match="'zzz' is not in the vocabulary"):
         SequenceLikelihood({"support": "zzz", "neutral": "maybe", "oppose": "no"}).read(words, ITEMS)
     bare = word_tokenizer()
     bare.bos_token = bare.eos_token = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -322,29 +321,75 @@ def test_a_budget_is_kept_but_for_the_first_and_the_last(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(probes.values.live, "time", clock)
     tracker = tracked(tmp_path / "live", Slow(clock))
-    callback = ValueCallback(tracker, tokenizer(), at=range(41), budget=0.2)
+    callback = ValueCallback(tracker, tokenizer(), at=range(41), budget=0.35)
     module = model()
     args, state, control = told(0, 40)
     callback.on_train_begin(args, state, control, model=module)
-    shares = []
     for step in range(1, 41):
         clock.now += 1.0
         state.global_step = step
         callback.on_step_end(args, state, control, model=module)
-        shares.append(callback.overhead)
     clock.now += 1.0
     callback.on_train_end(args, state, control, model=module)
-    # 3 s each: the second is paid for after 30 s of training, and the last at 40 s comes whether paid for or not.
-    assert tracker.steps == [0, 30, 40]
-    assert callback.skipped == [x for x in range(1, 40) if x != 30]
-    assert max(shares[29:39]) <= 0.2 and callback.overhead == pytest.approx(9 / 41)
+    # 3 s each, of the 14 s that 40 steps of a second allow: four readings, one of which is kept for the last step.
+    assert tracker.steps == [0, 1, 2, 40]
+    assert callback.skipped == list(range(3, 40)) and callback.overhead == pytest.approx(12 / 41)
     clock.now += 1000.0
-    assert callback.overhead == pytest.approx(9 / 41)  # the run is over
+    assert callback.overhead == pytest.approx(12 / 41)  # the run is over
     said = callback.summary()
-    assert "read at 3 steps: 0, 30, 40." in said and "9.0 s, 22.0 %" in said and "budget: 20.0 %" in said
-    assert "Left out: steps 1, 2, 3" in said
+    assert "read at 4 steps: 0, 1, 2, 40." in said and "12.0 s, 29.3 %" in said and "budget: 35.0 %" in said
+    assert "Left out: steps 3, 4, 5" in said
     with pytest.raises(InputError, match="budget=2"):
         ValueCallback(tracker, None, budget=2)
+
+
+def run_by(clock, callback, last, a_step=1.0):
+    """A run of steps that take a second each, by the clock."""
+    module, (args, state, control) = model(), told(0, last)
+    callback.on_train_begin(args, state, control, model=module)
+    for step in range(1, last + 1):
+        clock.now += a_step
+        state.global_step = step
+        callback.on_step_end(args, state, control, model=module)
+    callback.on_train_end(args, state, control, model=module)
+
+
+def test_by_default_reading_takes_a_tenth_of_the_training_and_says_so(tmp_path, monkeypatch, capsys, recwarn):
+    clock = Clock()
+    monkeypatch.setattr(probes.values.live, "time", clock)
+    tracker = tracked(tmp_path / "long", Slow(clock))
+    callback = ValueCallback(tracker, tokenizer())
+    run_by(clock, callback, 200)
+    # 20 s: six readings, the last of them at the end.
+    assert tracker.steps == [0, 1, 2, 3, 4, 200] and callback.skipped == log_spaced(200)[5:-1]
+    assert callback.overhead == pytest.approx(0.09) and not [w for w in recwarn if "longer" in str(w.message)]
+    assert "Reading took 18.0 s, 9.0 % of the training's own time (budget: 10.0 %)." in capsys.readouterr().out
+    # The first and the last are read whatever they cost: that is said.
+    short = tracked(tmp_path / "short", Slow(clock))
+    with pytest.warns(UserWarning, match="Reading values makes this run 30 % longer.*3.0 s"):
+        run_by(clock, ValueCallback(short, tokenizer()), 20)
+    assert short.steps == [0, 20]
+
+
+def test_steps_that_are_asked_for_are_read_and_their_cost_is_told_early(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(probes.values.live, "time", clock)
+    tracker = tracked(tmp_path / "every", Slow(clock))
+    callback = ValueCallback(tracker, tokenizer(), every=8)
+    with pytest.warns(UserWarning, match="60 % longer") as said:
+        run_by(clock, callback, 20)
+    assert tracker.steps == [0, 8, 16, 20] and len([w for w in said if "longer" in str(w.message)]) == 1
+    for wrong in ({"every": 0}, {"every": 2, "at": [1]}):
+        with pytest.raises(InputError, match="every="):
+            ValueCallback(tracker, **wrong)
+
+
+def test_a_trainer_without_a_tokenizer_is_told_where_to_give_it(tmp_path):
+    tracker = tracked(tmp_path)
+    for given in ({}, {"processing_class": None}, {"processing_class": object()}):
+        with pytest.raises(InputError, match=r"processing_class=tokenizer.*ValueCallback\(tracker, tokenizer=tok"):
+            ValueCallback(tracker).on_train_begin(*told(), model=model(), **given)
+    assert tracker.steps == []
 
 
 def test_a_step_left_out_for_the_budget_is_read_when_it_proves_to_be_the_last(tmp_path):
@@ -354,15 +399,13 @@ def test_a_step_left_out_for_the_budget_is_read_when_it_proves_to_be_the_last(tm
     assert tracker.steps == [0, 5] and callback.skipped == [1, 2, 3, 4]
 
 
-def test_a_run_is_stopped_and_says_what_it_saw(tmp_path, monkeypatch):
+def test_a_run_is_stopped_and_says_what_it_saw(tmp_path, capsys):
     tracker, seen = tracked(tmp_path / "live"), []
     callback = ValueCallback(
         tracker, tokenizer(), at=range(9), alert=lambda t: len(t.steps) >= 4, log=lambda v, s: seen.append((s, v))
     )
-    messages, logger = [], logging.getLogger("transformers.trainer")
-    monkeypatch.setattr(logger, "info", lambda message, *rest: messages.append(message))
     trainer = trained(tmp_path / "run", [callback])
-    assert callback.summary() in messages
+    assert callback.summary() in capsys.readouterr().out
     assert tracker.steps == [0, 1, 2, 3] and callback.stopped == 3 == trainer.state.global_step
     assert "stopped the training after step 3" in callback.summary()
     history = {row["step"]: row for row in trainer.state.log_history if "values/pmf/tea" in row}

@@ -222,7 +222,7 @@ def _lenses(card: dict[str, Any]) -> str:
 
 {found["occurrences"]} occurrences in {found["stories"]} held-out stories, read with the five best answers of each lens; LatentLens over
 {found["contexts"]:,} contexts of {found["corpus"]} other stories. `python -m lenses.latent.senses` says how answers are
-read, and makes this table. In brackets 95 % bootstrap intervals over stories.
+read, and makes this table. In brackets 95 % bootstrap intervals over the {found["clauses"]} clauses that they stand in.
 
 {found["table"]}
 
