@@ -147,6 +147,7 @@ def call(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             target = DEVICE
         if target == DEVICE:
             kwargs = {**kwargs, "device": CPU}
+        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
         lands = target or (DEVICE if on else CPU)
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type != lands.type:
@@ -329,6 +330,7 @@ def _shown(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 SPECIAL = {
+    "_parse_to": lambda func, args, kwargs: func(*args, **kwargs),  # the arguments of nn.Module.to()
     "to": _to, "type_as": lambda func, args, kwargs: _to(torch.Tensor.to, args, kwargs),
     "__format__": lambda func, args, kwargs: func(taken(args[0]), *args[1:]), "cpu": _host, "cuda": _cuda, "numpy": _numpy, "__array__": _numpy, "pin_memory": _pinned,
     "item": _number, "tolist": _number, "__bool__": _number, "__float__": _number, "__int__": _number,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +131,14 @@ def states(device: str, folder: Path) -> Any:
 
 @functools.cache
 def corpus() -> list[str]:
-    return [s.strip() + "." for text in stories(60, 5) for s in text.text.split(".") if s.strip()]
+    return [s.strip() + "." for text in stories(25, 5) for s in text.text.split(".") if s.strip()]
 
 
-@case("LatentLens", "_Writer")
+@case("LatentLens", "build._Writer")
 def latent(device: str, folder: Path) -> Any:
     model = story(device)
-    index = ContextIndex.build(model, corpus()[:200], folder / "index", contexts_per_token=10, progress=False)
-    index.add(corpus()[200:], model=model, progress=False)
+    index = ContextIndex.build(model, corpus()[:80], folder / "index", contexts_per_token=10, progress=False)
+    index.add(corpus()[80:], model=model, progress=False)
     index = ContextIndex(index.path, model)
     kinds = [LatentLens(index, calibration=c) for c in CALIBRATIONS]
     found = read(model, TEXTS, *kinds, LatentLens(index, [1, 2], index_layers=[2], distinct=False), LogitLens())
@@ -163,7 +163,7 @@ def latent_approximate(device: str, folder: Path) -> Any:
     return read(model, TEXTS, lens)[0][["similarity"]]
 
 
-@case("LatentLens", "_Writer")
+@case("LatentLens", "build._Writer")
 def latent_int8(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus(), folder / "index", layers=[2, 4], storage="int8", progress=False)
@@ -216,14 +216,14 @@ def routing_effects(device: str, folder: Path) -> Any:
     return found
 
 
-@case("_Tracer")
+@case("tracing._Tracer")
 def adapters(device: str, folder: Path) -> Any:
     from probes.routing.adapters import adapter_routing, agreement, compare, gram, oracle_rate, prototypes, usage, weighted
     from test_adapters import LABELS, ORACLE, arrow, documents
 
     model = placed(arrow(folder), device, name="arrow")
     ids, labels = documents()
-    reading = adapter_routing(model, ids, labels, ORACLE, trace=True, progress=False)
+    reading = adapter_routing(model, ids, labels, oracle=ORACLE, trace=True, progress=False)
     found = [reading.data, usage(reading, draws=5), oracle_rate(reading, draws=5), agreement(reading, draws=5)]
     found += [gram(model, draws=9), prototypes(model), compare(model, ids, labels, ORACLE, draws=5)]
     with weighted(model, {f"task_{i}": 1 / len(LABELS) for i in range(len(LABELS))}):
@@ -234,12 +234,12 @@ def adapters(device: str, folder: Path) -> Any:
 # ---------------------------------------------------------------- superposition
 
 
-@case("CandidateBelief", "_Last")
+@case("CandidateBelief", "thoughts._Last")
 def thoughts(device: str, folder: Path) -> Any:
     found: list[Any] = []
     questions = Questions(6)
     for regime, path in regimes().items():
-        model = workbench.load(str(path), device=device)
+        model = workbench.load(str(path), device=device, dtype="float32")
         how = policy(regime, model)
         belief = CandidateBelief(questions.names, mass=True)
         thought = think(model, questions.prompts, how, readers=[belief, LogitLens(top_k=2), States()], then="=")
@@ -255,7 +255,7 @@ def thoughts(device: str, folder: Path) -> Any:
     return found
 
 
-@case("CandidateBelief", "_Last")
+@case("CandidateBelief", "thoughts._Last")
 def thoughts_plain(device: str, folder: Path) -> Any:
     model = story(device)
     found: list[Any] = []
@@ -267,7 +267,7 @@ def thoughts_plain(device: str, folder: Path) -> Any:
     return found
 
 
-@case("_States", "_Entropy")
+@case("soft._States", "soft._Entropy")
 def soft(device: str, folder: Path) -> Any:
     model = story(device)
     return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), draws=2)]
@@ -278,7 +278,7 @@ def decoded(device: str, folder: Path) -> Any:
     """Of arrays: on the CPU wherever the model was."""
     questions = Questions(40)
     rng = np.random.default_rng(0)
-    states = rng.standard_normal((40, 3, 8)).astype(np.float32)
+    states = rng.standard_normal((40, 2, 2, 8)).astype(np.float32)
     return [decode_frontier(states, questions.problems, seeds=1, steps=5), sweep(4, 2, [0.0, 0.9], steps=5, batch=16)]
 
 
@@ -298,18 +298,22 @@ class Sparse:
 @case("DictionaryFeatures")
 def dictionary(device: str, folder: Path) -> Any:
     model = story(device)
-    own = {1: Sparse(model.d_model, device), 3: [Sparse(model.d_model, "cpu"), Sparse(model.d_model, device)]}
+    own = {1: Sparse(model.d_model, device), 3: {"host": Sparse(model.d_model, "cpu"), "own": Sparse(model.d_model, device)}}
     return read(model, TEXTS, DictionaryFeatures(own, rotations=1, draws=10))
 
 
 # ---------------------------------------------------------------- values
 
 
-@case("ChosenTokens", "_Last")
+@case("ChosenTokens", "prefixes._Last")
 def pmf(device: str, folder: Path) -> Any:
     model = placed(living.model().eval(), device, tokenizer=living.tokenizer())
-    asked = [Pmf(living.FRAMINGS), Pmf(default_framings()[:1], chat=False), SequenceLikelihood()]
-    return [i.read(model, living.ITEMS[:6], progress=False, **how) for i in asked for how in ({}, {"batch_size": 2})]
+    long = [replace(item, text=f"{living.ITEMS[0].text} for all of us " * 6 + item.text) for item in living.ITEMS]
+    parted = Pmf(living.FRAMINGS).read(model, long, progress=False)
+    assert parted.attrs["prefix_tokens_saved"], "what prompts share is run once, or the model's cache failed here"
+    asked = [Pmf(default_framings()[:1], chat=False), SequenceLikelihood()]
+    found = [i.read(model, living.ITEMS[:6], progress=False, **how) for i in asked for how in ({}, {"batch_size": 2})]
+    return [parted, parted.attrs["prefix_tokens_saved"], found]
 
 
 @case()
@@ -327,12 +331,11 @@ def judges(device: str, folder: Path) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_labels=3, pad_token_id=0, id2label={0: "support", 1: "uncommitted", 2: "oppose"},
-        label2id={"support": 0, "uncommitted": 1, "oppose": 2},
+        num_labels=3, pad_token_id=0, id2label=dict(enumerate(("support", "neutral", "oppose"))),
     )  # fmt: skip
     classifier = transformers.LlamaForSequenceClassification(config).eval().to(device)
     texts = [item.text for item in living.ITEMS[:5]]
-    return [LmJudge(model)(texts), ClassifierJudge(classifier, tokenizer)(texts)]
+    return [LmJudge(model, labels=("Yes", "A", "No"), question="{text}")(texts), ClassifierJudge(classifier, tokenizer)(texts)]
 
 
 @case("AnswerStates")

@@ -184,7 +184,7 @@ def test_a_module_moves_and_its_parameters_stay_the_objects_they_are():
     module = Tied()
     weight, expected = module.head.weight, module(torch.tensor([1, 2])).detach()
     optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
-    for there in (module.to("cuda"), module.cpu().cuda()):
+    for there in (module.to("cuda"), module.cpu().cuda(), module.cpu().to(device="cuda", dtype=None)):
         assert there.head.weight is weight is there.table.weight and weight.is_cuda and isinstance(weight, nn.Parameter)
         assert there.scale.is_cuda and len(list(there.parameters())) == 1
     found = module(torch.tensor([1, 2], device="cuda"))
