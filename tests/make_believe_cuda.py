@@ -11,13 +11,14 @@ What raises, as on a GPU
     two devices in one call                    RuntimeError; plain numbers and, in pointwise calls, CPU tensors
                                                without dimensions may be mixed in
     .numpy(), np.asarray(), numpy functions    TypeError: copy it to the host first
-    indices                                    a tensor on the device takes indices from both, one on the CPU only its own
+    indices                                    a tensor on the device takes indices from both, one on the CPU from there
     a generator of the other device            RuntimeError
     an index out of range                      RuntimeError "device-side assert triggered", and from then on every call
                                                on the device, until the context is left: the process would be lost
     pin_memory() on the device                 RuntimeError
-What moves: .to() (device, number, tensor, non_blocking), .cuda(), .cpu(), copy_(), x[2:5] = y, nn.Module.to() (parameters
-stay the objects they are, ties and optimisers keep), device= of every factory, torch.device("cuda") as a context.
+What moves: .to() (device, number, tensor, non_blocking), .cuda(), .cpu(), copy_(), x[2:5] = y, nn.Module.to()
+(parameters stay the objects they are, so ties and optimisers hold), device= of every factory, torch.device("cuda") as
+a context.
 Random numbers on the device have a state of their own, as torch.cuda.get_rng_state() tells.
 
 What it cannot see: streams and synchronisation (all is done at once), memory, kernels that compute otherwise or not at
@@ -279,7 +280,8 @@ def _cuda(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 def _numpy(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if isinstance(args[0], OnDevice):
         raise TypeError(
-            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
+            "first."
         )
     return func(*args, **kwargs)
 

@@ -24,6 +24,7 @@ from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, Lo
 from lenses.latent import logit_agreement
 from lenses.latent.search import CALIBRATIONS
 from probes.routing import RoutingTracer, contributions, effects, functional, intervene, measures, regret, shared, trace
+from probes.routing import adapters as adapting
 from probes.superposition import (
     CandidateBelief,
     ContinuousThought,
@@ -218,15 +219,15 @@ def routing_effects(device: str, folder: Path) -> Any:
 
 @case("tracing._Tracer")
 def adapters(device: str, folder: Path) -> Any:
-    from probes.routing.adapters import adapter_routing, agreement, compare, gram, oracle_rate, prototypes, usage, weighted
     from test_adapters import LABELS, ORACLE, arrow, documents
 
     model = placed(arrow(folder), device, name="arrow")
     ids, labels = documents()
-    reading = adapter_routing(model, ids, labels, oracle=ORACLE, trace=True, progress=False)
-    found = [reading.data, usage(reading, draws=5), oracle_rate(reading, draws=5), agreement(reading, draws=5)]
-    found += [gram(model, draws=9), prototypes(model), compare(model, ids, labels, ORACLE, draws=5)]
-    with weighted(model, {f"task_{i}": 1 / len(LABELS) for i in range(len(LABELS))}):
+    reading = adapting.adapter_routing(model, ids, labels, oracle=ORACLE, trace=True, progress=False)
+    found = [reading.data, adapting.usage(reading, draws=5), adapting.oracle_rate(reading, draws=5)]
+    found += [adapting.agreement(reading, draws=5), adapting.gram(model, draws=9), adapting.prototypes(model)]
+    found.append(adapting.compare(model, ids, labels, ORACLE, draws=5))
+    with adapting.weighted(model, {f"task_{i}": 1 / len(LABELS) for i in range(len(LABELS))}):
         found += read(model, ids[:3], LogitLens(top_k=1))
     return found
 
@@ -298,8 +299,8 @@ class Sparse:
 @case("DictionaryFeatures")
 def dictionary(device: str, folder: Path) -> Any:
     model = story(device)
-    own = {1: Sparse(model.d_model, device), 3: {"host": Sparse(model.d_model, "cpu"), "own": Sparse(model.d_model, device)}}
-    return read(model, TEXTS, DictionaryFeatures(own, rotations=1, draws=10))
+    host, there = (Sparse(model.d_model, where) for where in ("cpu", device))
+    return read(model, TEXTS, DictionaryFeatures({1: there, 3: {"a": host, "b": there}}, rotations=1, draws=10))
 
 
 # ---------------------------------------------------------------- values
@@ -335,7 +336,8 @@ def judges(device: str, folder: Path) -> Any:
     )  # fmt: skip
     classifier = transformers.LlamaForSequenceClassification(config).eval().to(device)
     texts = [item.text for item in living.ITEMS[:5]]
-    return [LmJudge(model, labels=("Yes", "A", "No"), question="{text}")(texts), ClassifierJudge(classifier, tokenizer)(texts)]
+    asked = LmJudge(model, labels=("Yes", "A", "No"), question="{text}")
+    return [asked(texts), ClassifierJudge(classifier, tokenizer)(texts)]
 
 
 @case("AnswerStates")
@@ -356,8 +358,6 @@ def tracker(device: str, folder: Path) -> Any:
 @case("ChosenTokens", close=1e-3)
 def callback(device: str, folder: Path) -> Any:
     """Reading while it trains, without dropout, which draws other numbers on another device."""
-    from datasets import Dataset
-
     module, words = living.model(attention_dropout=0.0), living.tokenizer()
     rows = [{"input_ids": words(i.text + " Yes")["input_ids"]} for i in living.ITEMS]
     run = ValueTracker(folder / "live", living.ITEMS[:4], [Pmf(living.FRAMINGS)])
@@ -367,7 +367,7 @@ def callback(device: str, folder: Path) -> Any:
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = transformers.Trainer(
-        module, options, transformers.DataCollatorForLanguageModeling(words, mlm=False), Dataset.from_list(rows),
+        module, options, transformers.DataCollatorForLanguageModeling(words, mlm=False), rows,
         processing_class=words, callbacks=[ValueCallback(run, words, at=[1])],
     )  # fmt: skip
     trainer.train()

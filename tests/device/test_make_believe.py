@@ -144,7 +144,8 @@ def test_a_tensor_keeps_its_place_when_only_its_dtype_changes():
 def test_factories_say_where():
     made = [
         torch.tensor([1.0], device="cuda"), torch.zeros(1, device="cuda"), torch.full((1,), 2.0, device="cuda:0"),
-        torch.arange(1, device=torch.device("cuda")), torch.zeros_like(on(1)), torch.zeros_like(torch.ones(1), device="cuda"),
+        torch.arange(1, device=torch.device("cuda")), torch.zeros_like(on(1)),
+        torch.zeros_like(torch.ones(1), device="cuda"),
         on(1).new_zeros(1), on(1).new_tensor([1.0]), torch.as_tensor([1.0], device="cuda"), torch.tensor(on(1)[0]),
         torch.randn(1, device="cuda", generator=torch.Generator("cuda").manual_seed(0)), torch.as_tensor(on(1)),
         torch.from_numpy(np.ones(1)).cuda(), torch.empty(1, device=0),
@@ -167,7 +168,8 @@ def test_results_in_place_and_views_are_the_tensors_themselves():
     same(x, torch.tensor([[0.0, 0, 0], [4, 4, 4]]))
     assert x.T.is_cuda and x.data.is_cuda and all(row.is_cuda for row in x) and x.max(1).values.is_cuda
     assert isinstance(x.sum().item(), float) and x.tolist()[0] == [0, 0, 0] and bool(x[1, 0] == 4)
-    assert "cuda:0" in repr(x) and f"{x.sum():.1f}" == "12.0" and x.get_device() == 0 and x.type() == "torch.cuda.FloatTensor"
+    assert "cuda:0" in repr(x) and f"{x.sum():.1f}" == "12.0" and x.get_device() == 0
+    assert x.type() == "torch.cuda.FloatTensor"
 
 
 def test_a_module_moves_and_its_parameters_stay_the_objects_they_are():
@@ -195,8 +197,8 @@ def test_a_module_moves_and_its_parameters_stay_the_objects_they_are():
     optimiser.step()
     assert not torch.equal(before, weight)
     twin = copy.deepcopy(module)
-    assert isinstance(twin.head.weight, nn.Parameter) and twin.head.weight.is_cuda and twin.head.weight is twin.table.weight
-    assert torch.equal(twin.head.weight, weight)
+    assert isinstance(twin.head.weight, nn.Parameter) and twin.head.weight.is_cuda
+    assert twin.head.weight is twin.table.weight and torch.equal(twin.head.weight, weight)
     module.half()
     assert module.head.weight.dtype == torch.float16 and module.head.weight.is_cuda
     module.to("cpu", torch.float32)
