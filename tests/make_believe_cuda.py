@@ -334,7 +334,8 @@ def _shown(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 SPECIAL = {
     "_parse_to": lambda func, args, kwargs: func(*args, **kwargs),  # the arguments of nn.Module.to()
     "to": _to, "type_as": lambda func, args, kwargs: _to(torch.Tensor.to, args, kwargs),
-    "__format__": lambda func, args, kwargs: func(taken(args[0]), *args[1:]), "cpu": _host, "cuda": _cuda, "numpy": _numpy, "__array__": _numpy, "pin_memory": _pinned,
+    "__format__": lambda func, args, kwargs: func(taken(args[0]), *args[1:]),
+    "cpu": _host, "cuda": _cuda, "numpy": _numpy, "__array__": _numpy, "pin_memory": _pinned,
     "item": _number, "tolist": _number, "__bool__": _number, "__float__": _number, "__int__": _number,
     "__index__": _number, "type": _type, "register_hook": _hooked, "__deepcopy__": _copied, "__repr__": _shown,
     "get_device": lambda func, args, kwargs: 0 if isinstance(args[0], OnDevice) else func(*args),
