@@ -50,6 +50,8 @@ from lenses.latent.store import BLOCK, Encoding, layer_file
 
 HERE = Path(__file__).resolve().parents[1]
 PUBLISHED = HERE / ".envs" / "latentlens"
+STORIES = 60_000
+"""Made up where the published corpus is not."""
 
 
 # ---------------------------------------------------------------- what is measured with
@@ -59,7 +61,7 @@ def published() -> Any:
     """The published package."""
     if not (PUBLISHED / "latentlens").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PUBLISHED)]
-        subprocess.run([*pip, "latentlens==0.1.0"], check=True)
+        subprocess.run([*pip, "latentlens==0.1.0"], check=True, capture_output=True)
     if str(PUBLISHED) not in sys.path:
         sys.path.append(str(PUBLISHED))
     import latentlens
@@ -73,7 +75,7 @@ def there() -> bool:
     try:
         published()
     except (subprocess.CalledProcessError, ImportError) as error:
-        print(f"without the published package ({error})", file=sys.stderr)
+        print(f"without the published package: {type(error).__name__}", file=sys.stderr)
         return False
     return True
 
@@ -84,7 +86,7 @@ def concepts() -> list[str]:
     if not there():
         from workbench.organisms.story.grammar import stories
 
-        texts = (s.strip() + "." for story in stories(60_000, 5) for s in story.text.split(".") if s.strip())
+        texts = (s.strip() + "." for story in stories(STORIES, 5) for s in story.text.split(".") if s.strip())
         return list(dict.fromkeys(texts))
     text = (PUBLISHED / "latentlens" / "data" / "concepts.txt").read_text("utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -547,6 +549,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where models and indices are kept (default: removed at the end)")
     parser.add_argument("--lines", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    global STORIES
+    STORIES = 3000 if given.quick else STORIES
     transformers.logging.set_verbosity_error()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if unknown := [p for p in given.parts if p not in PARTS]:

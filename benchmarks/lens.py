@@ -36,8 +36,8 @@ LLAMAS = {"llama-150M": (32_000, 768, 2048, 14, 12), "llama-1B": (128_256, 2048,
 
 def build(name: str) -> Any:
     torch.manual_seed(0)
-    if name == "gpt2":
-        module = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    if name.startswith("gpt2"):
+        module = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=4 if name == "gpt2-quick" else 12))
         norm = module.transformer.ln_f
     else:
         vocabulary, width, inner, depth, heads = LLAMAS[name]
@@ -154,7 +154,7 @@ class _Look:
         return workbench.Reading(xarray.Dataset())
 
 
-def timed(name: str, length: int, device: str, rounds: int) -> dict[str, Any]:
+def timed(name: str, length: int, device: str, rounds: int, memory: bool) -> dict[str, Any]:
     runs = cases(name, length, device)
     seconds = in_turn(runs, rounds, device)
     plain = statistics.median(seconds["plain"])
@@ -162,7 +162,9 @@ def timed(name: str, length: int, device: str, rounds: int) -> dict[str, Any]:
     row["of_plain"] = {case: round(statistics.median(s) / plain, 2) for case, s in seconds.items()}
     over = multiples(seconds, "floor")
     row |= {f"{case} / floor": over[case] for case in ("lens", "lens bf16")}
-    if device == "cuda":
+    if not memory:
+        extra = {}
+    elif device == "cuda":
         extra = {case: extra_on_gpu(run) for case, run in runs.items()}
     else:
         own = {case: peak(name, length, case) for case in runs if case != "layer 3"}
@@ -178,7 +180,7 @@ def peak(name: str, length: int, case: str) -> float:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "GPT-2 at 128 tokens, two rounds", rounds=7)
+    parser = arguments(__doc__, "four layers of GPT-2 at 128 tokens, two rounds, no memory", rounds=7)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -195,10 +197,10 @@ def main() -> None:
     sizes = [(n, t) for n in ("gpt2", "llama-150M") for t in (128, 512)]
     if given.device == "cuda":
         sizes = [("gpt2", 1024), ("llama-150M", 1024), ("llama-1B", 1024)]
-    sizes = [("gpt2", 128)] if given.quick else sizes
+    sizes = [("gpt2-quick", 128)] if given.quick else sizes
     rows = []
     for name, length in sizes:
-        row = timed(name, length, given.device, 2 if given.quick else given.rounds)
+        row = timed(name, length, given.device, 2 if given.quick else given.rounds, not given.quick)
         rows.append(row)
         print(f"\n{name}, {length} tokens; plain forward {row['plain_seconds']} s")
         for case in row["of_plain"]:

@@ -63,13 +63,13 @@ class Case:
     run: Callable[[str, Path], Any]
     readers: tuple[str, ...]
     close: float
-    """Largest difference in fp32, absolute and as a share."""
+    """Largest difference on a true GPU, absolute and as a share: fp32 sums in another order; indices keep fp16."""
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(*readers: str, close: float = 1e-4) -> Callable[[Any], Any]:
+def case(*readers: str, close: float = 5e-4) -> Callable[[Any], Any]:
     def named(run: Any) -> Any:
         CASES[run.__name__] = Case(run, readers, close)
         return run
@@ -135,7 +135,7 @@ def corpus() -> list[str]:
     return [s.strip() + "." for text in stories(25, 5) for s in text.text.split(".") if s.strip()]
 
 
-@case("LatentLens", "build._Writer")
+@case("LatentLens", "build._Writer", close=5e-3)
 def latent(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus()[:80], folder / "index", contexts_per_token=10, progress=False)
@@ -155,7 +155,7 @@ def latent(device: str, folder: Path) -> Any:
     return [found, [x.numpy() for x in states]]
 
 
-@case("LatentLens")
+@case("LatentLens", close=5e-3)
 def latent_approximate(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus(), folder / "index", layers=[2], progress=False)
@@ -164,7 +164,7 @@ def latent_approximate(device: str, folder: Path) -> Any:
     return read(model, TEXTS, lens)[0][["similarity"]]
 
 
-@case("LatentLens", "build._Writer")
+@case("LatentLens", "build._Writer", close=5e-3)
 def latent_int8(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus(), folder / "index", layers=[2, 4], storage="int8", progress=False)

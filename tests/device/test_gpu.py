@@ -90,7 +90,7 @@ def test_an_index_is_the_same_whenever_it_is_built(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_reads_out_what_the_model_itself_says(dtype):
     model = story("cuda", dtype)
-    ids = model.tokenizer("The dog ran to the house.")["input_ids"]
+    ids = model.tokenizer.encode("The dog ran to the house.")
     data = workbench.read(model, [ids], LogitLens(-1, top_k=1), progress=False).data
     with torch.no_grad():
         logits = model.module(input_ids=torch.tensor([ids], device="cuda")).logits[0].float().log_softmax(-1)
