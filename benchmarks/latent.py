@@ -82,12 +82,11 @@ def there() -> bool:
 
 @functools.cache
 def concepts() -> list[str]:
-    """The published corpus; where it is not, as many sentences of made-up stories."""
+    """The published corpus; where it is not, made-up stories."""
     if not there():
         from workbench.organisms.story.grammar import stories
 
-        texts = (s.strip() + "." for story in stories(STORIES, 5) for s in story.text.split(".") if s.strip())
-        return list(dict.fromkeys(texts))
+        return list(dict.fromkeys(story.text for story in stories(STORIES, 5)))
     text = (PUBLISHED / "latentlens" / "data" / "concepts.txt").read_text("utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
