@@ -115,6 +115,8 @@ def main() -> int:
         return 1
     folder = (given.results or ROOT / ("build/gpu-rehearsal" if given.rehearse else "benchmarks/results")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    # Told to end, it takes the part that runs with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end = time.monotonic() + given.minutes * 60 * (3 if given.rehearse else 1)
     summary = folder / f"gpu-{name}.json"
     done: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
