@@ -11,7 +11,7 @@ unexport MODEL
 export MODEL_TYPED := $(value MODEL)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint types bench docs clean
+.PHONY: help setup demo test lab lint types bench gpu docs clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ bench: setup  ## every benchmark; each prints its ratio against a named peer or 
 	    [ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
 	    echo "== $$script"; "$(VENV)/bin/python" "$$script" || exit 1; \
 	done
+
+# make gpu ARGS=--rehearse tries it without a GPU; VENV=... is an environment that is there already (nothing is installed).
+gpu: setup  ## on a CUDA machine: tests marked gpu and benchmarks, in eight minutes, resumable
+	@"$(VENV)/bin/python" scripts/gpu.py $(ARGS)
 
 # mkdocs.yml makes every warning an error; the variable silences a notice of the theme about its successor.
 docs: setup  ## the documentation, into build/docs; nothing is fetched

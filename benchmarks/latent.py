@@ -1,6 +1,6 @@
 """LatentLens indices: build and search against the published package, plain FAISS, and floors.
 
-    python benchmarks/latent.py [PART ...] [--quick] [--out FILE]
+    python benchmarks/latent.py [PART ...] [--quick] [--device cuda] [--out FILE]
 
     build      20,000 sentences, a random GPT-2 small: ours | floor (forward passes of the chosen sentences alone);
                memory, disk, int8; and 2,000 of them by both ours and the published package, which on a CPU keeps the
@@ -12,7 +12,9 @@
     agreement  the same rows in both: top-10 neighbours with right padding, and what left padding does
 
 The published package is ``latentlens`` 0.1.0 with its own concepts.txt (117,125 sentences).  It is installed without
-dependencies into a folder of its own, .envs/latentlens.  States for search and million are those of a model of width
+dependencies into a folder of its own, .envs/latentlens; where it cannot be, build and search run on made-up stories and
+without this peer, and the numbers say so.  With --device cuda models, queries and floors are on the GPU.  States for
+search and million are those of a model of width
 768 that was trained on the corpus for some minutes: hidden states of a random model have no structure to be found.
 Parts add their results to FILE.
 """
@@ -20,23 +22,24 @@ Parts add their results to FILE.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from measure import Measured
+from measure import Measured, arguments, extra_on_gpu, finish, in_turn, machine, multiples, written
 
 import workbench
 from lenses import ContextIndex
@@ -47,6 +50,8 @@ from lenses.latent.store import BLOCK, Encoding, layer_file
 
 HERE = Path(__file__).resolve().parents[1]
 PUBLISHED = HERE / ".envs" / "latentlens"
+STORIES = 60_000
+"""Made up where the published corpus is not."""
 
 
 # ---------------------------------------------------------------- what is measured with
@@ -56,7 +61,7 @@ def published() -> Any:
     """The published package."""
     if not (PUBLISHED / "latentlens").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PUBLISHED)]
-        subprocess.run([*pip, "latentlens==0.1.0"], check=True)
+        subprocess.run([*pip, "latentlens==0.1.0"], check=True, capture_output=True)
     if str(PUBLISHED) not in sys.path:
         sys.path.append(str(PUBLISHED))
     import latentlens
@@ -64,14 +69,34 @@ def published() -> Any:
     return latentlens
 
 
+@functools.cache
+def there() -> bool:
+    """Whether the published package is here, or can be fetched."""
+    try:
+        published()
+    except (subprocess.CalledProcessError, ImportError) as error:
+        print(f"without the published package: {type(error).__name__}", file=sys.stderr)
+        return False
+    return True
+
+
+@functools.cache
 def concepts() -> list[str]:
-    published()
+    """The published corpus; where it is not, made-up stories."""
+    if not there():
+        from workbench.organisms.story.grammar import stories
+
+        return list(dict.fromkeys(story.text for story in stories(STORIES, 5)))
     text = (PUBLISHED / "latentlens" / "data" / "concepts.txt").read_text("utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def some(n: int) -> list[str]:
-    return random.Random(0).sample(concepts(), n)
+    return random.Random(0).sample(concepts(), min(n, len(concepts())))
+
+
+def corpus_name() -> str:
+    return "concepts.txt" if there() else "made-up stories"
 
 
 def tokenizer(size: int, folder: Path, padding_side: str = "right") -> Any:
@@ -97,14 +122,14 @@ def bytes_of(folder: Path) -> int:
 # ---------------------------------------------------------------- build
 
 
-def part_build(work: Path, quick: bool) -> dict[str, Any]:
+def part_build(work: Path, quick: bool, device: str) -> dict[str, Any]:
     texts = some(1000 if quick else 20_000)
     tok = tokenizer(50257, work)
     torch.manual_seed(0)
     module = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     ).eval()
-    model = workbench.load(module, tokenizer=tok, name="GPT-2 small, random")
+    model = workbench.load(module, tokenizer=tok, name="GPT-2 small, random", device=device)
     _ = model.fingerprint, model.tokenizer_fingerprint
     ContextIndex.build(model, texts[:64], work / "warm", progress=False)
     # Pass one alone says what has to run.
@@ -112,9 +137,11 @@ def part_build(work: Path, quick: bool) -> dict[str, Any]:
     chosen = building.selection(head, len(tok), work)
     building.choose(model, texts, None, chosen, building.Census(), 512, False)
     kept: Kept = chosen.finish()
-    floor, reference = _Floor(module, kept, max(head["layers"])), published()
-    said: dict[str, Any] = {"sentences": len(texts), "layers": head["layers"], "contexts": len(kept)}
-    said["sentences_run"] = round(len(kept.texts) / len(texts), 4)
+    floor = _Floor(module, kept, max(head["layers"]), device)
+    said: dict[str, Any] = {
+        "corpus": corpus_name(), "sentences": len(texts), "layers": head["layers"], "contexts": len(kept),
+        "sentences_run": round(len(kept.texts) / len(texts), 4),
+    }  # fmt: skip
     # The floor in quarters around the builds, so that slow phases of the machine hurt both.
     alone = floor.seconds(0, 4) + floor.seconds(1, 4)
     shutil.rmtree(work / "fp16", ignore_errors=True)
@@ -130,23 +157,26 @@ def part_build(work: Path, quick: bool) -> dict[str, Any]:
     shutil.rmtree(work / "few", ignore_errors=True)
     with Measured() as part:
         ContextIndex.build(model, few, work / "few", progress=False)
-    with Measured() as theirs:
-        other = reference.build_index("", list(few), model=module, tokenizer=tok, show_progress=False)
     said |= {
         "floor_seconds": round(alone, 1),
         "ours_seconds": round(ours.seconds, 1),
         "ours / floor": round(ours.seconds / alone, 3),
         "ours_extra_MB": round(ours.extra),
         f"ours_seconds_of_{len(few)}": round(part.seconds, 1),
-        f"published_seconds_of_{len(few)}": round(theirs.seconds, 1),
-        "published / ours, the same sentences": round(theirs.seconds / part.seconds, 2),
-        "published / ours, by sentence": round(theirs.seconds / len(few) / (ours.seconds / len(texts)), 2),
-        f"published_extra_MB_of_{len(few)}": round(theirs.extra),
-        "published_rows": len(other) // len(index.layers),
         "disk / (fp16 rows + sentences)": round(bytes_of(index.path) / (rows + text), 4),
         "int8 disk / (fp16 rows + sentences)": round(bytes_of(eight.path) / (rows + text), 4),
         "int8 keeps of the exact top 10": round(same, 4),
     }
+    if there():
+        with Measured() as theirs:
+            other = published().build_index("", list(few), model=module, tokenizer=tok, show_progress=False)
+        said |= {
+            f"published_seconds_of_{len(few)}": round(theirs.seconds, 1),
+            "published / ours, the same sentences": round(theirs.seconds / part.seconds, 2),
+            "published / ours, by sentence": round(theirs.seconds / len(few) / (ours.seconds / len(texts)), 2),
+            f"published_extra_MB_of_{len(few)}": round(theirs.extra),
+            "published_rows": len(other) // len(index.layers),
+        }
     return said
 
 
@@ -171,15 +201,15 @@ def _in_int8(index: ContextIndex, path: Path) -> ContextIndex:
 class _Floor:
     """The chosen sentences through the model as deep as needed, without unembedding, and nothing else."""
 
-    def __init__(self, module: Any, kept: Kept, depth: int) -> None:
-        self.module, self.depth = module, depth
+    def __init__(self, module: Any, kept: Kept, depth: int, device: str) -> None:
+        self.module, self.depth, self.device = module, depth, device
         lengths = np.diff(kept.starts)
         self.batches: list[torch.Tensor] = []
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            size = max(1, 512 // int(length))
+            size = max(1, (512 if device == "cpu" else 16_384) // int(length))
             ids = [torch.tensor([kept.tokens(i) for i in rows[j : j + size]]) for j in range(0, len(rows), size)]
-            self.batches += ids
+            self.batches += [rows.to(device) for rows in ids]
 
     def seconds(self, first: int, step: int) -> float:
         body = self.module.transformer
@@ -189,6 +219,7 @@ class _Floor:
             with torch.no_grad():
                 for ids in self.batches[first::step]:
                     body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            finish(self.device)
             return time.perf_counter() - start
         finally:
             body.h = blocks
@@ -213,7 +244,7 @@ def _overlap(a: Any, b: Any) -> float:
 # ---------------------------------------------------------------- corpus
 
 
-def part_corpus(work: Path, quick: bool) -> dict[str, Any]:
+def part_corpus(work: Path, quick: bool, device: str) -> dict[str, Any]:
     texts, tok = (some(5000) if quick else concepts()), tokenizer(50257, work)
     said: dict[str, Any] = {"sentences": len(texts)}
     with Measured() as used:
@@ -237,25 +268,27 @@ def part_corpus(work: Path, quick: bool) -> dict[str, Any]:
 # ---------------------------------------------------------------- search
 
 
-def trained(work: Path, quick: bool) -> workbench.Model:
+def trained(work: Path, quick: bool, device: str) -> workbench.Model:
     """A Llama of width 768 and three blocks, trained on the corpus for some minutes (kept in ``work``)."""
     folder = work / "trained"
     if not folder.is_dir():
         from workbench.organisms.story.recipe import pack, train
 
         tok = tokenizer(8192, work)
-        setting = {"stories": 0, "steps": 20 if quick else 400, "batch": 8, "length": 96, "layers": 3, "width": 768}
+        # For the time of an exact search the states may be anyone's: there is no training on a GPU.
+        steps = 1 if device == "cuda" else 20 if quick else 400
+        setting = {"stories": 0, "steps": steps, "batch": 8, "length": 96, "layers": 3, "width": 768}
         begin = time.perf_counter()
         module = train(tok, pack(tok, some(40_000), 96), {**setting, "rate": 6e-4})
         print(f"trained for {time.perf_counter() - begin:.0f} s")
         module.save_pretrained(folder)
         tok.save_pretrained(folder)
-    return workbench.load(folder)
+    return workbench.load(folder, device=device, dtype="float32")
 
 
-def trained_rows(work: Path, quick: bool) -> tuple[ContextIndex, torch.Tensor]:
+def trained_rows(work: Path, quick: bool, device: str) -> tuple[ContextIndex, torch.Tensor]:
     """An index of a million states of the trained model (after two of its blocks), and 1,000 held-out states."""
-    model, texts = trained(work, quick), concepts()
+    model, texts = trained(work, quick, device), list(concepts())
     rng = random.Random(1)
     rng.shuffle(texts)
     n = 1500 if quick else 68_000
@@ -267,24 +300,19 @@ def trained_rows(work: Path, quick: bool) -> tuple[ContextIndex, torch.Tensor]:
     held = states.found.flatten(0, -2)
     held = held[~held.isnan().any(1)]
     pick = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))[:1000]
-    return index, held[pick].contiguous()
+    return index, held[pick].contiguous().to(device)
 
 
-def part_search(work: Path, quick: bool) -> dict[str, Any]:
-    import faiss
-
-    index, queries = trained_rows(work, quick)
-    matrix, n, layers = index.store.matrix(2), 2000 if quick else 100_000, 8
+def part_search(work: Path, quick: bool, device: str) -> dict[str, Any]:
+    index, queries = trained_rows(work, quick, device)
+    layers = 8
+    matrix, n = index.store.matrix(2), min(2000 if quick else 100_000, len(index) // layers)
     eight = work / "eight"
     if not eight.is_dir():
         _rows_as_layers(index, eight, n, layers, len(index) // layers)
     ours = ContextIndex.open(eight)
-    flat = []
-    for i in range(layers):
-        at = i * (len(index) // layers)
-        flat.append(faiss.IndexFlatIP(768))
-        flat[-1].add(matrix.gather(np.arange(at, at + n)).numpy())  # pyright: ignore[reportCallIssue]
-    bare = [torch.from_numpy(faiss.rev_swig_ptr(f.get_xb(), n * 768).reshape(n, 768)) for f in flat]
+    starts = [i * (len(index) // layers) for i in range(layers)]
+    bare = [matrix.gather(np.arange(at, at + n)).to(device) for at in starts]
     unit = torch.nn.functional.normalize(queries, dim=1)
 
     def product() -> None:
@@ -292,27 +320,22 @@ def part_search(work: Path, quick: bool) -> dict[str, Any]:
             for lo in range(0, n, BLOCK):
                 unit @ rows[lo : lo + BLOCK].T
 
-    def of_faiss() -> None:
-        for f in flat:
-            f.search(unit.numpy(), 10)  # pyright: ignore[reportCallIssue]
+    cases: dict[str, Callable[[], Any]] = {"ours": lambda: ours.nearest(queries, 10), "product": product}
+    if device == "cpu":  # the wheel of faiss knows no GPU
+        import faiss
 
-    cases = {"ours": lambda: ours.nearest(queries, 10), "faiss": of_faiss, "product": product}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(3 if quick else 8):
-        for name, run in cases.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    median = {name: float(np.median(s)) for name, s in seconds.items()}
+        flat = [faiss.IndexFlatIP(768) for _ in bare]
+        for own, rows in zip(flat, bare, strict=True):
+            own.add(rows.numpy())  # pyright: ignore[reportCallIssue]
+        bare = [torch.from_numpy(faiss.rev_swig_ptr(f.get_xb(), n * 768).reshape(n, 768)) for f in flat]
+        cases["faiss"] = lambda: [f.search(unit.numpy(), 10) for f in flat]  # pyright: ignore[reportCallIssue]
+    seconds = in_turn(cases, 2 if quick else 7, device)
+    extra = _anonymous(eight, queries, work) if device == "cpu" else extra_on_gpu(cases["ours"])
     return {
-        "queries": len(queries), "layers": layers, "rows": n, "width": 768,
-        **{f"{name}_seconds": round(s, 3) for name, s in median.items()},
-        **{
-            f"ours / {peer}": round(float(np.median(np.divide(seconds["ours"], seconds[peer]))), 3)
-            for peer in ("faiss", "product")
-        },
-        "extra_MB_above_mapped_files": round(_anonymous(eight, queries, work)),
+        "corpus": corpus_name(), "queries": len(queries), "layers": layers, "rows": n, "width": 768,
+        **{f"{name}_seconds": round(statistics.median(s), 3) for name, s in seconds.items()},
+        **{f"ours / {peer}": multiples(seconds, peer)["ours"] for peer in cases if peer != "ours"},
+        "extra_MB_above_mapped_files" if device == "cpu" else "extra_MB_on_the_GPU": round(extra),
     }  # fmt: skip
 
 
@@ -365,8 +388,8 @@ print(peak - before)
 # ---------------------------------------------------------------- a million
 
 
-def part_million(work: Path, quick: bool, kind: str = "ivf-pq") -> dict[str, Any]:
-    index, queries = trained_rows(work, quick)
+def part_million(work: Path, quick: bool, device: str, kind: str = "ivf-pq") -> dict[str, Any]:
+    index, queries = trained_rows(work, quick, device)
     start = time.perf_counter()
     index.accelerate(kind, progress=False)
     made = time.perf_counter() - start
@@ -395,7 +418,7 @@ def part_million(work: Path, quick: bool, kind: str = "ivf-pq") -> dict[str, Any
 # ---------------------------------------------------------------- lines
 
 
-def part_lines(work: Path, quick: bool) -> dict[str, Any]:
+def part_lines(work: Path, quick: bool, device: str) -> dict[str, Any]:
     sizes = (20_000, 200_000) if quick else (1_000_000, 10_000_000)
     said: dict[str, Any] = {}
     for n in sizes:
@@ -436,7 +459,7 @@ def _lines(n: int) -> Iterator[str]:
 # ---------------------------------------------------------------- agreement
 
 
-def part_agreement(work: Path, quick: bool) -> dict[str, Any]:
+def part_agreement(work: Path, quick: bool, device: str) -> dict[str, Any]:
     latentlens = published()
     story = workbench.load("organism:story")
     texts = some(200 if quick else 1500)
@@ -515,16 +538,18 @@ PARTS = {
     "million": part_million,
     "lines": part_lines,
 }
+NEEDS_PUBLISHED = ("agreement", "corpus")
+ON_GPU = ("build", "search")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="small, to see that it runs; its ratios say little")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, "small, to see that it runs; its ratios say little")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all; on a GPU {' and '.join(ON_GPU)}")
     parser.add_argument("--work", type=Path, help="where models and indices are kept (default: removed at the end)")
     parser.add_argument("--lines", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    global STORIES
+    STORIES = 3000 if given.quick else STORIES
     transformers.logging.set_verbosity_error()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if unknown := [p for p in given.parts if p not in PARTS]:
@@ -535,16 +560,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        for part in given.parts or PARTS:
-            said = PARTS[part](work, given.quick)
+        for part in given.parts or (PARTS if given.device == "cpu" else ON_GPU):
+            if part in NEEDS_PUBLISHED and not there():
+                print(f"\n{part}: skipped, it is about the published package")
+                continue
+            said = PARTS[part](work, given.quick, given.device)
             print(f"\n{part}")
             for name, value in said.items():
                 print(f"  {name:<38} {value}", flush=True)
-            if given.out:
-                given.out.parent.mkdir(parents=True, exist_ok=True)
-                whole = json.loads(given.out.read_text()) if given.out.exists() else {}
-                machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
-                given.out.write_text(json.dumps({**whole, part: {"machine": machine, **said}}, indent=1) + "\n")
+            whole = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+            on = machine(given.device)
+            about = f"{on['device']}, {on['threads']} threads, torch {on['torch']}"
+            written({**whole, part: {"machine": about, **said}}, given.out)
 
 
 if __name__ == "__main__":

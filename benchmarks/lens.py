@@ -4,7 +4,8 @@
 
 Random models of the size of GPT-2 small and of a 150M Llama, one prompt of 128 and of 512 tokens.  Everything
 is timed in turn in one process (a round of all, several rounds, medians), so that a busy machine hurts all
-alike; peak memory is taken in a process of its own for each.  Multiples are of one plain forward pass.
+alike; peak memory is taken in a process of its own for each (on a GPU from its allocator).  Multiples are of one
+plain forward pass.  On a GPU: 1,024 tokens, and a Llama of 1.2 billion parameters with 128,256 tokens beside the two.
 
     floor    plain forward + one product with the unembedding per layer: what any exact lens must compute
     dense    hidden states of all layers, [layers, tokens, vocabulary] log-softmax, and the same statistics
@@ -19,29 +20,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from measure import machine, written
+from measure import arguments, extra_on_gpu, in_turn, machine, multiples, resident, written
 
 import workbench
 from lenses import EmbeddingLens, LogitLens
 from workbench.errors import InputError
 
+LLAMAS = {"llama-150M": (32_000, 768, 2048, 14, 12), "llama-1B": (128_256, 2048, 8192, 16, 32)}
+
 
 def build(name: str) -> Any:
     torch.manual_seed(0)
-    if name == "gpt2":
-        module = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    if name.startswith("gpt2"):
+        module = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=4 if name == "gpt2-quick" else 12))
         norm = module.transformer.ln_f
     else:
+        vocabulary, width, inner, depth, heads = LLAMAS[name]
         config = transformers.LlamaConfig(
-            vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=14, num_attention_heads=12
-        )
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=depth,
+            num_attention_heads=heads, num_key_value_heads=heads if name == "llama-150M" else 8,
+            tie_word_embeddings=name != "llama-150M",
+        )  # fmt: skip
         module = transformers.LlamaForCausalLM(config)
         norm = module.model.norm
     with torch.no_grad():
@@ -87,7 +92,8 @@ def transformer_lens(module: Any) -> Callable[[torch.Tensor], None]:
 
 
 def cases(name: str, length: int, device: str, only: str | None = None) -> dict[str, Callable[[], Any]]:
-    module = build(name).to(device)
+    with torch.device(device):  # made where it runs: a CPU takes long over a billion random numbers
+        module = build(name)
     ids = torch.randint(0, 30000, (1, length), generator=torch.Generator().manual_seed(1)).to(device)
     model = workbench.load(module, name=name)
     _ = model.fingerprint
@@ -154,40 +160,34 @@ class _Look:
         return workbench.Reading(xarray.Dataset())
 
 
-def timed(name: str, length: int, device: str, rounds: int) -> dict[str, Any]:
+def timed(name: str, length: int, device: str, rounds: int, memory: bool) -> dict[str, Any]:
     runs = cases(name, length, device)
-    seconds: dict[str, list[float]] = {case: [] for case in runs}
-    for i in range(rounds + 1):
-        for case, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if i:  # the first round warms up
-                seconds[case].append(time.perf_counter() - start)
+    seconds = in_turn(runs, rounds, device)
     plain = statistics.median(seconds["plain"])
     row: dict[str, Any] = {"model": name, "tokens": length, "plain_seconds": round(plain, 4)}
     row["of_plain"] = {case: round(statistics.median(s) / plain, 2) for case, s in seconds.items()}
-    # Ratios of neighbours in one round, then the median: slow phases of the machine cancel.
     for case, other in (("lens", "floor"), ("lens bf16", "lens"), ("embedding", "lens")):
         if case in seconds:
-            pairs = [a / b for a, b in zip(seconds[case], seconds[other], strict=True)]
-            row[f"{case} / {other}"] = round(statistics.median(pairs), 3)
+            row[f"{case} / {other}"] = multiples(seconds, other)[case]
+    if not memory:
+        extra = {}
+    elif device == "cuda":
+        extra = {case: extra_on_gpu(run) for case, run in runs.items()}
+    else:
+        own = {case: peak(name, length, case) for case in runs if case != "layer 3"}
+        extra = {case: own[case] - own["plain"] for case in own}
+    row["extra_MB"] = {case: round(MB) for case, MB in extra.items() if case not in ("plain", "layer 3")}
     return row
 
 
-def peak(name: str, length: int, device: str, case: str) -> float:
-    """MB at the peak of one case, in a process of its own (the GPU's allocator, or resident memory)."""
-    command = [sys.executable, __file__, "--peak", name, str(length), case, "--device", device]
+def peak(name: str, length: int, case: str) -> float:
+    """MB of resident memory at the peak of one case, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", name, str(length), case]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="GPT-2 at 128 tokens, two rounds")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, "four layers of GPT-2 at 128 tokens, two rounds, no memory", rounds=7)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -197,25 +197,17 @@ def main() -> None:
         # What a first pass allocates for good, and imports, are nobody's extra.
         runs["plain"]()
         workbench.read(build_small(), [[3, 4]], LogitLens(), progress=False)
-        if given.device == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux)
         runs[case]()
-        if given.device == "cuda":
-            print(torch.cuda.max_memory_allocated() / 2**20)
-        else:
-            status = Path("/proc/self/status").read_text()
-            print(int(status.split("VmHWM:")[1].split()[0]) / 2**10)
+        print(resident("VmHWM"))
         return
-    sizes = [("gpt2", 128)] if given.quick else [(n, t) for n in ("gpt2", "llama-150M") for t in (128, 512)]
+    sizes = [(n, t) for n in ("gpt2", "llama-150M") for t in (128, 512)]
+    if given.device == "cuda":
+        sizes = [("gpt2", 1024), ("llama-150M", 1024), ("llama-1B", 1024)]
+    sizes = [("gpt2-quick", 128)] if given.quick else sizes
     rows = []
     for name, length in sizes:
-        row = timed(name, length, given.device, 2 if given.quick else given.rounds)
-        base = peak(name, length, given.device, "plain")
-        row["extra_MB"] = {
-            case: round(peak(name, length, given.device, case) - base)
-            for case in row["of_plain"]
-            if case not in ("plain", "layer 3")
-        }
+        row = timed(name, length, given.device, 2 if given.quick else given.rounds, not given.quick)
         rows.append(row)
         print(f"\n{name}, {length} tokens; plain forward {row['plain_seconds']} s")
         for case in row["of_plain"]:

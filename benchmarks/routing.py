@@ -3,7 +3,8 @@
     python benchmarks/routing.py [--quick] [--device cuda] [--out FILE]
     python benchmarks/routing.py --million [--out FILE]     a trace of a million tokens: disk and memory
 
-A random OLMoE with 64 experts, top 8, in 8 blocks of width 512, over documents of 256 tokens.  Everything runs in turn
+A random OLMoE with 64 experts, top 8, in 8 blocks of width 512 (on a GPU 16 of 2,048, the size of OLMoE-1B-7B), over
+documents of 256 tokens.  Everything runs in turn
 in one process, several rounds, medians; ratios are of neighbours in one round.
 
     plain      the model's forward pass, batch by batch
@@ -16,19 +17,17 @@ in one process, several rounds, medians; ratios are of neighbours in one round.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from measure import Measured, machine, written
+from measure import Measured, arguments, in_turn, machine, multiples, written
 
 import workbench
 from probes.routing import RoutingTracer, trace
@@ -36,12 +35,15 @@ from probes.routing import RoutingTracer, trace
 
 def model_of(device: str, quick: bool) -> workbench.Model:
     torch.manual_seed(0)
+    width, inner, depth = (128, 128, 4) if quick else (2048, 1024, 16) if device == "cuda" else (512, 256, 8)
     config = transformers.OlmoeConfig(
-        vocab_size=5000, hidden_size=128 if quick else 512, intermediate_size=128 if quick else 256,
-        num_hidden_layers=4 if quick else 8, num_attention_heads=8, num_key_value_heads=8, num_experts=64,
+        vocab_size=5000, hidden_size=width, intermediate_size=inner, num_hidden_layers=depth,
+        num_attention_heads=8, num_key_value_heads=8, num_experts=64,
         num_experts_per_tok=8, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return workbench.load(transformers.OlmoeForCausalLM(config).eval().to(device), name="OLMoE, random")
+    with torch.device(device):
+        module = transformers.OlmoeForCausalLM(config).eval()
+    return workbench.load(module, name="OLMoE, random")
 
 
 def cases(model: workbench.Model, documents: torch.Tensor, size: int, work: Path) -> dict[str, Callable[[], Any]]:
@@ -106,12 +108,8 @@ def million(tokens: int = 1_000_000, length: int = 500) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, two rounds")
+    parser = arguments(__doc__, "a smaller model, two rounds", rounds=5)
     parser.add_argument("--million", action="store_true", help="disk and memory of a trace of a million tokens")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     if given.million:
@@ -122,25 +120,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         runs = cases(model, documents, 8, work)
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range((2 if given.quick else given.rounds) + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if given.device == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    seconds[name].append(time.perf_counter() - start)
+        seconds = in_turn(runs, 2 if given.quick else given.rounds, given.device)
         size = sum(f.stat().st_size for f in (work / "trace").iterdir())
-    ratio = {
-        name: round(statistics.median(a / b for a, b in zip(own, seconds["plain"], strict=True)), 3)
-        for name, own in seconds.items()
-    }
     slots = len(model.moe) * 8
     per_token = size / documents.numel()
     result = {
         **machine(given.device), "tokens": documents.numel(),
-        "plain_seconds": round(statistics.median(seconds["plain"]), 3), "of_plain": ratio,
+        "plain_seconds": round(statistics.median(seconds["plain"]), 3), "of_plain": multiples(seconds, "plain"),
         "disk_bytes_per_token": round(per_token, 1),
         "disk_MB_per_million_tokens_of_16_blocks_top_8": round((per_token - 12) / slots * 16 * 8 + 12),
     }  # fmt: skip

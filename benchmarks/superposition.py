@@ -14,16 +14,13 @@ neighbours in one round, medians.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from measure import machine, written
+from measure import arguments, in_turn, machine, multiples, written
 
 import workbench
 from lenses import LogitLens
@@ -31,12 +28,7 @@ from probes.superposition import CandidateBelief, ContinuousThought, think
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two layers, two rounds")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    given = arguments(__doc__, "two layers, two rounds", rounds=5).parse_args()
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=2 if given.quick else 12)
@@ -53,22 +45,10 @@ def main() -> None:
         "thoughts": run(), "belief": run(lambda: CandidateBelief(candidates)), "lens": run(lambda: LogitLens(top_k=5)),
         "belief_all": run(lambda: CandidateBelief(candidates, mass=True)), "no_cache": run(cache=False),
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range((2 if given.quick else given.rounds) + 1):
-        for name, one in runs.items():
-            start = time.perf_counter()
-            one()
-            if given.device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    ratio = {
-        name: round(statistics.median(a / b for a, b in zip(own, seconds["thoughts"], strict=True)), 3)
-        for name, own in seconds.items()
-    }
+    seconds = in_turn(runs, 2 if given.quick else given.rounds, given.device)
     result = {
         **machine(given.device), "thoughts_seconds": round(statistics.median(seconds["thoughts"]), 3),
-        "of_thoughts": ratio,
+        "of_thoughts": multiples(seconds, "thoughts"),
     }  # fmt: skip
     for name, value in result.items():
         print(f"  {name:<20} {value}")

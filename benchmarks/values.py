@@ -16,20 +16,18 @@ medians over blocks.  With --clock cpu the seconds are this process's on one thr
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from measure import machine, written
+from measure import arguments, finish, machine, written
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import workbench
@@ -118,8 +116,7 @@ def measured(
         for case, run in cases(model, framings, some).items():
             start = clock()
             results[case] = run()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
+            finish(model.device.type)
             if block >= 0:
                 seconds.setdefault(case, []).append(clock() - start)
         if block >= 0:
@@ -143,13 +140,10 @@ def measured(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two layers, 48 items in three blocks")
+    parser = arguments(__doc__, "two layers, 48 items in three blocks")
     parser.add_argument("--framings", default=",".join(FRAMINGS))
     parser.add_argument("--items", type=int, default=550)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     clock = time.perf_counter

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import CONFIGS, tiny
 
 import workbench
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device (make gpu)")
+
 
 @pytest.fixture(scope="session", params=list(CONFIGS))
 def any_model(request: pytest.FixtureRequest) -> workbench.Model:

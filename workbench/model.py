@@ -221,8 +221,10 @@ def load(
                 raise InputError(f"{option}= is for loading by name; this model is in memory already.")
         module, tokenizer = _unwrap(source, tokenizer)
         found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
-        if dtype is not None or device is not None:
-            module = module.to(device=device, dtype=_dtype(dtype))  # type: ignore[arg-type]
+        # Only what was asked for: a quantised model moves, and refuses even dtype=None.
+        asked = {"device": device, "dtype": _dtype(dtype)}
+        if asked := {k: v for k, v in asked.items() if v is not None}:
+            module = module.to(**asked)  # type: ignore[arg-type]
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
     return model
