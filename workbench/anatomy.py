@@ -266,23 +266,44 @@ def _find_unembedding(module: nn.Module, events: list[_Event], vocabulary: int) 
     return None
 
 
-def _ratio(x: Tensor, y: Tensor) -> float | None:
-    """The constant s with y = s x, or None when there is none."""
+def unit_roundoff(*dtypes: torch.dtype) -> float:
+    """The largest relative error of one rounding to any of these floating-point types."""
+    return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
+
+
+def _row_share(difference: Tensor, of: Tensor) -> float:
+    """The largest |difference| of any row, as a share of the largest |number| of that row in ``of``; [rows, columns].
+
+    Row by row: one row far larger than the others (a massive activation) would hide what is wrong with them.
+    """
+    largest = of.abs().amax(-1).clamp_min(1e-30)
+    return float((difference.abs().amax(-1) / largest).max())
+
+
+def _ratio(x: Tensor, y: Tensor, numbers: list[float] | None = None, u: float | None = None) -> float | None:
+    """The constant s with y = s x, or None when there is none; ``numbers`` as in :func:`_constants`.
+
+    Fitted to rows of one size, then asked of every element: a product and a change of type are each off by at most
+    ``u`` (default: of the types of x and y) of what they give, so 6 u |s x| is more than rounding can do.
+    """
     if x.shape != y.shape:
         if x.numel() != y.numel() or x.shape[-1] != y.shape[-1]:
             return None
         y = y.reshape(x.shape)
+    u = unit_roundoff(x.dtype, y.dtype) if u is None else u
+    least = max(torch.finfo(t.dtype).tiny * torch.finfo(t.dtype).eps for t in (x, y))
     x, y = x.double(), y.double()
     if torch.equal(x, y):
         return 1.0
-    norm = (x * x).sum()
+    weight = 1 / (x * x).sum(-1, keepdim=True).clamp_min(1e-60)
+    norm = (weight * x * x).sum()
     if not torch.isfinite(norm) or norm == 0:
         return None
-    s = float((x * y).sum() / norm)
-    largest = float(y.abs().max())
-    if largest == 0 or float((y - s * x).abs().max()) > 1e-5 * largest:
-        return None
-    return s
+    fitted = float((weight * x * y).sum() / norm)
+    for s in _constants(fitted, numbers or [], 6 * u):
+        if s and bool(((y - s * x).abs() <= 6 * u * (s * x).abs() + least).all()):
+            return s
+    return None
 
 
 def _config_numbers(config: Any) -> list[float]:
@@ -296,18 +317,36 @@ def _config_numbers(config: Any) -> list[float]:
     return numbers
 
 
-def _snap(value: float, numbers: list[float]) -> float:
-    """The exact constant behind a fitted one: a config value, its inverse or a ratio of two, within 1e-5."""
-    exact = [1.0, *numbers, *(1 / n for n in numbers), *(math.sqrt(abs(n)) for n in numbers)]
-    exact += [a / b for a in numbers for b in numbers] if len(numbers) < 200 else []
-    nearest = min(exact, key=lambda e: abs(e - value))
-    return nearest if abs(nearest - value) <= 1e-5 * abs(value) else value
+def _constants(fitted: float, numbers: list[float], error: float) -> list[float]:
+    """What a fitted constant may be exactly, likeliest first: 1, a config value, its inverse or root, a ratio of two.
+
+    ``error``: how far, as a share, the fit may be off.  Ratios of two are so many that one is always near, so they
+    count only within 1e-5.  The fitted value itself comes last.
+    """
+    ratios = [a / b for a in numbers for b in numbers] if len(numbers) < 200 else []
+    found = []
+    for exact, near in (
+        ([1.0], max(error, 1e-5)),
+        (numbers, max(error, 1e-5)),
+        ([*(1 / n for n in numbers), *(math.sqrt(abs(n)) for n in numbers)], max(error, 1e-5)),
+        (ratios, 1e-5),
+    ):
+        nearest = min(exact, key=lambda e: abs(e - fitted), default=math.inf)
+        if abs(nearest - fitted) <= near * abs(fitted):
+            found.append(nearest)
+    return [*found, fitted]
 
 
-def _fit_output(raw: Tensor, own: Tensor, numbers: list[float]) -> tuple[float, float | None, tuple[int, ...]]:
+def _fit_output(
+    raw: Tensor, own: Tensor, numbers: list[float], u: float
+) -> tuple[float, float | None, tuple[int, ...]]:
     """Scale, softcap and masked columns with  own = softcap * tanh(scale * raw / softcap).
 
-    Args: ``raw``, ``own`` [positions, vocabulary].  Raises Refused when no such constants exist.
+    Args: ``raw``, ``own`` [positions, vocabulary]; ``u``: the unit roundoff of the model's type.  A softcap is two
+    products and a tanh; since x / cosh(x)^2 <= tanh(x), a share of u on the way in is at most that share of the
+    result, and 16 u |own| leaves room for a tanh that is off by some units in the last place.
+
+    Raises Refused when no such constants exist.
     """
     raw, own = raw.double(), own.double()
     floor = own <= torch.finfo(torch.float32).min / 2
@@ -316,21 +355,25 @@ def _fit_output(raw: Tensor, own: Tensor, numbers: list[float]) -> tuple[float, 
     if masked.any():
         raw, own = raw[:, ~masked], own[:, ~masked]
     columns = tuple(masked.nonzero()[:, 0].tolist())
-    s = _ratio(raw, own)
+    s = _ratio(raw, own, numbers, u)
     if s is not None:
-        return _snap(s, numbers), None, columns
-    if own.abs().max() < raw.abs().max() or len(numbers):
-        caps = sorted({n for n in numbers if n > float(own.abs().max())})
-        for cap in caps:
-            inner = cap * torch.atanh((own / cap).clamp(-1 + 1e-12, 1 - 1e-12))
-            # Near the cap atanh loses digits, so the factor is fitted where tanh is still steep.
-            steep = own.abs() < 0.8 * cap
-            if steep.sum() < 8:
-                continue
-            s = float((raw[steep] * inner[steep]).sum() / (raw[steep] ** 2).sum())
-            s = _snap(s, numbers)
-            if float((cap * torch.tanh(s * raw / cap) - own).abs().max()) < 1e-4 * float(own.abs().max()):
-                return s, cap, columns
+        return s, None, columns
+    found = []
+    for cap in {n for n in numbers if n > 0 and n >= float(own.abs().max()) * (1 - u)}:
+        inner = cap * torch.atanh((own / cap).clamp(-1 + 1e-12, 1 - 1e-12))
+        # Near the cap atanh loses digits, so the factor is fitted where tanh is still steep.
+        steep = own.abs() < 0.8 * cap
+        if steep.sum() < 8:
+            continue
+        fitted = float((raw[steep] * inner[steep]).sum() / (raw[steep] ** 2).sum())
+        for s in _constants(fitted, numbers, 16 * u):
+            off = (cap * torch.tanh(s * raw / cap) - own).abs()
+            if bool((off <= 16 * u * own.abs() + 1e-30).all()):
+                found.append((float((off * off).mean()), s, cap))
+    if found:
+        # In half precision a neighbouring number of the config may pass, too: the nearest is the one.
+        _, s, cap = min(found)
+        return s, cap, columns
     raise Refused(
         "The logits are not a constant scale or softcap of the unembedding's output. "
         "Something else happens behind the unembedding that a lens would silently leave out."
@@ -447,7 +490,7 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
             f"{unembedding} of {kind} gives {tuple(raw_rows.shape)} numbers and the logits are "
             f"{tuple(own_rows.shape)}: the logits come from somewhere else as well."
         )
-    scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers)
+    scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers, unit_roundoff(raw.dtype, logits.dtype))
     embedding = module.get_input_embeddings()
     where = next((n for n, m in module.named_modules() if m is embedding), None)
     return Anatomy(
@@ -490,16 +533,15 @@ def _follow(
         event = by_name[name]
         if event.output is None:
             continue
-        scale = next(
-            (r for t in event.inputs if (r := _ratio(_rows(state, real), _rows(t, real))) is not None), None
-        )
+        here = _rows(state, real)
+        scale = next((r for t in event.inputs if (r := _ratio(here, _rows(t, real), numbers)) is not None), None)
         if scale is None:
             continue
         if unembedding is not None and (name == unembedding or unembedding.startswith(name + ".")):
-            return [*steps, Step(name, _snap(scale, numbers))], by_name[unembedding].output
+            return [*steps, Step(name, scale)], by_name[unembedding].output
         same = scale == 1 and event.output.shape == state.shape and torch.equal(event.output, state)
         if not same:  # dropout and identity modules are no steps
-            steps.append(Step(name, _snap(scale, numbers)))
+            steps.append(Step(name, scale))
             state = event.output
     return steps, None
 
