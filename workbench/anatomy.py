@@ -16,6 +16,8 @@ the model's own logits.  If it does not, the model is refused: a lens through a 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -69,12 +71,18 @@ class Anatomy:
     last_block: int = -1
     layout: Layout = Layout(0)
     own_tail: bool = False
-    pads: bool = True
+    pad_sides: tuple[str, ...] = ()
     proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
 
     def describe(self) -> dict[str, Any]:
         """The anatomy as plain values, for provenance and for ``workbench info``."""
-        return {**asdict(self), "steps": [asdict(step) for step in self.steps], "masked": list(self.masked)}
+        plain = {"steps": [asdict(step) for step in self.steps], "masked": list(self.masked)}
+        return {**asdict(self), **plain, "pad_sides": list(self.pad_sides)}
+
+    @property
+    def pads(self) -> bool:
+        """Whether padding was proved to change nothing on either side; :attr:`pad_sides` has the sides proved."""
+        return set(self.pad_sides) == {"right", "left"}
 
     @property
     def formula(self) -> str:
@@ -120,7 +128,7 @@ def _probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tens
     mask[1, lengths[1] :] = 0
     pad = getattr(config, "pad_token_id", None)
     ids[1, lengths[1] :] = pad if isinstance(pad, int) and 0 <= pad < limit else int(ids[1, 0])
-    device = next(module.parameters()).device
+    device = device_of(module)
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     return inputs, mask.bool().to(device)
 
@@ -370,6 +378,7 @@ def _fit_output(
             off = (cap * torch.tanh(s * raw / cap) - own).abs()
             if bool((off <= 16 * u * own.abs() + 1e-30).all()):
                 found.append((float((off * off).mean()), s, cap))
+                break
     if found:
         # In half precision a neighbouring number of the config may pass, too: the nearest is the one.
         _, s, cap = min(found)
@@ -650,37 +659,39 @@ def _device(module: nn.Module, like: Tensor) -> torch.device:
 
 
 def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
-    """Replay the readout on fresh tokens; the anatomy with its proof, or Refused."""
+    """Replay the readout on fresh tokens; the anatomy with its proof, or Refused.
+
+    The tokens are two prompts of different length in one batch, padded on the right.  They then run padded on the
+    left, and each alone: pads are proved on a side where neither prompt's logits or last states depend on them.
+    """
     inputs, real = _probe_inputs(module, seed=1)
-    inputs = accepted(module, inputs)
-    seen: list[Tensor] = []
+    lengths = real.sum(1).tolist()
     last = list(module.get_submodule(anatomy.blocks).children())[anatomy.last_block]
 
-    def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        state = anatomy.layout.find(output)
-        if state is not None:
-            seen.append(state.detach().clone())
+    def look(given: dict[str, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states and the logits at the real positions."""
+        seen: list[Tensor] = []
 
-    with hooked(after={last: take}):
-        own = module(**inputs).logits[real].float()
-    rows = seen[-1][real]
+        def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            state = anatomy.layout.find(output)
+            if state is not None:
+                seen.append(state.detach().clone())
+
+        with hooked(after={last: take}):
+            logits = module(**accepted(module, given)).logits
+        return seen[-1][where.to(seen[-1].device)], logits[where.to(logits.device)].float()
+
+    rows, own = look(inputs, real)
     features = Replay(module, anatomy).features(rows)
-    head = module.get_submodule(anatomy.unembedding)
-    weight = head.weight
-    if weight.ndim != 2 or not weight.is_floating_point():
-        raise Refused(
-            f"The unembedding {anatomy.unembedding} is stored as {weight.dtype} {tuple(weight.shape)}. The lens "
-            "multiplies with it directly: load the model with the head left unquantised."
-        )
-    bias = getattr(head, "bias", None)
+    weight, bias = head_weights(module, anatomy)
+    features, own = features.to(weight.device), own.to(weight.device)
     logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
     if anatomy.softcap is not None:
         logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)
-    own = own.to(logits.device)
     if anatomy.masked:
         logits[:, list(anatomy.masked)] = own[:, list(anatomy.masked)]
-    keep = own.abs() < torch.finfo(torch.bfloat16).max / 4
-    error = float((logits - own)[keep].abs().max() / own[keep].abs().max().clamp_min(1e-30))
+    keep = ~(own.abs() >= torch.finfo(torch.bfloat16).max / 4)  # what the model masks; NaN stays, and fails
+    error = _row_share((logits - own).masked_fill(~keep, 0), own.masked_fill(~keep, 0))
     dtype = rows.dtype
     tolerance = TOLERANCE.get(dtype, 1e-4)
     if not anatomy.proof.states_continuous:
@@ -694,14 +705,87 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
             f"{anatomy.formula} differs from its own logits by {error:.1e} of the largest logit "
             f"(allowed: {tolerance:.0e} in {dtype}). A lens through it would be silently wrong."
         )
-    # The shorter prompt once more, on its own: a model that padding disturbs is only given prompts of one length.
-    short = int(real[1].sum())
-    alone = accepted(module, {k: v[1:, :short] for k, v in inputs.items() if isinstance(v, Tensor)})
-    apart = module(**alone).logits[0].float().to(own.device)
-    off = (apart - own[-short:]).abs()[keep[-short:]].max() / own[keep].abs().max().clamp_min(1e-30)
+    alone = [
+        look({k: v[i : i + 1, :n] for k, v in inputs.items()}, real[i : i + 1, :n]) for i, n in enumerate(lengths)
+    ]
+    alone = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+    shares: dict[str, float] = {}
+    for side in ("right", "left"):
+        try:
+            padded = (rows, own) if side == "right" else look(*_left(inputs, real))
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception:  # a model that cannot run so is not padded so
+            continue
+        (states, z), (own_states, own_z) = padded, alone
+        masked = ~keep.to(z.device)
+        shares[side] = max(
+            _row_share(states.float() - own_states.float(), own_states.float()),
+            _row_share((z - own_z).masked_fill(masked, 0), own_z.masked_fill(masked, 0)),
+        )
     # Sparse attention picks its keys among the pads, too, but only in prompts longer than its budget of keys.
     sparse = any(name.startswith("index_topk") and value for name, value in vars(text_config(module)).items())
-    anatomy = replace(anatomy, pads=bool(off <= 10 * tolerance) and not sparse)
+    sides = tuple(side for side, share in shares.items() if share <= tolerance and not sparse)
     proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
-    return replace(anatomy, proof=proof)
+    return replace(anatomy, proof=proof, pad_sides=sides)
 
+
+def _left(inputs: dict[str, Tensor], real: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A right-padded batch with its pads in front, as :func:`workbench.inputs.collate` puts them."""
+    width = real.shape[1]
+    shift = [width - n for n in real.sum(1).tolist()]
+    moved = {k: torch.stack([row.roll(s) for row, s in zip(v, shift, strict=True)]) for k, v in inputs.items()}
+    mask = moved["attention_mask"]
+    return {**moved, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}, mask.bool()
+
+
+def head_weights(module: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor | None]:
+    """The unembedding matrix [vocabulary, features] and its bias, as the proof and every readout multiply with them.
+
+    Raises Refused where they are not there as numbers: on the meta device, or quantised.
+    """
+    head = module.get_submodule(anatomy.unembedding)
+    with _brought(head):
+        weight = getattr(head, "weight", None)
+        bias = None if anatomy.tied_function else getattr(head, "bias", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+            kept = f"as {weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else "in no weight matrix"
+            raise Refused(
+                f"The unembedding {anatomy.unembedding} ({type(head).__name__}) is stored {kept}: it is quantised. The "
+                "lens multiplies with it directly: load the model with the head left unquantised."
+            )
+        # Asked before any product: one with a tensor that has no storage gives whatever is in memory.
+        if weight.is_meta or (isinstance(bias, Tensor) and bias.is_meta):
+            raise Refused(
+                f"The weights of the unembedding {anatomy.unembedding} are not in memory (they are on the meta device) "
+                "and no hook of accelerate says where they were offloaded to. The lens multiplies with them: load the "
+                "model with them, or offload it with accelerate (device_map=, cpu_offload, disk_offload)."
+            )
+        return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+
+
+@contextmanager
+def _brought(module: nn.Module) -> Iterator[None]:
+    """With the weights of a module that accelerate offloads brought to where it runs."""
+    if not hasattr(module, "_hf_hook"):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the inputs of a model go: to its first weights; of an offloaded model, to where accelerate runs it."""
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        return device
+    places = (getattr(getattr(m, "_hf_hook", None), "execution_device", None) for m in module.modules())
+    place = next((p for p in places if p is not None), None)
+    if place is None:
+        raise Refused(
+            f"The weights of {type(module).__name__} are not in memory (they are on the meta device) and no hook of "
+            "accelerate says where they were offloaded to. Load the model with its weights."
+        )
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)

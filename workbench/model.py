@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import Anatomy, Replay, dissect, text_config
+from workbench.anatomy import Anatomy, Replay, device_of, dissect, text_config
 from workbench.errors import InputError, Refused
 
 SAMPLED = 4096
@@ -65,7 +65,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the inputs go (with several devices: where the embeddings are)."""
-        return next(self.module.parameters()).device
+        return device_of(self.module)
 
     @property
     def dtype(self) -> torch.dtype:

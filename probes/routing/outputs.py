@@ -206,7 +206,7 @@ def each_batch(
 ) -> None:
     """Run every batch with the hooks (before, after) that belong to it."""
     with untouched(model.module):
-        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pads):
+        for members in plan(prompts, token_budget(model), batch_size, "right" in model.anatomy.pad_sides):
             batch = collate(model, prompts, members)
             with hooked(*hooks(batch)):
                 run(model.module, accepted(model.module, batch.inputs))

@@ -315,7 +315,7 @@ def think(
     with untouched(model.module):
         # A row that has stopped would leave holes in the others' batch, which not every model looks past.
         alone = 1 if getattr(policy, "stops", True) else batch_size
-        for members in plan(extended, token_budget(model), alone, model.anatomy.pads):
+        for members in plan(extended, token_budget(model), alone, "left" in model.anatomy.pad_sides):
             runner.run(members)
     origin = provenance(model, job, len(prompts))
     origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}
@@ -545,7 +545,7 @@ def _proved(model: Model) -> None:
         model.__dict__["_thinks"] = False
         if "past_key_values" not in takes or "use_cache" not in takes:
             return
-        groups = [[0, 1]] if model.anatomy.pads else [[0], [1]]
+        groups = [[0, 1]] if "left" in model.anatomy.pad_sides else [[0], [1]]
         found = []
         try:
             for members in groups:

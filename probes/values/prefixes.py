@@ -111,7 +111,7 @@ class _Pass:
         """How many tokens were saved, those of the test taken off."""
         from tqdm.auto import tqdm
 
-        model, pads = self.model, self.model.anatomy.pads
+        model, pads = self.model, "right" in self.model.anatomy.pad_sides
         budget = token_budget(model)
         parts = self._parted(budget, batch_size)
         with untouched(model.module):
@@ -241,7 +241,7 @@ def _cached(model: Model) -> Any:
     if (
         not {"past_key_values", "use_cache", "attention_mask"} <= set(takes)
         or getattr(config, "is_encoder_decoder", False)
-        or not model.anatomy.pads
+        or "right" not in model.anatomy.pad_sides
         or layout.prefix
         or layout.axes != "BTW"
     ):
