@@ -658,6 +658,56 @@ def _device(module: nn.Module, like: Tensor) -> torch.device:
     return like.device if parameter is None or parameter.is_meta else parameter.device
 
 
+def proof_is_current(module: nn.Module, anatomy: Anatomy, proved: Any) -> bool:
+    """Whether what the proof rests on is as it was when :func:`proof_rests_on` gave ``proved``."""
+    return proof_rests_on(module, anatomy) == proved
+
+
+def proof_rests_on(module: nn.Module, anatomy: Anatomy) -> tuple[Any, ...]:
+    """What turns the last states into logits, as far as a proof would notice a change; cheap to ask for.
+
+    The modules of the readout and those around the blocks, by identity; their hooks and replaced forwards; the
+    constants of the config; and, where the unembedding is more than one linear layer (an adapter, a parametrisation),
+    its weights and switches.  The weights of a plain one may change: they are read anew for every reading.
+    """
+    path = dict.fromkeys([*(step.path for step in anatomy.steps), anatomy.unembedding])
+    outer = [module]
+    for name in anatomy.blocks.split(".")[:-1]:
+        outer.append(outer[-1].get_submodule(name))
+    head = module.get_submodule(anatomy.unembedding)
+    found: list[Any] = [tuple(_config_numbers(getattr(module, "config", None)))]
+    for m in outer:  # what is given to these may change as it likes: it is part of the prompt
+        found += [id(m), tuple(m._forward_hooks), id(vars(m).get("forward"))]
+        found += [_version(t) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    for name in path:
+        for m in module.get_submodule(name).modules():
+            found += [id(m), tuple(m._forward_hooks), tuple(m._forward_pre_hooks), id(vars(m).get("forward"))]
+    if type(head) not in (nn.Linear, nn.Embedding) and not hasattr(head, "_hf_hook"):
+        for m in head.modules():
+            switches = {k: v for k, v in vars(m).items() if k != "training"}
+            found.append(repr({k: v for k, v in switches.items() if _is_plain(v)}))
+        found += [(_version(t), *_sample(t)) for t in (*head.parameters(), *head.buffers())]
+    return tuple(found)
+
+
+def _version(tensor: Tensor) -> tuple[int, int, int]:
+    return id(tensor), 0 if tensor.is_meta else tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    """Some elements: an optimizer that writes to memory directly raises no version."""
+    if tensor.is_meta or not tensor.numel():
+        return []
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 256)].double().nan_to_num().tolist()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple, set)):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
 def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     """Replay the readout on fresh tokens; the anatomy with its proof, or Refused.
 

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Positions, Prompt, collate, encode, plan, position_axis
 from workbench.model import Model, load
@@ -97,6 +97,7 @@ def _texts(texts: Iterable[str]) -> np.ndarray:
     return np.array(clean, dtype=object)
 
 
+@neutral()
 def read(
     model: Any,
     inputs: Any,
