@@ -50,8 +50,8 @@ class LogitAttribution:
                        they add up to ``logit``, but for ``remainder``
         contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position
         logit          [prompt, position] (+ target), before any softcap
-        remainder      [prompt, position] (+ target): logit less the sum of its contributions, which is rounding; in half
-                       precision it can be large where the stream holds massive activations (first positions)
+        remainder      [prompt, position] (+ target): logit less the sum of its contributions, which is rounding; in
+                       half precision it can be large where the stream holds massive activations (first positions)
 
     Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
     LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import Anatomy, Replay, device_of, dissect, head_weights, proof_is_current, proof_rests_on, text_config
+from workbench.anatomy import (
+    Anatomy,
+    Replay,
+    device_of,
+    dissect,
+    head_weights,
+    proof_is_current,
+    proof_rests_on,
+    text_config,
+)
 from workbench.errors import InputError, Refused
 
 SAMPLED = 4096

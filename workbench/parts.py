@@ -128,12 +128,13 @@ def _solve(
             basis = basis / length
             if abs(float(basis[:, 0] @ basis[:, 1])) > 1 - 1e-10:
                 continue
-            x, y = (torch.linalg.lstsq(basis, change[:, None]).solution[:, 0] / length).tolist()
-            if min(abs(x), abs(y)) <= 1e-3:
+            fitted = torch.linalg.lstsq(basis, change[:, None]).solution[:, 0] / length
+            if float(fitted.abs().min()) <= 1e-3:
                 continue
             # How far rounding can turn the fit, as a share of each coefficient.
-            errors = [ROUNDINGS * u * len(start) ** 0.5 / (abs(c) * float(n)) for c, n in zip((x, y), length, strict=True)]
-            for alpha, beta in product(*(_constants(c, numbers, min(e, 0.05)) for c, e in zip((x, y), errors, strict=True))):
+            errors = (ROUNDINGS * u * len(start) ** 0.5 / (fitted.abs() * length)).clamp(max=0.05)
+            likely = [_constants(c, numbers, e) for c, e in zip(fitted.tolist(), errors.tolist(), strict=True)]
+            for alpha, beta in product(*likely):
                 if is_sum(end, start, alpha * a, beta * m):
                     # The shallowest modules, and plain addition before fitted factors.
                     cost = (first.count(".") + second.count("."), abs(alpha - 1) + abs(beta - 1))

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.reading import Reading
@@ -159,7 +160,7 @@ def pieces(model: Model, candidate: str | int) -> list[int]:
     return ids
 
 
-@torch.no_grad()
+@neutral()
 def entity_belief(
     model: Model,
     inputs: Any,
@@ -183,7 +184,6 @@ def entity_belief(
         shorter would hold the longer.
     """
     from probes.superposition.thoughts import _proved, _tokens
-    from workbench.engines.hooks import untouched
 
     _proved(model)
     prompts, after = encode(model, inputs, "last"), _tokens(model, then)

@@ -23,7 +23,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import untouched
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, encode, plan
 from workbench.model import Model
@@ -252,6 +252,7 @@ class Thoughts:
         return self.data["vector"].values
 
 
+@neutral()
 def think(
     model: Model,
     inputs: Any,
@@ -509,6 +510,7 @@ class _Pass:
 
 def _proved(model: Model) -> None:
     """That embeddings in the place of ids give the model's own logits, and whether its cache changes nothing."""
+    model.renew()
     if "_thinks" in model.__dict__:
         return
     takes = inspect.signature(model.module.forward).parameters

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.anatomy import TOLERANCE, text_config
-from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.inputs import Batch, Prompt, collate, plan
 from workbench.reader import Reader, Run, halving, observe_batch, settle, token_budget
 from workbench.reading import Reading
@@ -41,6 +41,7 @@ SHARE = 0.2
 Wanted = dict[Site, list[Reader]]
 
 
+@neutral()
 def read_prompts(
     model: Model, prompts: list[Prompt], reader: Reader, *, batch_size: int | None = None, progress: bool = True
 ) -> tuple[Reading, dict[str, int]]:

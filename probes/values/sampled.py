@@ -15,7 +15,7 @@ from torch import Tensor
 from probes.values.answers import Asker, prompt_ids
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
-from workbench.engines.hooks import untouched
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
 
@@ -160,6 +160,7 @@ class _Drawn(transformers.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
+@neutral()
 def sample(
     model: Any,
     prompts: Sequence[Prompt],

@@ -151,7 +151,7 @@ def neutral() -> Iterator[None]:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode in a :func:`neutral` PyTorch; train/eval flags and random number generators are put back after."""
+    """Evaluation mode in a :func:`neutral` PyTorch; train/eval flags and random states are put back after."""
     training = [m for m in module.modules() if m.training]
     states = random.getstate(), torch.get_rng_state()
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
