@@ -8,8 +8,8 @@ its own value at each position, the norm is linear, so a logit is a sum of contr
 which is checked at every position, against what rounding can do there and no more.  A model that adds in a type with
 unit roundoff u is off by at most u |h| at each of its sums, h being the stream behind it; over the sums of a pass that
 adds up, where something massive (2e4 times the rest) swallows what is added to it.  What the features of the stream
-are off by is independent, so of their sum only the root of the squares is allowed, times ROUNDINGS.  The logit is the
-one before any softcap (a softcap is not a sum).
+are off by is independent, so of their sum only the root of the squares is allowed, twice.  The logit is the one before
+any softcap (a softcap is not a sum).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lenses.targets import Followed, Targets
-from workbench.anatomy import unit_roundoff
+from workbench.anatomy import brought, unit_roundoff
 from workbench.errors import Refused
 from workbench.parts import parts_of
 from workbench.readout import Readout
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from workbench.model import Model
     from workbench.reader import Run
     from workbench.reading import Reading
-
-ROUNDINGS = 8
-"""How many times its expected size rounding may be before something else must have written to the stream."""
 
 
 class LogitAttribution:
@@ -115,8 +112,8 @@ class LogitAttribution:
             room += room.mean(-1, keepdim=True)
         u, own = unit_roundoff(self._run.model.dtype), unit_roundoff(torch.float32)
         squared = torch.einsum("rnf,rf->rn", rows**2, (u * scale * room) ** 2 + (u * features) ** 2)
-        # Our own sums run in fp32, whatever the model's type.
-        allowed = ROUNDINGS * (squared.sqrt() + u * logit.abs() + own * contribution.abs().sum(1))
+        # Our own sums run in fp32, whatever the model's type, over the width and then over the parts.
+        allowed = 2 * squared.sqrt() + 2 * u * logit.abs() + 8 * own * contribution.abs().sum(1)
         if not bool((remainder.abs() <= allowed).all()):
             worst = int((remainder.abs() / allowed.clamp_min(1e-30)).amax(1).argmax())
             raise Refused(
@@ -141,7 +138,8 @@ class LogitAttribution:
         norm, readout = self._norm, self._readout
         if norm is None:
             return torch.full_like(states, self._scale * readout.scale), False, torch.zeros_like(features[0])
-        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        with brought(norm):
+            weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         head = self._run.model.anatomy.steps[-1].scale * readout.scale
         shift = torch.zeros_like(features[0]) if not isinstance(bias, Tensor) else bias.detach().float() * head
         gains: list[Any] = [torch.ones_like(features[0])]

@@ -401,6 +401,13 @@ def dissect(module: nn.Module) -> Anatomy:
             f"{type(module).__name__} is an encoder-decoder: its logits depend on two streams. "
             "Only decoder-only models (and encoders with a token head) are read."
         )
+    away = _nowhere(module)
+    if away:
+        raise Refused(
+            f"Weights of {type(module).__name__} are not in memory ({', '.join(away[:3])}: on the meta device), and no "
+            "hook of accelerate brings them for a forward pass. What is computed with them would be whatever memory "
+            "holds: load the model with its weights, or offload it with accelerate (device_map=, cpu_offload)."
+        )
     with untouched(module):
         inputs, real = _probe_inputs(module, seed=0)
         inputs = accepted(module, inputs)
@@ -792,10 +799,10 @@ def _left(inputs: dict[str, Tensor], real: Tensor) -> tuple[dict[str, Tensor], T
 def head_weights(module: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor | None]:
     """The unembedding matrix [vocabulary, features] and its bias, as the proof and every readout multiply with them.
 
-    Raises Refused where they are not there as numbers: on the meta device, or quantised.
+    Offloaded ones are fetched.  Raises Refused where they are quantised.
     """
     head = module.get_submodule(anatomy.unembedding)
-    with _brought(head):
+    with brought(head):
         weight = getattr(head, "weight", None)
         bias = None if anatomy.tied_function else getattr(head, "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
@@ -804,26 +811,31 @@ def head_weights(module: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor | 
                 f"The unembedding {anatomy.unembedding} ({type(head).__name__}) is stored {kept}: it is quantised. The "
                 "lens multiplies with it directly: load the model with the head left unquantised."
             )
-        # Asked before any product: one with a tensor that has no storage gives whatever is in memory.
-        if weight.is_meta or (isinstance(bias, Tensor) and bias.is_meta):
-            raise Refused(
-                f"The weights of the unembedding {anatomy.unembedding} are not in memory (they are on the meta device) "
-                "and no hook of accelerate says where they were offloaded to. The lens multiplies with them: load the "
-                "model with them, or offload it with accelerate (device_map=, cpu_offload, disk_offload)."
-            )
         return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
 
 
+def _nowhere(module: nn.Module, path: str = "") -> list[str]:
+    """Weights on the meta device that nothing brings; one product with such a tensor gives unwritten memory."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    bringing = [h for h in getattr(hook, "hooks", [hook]) if getattr(h, "offload", False)]
+    if any(h.place_submodules for h in bringing):
+        return []
+    own = [path + name for name, p in module.named_parameters(recurse=False) if p.is_meta and not bringing]
+    return own + [name for n, child in module.named_children() for name in _nowhere(child, f"{path}{n}.")]
+
+
 @contextmanager
-def _brought(module: nn.Module) -> Iterator[None]:
+def brought(module: nn.Module) -> Iterator[None]:
     """With the weights of a module that accelerate offloads brought to where it runs."""
-    if not hasattr(module, "_hf_hook"):
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
         yield
         return
-    from accelerate.utils import align_module_device
-
-    with align_module_device(module):
+    hook.pre_forward(module)
+    try:
         yield
+    finally:
+        hook.post_forward(module, None)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -832,10 +844,5 @@ def device_of(module: nn.Module) -> torch.device:
     if device.type != "meta":
         return device
     places = (getattr(getattr(m, "_hf_hook", None), "execution_device", None) for m in module.modules())
-    place = next((p for p in places if p is not None), None)
-    if place is None:
-        raise Refused(
-            f"The weights of {type(module).__name__} are not in memory (they are on the meta device) and no hook of "
-            "accelerate says where they were offloaded to. Load the model with its weights."
-        )
+    place = next((p for p in places if p is not None), "cpu")
     return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)

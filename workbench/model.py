@@ -61,7 +61,7 @@ class Model:
     def prove(self) -> None:
         """Find the anatomy, prove its readout, and forget what was known from an earlier proof."""
         self.anatomy: Anatomy = dissect(self.module)
-        for known in ("blocks", "replay", "parts", "moe", "_thinks"):
+        for known in ("replay", "parts", "moe", "_thinks"):
             self.__dict__.pop(known, None)
         self._proved = proof_rests_on(self.module, self.anatomy)
 
@@ -105,7 +105,7 @@ class Model:
                 return value
         return None
 
-    @cached_property
+    @property
     def blocks(self) -> list[nn.Module]:
         return list(self.module.get_submodule(self.anatomy.blocks).children())
 
