@@ -113,7 +113,7 @@ class LogitAttribution:
         u, own = unit_roundoff(self._run.model.dtype), unit_roundoff(torch.float32)
         squared = torch.einsum("rnf,rf->rn", rows**2, (u * scale * room) ** 2 + (u * features) ** 2)
         # Our own sums run in fp32, whatever the model's type, over the width and then over the parts.
-        allowed = 2 * squared.sqrt() + 2 * u * logit.abs() + 8 * own * contribution.abs().sum(1)
+        allowed = 2 * squared.sqrt() + 2 * u * logit.abs() + 32 * own * contribution.abs().sum(1)
         if not bool((remainder.abs() <= allowed).all()):
             worst = int((remainder.abs() / allowed.clamp_min(1e-30)).amax(1).argmax())
             raise Refused(
@@ -178,5 +178,3 @@ class LogitAttribution:
         coords["component"] = np.array(self._components, dtype=object)
         data = self._run.dataset({**variables, **labels}, coords, reader="LogitAttribution")
         return Reading(data, {"reader": {"name": "LogitAttribution", "logit": "before any softcap"}})
-
-

@@ -480,8 +480,7 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
         )
     continuous = all(
         any(
-            t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real])
-            for t in by_name[name].inputs
+            t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real]) for t in by_name[name].inputs
         )
         for o, name in zip(outputs[:-1], ran[1:], strict=True)
         if o is not None and o.shape == last.shape
@@ -762,9 +761,7 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
             f"{anatomy.formula} differs from its own logits by {error:.1e} of the largest logit "
             f"(allowed: {tolerance:.0e} in {dtype}). A lens through it would be silently wrong."
         )
-    alone = [
-        look({k: v[i : i + 1, :n] for k, v in inputs.items()}, real[i : i + 1, :n]) for i, n in enumerate(lengths)
-    ]
+    alone = [look({k: v[i : i + 1, :n] for k, v in inputs.items()}, real[i : i + 1, :n]) for i, n in enumerate(lengths)]
     alone = [torch.cat(parts) for parts in zip(*alone, strict=True)]
     shares: dict[str, float] = {}
     for side in ("right", "left"):
