@@ -18,7 +18,8 @@ from workbench.parts import Parts, find_writes
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPREAD = [
     "gpt2", "gpt_neox", "gptj", "opt", "bloom", "falcon", "mpt", "llama", "qwen3", "phi", "gemma2", "gemma3_text",
-    "cohere", "granite", "olmo2", "stablelm", "minicpm3", "mixtral", "deepseek_v3", "mamba", "rwkv", "bert", "openai-gpt",
+    "cohere", "granite", "olmo2", "stablelm", "minicpm3", "mixtral", "deepseek_v3", "mamba", "rwkv", "bert",
+    "openai-gpt",
 ]  # fmt: skip
 
 
