@@ -5,7 +5,11 @@ its own value at each position, the norm is linear, so a logit is a sum of contr
 
     logit = sum_c  w . (g * (c - mean c)) / sigma   + b          (mean c only for LayerNorm)
 
-which is checked on every batch.  The logit is the one before any softcap (a softcap is not a sum).
+which is checked at every position, against what rounding can do there and no more.  A model that adds in a type with
+unit roundoff u is off by at most u |h| at each of its sums, h being the stream behind it; over the sums of a pass that
+adds up, where something massive (2e4 times the rest) swallows what is added to it.  What the features of the stream
+are off by is independent, so of their sum only the root of the squares is allowed, twice.  The logit is the one before
+any softcap (a softcap is not a sum).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lenses.targets import Followed, Targets
+from workbench.anatomy import brought, unit_roundoff
 from workbench.errors import InputError, Refused
 from workbench.parts import parts_of
 from workbench.readout import Readout
@@ -30,9 +35,6 @@ if TYPE_CHECKING:
     from workbench.reader import Run
     from workbench.reading import Reading
 
-TOLERANCE = 2e-3
-"""Largest |sum of contributions - logit|, as a share of the largest |logit| of the batch, in fp32."""
-
 
 class LogitAttribution:
     """Contribution of the embeddings and of every block's attention and MLP to a target's logit.
@@ -44,10 +46,12 @@ class LogitAttribution:
 
     The reading's variables:
         contribution   [prompt, position, component] (+ target): "embed", "attn_out.0", "mlp_out.0", ..., "bias";
-                       they add up to ``logit``
+                       they add up to ``logit``, but for ``remainder``
         contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position;
                        attention sinks are left out
         logit          [prompt, position] (+ target), before any softcap
+        remainder      [prompt, position] (+ target): logit less the sum of its contributions, which is rounding; in
+                       half precision it can be large where the stream holds massive activations (first positions)
         sink           [prompt, position]: attention sinks in the final state (:mod:`workbench.sinks`)
 
     Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
@@ -71,7 +75,7 @@ class LogitAttribution:
         self._components = ["embed", *(f"{s.kind}.{s.index}" for s in self._parts), "bias"]
         n = self._followed.count
         self._contribution = run.empty(after=[len(self._components), n])
-        self._logit = run.empty(after=[n])
+        self._logit, self._remainder = run.empty(after=[n]), run.empty(after=[n])
         steps = model.anatomy.steps[:-1]
         if len(steps) > 1 or model.anatomy.steps[-1].path != model.anatomy.unembedding:
             raise Refused(f"{model.name} reads out through {model.anatomy.formula}, which is not linear in the state.")
@@ -105,24 +109,35 @@ class LogitAttribution:
         given = readout.bias[targets.clamp_min(0)].float() * readout.scale if readout.bias is not None else 0.0
         bias = torch.einsum("rnf,f->rn", rows, shift) + given
         parts = [notes[self._ends[0]], *(notes[s] for s in self._parts)]
-        contribution = torch.stack(
-            [torch.einsum("rnf,rf->rn", rows, scale * (c - c.mean(-1, keepdim=True) if centre else c)) for c in parts]
-            + [bias],
-            1,
-        )
+        kept, room = [], torch.zeros_like(scale)
+        stream = torch.zeros_like(scale)
+        for c in parts:
+            stream = stream + c
+            room += stream.abs() + c.abs()
+            kept.append(torch.einsum("rnf,rf->rn", rows, scale * (c - c.mean(-1, keepdim=True) if centre else c)))
+        contribution = torch.stack([*kept, bias], 1)
         logit = torch.einsum("rnf,rf->rn", rows, features) + given
-        error = float((contribution.sum(1) - logit).abs().max() / logit.abs().max().clamp_min(1e-6))
-        loose = self._run.model.dtype in (torch.float16, torch.bfloat16)
-        if not error <= (5e-2 if loose else TOLERANCE):
+        remainder = logit - contribution.sum(1)
+        if centre:
+            room += room.mean(-1, keepdim=True)
+        u, own = unit_roundoff(self._run.model.dtype), unit_roundoff(torch.float32)
+        squared = torch.einsum("rnf,rf->rn", rows**2, (u * scale * room) ** 2 + (u * features) ** 2)
+        # Our own sums run in fp32, whatever the model's type, over the width and then over the parts.
+        allowed = 2 * squared.sqrt() + 2 * u * logit.abs() + 32 * own * contribution.abs().sum(1)
+        if not bool((remainder.abs() <= allowed).all()):
+            worst = int((remainder.abs() / allowed.clamp_min(1e-30)).amax(1).argmax())
             raise Refused(
-                f"The contributions of {self._run.model.name} do not add up to its logits (they differ by "
-                f"{error:.1e} of the largest): something else writes to its residual stream, so an attribution "
+                f"The contributions of {self._run.model.name} do not add up to its logits: at prompt "
+                f"{int(batch.prompt[worst])}, position slot {int(batch.slot[worst])} they are off by "
+                f"{float(remainder[worst].abs().max()):.1e}, where rounding explains "
+                f"{float(allowed[worst].max()):.1e}. Something else writes to its residual stream, so an attribution "
                 "would leave it out."
             )
         missing = (targets < 0).cpu().numpy()
         p, s = batch.prompt.numpy(), batch.slot.numpy()
         self._contribution[p, s] = np.where(missing[:, None], np.nan, contribution.cpu().numpy())
         self._logit[p, s] = np.where(missing, np.nan, logit.cpu().numpy())
+        self._remainder[p, s] = np.where(missing, np.nan, remainder.cpu().numpy())
 
     def _linear(self, states: Tensor, features: Tensor) -> tuple[Tensor, bool, Tensor]:
         """The final norm as  scale * (state [- its mean]) + shift, with its scale as it is at each row.
@@ -133,7 +148,8 @@ class LogitAttribution:
         norm, readout = self._norm, self._readout
         if norm is None:
             return torch.full_like(states, self._scale * readout.scale), False, torch.zeros_like(features[0])
-        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        with brought(norm):
+            weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         head = self._run.model.anatomy.steps[-1].scale * readout.scale
         shift = torch.zeros_like(features[0]) if not isinstance(bias, Tensor) else bias.detach().float() * head
         gains: list[Any] = [torch.ones_like(features[0])]
@@ -147,7 +163,8 @@ class LogitAttribution:
                 # A state of zeros (an embedded pad) has no direction, and contributes nothing.
                 length = (direction**2).sum(-1, keepdim=True).clamp_min(1e-30)
                 factor = (direction * wanted).sum(-1, keepdim=True) / length
-                error = (factor * direction - wanted).abs().max() / wanted.abs().max()
+                # Row by row: a massive activation would hide what is wrong with the other rows.
+                error = ((factor * direction - wanted).abs().amax(-1) / wanted.abs().amax(-1).clamp_min(1e-30)).max()
                 if error < (3e-2 if self._run.model.dtype in (torch.float16, torch.bfloat16) else 1e-4):
                     return factor * gain, centre, shift
         raise Refused(
@@ -167,6 +184,7 @@ class LogitAttribution:
             ("contribution", self._contribution, ("prompt", "position", "component")),
             ("contribution_mean", mean, ("component",)),
             ("logit", self._logit, ("prompt", "position")),
+            ("remainder", self._remainder, ("prompt", "position")),
         ):
             variables[name] = ((*dims, "target"), array) if self._followed.listed else (dims, array[..., 0])
         variables["sink"] = (("prompt", "position"), sink, SINK_ATTRIBUTES)

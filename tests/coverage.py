@@ -2,7 +2,8 @@
 
 Each architecture of transformers' causal and image-text-to-text mappings is built tiny and random (``zoo.py``),
 loaded, and its lens compared with the model's own logits on prompts that the loader never saw: the last layer
-with a plain forward pass, each earlier one with a pass in which the blocks above it are skipped.
+with a plain forward pass, each earlier one with a pass in which the blocks above it are skipped.  Two prompts of
+different length are read in one batch, padded on either side, and compared with each prompt alone.
 
     python tests/coverage.py [--only NAME ...]        writes tests/coverage.csv when nothing is left out
 """
@@ -24,7 +25,7 @@ import workbench
 from lenses import LogitLens
 from workbench.errors import Refused
 
-FIELDS = ["kind", "model_type", "class", "status", "blocks", "readout", "proof", "detail"]
+FIELDS = ["kind", "model_type", "class", "status", "blocks", "readout", "proof", "pads", "detail"]
 
 
 def examine(kind: str, model_type: str) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def examine(kind: str, model_type: str) -> dict[str, Any]:
         return {**row, "status": "error", "detail": f"load: {type(error).__name__}: {error}"}
     row |= {"blocks": model.anatomy.blocks, "readout": model.anatomy.formula}
     row["proof"] = f"{model.anatomy.proof.error:.1e}"
+    row["pads"] = " ".join(model.anatomy.pad_sides)
     try:
         wrong = disagreement(model)
     except Exception as error:
@@ -52,28 +54,45 @@ def examine(kind: str, model_type: str) -> dict[str, Any]:
 
 def disagreement(model: workbench.Model) -> str | None:
     """How the lens differs from the model's own logits and its own streams; None where it does not."""
-    given, real = zoo.inputs(model.module, seed=5, lengths=(13, 9))
+    for side, lengths in (("right", (13, 9)), ("left", (13, 9)), ("left", (33, 9))):
+        wrong, prompts, data = _disagreement_at_the_top(model, side, lengths)
+        if wrong:
+            return f"{wrong}, padded on the {side}"
+        if lengths == (13, 9):
+            first = data.isel(prompt=0, position=slice(len(prompts[0])))
+            if wrong := _disagreement_below(model, prompts[0], first):
+                return f"{wrong}, padded on the {side}"
+    return None
+
+
+def _disagreement_at_the_top(
+    model: workbench.Model, side: str, lengths: tuple[int, int]
+) -> tuple[str | None, list[list[int]], Any]:
+    """The last layer of two prompts in one batch, against each of them alone."""
+    given, real = zoo.inputs(model.module, seed=5, lengths=lengths)
     prompts = [ids[mask].tolist() for ids, mask in zip(given["input_ids"], real, strict=True)]
     # Each prompt on its own, so that padding can hide nothing.
     own = [
         zoo.logits(model.module, {"input_ids": (ids := torch.tensor([p])), "attention_mask": torch.ones_like(ids)})
         for p in prompts
     ]
-    data = workbench.read(model, prompts, LogitLens(top_k=5), batch_size=2, progress=False).data
+    data = workbench.read(
+        model, prompts, LogitLens(top_k=5), batch_size=2, progress=False, padding_side=side
+    ).data
     for p, mask in enumerate(real):
         mine, lens = own[p][0].log_softmax(-1), data.isel(prompt=p, position=slice(int(mask.sum())))
         last = lens.sel(layer=model.n_layers)
         theirs = mine.gather(-1, torch.tensor(last.token_id.values).long())
         off = float((theirs - torch.tensor(last.logprob.values)).abs().max())
         if not off < 1e-3:
-            return f"log-probabilities of the last layer are off by {off:.2g}"
+            return f"log-probabilities of the last layer are off by {off:.2g}", prompts, data
         best = mine.max(-1).values - theirs[:, 0]
         if float(best.max()) > 1e-3:
-            return "another top token at the last layer"
+            return "another top token at the last layer", prompts, data
         first = lens.sel(layer=0).logprob.values
         if abs(first - last.logprob.values).max() < 1e-6:
-            return "layer 0 reads the same as the last layer"
-    return _disagreement_below(model, prompts[0], data.isel(prompt=0, position=slice(len(prompts[0]))))
+            return "layer 0 reads the same as the last layer", prompts, data
+    return None, prompts, data
 
 
 def _disagreement_below(model: workbench.Model, prompt: list[int], data: Any) -> str | None:

@@ -12,7 +12,7 @@ import argparse
 import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -529,6 +529,36 @@ def _scale(module: Any, kind: str, seed: int) -> None:
                     norm.bias.mul_(factor)
             else:
                 head.weight.mul_(min(factor, 4) if tied else factor)
+
+
+@contextmanager
+def outlier(block: torch.nn.Module, size: float = 2e4) -> Iterator[None]:
+    """One position of every prompt enters this block with a state of ``size`` times the median norm.
+
+    As in trained models, where the first position is so large in the stream that what blocks write is small beside it.
+    Never beyond half of what the type holds.
+    """
+
+    def plant(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def grown(value: Any) -> Any:
+            if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 3):
+                return value
+            norm = value.double().norm(dim=-1)
+            largest = torch.finfo(value.dtype).max / 2 / float(value[:, 1].abs().max())
+            factor = (size * norm.median() / norm[:, 1, None]).clamp(max=largest)
+            value = value.clone()
+            value[:, 1] = (value[:, 1].double() * factor).to(value.dtype)
+            return value
+
+        if args and isinstance(args[0], torch.Tensor):
+            return (grown(args[0]), *args[1:]), kwargs
+        return args, {k: grown(v) if k == "hidden_states" else v for k, v in kwargs.items()}
+
+    handle = block.register_forward_pre_hook(plant, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def main() -> None:

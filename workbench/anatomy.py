@@ -16,6 +16,8 @@ the model's own logits.  If it does not, the model is refused: a lens through a 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -69,12 +71,18 @@ class Anatomy:
     last_block: int = -1
     layout: Layout = Layout(0)
     own_tail: bool = False
-    pads: bool = True
+    pad_sides: tuple[str, ...] = ()
     proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
 
     def describe(self) -> dict[str, Any]:
         """The anatomy as plain values, for provenance and for ``workbench info``."""
-        return {**asdict(self), "steps": [asdict(step) for step in self.steps], "masked": list(self.masked)}
+        plain = {"steps": [asdict(step) for step in self.steps], "masked": list(self.masked)}
+        return {**asdict(self), **plain, "pad_sides": list(self.pad_sides)}
+
+    @property
+    def pads(self) -> bool:
+        """Whether padding was proved to change nothing on either side; :attr:`pad_sides` has the sides proved."""
+        return set(self.pad_sides) == {"right", "left"}
 
     @property
     def formula(self) -> str:
@@ -120,7 +128,7 @@ def _probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tens
     mask[1, lengths[1] :] = 0
     pad = getattr(config, "pad_token_id", None)
     ids[1, lengths[1] :] = pad if isinstance(pad, int) and 0 <= pad < limit else int(ids[1, 0])
-    device = next(module.parameters()).device
+    device = device_of(module)
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     return inputs, mask.bool().to(device)
 
@@ -266,23 +274,44 @@ def _find_unembedding(module: nn.Module, events: list[_Event], vocabulary: int) 
     return None
 
 
-def _ratio(x: Tensor, y: Tensor) -> float | None:
-    """The constant s with y = s x, or None when there is none."""
+def unit_roundoff(*dtypes: torch.dtype) -> float:
+    """The largest relative error of one rounding to any of these floating-point types."""
+    return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
+
+
+def _row_share(difference: Tensor, of: Tensor) -> float:
+    """The largest |difference| of any row, as a share of the largest |number| of that row in ``of``; [rows, columns].
+
+    Row by row: one row far larger than the others (a massive activation) would hide what is wrong with them.
+    """
+    largest = of.abs().amax(-1).clamp_min(1e-30)
+    return float((difference.abs().amax(-1) / largest).max())
+
+
+def _ratio(x: Tensor, y: Tensor, numbers: list[float] | None = None, u: float | None = None) -> float | None:
+    """The constant s with y = s x, or None when there is none; ``numbers`` as in :func:`_constants`.
+
+    Fitted to rows of one size, then asked of every element: a product and a change of type are each off by at most
+    ``u`` (default: of the types of x and y) of what they give, so 6 u |s x| is more than rounding can do.
+    """
     if x.shape != y.shape:
         if x.numel() != y.numel() or x.shape[-1] != y.shape[-1]:
             return None
         y = y.reshape(x.shape)
+    u = unit_roundoff(x.dtype, y.dtype) if u is None else u
+    least = max(torch.finfo(t.dtype).tiny * torch.finfo(t.dtype).eps for t in (x, y))
     x, y = x.double(), y.double()
     if torch.equal(x, y):
         return 1.0
-    norm = (x * x).sum()
+    weight = 1 / (x * x).sum(-1, keepdim=True).clamp_min(1e-60)
+    norm = (weight * x * x).sum()
     if not torch.isfinite(norm) or norm == 0:
         return None
-    s = float((x * y).sum() / norm)
-    largest = float(y.abs().max())
-    if largest == 0 or float((y - s * x).abs().max()) > 1e-5 * largest:
-        return None
-    return s
+    fitted = float((weight * x * y).sum() / norm)
+    for s in _constants(fitted, numbers or [], 6 * u):
+        if s and bool(((y - s * x).abs() <= 6 * u * (s * x).abs() + least).all()):
+            return s
+    return None
 
 
 def _config_numbers(config: Any) -> list[float]:
@@ -296,18 +325,36 @@ def _config_numbers(config: Any) -> list[float]:
     return numbers
 
 
-def _snap(value: float, numbers: list[float]) -> float:
-    """The exact constant behind a fitted one: a config value, its inverse or a ratio of two, within 1e-5."""
-    exact = [1.0, *numbers, *(1 / n for n in numbers), *(math.sqrt(abs(n)) for n in numbers)]
-    exact += [a / b for a in numbers for b in numbers] if len(numbers) < 200 else []
-    nearest = min(exact, key=lambda e: abs(e - value))
-    return nearest if abs(nearest - value) <= 1e-5 * abs(value) else value
+def _constants(fitted: float, numbers: list[float], error: float) -> list[float]:
+    """What a fitted constant may be exactly, likeliest first: 1, a config value, its inverse or root, a ratio of two.
+
+    ``error``: how far, as a share, the fit may be off.  Ratios of two are so many that one is always near, so they
+    count only within 1e-5.  The fitted value itself comes last.
+    """
+    ratios = [a / b for a in numbers for b in numbers] if len(numbers) < 200 else []
+    found = []
+    for exact, near in (
+        ([1.0], max(error, 1e-5)),
+        (numbers, max(error, 1e-5)),
+        ([*(1 / n for n in numbers), *(math.sqrt(abs(n)) for n in numbers)], max(error, 1e-5)),
+        (ratios, 1e-5),
+    ):
+        nearest = min(exact, key=lambda e: abs(e - fitted), default=math.inf)
+        if abs(nearest - fitted) <= near * abs(fitted):
+            found.append(nearest)
+    return [*found, fitted]
 
 
-def _fit_output(raw: Tensor, own: Tensor, numbers: list[float]) -> tuple[float, float | None, tuple[int, ...]]:
+def _fit_output(
+    raw: Tensor, own: Tensor, numbers: list[float], u: float
+) -> tuple[float, float | None, tuple[int, ...]]:
     """Scale, softcap and masked columns with  own = softcap * tanh(scale * raw / softcap).
 
-    Args: ``raw``, ``own`` [positions, vocabulary].  Raises Refused when no such constants exist.
+    Args: ``raw``, ``own`` [positions, vocabulary]; ``u``: the unit roundoff of the model's type.  A softcap is two
+    products and a tanh; since x / cosh(x)^2 <= tanh(x), a share of u on the way in is at most that share of the
+    result, and 16 u |own| leaves room for a tanh that is off by some units in the last place.
+
+    Raises Refused when no such constants exist.
     """
     raw, own = raw.double(), own.double()
     floor = own <= torch.finfo(torch.float32).min / 2
@@ -316,21 +363,26 @@ def _fit_output(raw: Tensor, own: Tensor, numbers: list[float]) -> tuple[float, 
     if masked.any():
         raw, own = raw[:, ~masked], own[:, ~masked]
     columns = tuple(masked.nonzero()[:, 0].tolist())
-    s = _ratio(raw, own)
+    s = _ratio(raw, own, numbers, u)
     if s is not None:
-        return _snap(s, numbers), None, columns
-    if own.abs().max() < raw.abs().max() or len(numbers):
-        caps = sorted({n for n in numbers if n > float(own.abs().max())})
-        for cap in caps:
-            inner = cap * torch.atanh((own / cap).clamp(-1 + 1e-12, 1 - 1e-12))
-            # Near the cap atanh loses digits, so the factor is fitted where tanh is still steep.
-            steep = own.abs() < 0.8 * cap
-            if steep.sum() < 8:
-                continue
-            s = float((raw[steep] * inner[steep]).sum() / (raw[steep] ** 2).sum())
-            s = _snap(s, numbers)
-            if float((cap * torch.tanh(s * raw / cap) - own).abs().max()) < 1e-4 * float(own.abs().max()):
-                return s, cap, columns
+        return s, None, columns
+    found = []
+    for cap in {n for n in numbers if n > 0 and n >= float(own.abs().max()) * (1 - u)}:
+        inner = cap * torch.atanh((own / cap).clamp(-1 + 1e-12, 1 - 1e-12))
+        # Near the cap atanh loses digits, so the factor is fitted where tanh is still steep.
+        steep = own.abs() < 0.8 * cap
+        if steep.sum() < 8:
+            continue
+        fitted = float((raw[steep] * inner[steep]).sum() / (raw[steep] ** 2).sum())
+        for s in _constants(fitted, numbers, 16 * u):
+            off = (cap * torch.tanh(s * raw / cap) - own).abs()
+            if bool((off <= 16 * u * own.abs() + 1e-30).all()):
+                found.append((float((off * off).mean()), s, cap))
+                break
+    if found:
+        # In half precision a neighbouring number of the config may pass, too: the nearest is the one.
+        _, s, cap = min(found)
+        return s, cap, columns
     raise Refused(
         "The logits are not a constant scale or softcap of the unembedding's output. "
         "Something else happens behind the unembedding that a lens would silently leave out."
@@ -348,6 +400,13 @@ def dissect(module: nn.Module) -> Anatomy:
         raise Refused(
             f"{type(module).__name__} is an encoder-decoder: its logits depend on two streams. "
             "Only decoder-only models (and encoders with a token head) are read."
+        )
+    away = _nowhere(module)
+    if away:
+        raise Refused(
+            f"Weights of {type(module).__name__} are not in memory ({', '.join(away[:3])}: on the meta device), and no "
+            "hook of accelerate brings them for a forward pass. What is computed with them would be whatever memory "
+            "holds: load the model with its weights, or offload it with accelerate (device_map=, cpu_offload)."
         )
     with untouched(module):
         inputs, real = _probe_inputs(module, seed=0)
@@ -421,8 +480,7 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
         )
     continuous = all(
         any(
-            t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real])
-            for t in by_name[name].inputs
+            t.shape == o.shape and torch.equal(layout.read(t)[real], layout.read(o)[real]) for t in by_name[name].inputs
         )
         for o, name in zip(outputs[:-1], ran[1:], strict=True)
         if o is not None and o.shape == last.shape
@@ -447,7 +505,7 @@ def _dissect(module: nn.Module, inputs: dict[str, Any], real: Tensor) -> Anatomy
             f"{unembedding} of {kind} gives {tuple(raw_rows.shape)} numbers and the logits are "
             f"{tuple(own_rows.shape)}: the logits come from somewhere else as well."
         )
-    scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers)
+    scale, softcap, masked = _fit_output(raw_rows, own_rows, numbers, unit_roundoff(raw.dtype, logits.dtype))
     embedding = module.get_input_embeddings()
     where = next((n for n, m in module.named_modules() if m is embedding), None)
     return Anatomy(
@@ -490,16 +548,15 @@ def _follow(
         event = by_name[name]
         if event.output is None:
             continue
-        scale = next(
-            (r for t in event.inputs if (r := _ratio(_rows(state, real), _rows(t, real))) is not None), None
-        )
+        here = _rows(state, real)
+        scale = next((r for t in event.inputs if (r := _ratio(here, _rows(t, real), numbers)) is not None), None)
         if scale is None:
             continue
         if unembedding is not None and (name == unembedding or unembedding.startswith(name + ".")):
-            return [*steps, Step(name, _snap(scale, numbers))], by_name[unembedding].output
+            return [*steps, Step(name, scale)], by_name[unembedding].output
         same = scale == 1 and event.output.shape == state.shape and torch.equal(event.output, state)
         if not same:  # dropout and identity modules are no steps
-            steps.append(Step(name, _snap(scale, numbers)))
+            steps.append(Step(name, scale))
             state = event.output
     return steps, None
 
@@ -607,38 +664,90 @@ def _device(module: nn.Module, like: Tensor) -> torch.device:
     return like.device if parameter is None or parameter.is_meta else parameter.device
 
 
+def proof_is_current(module: nn.Module, anatomy: Anatomy, proved: Any) -> bool:
+    """Whether what the proof rests on is as it was when :func:`proof_rests_on` gave ``proved``."""
+    return proof_rests_on(module, anatomy) == proved
+
+
+def proof_rests_on(module: nn.Module, anatomy: Anatomy) -> tuple[Any, ...]:
+    """What turns the last states into logits, as far as a proof would notice a change; cheap to ask for.
+
+    The modules of the readout and those around the blocks, by identity; their hooks and replaced forwards; the
+    constants of the config; and, where the unembedding is more than one linear layer (an adapter, a parametrisation),
+    its weights and switches.  The weights of a plain one may change: they are read anew for every reading.
+    """
+    path = dict.fromkeys([*(step.path for step in anatomy.steps), anatomy.unembedding])
+    outer = [module]
+    for name in anatomy.blocks.split(".")[:-1]:
+        outer.append(outer[-1].get_submodule(name))
+    head = module.get_submodule(anatomy.unembedding)
+    found: list[Any] = [tuple(_config_numbers(getattr(module, "config", None)))]
+    for m in outer:  # what is given to these may change as it likes: it is part of the prompt
+        found += [id(m), tuple(m._forward_hooks), id(vars(m).get("forward"))]
+        found += [_version(t) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    for name in path:
+        for m in module.get_submodule(name).modules():
+            found += [id(m), tuple(m._forward_hooks), tuple(m._forward_pre_hooks), id(vars(m).get("forward"))]
+    if type(head) not in (nn.Linear, nn.Embedding) and not hasattr(head, "_hf_hook"):
+        for m in head.modules():
+            switches = {k: v for k, v in vars(m).items() if k != "training"}
+            found.append(repr({k: v for k, v in switches.items() if _is_plain(v)}))
+        found += [(_version(t), *_sample(t)) for t in (*head.parameters(), *head.buffers())]
+    return tuple(found)
+
+
+def _version(tensor: Tensor) -> tuple[int, int, int]:
+    return id(tensor), 0 if tensor.is_meta else tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    """Some elements: an optimizer that writes to memory directly raises no version."""
+    if tensor.is_meta or not tensor.numel():
+        return []
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 256)].double().nan_to_num().tolist()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple, set)):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
 def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
-    """Replay the readout on fresh tokens; the anatomy with its proof, or Refused."""
+    """Replay the readout on fresh tokens; the anatomy with its proof, or Refused.
+
+    The tokens are two prompts of different length in one batch, padded on the right.  They then run padded on the
+    left, and each alone: pads are proved on a side where neither prompt's logits or last states depend on them.
+    """
     inputs, real = _probe_inputs(module, seed=1)
-    inputs = accepted(module, inputs)
-    seen: list[Tensor] = []
+    lengths = real.sum(1).tolist()
     last = list(module.get_submodule(anatomy.blocks).children())[anatomy.last_block]
 
-    def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        state = anatomy.layout.find(output)
-        if state is not None:
-            seen.append(state.detach().clone())
+    def look(given: dict[str, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states and the logits at the real positions."""
+        seen: list[Tensor] = []
 
-    with hooked(after={last: take}):
-        own = module(**inputs).logits[real].float()
-    rows = seen[-1][real]
+        def take(m: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            state = anatomy.layout.find(output)
+            if state is not None:
+                seen.append(state.detach().clone())
+
+        with hooked(after={last: take}):
+            logits = module(**accepted(module, given)).logits
+        return seen[-1][where.to(seen[-1].device)], logits[where.to(logits.device)].float()
+
+    rows, own = look(inputs, real)
     features = Replay(module, anatomy).features(rows)
-    head = module.get_submodule(anatomy.unembedding)
-    weight = head.weight
-    if weight.ndim != 2 or not weight.is_floating_point():
-        raise Refused(
-            f"The unembedding {anatomy.unembedding} is stored as {weight.dtype} {tuple(weight.shape)}. The lens "
-            "multiplies with it directly: load the model with the head left unquantised."
-        )
-    bias = getattr(head, "bias", None)
+    weight, bias = head_weights(module, anatomy)
+    features, own = features.to(weight.device), own.to(weight.device)
     logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
     if anatomy.softcap is not None:
         logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)
-    own = own.to(logits.device)
     if anatomy.masked:
         logits[:, list(anatomy.masked)] = own[:, list(anatomy.masked)]
-    keep = own.abs() < torch.finfo(torch.bfloat16).max / 4
-    error = float((logits - own)[keep].abs().max() / own[keep].abs().max().clamp_min(1e-30))
+    keep = ~(own.abs() >= torch.finfo(torch.bfloat16).max / 4)  # what the model masks; NaN stays, and fails
+    error = _row_share((logits - own).masked_fill(~keep, 0), own.masked_fill(~keep, 0))
     dtype = rows.dtype
     tolerance = TOLERANCE.get(dtype, 1e-4)
     if not anatomy.proof.states_continuous:
@@ -652,14 +761,85 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
             f"{anatomy.formula} differs from its own logits by {error:.1e} of the largest logit "
             f"(allowed: {tolerance:.0e} in {dtype}). A lens through it would be silently wrong."
         )
-    # The shorter prompt once more, on its own: a model that padding disturbs is only given prompts of one length.
-    short = int(real[1].sum())
-    alone = accepted(module, {k: v[1:, :short] for k, v in inputs.items() if isinstance(v, Tensor)})
-    apart = module(**alone).logits[0].float().to(own.device)
-    off = (apart - own[-short:]).abs()[keep[-short:]].max() / own[keep].abs().max().clamp_min(1e-30)
+    alone = [look({k: v[i : i + 1, :n] for k, v in inputs.items()}, real[i : i + 1, :n]) for i, n in enumerate(lengths)]
+    alone = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+    shares: dict[str, float] = {}
+    for side in ("right", "left"):
+        try:
+            padded = (rows, own) if side == "right" else look(*_left(inputs, real))
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception:  # a model that cannot run so is not padded so
+            continue
+        (states, z), (own_states, own_z) = padded, alone
+        masked = ~keep.to(z.device)
+        shares[side] = max(
+            _row_share(states.float() - own_states.float(), own_states.float()),
+            _row_share((z - own_z).masked_fill(masked, 0), own_z.masked_fill(masked, 0)),
+        )
     # Sparse attention picks its keys among the pads, too, but only in prompts longer than its budget of keys.
     sparse = any(name.startswith("index_topk") and value for name, value in vars(text_config(module)).items())
-    anatomy = replace(anatomy, pads=bool(off <= 10 * tolerance) and not sparse)
+    sides = tuple(side for side, share in shares.items() if share <= tolerance and not sparse)
     proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
-    return replace(anatomy, proof=proof)
+    return replace(anatomy, proof=proof, pad_sides=sides)
 
+
+def _left(inputs: dict[str, Tensor], real: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A right-padded batch with its pads in front, as :func:`workbench.inputs.collate` puts them."""
+    width = real.shape[1]
+    shift = [width - n for n in real.sum(1).tolist()]
+    moved = {k: torch.stack([row.roll(s) for row, s in zip(v, shift, strict=True)]) for k, v in inputs.items()}
+    mask = moved["attention_mask"]
+    return {**moved, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}, mask.bool()
+
+
+def head_weights(module: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor | None]:
+    """The unembedding matrix [vocabulary, features] and its bias, as the proof and every readout multiply with them.
+
+    Offloaded ones are fetched.  Raises Refused where they are quantised.
+    """
+    head = module.get_submodule(anatomy.unembedding)
+    with brought(head):
+        weight = getattr(head, "weight", None)
+        bias = None if anatomy.tied_function else getattr(head, "bias", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+            kept = f"as {weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else "in no weight matrix"
+            raise Refused(
+                f"The unembedding {anatomy.unembedding} ({type(head).__name__}) is stored {kept}: it is quantised. The "
+                "lens multiplies with it directly: load the model with the head left unquantised."
+            )
+        return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _nowhere(module: nn.Module, path: str = "") -> list[str]:
+    """Weights on the meta device that nothing brings; one product with such a tensor gives unwritten memory."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    bringing = [h for h in getattr(hook, "hooks", [hook]) if getattr(h, "offload", False)]
+    if any(h.place_submodules for h in bringing):
+        return []
+    own = [path + name for name, p in module.named_parameters(recurse=False) if p.is_meta and not bringing]
+    return own + [name for n, child in module.named_children() for name in _nowhere(child, f"{path}{n}.")]
+
+
+@contextmanager
+def brought(module: nn.Module) -> Iterator[None]:
+    """With the weights of a module that accelerate offloads brought to where it runs."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the inputs of a model go: to its first weights; of an offloaded model, to where accelerate runs it."""
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        return device
+    places = (getattr(getattr(m, "_hf_hook", None), "execution_device", None) for m in module.modules())
+    place = next((p for p in places if p is not None), "cpu")
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)

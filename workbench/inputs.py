@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.anatomy import text_config
-from workbench.errors import InputError
+from workbench.errors import InputError, Refused
 from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
@@ -537,10 +537,19 @@ def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: bool 
 def collate(
     model: Model, prompts: list[Prompt], members: list[int], padding_side: str = "right", width: int = 0
 ) -> Batch:
-    """Pad the members to one batch on the model's device, as wide as the longest of them or ``width``."""
+    """Pad the members to one batch on the model's device, as wide as the longest of them or ``width``.
+
+    Raises Refused where that takes pads on a side on which they were not proved to change nothing: :func:`plan` with
+    ``model.anatomy.pad_sides`` puts prompts of one length together.
+    """
     chosen = [prompts[i] for i in members]
     lengths = [len(p.ids) for p in chosen]
     width = max(width, *lengths)
+    if min(lengths) < width and padding_side not in model.anatomy.pad_sides:
+        raise Refused(
+            f"Pads on the {padding_side} change what {model.name} computes, so prompts of {min(lengths)} to {width} "
+            "tokens cannot run in one batch. Run prompts of one length together."
+        )
     pad = getattr(text_config(model.module), "pad_token_id", None)
     pad = pad if isinstance(pad, int) and 0 <= pad < model.vocab_size else chosen[0].ids[0]
     ids = torch.full((len(chosen), width), pad, dtype=torch.long)

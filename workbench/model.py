@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import Anatomy, Replay, dissect, text_config
+from workbench.anatomy import (
+    Anatomy,
+    Replay,
+    device_of,
+    dissect,
+    head_weights,
+    proof_is_current,
+    proof_rests_on,
+    text_config,
+)
 from workbench.errors import InputError, Refused
 
 SAMPLED = 4096
@@ -40,7 +49,7 @@ class Model:
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
-        self.anatomy: Anatomy = dissect(module)
+        self.prove()
 
     def __repr__(self) -> str:
         return (
@@ -48,6 +57,21 @@ class Model:
             f"vocabulary {self.vocab_size}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"proof {self.anatomy.proof.error:.0e})"
         )
+
+    def prove(self) -> None:
+        """Find the anatomy, prove its readout, and forget what was known from an earlier proof."""
+        self.anatomy: Anatomy = dissect(self.module)
+        for known in ("replay", "parts", "moe", "_thinks"):
+            self.__dict__.pop(known, None)
+        self._proved = proof_rests_on(self.module, self.anatomy)
+
+    def renew(self) -> None:
+        """Prove the readout again where what was proved has changed: a head or norm replaced, adapted or hooked.
+
+        Raises Refused when it does not hold any more.
+        """
+        if not proof_is_current(self.module, self.anatomy, self._proved):
+            self.prove()
 
     @property
     def n_layers(self) -> int:
@@ -65,7 +89,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the inputs go (with several devices: where the embeddings are)."""
-        return next(self.module.parameters()).device
+        return device_of(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,7 +105,7 @@ class Model:
                 return value
         return None
 
-    @cached_property
+    @property
     def blocks(self) -> list[nn.Module]:
         return list(self.module.get_submodule(self.anatomy.blocks).children())
 
@@ -92,9 +116,7 @@ class Model:
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
         """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device."""
-        head = self.module.get_submodule(self.anatomy.unembedding)
-        bias = None if self.anatomy.tied_function else getattr(head, "bias", None)
-        return head.weight.detach(), None if bias is None else bias.detach()
+        return head_weights(self.module, self.anatomy)
 
     @property
     def embedding(self) -> Tensor:
@@ -277,6 +299,8 @@ def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
             )
         return module, tokenizer
     if isinstance(source, nn.Module):
+        while hasattr(source, "_orig_mod"):  # what torch.compile() wrapped
+            source = source._orig_mod
         return source, tokenizer
     raise InputError(
         f"load() was given a {type(source).__name__}. It takes a hub id, a folder, 'organism:NAME', or a model "

@@ -275,8 +275,9 @@ def prove(model: Model, layers: dict[int, MoE]) -> dict[int, MoE]:
     ]
     seen: list[dict[int, Routing]] = []
     scores: dict[int, Tensor] = {}
+    padded = "right" in model.anatomy.pad_sides
     with untouched(model.module):
-        for members in ([0, 1], [0], [1]) if model.anatomy.pads else ([0], [0], [1]):
+        for members in ([0, 1], [0], [1]) if padded else ([0], [0], [1]):
             batch = collate(model, prompts, members)
             caught: dict[int, Routing] = {}
 
@@ -305,7 +306,7 @@ def prove(model: Model, layers: dict[int, MoE]) -> dict[int, MoE]:
                 "hooks could see it. A compiled model or a fused kernel may do that; load it without them."
             )
         alone = [torch.cat([s[block][i] for s in seen[1:]]) for i in (0, 1)]
-        both = seen[0][block] if model.anatomy.pads else Routing(*alone)
+        both = seen[0][block] if padded else Routing(*alone)
         causal = both.index.shape == alone[0].shape and bool(
             (_sorted(both.index) == _sorted(alone[0])).float().mean() > 0.99
         )

@@ -4,18 +4,30 @@ A block's attention (or mixer) and its MLP add to the stream:  out = in + a * at
 these are, behind which post-norm, and with which residual multiplier, is solved from one recorded pass: the
 pair of module outputs and coefficients that gives the block's own change.  BLOOM-like modules that return the
 stream itself (their "attention output" already holds the residual) are recognised and reduced to what they add.
+
+The sum is checked element by element, on every row, against what rounding can do and no more.  A model that adds in
+a type with unit roundoff u rounds at most four times on its way (each of the two products, each of the two sums), each
+time by at most u of a number that is no larger than  |in| + |a attention| + |b mlp|  (to first order in u).  So
+
+    | out - (in + a attention + b mlp) |  <=  ROUNDINGS u ( |in| + |a attention| + |b mlp| )      at every element
+
+holds for every true block, with ROUNDINGS = 6: the four, one for a module output that was rounded when it was handed
+on, one for our own sum where the model runs in fp64.  u is that of the coarsest type among the tensors recorded.  An
+element of a massive activation (2e4 times the others) is thereby allowed its own, larger rounding, and lends none of
+it to the others; the coefficients are fitted to rows of one size, so that it does not outweigh them either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import _config_numbers, _probe_inputs, _record, _snap, accepted
+from workbench.anatomy import _config_numbers, _constants, _probe_inputs, _record, accepted, unit_roundoff
 from workbench.engines.hooks import untouched
 from workbench.errors import Refused
 from workbench.sites import Site
@@ -23,7 +35,8 @@ from workbench.sites import Site
 if TYPE_CHECKING:
     from workbench.model import Model
 
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+ROUNDINGS = 6
+"""How often the largest rounding error may have happened on the way through a block; derived above."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +84,14 @@ def find_writes(model: Model) -> list[Parts | str]:
         if states is None:
             found.append(f"block {index} takes and gives states of different shape")
             continue
-        start, end = states[real].double(), own.output[real].double()
         outputs = [
-            (e.name.removeprefix(block + "."), e.output[real].double())
+            (e.name.removeprefix(block + "."), e.output[real])
             for e in inside
             if e.output is not None and e.output.shape == own.output.shape and e.output.shape[-1] == width
         ]
-        taken = [t[real].double() for e in inside for t in e.inputs if t.shape == own.output.shape]
-        tolerance = TOLERANCE.get(own.output.dtype, 1e-5)
-        found.append(_solve(index, start, end, outputs, taken, numbers, tolerance))
+        taken = [t[real] for e in inside for t in e.inputs if t.shape == own.output.shape]
+        found.append(_solve(index, states[real], own.output[real], outputs, taken, numbers))
     return found
-
-
-def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
-    return bool((x - y).abs().max() <= tolerance * y.abs().max().clamp_min(1e-30))
 
 
 def _solve(
@@ -94,37 +101,60 @@ def _solve(
     outputs: list[tuple[str, Tensor]],
     taken: list[Tensor],
     numbers: list[float],
-    tolerance: float,
 ) -> Parts | str:
-    change = end - start
+    """The parts of one block, from [rows, width] tensors: its ends, what its modules gave, and what they took."""
+    u = unit_roundoff(start.dtype, end.dtype, *(t.dtype for _, t in outputs))
+    least = max(torch.finfo(t.dtype).tiny * torch.finfo(t.dtype).eps for t in (start, end))  # of subnormal numbers
+    start, end = start.double(), end.double()
+    outputs = [(name, t.double()) for name, t in outputs]
+    taken = [t.double() for t in taken]
+
+    def is_sum(total: Tensor, *terms: Tensor) -> bool:
+        room = torch.stack([t.abs() for t in terms]).sum(0)
+        return bool(((total - sum(terms)).abs() <= ROUNDINGS * u * room + least).all())
+
+    # Rows of one size: the rounding of each then weighs the same in the fit.
+    weight = 1 / (start.norm(dim=-1, keepdim=True) + end.norm(dim=-1, keepdim=True)).clamp_min(1e-300)
+    change = ((end - start) * weight).flatten()
     pairs = []
     for i, (first, a) in enumerate(outputs):
         for second, m in outputs[i + 1 :]:
             if first.startswith(second + ".") or second.startswith(first + "."):
                 continue
-            basis = torch.stack([a.flatten(), m.flatten()], 1)
-            if torch.linalg.matrix_rank(basis.T @ basis, rtol=1e-10) < 2:
+            basis = torch.stack([(a * weight).flatten(), (m * weight).flatten()], 1)
+            length = basis.norm(dim=0)
+            if not bool((length > 0).all()):
                 continue
-            x = torch.linalg.lstsq(basis, change.flatten()[:, None]).solution[:, 0]
-            if _close(basis @ x, change.flatten(), tolerance) and x.abs().min() > 1e-3:
-                alpha, beta = _snap(float(x[0]), numbers), _snap(float(x[1]), numbers)
-                # The shallowest modules, and plain addition before fitted factors.
-                cost = (first.count(".") + second.count("."), abs(alpha - 1) + abs(beta - 1))
-                pairs.append((cost, first, alpha, a, second, beta, m))
+            basis = basis / length
+            if abs(float(basis[:, 0] @ basis[:, 1])) > 1 - 1e-10:
+                continue
+            fitted = torch.linalg.lstsq(basis, change[:, None]).solution[:, 0] / length
+            if float(fitted.abs().min()) <= 1e-3:
+                continue
+            # How far rounding can turn the fit, as a share of each coefficient.
+            errors = (ROUNDINGS * u * len(start) ** 0.5 / (fitted.abs() * length)).clamp(max=0.05)
+            likely = [_constants(c, numbers, e) for c, e in zip(fitted.tolist(), errors.tolist(), strict=True)]
+            for alpha, beta in product(*likely):
+                if is_sum(end, start, alpha * a, beta * m):
+                    # The shallowest modules, and plain addition before fitted factors.
+                    cost = (first.count(".") + second.count("."), abs(alpha - 1) + abs(beta - 1))
+                    pairs.append((cost, first, alpha, a, second, beta))
+                    break
     if pairs:
-        _, first, alpha, a, second, beta, m = min(pairs, key=lambda p: p[0])
+        _, first, alpha, a, second, beta = min(pairs, key=lambda p: p[0])
         one, two = Write(first, alpha), Write(second, beta)
         if _is_mlp(first) and not _is_mlp(second):
-            one, two, alpha, a = two, one, beta, m
-        middle = start + alpha * a
-        parallel = not any(_close(t, middle, tolerance) for t in taken)
-        return Parts(one, two, parallel)
+            one, two = two, one
+            alpha, a = beta, next(t for name, t in outputs if name == second)
+        # Sequential: some module takes the state between the two.
+        between = (t for t in taken if not torch.equal(t, start))
+        return Parts(one, two, not any(is_sum(t, start, alpha * a) for t in between))
     for second, total in outputs:
-        if not _close(total, end, 1e-12):
+        if not torch.equal(total, end):
             continue
         for first, middle in outputs:
-            if first != second and any(torch.equal(t, middle) for t in taken) and not _close(middle, end, 1e-9):
-                if _is_mlp(second) and not _close(middle, start, 1e-9) and not first.startswith(second):
+            if first != second and any(torch.equal(t, middle) for t in taken) and not torch.equal(middle, end):
+                if _is_mlp(second) and not torch.equal(middle, start) and not first.startswith(second):
                     return Parts(Write(first, total=True), Write(second, total=True), False)
     return (
         f"block {index} is not its input plus two module outputs (a norm behind the addition, as in BERT or GPT-1, "

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, first_token, plan, position_axis
 from workbench.model import Model, load
@@ -110,6 +110,7 @@ def _texts(texts: Iterable[str]) -> np.ndarray:
     return np.array([storable(t) for t in texts], dtype=object)
 
 
+@neutral()
 def read(
     model: Any,
     inputs: Any,
@@ -218,7 +219,7 @@ def _pass(
     """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
     from tqdm.auto import tqdm
 
-    queue = plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
+    queue = plan(prompts, token_budget(model), batch_size, padding_side in model.anatomy.pad_sides)
     total = sum(len(p.ids) for p in prompts)
     done = 0
 

@@ -151,6 +151,7 @@ class Readout:
     def __init__(self, model: Model, precision: str = "fp32", chunk: int | None = None) -> None:
         if precision not in ("fp32", "bf16"):
             raise InputError(f"precision={precision!r} is unknown. Use 'fp32' or 'bf16'.")
+        model.renew()
         self.weight, self.bias = model.unembedding
         self.scale, self.softcap = model.anatomy.scale, model.anatomy.softcap
         self.vocab_size = self.weight.shape[0]

@@ -597,7 +597,7 @@ class Shapes:
         config = text_config(model.module)
         heads = getattr(config, "num_attention_heads", None) or 1
         head = getattr(config, "head_dim", None) or model.d_model // heads
-        self.tokens, self.pads = batch_tokens, model.anatomy.pads
+        self.tokens, self.pads = batch_tokens, "right" in model.anatomy.pad_sides
         self.grain = TILE // math.gcd(head, TILE) if self.pads else 1
 
     def __call__(self, length: int) -> tuple[int, int]:

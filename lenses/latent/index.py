@@ -20,6 +20,7 @@ from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
 from lenses.latent.store import IndexRefused, Store, checksums
+from workbench.engines.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos
 from workbench.reading import write_whole
@@ -80,6 +81,7 @@ class ContextIndex:
     # ---------------------------------------------------------------- making
 
     @classmethod
+    @neutral()
     def build(
         cls,
         model: Any,
@@ -141,6 +143,7 @@ class ContextIndex:
         """Open an index.  Raises IndexRefused when it is damaged, unfinished or newer than this workbench."""
         return cls(path)
 
+    @neutral()
     def add(
         self, corpus: Corpus, *, model: Any = None, column: str | None = None, batch_tokens: int | None = None,
         progress: bool = True,
@@ -196,6 +199,7 @@ class ContextIndex:
         _write(path, head, chosen, census, None, stores, progress=progress)
         return cls(path)
 
+    @neutral()
     def accelerate(self, kind: str = "ivf-pq", *, recall: float = 0.99, progress: bool = True) -> ContextIndex:
         """Make an approximate index of every layer beside the rows, for ``search(method="approximate")``.
 
@@ -282,6 +286,7 @@ class ContextIndex:
                     "this model, or say foreign=True if reading one model with another's states is what you want."
                 )
 
+    @neutral()
     def nearest(
         self,
         states: Any,
@@ -482,6 +487,7 @@ class ContextIndex:
             "approximate": self.manifest.get("approximate"),
         }
 
+    @neutral()
     def sample(self, n: int, seed: int = 2) -> Sample:
         """About ``n`` of the stored states (unit length), from all layers alike, and which they are."""
         each = min(-(-n // len(self.layers)), self.n_rows)
@@ -492,6 +498,7 @@ class ContextIndex:
         norm = torch.cat([m.norm[torch.from_numpy(r)] for m, r in zip(found, rows, strict=True)])
         return Sample(units, norm, np.repeat(self.layers, each), np.concatenate(rows))
 
+    @neutral()
     def hubness(self, states: Any = None, **options: Any) -> xr.Dataset:
         """How unevenly contexts and layers are found, for each calibration: :func:`lenses.latent.hubness.hubness`."""
         from lenses.latent.hubness import hubness

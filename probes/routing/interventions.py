@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from probes.routing.rows import Pass, Rows
 from workbench.anatomy import accepted
-from workbench.engines.hooks import hooked, untouched
+from workbench.engines.hooks import hooked, neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, Routing, hooks, moe_of
@@ -239,6 +239,7 @@ def _jitterer(now: Pass, block: int, width: float) -> Any:
 # ---------------------------------------------------------------- what it costs
 
 
+@neutral()
 def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Nats and number of predicted tokens of each document, under whatever is being done to the model."""
     return _nll(model, *_planned(model, inputs, batch_size))
@@ -246,7 +247,7 @@ def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) ->
 
 def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Prompt], list[list[int]]]:
     prompts = encode(model, inputs)
-    return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pads)
+    return prompts, plan(prompts, token_budget(model), batch_size, "right" in model.anatomy.pad_sides)
 
 
 def _nll(
@@ -284,6 +285,7 @@ def _mean(values: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> 
     return float(values.sum() / tokens.sum()), float(low), float(high)
 
 
+@neutral()
 def effect(
     model: Model,
     inputs: Any,
@@ -387,6 +389,7 @@ def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings:
     return table.assign_attrs(model=model.name)
 
 
+@neutral()
 def regret(
     model: Model,
     inputs: Any,

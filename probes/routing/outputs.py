@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from probes.routing.measures.documents import jsd
 from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, run, tensors, untouched
+from workbench.engines.hooks import StopForward, hooked, neutral, run, tensors, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, moe_of
@@ -33,6 +33,7 @@ Blocks = int | Iterable[int] | None
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of a proof, relative; in half precision 3e-2
 
 
+@neutral()
 def contributions(
     model: Model,
     inputs: Any,
@@ -81,6 +82,7 @@ def contributions(
     )
 
 
+@neutral()
 def functional(
     model: Model,
     inputs: Any,
@@ -157,6 +159,7 @@ def functional(
     )
 
 
+@neutral()
 def token_clusters(model: Model, clusters: int = 64, *, rounds: int = 25, seed: int = 0) -> Tensor:
     """[vocab] cluster numbers of the unembedding rows, by spherical k-means (Dhillon & Modha 2001).
 
@@ -206,7 +209,7 @@ def each_batch(
 ) -> None:
     """Run every batch with the hooks (before, after) that belong to it."""
     with untouched(model.module):
-        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pads):
+        for members in plan(prompts, token_budget(model), batch_size, "right" in model.anatomy.pad_sides):
             batch = collate(model, prompts, members)
             with hooked(*hooks(batch)):
                 run(model.module, accepted(model.module, batch.inputs))

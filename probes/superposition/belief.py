@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head, one_token, text_ids
 from workbench.reading import Reading
@@ -158,7 +159,7 @@ def pieces(model: Model, candidate: str | int) -> list[int]:
     return [in_head(model, i, what) for i in ids]
 
 
-@torch.no_grad()
+@neutral()
 def entity_belief(
     model: Model,
     inputs: Any,
@@ -182,7 +183,6 @@ def entity_belief(
         shorter would hold the longer.
     """
     from probes.superposition.thoughts import _proved, _tokens
-    from workbench.engines.hooks import untouched
 
     _proved(model)
     prompts, after = encode(model, inputs, "last"), _tokens(model, then)

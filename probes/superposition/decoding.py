@@ -11,10 +11,12 @@ import xarray as xr
 from torch import nn
 
 from probes.superposition.problems import Problem
+from workbench.engines.hooks import neutral
 from workbench.errors import InputError
 from workbench.stats import auroc
 
 
+@neutral()
 def decode_frontier(
     states: np.ndarray,
     problems: Sequence[Problem],

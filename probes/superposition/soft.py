@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
+from workbench.engines.hooks import neutral
 from workbench.model import Model
 from workbench.reading import Reading
 from workbench.readout import Readout
@@ -18,7 +19,7 @@ from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval, nanmean
 
 
-@torch.no_grad()
+@neutral()
 def soft_versus_hard(
     model: Model, inputs: Any, policy: SoftThought | None = None, *, batch_size: int | None = None, seed: int = 0
 ) -> xr.Dataset:

@@ -23,7 +23,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import untouched
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
 from workbench.model import Model
@@ -252,6 +252,7 @@ class Thoughts:
         return self.data["vector"].values
 
 
+@neutral()
 def think(
     model: Model,
     inputs: Any,
@@ -315,7 +316,7 @@ def think(
     with untouched(model.module):
         # A row that has stopped would leave holes in the others' batch, which not every model looks past.
         alone = 1 if getattr(policy, "stops", True) else batch_size
-        for members in plan(extended, token_budget(model), alone, model.anatomy.pads):
+        for members in plan(extended, token_budget(model), alone, "left" in model.anatomy.pad_sides):
             runner.run(members)
     origin = provenance(model, job, len(prompts))
     origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}
@@ -507,6 +508,7 @@ class _Pass:
 
 def _proved(model: Model) -> None:
     """That embeddings in the place of ids give the model's own logits, and whether its cache changes nothing."""
+    model.renew()
     if "_thinks" in model.__dict__:
         return
     takes = inspect.signature(model.module.forward).parameters
@@ -543,7 +545,7 @@ def _proved(model: Model) -> None:
         model.__dict__["_thinks"] = False
         if "past_key_values" not in takes or "use_cache" not in takes:
             return
-        groups = [[0, 1]] if model.anatomy.pads else [[0], [1]]
+        groups = [[0, 1]] if "left" in model.anatomy.pad_sides else [[0], [1]]
         found = []
         try:
             for members in groups:

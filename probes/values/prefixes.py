@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.anatomy import TOLERANCE, text_config
-from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.inputs import Batch, Prompt, collate, plan
 from workbench.reader import Reader, Run, halving, observe_batch, settle, token_budget
 from workbench.reading import Reading
@@ -41,6 +41,7 @@ SHARE = 0.2
 Wanted = dict[Site, list[Reader]]
 
 
+@neutral()
 def read_prompts(
     model: Model, prompts: list[Prompt], reader: Reader, *, batch_size: int | None = None, progress: bool = True
 ) -> tuple[Reading, dict[str, int]]:
@@ -112,7 +113,7 @@ class _Pass:
         """How many tokens were saved, those of the test taken off."""
         from tqdm.auto import tqdm
 
-        model, pads = self.model, self.model.anatomy.pads
+        model, pads = self.model, "right" in self.model.anatomy.pad_sides
         budget = token_budget(model)
         parts = self._parted(budget, batch_size)
         with untouched(model.module):
@@ -242,7 +243,7 @@ def _cached(model: Model) -> Any:
     if (
         not {"past_key_values", "use_cache", "attention_mask"} <= set(takes)
         or getattr(config, "is_encoder_decoder", False)
-        or not model.anatomy.pads
+        or "right" not in model.anatomy.pad_sides
         or layout.prefix
         or layout.axes != "BTW"
     ):

@@ -16,7 +16,7 @@ import workbench
 from probes.values.answers import Asker, Turn
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
-from workbench.engines.hooks import untouched
+from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
 
@@ -172,15 +172,7 @@ class _Drawn(transformers.LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def _padded(model: Any) -> bool:
-    """Whether prompts of different lengths are written in one batch, the shorter ones behind pads.
-
-    Pads in front move the state of recurrent and position-bound models, and a proof of pads behind a prompt says
-    nothing of them: prompts of one length go together.  (The samples of one item always have one length.)
-    """
-    return False
-
-
+@neutral()
 def sample(
     model: Any,
     prompts: Sequence[Prompt],
@@ -220,7 +212,7 @@ def sample(
         untouched(model.module),
         tqdm(total=len(prompts), unit="text", desc=f"writing {model.name}", disable=not progress, delay=1.0) as bar,
     ):
-        for members in plan(prompts, 0, batch_size, _padded(model)):
+        for members in plan(prompts, 0, batch_size, "left" in model.anatomy.pad_sides):
             batch = collate(model, prompts, members, "left")
             ids, width = batch.inputs["input_ids"], batch.inputs["input_ids"].shape[1]
             drawn = _Drawn(uniform[members], width, temperature)

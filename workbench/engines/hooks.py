@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,15 +124,41 @@ def hooked(
 
 
 @contextmanager
+def neutral() -> Iterator[None]:
+    """PyTorch as it is when nobody has set anything, for what is computed beside the model and in it.
+
+    Default dtype fp32 and default device cpu; no autocast, inference mode or gradients; compiled modules run as they
+    are written, since a graph that was compiled before knows no hooks.  All is put back after.  What chooses how
+    products round (TF32, ``torch.set_float32_matmul_precision``, deterministic algorithms) is the user's and stays.
+
+    Also a decorator: ``@neutral()``.
+    """
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        for kind in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # without it nothing is compiled, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; train/eval flags and random number generators are put back after."""
+    """Evaluation mode in a :func:`neutral` PyTorch; train/eval flags and random states are put back after."""
     training = [m for m in module.modules() if m.training]
     states = random.getstate(), torch.get_rng_state()
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     cuda = torch.cuda.get_rng_state_all() if on_gpu else None
     try:
         module.eval()
-        with torch.no_grad():
+        with neutral():
             yield
     finally:
         for m in training:
