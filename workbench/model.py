@@ -29,6 +29,7 @@ class Model:
     Attributes:
         name: what the model is called in figures and provenance; of a folder, its own name.
         source: the hub id or the folder that it was loaded from; None for a model in memory.
+        quantization: how the weights were rounded, e.g. "GGUF Q4_K_M"; None where they were not.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
@@ -37,6 +38,7 @@ class Model:
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
         self.name = name
         self.source: str | None = None
+        self.quantization: str | None = None
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
@@ -167,6 +169,8 @@ def _settled(config: dict) -> dict:
         str(key): _settled(value) if isinstance(value, dict) else value
         for key, value in config.items()
         if key not in loose and not str(key).startswith("_")
+        # Weights of a GGUF file are dequantised: they are what they are, wherever they came from.
+        and not (key == "quantization_config" and value.get("quant_method") == "gguf")
     }
 
 
@@ -179,6 +183,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
     quantization: str | None = None,
+    gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     engine: str = "auto",
@@ -188,13 +193,15 @@ def load(
     """Load a model and prove its readout.
 
     Args:
-        source: ``"organism:story"`` (built in), a hub id, a local folder, a transformers model in memory (give
-            its ``tokenizer=``), an nnsight ``LanguageModel`` or a TransformerLens ``TransformerBridge`` (both
-            are read through the transformers model they wrap).
+        source: ``"organism:story"`` (built in), a hub id, a local folder, a ``.gguf`` file, a transformers model in
+            memory (give its ``tokenizer=``), an nnsight ``LanguageModel`` or a TransformerLens ``TransformerBridge``
+            (both are read through the transformers model they wrap).
         device: ``"cpu"``, ``"cuda"``, ...; default: a GPU when there is one.  Not together with device_map.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or "auto"; default: as the checkpoint on a GPU, fp32 on CPU.
         device_map: as in transformers, e.g. ``"auto"`` to spread a model over several GPUs (needs accelerate).
         quantization: ``"8bit"`` or ``"4bit"`` (needs bitsandbytes); the unembedding stays unquantised.
+        gguf_file: which file of a hub model or folder, e.g. ``"model-Q4_K_M.gguf"``.  Weights of a GGUF file are
+            dequantised when they are read (needs gguf).
         revision: a branch, tag or commit of a hub model.
         engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
         name: what the model is called in figures and files; default: the hub id, or the folder's own name.
@@ -209,15 +216,23 @@ def load(
         raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
     if isinstance(source, Model):
         return source
+    rounded = None
     if isinstance(source, (str, Path)):
+        found = str(source)
+        gguf = _gguf(found, gguf_file, quantization, revision)
+        if gguf is not None:
+            found, rounded = f"{found}/{gguf_file}" if gguf_file else found, _rounding(gguf)
         with nullcontext() if progress else _no_bars():
             module, tokenizer, processor = _from_pretrained(
-                str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code
-            )
-        found = str(source)
+                str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code,
+                gguf,
+            )  # fmt: skip
     else:
-        for option in ("device_map", "quantization", "revision"):
-            if {"device_map": device_map, "quantization": quantization, "revision": revision}[option] is not None:
+        by_name = {
+            "device_map": device_map, "quantization": quantization, "gguf_file": gguf_file, "revision": revision,
+        }  # fmt: skip
+        for option, value in by_name.items():
+            if value is not None:
                 raise InputError(f"{option}= is for loading by name; this model is in memory already.")
         module, tokenizer = _unwrap(source, tokenizer)
         found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
@@ -225,19 +240,23 @@ def load(
             module = module.to(device=device, dtype=_dtype(dtype))  # type: ignore[arg-type]
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
+    model.quantization = rounded or _quantization(module)
     return model
 
 
 def _called(source: str) -> str:
     """A folder's own name: where it lies says nothing about the model, and is nobody's business in a paper."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else path.name if path.is_absolute() else source
+    return path.resolve().name if path.exists() else path.name if path.is_absolute() else source
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Without the progress bars of transformers and of the hub; they are as they were after it."""
+    from functools import partialmethod
+
     import huggingface_hub.utils as hub
+    from tqdm.auto import tqdm
     from transformers.utils import logging
 
     def show(own: bool, hubs: bool) -> None:
@@ -246,11 +265,16 @@ def _no_bars() -> Iterator[None]:
             hub.enable_progress_bars() if hubs else hub.disable_progress_bars()
 
     before = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    own = vars(tqdm).get("__init__")
     show(False, False)
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # the bar of GGUF files asks nobody
     try:
         yield
     finally:
         show(*before)
+        del tqdm.__init__
+        if own is not None:
+            tqdm.__init__ = own
 
 
 def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
@@ -302,16 +326,21 @@ def _from_pretrained(
     quantization: str | None,
     revision: str | None,
     trust_remote_code: bool,
+    gguf: Path | None = None,
 ) -> tuple[nn.Module, Any, Any]:
     import transformers
 
     name = source
-    if source.startswith("organism:"):
+    if gguf is not None:
+        source = str(gguf.parent)
+    elif source.startswith("organism:"):
         from workbench.organisms import folder
 
         source = str(folder(source.removeprefix("organism:")))
     elif Path(source).exists() and not (Path(source) / "config.json").exists():
         inside = sorted(path.parent.name for path in Path(source).glob("*/config.json"))
+        if files := sorted(path.name for path in Path(source).glob("*.gguf")):
+            raise InputError(f"{source} is a folder of GGUF files. Say which, with gguf_file=: {', '.join(files[:8])}.")
         raise InputError(
             f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote"
             + (f"; inside are {', '.join(inside[:8])}." if inside else ".")
@@ -322,8 +351,12 @@ def _from_pretrained(
         raise InputError("device= and device_map= were both given. device_map places the model by itself.")
     if device is None and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf is not None:
+        common = {"gguf_file": gguf.name}
     options: dict[str, Any] = dict(common)
+    if gguf is not None and hasattr(transformers, "GgufConfig"):  # it may leave weights packed for a kernel
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if dtype is not None and dtype != "auto":
         options["dtype"] = _dtype(dtype)
     else:
@@ -339,7 +372,7 @@ def _from_pretrained(
     except (OSError, ValueError) as error:
         if isinstance(error, Refused):
             raise
-        if Path(source).exists():
+        if Path(source).expanduser().exists():
             raise InputError(f"{name!r} could not be loaded: {error}") from error
         raise InputError(
             f"There is no folder {name!r} here, so it was taken for a hub id, and the hub did not give it: {error}"
@@ -355,6 +388,70 @@ def _from_pretrained(
         if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
             tokenizer = None
     return module, tokenizer, processor
+
+
+def _gguf(source: str, name: str | None, quantization: str | None, revision: str | None) -> Path | None:
+    """The GGUF file that is meant, fetched from the hub where it is there; None for any other model."""
+    from importlib.util import find_spec
+
+    from workbench.errors import missing
+
+    path = Path(source).expanduser()
+    if name is None and path.suffix != ".gguf":
+        return None
+    if name is not None and (path.is_file() or source.startswith("organism:")):
+        raise InputError(f"gguf_file= names a file of a hub model or of a folder, and {source} is neither.")
+    if quantization is not None:
+        raise InputError("A GGUF file is quantised already: leave out quantization=.")
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise missing(package, "Loading a .gguf file", "gguf")
+    if name is None or path.is_dir():
+        path = path if name is None else path / name
+        if not path.is_file():
+            beside = sorted(file.name for file in path.parent.glob("*.gguf"))
+            raise InputError(
+                f"There is no file {path}." + (f" Beside it are {', '.join(beside[:8])}." if beside else "")
+            )
+        return path.absolute()
+    from huggingface_hub import hf_hub_download
+
+    if not _hub_id(source):
+        raise InputError(f"There is no folder {source}.{_near(source)}")
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"There is no folder {source!r} here, so it was taken for a hub id, and the hub did not give {name}: "
+            f"{error}"
+        ) from error
+
+
+def _rounding(gguf: Path) -> str:
+    """How the weights of a GGUF file are quantised, e.g. "GGUF Q4_K_M": as the file says, or its commonest type."""
+    from collections import Counter
+
+    from gguf import GGUFReader, LlamaFileType
+
+    reader = GGUFReader(gguf)
+    said = reader.get_field("general.file_type")
+    if said is not None and (number := int(said.parts[-1][0])) in set(LlamaFileType):
+        return f"GGUF {LlamaFileType(number).name.removeprefix('MOSTLY_').removeprefix('ALL_')}"
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    return f"GGUF {sizes.most_common(1)[0][0]}"
+
+
+def _quantization(module: nn.Module) -> str | None:
+    """How the weights of a transformers model are quantised, e.g. "bitsandbytes 4bit"; None where they are not."""
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    known = config if isinstance(config, dict) else config.to_dict()
+    method = str(getattr(known.get("quant_method"), "value", known.get("quant_method")) or type(config).__name__)
+    bits = known.get("bits") or (known.get("load_in_4bit") and 4) or (known.get("load_in_8bit") and 8)
+    return f"{method.removeprefix('bitsandbytes_')} {bits}bit" if bits else method
 
 
 def _hub_id(source: str) -> bool:

@@ -178,6 +178,7 @@ def provenance(model: Model, job: Run, done: int) -> dict[str, Any]:
             "fingerprint": model.fingerprint,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
+            "quantization": model.quantization,
         },
         "anatomy": {k: v for k, v in model.anatomy.describe().items() if k != "masked"},
         "readout": model.anatomy.formula,
