@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from workbench.engines.hooks import Layout, StopForward, hooked, run, spliced, tensors, untouched
 from workbench.errors import Refused
+from workbench.weights import effective_linear
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest |replayed - own| logit, as a share of the largest |own| logit.
@@ -624,13 +625,12 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     rows = seen[-1][real]
     features = Replay(module, anatomy).features(rows)
     head = module.get_submodule(anatomy.unembedding)
-    weight = head.weight
+    weight, bias = (head.weight, None) if anatomy.tied_function else effective_linear(head)
     if weight.ndim != 2 or not weight.is_floating_point():
         raise Refused(
             f"The unembedding {anatomy.unembedding} is stored as {weight.dtype} {tuple(weight.shape)}. The lens "
             "multiplies with it directly: load the model with the head left unquantised."
         )
-    bias = getattr(head, "bias", None)
     logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
     if anatomy.softcap is not None:
         logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from workbench.anatomy import Anatomy, Replay, dissect, text_config
 from workbench.errors import InputError, Refused
-
-SAMPLED = 4096
-"""How many elements of each weight enter the fingerprint: 70B parameters take seconds, not minutes."""
+from workbench.fingerprint import DIGITS, Counted, of_config, weights
+from workbench.weights import effective_linear, effective_weight, outermost
 
 
 class Model:
@@ -43,6 +42,8 @@ class Model:
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
         self.anatomy: Anatomy = dissect(module)
+        self._counted: tuple[Any, str] = (None, "")
+        self._matrices: dict[str, tuple[Any, Any]] = {}
 
     def __repr__(self) -> str:
         return (
@@ -93,26 +94,47 @@ class Model:
 
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
-        """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device."""
-        head = self.module.get_submodule(self.anatomy.unembedding)
-        bias = None if self.anatomy.tied_function else getattr(head, "bias", None)
-        return head.weight.detach(), None if bias is None else bias.detach()
+        """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device.
+
+        What the model multiplies with (:mod:`workbench.weights`): with adapters that act, dequantised, fetched.
+        """
+        if self.anatomy.tied_function:  # a function multiplies with what is stored
+            head = self.module.get_submodule(self.anatomy.unembedding)
+            return next(w.value() for w in weights(head) if w.attribute == "weight"), None
+        return self._effective(self.anatomy.unembedding, effective_linear)
 
     @property
     def embedding(self) -> Tensor:
-        """The input embedding matrix [vocabulary, d_model].
+        """What the input embedding gives for each id [vocabulary, d_model]; see :attr:`token_vectors`.
 
         Raises InputError when the embeddings are not vectors of the residual stream (a projection follows).
         """
-        module = self.module.get_submodule(self.anatomy.embedding) if self.anatomy.embedding else None
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != self.d_model:
-            shape = None if weight is None else tuple(weight.shape)
+        found = self.token_vectors if self.anatomy.embedding else None
+        if found is None or found.shape[1] != self.d_model:
+            shape = None if found is None else tuple(found.shape)
             raise InputError(
                 f"The input embeddings of {self.name} have shape {shape} and its residual stream is "
                 f"{self.d_model} wide, so states cannot be compared with embeddings. Use LogitLens instead."
             )
-        return weight.detach()
+        return found
+
+    @property
+    def token_vectors(self) -> Tensor:
+        """[ids, width]: what the embedding module gives for each id, as ``inputs_embeds`` takes it.
+
+        With adapters that act, and scaled where the module scales (Gemma 3; Gemma 2 scales behind it).
+        """
+        if self.anatomy.embedding is None:
+            raise InputError(f"{self.name} has no input embeddings of its own, so ids have no vectors.")
+        return self._effective(self.anatomy.embedding, effective_weight)
+
+    def _effective(self, path: str, read: Any) -> Any:
+        """A matrix that is read off a module; once, until something about the module changes."""
+        module = outermost(self.module, path)
+        token = Counted(module).token()
+        if self._matrices.get(path, (None,))[0] != token:
+            self._matrices[path] = token, read(module)
+        return self._matrices[path][1]
 
     @cached_property
     def parts(self) -> Any:
@@ -129,24 +151,24 @@ class Model:
         layers = find_moe(self)
         return prove(self, layers) if layers else layers
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits over config, weights (sampled evenly), and tokenizer; the same on every device."""
-        digest = hashlib.sha256()
-        config = getattr(self.module, "config", None)
-        if config is not None:
-            digest.update(json.dumps(_settled(config.to_dict()), sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            if weight.is_meta or not weight.numel():
-                continue
-            flat = weight.detach().reshape(-1)
-            flat = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].cpu()
-            flat = flat.float() if flat.is_floating_point() else flat.to(torch.int64)
-            digest.update(flat.contiguous().numpy().tobytes())
-        if self.tokenizer is not None and hasattr(self.tokenizer, "get_vocab"):
-            digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        return digest.hexdigest()[:16]
+        """20 hex digits over what runs: config, every weight, adapters that act, hooks, and the tokenizer's vocabulary.
+
+        The same on every device, for every way of spreading the weights (offloaded ones too) and for every dtype that
+        holds the same values; see :mod:`workbench.fingerprint`.  Counted again when something has changed.
+        """
+        counted = Counted(self.module)
+        config = of_config(getattr(self.module, "config", None))
+        words = self.tokenizer if hasattr(self.tokenizer, "get_vocab") else None
+        token = counted.token(), config, (id(words), len(words)) if words is not None else None
+        if token != self._counted[0]:
+            digest = hashlib.sha256(config)
+            counted.into(digest)
+            if words is not None:
+                digest.update(json.dumps(sorted(words.get_vocab().items())).encode())
+            self._counted = token, digest.hexdigest()[:DIGITS]
+        return self._counted[1]
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -160,18 +182,6 @@ class Model:
         for text in ("The cat sat.", " two  Spaces\n\tand 1234567 é e\u0301", "naïve 日本語 🙂 don't"):
             digest.update(json.dumps(list(self.tokenizer(text)["input_ids"])).encode())
         return digest.hexdigest()[:16]
-
-
-def _settled(config: dict) -> dict:
-    """A config without what says where and by whom it was saved."""
-    loose = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
-    return {
-        str(key): _settled(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in loose and not str(key).startswith("_")
-        # Weights of a GGUF file are dequantised: they are what they are, wherever they came from.
-        and not (key == "quantization_config" and value.get("quant_method") == "gguf")
-    }
 
 
 def load(
