@@ -1,8 +1,8 @@
 """What the fingerprint of a model counts: every weight that a forward pass uses, and what is put between them.
 
 Each element counts, by an integer sum that is the same on every device and for every way of spreading a model over
-devices:  sum over 64-bit words of  odd random number x (word + its upper half)  mod 2**64,  by rows of 2**16 words.  One
-changed element always changes it; several changed ones go unseen with a chance of about 2**-33.
+devices:  sum over 64-bit words of  odd random number x (word + its upper half)  mod 2**64,  by rows of 2**16 words.
+One changed element always changes it; several changed ones go unseen with a chance of about 2**-33.
 
 Weights count by value: in float32, so that a bfloat16 checkpoint is one model in both.  Of PEFT's adapters those count
 that act (on, and not merged), with their scaling, under names that do not say what they were called; so a model whose
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,9 @@ from workbench.errors import Refused
 DIGITS = 20
 """Version 0.1.0 had 16, of weights sampled evenly."""
 WORDS = 2**16
-LIBRARIES = {"torch", "transformers", "accelerate", "peft", "nnsight", "transformer_lens", "workbench", "lenses", "probes"}
+LIBRARIES = {
+    "torch", "transformers", "accelerate", "peft", "nnsight", "transformer_lens", "workbench", "lenses", "probes",
+}  # fmt: skip
 """Whose own hooks change nothing: they record, or move weights to where they are needed."""
 
 
@@ -42,6 +44,8 @@ class Weight:
     tensor: Tensor
     owner: nn.Module
     attribute: str
+    adapter: bool = False
+    """Whether it is an adapter's own, beside a weight of the base."""
 
     @property
     def token(self) -> tuple[Any, ...]:
@@ -92,11 +96,20 @@ def adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def _held(layer: Any) -> Iterator[tuple[str, list[str]]]:
     """Where a wrapped module keeps its adapters, and their names."""
     for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-        container: Any = layer
-        for part in attribute.split("."):
-            container = getattr(container, part, None)
+        container = _at(layer, attribute)
         if isinstance(container, nn.Module) and hasattr(container, "keys"):
             yield attribute, list(container.keys())
+
+
+def _at(layer: Any, attribute: str) -> Any:
+    for part in attribute.split("."):
+        layer = getattr(layer, part, None)
+    return layer
+
+
+def _saved(layer: Any) -> bool:
+    """Whether PEFT has put a whole copy beside the module (``modules_to_save``)."""
+    return isinstance(getattr(layer, "modules_to_save", None), nn.ModuleDict)
 
 
 def _mixes(layer: Any, names: list[str]) -> bool:
@@ -110,7 +123,7 @@ def _renamed(module: nn.Module) -> tuple[dict[str, str | None], list[str]]:
     notes = []
     for path, layer in adapted(module):
         own = acting(layer)
-        saved = isinstance(getattr(layer, "modules_to_save", None), nn.ModuleDict)
+        saved = _saved(layer)
         for attribute, keys in _held(layer):
             for key in keys:
                 prefix = f"{path}.{attribute}.{key}".lstrip(".")
@@ -150,8 +163,14 @@ def adapters(module: nn.Module) -> list[str]:
 def weights(module: nn.Module) -> Iterator[Weight]:
     """Parameters and persistent buffers that a forward pass uses, each under every name that it has."""
     renamed, _ = _renamed(module)
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    prefix = next((path for path, m in module.named_modules() if m is base), "")
+    beside = {
+        id(tensor)
+        for _, layer in adapted(module)
+        if not _saved(layer)
+        for attribute, _ in _held(layer)
+        for tensor in _at(layer, attribute).parameters()
+    }
+    plain = plain_names(module)
     for path, owner in module.named_modules(remove_duplicate=False):
         if ".parametrizations." in f".{path}.":
             continue
@@ -163,9 +182,7 @@ def weights(module: nn.Module) -> Iterator[Weight]:
             if tensor is not None:
                 name = _name(f"{path}.{attribute}" if path else attribute, renamed)
                 if name is not None:
-                    if prefix and name.startswith(prefix + "."):
-                        name = name.removeprefix(prefix + ".")
-                    yield Weight(plain_name(name), tensor, owner, attribute)
+                    yield Weight(plain(name), tensor, owner, attribute, id(tensor) in beside)
 
 
 def _name(full: str, renamed: dict[str, str | None]) -> str | None:
@@ -179,10 +196,18 @@ def _name(full: str, renamed: dict[str, str | None]) -> str | None:
     return full
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name without what PEFT and torch.compile wrap around it."""
-    name = f".{name}".replace("._orig_mod.", ".").replace(".token_adapter.base_layer.", ".")
-    return name.replace(".base_layer.", ".")[1:]
+def plain_names(module: nn.Module) -> Callable[[str], str]:
+    """A function that takes out of names, and paths of modules, what PEFT and torch.compile wrap around a model."""
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    prefix = next((f".{path}." for path, m in module.named_modules() if m is base and path), ".")
+
+    def plain(name: str) -> str:
+        name = "." + f".{name}.".removeprefix(prefix).removeprefix(".")
+        for wrapped in ("._orig_mod.", ".token_adapter.base_layer.", ".base_layer."):
+            name = name.replace(wrapped, ".")
+        return name.strip(".")
+
+    return plain
 
 
 def _notes(module: nn.Module) -> Iterator[str | Tensor]:
@@ -198,7 +223,7 @@ def _notes(module: nn.Module) -> Iterator[str | Tensor]:
                 if buffer.ndim == 0 or (buffer.ndim == 1 and fixed):
                     size = buffer.detach().double().cpu()
                     steps = (4 * size.abs().clamp_min(1e-30).log2() + 0.1234).floor() * size.sign()
-                    yield f"{plain_name(f'{path}.{attribute}').split('.')[-1]} {steps.tolist()}"
+                    yield f"{attribute} {steps.tolist()}"
         given = vars(owner).get("forward")
         for function in (*owner._forward_pre_hooks.values(), *owner._forward_hooks.values(), given):
             if function is not None and not _library(function):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.adapters import base_of, is_adapter, with_adapter
 from workbench.anatomy import Anatomy, Replay, dissect, text_config
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, of_config, weights
@@ -187,6 +188,7 @@ class Model:
 def load(
     source: Any,
     *,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     processor: Any = None,
     device: str | torch.device | None = None,
@@ -203,9 +205,11 @@ def load(
     """Load a model and prove its readout.
 
     Args:
-        source: ``"organism:story"`` (built in), a hub id, a local folder, a ``.gguf`` file, a transformers model in
-            memory (give its ``tokenizer=``), an nnsight ``LanguageModel`` or a TransformerLens ``TransformerBridge``
-            (both are read through the transformers model they wrap).
+        source: ``"organism:story"`` (built in), a hub id, a local folder, a ``.gguf`` file, the folder of a PEFT
+            adapter that names its base, a transformers model in memory (give its ``tokenizer=``), an nnsight
+            ``LanguageModel`` or a TransformerLens ``TransformerBridge`` (both are read through the model they wrap).
+        adapter: the folder or hub id of a PEFT adapter for the source (needs peft).  It stands beside the weights, not
+            merged; a model in memory is left as it is, and shares its weights with the one that is returned.
         device: ``"cpu"``, ``"cuda"``, ...; default: a GPU when there is one.  Not together with device_map.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or "auto"; default: as the checkpoint on a GPU, fp32 on CPU.
         device_map: as in transformers, e.g. ``"auto"`` to spread a model over several GPUs (needs accelerate).
@@ -225,7 +229,20 @@ def load(
     if engine not in ("auto", "hooks"):
         raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
     if isinstance(source, Model):
-        return source
+        if adapter is None:
+            return source
+        name = name or f"{source.name}+{_called(str(adapter))}"
+        tokenizer = source.tokenizer if tokenizer is None else tokenizer
+        processor, source = source.processor if processor is None else processor, source.module
+    if adapter is None and isinstance(source, (str, Path)) and is_adapter(source):
+        adapter = source
+        source, named = base_of(adapter)
+        revision = named if revision is None else revision
+    if adapter is not None and tokenizer is None and (Path(adapter).expanduser() / "tokenizer_config.json").exists():
+        import transformers
+
+        # With the chat template that it was trained in.
+        tokenizer = _optional(transformers.AutoTokenizer, str(Path(adapter).expanduser()), {})
     rounded = None
     if isinstance(source, (str, Path)):
         found = str(source)
@@ -248,6 +265,9 @@ def load(
         found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
         if dtype is not None or device is not None:
             module = module.to(device=device, dtype=_dtype(dtype))  # type: ignore[arg-type]
+    if adapter is not None:
+        module = with_adapter(module, adapter)
+        name = name or f"{_called(found)}+{_called(str(adapter))}"
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
     model.quantization = rounded or _quantization(module)
