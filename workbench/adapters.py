@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from workbench.errors import InputError, missing
-from workbench.fingerprint import adapted
+from workbench.fingerprint import adapted, hooks_of
 
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """How LoRA may begin (``init_lora_weights``) that writes to the base's own weights while it is loaded."""
@@ -45,7 +45,8 @@ def with_adapter(module: nn.Module, adapter: str | Path) -> nn.Module:
     Not merged: that would round the weights once more.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
     except ImportError as error:
         raise missing("peft", "Loading an adapter", "adapters") from error
     folder = Path(adapter).expanduser()
@@ -58,10 +59,23 @@ def with_adapter(module: nn.Module, adapter: str | Path) -> nn.Module:
         )
     init = str(_config(folder).get("init_lora_weights", "")).lower() if folder.exists() else ""
     own = copy.deepcopy(module) if init.startswith(CHANGES_BASE) else _sharing(module)
+    source = str(folder) if folder.exists() else str(adapter)
     try:
-        return PeftModel.from_pretrained(own, str(folder) if folder.exists() else str(adapter))
+        both = PeftModel.from_pretrained(own, source)
+        stored = set(load_peft_weights(source, device="cpu"))
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"The adapter {adapter} does not fit {type(module).__name__}: {error}") from error
+    # What has no place in the model would be dropped without a word.
+    lost = sorted(stored - set(get_peft_model_state_dict(both, save_embedding_layers=True)))
+    lacking = sorted(set(get_peft_model_state_dict(both, save_embedding_layers=False)) - stored)
+    if lost or lacking:
+        raise InputError(
+            f"The adapter {adapter} does not fit {type(module).__name__}: "
+            + (f"the model has no place for {len(lost)} of its weights ({lost[0]}" if lost else "")
+            + (f"it lacks {len(lacking)} that the model wants ({lacking[0]}" if not lost else "")
+            + "). Give the base that it was trained on."
+        )
+    return both
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -82,9 +96,8 @@ def _sharing(module: nn.Module) -> nn.Module:
                     nn.Parameter(parameter.detach(), parameter.requires_grad) if plain else parameter
                 )
         memo |= {id(buffer): buffer for buffer in part._buffers.values() if buffer is not None}
-        hook = getattr(part, "_hf_hook", None)
-        for one in getattr(hook, "hooks", [hook]):
-            offloaded = getattr(one, "weights_map", None)
+        for hook in hooks_of(part):
+            offloaded = getattr(hook, "weights_map", None)
             if offloaded is not None:
                 memo[id(offloaded)] = offloaded
     return copy.deepcopy(module, memo)

@@ -8,8 +8,8 @@ Weights count by value: in float32, so that a bfloat16 checkpoint is one model i
 that act (on, and not merged), with their scaling, under names that do not say what they were called; so a model whose
 adapters are off is its base, and a merged one is the model that merging gives (its weights are rounded once more than
 those of an active adapter, which is another fingerprint).  Parametrised weights count as what they come to.  Forward
-hooks count by their code and what it holds.  Tables that follow from the config (rotary frequencies) count roughly,
-since they are computed anew on each device.
+hooks count by their code and the tensors and numbers that it holds.  Tables that follow from the config (rotary
+frequencies) count roughly, since they are computed anew on each device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,17 @@ LIBRARIES = {
 """Whose own hooks change nothing: they record, or move weights to where they are needed."""
 
 
+class _Same:
+    """Equal for one object alone, and for none once it is gone (numbers of objects are given again)."""
+
+    def __init__(self, of: Any) -> None:
+        self.of = weakref.ref(of)
+
+    def __eq__(self, other: object) -> bool:
+        mine = self.of()
+        return mine is not None and isinstance(other, _Same) and mine is other.of()
+
+
 @dataclass(frozen=True)
 class Weight:
     """A tensor that a forward pass uses: under the name it has without adapters, and where it lies."""
@@ -52,7 +64,7 @@ class Weight:
         """Changes when the tensor is replaced, or changed in place; cheap to make."""
         t = self.tensor
         version = None if t.is_inference() else t._version
-        return self.name, id(t), None if t.is_meta else t.data_ptr(), version, tuple(t.shape), t.dtype, str(t.device)
+        return self.name, _Same(t), None if t.is_meta else t.data_ptr(), version, tuple(t.shape), t.dtype, str(t.device)
 
     def value(self) -> Tensor:
         """The tensor; fetched where accelerate has offloaded it."""
@@ -60,25 +72,55 @@ class Weight:
             return self.tensor.detach()
         if not offloaded(self.owner):
             raise Refused(f"{self.name} is on the meta device, and nothing says where its values are.")
-        from accelerate.utils import align_module_device
-
-        with torch.no_grad(), align_module_device(self.owner, torch.device("cpu")):
-            return getattr(self.owner, self.attribute).detach().clone()
+        hook: Any = self.owner._hf_hook
+        with torch.no_grad():
+            hook.pre_forward(self.owner)
+            try:
+                return getattr(self.owner, self.attribute).detach().clone()
+            finally:
+                hook.post_forward(self.owner, None)
 
 
 def offloaded(module: nn.Module) -> bool:
     """Whether accelerate keeps this module's own weights elsewhere and brings them for each forward pass."""
-    if not hasattr(module, "_hf_hook"):
-        return False
-    from accelerate.utils import has_offloaded_params
+    return any(getattr(hook, "offload", False) for hook in hooks_of(module))
 
-    return has_offloaded_params(module)
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """accelerate's hooks on a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module takes its input: where its first weights are, or are brought to."""
+    for part in module.modules():
+        brought = [getattr(hook, "execution_device", None) for hook in hooks_of(part)]
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if not tensor.is_meta:
+                return tensor.device
+            if any(where is not None for where in brought):
+                return torch.device(next(where for where in brought if where is not None))
+    return torch.device("cpu")
+
+
+def placed(module: nn.Module) -> list[str]:
+    """Where accelerate keeps the weights that it brings for each pass: "cpu", "disk", both or nowhere."""
+    found = set()
+    for part in module.modules():
+        for hook in hooks_of(part):
+            if getattr(hook, "offload", False) and any(p.is_meta for p in part.parameters(recurse=False)):
+                held = hook.weights_map
+                while hasattr(held, "dataset"):
+                    held = held.dataset
+                found.add("disk" if getattr(held, "save_folder", None) else "cpu")
+    return sorted(found)
 
 
 # ---------------------------------------------------------------- adapters
 
 
-def acting(layer: nn.Module) -> list[str]:
+def acting(layer: Any) -> list[str]:
     """Names of the PEFT adapters that change what this module gives; merged ones are in its weights already."""
     if getattr(layer, "disable_adapters", True) or getattr(layer, "merged", False):
         return []
@@ -224,11 +266,16 @@ def _notes(module: nn.Module) -> Iterator[str | Tensor]:
                     size = buffer.detach().double().cpu()
                     steps = (4 * size.abs().clamp_min(1e-30).log2() + 0.1234).floor() * size.sign()
                     yield f"{attribute} {steps.tolist()}"
-        given = vars(owner).get("forward")
-        for function in (*owner._forward_pre_hooks.values(), *owner._forward_hooks.values(), given):
-            if function is not None and not _library(function):
-                yield f"hook {path}"
-                yield from _held_by(function, 0)
+        for function in own_hooks(owner):
+            yield f"hook {path}"
+            yield from _held_by(function)
+
+
+def own_hooks(module: nn.Module) -> list[Any]:
+    """Hooks and replaced forwards of a module that are not those of a library."""
+    given = vars(module).get("forward")
+    every = (*module._forward_pre_hooks.values(), *module._forward_hooks.values(), given)
+    return [function for function in every if function is not None and not _library(function)]
 
 
 def _library(function: Any) -> bool:
@@ -238,41 +285,38 @@ def _library(function: Any) -> bool:
     return where.split(".")[0] in LIBRARIES
 
 
-def _held_by(value: Any, depth: int) -> Iterator[str | Tensor]:
-    """The code of a function and all that it holds; where that cannot be told, a note that no other model has."""
+def _held_by(value: Any, depth: int = 0) -> Iterator[str | Tensor]:
+    """The code of a function, and the tensors and numbers that it holds.
+
+    Not what lists, dicts and counters hold: recorders fill them, and would be another model after each pass.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)):
-        yield repr(value)
     elif isinstance(value, np.ndarray):
         yield torch.from_numpy(np.ascontiguousarray(value))
-    elif isinstance(value, (list, tuple, set, frozenset)) and depth < 6:
-        yield type(value).__name__
+    elif isinstance(value, (str, bytes, int, float, complex, type(None))):
+        yield repr(value)
+    elif isinstance(value, (tuple, frozenset)) and depth < 9:
         for item in value:
             yield from _held_by(item, depth + 1)
-    elif isinstance(value, dict) and depth < 6:
-        for key, item in value.items():
-            yield repr(key)
-            yield from _held_by(item, depth + 1)
     elif isinstance(value, types.CodeType):
-        yield value.co_code.hex()
-        yield repr(value.co_names)
+        yield f"{value.co_code.hex()} {value.co_names}"
         yield from _held_by(value.co_consts, depth + 1)
     elif isinstance(value, functools.partial):
-        yield from _held_by([value.func, value.args, value.keywords], depth + 1)
+        yield from _held_by((value.func, value.args, tuple(value.keywords.values())), depth + 1)
     elif isinstance(value, types.MethodType):
-        yield from _held_by([value.__func__, value.__self__], depth + 1)
-    elif isinstance(value, types.FunctionType) and depth < 6:
-        yield value.__qualname__
+        yield from _held_by((value.__func__, value.__self__), depth + 1)
+    elif isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
-        yield from _held_by([value.__code__, value.__defaults__, value.__kwdefaults__, cells, used], depth + 1)
-    elif isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
-        yield getattr(value, "__qualname__", value.__name__)
-    elif isinstance(value, nn.Module):
-        yield type(value).__qualname__  # its weights are the model's, or unknown here
+        used = [value.__globals__.get(name) for name in value.__code__.co_names]
+        if depth < 9:
+            yield from _held_by((value.__code__, value.__defaults__, *cells, *used), depth + 1)
     else:
-        yield f"{type(value).__qualname__} at {id(value)}"
+        yield type(value).__qualname__
+        if not isinstance(value, (nn.Module, type, types.ModuleType)):
+            for held in getattr(value, "__dict__", {}).values():
+                if isinstance(held, (Tensor, np.ndarray, float)):
+                    yield from _held_by(held, depth + 1)
 
 
 # ---------------------------------------------------------------- counting
@@ -291,7 +335,7 @@ class Counted:
         Seen: other tensors, operations in place (optimisers, ``with torch.no_grad()``), adapters, hooks; and through
         ``.data``, which torch keeps no account of, changes of a whole tensor.
         """
-        held = [x if isinstance(x, str) else (id(x), x._version) for x in self.notes]
+        held = [x if isinstance(x, str) else checksum(x) for x in self.notes]
         sample = []
         for weight in self.weights:
             if not weight.tensor.is_meta and weight.tensor.numel():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from workbench.adapters import base_of, is_adapter, with_adapter
 from workbench.anatomy import Anatomy, Replay, dissect, text_config
 from workbench.errors import InputError, Refused
-from workbench.fingerprint import DIGITS, Counted, of_config, weights
+from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed, weights
 from workbench.weights import effective_linear, effective_weight, outermost
 
 
@@ -29,7 +29,7 @@ class Model:
     Attributes:
         name: what the model is called in figures and provenance; of a folder, its own name.
         source: the hub id or the folder that it was loaded from; None for a model in memory.
-        quantization: how the weights were rounded, e.g. "GGUF Q4_K_M"; None where they were not.
+        quantization: how the weights were quantised, e.g. "GGUF Q4_K_M"; None where they were not.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
@@ -68,8 +68,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go (with several devices: where the embeddings are)."""
-        return next(self.module.parameters()).device
+        """Where the inputs go (with several devices: where the embeddings are; offloaded: where they are brought)."""
+        return execution_device(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,6 +153,16 @@ class Model:
         return prove(self, layers) if layers else layers
 
     @property
+    def adapters(self) -> list[str]:
+        """PEFT's adapters that act: their names, with "(merged)" where they are in the weights."""
+        return adapters(self.module)
+
+    @property
+    def offloaded(self) -> list[str]:
+        """Where weights lie that are brought for each pass: "cpu", "disk"; [] where all are on their devices."""
+        return placed(self.module)
+
+    @property
     def fingerprint(self) -> str:
         """20 hex digits over what runs: config, every weight, adapters that act, hooks, and the tokenizer's vocabulary.
 
@@ -228,6 +238,7 @@ def load(
     """
     if engine not in ("auto", "hooks"):
         raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
+    hint = ""
     if isinstance(source, Model):
         if adapter is None:
             return source
@@ -238,6 +249,7 @@ def load(
         adapter = source
         source, named = base_of(adapter)
         revision = named if revision is None else revision
+        hint = f" It is the base that the adapter in {adapter} names: give yours, load(base, adapter={str(adapter)!r})."
     if adapter is not None and tokenizer is None and (Path(adapter).expanduser() / "tokenizer_config.json").exists():
         import transformers
 
@@ -252,7 +264,7 @@ def load(
         with nullcontext() if progress else _no_bars():
             module, tokenizer, processor = _from_pretrained(
                 str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code,
-                gguf,
+                gguf, hint,
             )  # fmt: skip
     else:
         by_name = {
@@ -357,6 +369,7 @@ def _from_pretrained(
     revision: str | None,
     trust_remote_code: bool,
     gguf: Path | None = None,
+    hint: str = "",
 ) -> tuple[nn.Module, Any, Any]:
     import transformers
 
@@ -406,7 +419,7 @@ def _from_pretrained(
             raise InputError(f"{name!r} could not be loaded: {error}") from error
         raise InputError(
             f"There is no folder {name!r} here, so it was taken for a hub id, and the hub did not give it: {error}"
-            f"{_near(source)}"
+            f"{_near(source)}{hint}"
         ) from error
     if device_map is None and quantization is None:
         module = module.to(device)

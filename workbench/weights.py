@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workbench.engines.hooks import untouched
 from workbench.errors import Refused
-from workbench.fingerprint import acting, adapted, offloaded, weights
+from workbench.fingerprint import acting, adapted, execution_device, offloaded, own_hooks, weights
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest |x W + b - module(x)| as a share of the largest |module(x)|.
@@ -34,9 +34,9 @@ def effective_linear(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     plain = _plain(module)
     with untouched(module):
         if plain:
-            weight, bias = module.weight.detach(), getattr(module, "bias", None)
+            stored = {w.attribute: w.value() for w in weights(module)}
+            weight, bias = stored["weight"], stored.get("bias")
             weight = weight.T if type(module).__name__ == "Conv1D" else weight
-            bias = None if bias is None else bias.detach()
         else:
             width, dtype, device = _takes(module)
             bias = _out(module(torch.zeros(1, 1, width, dtype=dtype, device=device)))[0]
@@ -50,7 +50,7 @@ def effective_linear(module: nn.Module) -> tuple[Tensor, Tensor | None]:
             bias = bias if bool(bias.any()) else None
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
-        own = _out(module(x.to(_takes(module)[1]) if not plain else x))
+        own = _out(module(x))
         _prove(module, nn.functional.linear(x[0].to(own.device), weight.to(own.device), bias), own)
     return weight, bias
 
@@ -63,7 +63,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     _present(module)
     with untouched(module):
         if _plain(module):
-            weight = module.weight.detach()
+            weight = next(w.value() for w in weights(module) if w.attribute == "weight")
             ids = torch.linspace(0, n - 1, min(n, 64), device=weight.device).long()
             _prove(module, weight[ids], _out(module(ids[None])))
             return weight
@@ -107,6 +107,18 @@ def outermost(root: nn.Module, path: str) -> nn.Module:
     return root.get_submodule(path)
 
 
+def aside(module: nn.Module) -> set[nn.Module]:
+    """Modules that do not run, since PEFT runs others in their place: originals, copies of adapters that are off."""
+    found: set[nn.Module] = set()
+    for _, layer in adapted(module):
+        kept = getattr(layer, "modules_to_save", None)
+        if isinstance(kept, nn.ModuleDict):
+            on = acting(layer)
+            idle = [*([layer.original_module] if on else []), *(m for name, m in kept.items() if name not in on)]
+            found |= {part for one in idle for part in one.modules()}
+    return found
+
+
 def _merged(layer: Any, memo: dict[int, Any]) -> nn.Module:
     _present(layer)
     try:
@@ -138,8 +150,7 @@ def _plain(module: nn.Module) -> bool:
     """Whether a module's forward is torch's own, on its stored weight."""
     return (
         (type(module) in (nn.Linear, nn.Embedding) or type(module).__name__ == "Conv1D")
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-        and not module.weight.is_meta
+        and not own_hooks(module)
         and module.weight.is_floating_point()
     )
 
@@ -175,10 +186,7 @@ def _takes(module: Any) -> tuple[int, torch.dtype, torch.device]:
     if width is None:
         raise Refused(f"A {type(module).__name__} has no matrix that could be read off it.")
     dtype = next((p.dtype for p in parameters if p.is_floating_point() and p.element_size() > 1), torch.float32)
-    hook = getattr(module, "_hf_hook", None)
-    where = [p.device for p in parameters if not p.is_meta]
-    device = where[0] if where else torch.device(getattr(hook, "execution_device", None) or "cpu")
-    return int(width), dtype, device
+    return int(width), dtype, execution_device(module)
 
 
 def _out(output: Any) -> Tensor:
