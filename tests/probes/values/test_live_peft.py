@@ -122,18 +122,19 @@ def test_an_adapter_on_the_unembedding_is_read_like_its_merged_twin(base, tmp_pa
     own = Pmf(FRAMINGS).read(merged, ITEMS, batch_size=32, progress=False)
     for found in (trained["p"].values, tracker.readings()["p"].values[0]):
         np.testing.assert_allclose(found, own["p"].values, atol=1e-5)
-    assert np.abs(new["p"].values - own["p"].values).max() > 0.01
+    assert np.abs(new["p"].values - own["p"].values).max() > 1e-3
 
 
 def test_adapters_of_a_base_in_memory_do_not_pile_up(base, tmp_path):
     """Each step is a fresh base with its adapter, and the caller's model stays what it was."""
     folders = {}
     for step in (1, 2, 3):
+        fresh = model()
         torch.manual_seed(step)
-        module = peft.get_peft_model(model(), lora(init_lora_weights=False))
+        module = peft.get_peft_model(fresh, lora(init_lora_weights=False))
         module.save_pretrained(tmp_path / f"adapter-{step}")
         folders[step] = str(tmp_path / f"adapter-{step}")
-    mine = workbench.load(model(), tokenizer=tokenizer())
+    mine = workbench.load(model().eval(), tokenizer=tokenizer())
     for parameter in list(mine.module.parameters())[::2]:
         parameter.requires_grad_(False)
     ids = torch.tensor([[5, 6, 7, 8]])
