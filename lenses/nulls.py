@@ -70,14 +70,32 @@ def null_states(run: Run, sites: list[Site], rows: int = ROWS, *, draw: Draw | N
     Special tokens, and pieces of images, stay where they are and are no null states.  At most half as many tokens are
     run as the prompts have, or 1024.
     """
+    # Readers of one run share what they need alike: one pass serves them all.
+    kept = run.__dict__.setdefault("_nulls", {}).setdefault((seed, rows, draw is None), {})
+    missing = [site for site in sites if site not in kept]
+    if missing:
+        variants, chosen = _variants(run, rows, draw, seed)
+        if not variants:
+            none = np.zeros(0, np.int64)
+            kept |= {site: (torch.zeros(0, run.model.d_model), none, none) for site in missing}
+        else:
+            reader = _Rows(missing, chosen)
+            read(run.model, variants, reader, progress=False)
+            kept |= reader.found
+        kept["prompts"] = variants
+    states, prompt, position = (list(x) for x in zip(*(kept[site] for site in sites), strict=True))
+    reason = "" if kept["prompts"] else "no prompt has two text tokens to shuffle"
+    return Null(states, kept["prompts"], prompt, position, reason)
+
+
+def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[list[int]], list[np.ndarray]]:
+    """Prompts with other tokens in the places of text, and at which positions of each a null state is taken."""
     rng = np.random.default_rng(seed)
     fixed = {*(getattr(run.model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(run.model)}
     movable = [np.flatnonzero(~np.isin(prompt.ids, list(fixed))) for prompt in run.prompts]
     usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and not prompt.extras]
     if not usable:
-        none = [np.zeros(0, np.int64)] * len(sites)
-        states = [torch.zeros(0, run.model.d_model)] * len(sites)
-        return Null(states, [], none, none, "no prompt has two text tokens to shuffle")
+        return [], []
     room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts) // 2)
     mean = max(1, round(float(np.mean([len(run.prompts[i].ids) for i in usable]))))
     count = max(1, min(_VARIANTS, room // mean))
@@ -89,9 +107,7 @@ def null_states(run: Run, sites: list[Site], rows: int = ROWS, *, draw: Draw | N
         ids[free] = rng.permutation(ids[free]) if draw is None else draw(rng, len(free))
         variants.append(ids.tolist())
         chosen.append(rng.permutation(free)[:each])
-    reader = _Rows(sites, chosen)
-    read(run.model, variants, reader, progress=False)
-    return Null(reader.states, variants, reader.prompt, reader.position)
+    return variants, chosen
 
 
 def p_and_q(best: np.ndarray, null: list[np.ndarray], left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +167,11 @@ class _Rows:
         batch.done.append(lambda: self._kept[site].append((prompt[inside], slot[inside], rows)))
 
     def end(self) -> Any:
-        self.states, self.prompt, self.position = [], [], []
+        self.found: dict[Site, tuple[Tensor, np.ndarray, np.ndarray]] = {}
         for site in self._sites:
             parts = list(zip(*self._kept[site], strict=True))
             prompt, slot, rows = np.concatenate(parts[0]), np.concatenate(parts[1]), torch.cat(parts[2])
             order = np.lexsort((slot, prompt))  # however they were batched
             order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
-            self.states.append(rows[torch.from_numpy(order)])
-            self.prompt.append(prompt[order])
-            self.position.append(slot[order])
+            self.found[site] = rows[torch.from_numpy(order)], prompt[order], slot[order]
         return Reading(self._run.dataset({}, {}))

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from workbench.engines.hooks import Layout, StopForward, hooked, run, spliced, tensors, untouched
 from workbench.errors import Refused
+from workbench.fingerprint import execution_device, weights
+from workbench.weights import effective_linear
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest |replayed - own| logit, as a share of the largest |own| logit.
@@ -113,7 +115,7 @@ def _probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tens
             f"{type(module).__name__} has no input embedding over a vocabulary. "
             "A lens needs a model that reads token ids and gives logits over tokens."
         )
-    special = set(_token_ids(module.config)) if hasattr(module, "config") else set()
+    special = set(reserved_ids(module.config)) if hasattr(module, "config") else set()
     limit = min(rows, getattr(config, "vocab_size", rows) or rows)
     allowed = [i for i in range(limit) if i not in special] if limit < 4096 else None
     generator = torch.Generator().manual_seed(seed)
@@ -128,19 +130,19 @@ def _probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tens
     mask[1, lengths[1] :] = 0
     pad = getattr(config, "pad_token_id", None)
     ids[1, lengths[1] :] = pad if isinstance(pad, int) and 0 <= pad < limit else int(ids[1, 0])
-    device = device_of(module)
+    device = execution_device(module)
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     return inputs, mask.bool().to(device)
 
 
-def _token_ids(config: Any) -> list[int]:
+def reserved_ids(config: Any) -> list[int]:
     """Every ``*_token_id`` in a config and its sub-configs."""
     found: list[int] = []
     for name, value in vars(config).items():
         if name.endswith(("token_id", "token_index", "token_ids")):
             found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, int)]
         elif hasattr(value, "to_dict"):
-            found += _token_ids(value)
+            found += reserved_ids(value)
     return found
 
 
@@ -796,19 +798,12 @@ def _left(inputs: dict[str, Tensor], real: Tensor) -> tuple[dict[str, Tensor], T
 def head_weights(module: nn.Module, anatomy: Anatomy) -> tuple[Tensor, Tensor | None]:
     """The unembedding matrix [vocabulary, features] and its bias, as the proof and every readout multiply with them.
 
-    Offloaded ones are fetched.  Raises Refused where they are quantised.
+    Raises Refused where they are not known (:mod:`workbench.weights`).
     """
     head = module.get_submodule(anatomy.unembedding)
-    with brought(head):
-        weight = getattr(head, "weight", None)
-        bias = None if anatomy.tied_function else getattr(head, "bias", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-            kept = f"as {weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else "in no weight matrix"
-            raise Refused(
-                f"The unembedding {anatomy.unembedding} ({type(head).__name__}) is stored {kept}: it is quantised. The "
-                "lens multiplies with it directly: load the model with the head left unquantised."
-            )
-        return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+    if anatomy.tied_function:  # a function multiplies with what is stored
+        return next(w.value() for w in weights(head) if w.attribute == "weight"), None
+    return effective_linear(head)
 
 
 def _nowhere(module: nn.Module, path: str = "") -> list[str]:
@@ -835,11 +830,3 @@ def brought(module: nn.Module) -> Iterator[None]:
         hook.post_forward(module, None)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where the inputs of a model go: to its first weights; of an offloaded model, to where accelerate runs it."""
-    device = next(module.parameters()).device
-    if device.type != "meta":
-        return device
-    places = (getattr(getattr(m, "_hf_hook", None), "execution_device", None) for m in module.modules())
-    place = next((p for p in places if p is not None), "cpu")
-    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)

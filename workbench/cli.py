@@ -250,7 +250,14 @@ def describe(model: Any) -> None:
     rows = {
         "model": f"{model.name} ({anatomy.architecture}, {size / 1e6:.1f} M parameters)",
         "fingerprint": model.fingerprint,
-        "runs in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+        "runs in": ", ".join(
+            [
+                f"{str(model.dtype).removeprefix('torch.')} on {model.device}",
+                *([f"quantised as {model.quantization}"] if model.quantization else []),
+                *([f"adapters {', '.join(model.adapters)}"] if model.adapters else []),
+                *([f"weights offloaded to {' and '.join(model.offloaded)}"] if model.offloaded else []),
+            ]
+        ),
         "blocks": f"{anatomy.blocks}: {model.n_layers}; width {model.d_model}; vocabulary {model.vocab_size}; "
         f"context {model.context_length or 'unlimited'}",
         "readout": anatomy.formula,

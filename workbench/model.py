@@ -16,20 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import (
-    Anatomy,
-    Replay,
-    device_of,
-    dissect,
-    head_weights,
-    proof_is_current,
-    proof_rests_on,
-    text_config,
-)
+from workbench.adapters import base_of, is_adapter, with_adapter
+from workbench.anatomy import Anatomy, Replay, dissect, head_weights, proof_is_current, proof_rests_on, text_config
 from workbench.errors import InputError, Refused
-
-SAMPLED = 4096
-"""How many elements of each weight enter the fingerprint: 70B parameters take seconds, not minutes."""
+from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
+from workbench.weights import effective_weight, outermost
 
 
 class Model:
@@ -38,6 +29,7 @@ class Model:
     Attributes:
         name: what the model is called in figures and provenance; of a folder, its own name.
         source: the hub id or the folder that it was loaded from; None for a model in memory.
+        quantization: how the weights were quantised, e.g. "GGUF Q4_K_M"; None where they were not.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
@@ -46,9 +38,12 @@ class Model:
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
         self.name = name
         self.source: str | None = None
+        self.quantization: str | None = None
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
+        self._counted: tuple[Any, str] = (None, "")
+        self._matrices: dict[str, tuple[Any, Any]] = {}
         self.prove()
 
     def __repr__(self) -> str:
@@ -88,8 +83,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go (with several devices: where the embeddings are)."""
-        return device_of(self.module)
+        """Where the inputs go (with several devices: where the embeddings are; offloaded: where they are brought)."""
+        return execution_device(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,24 +110,44 @@ class Model:
 
     @property
     def unembedding(self) -> tuple[Tensor, Tensor | None]:
-        """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device."""
-        return head_weights(self.module, self.anatomy)
+        """The matrix [vocabulary, features] and the bias [vocabulary] or None, on their own device.
+
+        What the model multiplies with (:mod:`workbench.weights`): with adapters that act, dequantised, fetched.
+        """
+        return self._effective(self.anatomy.unembedding, lambda _: head_weights(self.module, self.anatomy))
 
     @property
     def embedding(self) -> Tensor:
-        """The input embedding matrix [vocabulary, d_model].
+        """What the input embedding gives for each id [vocabulary, d_model]; see :attr:`token_vectors`.
 
         Raises InputError when the embeddings are not vectors of the residual stream (a projection follows).
         """
-        module = self.module.get_submodule(self.anatomy.embedding) if self.anatomy.embedding else None
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != self.d_model:
-            shape = None if weight is None else tuple(weight.shape)
+        found = self.token_vectors if self.anatomy.embedding else None
+        if found is None or found.shape[1] != self.d_model:
+            shape = None if found is None else tuple(found.shape)
             raise InputError(
                 f"The input embeddings of {self.name} have shape {shape} and its residual stream is "
                 f"{self.d_model} wide, so states cannot be compared with embeddings. Use LogitLens instead."
             )
-        return weight.detach()
+        return found
+
+    @property
+    def token_vectors(self) -> Tensor:
+        """[ids, width]: what the embedding module gives for each id, as ``inputs_embeds`` takes it.
+
+        With adapters that act, and scaled where the module scales (Gemma 3; Gemma 2 scales behind it).
+        """
+        if self.anatomy.embedding is None:
+            raise InputError(f"{self.name} has no input embeddings of its own, so ids have no vectors.")
+        return self._effective(self.anatomy.embedding, effective_weight)
+
+    def _effective(self, path: str, read: Any) -> Any:
+        """A matrix that is read off a module; once, until something about the module changes."""
+        module = outermost(self.module, path)
+        token = Counted(module).token()
+        if self._matrices.get(path, (None,))[0] != token:
+            self._matrices[path] = token, read(module)
+        return self._matrices[path][1]
 
     @cached_property
     def parts(self) -> Any:
@@ -149,24 +164,34 @@ class Model:
         layers = find_moe(self)
         return prove(self, layers) if layers else layers
 
-    @cached_property
+    @property
+    def adapters(self) -> list[str]:
+        """PEFT's adapters that act: their names, with "(merged)" where they are in the weights."""
+        return adapters(self.module)
+
+    @property
+    def offloaded(self) -> list[str]:
+        """Where weights lie that are brought for each pass: "cpu", "disk"; [] where all are on their devices."""
+        return placed(self.module)
+
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits over config, weights (sampled evenly), and tokenizer; the same on every device."""
-        digest = hashlib.sha256()
-        config = getattr(self.module, "config", None)
-        if config is not None:
-            digest.update(json.dumps(_settled(config.to_dict()), sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.module.state_dict().items()):
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            if weight.is_meta or not weight.numel():
-                continue
-            flat = weight.detach().reshape(-1)
-            flat = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].cpu()
-            flat = flat.float() if flat.is_floating_point() else flat.to(torch.int64)
-            digest.update(flat.contiguous().numpy().tobytes())
-        if self.tokenizer is not None and hasattr(self.tokenizer, "get_vocab"):
-            digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        return digest.hexdigest()[:16]
+        """20 hex digits over what runs: config, every weight, adapters that act, hooks, and the tokenizer's vocabulary.
+
+        The same on every device, for every way of spreading the weights (offloaded ones too) and for every dtype that
+        holds the same values; see :mod:`workbench.fingerprint`.  Counted again when something has changed.
+        """
+        counted = Counted(self.module)
+        config = of_config(getattr(self.module, "config", None))
+        words = self.tokenizer if hasattr(self.tokenizer, "get_vocab") else None
+        token = counted.token(), config, (id(words), len(words)) if words is not None else None
+        if token != self._counted[0]:
+            digest = hashlib.sha256(config)
+            counted.into(digest)
+            if words is not None:
+                digest.update(json.dumps(sorted(words.get_vocab().items())).encode())
+            self._counted = token, digest.hexdigest()[:DIGITS]
+        return self._counted[1]
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -182,25 +207,17 @@ class Model:
         return digest.hexdigest()[:16]
 
 
-def _settled(config: dict) -> dict:
-    """A config without what says where and by whom it was saved."""
-    loose = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
-    return {
-        str(key): _settled(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in loose and not str(key).startswith("_")
-    }
-
-
 def load(
     source: Any,
     *,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     processor: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
     quantization: str | None = None,
+    gguf_file: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     engine: str = "auto",
@@ -210,13 +227,17 @@ def load(
     """Load a model and prove its readout.
 
     Args:
-        source: ``"organism:story"`` (built in), a hub id, a local folder, a transformers model in memory (give
-            its ``tokenizer=``), an nnsight ``LanguageModel`` or a TransformerLens ``TransformerBridge`` (both
-            are read through the transformers model they wrap).
+        source: ``"organism:story"`` (built in), a hub id, a local folder, a ``.gguf`` file, the folder of a PEFT
+            adapter that names its base, a transformers model in memory (give its ``tokenizer=``), an nnsight
+            ``LanguageModel`` or a TransformerLens ``TransformerBridge`` (both are read through the model they wrap).
+        adapter: the folder or hub id of a PEFT adapter for the source (needs peft).  It stands beside the weights, not
+            merged; a model in memory is left as it is, and shares its weights with the one that is returned.
         device: ``"cpu"``, ``"cuda"``, ...; default: a GPU when there is one.  Not together with device_map.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or "auto"; default: as the checkpoint on a GPU, fp32 on CPU.
         device_map: as in transformers, e.g. ``"auto"`` to spread a model over several GPUs (needs accelerate).
         quantization: ``"8bit"`` or ``"4bit"`` (needs bitsandbytes); the unembedding stays unquantised.
+        gguf_file: which file of a hub model or folder, e.g. ``"model-Q4_K_M.gguf"``.  Weights of a GGUF file are
+            dequantised when they are read (needs gguf).
         revision: a branch, tag or commit of a hub model.
         engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
         name: what the model is called in figures and files; default: the hub id, or the folder's own name.
@@ -229,17 +250,40 @@ def load(
     """
     if engine not in ("auto", "hooks"):
         raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
+    hint = ""
     if isinstance(source, Model):
-        return source
+        if adapter is None:
+            return source
+        name = name or f"{source.name}+{_called(str(adapter))}"
+        tokenizer = source.tokenizer if tokenizer is None else tokenizer
+        processor, source = source.processor if processor is None else processor, source.module
+    if adapter is None and isinstance(source, (str, Path)) and is_adapter(source):
+        adapter = source
+        source, named = base_of(adapter)
+        revision = named if revision is None else revision
+        hint = f" It is the base that the adapter in {adapter} names: give yours, load(base, adapter={str(adapter)!r})."
+    if adapter is not None and tokenizer is None and (Path(adapter).expanduser() / "tokenizer_config.json").exists():
+        import transformers
+
+        # With the chat template that it was trained in.
+        tokenizer = _optional(transformers.AutoTokenizer, str(Path(adapter).expanduser()), {})
+    rounded = None
     if isinstance(source, (str, Path)):
+        found = str(source)
+        gguf = _gguf(found, gguf_file, quantization, revision)
+        if gguf is not None:
+            found, rounded = f"{found}/{gguf_file}" if gguf_file else found, _rounding(gguf)
         with nullcontext() if progress else _no_bars():
             module, tokenizer, processor = _from_pretrained(
-                str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code
-            )
-        found = str(source)
+                str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code,
+                gguf, hint,
+            )  # fmt: skip
     else:
-        for option in ("device_map", "quantization", "revision"):
-            if {"device_map": device_map, "quantization": quantization, "revision": revision}[option] is not None:
+        by_name = {
+            "device_map": device_map, "quantization": quantization, "gguf_file": gguf_file, "revision": revision,
+        }  # fmt: skip
+        for option, value in by_name.items():
+            if value is not None:
                 raise InputError(f"{option}= is for loading by name; this model is in memory already.")
         module, tokenizer = _unwrap(source, tokenizer)
         found = getattr(getattr(module, "config", None), "_name_or_path", "") or type(module).__name__
@@ -247,21 +291,28 @@ def load(
         asked = {"device": device, "dtype": _dtype(dtype)}
         if asked := {k: v for k, v in asked.items() if v is not None}:
             module = module.to(**asked)  # type: ignore[arg-type]
+    if adapter is not None:
+        module = with_adapter(module, adapter)
+        name = name or f"{_called(found)}+{_called(str(adapter))}"
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
+    model.quantization = rounded or _quantization(module)
     return model
 
 
 def _called(source: str) -> str:
     """A folder's own name: where it lies says nothing about the model, and is nobody's business in a paper."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else path.name if path.is_absolute() else source
+    return path.resolve().name if path.exists() else path.name if path.is_absolute() else source
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Without the progress bars of transformers and of the hub; they are as they were after it."""
+    from functools import partialmethod
+
     import huggingface_hub.utils as hub
+    from tqdm.auto import tqdm
     from transformers.utils import logging
 
     def show(own: bool, hubs: bool) -> None:
@@ -270,11 +321,16 @@ def _no_bars() -> Iterator[None]:
             hub.enable_progress_bars() if hubs else hub.disable_progress_bars()
 
     before = logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    own = vars(tqdm).get("__init__")
     show(False, False)
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # the bar of GGUF files asks nobody
     try:
         yield
     finally:
         show(*before)
+        del tqdm.__init__
+        if own is not None:
+            tqdm.__init__ = own
 
 
 def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
@@ -328,16 +384,22 @@ def _from_pretrained(
     quantization: str | None,
     revision: str | None,
     trust_remote_code: bool,
+    gguf: Path | None = None,
+    hint: str = "",
 ) -> tuple[nn.Module, Any, Any]:
     import transformers
 
     name = source
-    if source.startswith("organism:"):
+    if gguf is not None:
+        source = str(gguf.parent)
+    elif source.startswith("organism:"):
         from workbench.organisms import folder
 
         source = str(folder(source.removeprefix("organism:")))
     elif Path(source).exists() and not (Path(source) / "config.json").exists():
         inside = sorted(path.parent.name for path in Path(source).glob("*/config.json"))
+        if files := sorted(path.name for path in Path(source).glob("*.gguf")):
+            raise InputError(f"{source} is a folder of GGUF files. Say which, with gguf_file=: {', '.join(files[:8])}.")
         raise InputError(
             f"{source} is not a model folder: it has no config.json. Give the folder that save_pretrained() wrote"
             + (f"; inside are {', '.join(inside[:8])}." if inside else ".")
@@ -348,8 +410,12 @@ def _from_pretrained(
         raise InputError("device= and device_map= were both given. device_map places the model by itself.")
     if device is None and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf is not None:
+        common = {"gguf_file": gguf.name}
     options: dict[str, Any] = dict(common)
+    if gguf is not None and hasattr(transformers, "GgufConfig"):  # it may leave weights packed for a kernel
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if dtype is not None and dtype != "auto":
         options["dtype"] = _dtype(dtype)
     else:
@@ -365,11 +431,11 @@ def _from_pretrained(
     except (OSError, ValueError) as error:
         if isinstance(error, Refused):
             raise
-        if Path(source).exists():
+        if Path(source).expanduser().exists():
             raise InputError(f"{name!r} could not be loaded: {error}") from error
         raise InputError(
             f"There is no folder {name!r} here, so it was taken for a hub id, and the hub did not give it: {error}"
-            f"{_near(source)}"
+            f"{_near(source)}{hint}"
         ) from error
     if device_map is None and quantization is None:
         module = module.to(device)
@@ -381,6 +447,70 @@ def _from_pretrained(
         if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
             tokenizer = None
     return module, tokenizer, processor
+
+
+def _gguf(source: str, name: str | None, quantization: str | None, revision: str | None) -> Path | None:
+    """The GGUF file that is meant, fetched from the hub where it is there; None for any other model."""
+    from importlib.util import find_spec
+
+    from workbench.errors import missing
+
+    path = Path(source).expanduser()
+    if name is None and path.suffix != ".gguf":
+        return None
+    if name is not None and (path.is_file() or source.startswith("organism:")):
+        raise InputError(f"gguf_file= names a file of a hub model or of a folder, and {source} is neither.")
+    if quantization is not None:
+        raise InputError("A GGUF file is quantised already: leave out quantization=.")
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise missing(package, "Loading a .gguf file", "gguf")
+    if name is None or path.is_dir():
+        path = path if name is None else path / name
+        if not path.is_file():
+            beside = sorted(file.name for file in path.parent.glob("*.gguf"))
+            raise InputError(
+                f"There is no file {path}." + (f" Beside it are {', '.join(beside[:8])}." if beside else "")
+            )
+        return path.absolute()
+    from huggingface_hub import hf_hub_download
+
+    if not _hub_id(source):
+        raise InputError(f"There is no folder {source}.{_near(source)}")
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"There is no folder {source!r} here, so it was taken for a hub id, and the hub did not give {name}: "
+            f"{error}"
+        ) from error
+
+
+def _rounding(gguf: Path) -> str:
+    """How the weights of a GGUF file are quantised, e.g. "GGUF Q4_K_M": as the file says, or its commonest type."""
+    from collections import Counter
+
+    from gguf import GGUFReader, LlamaFileType
+
+    reader = GGUFReader(gguf)
+    said = reader.get_field("general.file_type")
+    if said is not None and (number := int(said.parts[-1][0])) in set(LlamaFileType):
+        return f"GGUF {LlamaFileType(number).name.removeprefix('MOSTLY_').removeprefix('ALL_')}"
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    return f"GGUF {sizes.most_common(1)[0][0]}"
+
+
+def _quantization(module: nn.Module) -> str | None:
+    """How the weights of a transformers model are quantised, e.g. "bitsandbytes 4bit"; None where they are not."""
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    known = config if isinstance(config, dict) else config.to_dict()
+    method = str(getattr(known.get("quant_method"), "value", known.get("quant_method")) or type(config).__name__)
+    bits = known.get("bits") or (known.get("load_in_4bit") and 4) or (known.get("load_in_8bit") and 8)
+    return f"{method.removeprefix('bitsandbytes_')} {bits}bit" if bits else method
 
 
 def _hub_id(source: str) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from workbench.engines.hooks import hooked, run, untouched
 from workbench.errors import Refused
+from workbench.weights import aside
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -180,7 +181,8 @@ def find_moe(model: Model) -> dict[int, MoE]:
     kinds = _router_kinds(model.module)
     for block, module in enumerate(model.blocks):
         prefix = f"{model.anatomy.blocks}.{block}"
-        layers = [_layer(kinds, block, prefix, name, m, module) for name, m in module.named_modules()]
+        idle = aside(module)
+        layers = [_layer(kinds, block, prefix, name, m, module) for name, m in module.named_modules() if m not in idle]
         layers = [layer for layer in layers if layer is not None]
         if len(layers) > 1:
             # JetMoE routes its attention, too: the feed-forward part is the block's.  Of a model with experts for
@@ -236,8 +238,9 @@ def _router_kinds(module: nn.Module) -> dict[str, int]:
 
 def _router(kinds: dict[str, int], prefix: str, inside: nn.Module) -> tuple[str, int]:
     """Path of the router in a block, and which of its outputs are its scores; "" if unknown."""
+    idle = aside(inside)
     for name, module in inside.named_modules():
-        if type(module).__name__ in kinds and not takes_routing(module):
+        if type(module).__name__ in kinds and not takes_routing(module) and module not in idle:
             return f"{prefix}.{name}", kinds[type(module).__name__]
     return "", 0
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.anatomy import reserved_ids
 from workbench.sites import Site
 
 if TYPE_CHECKING:
@@ -90,13 +91,26 @@ class Norms:
         bins = np.nan_to_num(bins, nan=0, neginf=0, posinf=_BINS - 1).clip(0, _BINS - 1).astype(int)
         np.add.at(self._counts[site], (image.astype(int), bins), 1)
 
+    def counts(self, site: Site) -> np.ndarray:
+        """[bin] how many text positions have norms in each bin."""
+        return self._counts[site][0]
+
     def __contains__(self, site: Site) -> bool:
         return site in self._norm
 
     def limit(self, site: Site) -> np.ndarray:
         """[text, image] norms beyond which a position is a sink; infinite where no position says what is usual."""
         counts = self._counts[site]
-        return np.array([_limit(counts[0], lambda: _usual(self.model, site)), _limit(counts[1], lambda: None)])
+        return np.array([_limit(counts[0], lambda: self._usual(site)), _limit(counts[1], lambda: None)])
+
+    def _usual(self, site: Site) -> np.ndarray:
+        """Counts at a site over prompts of random tokens: what is usual, where prompts are too short to say."""
+        kept = self.model.__dict__.setdefault("_usual_norms", {})
+        token = self.model.fingerprint
+        missing = [s for s in self._counts if (token, s) not in kept]
+        if missing:
+            kept |= {(token, s): counts for s, counts in _usual(self.model, missing).items()}
+        return kept[token, site]
 
     def sinks(self, site: Site) -> np.ndarray:
         """[prompt, slot] whether each position that was read is a sink there."""
@@ -123,41 +137,37 @@ def _limit(counts: np.ndarray, otherwise: Any) -> float:
     return middle * min(MOST, max(LEAST, SPREAD * high / middle))
 
 
-def _usual(model: Model, site: Site) -> np.ndarray | None:
-    """Counts of norms at a site over prompts of random tokens: what is usual, where prompts are too short to say."""
+def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
     from workbench.reader import read
 
-    kept = model.__dict__.setdefault("_usual_norms", {})
-    if site not in kept:
-        n = min(getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size), model.vocab_size)
-        special = set(getattr(model.tokenizer, "all_special_ids", None) or [])
-        drawn = np.random.default_rng(0).integers(0, n, (4, 16))
-        prompts = [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
-        reader = _Counted(site)
-        read(model, prompts, reader, progress=False)
-        kept[site] = reader.counts
-    return kept[site]
+    n = min(getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size), model.vocab_size)
+    special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *reserved_ids(model.module.config)}
+    drawn = np.random.default_rng(0).integers(0, n, (4, 16))
+    prompts = [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
+    reader = _Counted(sites)
+    read(model, prompts, reader, progress=False)
+    return reader.counts
 
 
 class _Counted:
-    """A reader that keeps the counts of one site's norms."""
+    """A reader of nothing but the norms, which the pass itself counts."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, sites: list[Site]) -> None:
+        self._sites = sites
 
     def sites(self, model: Model) -> list[Site]:
-        return [self.site]
+        return self._sites
 
     def begin(self, run: Any) -> None:
         self._run = run
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        pass  # the pass itself keeps the norms
+        pass
 
     def end(self) -> Any:
         from workbench.reading import Reading
 
-        self.counts = self._run.norms._counts[self.site][0]
+        self.counts = {site: self._run.norms.counts(site) for site in self._sites}
         return Reading(self._run.dataset({}, {}))
 
 

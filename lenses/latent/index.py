@@ -279,6 +279,12 @@ class ContextIndex:
                     "it with model=, which checks it, or use foreign=True."
                 )
             if mine[what] != theirs:
+                if what == "fingerprint" and len(mine[what]) != len(theirs):
+                    raise IndexRefused(
+                        f"The index at {self.path} was built by version 0.1.0, whose fingerprints were counted from a "
+                        "part of the weights: whether it was this model cannot be said. Build it again, or say "
+                        "foreign=True if you know that it was."
+                    )
                 thing = "tokenizer" if what == "tokenizer" else "weights or configuration"
                 raise IndexRefused(
                     f"The index was built with another {thing}: {mine['name']} ({what} {mine[what]}), not {model.name} "

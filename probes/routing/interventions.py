@@ -27,6 +27,7 @@ from workbench.inputs import Prompt, collate, encode, plan
 from workbench.moe import Call, MoE, Routing, hooks, moe_of
 from workbench.reader import token_budget
 from workbench.stats import bootstrap_interval, fdr, p_value, sign_flip_p
+from workbench.weights import merged, outermost
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -105,7 +106,7 @@ def intervene(
             stack.callback(part.register_forward_pre_hook(change, with_kwargs=True).remove)
         for block, amounts in steer.items():
             layer = _checked(model, block, amounts)
-            router = model.module.get_submodule(layer.router) if layer.router else None
+            router = outermost(model.module, layer.router) if layer.router else None
             shift = None if router is None else _shift(router, amounts, layer)
             if router is None or shift is None:
                 raise Refused(
@@ -194,7 +195,7 @@ def _changer(
 
 def _shift(router: nn.Module, amounts: Mapping[int, float], layer: MoE) -> Tensor | None:
     """A state that, added to a router's input, adds these amounts to its scores and nothing to the others."""
-    matrix = next((p for p in router.parameters() if p.ndim == 2 and p.shape[0] >= layer.n_experts), None)
+    matrix = next((p for _, p in merged(router) if p.ndim == 2 and p.shape[0] >= layer.n_experts), None)
     if matrix is None:
         return None
     wanted = torch.zeros(matrix.shape[0], dtype=torch.float64)

@@ -95,7 +95,7 @@ def mixture_entropy(
         each = []
         for _ in range(draws):
             chosen = rng.choice(
-                min(model.vocab_size, len(model.module.get_input_embeddings().weight)), k, replace=False
+                min(model.vocab_size, len(model.token_vectors)), k, replace=False
             )
             reader = _Entropy()
             think(model, inputs, ForcedMixture([chosen.tolist()]), readers=[reader], batch_size=batch_size, seed=seed)

@@ -86,7 +86,7 @@ class ContinuousThought:
     stops = False
 
     def next(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        width = step.model.module.get_input_embeddings().weight.shape[1]
+        width = step.model.token_vectors.shape[1]
         if step.state.shape[1] != width:
             raise Refused(
                 f"{step.model.name}: states behind the final norm have width {step.state.shape[1]} and input "
@@ -427,7 +427,7 @@ class _Runner:
 
     def dataset(self) -> xr.Dataset:
         prompts, n = len(self.prompts), self.policy.n
-        width = self.model.module.get_input_embeddings().weight.shape[1]
+        width = self.model.token_vectors.shape[1]
         vectors = np.full((prompts, n, width), np.nan, np.float32)
         for i, own in self.vectors.items():
             vectors[i, : len(own)] = own
@@ -523,8 +523,8 @@ def _proved(model: Model) -> None:
         for n in (room, max(2, room - 3))
     ]
     prompts = [Prompt(own, "", positions=[len(own) - 1]) for own in ids]
-    table = model.module.get_input_embeddings().weight
-    thoughts = table.detach()[5:9].float().mean(0).to(table)[None, None]
+    table = model.token_vectors
+    thoughts = table[5:9].float().mean(0).to(table)[None, None]
     tolerance = TOLERANCE.get(model.dtype, 1e-4)
     with untouched(model.module):
         alone = []

@@ -144,7 +144,7 @@ def _victims(problem: Problem, kind: str, n: int, rng: np.random.Generator) -> l
 
 
 def _remover(model: Model, names: Sequence[Sequence[str]], chosen: list[list[int]]) -> Edit:
-    table = model.module.get_input_embeddings().weight.detach()
+    table = model.token_vectors
     rows, _ = model.unembedding
     same = rows.shape == table.shape
 

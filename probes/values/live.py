@@ -21,8 +21,8 @@ from probes.values.answers import Asker
 from probes.values.drift import stance
 from probes.values.parts import joined, parts, read_part
 from probes.values.processes import agreed, gathered, place
-from probes.values.training import adapted_head, as_saved, whole
-from workbench.errors import InputError, Refused
+from probes.values.training import as_saved, whole
+from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from probes.values.tracker import Instrument, ValueTracker
@@ -71,8 +71,8 @@ class ValueCallback(TrainerCallback):
     read and what it took is written beside the trainer's progress; a warning comes as soon as reading is going to take
     more than the budget (or :data:`SHARE`) of the training's own time.
 
-    Raises, in all processes: Refused for weights that are spread over processes (FSDP, ZeRO-3) and for an adapter on
-    the unembedding; InputError where the folder is another run's, and where there is no tokenizer to ask with.
+    Raises, in all processes: Refused for weights that are spread over processes (FSDP, ZeRO-3); InputError where the
+    folder is another run's, and where there is no tokenizer to ask with.
     """
 
     def __init__(
@@ -157,7 +157,6 @@ class ValueCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Notes which weights were saved, so that a run that goes on from them is known to be this one."""
         if place()[0] == 0 and self._model is not None:
-            self._model.__dict__.pop("fingerprint", None)
             self.tracker.saved(int(state.global_step), self._model.fingerprint)
 
     # ---------------------------------------------------------------- what it says
@@ -192,12 +191,6 @@ class ValueCallback(TrainerCallback):
 
         whole(module)
         self._model = workbench.load(module, tokenizer=self._asks_with)
-        if adapted_head(self._model):
-            raise Refused(
-                f"An adapter sits on the unembedding ({self._model.anatomy.unembedding}), so its matrix alone does not "
-                "give the logits. Leave it out of target_modules, or read the saved checkpoints, where it is merged: "
-                "ValueTracker(...).run({step: (base, folder), ...})."
-            )
 
     def _known(self, step: int, fingerprint: str) -> None:
         """InputError where the tracker's folder is of another run than the one that begins or goes on at this step."""

@@ -23,7 +23,7 @@ import xarray as xr
 
 from probes.values.items import columns
 from probes.values.parts import read_all
-from workbench.errors import InputError, ReadingError, Refused
+from workbench.errors import InputError, ReadingError
 from workbench.reading import write_whole
 
 FORMAT, VERSION = "latent-workbench values", 1
@@ -93,7 +93,8 @@ class ValueTracker:
 
         Args:
             checkpoints: step -> what :func:`workbench.load` takes; a pair (hub id, revision); a pair (base, folder of a
-                PEFT adapter), where the second is a folder with adapter_config.json; or a function that gives a model.
+                PEFT adapter), where the second is a folder with adapter_config.json, and a base in memory is left as it
+                is; or a function that gives a model.
             skip_failures: a checkpoint that cannot be loaded is recorded (:attr:`failures`) and left out; by default
                 its error is raised.
             batch_size: prompts in a batch, 32 by default.  Rows are equal to the last bit where it is.
@@ -315,41 +316,9 @@ def opened(source: Any) -> Any:
     if isinstance(source, tuple) and len(source) == 2:
         base, second = source
         if (Path(str(second)) / "adapter_config.json").exists():
-            return _adapted(base, str(second))
+            return workbench.load(base, adapter=str(second))
         return workbench.load(base, revision=str(second))
     return workbench.load(source)
-
-
-def _adapted(base: Any, adapter: str) -> Any:
-    """A base with a PEFT adapter beside its weights, as it was trained: merging would round them once more.
-
-    Merged where the readout cannot be proved otherwise: an adapter on the unembedding itself.
-    """
-    import workbench
-
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        from workbench.errors import missing
-
-        raise missing("peft", "Loading an adapter", "adapters") from error
-    from probes.values.training import adapted_head
-
-    model = workbench.load(base)
-    name, tokenizer = f"{model.name}+{Path(adapter).name}", model.tokenizer
-    if (Path(adapter) / "tokenizer_config.json").exists():  # with the chat template that it was trained in
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(adapter)
-    both = PeftModel.from_pretrained(model.module, adapter)
-    try:
-        found = workbench.load(both, tokenizer=tokenizer, name=name)
-        if not adapted_head(found):
-            return found
-    except Refused:
-        if not hasattr(both, "merge_and_unload"):
-            raise
-    return workbench.load(both.merge_and_unload(), tokenizer=tokenizer, name=name)
 
 
 def _sampled(data: xr.Dataset) -> xr.Dataset:

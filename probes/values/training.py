@@ -37,11 +37,6 @@ def whole(module: nn.Module) -> None:
         )
 
 
-def adapted_head(model: Any) -> bool:
-    """Whether a PEFT adapter sits on the unembedding, whose own matrix then is not what gives the logits."""
-    return hasattr(model.module.get_submodule(model.anatomy.unembedding), "base_layer")
-
-
 @contextmanager
 def as_saved(module: nn.Module, tokenizer: Any = None) -> Iterator[None]:
     """In this block the model computes as the checkpoint that is saved now would; after it, nothing has changed.

@@ -50,12 +50,20 @@ def count_forwards(module, run):
 
 
 def test_ten_readers_cost_one_forward(llama):
-    readers = [LogitLens(), EmbeddingLens(), LogitAttribution(), LogitLens(at="mlp_out"), LogitLens(at="attn_out")]
+    readers = [LogitLens(), EmbeddingLens(floors=False), LogitAttribution(), LogitLens(at="mlp_out")]
+    readers += [LogitLens(at="attn_out")]
     readers += [LogitLens(at="resid_mid"), LogitLens(top_k=1), LogitLens(targets=5)]
     readers += [Keep(("resid", 2)), Keep(("resid", 4))]
     llama.parts  # noqa: B018 - found once for a model, by a pass of its own
     assert len(readers) == 10
-    assert count_forwards(llama.module, lambda: workbench.read(llama, prompts()[:1], readers, progress=False)) == 1
+    prompt = [sum(prompts(), [])[:40]]
+    assert count_forwards(llama.module, lambda: workbench.read(llama, prompt, readers, progress=False)) == 1
+    # The null states of all lenses come from one further pass, and what norms are usual is asked once for a model.
+    floors = [EmbeddingLens(), EmbeddingLens(layers=[1, 2])]
+    assert count_forwards(llama.module, lambda: workbench.read(llama, prompt, floors, progress=False)) == 2
+    short = [LogitLens(), EmbeddingLens(floors=False)]
+    twice = lambda: [workbench.read(llama, prompts()[:1], short, progress=False) for _ in range(2)]  # noqa: E731
+    assert count_forwards(llama.module, twice) == 3
 
 
 def test_the_pass_stops_after_the_deepest_site(llama):

@@ -12,6 +12,7 @@ from probes.routing.measures.documents import counts_of, entropy, groups_of, sha
 from workbench.errors import InputError, Refused
 from workbench.reading import Reading
 from workbench.stats import over
+from workbench.weights import merged, outermost
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
@@ -238,7 +239,7 @@ def router_rows(model: Model, block: int) -> np.ndarray:
 
     layer = moe_of(model, block)
     if layer.router:
-        for value in model.module.get_submodule(layer.router).parameters():
+        for _, value in merged(outermost(model.module, layer.router)):
             if value.ndim == 2 and value.shape[0] >= layer.n_experts and value.shape[1] == model.d_model:
                 return value.detach().double().cpu().numpy()[: layer.n_experts]
     raise Refused(f"{model.name}: the router of block {block} has no matrix of one row for each expert.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,19 @@ import numpy as np
 import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from probes.values.tracker import opened
 from workbench.errors import InputError, Refused
+from workbench.fingerprint import plain_names
+from workbench.fingerprint import weights as running
 from workbench.stats import over
+from workbench.weights import merged
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 PARTS = ("attention", "mlp", "norm", "other")
-LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 PIECE = 2**22
 """Elements of a parameter that are in double precision at one time."""
 
@@ -54,10 +56,10 @@ def weights(checkpoints: Mapping[int, Any]) -> xr.Dataset:
     if len(steps) < 2:
         raise InputError(f"Weights move between checkpoints, and there are {len(steps)}. Give two or more.")
     first = opened(checkpoints[steps[0]])
-    modules, shared = _modules(first)
+    shapes, shared = _parameters(first)
+    modules = _modules(first, shapes)
     names = list(dict.fromkeys(modules.values()))
     at = {name: names.index(own) for name, own in modules.items()}
-    shapes = {name: tuple(p.shape) for name, p in _parameters(first).items()}
     shape = len(steps), len(names)
     moved, update, along = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     norm = np.zeros(len(names))
@@ -122,37 +124,38 @@ def _table(
 # ---------------------------------------------------------------- what belongs to what
 
 
-def _parameters(model: Model) -> dict[str, Tensor]:
-    """Each parameter once, under its first name; an adapter's added to what it adapts."""
+def _parameters(model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shape of each parameter under its first name, adapters' own apart; and other names -> the first.
+
+    Names are those without an adapter.
+    """
+    once: dict[int, str] = {}
+    found, shared = {}, {}
+    for weight in running(model.module):
+        if not isinstance(weight.tensor, nn.Parameter) or weight.adapter:
+            continue
+        if not weight.tensor.is_floating_point():
+            raise Refused(
+                f"{model.name} holds {weight.name} as {weight.tensor.dtype}: codes of a quantisation, which do not "
+                "move as weights do. Load the checkpoints unquantised."
+            )
+        first = once.setdefault(id(weight.tensor), weight.name)
+        if first == weight.name:
+            found[first] = tuple(weight.tensor.shape)
+        else:
+            shared[weight.name] = first
+    return found, shared
+
+
+def _modules(model: Model, names: Iterable[str]) -> dict[str, str]:
+    """Parameter -> module."""
+    anatomy = model.anatomy
+    plain = plain_names(model.module)
+    blocks, embedding, unembedding = (
+        f"{plain(path or '?')}." for path in (anatomy.blocks, anatomy.embedding, anatomy.unembedding)
+    )
     found = {}
-    for name, parameter in model.module.named_parameters():
-        plain = _plain(name)
-        if plain is not None:
-            found[plain] = parameter.detach()
-    return found
-
-
-def _plain(name: str) -> str | None:
-    """A parameter's name without what PEFT wraps around it; None for the adapter's own."""
-    if ".lora_" in name or ".modules_to_save." in name or "prompt_encoder" in name:
-        return None  # the adapter's own
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
-def _modules(model: Model) -> tuple[dict[str, str], dict[str, str]]:
-    """Parameter -> module; and other names of shared parameters -> the name under which they count."""
-    anatomy, every = model.anatomy, dict(model.module.named_parameters(remove_duplicate=False))
-    once = {id(p): name for name, p in reversed(every.items())}
-    shared = {}
-    for name, p in every.items():
-        own, plain = _plain(once[id(p)]), _plain(name)
-        if own is not None and plain is not None and own != plain:
-            shared[plain] = own
-    blocks = (_plain(anatomy.blocks + ".") or "").rstrip(".") + "."
-    embedding = _plain((anatomy.embedding or "?") + ".") or "?"
-    unembedding = _plain(anatomy.unembedding + ".") or "?"
-    found = {}
-    for name in _parameters(model):
+    for name in names:
         if name.startswith(blocks):
             number, _, rest = name.removeprefix(blocks).partition(".")
             found[name] = f"block {number} {_part(rest)}"
@@ -171,7 +174,7 @@ def _modules(model: Model) -> tuple[dict[str, str], dict[str, str]]:
         _, number, part = own.split(" ")
         return int(number), PARTS.index(part)
 
-    return {name: found[name] for name in sorted(found, key=place)}, shared
+    return {name: found[name] for name in sorted(found, key=place)}
 
 
 def _part(rest: str) -> str:
@@ -221,9 +224,11 @@ class _Weights:
             # No files, or files with names of their own: the model says what is what.
             model = opened(source) if model is None else model
             self._where = {}
-            for number, (name, tensor) in enumerate(_merged(model)):
+            for number, (name, tensor) in enumerate(merged(model.module)):
+                if name not in shapes:
+                    continue
                 file = scratch / f"{step}-{number}.safetensors"
-                save_file({"w": tensor.contiguous()}, file)
+                save_file({"w": tensor.cpu().contiguous()}, file)
                 self._where[name] = (file, "w")
                 self._own.append(file)
         if lost := sorted(set(shapes) - set(self._where)):
@@ -271,28 +276,3 @@ def _files(source: Any) -> list[Path]:
     if index.exists():
         return [home / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     return [single] if single.exists() else []
-
-
-def _merged(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Parameters with what LoRA adapters add to them, one at a time, on the CPU; the model is left as it is."""
-    adapted = {}
-    for name, module in model.module.named_modules():
-        if getattr(module, "lora_A", None) or getattr(module, "lora_embedding_A", None):
-            adapted[(_plain(name + ".") or "").rstrip(".") + ".weight"] = module
-    other = [
-        name
-        for name, _ in model.module.named_parameters()
-        if _plain(name) is None and not any(f".{x}." in name for x in LORA)
-    ]
-    if other:
-        raise Refused(
-            f"{model.name} has an adapter that does not simply add to weights ({other[0]}), so what the weights are "
-            "under it is not known here. Merge it (merge_and_unload), save the model, and give that folder."
-        )
-    for name, parameter in _parameters(model).items():
-        weight, module = parameter, adapted.get(name)
-        if module is not None and not module.merged and not module.disable_adapters:
-            for adapter in module.active_adapters:
-                if adapter in module.scaling:
-                    weight = weight + module.get_delta_weight(adapter).detach().to(weight.dtype)
-        yield name, weight.cpu()

@@ -7,14 +7,12 @@ import pytest
 import torch
 import transformers
 from living import FRAMINGS, ITEMS, instruments, model, tokenizer
-from test_live import told as begins
 from test_live_trl import alike, method
 
 import workbench
 from probes.values.instruments import Pmf
 from probes.values.live import ValueCallback
 from probes.values.tracker import ValueTracker
-from workbench.errors import Refused
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -106,20 +104,58 @@ def test_a_resumed_adapter_is_known_again(base, tmp_path):
     np.testing.assert_array_equal(tracker.readings()["p"].values, before["p"].values)
 
 
-def test_an_adapter_on_the_unembedding_is_refused_live_and_merged_offline(base, tmp_path):
-    tracker = ValueTracker(tmp_path / "live", ITEMS, [Pmf(FRAMINGS)])
-    # Refused at once, though a new adapter adds nothing yet and a proof would pass.
-    new = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"]))
-    with pytest.raises(Refused, match="adapter sits on the unembedding"):
-        ValueCallback(tracker).on_train_begin(*begins(), model=new, processing_class=tokenizer())
-    assert tracker.steps == []
+def test_an_adapter_on_the_unembedding_is_read_like_its_merged_twin(base, tmp_path):
+    """Its matrix is what the head gives with the adapter, also after training has moved it."""
     torch.manual_seed(5)
-    module = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    module = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"]))
+    live = workbench.load(module, tokenizer=tokenizer())  # a new adapter, which adds nothing yet
+    new = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
     module.save_pretrained(tmp_path / "adapter")
+    trained = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False)
+    tracker = ValueTracker(tmp_path / "values", ITEMS, [Pmf(FRAMINGS)])
     tracker.run({4: (str(base), str(tmp_path / "adapter"))}, progress=False)
     merged = workbench.load(module.merge_and_unload(), tokenizer=tokenizer())
     own = Pmf(FRAMINGS).read(merged, ITEMS, batch_size=32, progress=False)
-    np.testing.assert_allclose(tracker.readings()["p"].values[0], own["p"].values, atol=1e-6)
+    for found in (trained["p"].values, tracker.readings()["p"].values[0]):
+        np.testing.assert_allclose(found, own["p"].values, atol=1e-5)
+    assert np.abs(new["p"].values - own["p"].values).max() > 1e-3
+
+
+def test_adapters_of_a_base_in_memory_do_not_pile_up(base, tmp_path):
+    """Each step is a fresh base with its adapter, and the caller's model stays what it was."""
+    folders = {}
+    for step in (1, 2, 3):
+        fresh = model()
+        torch.manual_seed(step)
+        module = peft.get_peft_model(fresh, lora(init_lora_weights=False))
+        module.save_pretrained(tmp_path / f"adapter-{step}")
+        folders[step] = str(tmp_path / f"adapter-{step}")
+    mine = workbench.load(model().eval(), tokenizer=tokenizer())
+    for parameter in list(mine.module.parameters())[::2]:
+        parameter.requires_grad_(False)
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def state():
+        with torch.no_grad():
+            logits = mine.module(input_ids=ids).logits
+        kept = [(name, type(m), len(m._forward_hooks)) for name, m in mine.module.named_modules()]
+        return kept, [(id(p), p.requires_grad, p.grad) for p in mine.module.parameters()], mine.fingerprint, logits
+
+    before = state()
+    tracker = ValueTracker(tmp_path / "memory", ITEMS, [Pmf(FRAMINGS)])
+    tracker.run({step: (mine, folder) for step, folder in folders.items()}, progress=False)
+    after = state()
+    assert before[:3] == after[:3] and torch.equal(before[3], after[3])
+    assert not hasattr(mine.module, "peft_config")
+    fresh = ValueTracker(tmp_path / "fresh", ITEMS, [Pmf(FRAMINGS)])
+    fresh.run({step: (str(base), folder) for step, folder in folders.items()}, progress=False)
+    np.testing.assert_array_equal(tracker.readings()["p"].values, fresh.readings()["p"].values)
+    assert len({tracker.fingerprint(step) for step in folders}) == 3
+    assert [tracker.fingerprint(s) for s in folders] == [fresh.fingerprint(s) for s in folders]
 
 
 def test_an_adapter_folder_brings_its_own_chat_template(base, adapter, tmp_path):

@@ -25,7 +25,7 @@ from probes.values.white import capture as capturing
 from probes.values.white.groups import Groups, units_of
 from probes.values.white.measured import Chance, along, axes, kernels, measured
 from probes.values.white.similarity import cka, shuffled
-from workbench.errors import InputError, ReadingError, Refused
+from workbench.errors import InputError, ReadingError
 
 NOUNS = ("dogs", "cats", "tea", "rain")
 SAYS = tuple(
@@ -817,10 +817,30 @@ def test_weights_of_models_in_memory_and_of_adapters_are_those_of_the_merged(tmp
     np.testing.assert_allclose(found["change"], other["change"], rtol=1e-5)
     assert float(found["change"].sel(module="block 0 attention")[1]) > 0.01
     assert float(found["change"].sel(module="block 0 mlp")[1]) == 0
-    magnitude = peft.LoraConfig(r=2, target_modules=["c_attn"], use_dora=True, fan_in_fan_out=True)
+    magnitude = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], use_dora=True, fan_in_fan_out=True, init_lora_weights=False
+    )
     peft.get_peft_model(gpt2(), magnitude).save_pretrained(tmp_path / "dora")
-    with pytest.raises(Refused, match="does not simply add"):
-        white.weights({0: base, 1: (base, str(tmp_path / "dora"))})
+    moved = white.weights({0: base, 1: (base, str(tmp_path / "dora"))})
+    with_magnitude = peft.PeftModel.from_pretrained(gpt2(), str(tmp_path / "dora")).merge_and_unload()
+    other = white.weights({0: changed(nothing), 1: lambda: loaded(with_magnitude)})
+    np.testing.assert_allclose(moved["change"], other["change"], rtol=1e-4, atol=1e-7)
+
+
+def test_weights_of_modules_that_were_saved_whole_are_those_of_the_merged(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = saved(tmp_path / "base", gpt2())
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["ln_f"])
+    adapted = peft.get_peft_model(gpt2(), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    found = white.weights({0: base, 1: (base, str(tmp_path / "adapter"))})
+    other = white.weights({0: changed(nothing), 1: lambda: loaded(adapted.merge_and_unload())})
+    np.testing.assert_allclose(found["change"], other["change"], rtol=1e-5)
+    assert float(found["change"].sel(module="norm")[1]) > 0.1
 
 
 def test_weights_of_other_models_are_refused(tmp_path):
