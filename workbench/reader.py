@@ -180,6 +180,7 @@ def provenance(model: Model, job: Run, done: int) -> dict[str, Any]:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         },
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "anatomy": {k: v for k, v in model.anatomy.describe().items() if k != "masked"},
         "readout": model.anatomy.formula,
         "prompts": len(job.prompts),
