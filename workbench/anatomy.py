@@ -11,6 +11,7 @@ What attention and MLP add inside each block is found in :mod:`workbench.parts`,
 
 The readout is then replayed on a second, fresh batch (two prompts of different length, padded) and must give
 the model's own logits.  If it does not, the model is refused: a lens through a wrong readout is silently wrong.
+The batch runs padded on either side, and each prompt alone: only a side on which pads change nothing is padded.
 """
 
 from __future__ import annotations

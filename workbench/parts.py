@@ -154,7 +154,9 @@ def _solve(
             continue
         for first, middle in outputs:
             if first != second and any(torch.equal(t, middle) for t in taken) and not torch.equal(middle, end):
-                if _is_mlp(second) and not torch.equal(middle, start) and not first.startswith(second):
+                # Both add to the stream: a norm, too, gives what some module takes.
+                adds = any(is_sum(middle, start, t) for _, t in outputs)
+                if adds and _is_mlp(second) and not torch.equal(middle, start) and not first.startswith(second):
                     return Parts(Write(first, total=True), Write(second, total=True), False)
     return (
         f"block {index} is not its input plus two module outputs (a norm behind the addition, as in BERT or GPT-1, "

@@ -200,6 +200,7 @@ def provenance(model: Model, job: Run, done: int) -> dict[str, Any]:
             "quantization": model.quantization,
             "offloaded": model.offloaded,
         },
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "anatomy": {k: v for k, v in model.anatomy.describe().items() if k != "masked"},
         "readout": model.anatomy.formula,
         "prompts": len(job.prompts),

@@ -54,12 +54,12 @@ def test_an_outlier_and_the_type_change_no_verdict(model_type):
 
 def test_the_spread_has_blocks_of_every_kind():
     kinds = {}
-    for model_type in ("llama", "granite", "gptj", "bloom", "bert", "openai-gpt", "mamba"):
+    for model_type in ("llama", "granite", "gptj", "bloom", "bert", "openai-gpt", "mamba", "zaya"):
         part = find_writes(workbench.load(zoo.build(model_type)))[1]
         kinds[model_type] = part if isinstance(part, str) else (part.parallel, part.attn.scale != 1)
     assert kinds["llama"] == kinds["bloom"] == (False, False)
     assert kinds["granite"] == (False, True) and kinds["gptj"] == (True, False)
-    for model_type in ("bert", "openai-gpt", "mamba"):
+    for model_type in ("bert", "openai-gpt", "mamba", "zaya"):
         assert "is not its input plus two module outputs" in kinds[model_type]
 
 
