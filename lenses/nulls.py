@@ -32,6 +32,8 @@ ROWS = 256
 """Null states at each depth, at most."""
 FEWEST = 20
 """With fewer there is no floor and no p: NaN, and the reason."""
+ROUNDING = 1e-5
+"""Scores this close count as equal."""
 _VARIANTS, _TOKENS = 64, 1024
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -121,7 +123,8 @@ def p_and_q(best: np.ndarray, null: list[np.ndarray], left_out: np.ndarray) -> t
     p = np.full(best.shape, np.nan, np.float32)
     for depth, scores in enumerate(null):
         if len(scores) >= FEWEST:
-            below = np.searchsorted(np.sort(scores), best[:, depth])
+            # The same state in another batch is the same number but for rounding.
+            below = np.searchsorted(np.sort(scores), best[:, depth] - ROUNDING)
             p[:, depth] = (1 + len(scores) - below) / (1 + len(scores))
     p[np.isnan(best) | left_out] = np.nan
     return p, fdr(p).astype(np.float32)

@@ -6,6 +6,7 @@ Opens, draws and tabulates on a machine without torch.
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import os
@@ -181,8 +182,9 @@ class Reading:
             "workbench_format": FORMAT,
             "workbench_version": VERSION,
             "provenance": json.dumps(self.provenance, default=str),
+            "digest": _digest(stored),
         }
-        # Checksums (fletcher32) make a damaged file an error instead of other numbers.
+        # Checksums (fletcher32) say where a file is damaged; the digest, that no piece of it is missing.
         encoding = {
             str(name): {"zlib": True, "complevel": 3, "fletcher32": True, "_FillValue": None}
             for name, v in stored.variables.items()
@@ -309,6 +311,20 @@ def _storable(data: xr.Dataset) -> xr.Dataset:
     return data
 
 
+def _digest(data: xr.Dataset) -> str:
+    """16 hex digits over names, shapes and values; the same before a file is written and after it is read."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(map(str, data.variables)):
+        variable = data.variables[name]
+        values = np.asarray(variable.values)
+        digest.update(f"{name}{variable.dims}{values.shape}".encode())
+        if values.dtype.kind in "fiub":
+            digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+        else:
+            digest.update("\0".join(map(str, values.ravel().tolist())).encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
 def _texts_once(data: xr.Dataset) -> xr.Dataset:
     """Each different text stored once: a variable of texts over many places becomes numbers and a table."""
     out = data.copy()
@@ -378,6 +394,8 @@ def open_reading(path: str | os.PathLike[str]) -> Reading:
             f"{path} has format version {version} and this workbench reads up to {VERSION}: upgrade latent-workbench."
         )
     del data.attrs["workbench_format"]
+    if data.attrs.pop("digest", None) not in (None, _digest(data)):  # files of version 0.1.0 have none
+        raise ReadingError(f"{path} is damaged: its numbers or texts are not those that were saved. Take the original.")
     data = _texts_in_place(data)
     provenance = json.loads(str(data.attrs.pop("provenance")))
     for name, variable in data.variables.items():
