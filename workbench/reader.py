@@ -95,8 +95,8 @@ class Run:
             coords["vocab"] = vocab
             context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
         axis = next((name for name in ("layer", "block") if name in coords), None)
-        if axis is not None:
-            kind = attrs.get("at", "resid" if axis == "layer" else None)
+        kind = attrs.get("at", "resid" if axis == "layer" else None)
+        if axis is not None and kind is not None:
             known = [Site(str(kind), int(index)) for index in coords[axis]]
             if known and all(site in self.norms for site in known):
                 sink = np.stack([self.norms.sinks(site) for site in known], 1)
