@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,10 @@ class EmbeddingLens:
         notes[site] = rows
         if len(notes) < len(self._wanted):
             return
-        cosine, ids = self._nearest(torch.cat([notes[x] for x in self._wanted]))
+        every = torch.cat([notes[x] for x in self._wanted])
+        cosine, ids = self._nearest(every)
+        nothing = ~(every != 0).any(1, keepdim=True)  # a state of zeros has no direction
+        cosine, ids = cosine.masked_fill(nothing, math.nan), ids.masked_fill(nothing, -1)
         notes.clear()
         p, s, shape = batch.prompt.numpy(), batch.slot.numpy(), (len(self._wanted), len(batch), self._k)
         self._token_id[p, :, s] = ids.view(shape).transpose(0, 1).cpu().numpy()

@@ -22,6 +22,7 @@ from workbench.reading import Reading
 from workbench.sinks import placeholder_ids
 from workbench.sites import Site
 from workbench.stats import fdr
+from workbench.weights import TOLERANCE
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -122,6 +123,21 @@ def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[l
     return variants, chosen
 
 
+def looks_ahead(model: Model) -> bool:
+    """Whether states depend on the tokens behind them, as in encoders; asked once."""
+    if "_looks_ahead" not in model.__dict__:
+        special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(model)}
+        ids = [i for i in range(model.vocab_size // 2, model.vocab_size) if i not in special][:8] or [0] * 8
+        site = Site("resid", model.n_layers)
+        reader = _Rows([site], [np.arange(4)] * 2)
+        reader.with_sinks = True
+        read(model, [ids, ids[:4]], reader, progress=False, batch_size=1)
+        long, short = reader.found[site][0].view(2, 4, -1).double()
+        share = (long - short).norm(dim=-1) / short.norm(dim=-1).clamp_min(1e-30)
+        model.__dict__["_looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
+    return model.__dict__["_looks_ahead"]
+
+
 def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], left_out: np.ndarray) -> Any:
     """Rank p of each cell's best score among its depth's null scores, and q over all cells (Benjamini-Hochberg).
 
@@ -176,6 +192,8 @@ def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
 class _Rows:
     """A reader that keeps the states of chosen positions, and which they are, for each site; sinks are left out."""
 
+    with_sinks = False
+
     def __init__(self, sites: list[Site], chosen: list[np.ndarray]) -> None:
         self._sites = sites
         self._chosen = np.zeros((len(chosen), max(int(c.max()) for c in chosen) + 1), bool)
@@ -202,6 +220,7 @@ class _Rows:
             parts = list(zip(*self._kept[site], strict=True))
             prompt, slot, rows = np.concatenate(parts[0]), np.concatenate(parts[1]), torch.cat(parts[2])
             order = np.lexsort((slot, prompt))  # however they were batched
-            order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
+            if not self.with_sinks:
+                order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
             self.found[site] = rows[torch.from_numpy(order)], prompt[order], slot[order]
         return Reading(self._run.dataset({}, {}))

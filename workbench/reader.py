@@ -223,7 +223,7 @@ def _pass(
     """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
     from tqdm.auto import tqdm
 
-    queue = plan(prompts, token_budget(model), batch_size, padding_side in model.anatomy.pad_sides)
+    queue = plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width(padding_side))
     total = sum(len(p.ids) for p in prompts)
     done = 0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
-from lenses.nulls import ROWS, Null, floors, left_out, null_states, p_and_q
+from lenses.nulls import ROWS, Null, floors, left_out, looks_ahead, null_states, p_and_q
 from workbench.errors import InputError
 from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval
@@ -47,8 +47,9 @@ class LatentLens:
         foreign: read a model with an index that another one built.
         without: numbers of rows that are never found.
         self_matches: also find contexts whose sentence begins with the very tokens of the prompt, up to the position
-            that is read.  Their states are equal to the prompt's by construction and say nothing, so that they are
-            left out by default; the attribute ``self_matches_left_out`` counts the positions that have any.
+            that is read (in a model that looks ahead: whose sentence is the prompt).  Their states are equal to the
+            prompt's by construction and say nothing, so that they are left out by default; the attribute
+            ``self_matches_left_out`` counts the positions that have any.
 
     The reading's variables, [prompt, layer, position, rank]:
         similarity, index_layer, token_id, token, next_token_id, next_token, sentence, token_position, word,
@@ -129,6 +130,7 @@ class LatentLens:
         # Token ids of another tokenizer cannot be compared.
         own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
         self._barring = own and not self.self_matches
+        self._ahead = self._barring and looks_ahead(run.model)
         self._matched = np.zeros((len(run.prompts), len(run.positions)), bool)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
@@ -169,7 +171,9 @@ class LatentLens:
         shape, matched = (len(states), self.top_k), np.zeros(len(states), bool)
         found = Found(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int32), np.full(shape, -1))
         if some.any():
-            barred = self.index.same_beginnings(prompts, prompt[some], position[some]) if self._barring else None
+            barred = None
+            if self._barring:
+                barred = self.index.same_beginnings(prompts, prompt[some], position[some], whole=self._ahead)
             if barred is not None:
                 matched[np.flatnonzero(some)[barred[0]]] = True
             held = self.index.nearest(
