@@ -123,11 +123,11 @@ def bytes_of(folder: Path) -> int:
 
 
 def part_build(work: Path, quick: bool, device: str) -> dict[str, Any]:
-    texts = some(1000 if quick else 20_000)
+    texts = some(200 if quick else 20_000)
     tok = tokenizer(50257, work)
     torch.manual_seed(0)
     module = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        transformers.GPT2Config(n_layer=4 if quick else 12, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     ).eval()
     model = workbench.load(module, tokenizer=tok, name="GPT-2 small, random", device=device)
     _ = model.fingerprint, model.tokenizer_fingerprint
@@ -135,7 +135,7 @@ def part_build(work: Path, quick: bool, device: str) -> dict[str, Any]:
     # Pass one alone says what has to run.
     head = building.header(model, None, 50, 0, 0, 512, "fp16")
     chosen = building.selection(head, len(tok), work)
-    building.choose(model, texts, None, chosen, building.Census(), 512, False)
+    building.choose(model, texts, None, chosen, building.Census(), head["settings"], False)
     kept: Kept = chosen.finish()
     floor = _Floor(module, kept, max(head["layers"]), device)
     said: dict[str, Any] = {
@@ -150,7 +150,7 @@ def part_build(work: Path, quick: bool, device: str) -> dict[str, Any]:
     alone += floor.seconds(2, 4) + floor.seconds(3, 4)
     rows, text = len(index) * len(index.layers) * 768 * 2, sum(len(t.encode()) for t in kept.texts)
     eight = _in_int8(index, work / "int8")
-    queries = _held_out(model, kept, [0, 6, 11])
+    queries = _held_out(model, kept, [0, model.n_layers // 2, model.n_layers - 1])
     exact, coded = (i.search(queries, 10, distinct=False) for i in (index, eight))
     same = _overlap(exact, coded)
     few = texts[: len(texts) // 10]
@@ -276,7 +276,7 @@ def trained(work: Path, quick: bool, device: str) -> workbench.Model:
 
         tok = tokenizer(8192, work)
         # For the time of an exact search the states may be anyone's: there is no training on a GPU.
-        steps = 1 if device == "cuda" else 20 if quick else 400
+        steps = 1 if device == "cuda" else 3 if quick else 400
         setting = {"stories": 0, "steps": steps, "batch": 8, "length": 96, "layers": 3, "width": 768}
         begin = time.perf_counter()
         module = train(tok, pack(tok, some(40_000), 96), {**setting, "rate": 6e-4})
@@ -291,7 +291,7 @@ def trained_rows(work: Path, quick: bool, device: str) -> tuple[ContextIndex, to
     model, texts = trained(work, quick, device), list(concepts())
     rng = random.Random(1)
     rng.shuffle(texts)
-    n = 1500 if quick else 68_000
+    n = 300 if quick else 68_000
     index = ContextIndex.build(model, texts[:n], work / "million", layers=[2], contexts_per_token=10**6, progress=False)
     from lenses import States
 
@@ -437,10 +437,11 @@ def pass_one(n: int, work: Path) -> dict[str, Any]:
     tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
     config = transformers.GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=5000)
     model = workbench.load(transformers.GPT2LMHeadModel(config).eval(), tokenizer=tok)
-    building.choose(model, list(_lines(5000)), None, Selection(5000, 50, folder=work), building.Census(), 512, False)
-    chosen = Selection(5000, 50, folder=work)
+    first, chosen = (Selection(5000, 50, folder=work) for _ in range(2))
+    settings = {"max_tokens": 512}
+    building.choose(model, list(_lines(5000)), None, first, building.Census(), settings, False)
     with Measured() as used:
-        building.choose(model, _lines(n), None, chosen, building.Census(), 512, False)
+        building.choose(model, _lines(n), None, chosen, building.Census(), settings, False)
         kept = chosen.finish()
     return {
         "seconds": round(used.seconds), "extra_MB": round(used.extra), "contexts": len(kept),

@@ -425,7 +425,7 @@ def test_tables_name_what_is_there_and_all_of_it(page, heading):
         assert there[name] == dims, f"{page}, {heading}: {name} has the dimensions {there[name]}"
     beside = documented("lenses.md")[COMMON] if "input_id" in there else {}
     for name, dims in beside.items():
-        assert there.get(name, dims) == dims
+        assert name in table or there.get(name, dims) == dims
     missing = {str(name) for name in data.data_vars} - set(table) - set(beside)
     assert not missing, f"docs/numbers/{page}, {heading}: no row says what {', '.join(sorted(missing))} is"
 
@@ -435,15 +435,18 @@ def test_every_source_has_a_table():
 
 
 def test_constants_on_the_pages_are_those_of_the_code():
-    from lenses import embedding
+    from lenses import embedding, nulls
     from lenses.latent import lens as latent
     from probes.routing.measures import documents as routed
     from probes.superposition import verdicts
+    from workbench import sinks
 
     text = {page: (DOCS / "numbers" / page).read_text("utf-8") for page in PAGES}
-    assert f"best cosine that {embedding.FLOOR_DRAWS} random states reach" in text["lenses.md"]
-    assert f"best similarity that {latent.DRAWS} random states reach" in text["lenses.md"]
-    assert f"at most {latent.SHUFFLED} states of these prompts" in text["lenses.md"]
+    assert f"best cosine that {embedding.FLOOR_DRAWS} random directions reach" in text["lenses.md"]
+    assert f"best similarity that at most {nulls.ROWS} states of these prompts" in text["lenses.md"]
+    assert f"at most {latent.RANDOM} states of prompts of random tokens" in text["lenses.md"]
+    assert f"NaN below {nulls.FEWEST}" in text["lenses.md"]
+    assert f"beyond {sinks.LEAST:g} to {sinks.MOST:g} times the layer's median" in text["lenses.md"]
     assert f"jackknife over {routed.GROUPS} groups of documents" in text["routing.md"]
     assert f"evenness above {verdicts.EVEN}. collapsed" in text["superposition.md"]
     assert f"fewer than {verdicts.ONE} candidates in all" in text["superposition.md"]

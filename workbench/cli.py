@@ -358,7 +358,7 @@ def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int |
             )  # fmt: skip
     Console().print(table)
     if floors:
-        print("- : not above what random states or shuffled contexts reach at this layer")
+        print("- : not above what random tokens or shuffled prompts reach at this layer")
 
 
 def _contributions(data: Any, name: str, lasts: list[int]) -> None:

@@ -28,11 +28,10 @@ PLAIN_PROMPTS = (
 SHOWN_LAYERS = 4
 FIGURES = {  # reader and kind of chart -> what it shows
     ("logit", "heatmap"): "The token that each state would say if the model stopped there; the lighter, the surer.",
-    ("logit", "trajectory"): "The final token's log-probability, layer by layer; dotted: the same token under another "
-    "position's state.",
+    ("logit", "trajectory"): "The final token's log-probability, layer by layer.",
     ("logit", "curves"): "Over all prompts: the rank of the final token, and the entropy of what a state would say.",
     ("embedding", "heatmap"): "The input embedding that lies nearest to each state.",
-    ("embedding", "floors"): "How near that is, beside what random states of the layer reach.",
+    ("embedding", "floors"): "How near that is, beside what random directions and shuffled prompts reach.",
     ("attribution", "attribution"): "What each part added to the final token's logit; lines: what it adds anywhere.",
 }
 PAGE = """<!DOCTYPE html>

@@ -94,7 +94,8 @@ class Run:
             vocab = vocab[vocab >= 0]
             coords["vocab"] = vocab
             context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
-        axis = next((name for name in ("layer", "block") if name in coords), None)
+        # Of a dimension of its own; a label of another one (the block of each projection) is a pair.
+        axis = next((name for name in ("layer", "block") if not isinstance(coords.get(name, ()), tuple)), None)
         kind = attrs.get("at", "resid" if axis == "layer" else None)
         if axis is not None and kind is not None:
             known = [Site(str(kind), int(index)) for index in coords[axis]]

@@ -122,7 +122,7 @@ class Reading:
 
         kind      which chart; by default the first that fits.  Of lenses: "heatmap" (layers x positions of a prompt),
                   "trajectory" (one position through the layers), "curves" (means over prompts), "floors" (beside what
-                  random states reach); of other readers :func:`workbench.figures.charts.charts` lists them.
+                  chance reaches); of other readers :func:`workbench.figures.charts.charts` lists them.
         options   of that chart: ``prompt=``, ``value=``, ``position=``, ...; ``help(workbench.figures.heatmap)`` tells
                   those of heatmap.
 

@@ -77,7 +77,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   chips.setAttribute("role", "group");
   chips.setAttribute("aria-label", "index layers");
   root.append(tools, chips, box, panel);
-  if (!floor) root.append(make("p", "wx-hint", "No floor was measured for these neighbours: how near a random state would be is not known."));
+  if (!floor) root.append(make("p", "wx-hint", "No floor was measured for these neighbours: how near states of random tokens would be is not known."));
 
   // ---- columns
   const WIDE = { similarity: "112px", over: "80px", position: "minmax(60px,110px)", index_layer: "82px", word: "minmax(220px,1fr)" };
@@ -107,7 +107,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       narrow();
     });
     const told = p.shares[layer];
-    chip.title = told ? `of all neighbours ${share(told[0])} are from index layer ${layer}; of random states' ${share(told[1])}` : "";
+    chip.title = told ? `of all neighbours ${share(told[0])} are from index layer ${layer}; of random tokens' ${share(told[1])}` : "";
     return { layer, chip };
   });
   const everyLayer = button("all", "all index layers", () => { state.layers.clear(); narrow(); });

@@ -4,7 +4,7 @@
     widgets.explore(index.search(states))                     what ContextIndex.search gives
 
 Each similarity stands beside the layer's floor, the higher of the two that LatentLens measures: below it a neighbour
-says no more than one of a random state, or of a state of shuffled prompts.
+says no more than one of random tokens, or of shuffled prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workbench.widgets.base import (
 if TYPE_CHECKING:
     import xarray as xr
 
-FLOORS = {"similarity_floor_random": "random states", "similarity_floor_shuffled": "shuffled prompts"}
+FLOORS = {"similarity_floor_random": "random tokens", "similarity_floor_shuffled": "shuffled prompts"}
 LONGEST_SENTENCE, REACH = 400, 160
 ROW_BYTES = 12
 """Of the numbers of one neighbour, about, in base64."""

@@ -222,9 +222,8 @@ class ContextIndex:
         manifest = {**self.manifest, "files": dict(self.manifest["files"])}
         effort, candidates, measured = {}, {}, {}
         for layer in tqdm(self.layers, desc=f"{kind} index", disable=not progress, delay=1.0):
-            index = searching.make_approximate(self.store.matrix(layer), kind)
             # A little more than asked for: the queries to come are not the ones measured with.
-            found = searching.tune(index, kind, self.store, layer, min(1.0, recall + 0.003))
+            index, found = searching.made_and_tuned(kind, self.store, layer, min(1.0, recall + 0.003))
             effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
             measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
             file = self.store.folder / searching.approximate_file(layer)

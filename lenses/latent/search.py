@@ -254,15 +254,18 @@ def faiss() -> Any:
     return faiss
 
 
-def make_approximate(matrix: Matrix, kind: str) -> Any:
-    """A FAISS index (unit rows, numbered as the index's own) over one layer."""
+def make_approximate(matrix: Matrix, kind: str, whole: bool = False) -> Any:
+    """A FAISS index (unit rows, numbered as the index's own) over one layer.
+
+    "ivf-pq" codes the half of the directions in which rows vary most, or with ``whole`` all of them.
+    """
     library = faiss()
     n, d = matrix.n_rows, matrix.encoding.d_model
     lists = max(1, min(int(4 * n**0.5), n // 39))  # FAISS wants 39 points for each centroid
-    half = d if d < 128 else d // 4 * 2
+    kept = d if whole or d < 128 else d // 4 * 2
     recipe = {
         # Half of the directions and four bits for each find the candidates at the speed of FAISS's fast scan.
-        "ivf-pq": f"PCAR{half},IVF{lists},PQ{half}x4fs",
+        "ivf-pq": f"PCAR{kept},IVF{lists},PQ{kept}x4fs",
         "ivf-sq8": f"IVF{lists},SQ8",
         "hnsw": "HNSW32,SQ8",
     }[kind]
@@ -322,7 +325,22 @@ class Tuned:
     recall: float
 
 
-def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10) -> Tuned:
+def made_and_tuned(kind: str, store: Store, layer: int, target: float) -> tuple[Any, Tuned]:
+    """An approximate index of one layer that reaches the recall wanted, or else the best that was found."""
+    index = make_approximate(store.matrix(layer), kind)
+    if kind != "ivf-pq":
+        return index, tune(index, kind, store, layer, target)
+    found = tune(index, kind, store, layer, target, more=MORE[:1])
+    if found.recall < target:
+        # States of other layers may differ most where the rows of this one vary least, in the half left out.
+        index = make_approximate(store.matrix(layer), kind, whole=True)
+        found = tune(index, kind, store, layer, target)
+    return index, found
+
+
+def tune(
+    index: Any, kind: str, store: Store, layer: int, target: float, k: int = 10, more: tuple[int, ...] | None = None
+) -> Tuned:
     """The fewest candidates, then the least effort, that reach the recall wanted; or else the best that was found.
 
     Measured with rows of this layer (each without itself) and with rows of the farthest other layer, which are as
@@ -345,7 +363,7 @@ def tune(index: Any, kind: str, store: Store, layer: int, target: float, k: int 
         return min(_recall(partial(approximate, index, candidates, matrix), *each, k) for each in sets)
 
     found = Tuned(limit, 0, -1.0)
-    for times in MORE:
+    for times in more or MORE:
         candidates = KINDS[kind] * times
         now = Tuned(limit, candidates, measure(limit, candidates))
         found = max(found, now, key=lambda x: x.recall)

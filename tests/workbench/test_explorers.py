@@ -821,7 +821,7 @@ def test_neighbours_sort_filter_and_walk(pages):
     assert out["count"] == f"{(layer >= 0).sum()} of {(layer >= 0).sum()} neighbours" and out["sort"] == "descending"
     chosen = [data[axis].values[i] for axis, i in zip(("prompt", "layer", "position", "rank"), at, strict=True)]
     assert [out["second"][a] for a in ("prompt", "layer", "position", "rank")] == chosen
-    assert out["active"].startswith(f"{score[at]:.3f}") and "floor of random states" in out["panel"]
+    assert out["active"].startswith(f"{score[at]:.3f}") and "floor of random tokens" in out["panel"]
     assert out["mark"] == SENTENCES[data["token_id"].values[at]][1]
     rising = np.argsort(np.where(layer < 0, 99, layer), axis=None, kind="stable")
     assert out["asc"] == rising[: len(out["asc"])].tolist() and out["by"] == "index_layer"

@@ -95,11 +95,11 @@ def test_every_label_is_escaped():
 
 def test_trajectory_targets_and_null():
     figure = chart(logit_lens(targets=[" Paris", " Rome"]), "trajectory", position=2, targets=[" Rome"])
-    assert [t.name for t in figure.data] == ["·Rome", "null: another position's state"]
+    assert [t.name for t in figure.data] == ["·Rome", "null: other positions' states"]
     assert figure.data[1].line.color == figure.data[0].line.color
     both = chart(logit_lens(targets=[" Paris", " Rome"]), "trajectory", position=2)
     said = [t.name for t in both.data if t.showlegend is not False]
-    assert said == ["·Paris", "·Rome", "null: another position's state"]
+    assert said == ["·Paris", "·Rome", "null: other positions' states"]
     assert figure.data[1].line.dash == "dot"
     with pytest.raises(InputError, match=r"' Oslo' is not in this reading.*Paris"):
         chart(logit_lens(targets=[" Paris"]), "trajectory", targets=[" Oslo"])
@@ -160,7 +160,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     share = [[(x > floor[d]).mean() for d, x in enumerate(own)] for floor in (random, shuffled)]
     np.testing.assert_allclose(median.customdata[:, 2:].T, share)
     assert [f.name for f in floors] == [
-        f"floor: random states ({np.mean(share[0]):.0%} above)",
+        f"floor: random tokens ({np.mean(share[0]):.0%} above)",
         f"floor: shuffled prompts ({np.mean([share[1][d] for d in (0, 2, 3)]):.0%} above)",
     ]
     assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 CONTROLS = {
     "null": "Null", "nulls": "Nulls", "floor": "Floor", "floors": "Floors", "control": "Control",
     "controls": "Controls", "chance": "Chance", "level": "Level of intervals", "interval": "Intervals",
-    "intervals": "Intervals", "kl": "KL",
+    "intervals": "Intervals", "kl": "KL", "p": "p",
 }  # fmt: skip
+COUNTED = {"null_positions"}
+"""What came of a reading and is no setting: the same reader on other prompts would seem another one."""
 # What pdfLaTeX has no letter for, or another one.
 SYMBOLS = {
     "…": r"\ldots{}", "–": "--", "—": "---", "−": r"\(-\)", "‖": r"\(\Vert\)", "×": r"\(\times\)", "±": r"\(\pm\)",
@@ -67,7 +69,8 @@ def about(of: Any) -> dict[str, Any]:
     """What a caption needs of a reading, a dataset or a table, as plain values (they travel inside the figure)."""
     data = getattr(of, "data", of)
     attrs, provenance = dict(getattr(data, "attrs", {})), dict(getattr(of, "provenance", None) or {})
-    model, reader = provenance.get("model") or {}, dict(provenance.get("reader") or {})
+    model = provenance.get("model") or {}
+    reader = {k: v for k, v in (provenance.get("reader") or {}).items() if k not in COUNTED}
     found = {
         "model": short_name(str(model.get("name") or attrs.get("model") or "")),
         "fingerprint": model.get("fingerprint"), "dtype": model.get("dtype"),

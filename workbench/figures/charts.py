@@ -40,7 +40,7 @@ BAR_LABELS = {
     "target_logprob": "log-prob (nats)",
     "kl_to_final": "KL (nats)", "target_rank": "rank of target",
 }  # fmt: skip
-NULL = "null: another position's state"
+NULL = "null: other positions' states"
 HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
 
@@ -327,7 +327,7 @@ def _cut(text: str, letters: int) -> str:
 def trajectory(
     data: xr.Dataset, prompt: int = 0, position: int = -1, targets: Sequence[str] | None = None
 ) -> Figure:
-    """Log-prob of each target over depth at one position, dotted the null: the same under another position's state.
+    """Log-prob of each target over depth at one position, dotted the null: the same under other positions' states.
 
     position counts the prompt's own tokens; negative from the end.  targets chooses some, by text.
     """
@@ -578,15 +578,15 @@ def attribution(
 
 
 def leap(data: xr.Dataset) -> Figure:
-    """From which index layer the nearest contexts of each model layer come, beside the null of random states.
+    """From which index layer the nearest contexts of each model layer come, beside the null of random tokens.
 
-    Shares of a row add up to 1.  The null draws states with the mean and covariance of each layer: what it shows,
-    too, is what the index prefers by itself (hubs, crowded layers), and not where meaning lies.
+    Shares of a row add up to 1.  The null is of prompts of random tokens: what it shows, too, is
+    what the index prefers by itself (hubs, crowded layers), and not where meaning lies.
     """
     source = Source(data)
     panels = [("index_layer_share", "neighbours")]
     if source.has("index_layer_share_null"):
-        panels.append(("index_layer_share_null", "null: random states"))
+        panels.append(("index_layer_share_null", "null: random tokens"))
     names = [str(i) for i in data["index"].values]
     titles = [title for _, title in panels]
     figure = _figure(make_subplots(cols=len(panels), horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles))
@@ -616,8 +616,8 @@ def leap(data: xr.Dataset) -> Figure:
 
 
 FLOORS = {
-    "similarity_floor_random": ("random states", "dash"), "similarity_floor_shuffled": ("shuffled prompts", "dashdot"),
-    "cosine_floor": ("random directions", "dash"),
+    "similarity_floor_random": ("random tokens", "dash"), "similarity_floor_shuffled": ("shuffled prompts", "dashdot"),
+    "cosine_floor": ("random directions", "dash"), "cosine_floor_shuffled": ("shuffled prompts", "dashdot"),
 }  # fmt: skip
 
 
@@ -626,7 +626,8 @@ def floors(data: xr.Dataset) -> Figure:
 
     Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states
     above each floor, the hover each depth's.
-    A state below a floor has a neighbour that says no more than that of a random state (or of a shuffled prompt).
+    A state below a floor has a neighbour that says no more than one of random tokens, a random direction or a shuffled
+    prompt does.
     """
     source = Source(data)
     name = "similarity" if source.has("similarity") else "cosine"

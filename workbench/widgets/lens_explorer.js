@@ -385,7 +385,7 @@ function trajectory(view, row, at, target, followed, called, go) {
   } else if (token < 0 && view.prompt.grids.target_logprob) {
     lines.push({ y: along("target_logprob") });
     if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "0.1 4" });
-    title = `log-prob (nats) of ${view.aim(at, target)}${lines.length > 1 ? "; dotted: under another position's state (null)" : ""}`;
+    title = `log-prob (nats) of ${view.aim(at, target)}${lines.length > 1 ? "; dotted: under other positions' states (null)" : ""}`;
     shows = "target_logprob";
   } else {
     const shown = token < 0 ? view.token(row, at) : token;
