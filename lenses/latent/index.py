@@ -209,8 +209,8 @@ class ContextIndex:
         :meth:`search` warns when it looks in one of them.
 
         Args:
-            kind: "ivf-pq" (the fastest and smallest), "ivf-sq8", or "hnsw", a graph, which may never lead to the nearest
-                rows of states unlike its own (those of a far layer).
+            kind: "ivf-pq" (the fastest and smallest), "ivf-sq8", or "hnsw", a graph, which may never lead to the
+                nearest rows of states unlike its own (those of a far layer).
             recall: what share of the ten nearest shall be found, above 0 and up to 1.
         """
         if not 0 < recall <= 1:
