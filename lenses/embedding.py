@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class EmbeddingLens:
         layers: which layers (or blocks, with another ``at``); None: all.
         top_k: how many tokens to keep.
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
-        floors: compute floors and p-values (a further pass over at most half as many tokens, or 1024).
+        floors: compute floors and p-values (a further pass over as many tokens, or 1024).
 
     The reading's variables:
         token_id, cosine   [prompt, layer, position, rank]
@@ -40,9 +41,9 @@ class EmbeddingLens:
                            out.  A neighbour below it says no more than a random direction would.
         cosine_floor_shuffled   [layer]: the same of states of these prompts with their tokens in random order: what a
                            token's own embedding gives without a context.
-        cosine_p, cosine_q [prompt, layer, position]: rank p-value of the best cosine among the shuffled states, and
-                           the same over all cells of the reading (Benjamini-Hochberg).  High where a state is no
-                           nearer to an embedding than its token is in any context.
+        cosine_p, cosine_q [prompt, layer, position]: rank p-value of the best cosine among the shuffled states, less
+                           what its token reaches in any context (:func:`lenses.nulls.p_and_q`), and the same over all
+                           cells of the reading (Benjamini-Hochberg).
         sink               [prompt, layer, position]: attention sinks (:mod:`workbench.sinks`).  They, special tokens
                            and pieces of images are in no floor and have no p; NaN where fewer than 20 null states are
                            left (attribute ``reason``).
@@ -83,7 +84,10 @@ class EmbeddingLens:
         notes[site] = rows
         if len(notes) < len(self._wanted):
             return
-        cosine, ids = self._nearest(torch.cat([notes[x] for x in self._wanted]))
+        every = torch.cat([notes[x] for x in self._wanted])
+        cosine, ids = self._nearest(every)
+        nothing = ~(every != 0).any(1, keepdim=True)  # a state of zeros has no direction
+        cosine, ids = cosine.masked_fill(nothing, math.nan), ids.masked_fill(nothing, -1)
         notes.clear()
         p, s, shape = batch.prompt.numpy(), batch.slot.numpy(), (len(self._wanted), len(batch), self._k)
         self._token_id[p, :, s] = ids.view(shape).transpose(0, 1).cpu().numpy()
@@ -102,7 +106,7 @@ class EmbeddingLens:
         random = [self._best(self._random.draw(depth, out[:, depth])) for depth in range(len(self._wanted))]
         null = null_states(self._run, self._wanted)
         scores = [self._best(states) for states in null.states]
-        p, q = p_and_q(self._cosine[..., 0], scores, out)
+        p, q = p_and_q(self._cosine[..., 0], self._run, null, scores, out)
         cells, of = ("prompt", axis, "position"), {"of": "cosine", "reason": null.reason}
         few = "" if all(map(len, random)) else f"fewer than {FEWEST} states that are no sinks"
         return {
@@ -136,8 +140,8 @@ class EmbeddingLens:
         settings = {
             "name": "EmbeddingLens", "at": self.at, "top_k": self._k,
             "floor": f"95th percentile of the best cosine of {FLOOR_DRAWS} Gaussian draws with the layer's mean and "
-            f"covariance, and of at most {ROWS} states of the prompts with their tokens in random order; sinks are "
+            f"covariance, and of at most {ROWS[1]} states of the prompts with their tokens in random order; sinks are "
             "left out",
-            "p": "rank among the shuffled states; q: Benjamini-Hochberg over all cells",
+            "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
         }  # fmt: skip
         return Reading(data, {"reader": settings})

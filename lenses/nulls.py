@@ -22,19 +22,22 @@ from workbench.reading import Reading
 from workbench.sinks import placeholder_ids
 from workbench.sites import Site
 from workbench.stats import fdr
+from workbench.weights import TOLERANCE
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.reader import Run
 
-ROWS = 256
-"""Null states at each depth, at most."""
+ROWS, EACH = (256, 1024), 3
+"""Null states at each depth: three for each place that is read, within these limits."""
+PRIOR = 3
+"""A token's own null scores weigh as n / (n + PRIOR)."""
 FEWEST = 20
 """With fewer there is no floor and no p: NaN, and the reason."""
 ROUNDING = 1e-5
 """Scores this close count as equal."""
-_VARIANTS, _TOKENS = 64, 1024
+_VARIANTS, _TOKENS = 256, 1024
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -66,12 +69,16 @@ class Null:
         return np.split(values, np.cumsum([len(rows) for rows in self.states])[:-1])
 
 
-def null_states(run: Run, sites: list[Site], rows: int = ROWS, *, draw: Draw | None = None, seed: int = 0) -> Null:
+def null_states(
+    run: Run, sites: list[Site], rows: int | None = None, *, draw: Draw | None = None, seed: int = 0
+) -> Null:
     """States at ``sites`` of the run's prompts with their tokens in random order, or drawn anew with ``draw``.
 
-    Special tokens, and pieces of images, stay where they are and are no null states.  At most half as many tokens are
-    run as the prompts have, or 1024.
+    Special tokens, and pieces of images, stay where they are and are no null states.  ``rows``: how many; default:
+    three for each place that the run reads, but no fewer than 256 and no more than 1024.
     """
+    places = sum(len(prompt.positions) for prompt in run.prompts)
+    rows = rows or min(max(EACH * places, ROWS[0]), ROWS[1])
     # Readers of one run share what they need alike: one pass serves them all.
     kept = run.__dict__.setdefault("_nulls", {}).setdefault((seed, rows, draw is None), {})
     missing = [site for site in sites if site not in kept]
@@ -98,34 +105,70 @@ def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[l
     usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and not prompt.extras]
     if not usable:
         return [], []
-    room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts) // 2)
+    # As many tokens as the prompts have are run again, at least 1024 (and so often more prompts than these).
+    room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
     mean = max(1, round(float(np.mean([len(run.prompts[i].ids) for i in usable]))))
     count = max(1, min(_VARIANTS, room // mean))
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
-    each = -(-rows // count)
+    # Small prompts are shuffled whole: several tokens' states come from one pass.
+    each = max(-(-rows // count), min(16, rows))
     variants, chosen = [], []
     for i in order:
         ids, free = np.array(run.prompts[i].ids), movable[i]
         ids[free] = rng.permutation(ids[free]) if draw is None else draw(rng, len(free))
         variants.append(ids.tolist())
-        chosen.append(rng.permutation(free)[:each])
+        chosen.append(rng.permutation(free)[: min(each, rows - sum(map(len, chosen)))])
+        if sum(map(len, chosen)) >= rows:
+            break
     return variants, chosen
 
 
-def p_and_q(best: np.ndarray, null: list[np.ndarray], left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def looks_ahead(model: Model) -> bool:
+    """Whether states depend on the tokens behind them, as in encoders; asked once."""
+    if "_looks_ahead" not in model.__dict__:
+        special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(model)}
+        ids = [i for i in range(model.vocab_size // 2, model.vocab_size) if i not in special][:8] or [0] * 8
+        site = Site("resid", model.n_layers)
+        reader = _Rows([site], [np.arange(4)] * 2)
+        reader.with_sinks = True
+        read(model, [ids, ids[:4]], reader, progress=False, batch_size=1)
+        long, short = reader.found[site][0].view(2, 4, -1).double()
+        share = (long - short).norm(dim=-1) / short.norm(dim=-1).clamp_min(1e-30)
+        model.__dict__["_looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
+    return model.__dict__["_looks_ahead"]
+
+
+def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], left_out: np.ndarray) -> Any:
     """Rank p of each cell's best score among its depth's null scores, and q over all cells (Benjamini-Hochberg).
 
-    Args: best [prompt, depth, position], NaN where nothing was read; null: scores for each depth; left_out, as
-    ``best``: cells that the null is not like (sinks, special tokens, images).
+    Some tokens are near to something in any context.  So a score counts by how far it lies above what its token reaches
+    without context: the mean of all null scores and, as far as they tell, of its token's,
 
-    p = (1 + how many null scores reach the cell's) / (1 + how many there are).
+        r = s - m - sum_i (s_i - m) / (n + 3)        over the n null scores s_i of the same token,
+
+    where a null score is not counted for itself.  p = (1 + how many null r reach the cell's) / (1 + how many there
+    are).
+
+    Args: best [prompt, depth, position], NaN where nothing was read; scores of the null's states for each depth; cells
+    ``left_out`` (as best) that the null is not like.  Returns: p and q, as best.
     """
     p = np.full(best.shape, np.nan, np.float32)
-    for depth, scores in enumerate(null):
-        if len(scores) >= FEWEST:
-            # The same state in another batch is the same number but for rounding.
-            below = np.searchsorted(np.sort(scores), best[:, depth] - ROUNDING)
-            p[:, depth] = (1 + len(scores) - below) / (1 + len(scores))
+    tokens = np.full((len(best), best.shape[2]), -1)
+    for i, prompt in enumerate(run.prompts):
+        tokens[i, : len(prompt.positions)] = np.array(prompt.ids)[prompt.positions]
+    for depth, own in enumerate(scores):
+        if len(own) < FEWEST:
+            continue
+        places = zip(null.prompt[depth], null.position[depth], strict=True)
+        of = np.array([null.prompts[i][at] for i, at in places])
+        centred, kinds = own - own.mean(), np.unique(of)
+        place = np.searchsorted(kinds, of)
+        total, count = np.bincount(place, centred), np.bincount(place)
+        null_r = centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
+        at = np.searchsorted(kinds, tokens).clip(0, len(kinds) - 1)
+        r = best[:, depth] - own.mean() - np.where(kinds[at] == tokens, total[at] / (count[at] + PRIOR), 0)
+        # The same state in another batch is the same number but for rounding.
+        p[:, depth] = (1 + len(own) - np.searchsorted(np.sort(null_r), r - ROUNDING)) / (1 + len(own))
     p[np.isnan(best) | left_out] = np.nan
     return p, fdr(p).astype(np.float32)
 
@@ -148,6 +191,8 @@ def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
 
 class _Rows:
     """A reader that keeps the states of chosen positions, and which they are, for each site; sinks are left out."""
+
+    with_sinks = False
 
     def __init__(self, sites: list[Site], chosen: list[np.ndarray]) -> None:
         self._sites = sites
@@ -175,6 +220,7 @@ class _Rows:
             parts = list(zip(*self._kept[site], strict=True))
             prompt, slot, rows = np.concatenate(parts[0]), np.concatenate(parts[1]), torch.cat(parts[2])
             order = np.lexsort((slot, prompt))  # however they were batched
-            order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
+            if not self.with_sinks:
+                order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
             self.found[site] = rows[torch.from_numpy(order)], prompt[order], slot[order]
         return Reading(self._run.dataset({}, {}))

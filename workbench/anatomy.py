@@ -75,6 +75,7 @@ class Anatomy:
     layout: Layout = Layout(0)
     own_tail: bool = False
     pad_sides: tuple[str, ...] = ()
+    pad_limit: int | None = None
     proof: Proof = field(default=Proof(math.nan, math.nan, 0, "", False))
 
     def describe(self) -> dict[str, Any]:
@@ -86,6 +87,15 @@ class Anatomy:
     def pads(self) -> bool:
         """Whether padding was proved to change nothing on either side; :attr:`pad_sides` has the sides proved."""
         return set(self.pad_sides) == {"right", "left"}
+
+    def pad_width(self, side: str) -> float:
+        """How wide a batch with pads on this side may be: 0 where they change something, infinite where never.
+
+        Up to ``pad_limit`` where the rotary frequencies change with the longest prompt of a batch (LongRoPE).
+        """
+        if side not in self.pad_sides:
+            return 0
+        return math.inf if self.pad_limit is None else self.pad_limit
 
     @property
     def formula(self) -> str:
@@ -784,7 +794,21 @@ def _prove(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     sparse = any(name.startswith("index_topk") and value for name, value in vars(text_config(module)).items())
     sides = tuple(side for side, share in shares.items() if share <= tolerance and not sparse)
     proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
-    return replace(anatomy, proof=proof, pad_sides=sides)
+    return replace(anatomy, proof=proof, pad_sides=sides, pad_limit=_rope_limit(text_config(module)))
+
+
+def _rope_limit(config: Any) -> int | None:
+    """The length beyond which the rotary frequencies of a whole batch are others, by its longest row; None: none.
+
+    Prompts of the proof are too short to show it.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    found = []
+    for kind in (rope, *(own for own in rope.values() if isinstance(own, dict))):  # one for each type of layer
+        if (kind.get("rope_type") or kind.get("type")) in ("dynamic", "longrope", "su"):
+            named = (kind.get("original_max_position_embeddings"), vars(config).get("original_max_position_embeddings"))
+            found += [next((n for n in named if n), vars(config).get("max_position_embeddings"))]
+    return min((n for n in found if n), default=None)
 
 
 def _left(inputs: dict[str, Tensor], real: Tensor) -> tuple[dict[str, Tensor], Tensor]:

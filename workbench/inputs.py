@@ -6,6 +6,7 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
@@ -76,21 +77,21 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
     """Prompts from whatever the user has.
 
     Args:
-        inputs: a string; a chat (a list of ``{"role", "content"}``); token ids (a list, array or tensor); what a
-            tokenizer returns (``input_ids`` with an ``attention_mask``, whose pads are left out); ``{"text": ...,
-            "images": ...}`` for vision-language models.  Or several of them: a list, a generator, a column of a table;
-            ids also as a matrix.
+        inputs: a string; a chat (a list of ``{"role", "content"}``; where the assistant has the last turn, it goes on);
+            token ids (a list, array or tensor); what a tokenizer returns (``input_ids`` with an ``attention_mask``,
+            whose pads are left out); ``{"text": ..., "images": ...}`` for vision-language models.  Or several of them:
+            a list, a generator, a column of a table; ids also as a matrix.
         positions: "all", "last", an index, a slice or a list of indices (negative ones count from the end).
         bos: the first token of texts.  None: as the tokenizer does; True: its beginning-of-sequence token (where it has
-            none, its end-of-sequence token); False: none; a token as text or id: that one.  It is never put twice, and
-            chats and token ids, which have their own, are read as they are.
+            none, its end-of-sequence token); False: none; a token as text or id: that one.  It is never put twice, nor
+            before a text that begins with it; chats and token ids, which have their own, are read as they are.
 
     Raises:
         InputError: for an empty prompt, one longer than the context, unknown ids, text without a tokenizer or that is
             not Unicode, and for what is no prompt.
 
-    Warns where a tokenizer has a first token and does not put it, where prompts are mostly unknown tokens, and where
-    token ids seem padded.
+    Warns where a tokenizer has a first token and does not put it, where it ends texts with its end-of-sequence token,
+    where prompts are mostly unknown tokens, and where token ids seem padded.
     """
     items = _listed(inputs)
     if not items:
@@ -124,6 +125,7 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
         prompt.positions = _positions(positions, len(prompt.ids), i)
     if bos is None:
         tell_of_first_token(model, [prompt.ids for prompt in texts])
+    tell_of_last_token(model, texts)
     tell_of_unknown_tokens(model, [prompt.ids for prompt in prompts], "prompts")
     return prompts
 
@@ -209,8 +211,20 @@ def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
             f"Prompt {index} is a chat and the tokenizer of {model.name} has no chat template. "
             "Give the text as one string, or set tokenizer.chat_template."
         )
-    # The template writes the special tokens itself; tokenising its text again would double the first one.
-    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    # As in transformers' pipelines: what the assistant has begun to say goes on, without a second heading.
+    goes_on = turns[-1]["role"] == "assistant"
+    try:
+        # The template writes the special tokens itself; tokenising its text again would double the first one.
+        text = tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        )
+    except ValueError as error:
+        if not goes_on:
+            raise
+        raise InputError(
+            f"Prompt {index} is a chat that ends with what the assistant says, and the chat template of {model.name} "
+            f"does not write that as it stands: {error} Render the chat and give its text."
+        ) from error
     return Prompt(text_ids(model, text, f"Prompt {index}"), text)
 
 
@@ -417,9 +431,12 @@ def first_token(model: Model, bos: Bos) -> int | None:
 
 
 def begun(model: Model, ids: list[int], first: int | None) -> list[int]:
-    """A text's ids with the first token of :func:`first_token` in place of the tokenizer's own; never twice."""
+    """A text's ids with the first token of :func:`first_token` in place of the tokenizer's own; never twice.
+
+    Not twice either where the text itself begins with it, as one that a chat template has written does.
+    """
     if first is None or not ids:
-        return ids
+        return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == own_first(model) else ids
     if ids[0] == own_first(model):
         ids = ids[1:]
     return ids if first < 0 or ids[:1] == [first] else [first, *ids]
@@ -445,6 +462,24 @@ def tell_of_first_token(model: Model, texts: Sequence[Sequence[int]]) -> None:
         "Where training texts began with a token, states of texts without one differ from them, the first position's "
         "most. bos=True (read, ContextIndex.build) puts this one, bos='...' another, bos=False says that texts are "
         "meant to be read as they are; elsewhere write the token before the text.",
+        stacklevel=3,
+    )
+
+
+def tell_of_last_token(model: Model, texts: Sequence[Prompt]) -> None:
+    """Warn, once for a model, where its tokenizer ends texts with a token behind which a causal model says nothing."""
+    last, known = getattr(model.tokenizer, "eos_token_id", None), model.tokenizer
+    odd = [p for p in texts if p.ids[-1:] == [last] and not p.text.rstrip().endswith(known.eos_token)]
+    # Encoders and their decoders are trained with it.
+    usual = known is not None and getattr(known, "cls_token", None) is not None
+    encodes = getattr(getattr(model.module, "config", None), "is_encoder_decoder", False)
+    if not odd or usual or encodes or "_told_of_last_token" in model.__dict__:
+        return
+    model.__dict__["_told_of_last_token"] = True
+    warnings.warn(
+        f"The tokenizer of {model.name} puts its end-of-sequence token, {known.eos_token!r}, behind texts: the last "
+        "position of a prompt is that token, and what the model predicts there does not continue the text. Tokenizers "
+        "that were saved by a training script often do. Set tokenizer.add_eos_token = False, or read token ids.",
         stacklevel=3,
     )
 
@@ -513,10 +548,10 @@ def position_axis(prompts: list[Prompt], positions: Positions) -> list[int]:
     return list(range(max(len(p.positions) for p in prompts)))
 
 
-def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: bool = True) -> list[list[int]]:
+def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: float = math.inf) -> list[list[int]]:
     """Batches of prompt indices, longest first, each at most ``budget`` tokens with padding (or batch_size rows).
 
-    With ``pads=False`` a batch holds prompts of one length: for models whose states padding would change.
+    A batch wider than ``pads`` (``model.anatomy.pad_width``) holds prompts of one length: padding would change states.
 
     Prompts with images go one at a time: what their processors give has no common batch axis.
     """
@@ -527,7 +562,7 @@ def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: bool 
         if current and not prompts[i].extras and not prompts[current[0]].extras:
             longest = len(prompts[current[0]].ids)
             room = len(current) < batch_size if batch_size else (len(current) + 1) * longest <= budget
-            if room and (pads or longest == len(prompts[i].ids)):
+            if room and (longest <= pads or longest == len(prompts[i].ids)):
                 current.append(i)
                 continue
         batches.append([i])
@@ -539,13 +574,13 @@ def collate(
 ) -> Batch:
     """Pad the members to one batch on the model's device, as wide as the longest of them or ``width``.
 
-    Raises Refused where that takes pads on a side on which they were not proved to change nothing: :func:`plan` with
-    ``model.anatomy.pad_sides`` puts prompts of one length together.
+    Raises Refused where that takes pads on a side, or in a width, where they are not known to change nothing:
+    :func:`plan` with ``model.anatomy.pad_width`` puts prompts of one length together.
     """
     chosen = [prompts[i] for i in members]
     lengths = [len(p.ids) for p in chosen]
     width = max(width, *lengths)
-    if min(lengths) < width and padding_side not in model.anatomy.pad_sides:
+    if min(lengths) < width and width > model.anatomy.pad_width(padding_side):
         raise Refused(
             f"Pads on the {padding_side} change what {model.name} computes, so prompts of {min(lengths)} to {width} "
             "tokens cannot run in one batch. Run prompts of one length together."

@@ -355,8 +355,9 @@ def _unwrap(source: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
             )
         return module, tokenizer
     if isinstance(source, nn.Module):
-        while hasattr(source, "_orig_mod"):  # what torch.compile() wrapped
-            source = source._orig_mod
+        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        while isinstance(source, parallel) or hasattr(source, "_orig_mod"):  # what torch.compile() wrapped
+            source = source.module if isinstance(source, parallel) else source._orig_mod
         return source, tokenizer
     raise InputError(
         f"load() was given a {type(source).__name__}. It takes a hub id, a folder, 'organism:NAME', or a model "

@@ -96,8 +96,8 @@ class Run:
             context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
         # Of a dimension of its own; a label of another one (the block of each projection) is a pair.
         axis = next((name for name in ("layer", "block") if not isinstance(coords.get(name, ()), tuple)), None)
-        if axis is not None:
-            kind = attrs.get("at", "resid" if axis == "layer" else None)
+        kind = attrs.get("at", "resid" if axis == "layer" else None)
+        if axis is not None and kind is not None:
             known = [Site(str(kind), int(index)) for index in coords[axis]]
             if known and all(site in self.norms for site in known):
                 sink = np.stack([self.norms.sinks(site) for site in known], 1)
@@ -224,7 +224,7 @@ def _pass(
     """Run every batch; how many prompts were read (all of them unless interrupted with ``partial``)."""
     from tqdm.auto import tqdm
 
-    queue = plan(prompts, token_budget(model), batch_size, padding_side in model.anatomy.pad_sides)
+    queue = plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width(padding_side))
     total = sum(len(p.ids) for p in prompts)
     done = 0
 

@@ -142,7 +142,8 @@ def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
 
     n = min(getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size), model.vocab_size)
     special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *reserved_ids(model.module.config)}
-    drawn = np.random.default_rng(0).integers(0, n, (4, 16))
+    length = min(16, model.context_length or 16)
+    drawn = np.random.default_rng(0).integers(0, n, (64 // length, length))
     prompts = [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
     reader = _Counted(sites)
     read(model, prompts, reader, progress=False)

@@ -181,7 +181,8 @@ def _ids(module: nn.Module) -> int | None:
 def _takes(module: Any) -> tuple[int, torch.dtype, torch.device]:
     """Width, dtype and device of what a module takes."""
     parameters = [*module.parameters(), *module.buffers()]
-    matrix = next((p for p in parameters if p.ndim >= 2 and p.is_floating_point()), None)
+    # Of quantised modules the codes are the largest, beside scales of other shapes.
+    matrix = max((p for p in parameters if p.ndim >= 2), key=lambda p: p.numel(), default=None)
     width = getattr(module, "in_features", None) or (None if matrix is None else matrix.shape[-1])
     if width is None:
         raise Refused(f"A {type(module).__name__} has no matrix that could be read off it.")

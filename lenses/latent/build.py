@@ -57,7 +57,7 @@ from workbench.inputs import (
 from workbench.reader import observe_batch
 from workbench.reading import write_whole
 from workbench.sites import Site, resolve
-from workbench.tokens import UNKNOWN, unknown_share
+from workbench.tokens import UNKNOWN, token_texts, unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -272,11 +272,12 @@ def tell_of_beginnings(manifest: dict[str, Any], run: Run) -> None:
 
 
 def tokenised(model: Model, texts: Sequence[str], first: int | None = None, **options: Any) -> Any:
-    """input_ids, and offset_mapping where asked for, of each text, with the first token that the index has."""
+    """input_ids, and offset_mapping where asked for, of each text, with the first token that the index has.
+
+    A space that a tokenizer puts before a text has no characters in it, whatever offsets the tokenizer gives it.
+    """
     tokenizer: Any = model.tokenizer
     found = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
-    if first is None:
-        return found
     before, after = found["input_ids"], [begun(model, row, first) for row in found["input_ids"]]
     offsets = found.get("offset_mapping", [])
     # Offsets are of the tokens behind the first one, counted from the end.
@@ -284,6 +285,17 @@ def tokenised(model: Model, texts: Sequence[str], first: int | None = None, **op
         [(0, 0)] * (len(b) - len(a)) + o[max(0, len(a) - len(b)) :] if a != b else o
         for a, b, o in zip(before, after, offsets, strict=False)
     ]
+    shared = [
+        (o, k, ids[k])
+        for ids, o in zip(after, offsets, strict=False)
+        for k in range(len(ids) - 1)
+        if o[k + 1][0] < o[k][1]
+    ]
+    used = sorted({i for *_, i in shared})
+    blank = {i for i, own in zip(used, token_texts(tokenizer, used), strict=True) if not own.strip()}
+    for o, k, i in shared:
+        if i in blank:
+            o[k] = (o[k][0], o[k][0])
     return {"input_ids": after, "offset_mapping": offsets}
 
 
@@ -490,7 +502,7 @@ def _fill(
     if len(missing) and model is None:
         raise IndexRefused(f"{len(missing)} contexts of the merged index are in none of its parts. Build it again.")
     lengths = np.diff(kept.starts)
-    shapes = Shapes(model, batch_tokens) if model is not None else None
+    shapes = Shapes(model, batch_tokens, int(lengths.max(initial=0))) if model is not None else None
     runs = shapes.runs(np.unique(kept.sentence[missing]), lengths) if shapes is not None else []
     journal = folder / "journal.json"
     # Another batch size would be another list of steps.
@@ -593,11 +605,11 @@ class Shapes:
     tile must begin where vectors do, too: for them short sentences are padded to a multiple of ``grain``.
     """
 
-    def __init__(self, model: Model, batch_tokens: int) -> None:
+    def __init__(self, model: Model, batch_tokens: int, longest: int = 0) -> None:
         config = text_config(model.module)
         heads = getattr(config, "num_attention_heads", None) or 1
         head = getattr(config, "head_dim", None) or model.d_model // heads
-        self.tokens, self.pads = batch_tokens, "right" in model.anatomy.pad_sides
+        self.tokens, self.pads = batch_tokens, model.anatomy.pad_width("right") > longest + TILE
         self.grain = TILE // math.gcd(head, TILE) if self.pads else 1
 
     def __call__(self, length: int) -> tuple[int, int]:

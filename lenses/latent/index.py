@@ -59,7 +59,7 @@ class ContextIndex:
         self._scales: dict[tuple[int, str], Scale] = {}
         self._faiss: dict[int, Any] = {}
         self._special: np.ndarray | None = None
-        self._beginnings: tuple[np.ndarray, np.ndarray] | None = None
+        self._beginnings: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
         self._warned: set[int] = set()
 
     def __repr__(self) -> str:
@@ -406,27 +406,28 @@ class ContextIndex:
         return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
 
     def same_beginnings(
-        self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray
+        self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray, *, whole: bool = False
     ) -> searching.Pairs:
         """Which rows hold the very state of a position, because their sentence begins with the same tokens.
 
         Args: token ids of prompts; for each state that is looked up the prompt [states] it is of and its position.
-        Special tokens in front are no part of a beginning.
+        Special tokens in front are no part of a beginning.  whole: of a model that also looks ahead, where states are
+        the same only if the whole sentence is.
 
         Returns: pairs of a state and a row.
         """
-        if self._beginnings is None:
+        if whole not in self._beginnings:
             flat, starts = self.store.token_ids()
-            hashes = _beginnings(flat, starts, self.manifest["special_ids"])
+            hashes = _beginnings(flat, starts, self.manifest["special_ids"], whole)
             table = self.store.contexts
             # An import without a model has no token ids.
             own = hashes[starts[table["sentence"]] + table["position"]] if len(flat) else np.zeros(0, np.uint64)
             order = np.argsort(own, kind="stable")
-            self._beginnings = own[order], order
-        own, order = self._beginnings
+            self._beginnings[whole] = own[order], order
+        own, order = self._beginnings[whole]
         starts = np.concatenate([[0], np.cumsum([len(ids) for ids in prompts])]).astype(np.int64)
         flat = np.concatenate([np.asarray(ids, np.int64) for ids in prompts])
-        wanted = _beginnings(flat, starts, self.manifest["special_ids"])[starts[query] + position]
+        wanted = _beginnings(flat, starts, self.manifest["special_ids"], whole)[starts[query] + position]
         low, high = np.searchsorted(own, wanted), np.searchsorted(own, wanted, "right")
         count = high - low
         state = np.repeat(np.arange(len(wanted)), count)
@@ -559,8 +560,11 @@ class ContextIndex:
         return np.where(good, table["token"][at], "") if len(table["token"]) else np.full(len(ids), "", object)
 
 
-def _beginnings(flat: np.ndarray, starts: np.ndarray, special: Iterable[int]) -> np.ndarray:
-    """[tokens] for each token a 64-bit hash of its sentence up to and with it; special tokens in front do not count."""
+def _beginnings(flat: np.ndarray, starts: np.ndarray, special: Iterable[int], whole: bool = False) -> np.ndarray:
+    """[tokens] for each token a 64-bit hash of its sentence up to and with it; special tokens in front do not count.
+
+    ``whole``: also of the sentence to its end.
+    """
     found = np.zeros(len(flat), np.uint64)
     length, state = np.diff(starts), np.zeros(len(starts) - 1, np.uint64)
     special = np.isin(flat, list(special))
@@ -575,7 +579,7 @@ def _beginnings(flat: np.ndarray, starts: np.ndarray, special: Iterable[int]) ->
         found[at] = state[alive]
         step += 1
         alive = alive[length[alive] > step]
-    return found
+    return found ^ np.repeat(state * np.uint64(0xBF58476D1CE4E5B9), length) if whole else found
 
 
 def _write(

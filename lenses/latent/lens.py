@@ -14,7 +14,7 @@ from torch import Tensor
 from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
-from lenses.nulls import ROWS, Null, floors, left_out, null_states, p_and_q
+from lenses.nulls import ROWS, Null, floors, left_out, looks_ahead, null_states, p_and_q
 from workbench.errors import InputError
 from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval
@@ -43,12 +43,13 @@ class LatentLens:
         distinct: a context counts once, in the index layer where it is nearest.
         method: "exact" or "approximate".
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
-        floors: compute floors and p-values (two further passes, of which 356 states are searched at each layer).
+        floors: compute floors and p-values (two further passes; 356 to 1124 of their states are searched a layer).
         foreign: read a model with an index that another one built.
         without: numbers of rows that are never found.
         self_matches: also find contexts whose sentence begins with the very tokens of the prompt, up to the position
-            that is read.  Their states are equal to the prompt's by construction and say nothing, so that they are
-            left out by default; the attribute ``self_matches_left_out`` counts the positions that have any.
+            that is read (in a model that looks ahead: whose sentence is the prompt).  Their states are equal to the
+            prompt's by construction and say nothing, so that they are left out by default; the attribute
+            ``self_matches_left_out`` counts the positions that have any.
 
     The reading's variables, [prompt, layer, position, rank]:
         similarity, index_layer, token_id, token, next_token_id, next_token, sentence, token_position, word,
@@ -57,7 +58,8 @@ class LatentLens:
         similarity_floor_shuffled  [layer]: the 95th percentile of the best similarity of states of these prompts with
                                    their tokens in random order.  A neighbour below it says no more than a context
                                    without order would.
-        similarity_p               [prompt, layer, position]: rank p-value of the best neighbour among the same states
+        similarity_p               [prompt, layer, position]: rank p-value of the best neighbour among the same states,
+                                   less what its token reaches in any context (:func:`lenses.nulls.p_and_q`)
         similarity_q               the same over all cells of the reading (Benjamini-Hochberg)
         similarity_floor_random    [layer]: as the other floor, of prompts of random tokens (as frequent as in the
                                    index's corpus)
@@ -128,6 +130,7 @@ class LatentLens:
         # Token ids of another tokenizer cannot be compared.
         own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
         self._barring = own and not self.self_matches
+        self._ahead = self._barring and looks_ahead(run.model)
         self._matched = np.zeros((len(run.prompts), len(run.positions)), bool)
 
     def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
@@ -168,7 +171,9 @@ class LatentLens:
         shape, matched = (len(states), self.top_k), np.zeros(len(states), bool)
         found = Found(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int32), np.full(shape, -1))
         if some.any():
-            barred = self.index.same_beginnings(prompts, prompt[some], position[some]) if self._barring else None
+            barred = None
+            if self._barring:
+                barred = self.index.same_beginnings(prompts, prompt[some], position[some], whole=self._ahead)
             if barred is not None:
                 matched[np.flatnonzero(some)[barred[0]]] = True
             held = self.index.nearest(
@@ -199,7 +204,7 @@ class LatentLens:
         shuffled = null_states(self._run, self._wanted)
         random = null_states(self._run, self._wanted, RANDOM, draw=self._drawn, seed=1)
         (scores, _), (lowest, layers) = self._scores(shuffled), self._scores(random)
-        p, q = p_and_q(self._similarity[..., 0], scores, left_out(self._run, self._wanted))
+        p, q = p_and_q(self._similarity[..., 0], self._run, shuffled, scores, left_out(self._run, self._wanted))
         cells = ("prompt", axis, "position")
         of = {"of": "similarity", "reason": shuffled.reason}
         share = np.stack([self._share(one[None])[0] for one in layers])
@@ -249,8 +254,8 @@ class LatentLens:
             "index": {k: made[k] for k in ("data", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
             "floors": f"95th percentile of the best similarity of at most {RANDOM} states of random tokens, and of at "
-            f"most {ROWS} states of the prompts with their tokens in random order; sinks left out",
-            "p": "rank among the shuffled states; q: Benjamini-Hochberg over all cells",
+            f"most {ROWS[1]} states of the prompts with their tokens in random order; sinks left out",
+            "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
             "self_matches": "found" if not self._barring else "left out",
             "without": 0 if self.without is None else len(self.without),
             "interval": "95 % percentile bootstrap over prompts, of index_layer_share",

@@ -55,10 +55,13 @@ def checked_queries(states: Any, d_model: int) -> Tensor:
             f"Give [queries, {d_model}]."
         )
     queries = queries.float()
-    good = torch.isfinite(queries).all(1) & (queries != 0).any(1)
+    norm = queries.norm(dim=1)
+    good = torch.isfinite(queries).all(1) & (norm > 1e-12) & torch.isfinite(norm)
     if not bool(good.all()):
         row = int((~good).nonzero()[0, 0])
         what = "NaN" if queries[row].isnan().any() else "infinity" if queries[row].isinf().any() else "only zeros"
+        if what == "only zeros" and (queries[row] != 0).any():
+            what = f"numbers of about {float(queries[row].abs().max()):.0e}, whose squares float32 does not hold"
         raise StateError(
             f"State {row} holds {what}: it has no direction, so nothing is near to it. Leave it out, or find out "
             "where it comes from."

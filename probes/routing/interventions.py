@@ -248,7 +248,7 @@ def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) ->
 
 def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Prompt], list[list[int]]]:
     prompts = encode(model, inputs)
-    return prompts, plan(prompts, token_budget(model), batch_size, "right" in model.anatomy.pad_sides)
+    return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width("right"))
 
 
 def _nll(

@@ -209,7 +209,7 @@ def each_batch(
 ) -> None:
     """Run every batch with the hooks (before, after) that belong to it."""
     with untouched(model.module):
-        for members in plan(prompts, token_budget(model), batch_size, "right" in model.anatomy.pad_sides):
+        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width("right")):
             batch = collate(model, prompts, members)
             with hooked(*hooks(batch)):
                 run(model.module, accepted(model.module, batch.inputs))

@@ -311,12 +311,14 @@ def think(
         for site in reader.sites(model):
             wanted.setdefault(site, []).append(reader)
         reader.begin(job)
-    cached = model.__dict__["_thinks"] if cache is None else cache
+    # Keys of a cache would keep the rotary frequencies of shorter prompts.
+    changes = model.anatomy.pad_limit is not None and max(len(p.ids) for p in extended) > model.anatomy.pad_limit
+    cached = model.__dict__["_thinks"] and not changes if cache is None else cache
     runner = _Runner(model, prompts, policy, wanted, after, edit, cached, seed)
     with untouched(model.module):
         # A row that has stopped would leave holes in the others' batch, which not every model looks past.
         alone = 1 if getattr(policy, "stops", True) else batch_size
-        for members in plan(extended, token_budget(model), alone, "left" in model.anatomy.pad_sides):
+        for members in plan(extended, token_budget(model), alone, model.anatomy.pad_width("left")):
             runner.run(members)
     origin = provenance(model, job, len(prompts))
     origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}

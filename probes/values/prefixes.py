@@ -98,7 +98,10 @@ class _Pass:
     def __init__(self, model: Model, prompts: list[Prompt], wanted: Wanted) -> None:
         self.model, self.prompts, self.wanted = model, prompts, wanted
         # What is read must be behind the shared part.
-        groups = shared([p.ids[: p.positions[0]] for p in prompts]) if _cached(model) is not None else []
+        limit, longest = model.anatomy.pad_limit, max((len(p.ids) for p in prompts), default=0)
+        # Keys of a beginning would keep the rotary frequencies of shorter prompts.
+        able = _cached(model) is not None and (limit is None or longest <= limit)
+        groups = shared([p.ids[: p.positions[0]] for p in prompts]) if able else []
         self.heads = [tuple(prompts[members[0]].ids[:depth]) for members, depth in groups]
         self.head = {i: g for g, (members, _) in enumerate(groups) for i in members}
         self.rests = [self._rest(i) for i in range(len(prompts))]
@@ -113,7 +116,7 @@ class _Pass:
         """How many tokens were saved, those of the test taken off."""
         from tqdm.auto import tqdm
 
-        model, pads = self.model, "right" in self.model.anatomy.pad_sides
+        model, pads = self.model, self.model.anatomy.pad_width("right")
         budget = token_budget(model)
         parts = self._parted(budget, batch_size)
         with untouched(model.module):

@@ -212,7 +212,7 @@ def sample(
         untouched(model.module),
         tqdm(total=len(prompts), unit="text", desc=f"writing {model.name}", disable=not progress, delay=1.0) as bar,
     ):
-        for members in plan(prompts, 0, batch_size, "left" in model.anatomy.pad_sides):
+        for members in plan(prompts, 0, batch_size, model.anatomy.pad_width("left") - steps):
             batch = collate(model, prompts, members, "left")
             ids, width = batch.inputs["input_ids"], batch.inputs["input_ids"].shape[1]
             drawn = _Drawn(uniform[members], width, temperature)

@@ -142,12 +142,13 @@ def test_what_only_looks_costs_no_proof():
     module = tiny("llama")
     model = workbench.load(module)
     ran = []
+    ids = [i for own in prompts() for i in own][:40]  # long enough to tell by itself what norms are usual
     module.register_forward_pre_hook(lambda *a: ran.append(1))
-    workbench.read(model, IDS, LogitLens(), progress=False)
+    workbench.read(model, ids, LogitLens(), progress=False)
     assert len(ran) == 1
     with torch.no_grad():
         module.lm_head.weight.mul_(1.5)  # a plain matrix is read anew, and is no other way to the logits
-    workbench.read(model, IDS, LogitLens(), progress=False)
+    workbench.read(model, ids, LogitLens(), progress=False)
     assert len(ran) == 2
 
 
@@ -199,10 +200,7 @@ class Rounded(nn.Module):
         return nn.functional.linear(x, self.weight.float() * self.scale)
 
 
-def test_a_quantised_head_is_called_that():
+def test_a_quantised_head_is_read_by_what_it_multiplies_with():
     module = tiny("llama")
     module.lm_head = Rounded(module.lm_head)
-    try:
-        assert off(workbench.load(module), module) < 1e-3
-    except Refused as reason:
-        assert "quantised" in str(reason) and "int8" in str(reason)
+    assert off(workbench.load(module), module) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,12 +103,16 @@ def hooked(
     """Hooks for the length of a ``with`` block.
 
     ``before[module](module, args, kwargs)`` runs ahead of a module's forward, ``after[module](module, args,
-    kwargs, output)`` behind it.  What they return is ignored, so that a pass stays a pure read.
+    kwargs, output)`` behind it.  What they return is ignored, so that a pass stays a pure read.  Only what this thread
+    runs is seen.
     """
+
+    mine = threading.get_ident()
 
     def pure(function: Callable) -> Callable:
         def hook(*arguments: Any) -> None:
-            function(*arguments)
+            if threading.get_ident() == mine:  # another thread may run the model meanwhile, for itself
+                function(*arguments)
 
         return hook
 
@@ -123,6 +128,9 @@ def hooked(
             handle.remove()
 
 
+_turn = threading.RLock()
+
+
 @contextmanager
 def neutral() -> Iterator[None]:
     """PyTorch as it is when nobody has set anything, for what is computed beside the model and in it.
@@ -131,9 +139,11 @@ def neutral() -> Iterator[None]:
     are written, since a graph that was compiled before knows no hooks.  All is put back after.  What chooses how
     products round (TF32, ``torch.set_float32_matmul_precision``, deterministic algorithms) is the user's and stays.
 
+    Threads take turns: most of this, and the random state, is the whole process's.
+
     Also a decorator: ``@neutral()``.
     """
-    with ExitStack() as stack:
+    with _turn, ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -151,22 +161,31 @@ def neutral() -> Iterator[None]:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode in a :func:`neutral` PyTorch; train/eval flags and random states are put back after."""
-    training = [m for m in module.modules() if m.training]
-    states = random.getstate(), torch.get_rng_state()
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-    cuda = torch.cuda.get_rng_state_all() if on_gpu else None
-    try:
-        module.eval()
-        with neutral():
+    """Evaluation mode in a :func:`neutral` PyTorch; train/eval flags and random states are put back after.
+
+    accelerate's mixed precision (a Trainer's ``bf16=True``) is an autocast around a module's own forward, and is left
+    out in the same way.
+    """
+    with neutral():
+        training = [m for m in module.modules() if m.training]
+        states = random.getstate(), torch.get_rng_state()
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        cuda = torch.cuda.get_rng_state_all() if on_gpu else None
+        cast = [(m, vars(m)["forward"]) for m in module.modules() if {"forward", "_original_forward"} <= vars(m).keys()]
+        try:
+            module.eval()
+            for m, _ in cast:
+                m.forward = m._original_forward
             yield
-    finally:
-        for m in training:
-            m.training = True
-        random.setstate(states[0])
-        torch.set_rng_state(states[1])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        finally:
+            for m, forward in cast:
+                m.forward = forward
+            for m in training:
+                m.training = True
+            random.setstate(states[0])
+            torch.set_rng_state(states[1])
+            if cuda is not None:
+                torch.cuda.set_rng_state_all(cuda)
 
 
 def run(module: nn.Module, inputs: dict[str, Any]) -> Any:
