@@ -443,7 +443,7 @@ def test_constants_on_the_pages_are_those_of_the_code():
 
     text = {page: (DOCS / "numbers" / page).read_text("utf-8") for page in PAGES}
     assert f"best cosine that {embedding.FLOOR_DRAWS} random directions reach" in text["lenses.md"]
-    assert f"best similarity that at most {nulls.ROWS} states of these prompts" in text["lenses.md"]
+    assert f"best similarity that at most {nulls.ROWS[1]} states of these prompts" in text["lenses.md"]
     assert f"at most {latent.RANDOM} states of prompts of random tokens" in text["lenses.md"]
     assert f"NaN below {nulls.FEWEST}" in text["lenses.md"]
     assert f"beyond {sinks.LEAST:g} to {sinks.MOST:g} times the layer's median" in text["lenses.md"]

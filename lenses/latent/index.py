@@ -209,7 +209,8 @@ class ContextIndex:
         :meth:`search` warns when it looks in one of them.
 
         Args:
-            kind: "ivf-pq" (the fastest and smallest), "ivf-sq8" or "hnsw".
+            kind: "ivf-pq" (the fastest and smallest), "ivf-sq8", or "hnsw", a graph, which may never lead to the
+                nearest rows of states unlike its own (those of a far layer).
             recall: what share of the ten nearest shall be found, above 0 and up to 1.
         """
         if not 0 < recall <= 1:
@@ -247,7 +248,7 @@ class ContextIndex:
             return
         self._warned |= missed.keys()
         said = ", ".join(f"{r:.3f} at layer {x}" for x, r in missed.items())
-        others = " or ".join(repr(kind) for kind in searching.KINDS if kind != made["kind"])
+        others = " or ".join(repr(kind) for kind in searching.KINDS if kind not in (made["kind"], "hnsw"))
         warnings.warn(
             f"The approximate index ({made['kind']}) finds less of the ten nearest than the {made['wanted']:g} that "
             f"was asked for: {said}. Neighbours found with it are not all the nearest ones. Use method='exact' there, "
