@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ def index(real_model, lines, held, tmp_path_factory) -> ContextIndex:
     """Sentences with the word "bank", and some without."""
     rest = [line for line in lines if line not in set(held)]
     banks = [line for line in rest if " bank" in line and " banked" not in line]
-    corpus = banks[:250] + rest[:: len(rest) // 900]
+    corpus = banks + rest[:: len(rest) // 600]
     path = tmp_path_factory.mktemp("real") / "index"
-    return ContextIndex.build(real_model, corpus, path, layers=LAYERS, batch_tokens=1024, progress=False)
+    return ContextIndex.build(real_model, corpus, path, layers=LAYERS, contexts_per_token=200, progress=False)
 
 
 def test_the_last_layers_top_token_is_the_models_own(real_model, held):
@@ -110,6 +111,24 @@ def test_bank_and_bank(real_model, index):
         assert float(floor.max()) < 0.99
     p = data.similarity_p.sel(layer=16).values
     assert np.isnan(p[:, 0]).all() and 0 < np.nanmin(p) < 0.05
+
+
+def test_the_readme_prints_what_it_shows(real_folder, lines, tmp_path, monkeypatch, capsys):
+    """Its chapter on a real model, with the model and the corpus that are here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "concepts.txt").write_bytes(SHARED.read_bytes())
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+    chapter = text.split("### The same on a real language model")[1].split("\n## ")[0]
+    code = "import workbench\nfrom lenses import LogitLens\n" + "\n".join(re.findall(r"```py\n(.*?)```", chapter, re.S))
+    exec(code.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', f"{str(real_folder)!r}, progress=False"), {})
+    shown = "".join(re.findall(r"```text\n(.*?)```", chapter, re.S)).split()
+    printed = capsys.readouterr().out.split()
+    assert len(printed) == len(shown)
+    for one, other in zip(printed, shown, strict=True):
+        try:  # numbers may be rounded otherwise elsewhere
+            assert float(one) == pytest.approx(float(other), abs=0.021)
+        except ValueError:
+            assert one == other
 
 
 def test_random_tokens_are_told_from_nothing(real_model, index):
