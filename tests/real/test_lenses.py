@@ -20,7 +20,7 @@ LAYERS = [8, 16, 24]
 def lines() -> list[str]:
     if not SHARED.is_file():
         pytest.skip("the sentences of the LatentLens package are not beside this checkout (../shared/data/latentlens)")
-    return sorted({line.strip() for line in SHARED.read_text("utf-8").splitlines() if 20 < len(line) < 60})
+    return sorted({line.strip() for line in SHARED.read_text("utf-8").splitlines() if 15 < len(line) < 45})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def index(real_model, lines, held, tmp_path_factory) -> ContextIndex:
     """Sentences with the word "bank", and some without."""
     rest = [line for line in lines if line not in set(held)]
     banks = [line for line in rest if " bank" in line and " banked" not in line]
-    corpus = banks + rest[:: len(rest) // 600]
+    corpus = banks + rest[:: len(rest) // 250]
     path = tmp_path_factory.mktemp("real") / "index"
     return ContextIndex.build(real_model, corpus, path, layers=LAYERS, contexts_per_token=200, progress=False)
 
@@ -52,11 +52,11 @@ def test_the_last_layers_top_token_is_the_models_own(real_model, held):
         assert (found.token_id.values[clear, 0] == own.indices[clear, 0].numpy()).all()
         np.testing.assert_allclose(found.logprob.values[:, 0], own.values[:, 0], atol=2e-4)
         seen += n
-    assert seen > 1500
+    assert seen > 1200
 
 
 def test_padding_batches_and_chunks_change_nothing(real_model, held):
-    texts = held[:6]
+    texts = held[:4]
     first = workbench.read(real_model, texts, [LogitLens(LAYERS), EmbeddingLens(LAYERS)], progress=False)
     for options, chunk in (
         ({"batch_size": 1}, None), ({"padding_side": "left"}, None), ({"batch_size": 4}, 5000),
@@ -75,7 +75,7 @@ def test_padding_batches_and_chunks_change_nothing(real_model, held):
 def test_the_first_position_is_a_sink_and_floors_do_not_see_it(real_model, held):
     layers = [0, 1, 12, 16, 20, 24, 28]
     states = States(layers)
-    reading = workbench.read(real_model, held[:40], [states, EmbeddingLens(layers, top_k=1)], progress=False)
+    reading = workbench.read(real_model, held[:24], [states, EmbeddingLens(layers, top_k=1)], progress=False)
     norm = states.found.norm(dim=-1).numpy()
     usual = np.nanmedian(norm[:, :, 1:], axis=(0, 2))
     sink = reading[0].data.sink.values
@@ -105,7 +105,7 @@ def test_bank_and_bank(real_model, index):
         here = data.sel(layer=16).isel(prompt=prompt, position=at)
         words = [set(text.lower().replace(".", "").replace(",", "").split()) for text in here.sentence.values]
         found.append((sum(bool(w & mine) for w in words), sum(bool(w & others) for w in words)))
-        assert (here.word.values == "bank").mean() > 0.5, here.word.values
+        assert sum(word.startswith("bank") for word in here.word.values) >= 4, here.word.values
     assert found[0][0] > found[0][1] and found[1][0] > found[1][1], found
     for floor in (data.similarity_floor_shuffled, data.similarity_floor_random):
         assert float(floor.max()) < 0.99
@@ -134,16 +134,16 @@ def test_the_readme_prints_what_it_shows(real_folder, lines, tmp_path, monkeypat
 def test_random_tokens_are_told_from_nothing(real_model, index):
     """Over all cells q < .05 at no more than the nominal rate; p as often as it says."""
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(20, 49_000, n).tolist() for n in rng.integers(6, 14, 20)]
+    prompts = [rng.integers(20, 49_000, n).tolist() for n in rng.integers(6, 14, 14)]
     lenses = [LatentLens(index, LAYERS, top_k=1), EmbeddingLens(LAYERS, top_k=1)]
     for reading, value in zip(
         workbench.read(real_model, prompts, lenses, progress=False), ("similarity", "cosine"), strict=True
     ):
         p, q = reading.data[f"{value}_p"].values, reading.data[f"{value}_q"].values
         known = ~np.isnan(p)
-        assert known.sum() > 450
+        assert known.sum() > 300
         assert (q[known] < 0.05).mean() <= 0.05
-        assert (p[known] < 0.05).mean() < 0.09, value  # .05, and what 20 prompts leave open
+        assert (p[known] < 0.05).mean() < 0.1, value  # .05, and what 14 prompts leave open
 
 
 def test_sinks_are_left_out_of_what_is_read_in_bfloat16(real_folder):
