@@ -106,7 +106,7 @@ def test_bank_and_bank(real_model, index):
         words = [set(text.lower().replace(".", "").replace(",", "").split()) for text in here.sentence.values]
         found.append((sum(bool(w & mine) for w in words), sum(bool(w & others) for w in words)))
         assert sum(word.startswith("bank") for word in here.word.values) >= 4, here.word.values
-    assert found[0][0] > found[0][1] and found[1][0] > found[1][1], found
+    assert found[0][0] > found[1][1] and found[1][0] > found[0][1] == 0, found
     for floor in (data.similarity_floor_shuffled, data.similarity_floor_random):
         assert float(floor.max()) < 0.99
     p = data.similarity_p.sel(layer=16).values
