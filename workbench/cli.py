@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--layers", type=integers, metavar="0,6,-1", help="layers to read; default: all")
     read.add_argument("--top-k", type=int, default=10, metavar="N", help="tokens to keep at each place; default: 10")
     read.add_argument("--targets", action="append", metavar="TOKEN", help="a token to follow: ' red'; repeatable")
+    read.add_argument("--bos", metavar="TOKEN", help="put this token before each text; default: as the tokenizer does")
     read.add_argument("--index", type=Path, metavar="PATH", help="the index of contexts that the latent lens looks in")
     read.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     read.add_argument("--dtype", help="float32, bfloat16, float16 or auto; default: float32 on a CPU")
@@ -213,7 +214,7 @@ def _read(chosen: argparse.Namespace) -> None:
     prompts = [_ids(text) for text in chosen.prompts] if chosen.ids else chosen.prompts
     if chosen.out:
         make_folder(chosen.out)
-    found = workbench.read(load(chosen), prompts, lenses)
+    found = workbench.read(load(chosen), prompts, lenses, bos=chosen.bos)
     named = dict(zip(names, found, strict=True))
     for i, reading in enumerate(found):
         if i:

@@ -50,6 +50,7 @@ def register(commands: Any, style: Any) -> None:
     search.add_argument("text", metavar="TEXT", help="quote it")
     search.add_argument("--layers", type=_integers, metavar="0,6,-1", help="layers of the model; default: all")
     search.add_argument("--top-k", type=int, default=3, metavar="N", help="default: 3")
+    search.add_argument("--bos", metavar="TOKEN", help="put this token before the text; default: as the tokenizer does")
     search.add_argument("--calibration", default="none", help="none, centre, z-score or csls")
     search.add_argument("--approximate", action="store_true", help="use the approximate index")
     _machine(search)
@@ -160,4 +161,4 @@ def _search(chosen: argparse.Namespace) -> None:
         chosen.path, chosen.layers, chosen.top_k, calibration=chosen.calibration,
         method="approximate" if chosen.approximate else "exact",
     )  # fmt: skip
-    neighbours(workbench.read(_load(chosen), chosen.text, lens).data)
+    neighbours(workbench.read(_load(chosen), chosen.text, lens, bos=chosen.bos).data)

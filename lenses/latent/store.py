@@ -301,7 +301,9 @@ class Store:
 
     def _table(self, name: str) -> Any:
         parquet, arrow = _parquet()
-        return parquet.read_table(arrow.BufferReader(self.checked(name).whole()))
+        # In this thread: one of arrow's that lets go of our buffer last, while Python ends, aborts the process.
+        with parquet.ParquetFile(arrow.BufferReader(self.checked(name).whole())) as file:
+            return file.read(use_threads=False)
 
     @cached_property
     def contexts(self) -> dict[str, np.ndarray]:

@@ -65,6 +65,14 @@ def test_read_prints_what_the_model_says(folder: Path, capsys: pytest.CaptureFix
         assert float(chance) == pytest.approx(float(chances.max()), abs=0.006)
 
 
+def test_read_puts_a_first_token(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", str(folder), "w3 w7", "--bos", "w5", "--out", str(tmp_path)]) == 0
+    reading = workbench.open(tmp_path / "logit.nc")
+    assert reading.data["input_token"].values[0].tolist() == ["w5", "w3", "w7"]
+    assert main(["read", str(folder), "w3 w7", "--bos", "nothing like it"]) == 1
+    assert "not one token" in capsys.readouterr().err
+
+
 def test_read_writes_what_opens_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a" / "b"
     chosen = ["--lens", "logit", "--lens", "embedding", "--lens", "attribution", "--lens", "logit"]

@@ -128,6 +128,14 @@ def test_curves_draw_the_null_of_what_has_one():
         assert not [line for line in other.data if line.line.dash] and "null" not in other.layout.title.text
 
 
+def test_curves_keep_the_hues_of_targets_to_the_targets():
+    figure = chart(logit_lens(targets=[" Paris", " Rome"]), "curves")
+    hues: dict[str, set[str]] = {}
+    for line in (line for line in figure.data if line.mode == "lines+markers"):
+        hues.setdefault(line.yaxis or "y", set()).add(line.line.color)
+    assert len(hues["y"]) == 2 and len(hues["y2"]) == 1 and not hues["y"] & hues["y2"]
+
+
 def test_attribution_bars_sum_to_the_logit():
     data = logit_attribution()
     figure = chart(data, prompt=1, position=3)

@@ -432,7 +432,8 @@ def curves(
             highest[name] = max(highest.get(name, 0.3), float(np.nanmax(high, initial=0.3)))
             several = len(aims) > 1 and "target" in data[name].dims
             called = tokens.labels([_target_name(source, aim)])[0] if several else name
-            colour = theme.HUES[number if several else column - 1]
+            # Beside lines of several targets, another panel's line has none of the hues that say which target.
+            colour = theme.HUES[number if several else -column if len(aims) > 1 else column - 1]
             if len(means) > 1:
                 figure.add_scatter(
                     x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),

@@ -384,7 +384,8 @@ function trajectory(view, row, at, target, followed, called, go) {
     shows = "contribution";
   } else if (token < 0 && view.prompt.grids.target_logprob) {
     lines.push({ y: along("target_logprob") });
-    if (view.prompt.grids.target_logprob_null) lines.push({ y: along("target_logprob_null"), dash: "0.1 4" });
+    const nothing = view.prompt.grids.target_logprob_null ? along("target_logprob_null") : [];
+    if (nothing.some((y) => !Number.isNaN(y))) lines.push({ y: nothing, dash: "0.1 4" });
     title = `log-prob (nats) of ${view.aim(at, target)}${lines.length > 1 ? "; dotted: under other positions' states (null)" : ""}`;
     shows = "target_logprob";
   } else {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ def test_info_says_what_the_index_holds(built: Path, capsys: pytest.CaptureFixtu
     ):
         assert fact in said
     assert index.manifest["model"]["fingerprint"] in said
+
+
+def test_info_ends_as_it_should(built: Path) -> None:
+    """Threads that still hold a table when Python ends would abort the process, every second time."""
+    said = f"from workbench.cli import main; raise SystemExit(main(['index', 'info', {str(built)!r}]))"
+    for _ in range(4):
+        ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
 
 
 def test_search_prints_neighbours_layer_by_layer(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
