@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.reader import Run
     from workbench.reading import Reading
 
-FLOOR_DRAWS = 256
+FLOOR_DRAWS = 100
 
 
 class EmbeddingLens:
@@ -103,9 +103,12 @@ class EmbeddingLens:
 
     def _controls(self, axis: str) -> dict[str, Any]:
         out = left_out(self._run, self._wanted)
-        random = [self._best(self._random.draw(depth, out[:, depth])) for depth in range(len(self._wanted))]
+        random = [self._random.draw(depth, out[:, depth]) for depth in range(len(self._wanted))]
         null = null_states(self._run, self._wanted)
-        scores = [self._best(states) for states in null.states]
+        # The matrix is read once for all of them.
+        best = self._best(torch.cat([*random, *null.states]))
+        best, scores = best[: sum(map(len, random))], null.split(best[sum(map(len, random)) :])
+        random = np.split(best, np.cumsum([len(draws) for draws in random])[:-1])
         p, q = p_and_q(self._cosine[..., 0], self._run, null, scores, out)
         cells, of = ("prompt", axis, "position"), {"of": "cosine", "reason": null.reason}
         few = "" if all(map(len, random)) else f"fewer than {FEWEST} states that are no sinks"

@@ -118,7 +118,7 @@ def test_the_readme_prints_what_it_shows(real_folder, lines, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "concepts.txt").write_bytes(SHARED.read_bytes())
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-    chapter = text.split("### The same on a real language model")[1].split("\n## ")[0]
+    chapter = text.split("## The same on a real language model")[1].split("\n## ")[0]
     code = "import workbench\nfrom lenses import LogitLens\n" + "\n".join(re.findall(r"```py\n(.*?)```", chapter, re.S))
     exec(code.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', f"{str(real_folder)!r}, progress=False"), {})
     shown = "".join(re.findall(r"```text\n(.*?)```", chapter, re.S)).split()
