@@ -80,7 +80,7 @@ def null_states(
     places = sum(len(prompt.positions) for prompt in run.prompts)
     rows = rows or min(max(EACH * places, ROWS[0]), ROWS[1])
     # Readers of one run share what they need alike: one pass serves them all.
-    kept = run.__dict__.setdefault("_nulls", {}).setdefault((seed, rows, draw is None), {})
+    kept = run.__dict__.setdefault("_nulls", {}).setdefault((seed, rows, draw), {})
     missing = [site for site in sites if site not in kept]
     if missing:
         variants, chosen = _variants(run, rows, draw, seed)
@@ -100,8 +100,8 @@ def null_states(
 def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[list[int]], list[np.ndarray]]:
     """Prompts with other tokens in the places of text, and at which positions of each a null state is taken."""
     rng = np.random.default_rng(seed)
-    fixed = {*(getattr(run.model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(run.model)}
-    movable = [np.flatnonzero(~np.isin(prompt.ids, list(fixed))) for prompt in run.prompts]
+    fixed = fixed_ids(run.model)
+    movable = [np.flatnonzero(~np.isin(prompt.ids, fixed)) for prompt in run.prompts]
     usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and not prompt.extras]
     if not usable:
         return [], []
@@ -123,10 +123,15 @@ def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[l
     return variants, chosen
 
 
+def fixed_ids(model: Model) -> list[int]:
+    """Token ids that are no text: special tokens, and what stands for pieces of images."""
+    return sorted({*(getattr(model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(model)})
+
+
 def looks_ahead(model: Model) -> bool:
     """Whether states depend on the tokens behind them, as in encoders; asked once."""
     if "_looks_ahead" not in model.__dict__:
-        special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(model)}
+        special = set(fixed_ids(model))
         ids = [i for i in range(model.vocab_size // 2, model.vocab_size) if i not in special][:8] or [0] * 8
         site = Site("resid", model.n_layers)
         reader = _Rows([site], [np.arange(4)] * 2)
@@ -175,7 +180,7 @@ def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], le
 
 def left_out(run: Run, sites: list[Site]) -> np.ndarray:
     """[prompt, depth, position] cells that these nulls are not like: sinks, special tokens, pieces of images."""
-    fixed = list({*(getattr(run.model.tokenizer, "all_special_ids", None) or []), *placeholder_ids(run.model)})
+    fixed = fixed_ids(run.model)
     other = np.zeros((len(run.prompts), len(run.positions)), bool)
     for i, prompt in enumerate(run.prompts):
         other[i, : len(prompt.positions)] = np.isin(np.array(prompt.ids)[prompt.positions], fixed)
