@@ -26,7 +26,7 @@ from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, fir
 from workbench.model import Model, load
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
-from workbench.reading import Reading, storable
+from workbench.reading import Provenance, Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
@@ -178,7 +178,7 @@ def read(
     readings = []
     for reader in chosen:
         reading = reader.end()
-        reading.provenance = {**origin, **reading.provenance}
+        reading.provenance = Provenance([origin | own for own in reading.provenance or [{}]])
         readings.append(reading)
     return readings[0] if single else tuple(readings)
 

@@ -11,7 +11,7 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,58 @@ FORMAT = "latent-workbench reading"
 VERSION = 1
 
 
-class Reading:
-    """Labelled arrays (``.data``, an :class:`xarray.Dataset`) and where they came from (``.provenance``)."""
+class Provenance(list):
+    """Where a reading comes from: a list of steps, each a dict with its name under "step".
 
-    def __init__(self, data: xr.Dataset, provenance: dict[str, Any] | None = None) -> None:
+    The first is the pass of a model (or a file of another program), each further one a function that made a result of
+    the one before.  A text as the index is looked up in the last step that has it: ``provenance["model"]["name"]``.
+    """
+
+    def __init__(self, steps: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None) -> None:
+        steps = [steps] if isinstance(steps, Mapping) else steps or []
+        super().__init__({"step": "read", **step} for step in steps if step)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for step in reversed(self):
+            if key in step:
+                return step[key]
+        raise KeyError(f"No step of this provenance has {key!r}: {', '.join(str(s['step']) for s in self) or 'none'}.")
+
+    def __contains__(self, key: Any) -> bool:
+        return any(key in step for step in self) if isinstance(key, str) else super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+
+class Reading:
+    """Labelled arrays (``.data``, an :class:`xarray.Dataset`) and where they came from (``.provenance``).
+
+    What every verb of the workbench returns.  ``reading["entropy"]`` is ``reading.data["entropy"]``; each variable's
+    attributes say what it is (:mod:`workbench.variables`).
+    """
+
+    def __init__(
+        self, data: xr.Dataset, provenance: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None
+    ) -> None:
         self.data = data
-        self.provenance: dict[str, Any] = provenance or {}
+        self.provenance = Provenance(provenance)
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)
-        model = self.provenance.get("model", {}).get("name", "?")
+        model = (self.provenance.get("model") or {}).get("name") or self.data.attrs.get("model", "?")
+        what = self.data.attrs.get("measure") or self.data.attrs.get("reader", "?")
         return (
-            f"<Reading {self.data.attrs.get('reader', '?')} of {model} ({sizes})>\n  {names}\n"
+            f"<Reading {what} of {model} ({sizes})>\n  {names}\n"
             "  .data .figure() .explore() .frame() .isel() .save(path) .to_html(path)"
         )
 
@@ -192,6 +231,35 @@ class Reading:
         }
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
+
+
+def derived(step: str, data: xr.Dataset, *sources: Reading, **settings: Any) -> Reading:
+    """A result that was computed from readings, with their provenance and one more step.
+
+    Parameters
+    ----------
+    step
+        Name of the function, as a user calls it ("routing.divergence").
+    data
+        The result.  Its attribute ``measure`` becomes the last part of ``step``, ``model`` that of the sources.
+    sources
+        What it was computed from; their digests are kept.
+    settings
+        What the function was asked for.
+
+    Returns
+    -------
+    Reading
+    """
+    steps: list[Any] = []
+    for source in sources:
+        steps += [own for own in source.provenance if own not in steps]
+    known = {"measure": step.rpartition(".")[2]}
+    for source in sources:
+        known |= {k: source.data.attrs[k] for k in ("model", "n_layers") if k in source.data.attrs}
+    data = data.assign_attrs({**known, **data.attrs})
+    of = [_digest(_texts_once(_storable(source.data))) for source in sources]
+    return Reading(data, [*steps, {"step": step, "settings": settings, "of": of}])
 
 
 def _own_places(real: np.ndarray, wanted: Any) -> list[np.ndarray]:

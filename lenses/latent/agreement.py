@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.reading import Reading
+from workbench.reading import Reading, derived
 from workbench.stats import bootstrap_interval
 
 
@@ -55,9 +55,9 @@ def logit_agreement(latent: Reading, logit: Reading, *, level: float = 0.95) -> 
     data = xr.Dataset(
         {"rate": (dims, rate), "rate_low": (dims, low), "rate_high": (dims, high), "rate_chance": (dims, chance)},
         {"measure": list(measures), axis: layers},
-        {"model": a.attrs["model"], "n_layers": a.attrs["n_layers"], "reader": "agreement with the logit lens"},
+        {"reader": "agreement with the logit lens"},
     )
-    return Reading(data, {**latent.provenance, "reader": {"name": "agreement", "level": level}})
+    return derived("lenses.latent.logit_agreement", data, latent, logit, level=level)
 
 
 def _by_chance(said: np.ndarray, neighbours: np.ndarray, hit: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
 from workbench.model import Model
 from workbench.reader import Reader, Run, observe_batch, provenance, settle, token_budget
-from workbench.reading import Reading
+from workbench.reading import Provenance, Reading
 from workbench.sites import Site
 
 Edit = Callable[[int, Tensor, list[int]], Tensor]
@@ -326,7 +326,7 @@ def think(
     for reader in readers:
         reading = reader.end()
         _named(reading, runner.length, policy.n)
-        reading.provenance = {**origin, **reading.provenance}
+        reading.provenance = Provenance([origin | own for own in reading.provenance or [{}]])
         readings.append(reading)
     return Thoughts(runner.dataset(), tuple(readings))
 

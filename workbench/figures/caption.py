@@ -68,7 +68,7 @@ def captions(
 def about(of: Any) -> dict[str, Any]:
     """What a caption needs of a reading, a dataset or a table, as plain values (they travel inside the figure)."""
     data = getattr(of, "data", of)
-    attrs, provenance = dict(getattr(data, "attrs", {})), dict(getattr(of, "provenance", None) or {})
+    attrs, provenance = dict(getattr(data, "attrs", {})), getattr(of, "provenance", None) or {}
     model = provenance.get("model") or {}
     reader = {k: v for k, v in (provenance.get("reader") or {}).items() if k not in COUNTED}
     found = {
