@@ -366,6 +366,7 @@ def test_what_killed_work_left_is_removed_and_other_files_stay(tmp_path):
         journal.write(json.dumps({"name": part(9), "bytes": 9, "block": BLOCK, "crc32": "00000000"}) + "\n")
     with resume(path) as folder:
         assert not set(leftover) & set(files(path))
+        (path / leftover[0]).write_text("of a call that was interrupted")
         folder.seal()
     assert set(files(path)) == {"manifest.json", *other, *map(part, range(5))}
 
