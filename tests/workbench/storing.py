@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from workbench.store import Folder
+from workbench.store import Folder, Kind
 
-FORMAT, HEAD, PARTS = "work of a test", {"model": "abc", "settings": {"seed": 3, "layers": [1, 2]}}, 24
+KIND, HEAD, PARTS = Kind("work of a test", 1), {"model": "abc", "settings": {"seed": 3, "layers": [1, 2]}}, 24
 
 
 def content(i: int) -> bytes:
@@ -33,7 +33,7 @@ def work(path: Path, seconds: float = 0.0, parts: int = PARTS) -> Folder:
                 out.flush()
                 time.sleep(seconds / 2)
 
-    with Folder.create_or_resume(path, HEAD, format=FORMAT, version=1) as folder:
+    with Folder.create_or_resume(path, HEAD, KIND) as folder:
         for i in range(parts):
             if part(i) not in folder.done:
                 folder.write(part(i), lambda file, i=i: write(file, i))
