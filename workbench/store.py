@@ -29,6 +29,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -65,16 +66,8 @@ class Kind(NamedTuple):
 class Folder:
     """A folder of parts that survives being killed.  Made by :meth:`create_or_resume`, :meth:`open` or :meth:`revise`.
 
-    A folder that is written is locked until :meth:`seal` or :meth:`close`; use it in a ``with`` statement.
-
-    Attributes
-    ----------
-    root : Path
-        Where it is.
-    version, head, extra
-        As the manifest has them; ``extra`` is empty until the folder is sealed.
-    sealed : bool
-        Whether it is finished.
+    A folder that is written is locked until :meth:`seal` or :meth:`close`; use it in a ``with`` statement.  Attributes:
+    ``root``, ``sealed``, and ``version``, ``head`` and ``extra`` as the manifest has them.
     """
 
     def __init__(self, root: Path, kind: Kind, manifest: Manifest, lines: dict[str, list[Entry]],
@@ -83,10 +76,11 @@ class Folder:
         self._adopt(manifest)
         self._parts = {name: Checked(root / name, entry) for name, entry in self._files.items()}
         for name in lines.keys() - self._files.keys():
-            for entry in lines[name]:
+            for entry in reversed(lines[name]):
                 with suppress(ReadingError):
                     (part := Checked(root / name, entry)).verify()
                     self._parts[name] = part
+                    break
 
     # ---------------------------------------------------------------- opening
 
@@ -268,9 +262,8 @@ class Folder:
 
     def _writable(self) -> None:
         if self._journal is None:
-            if self.sealed:
-                raise InputError(f"{self.root} is finished, so nothing can be added. Choose another folder.")
-            raise InputError(f"{self.root} is not open for writing. Use Folder.create_or_resume.")
+            state = "finished, so nothing can be added" if self.sealed else "not open for writing"
+            raise InputError(f"{self.root} is {state}. Use Folder.create_or_resume, or choose another folder.")
 
     def _place(self, name: str) -> Path:
         """Where a part goes, in a folder that is there."""
@@ -318,22 +311,21 @@ class Checked:
     """
 
     def __init__(self, path: Path, entry: Entry, *, whole: bool = False) -> None:
-        self.path, self.entry, self._block, self._map = path, entry, entry["block"], None
+        self.path, self.entry = path, entry
         try:
-            size = path.stat().st_size
+            size, self._block, blocks = path.stat().st_size, entry["block"], len(entry["crc32"]) // 8
+            if size != entry["bytes"] or blocks != -(-size // self._block):
+                raise ReadingError(f"{path} is damaged: it has {size} bytes instead of {entry['bytes']}. {_CURE}")
         except OSError as error:
             raise ReadingError(f"{path} is missing ({error.strerror}). {_CURE}") from error
-        blocks = -(-size // self._block)
-        if size != entry["bytes"] or len(entry["crc32"]) != 8 * blocks:
-            raise ReadingError(f"{path} is damaged: it has {size} bytes instead of {entry['bytes']}. {_CURE}")
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise ReadingError(f"{path} has an entry that says nothing: {entry}. {_CURE}") from error
         self._known = np.full(blocks, whole)
 
-    @property
+    @cached_property
     def bytes(self) -> np.ndarray:
         """The file's bytes, mapped, not yet checked."""
-        if self._map is None:
-            self._map = np.memmap(self.path, np.uint8, "r") if self.entry["bytes"] else np.zeros(0, np.uint8)
-        return self._map
+        return np.memmap(self.path, np.uint8, "r") if self.entry["bytes"] else np.zeros(0, np.uint8)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Bytes start..stop, checked."""
@@ -417,16 +409,9 @@ def _lines(root: Path) -> dict[str, list[Entry]]:
         for line in (root / JOURNAL).read_bytes().split(b"\n"):
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # torn or damaged: no entry
                 entry = json.loads(line)
-                name = entry.pop("name")
-                if _NAME.fullmatch(name) and (not entry or _well_formed(entry)):
+                if _NAME.fullmatch(name := entry.pop("name")):
                     found.setdefault(name, []).extend([entry] if entry else [])
     return found
-
-
-def _well_formed(entry: Any) -> bool:
-    """Whether this is an entry; it was read from a file that anybody may have made."""
-    size, block = entry["bytes"], entry["block"]
-    return isinstance(size, int) and isinstance(block, int) and block > 0 and isinstance(entry["crc32"], str)
 
 
 def _make(root: Path) -> None:
@@ -496,16 +481,13 @@ def _manifest(root: Path, kind: Kind) -> Manifest | None:
             raise ValueError("it was changed or damaged, for it does not have its own checksum")
         if "layout" not in found and kind.old is not None:
             found = kind.old(root) or found
-        if not all(_NAME.fullmatch(name) and _well_formed(entry) for name, entry in found.get("files", {}).items()):
+        if not all(map(_NAME.fullmatch, found.get("files", ()))):
             raise ValueError("it names files that cannot be parts")
         return found
     except ReadingError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReadingError(
-            f"{file} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or delete the folder "
-            "and run the work again."
-        ) from error
+        raise ReadingError(f"{file} cannot be read ({type(error).__name__}: {error}). {_CURE}") from error
 
 
 def _plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -513,10 +495,7 @@ def _plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"The {what} of a folder is kept as JSON, which cannot hold this: {error}. Use text, numbers, lists and "
-            "dicts of them."
-        ) from error
+        raise InputError(f"The {what} has to be text, numbers, lists and dicts, as JSON can hold: {error}.") from error
 
 
 def _same(root: Path, there: dict[str, Any], fresh: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ _MODEL, _CORPUS = ("fingerprint", "tokenizer", "n_layers", "dtype"), ("sentences
 
 
 def divided(known: dict[str, Any], contexts: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All that is known of an index, as head (what decides its rows) and extra of its folder; undone by :func:`joined`."""
+    """All that is known of an index, as head (what decides its rows) and extra of its folder."""
     model, corpus = known["model"], known["corpus"]
     head = {name: known[name] for name in ("settings", "storage", "d_model", "layers", "special_ids")} | {
         "model": {name: model[name] for name in _MODEL},
