@@ -251,7 +251,7 @@ class LatentLens:
         settings = {
             "name": "LatentLens", "at": self.at, "top_k": self.top_k, **self._options, "foreign": self.foreign,
             "index_layers": self._looked_in(),
-            "index": {k: made[k] for k in ("data", "n_rows", "corpus", "settings", "storage")}
+            "index": {k: made[k] for k in ("contexts", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
             "floors": f"95th percentile of the best similarity of at most {RANDOM} states of random tokens, and of at "
             f"most {ROWS[1]} states of the prompts with their tokens in random order; sinks left out",

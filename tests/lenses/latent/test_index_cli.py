@@ -81,7 +81,7 @@ def test_built_in_parts_added_to_and_merged(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["index", "info", "{tmp}/none"], "There is no index at"),
+        (["index", "info", "{tmp}/none"], "There is no latent-workbench context index at"),
         (["index", "build", "organism:story", "{tmp}/none.txt", "{tmp}/x"], "There is no corpus at"),
         (["index", "search", "{built}", "organism:story", "one", "--calibration", "magic"], "'magic' is unknown"),
         (["index", "search", "{built}", "organism:story", "one", "--approximate"], "has no approximate index"),
