@@ -23,6 +23,10 @@ from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, o
 from workbench.weights import effective_weight, outermost
 
 
+ENGINES = ("auto", "hooks", "prefix")
+"""Ways to run a model (:mod:`workbench.engine.drivers`)."""
+
+
 class Model:
     """A loaded model whose readout has been proved.  Made by :func:`load`.
 
@@ -30,6 +34,7 @@ class Model:
         name: what the model is called in figures and provenance; of a folder, its own name.
         source: the hub id or the folder that it was loaded from; None for a model in memory.
         quantization: how the weights were quantised, e.g. "GGUF Q4_K_M"; None where they were not.
+        engine: how :func:`workbench.read` runs it where it is not told otherwise.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
@@ -39,6 +44,7 @@ class Model:
         self.name = name
         self.source: str | None = None
         self.quantization: str | None = None
+        self.engine = "auto"
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
@@ -239,7 +245,8 @@ def load(
         gguf_file: which file of a hub model or folder, e.g. ``"model-Q4_K_M.gguf"``.  Weights of a GGUF file are
             dequantised when they are read (needs gguf).
         revision: a branch, tag or commit of a hub model.
-        engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
+        engine: how :func:`workbench.read` runs the model where it is not told otherwise: ``"hooks"`` (whole prompts;
+            what ``"auto"`` means) or ``"prefix"`` (beginnings that prompts share are run once).
         name: what the model is called in figures and files; default: the hub id, or the folder's own name.
         progress: False: no bars while files are fetched and read, so that a sound checkpoint loads without a word
             (warnings, of weights that are missing for instance, are shown).  Other loads show theirs as before.
@@ -248,11 +255,15 @@ def load(
         Refused: when the readout cannot be found or proved; the message has the nearest reason.
         InputError: when the arguments do not fit together or the source is not there.
     """
-    if engine not in ("auto", "hooks"):
-        raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r} is unknown. Use one of {', '.join(map(repr, ENGINES))}.")
     hint = ""
     if isinstance(source, Model):
         if adapter is None:
+            if engine not in ("auto", source.engine):
+                raise InputError(
+                    f"{source.name} is loaded already, with engine={source.engine!r}. Say read(..., engine={engine!r})."
+                )
             return source
         name = name or f"{source.name}+{_called(str(adapter))}"
         tokenizer = source.tokenizer if tokenizer is None else tokenizer
@@ -297,6 +308,7 @@ def load(
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
     model.quantization = rounded or _quantization(module)
+    model.engine = engine
     return model
 
 
