@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.anatomy import reserved_ids
 from workbench.sites import Site
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch, Prompt
@@ -32,11 +33,9 @@ merely spread (where kinds of words differ sixfold, say) has no sinks."""
 PLACEHOLDER = re.compile(r"(image|video|audio|sound|img_context|video_context|sound_context)_token_(id|index)")
 ENOUGH = 16
 """With fewer positions than this, the typical norm is taken from a pass over random tokens."""
-SINK_ATTRIBUTES = {
-    "long_name": "attention sink: a norm beyond 5 to 20 times the layer's median",
-    "units": "",
-    "source": "workbench.sinks",
-}
+SINK_ATTRIBUTES = about(
+    "attention sink: a norm beyond 5 to 20 times the layer's median", role="mask", source="workbench.sinks"
+)
 _BINS, _OCTAVE, _LEAST = 4096, 32, -40
 """Norms are counted in bins of 1/32 octave, from 2^-40: medians of any number of positions in little memory."""
 
