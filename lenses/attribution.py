@@ -28,12 +28,27 @@ from workbench.readout import Readout
 from workbench.sinks import SINK_ATTRIBUTES
 from workbench.sites import Site
 from workbench.stats import nanmean
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.reader import Run
     from workbench.reading import Reading
+
+VARIABLES = {
+    "contribution": about(
+        "contribution to the logit of target", "logits", short_name="contribution", scale="diverging"
+    ),
+    "contribution_mean": about(
+        "mean contribution over positions", "logits", role="null", of="contribution", short_name="mean over positions"
+    ),
+    "logit": about("logit of target", "logits"),
+    "remainder": about("logit of target less its contributions: rounding", "logits", scale="diverging"),
+    "component": about("part of the model", role="label", of="contribution"),
+    "target_id": about("target", role="label", of="logit"),
+    "target": about("target", role="label", of="target_id"),
+}
 
 
 class LogitAttribution:
@@ -190,5 +205,5 @@ class LogitAttribution:
         variables["sink"] = (("prompt", "position"), sink, SINK_ATTRIBUTES)
         labels, coords = self._followed.labels()
         coords["component"] = np.array(self._components, dtype=object)
-        data = self._run.dataset({**variables, **labels}, coords, reader="LogitAttribution")
+        data = described(self._run.dataset({**variables, **labels}, coords, reader="LogitAttribution"), VARIABLES)
         return Reading(data, {"reader": {"name": "LogitAttribution", "logit": "before any softcap"}})

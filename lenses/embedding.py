@@ -15,6 +15,7 @@ from workbench.errors import InputError
 from workbench.readout import nearest_rows
 from workbench.sites import Site, resolve
 from workbench.stats import RandomDirections
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -23,6 +24,26 @@ if TYPE_CHECKING:
     from workbench.reading import Reading
 
 FLOOR_DRAWS = 100
+VARIABLES = {
+    "token_id": about("nearest token", role="label", of="cosine"),
+    "cosine": about("cosine of the nearest token", better="high", short_name="cosine"),
+    "cosine_floor": about(
+        "95th percentile of the best cosine of random directions", role="floor", of="cosine",
+        short_name="random directions",
+    ),
+    "cosine_floor_shuffled": about(
+        "95th percentile of the best cosine in shuffled prompts", role="floor", of="cosine",
+        short_name="shuffled prompts",
+    ),
+    "cosine_p": about(
+        "p of the nearest token among states of shuffled prompts", better="low", role="p", of="cosine",
+        short_name="p of nearest",
+    ),
+    "cosine_q": about(
+        "p of the nearest token, adjusted for the number of cells", better="low", role="q", of="cosine",
+        short_name="q of nearest",
+    ),
+}  # fmt: skip
 
 
 class EmbeddingLens:
@@ -147,4 +168,4 @@ class EmbeddingLens:
             "left out",
             "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
         }  # fmt: skip
-        return Reading(data, {"reader": settings})
+        return Reading(described(data, VARIABLES), {"reader": settings})

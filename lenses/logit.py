@@ -19,6 +19,7 @@ from lenses.targets import Followed, Targets
 from workbench.errors import InputError
 from workbench.readout import Readout, Statistics, logprob
 from workbench.sites import Site, resolve
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -31,6 +32,24 @@ NULLS, LEAST = 128, 20
 """How many positions the null is taken from at most, and how many it takes for a p-value."""
 NULL = "median of the target under the states of other positions, same layer; p: its rank among them"
 NO_NULL = "none: the target is chosen by the state itself, so any state would give it more than others do"
+VARIABLES = {
+    "token_id": about("top token", role="label", of="logprob"),
+    "logprob": about("log-probability of the top token", "nats", "high", short_name="log-prob"),
+    "entropy": about("entropy of the prediction", "nats", "low", short_name="entropy"),
+    "kl_to_final": about("KL divergence from the final layer", "nats", "low", short_name="KL to final"),
+    "target_rank": about("rank of target (0 = top)", better="low", short_name="rank of target", scale="log"),
+    "target_logprob": about("log-probability of target", "nats", "high", short_name="log-prob of target"),
+    "target_logprob_null": about(
+        "median log-probability of target under the states of other positions", "nats", role="null",
+        of="target_logprob", short_name="other positions' states",
+    ),
+    "target_logprob_p": about(
+        "p of target among the states of other positions", better="low", role="p", of="target_logprob",
+        short_name="p of target",
+    ),
+    "target_id": about("target", role="label", of="target_logprob"),
+    "target": about("target", role="label", of="target_id"),
+}  # fmt: skip
 
 
 class LogitLens:
@@ -199,7 +218,7 @@ class LogitLens:
             "name": "LogitLens", "at": self.at, "top_k": self._k, "precision": self.precision,
             "kl": "KL(final || layer), nats", "null": about, "null_positions": len(self._others.places),
         }  # fmt: skip
-        return Reading(data, {"reader": settings})
+        return Reading(described(data, VARIABLES), {"reader": settings})
 
     def _targets(self) -> np.ndarray:
         """[prompt, position, target] ids that were followed; -1 where there is none."""

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from workbench.reading import Reading
 from workbench.sites import Site, resolve
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.reader import Run
+
+VARIABLES = {"state": about("hidden state")}
 
 
 class States:
@@ -43,4 +46,4 @@ class States:
             reader="States",
             at=self.at,
         )
-        return Reading(data, {"reader": {"name": "States", "at": self.at}})
+        return Reading(described(data, VARIABLES), {"reader": {"name": "States", "at": self.at}})

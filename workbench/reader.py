@@ -30,6 +30,16 @@ from workbench.reading import Provenance, Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site
 from workbench.tokens import joined_texts, token_texts
+from workbench.variables import about, described
+
+VARIABLES = {
+    "input_id": about("id of the input token", role="label"),
+    "input_token": about("input token", role="label", of="input_id"),
+    "input_position": about("place in the prompt, from its first token", role="label", of="input_id"),
+    "prompt_text": about("prompt", role="label", of="prompt"),
+    "vocab_token": about("text of each token id", role="label", of="vocab"),
+    "sink": SINK_ATTRIBUTES,
+}
 
 
 @runtime_checkable
@@ -103,7 +113,7 @@ class Run:
                 sink = np.stack([self.norms.sinks(site) for site in known], 1)
                 context["sink"] = (("prompt", axis, "position"), sink, SINK_ATTRIBUTES)
         attrs = {"model": self.model.name, "n_layers": self.model.n_layers, **attrs}
-        return xr.Dataset({**variables, **context}, coords, attrs)
+        return described(xr.Dataset({**variables, **context}, coords, attrs), VARIABLES)
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:

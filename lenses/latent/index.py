@@ -25,6 +25,7 @@ from workbench.errors import InputError
 from workbench.inputs import Bos
 from workbench.reading import write_whole
 from workbench.tokens import token_texts, word_span
+from workbench.variables import described
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -403,7 +404,7 @@ class ContextIndex:
             made = self.manifest["approximate"]
             attrs["recall_at_10"] = min(made["recall_at_10"][str(x)] for x in self.chosen_layers(layers))
             attrs["recall_wanted"] = made["wanted"]
-        return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
+        return described(xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs), searching.VARIABLES)
 
     def same_beginnings(
         self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray, *, whole: bool = False

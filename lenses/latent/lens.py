@@ -14,10 +14,12 @@ from torch import Tensor
 from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
+from lenses.latent.search import VARIABLES as NEIGHBOURS
 from lenses.nulls import ROWS, Null, floors, left_out, looks_ahead, null_states, p_and_q
 from workbench.errors import InputError
 from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -29,6 +31,35 @@ AT_ONCE = 4096
 """States that wait before the index is read for all of them together."""
 RANDOM = 100
 """States of random tokens that are searched at each layer."""
+VARIABLES = {
+    **NEIGHBOURS,
+    "similarity_floor_random": about(
+        "95th percentile of the best similarity of random tokens", role="floor", of="similarity",
+        short_name="random tokens",
+    ),
+    "similarity_floor_shuffled": about(
+        "95th percentile of the best similarity in shuffled prompts", role="floor", of="similarity",
+        short_name="shuffled prompts",
+    ),
+    "similarity_p": about(
+        "p of the nearest context among states of shuffled prompts", better="low", role="p", of="similarity",
+        short_name="p of nearest",
+    ),
+    "similarity_q": about(
+        "p of the nearest context, adjusted for the number of cells", better="low", role="q", of="similarity",
+        short_name="q of nearest",
+    ),
+    "index_layer_share": about("share of the neighbours from an index layer", short_name="share"),
+    "index_layer_share_low": about(
+        "lower end of the 95 % bootstrap interval over prompts", role="low", of="index_layer_share"
+    ),
+    "index_layer_share_high": about(
+        "upper end of the 95 % bootstrap interval over prompts", role="high", of="index_layer_share"
+    ),
+    "index_layer_share_null": about(
+        "share of the neighbours of random tokens", role="null", of="index_layer_share", short_name="random tokens"
+    ),
+}  # fmt: skip
 
 
 class LatentLens:
@@ -246,7 +277,7 @@ class LatentLens:
             variables, coords, reader="LatentLens", at=self.at, self_matches_left_out=int(self._matched.sum())
         )
         # The ids are those of the index's tokenizer, which with foreign=True need not be the model's.
-        data["vocab_token"] = (("vocab",), self.index.token_texts(data["vocab"].values))
+        data["vocab_token"] = data["vocab_token"].copy(data=self.index.token_texts(data["vocab"].values))
         made = self.index.manifest
         settings = {
             "name": "LatentLens", "at": self.at, "top_k": self.top_k, **self._options, "foreign": self.foreign,
@@ -263,7 +294,7 @@ class LatentLens:
         settings.pop("layers")
         if self._options["method"] == "approximate":
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
-        return Reading(data, {"reader": settings})
+        return Reading(described(data, VARIABLES), {"reader": settings})
 
     def _looked_in(self) -> list[int]:
         return self.index.chosen_layers(self._options["layers"])
