@@ -33,7 +33,7 @@ from workbench.reading import Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site, resolve
 from workbench.tokens import joined_texts, token_texts
-from workbench.variables import about
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch, Prompt
@@ -46,11 +46,12 @@ Found = dict[str, np.ndarray]
 COMBINE = ("place", "sum", "concat")
 
 VARIABLES = {
-    "input_id": about("token id of the prompt", role="label"),
-    "input_token": about("token of the prompt", role="label"),
-    "input_position": about("position in the prompt", "tokens", role="label"),
-    "prompt_text": about("prompt", role="label"),
-    "vocab_token": about("token", role="label"),
+    "input_id": about("id of the input token", role="label"),
+    "input_token": about("input token", role="label", of="input_id"),
+    "input_position": about("place in the prompt, from its first token", role="label", of="input_id"),
+    "prompt_text": about("prompt", role="label", of="prompt"),
+    "vocab_token": about("text of each token id", role="label", of="vocab"),
+    "sink": SINK_ATTRIBUTES,
 }
 
 
@@ -90,7 +91,8 @@ class Output:
     dims
         Names, in the order of the reading's variable.
     about
-        Attributes of the variable (:func:`workbench.variables.about`).  None: not in the reading, only for ``finish``.
+        Attributes of the variable (:func:`workbench.variables.about`).  None: what the plan's table says; without an
+        entry there it is not in the reading, and only for ``finish``.
     dtype
         Of the array.
     combine
@@ -119,7 +121,7 @@ class Output:
         if self.combine not in COMBINE:
             raise InputError(f"combine={self.combine!r} is unknown. Use one of {', '.join(COMBINE)}.")
         if self.combine == "place" and "prompt" not in self.dims:
-            raise InputError(f"An output over ({', '.join(self.dims)}) has no prompt to be placed at. Use combine='sum'.")
+            raise InputError(f"An output over {self.dims} has no prompt to be placed at. Use combine='sum'.")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class Plan:
         Labels of dimensions, or their size.  prompt, position and the depth of the sites are there already.
     finish
         ``finish(found) -> {name: (dims, values[, attributes])}``: further variables, from the outputs of all batches.
+    about
+        Attributes of variables and labels, name -> :func:`workbench.variables.about`.
     attrs
         Attributes of the reading's dataset.
     settings
@@ -159,6 +163,7 @@ class Plan:
     observe: Callable[[Rows, Batch], Mapping[str, Any]]
     coords: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[Found], Mapping[str, Any]] | None = None
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: Sequence[tuple[int, int]] = ()
@@ -190,9 +195,9 @@ class Reader:
     def reading(self, run: Run, plan: Plan, found: Found, origin: Mapping[str, Any]) -> Reading:
         """The reading of outputs that came to ``found``."""
         variables: dict[str, Any] = {
-            name: (output.dims, found[name], dict(output.about))
+            name: (output.dims, found[name], dict(output.about or plan.about[name]))
             for name, output in plan.outputs.items()
-            if output.about is not None and name in found
+            if (output.about is not None or name in plan.about) and name in found
         }
         variables |= plan.finish(found) if plan.finish is not None else {}
         coords = {name: np.arange(value) if isinstance(value, int) else value for name, value in plan.coords.items()}
@@ -201,7 +206,7 @@ class Reader:
         used = {dim for variable in variables.values() for dim in _dims(variable)}
         coords = {name: value for name, value in coords.items() if isinstance(value, tuple) or name in used}
         attrs = {"reader": self.name, **plan.attrs}
-        data = run.dataset(variables, coords, tokens=plan.tokens, **attrs)
+        data = described(run.dataset(variables, coords, tokens=plan.tokens, **attrs), plan.about)
         settings = {"name": self.name, **self.settings(), **plan.settings}
         return Reading(data, {**origin, "reader": {k: v for k, v in settings.items() if v is not None}})
 
@@ -284,7 +289,6 @@ class Run:
             vocab = vocab[vocab >= 0]
             coords["vocab"] = vocab
             context["vocab_token"] = (("vocab",), _texts(token_texts(tokenizer, vocab.tolist())))
-        context = {name: (*value, VARIABLES[name]) for name, value in context.items()}
         # Of a dimension of its own; a label of another one (the block of each projection) is a pair.
         axis = next((name for name in ("layer", "block") if not isinstance(coords.get(name, ()), tuple)), None)
         kind = attrs.get("at", "resid" if axis == "layer" else None)
@@ -292,8 +296,8 @@ class Run:
             known = [Site(str(kind), int(index)) for index in coords[axis]]
             if known and all(site in self.norms for site in known):
                 sink = np.stack([self.norms.sinks(site) for site in known], 1)
-                context["sink"] = (("prompt", axis, "position"), sink, SINK_ATTRIBUTES)
-        return xr.Dataset({**variables, **context}, coords, attrs)
+                context["sink"] = (("prompt", axis, "position"), sink)
+        return described(xr.Dataset({**variables, **context}, coords, attrs), VARIABLES)
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:

@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from workbench.inputs import Batch
+from workbench.readers import Found, Output
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
 
 
 class RandomDirections:
     """Draws of random states with the mean and covariance of the states that were seen, at several depths.
 
-    Of the states of a depth a random sample of at most ``KEPT`` is held.  A draw is mean + sum_i g_i (x_i - mean) /
-    sqrt(n) with g_i standard normal: given the sample it is Gaussian with exactly its covariance, and no [d, d] matrix
-    is ever held.  Which states are kept goes by a hash of prompt and position: the draws do not depend on batches.
+    A random sample of at most ``KEPT`` positions is held.  A draw is mean + sum_i g_i (x_i - mean) / sqrt(n) with g_i
+    standard normal: given the sample it is Gaussian with exactly its covariance, and no [d, d] matrix is ever held.
+    Which positions are kept goes by a hash of prompt and position: the draws do not depend on batches.
     """
 
     KEPT, FEWEST = 512, 20
 
-    def __init__(self, depths: int, draws: int, seed: int = 0) -> None:
+    def __init__(self, draws: int, seed: int = 0) -> None:
         self.draws, self.seed = draws, seed
-        # For each depth: priority, prompt, slot and state of the rows that are held.
-        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray, Tensor] | None] = [None] * depths
 
-    def observe(self, depth: int, rows: Tensor, batch: Batch) -> None:
-        """States [selected, width] of a batch at one depth; counted once the batch is done."""
-        key = (RandomDirections, self.seed)
-        priority = batch.scratch.get(key)
+    def outputs(self, axis: str) -> dict[str, Output]:
+        """What a plan has among its outputs, for states [sample, axis, width]."""
+        key: Any = {"combine": "concat", "key": True, "keep": self.KEPT}
+        return {
+            "sample_priority": Output(("sample",), dtype=np.float64, **key),
+            "sample_prompt": Output(("sample",), dtype=np.int64, **key),
+            "sample_slot": Output(("sample",), dtype=np.int64, **key),
+            "sample_state": Output(("sample", axis, "width"), combine="concat", keep=self.KEPT),
+        }
+
+    def observed(self, states: Tensor, batch: Batch) -> dict[str, Any]:
+        """What ``observe`` gives of states [selected, depth, width]."""
         prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-        if priority is None:
-            priority = batch.scratch[key] = np.empty(len(prompt))
-            for one in np.unique(prompt):
-                own = np.random.Generator(np.random.Philox(key=[self.seed, int(one)]))
-                mine = prompt == one
-                priority[mine] = own.random(int(slot[mine].max()) + 1)[slot[mine]]
-        some = np.argsort(priority, kind="stable")[: self.KEPT]
-        kept = priority[some], prompt[some], slot[some], rows[torch.from_numpy(some).to(rows.device)].float().cpu()
+        priority = np.empty(len(prompt))
+        for one in np.unique(prompt):
+            own = np.random.Generator(np.random.Philox(key=[self.seed, int(one)]))
+            mine = prompt == one
+            priority[mine] = own.random(int(slot[mine].max()) + 1)[slot[mine]]
+        some = np.lexsort((slot, prompt, priority))[: self.KEPT]
+        return {
+            "sample_priority": priority[some], "sample_prompt": prompt[some], "sample_slot": slot[some],
+            "sample_state": states[torch.from_numpy(some).to(states.device)].float(),
+        }  # fmt: skip
 
-        def commit() -> None:
-            old = self._kept[depth]
-            if old is None:
-                self._kept[depth] = kept
-                return
-            joined = [np.concatenate(pair) for pair in zip(old[:3], kept[:3], strict=True)]
-            best = np.lexsort(joined[2::-1])[: self.KEPT]
-            states = torch.cat([old[3], kept[3]])[torch.from_numpy(best)]
-            self._kept[depth] = (joined[0][best], joined[1][best], joined[2][best], states)
-
-        batch.done.append(commit)
-
-    def draw(self, depth: int, left_out: np.ndarray) -> Tensor:
+    def draw(self, found: Found, depth: int, left_out: np.ndarray) -> Tensor:
         """[draws, width] float32 from the states that are not in ``left_out`` [prompt, slot]; [0, width] if too few."""
-        assert self._kept[depth] is not None, "draws are made after a pass"
-        priority, prompt, slot, states = self._kept[depth]  # type: ignore[misc]
-        order = np.lexsort((slot, prompt, priority))
-        states = states[torch.from_numpy(order[~left_out[prompt[order], slot[order]]])]
+        states = torch.from_numpy(found["sample_state"][:, depth])
+        states = states[torch.from_numpy(~left_out[found["sample_prompt"], found["sample_slot"]])]
         if len(states) < self.FEWEST:
             return states[:0]
         g = np.random.default_rng(self.seed).standard_normal((self.draws, len(states)), np.float32)

@@ -15,14 +15,11 @@ from workbench.errors import Refused, StateError
 from workbench.moe import Routing, moe_of
 from workbench.moe import hooks as moe_hooks
 from workbench.readers import Tap
-from workbench.sites import Site
+from workbench.sites import STREAM, Site
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-
-STREAM = ("resid", "resid_mid", "attn_out", "mlp_out")
-"""Kinds of sites whose states are vectors of the residual stream."""
 
 
 @dataclass

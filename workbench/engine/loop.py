@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.engine.capture import STREAM, capture
+from workbench.engine.capture import capture
 from workbench.engine.collect import Collected
 from workbench.engine.drivers import Driver
 from workbench.engines.hooks import untouched
@@ -19,7 +19,7 @@ from workbench.errors import InputError
 from workbench.inputs import Batch, Prompt
 from workbench.readers import Output, Plan
 from workbench.sinks import BINS, Norms
-from workbench.sites import Site
+from workbench.sites import STREAM, Site
 
 if TYPE_CHECKING:
     from workbench.model import Model

@@ -165,7 +165,8 @@ def observe(
     """
     slots = max((len(prompt.positions) for prompt in prompts), default=0)
     run = Run(model, prompts, list(range(slots)))
-    run.norms.usual = lambda sites: _usual(model, sites)
+    for norms in filter(None, (run.norms, options.get("norms"))):
+        norms.usual = lambda sites: _usual(model, sites)
     made = reader if isinstance(reader, Plan) else reader.plan(run)
     drives = driver("hooks", model, prompts) if drives is None else drives
     with neutral():
