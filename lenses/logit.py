@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lenses.targets import Followed, Targets
 from workbench.errors import InputError
@@ -180,7 +179,8 @@ class LogitLens(Reader):
             outputs,
             observe,
             {
-                axis: [site.index for site in wanted], "rank": k, "target": followed.names, "feature": readout.weight.shape[1],
+                axis: [site.index for site in wanted], "rank": k, "target": followed.names,
+                "feature": readout.weight.shape[1],
             },
             finish,
             {**VARIABLES, **{name: {**VARIABLES[name], "null": said} for name in controls}},

@@ -22,7 +22,6 @@ from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
 from workbench.weights import effective_weight, outermost
 
-
 ENGINES = ("auto", "hooks", "prefix")
 """Ways to run a model (:mod:`workbench.engine.drivers`)."""
 

@@ -27,6 +27,7 @@ from workbench.variables import about
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
+    from workbench.reading import Reading
 
 AT_ONCE = 4096
 """States that wait before the index is read for all of them together."""
@@ -169,7 +170,8 @@ class LatentLens(Reader):
             low, high = self._share_interval(ordinary)
             shares = {"": self._share(np.moveaxis(ordinary, 1, 0)), "_low": low, "_high": high}
             variables = {name: (ranks, values) for name, values in index.describe(found["row"]).items()}
-            variables |= {f"index_layer_share{end}": ((axis, "index"), x.astype(np.float32)) for end, x in shares.items()}
+            for end, values in shares.items():
+                variables[f"index_layer_share{end}"] = ((axis, "index"), values.astype(np.float32))
             if self.floors and found["similarity"].size:
                 variables |= self._controls(run, wanted, search, found["similarity"][..., 0])
             return variables
@@ -290,5 +292,6 @@ class _Search:
 
     def scores(self, null: Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """For each depth the best similarity [rows] of its null states, and the index layers [rows, rank]."""
-        found, _ = self(torch.cat(null.states), null.prompts, np.concatenate(null.prompt), np.concatenate(null.position))
+        places = np.concatenate(null.prompt), np.concatenate(null.position)
+        found, _ = self(torch.cat(null.states), null.prompts, *places)
         return null.split(found.similarity[:, 0]), null.split(found.layer)

@@ -17,55 +17,51 @@ from torch import Tensor
 import workbench
 from probes.values.framings import STANCES
 from probes.values.items import columns
-from probes.values.prefixes import common, read_prompts
+from workbench.engine.prefix import Prefix, common
+from workbench.engine.run import observe
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head
-from workbench.reading import Reading
+from workbench.readers import Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout
 from workbench.sites import Site
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
 
 Pieces = list[list[tuple[int, ...]]]
 """For each answer, the token sequences that give it; no sequence begins with another."""
 
 
-class ChosenTokens:
+@dataclass(frozen=True, eq=False)
+class ChosenTokens(Reader):
     """A reader: log-probabilities (nats) of a few tokens of its own at each place that is read.
 
     Args:
         ids: [prompt][position][token] ids.  The reading has logprob [prompt, position, token], NaN where there is none.
     """
 
-    def __init__(self, ids: Sequence[Sequence[Sequence[int]]]) -> None:
-        width = max(len(own) for places in ids for own in places)
-        self._ids = np.full((len(ids), max(map(len, ids)), width), -1, np.int64)
-        for p, places in enumerate(ids):
+    ids: Sequence[Sequence[Sequence[int]]]
+
+    def plan(self, run: Run) -> Plan:
+        width = max(len(own) for places in self.ids for own in places)
+        chosen = np.full((len(self.ids), max(map(len, self.ids)), width), -1, np.int64)
+        for p, places in enumerate(self.ids):
             for s, own in enumerate(places):
-                self._ids[p, s, : len(own)] = own
+                chosen[p, s, : len(own)] = own
+        site, readout = Site("resid", run.model.n_layers), Readout(run.model)
 
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", model.n_layers)]
+        def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:
+            features = readout.features(states[site])
+            ids = torch.from_numpy(chosen[batch.prompt, batch.slot]).to(features.device)
+            logits = readout.logits_at(features, ids.clamp_min(0))
+            total = readout.read(features[None], 1).logsumexp[0]
+            found = (logits.double() - total[:, None].double()).masked_fill(ids < 0, torch.nan)
+            return {"logprob": found}
 
-    def begin(self, run: Run) -> None:
-        self._readout = Readout(run.model)
-        self._logprob = np.full(self._ids.shape, np.nan)
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        p, s = batch.prompt.numpy(), batch.slot.numpy()
-        features = self._readout.features(batch.take(states))
-        ids = torch.from_numpy(self._ids[p, s]).to(features.device)
-        logits = self._readout.logits_at(features, ids.clamp_min(0))
-        total = self._readout.read(features[None], 1).logsumexp[0]
-        found = (logits.double() - total[:, None].double()).masked_fill(ids < 0, torch.nan)
-        self._logprob[p, s] = found.cpu().numpy()
-
-    def end(self) -> Reading:
-        data = xr.Dataset({"logprob": (("prompt", "position", "token"), self._logprob)})
-        return Reading(data, {"reader": {"name": "ChosenTokens"}})
+        output = Output(("prompt", "position", "token"), about("log-probability", "nats", "high"), dtype=np.float64)
+        return Plan([site], {"logprob": output}, observe, {"token": width}, settings={"ids": None})
 
 
 # ---------------------------------------------------------------- prompts
@@ -352,14 +348,16 @@ def chosen_logprobs(
     progress: bool,
 ) -> tuple[np.ndarray, dict[str, int]]:
     """[prompt, position, token] of :class:`ChosenTokens` at each prompt's last ``len(ids[prompt])`` positions, and the
-    cost of the pass (:func:`~probes.values.prefixes.read_prompts`)."""
+    cost of the pass: tokens, of all prompts; prefix_tokens_saved, of those that were not run."""
     for token in {token for own in ids for place in own for token in place}:
         in_head(model, token, "An answer's token")
     read = encode(model, [list(prompt) for prompt in prompts], "last")
     for prompt, own in zip(read, ids, strict=True):
         prompt.positions = list(range(len(prompt.ids)))[-len(own) :]
-    reading, cost = read_prompts(model, read, ChosenTokens(ids), batch_size=batch_size, progress=progress)
-    return reading.data["logprob"].values, cost
+    drives = Prefix(model, read)
+    found = observe(model, read, ChosenTokens(ids), drives, batch_size=batch_size, progress=progress)
+    cost = {"tokens": sum(len(p.ids) for p in read), "prefix_tokens_saved": drives.saved}
+    return found["logprob"], cost
 
 
 # ---------------------------------------------------------------- what is said of a reading

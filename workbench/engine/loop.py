@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,26 +84,31 @@ def collect(
     if store is not None and (any(plan.store for plan in plans) or not driver.supports("shards")):
         raise InputError("out= cannot be resumed with a reader that stores on its own, or with this engine.")
     shards = [None] if store is None else _shards(prompts)
-    sizes = [len(prompt.ids) for prompt in prompts]
     whole, done = job.empty(None), 0
+
+    def tokens(members: Iterable[int]) -> int:
+        return sum(len(prompts[i].ids) for i in members)
+
+    queue = driver.batches(range(len(prompts)), batch_size) if store is None else []
+    total = tokens(i for batch in queue for i in batch) if store is None else tokens(range(len(prompts)))
     with (
         untouched(model.module),
-        tqdm(total=sum(sizes), unit="tok", desc=f"{verb} {model.name}", disable=not progress, delay=1.0) as bar,
+        tqdm(total=total, unit="tok", desc=f"{verb} {model.name}", disable=not progress, delay=1.0) as bar,
     ):
         try:
             for number, members in enumerate(shards):
                 name = f"shard-{number:05d}"
-                own = range(len(prompts)) if members is None else members
                 if store is not None and members is not None and name in store.done:
                     _merge(whole, store.load(name), members)
                     done += len(members)
-                    bar.update(sum(sizes[i] for i in members))
+                    bar.update(tokens(members))
                     continue
                 into = whole if members is None else job.empty(members)
+                queue = queue if members is None else driver.batches(members, batch_size)
                 try:
-                    for ran in job.run(own, batch_size, into):
+                    for ran in job.run(queue, into):
                         done += len(ran)
-                        bar.update(sum(sizes[i] for i in ran))
+                        bar.update(tokens(ran))
                 except KeyboardInterrupt:
                     if partial:
                         job.flush(into)
@@ -162,9 +167,8 @@ class _Job:
     def _sizes(self) -> dict[Any, int]:
         return {"prompt": len(self.prompts), "position": self.positions}
 
-    def run(self, members: Sequence[int], batch_size: int | None, into: list[Collected]) -> Any:
+    def run(self, queue: list[list[int]], into: list[Collected]) -> Iterator[list[int]]:
         """Run batch after batch, and yield the members of each once it is kept."""
-        queue = self.driver.batches(members, batch_size)
         while queue:
             batch = queue.pop(0)
             try:

@@ -21,13 +21,13 @@ from workbench.engines.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos, Positions, Prompt, encode, first_token, position_axis
 from workbench.model import ENGINES, Model, load
-from workbench.readers import Output, Plan, Reader, Run, settled
+from workbench.readers import Plan, Reader, Run, settled
 from workbench.reading import Reading
 from workbench.sinks import Norms, random_prompts
 from workbench.sites import Site
 
 if TYPE_CHECKING:
-    from workbench.inputs import Batch
+    pass
 
 
 @neutral()
@@ -147,23 +147,24 @@ def run_readers(
         progress=progress, partial=partial, store=None if folder is None else folder.store, verb=verb,
     )  # fmt: skip
     origin = provenance(model, run, result.done) | (more or {})
-    readings = [
-        reader.reading(run, plan, found, origin) for reader, plan, found in zip(readers, plans, result.found, strict=True)
-    ]
+    made = zip(readers, plans, result.found, strict=True)
+    readings = [reader.reading(run, plan, found, origin) for reader, plan, found in made]
     if folder is not None and result.done == len(prompts):
         folder.finish(readings)
     return readings
 
 
 def observe(
-    model: Model, prompts: Sequence[Prompt], reader: Reader | Plan, drives: Driver | None = None, **options: Any
+    model: Model, prompts: Sequence[Prompt], reader: Reader | Plan, drives: Driver | None = None, *,
+    positions: int | None = None, **options: Any,
 ) -> dict[str, np.ndarray]:
     """The outputs of one reader or plan over encoded prompts, as arrays: what is measured on the way to something else.
 
-    ``drives``: how the model is run; None: whole prompts.  ``options`` are those of
+    ``drives``: how the model is run; None: whole prompts.  ``positions``: size of the position axis; None: as many as a
+    prompt reads.  ``options`` are those of
     :func:`workbench.engine.loop.collect`; there is no progress bar unless it is asked for.
     """
-    slots = max((len(prompt.positions) for prompt in prompts), default=0)
+    slots = max((len(prompt.positions) for prompt in prompts), default=0) if positions is None else positions
     run = Run(model, prompts, list(range(slots)))
     for norms in filter(None, (run.norms, options.get("norms"))):
         norms.usual = lambda sites: _usual(model, sites)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from workbench.reader import Run
 
 
-class AnswerStates:
+@dataclass(frozen=True, eq=False)
+class AnswerStates(Reader):
     """A reader: where an answer would begin, the states of every layer and what the logit lens makes of the answers.
 
     Args:
@@ -46,57 +47,58 @@ class AnswerStates:
         states [item, layer, width]: float32, means over an item's prompts.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[int],
-        answers: Sequence[Mapping[str, Sequence[int]]],
-        layers: int | Iterable[int] | None = None,
-    ) -> None:
-        self.rows, self.layers = np.array(rows), layers
-        width = max(sum(map(len, own.values())) for own in answers)
-        self._ids = np.zeros((len(answers), width), np.int64)
-        self._side = np.full((len(answers), width), -1)
+    rows: Sequence[int]
+    answers: Sequence[Mapping[str, Sequence[int]]]
+    layers: Layers = None
+
+    def plan(self, run: Run) -> Plan:
+        rows, answers = np.array(self.rows), self.answers
+        size = max(sum(map(len, own.values())) for own in answers)
+        ids, side = np.zeros((len(answers), size), np.int64), np.full((len(answers), size), -1)
         for p, own in enumerate(answers):
             pairs = [(token, k) for k, stance in enumerate(OFFERED) for token in own.get(stance, ())]
             for j, (token, k) in enumerate(pairs):
-                self._ids[p, j], self._side[p, j] = token, k
-
-    def sites(self, model: Model) -> list[Site]:
-        last = Site("resid", model.n_layers)
-        self._wanted = sorted({*resolve(model, "resid", self.layers), last})
-        return self._wanted
-
-    def begin(self, run: Run) -> None:
-        self._readout = Readout(run.model)
-        for token in np.unique(self._ids).tolist():
+                ids[p, j], side[p, j] = token, k
+        last = Site("resid", run.model.n_layers)
+        wanted = sorted({*resolve(run.model, "resid", self.layers), last})
+        readout = Readout(run.model)
+        for token in np.unique(ids).tolist():
             in_head(run.model, token, "An answer's token")
-        n, depth = int(self.rows.max()) + 1, len(self._wanted)
-        self._margin = np.full((len(self._ids), depth), np.nan)
-        self._p = np.full((len(self._ids), len(OFFERED)), np.nan)
-        self._sum = torch.zeros(n, depth, run.model.d_model)
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        rows, p, depth = batch.take(states), batch.prompt.numpy(), self._wanted.index(site)
-        features = self._readout.features(rows)
-        logit = self._readout.logits_at(features, torch.from_numpy(self._ids[p]).to(features.device)).double().cpu()
-        side = torch.from_numpy(self._side[p])
-        said = torch.stack([logit.masked_fill(side != k, -torch.inf).logsumexp(-1) for k in range(len(OFFERED))], -1)
-        self._margin[p, depth] = (said[:, 0] - said[:, 2]).numpy()
-        if depth == len(self._wanted) - 1:
-            total = self._readout.read(features[None], 1).logsumexp[0].double().cpu()
-            self._p[p] = (said - total[:, None]).exp().numpy()
-        kept, item = rows.float().cpu(), torch.from_numpy(self.rows[p])
-        batch.done.append(lambda: self._sum[:, depth].index_add_(0, item, kept))
+        def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+            p = batch.prompt.numpy()
+            own = torch.from_numpy(side[p])
+            margins = []
+            for site in wanted:
+                features = readout.features(states[site])
+                logit = readout.logits_at(features, torch.from_numpy(ids[p]).to(features.device)).double().cpu()
+                each = [logit.masked_fill(own != k, -torch.inf).logsumexp(-1) for k in range(len(OFFERED))]
+                said = torch.stack(each, -1)
+                margins.append(said[:, 0] - said[:, 2])
+            total = readout.read(features[None], 1).logsumexp[0].double().cpu()  # of the last site
+            kept = torch.stack([states[site].float() for site in wanted], 1)
+            return {
+                "margin": torch.stack(margins, 1), "p": (said - total[:, None]).exp(),
+                "states": (rows[p], kept),
+            }  # fmt: skip
 
-    def end(self) -> Reading:
-        times = np.bincount(self.rows, minlength=len(self._sum))
-        states = self._sum.numpy() / times[:, None, None].astype(np.float32)
-        variables = {
-            "margin": (("prompt", "layer"), self._margin), "p": (("prompt", "stance"), self._p),
-            "states": (("item", "layer", "width"), states),
+        outputs = {
+            "margin": Output(("prompt", "layer"), dtype=np.float64),
+            "p": Output(("prompt", "stance"), dtype=np.float64),
+            "states": Output(("item", "layer", "width"), combine="sum"),
+        }
+
+        def finish(found: Found) -> dict[str, Any]:
+            times = np.bincount(rows, minlength=len(found["states"]))
+            states = found["states"] / times[:, None, None].astype(np.float32)
+            return {"states": (outputs["states"].dims, states)}
+
+        coords = {
+            "layer": [site.index for site in wanted], "stance": list(OFFERED), "item": int(rows.max()) + 1,
+            "width": run.model.d_model,
         }  # fmt: skip
-        coords = {"layer": [site.index for site in self._wanted], "stance": list(OFFERED)}
-        return Reading(xr.Dataset(variables, coords), {"reader": {"name": "AnswerStates"}})
+        settings = {"rows": None, "answers": None}
+        return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {}, settings, tokens=False)
 
 
 class WhiteBox(Asker):
