@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench import cli, tokens
-from workbench.reading import Reading, write_whole
+from workbench.files import atomic_write
+from workbench.reading import Reading
 
 PLAIN_PROMPTS = (
     "Once upon a time, there was a little girl named",
@@ -189,7 +190,7 @@ def _live_figures(named: dict[str, Reading], out: Path) -> Path:
     path = out / "figures.html"
     head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
     text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"
-    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
     return path
 
 
@@ -211,5 +212,5 @@ def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], fi
         code=tokens.html(code),
     )  # fmt: skip
     path = out / "index.html"
-    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
     return path

@@ -19,11 +19,11 @@ from lenses.latent import search as searching
 from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
-from lenses.latent.store import IndexRefused, Store, checksums
+from lenses.latent.store import IndexRefused, Store
 from workbench.engines.hooks import neutral
 from workbench.errors import InputError
+from workbench.files import atomic_write, checksums
 from workbench.inputs import Bos
-from workbench.reading import write_whole
 from workbench.tokens import token_texts, word_span
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class ContextIndex:
             effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
             measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
             file = self.store.folder / searching.approximate_file(layer)
-            write_whole(file, lambda name, index=index: faiss.write_index(index, name))
+            atomic_write(file, lambda name, index=index: faiss.write_index(index, name))
             manifest["files"][file.name] = {
                 "bytes": file.stat().st_size, "block": 2**20, "crc32": checksums(file, 2**20),
             }  # fmt: skip

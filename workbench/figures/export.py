@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from workbench.errors import WorkbenchError
 from workbench.figures import drawing, theme
 from workbench.figures.drawing import ExportError, browser
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 
 __all__ = ["FORMATS", "LIMIT", "ExportError", "Figure", "browser"]
 
@@ -63,7 +63,7 @@ class Figure(go.Figure):
         if path.suffix.lower() == ".html":
             figure = fitted(self.sized(width, venue, height, template), grow=height is None)
             content = figure.to_html(include_plotlyjs=True, full_html=True)
-            write_whole(path, lambda name: Path(name).write_text(content, encoding="utf-8"))
+            atomic_write(path, content)
             return path
         if width is not None:
             from workbench.figures.sheet import paper
@@ -196,7 +196,7 @@ def written(path: Path, svg: str, width: float, height: float, scale: float) -> 
         from workbench.figures.fonts import embedded
 
         content = embedded(svg).encode()
-    write_whole(path, lambda name: Path(name).write_bytes(content))
+    atomic_write(path, content)
     return path
 
 

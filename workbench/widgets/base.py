@@ -32,7 +32,7 @@ from workbench import tokens
 from workbench.errors import InputError, ReadingError, missing
 from workbench.figures import colours
 from workbench.figures.source import short_name
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,7 +96,7 @@ class View:
         if not path.parent.is_dir():
             raise ReadingError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
         text = page(self._shown(reading, options), self.module, title)
-        write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
         return path
 
     def _shown(self, reading: Any, options: dict[str, Any]) -> dict[str, Any]:
