@@ -39,7 +39,7 @@ from lenses.latent.store import (
     write_table,
 )
 from workbench.anatomy import text_config
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import atomic_write, checksums, fsync_folder
 from workbench.inputs import (

@@ -20,7 +20,7 @@ from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
 from lenses.latent.store import IndexRefused, Store
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.files import atomic_write, checksums
 from workbench.inputs import Bos
