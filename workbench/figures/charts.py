@@ -7,7 +7,6 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from workbench import tokens
+from workbench import plugins, tokens
 from workbench.errors import InputError
 from workbench.figures import colours, theme
 from workbench.figures.export import Figure
@@ -754,8 +753,7 @@ CHARTS: dict[str, Chart] = {
 
 def charts() -> dict[str, Chart]:
     """All charts: ours, and those of probes and other packages (entry points ``workbench.charts``)."""
-    more = {p.name: p for p in metadata.entry_points(group="workbench.charts") if p.name not in CHARTS}
-    return CHARTS | {name: point.load() for name, point in more.items()}
+    return CHARTS | dict(plugins.loaded("charts", reserved=CHARTS))
 
 
 def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:

@@ -22,13 +22,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import tokens
+from workbench import plugins, tokens
 from workbench.errors import InputError, ReadingError, missing
 from workbench.figures import colours
 from workbench.figures.source import short_name
@@ -37,7 +36,6 @@ from workbench.files import atomic_write
 if TYPE_CHECKING:
     import xarray as xr
 
-GROUP = "workbench.explorers"
 COMMON = Path(__file__).with_name("common.js")
 LIMIT = 300_000
 """Bytes of a payload.  A notebook keeps a copy of each widget that it shows."""
@@ -154,7 +152,7 @@ def static_html(reading: Any, kind: str | None = None, **options: Any) -> str:
 
 def views() -> dict[str, View]:
     """All explorers besides the lens explorer, by name."""
-    return {point.name: point.load() for point in metadata.entry_points(group=GROUP)}
+    return dict(plugins.loaded("explorers", reserved=["lens"]))
 
 
 def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
