@@ -155,7 +155,7 @@ def _lenses(named: dict[str, Reading]) -> str:
 
 def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
     """Figures as svg and pdf, and what each shows; where nothing can draw them, a line that says how to get them."""
-    from workbench.figures.export import browser
+    from workbench.figures.drawing import browser
 
     if browser() is None:
         return {}, [

@@ -86,9 +86,9 @@ def _build(chosen: argparse.Namespace) -> None:
 
     index = ContextIndex.build(
         load_model(chosen), chosen.corpus, chosen.path, layers=chosen.layers,
-        contexts_per_token=chosen.contexts_per_token, seed=chosen.seed, storage=chosen.storage, max_tokens=chosen.max_tokens,
-        column=chosen.column,
-        approximate=chosen.approximate, long=chosen.long, bos=chosen.bos,
+        contexts_per_token=chosen.contexts_per_token, seed=chosen.seed, storage=chosen.storage,
+        max_tokens=chosen.max_tokens, column=chosen.column, approximate=chosen.approximate, long=chosen.long,
+        bos=chosen.bos,
     )  # fmt: skip
     _describe(index)
 
