@@ -60,7 +60,7 @@ class Run:
     """The first token that texts were given by ``bos=``; -1: none; None: as the tokenizer does."""
 
     def __post_init__(self) -> None:
-        self.norms = Norms(self.model, self.prompts, len(self.positions))
+        self.norms = Norms(self.model, self.prompts, len(self.positions), read)
 
     def empty(self, shape: Sequence[int] = (), dtype: Any = np.float32, *, after: Sequence[int] = ()) -> np.ndarray:
         """A [prompt, *shape, position, *after] array that holds "nothing here": NaN, or -1 for integers."""

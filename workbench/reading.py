@@ -85,7 +85,7 @@ class Reading:
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
         try:
-            from workbench.widgets.base import static_html
+            from workbench.widgets.dispatch import static_html
 
             bundle["text/html"] = static_html(self)
         except (ValueError, ImportError):  # nothing that an explorer shows: the figure, or xarray's own view
@@ -175,13 +175,13 @@ class Reading:
 
     def explore(self, kind: str | None = None, **options: Any) -> Any:
         """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
-        from workbench.widgets.base import explore
+        from workbench.widgets.dispatch import explore
 
         return explore(self, kind, **options)
 
     def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """The same explorer (``kind=``) as one offline page."""
-        from workbench.widgets.base import to_html
+        from workbench.widgets.dispatch import to_html
 
         return to_html(self, path, **options)
 

@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
+from workbench.engine.hooks import neutral
 
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex
 
 
+@neutral()
 def hubness(
     index: ContextIndex,
     states: Any = None,

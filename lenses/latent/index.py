@@ -505,13 +505,6 @@ class ContextIndex:
         norm = torch.cat([m.norm[torch.from_numpy(r)] for m, r in zip(found, rows, strict=True)])
         return Sample(units, norm, np.repeat(self.layers, each), np.concatenate(rows))
 
-    @neutral()
-    def hubness(self, states: Any = None, **options: Any) -> xr.Dataset:
-        """How unevenly contexts and layers are found, for each calibration: :func:`lenses.latent.hubness.hubness`."""
-        from lenses.latent.hubness import hubness
-
-        return hubness(self, states, **options)
-
     # ---------------------------------------------------------------- within
 
     @property

@@ -179,12 +179,6 @@ class Items(Sequence[Item]):
             kept = [item for item in kept if getattr(item, name) in wanted]
         return Items(kept)
 
-    def with_clusters(self, threshold: float = 0.8) -> Items:
-        """The same items, near-duplicates joined: see :func:`probes.values.defects.cluster`."""
-        from probes.values.defects import cluster
-
-        return cluster(self, threshold)
-
     def frame(self) -> pd.DataFrame:
         """One row per item, with the fields of :class:`Item` as columns."""
         return pd.DataFrame([{f.name: getattr(item, f.name) for f in fields(Item)} for item in self])

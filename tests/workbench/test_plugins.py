@@ -70,7 +70,7 @@ def test_a_name_taken_twice_is_an_error_that_names_both(install):
 ])  # fmt: skip
 def test_ours_cannot_be_taken(install, capsys, group, name):
     from workbench.figures.charts import charts
-    from workbench.widgets.base import views
+    from workbench.widgets.dispatch import views
 
     install("thief", f"[workbench.{group}]\n{name} = made_up_thief:VALUE\n")
     ask = {"readers": plugins.readers, "commands": cli._parser, "charts": charts, "explorers": views}[group]
