@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from workbench.errors import InputError, ReadingError
-from workbench.reading import write_whole as atomic_write
+from workbench.files import atomic_write, fsync_folder
 
 LAYOUT = 1
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", ".lock"
@@ -299,15 +299,6 @@ def checksums(path: Path, block: int) -> str:
     """CRC-32 of each block of a file, in 8 hex digits each."""
     with path.open("rb") as file:
         return "".join(f"{zlib.crc32(part):08x}" for part in iter(lambda: file.read(block), b""))
-
-
-def fsync_folder(path: Path) -> None:
-    """Bring names that were made in a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Lock:

@@ -33,8 +33,6 @@ from lenses.latent.store import (
     Encoding,
     IndexRefused,
     Store,
-    checksums,
-    fsync_folder,
     layer_file,
     read_manifest,
     seal,
@@ -43,7 +41,9 @@ from lenses.latent.store import (
 from workbench.anatomy import text_config
 from workbench.engine.drivers import Hooks, Pass
 from workbench.engine.run import observe
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
+from workbench.files import atomic_write, checksums, fsync_folder
 from workbench.inputs import (
     Batch,
     Bos,
@@ -56,7 +56,8 @@ from workbench.inputs import (
     tell_of_first_token,
 )
 from workbench.readers import Plan
-from workbench.reading import write_whole
+from workbench.files import atomic_write
+from workbench.reader import observe_batch
 from workbench.sites import Site, resolve
 from workbench.tokens import UNKNOWN, token_texts, unknown_share
 
@@ -414,7 +415,7 @@ def finish(path: Path, folder: Path, head: dict[str, Any], rows: int, sentences:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    write_whole(path / "manifest.json", lambda name: Path(name).write_text(seal(manifest), "utf-8"))
+    atomic_write(path / "manifest.json", seal(manifest))
     fsync_folder(path)
 
 
@@ -515,7 +516,7 @@ def _fill(
         if at_once or time.monotonic() - written > JOURNAL_SECONDS:
             for handle in handles.values():
                 os.fsync(handle)
-            write_whole(journal, lambda name: Path(name).write_text(json.dumps({**steps, "done": step})))
+            atomic_write(journal, json.dumps({**steps, "done": step}))
             written = time.monotonic()
 
     for step, rows in enumerate(copies):

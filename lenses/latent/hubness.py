@@ -10,6 +10,7 @@ import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
 from workbench.variables import about, described
+from workbench.engine.hooks import neutral
 
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex
@@ -27,6 +28,7 @@ VARIABLES = {
 }
 
 
+@neutral()
 def hubness(
     index: ContextIndex,
     states: Any = None,

@@ -18,7 +18,7 @@ from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
 from workbench.errors import InputError
 from workbench.figures import CHARTS, ExportError, Figure, chart
-from workbench.figures.export import browser
+from workbench.figures.drawing import browser
 from workbench.figures.source import Source
 
 needs_browser = pytest.mark.skipif(browser() is None, reason="no Chrome or Chromium to draw with")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, run
+from workbench.engine.hooks import StopForward, hooked, run
 from workbench.errors import Refused, StateError
-from workbench.moe import Routing, moe_of
-from workbench.moe import hooks as moe_hooks
+from workbench.anatomy.block_writes import add_hooks
+from workbench.anatomy.moe import Routing, moe_of
+from workbench.anatomy.moe import hooks as moe_hooks
 from workbench.readers import Tap
 from workbench.sites import STREAM, Site
 
@@ -202,8 +203,6 @@ def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None]
         after[model.blocks[last]] = leaving
     routed = {site for site in inner if site.kind in ("router", "experts")}
     if inner - routed:
-        from workbench.parts import add_hooks
-
         add_hooks(model, inner - routed, show, before, after)
     if routed:
         kinds: dict[int, set[str]] = {}

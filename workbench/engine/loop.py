@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.engine.capture import capture
 from workbench.engine.collect import Collected
 from workbench.engine.drivers import Driver
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError
 from workbench.inputs import Batch, Prompt
 from workbench.readers import Output, Plan

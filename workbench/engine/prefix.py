@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from workbench.anatomy import TOLERANCE, text_config
 from workbench.engine.capture import capture
 from workbench.engine.drivers import FEATURES, Hooks, Pass, token_budget
-from workbench.engines.hooks import StopForward, hooked, run, untouched
+from workbench.engine.hooks import StopForward, hooked, run, untouched
 from workbench.inputs import Prompt, collate
 from workbench.sites import Site
 

@@ -17,7 +17,7 @@ import torch
 from workbench.engine.drivers import Driver, Hooks
 from workbench.engine.loop import Result, collect
 from workbench.engine.prefix import Prefix
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos, Positions, Prompt, encode, first_token, position_axis
 from workbench.model import ENGINES, Model, load
