@@ -128,7 +128,7 @@ def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed
 
 
 def _wording(each: np.ndarray, level: float) -> np.ndarray:
-    """[framing, ...] -> [...] half width of the mean over the three pairs of a framing and its reversal (Student's t)."""
+    """[framing, ...] -> [...] half width of the mean over the three pairs of a framing and its reversal."""
     from scipy.special import stdtrit
 
     pairs = each.reshape(3, 2, *each.shape[1:]).mean(1)
