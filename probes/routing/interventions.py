@@ -417,7 +417,7 @@ def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings:
         raise InputError("There is no claim to test: the table is empty. Give {name: (documents, experts)}.")
     found = [effect(model, inputs, experts, **settings) for inputs, experts in claims.values()]
     own = ("documents", "nll", "experts")
-    rows = [x.data.assign({name: x.data.attrs[name] for name in own}).drop_attrs() for x in found]
+    rows = [x.data.assign({n: x.data.attrs[n] for n in own if n in x.data.attrs}).drop_attrs() for x in found]
     table = xr.concat(rows, "claim").assign_coords(claim=np.array(list(claims), object))
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
     beyond = table["delta"] > table["delta_random"].max("draw")
