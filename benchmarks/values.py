@@ -37,7 +37,7 @@ from probes.values.framings import Framing, default_framings, greatest_good_fram
 from probes.values.instruments import Pmf
 from probes.values.items import Item, own
 from workbench.inputs import collate, encode, plan
-from workbench.reader import token_budget
+from workbench.engine.drivers import token_budget
 
 FRAMINGS = {"greatest_good": greatest_good_framings, "default": lambda: default_framings()[:6]}
 LEAD = "\nAnswer:"

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from lenses.targets import Followed, Targets
 from workbench.anatomy import brought, unit_roundoff
-from workbench.errors import InputError, Refused
 from workbench.anatomy.block_writes import parts_of
+from workbench.errors import InputError, Refused
 from workbench.readers import Found, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout
 from workbench.sites import Site

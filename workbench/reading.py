@@ -168,10 +168,9 @@ class Reading:
         A part of a reading is drawn as ``reading.isel(position=slice(-8, None)).figure()``.  Raises InputError for a
         chart that does not fit, and for options that it does not have.
         """
-        from workbench.figures import Figure, chart
+        from workbench.figures import chart
 
-        figure = chart(self.data, kind, **options)
-        return figure.describe(self) if isinstance(figure, Figure) else figure
+        return chart(self, kind, **options)
 
     def explore(self, kind: str | None = None, **options: Any) -> Any:
         """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
@@ -243,7 +242,7 @@ def derived(step: str, data: xr.Dataset, *sources: Reading, **settings: Any) -> 
     data
         The result.  Its attribute ``measure`` becomes the last part of ``step``, ``model`` that of the sources.
     sources
-        What it was computed from; their digests are kept.
+        What it was computed from; their digests are kept (a pass whose readings were not kept has none).
     settings
         What the function was asked for.
 
@@ -258,7 +257,7 @@ def derived(step: str, data: xr.Dataset, *sources: Reading, **settings: Any) -> 
     for source in sources:
         known |= {k: source.data.attrs[k] for k in ("model", "n_layers") if k in source.data.attrs}
     data = data.assign_attrs({**known, **data.attrs})
-    of = [_digest(_texts_once(_storable(source.data))) for source in sources]
+    of = [_digest(_texts_once(_storable(source.data))) for source in sources if source.data.variables]
     return Reading(data, [*steps, {"step": step, "settings": settings, "of": of}])
 
 

@@ -121,10 +121,11 @@ def p_value(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(null).any(0) | np.isnan(observed), np.nan, (1 + reach) / (1 + len(null)))
 
 
-def ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties at their mean."""
-    _, at, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[at]
+def ranks(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Ranks from 1, ties at their mean; of each row along ``axis``, of all values without."""
+    from scipy.stats import rankdata
+
+    return rankdata(values, axis=axis)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -132,21 +133,34 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     n = int(positive.sum())
     if not 0 < n < len(positive):
         return float("nan")
-    return float((ranked(scores)[positive].sum() - n * (n - 1) / 2) / (n * (len(positive) - n)))
+    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
 def fdr(p: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjusted p-values (q) over all cells; NaN cells are left out."""
+    from scipy.stats import false_discovery_control
+
     p = np.asarray(p, float)
-    flat = p.ravel()
-    real = np.flatnonzero(~np.isnan(flat))
-    order = real[np.argsort(flat[real])]
-    m = len(order)
-    q = np.full(flat.shape, np.nan)
-    if m:
-        raw = flat[order] * m / np.arange(1, m + 1)
-        q[order] = np.minimum(1, np.minimum.accumulate(raw[::-1])[::-1])
-    return q.reshape(p.shape)
+    q, known = np.full(p.shape, np.nan), ~np.isnan(p)
+    if known.any():
+        q[known] = false_discovery_control(p[known])
+    return q
+
+
+def entropy(p: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Entropy of distributions along an axis, in nats; NaN where a share is NaN.  Shares below 0 are taken for 0."""
+    from scipy.special import entr
+
+    return entr(np.maximum(p, 0)).sum(axis)
+
+
+def js_divergence(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Jensen-Shannon divergence along an axis, in nats (at most ln 2); divide by ln 2 for bits.
+
+    From entropies and not from relative entropies: of distributions beside each other, each one's own entropy is
+    computed once, however many it stands beside.
+    """
+    return np.maximum(0, entropy((p + q) / 2, axis) - (entropy(p, axis) + entropy(q, axis)) / 2)
 
 
 def max_statistic_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -216,7 +230,7 @@ def mantel_table(
     def pairs(x: np.ndarray) -> np.ndarray:
         x = x[:, i, j]
         whole = ~np.isnan(x).any(1, keepdims=True)
-        return np.array([ranked(row) for row in x]) * np.where(whole, 1, np.nan) if rank else x
+        return ranks(x, 1) * np.where(whole, 1, np.nan) if rank else x
 
     own, fixed = pairs(a), prepared(pairs(b)).T
     r = prepared(own) @ fixed

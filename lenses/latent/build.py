@@ -41,7 +41,6 @@ from lenses.latent.store import (
 from workbench.anatomy import text_config
 from workbench.engine.drivers import Hooks, Pass
 from workbench.engine.run import observe
-from workbench.engine.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
 from workbench.files import atomic_write, checksums, fsync_folder
 from workbench.inputs import (
@@ -56,8 +55,6 @@ from workbench.inputs import (
     tell_of_first_token,
 )
 from workbench.readers import Plan
-from workbench.files import atomic_write
-from workbench.reader import observe_batch
 from workbench.sites import Site, resolve
 from workbench.tokens import UNKNOWN, token_texts, unknown_share
 

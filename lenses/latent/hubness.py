@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
-from workbench.variables import about, described
 from workbench.engine.hooks import neutral
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex

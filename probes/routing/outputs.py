@@ -15,21 +15,41 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.measures.documents import jsd
+from probes.results import family, ran
 from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy import accepted
 from workbench.anatomy.moe import Call, MoE, moe_of
+from workbench.engine.drivers import token_budget
 from workbench.engine.hooks import StopForward, hooked, neutral, run, tensors, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, encode, plan
-from workbench.reader import token_budget
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
-from workbench.stats import bootstrap_interval, over, p_value
+from workbench.stats import bootstrap_interval, js_divergence, over, p_value
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Blocks = int | Iterable[int] | None
+ENDS, SIZE = ("low", "high"), "units of the stream"
+JSD = "divergence of the expert's words from its block's"
+VARIABLES = {
+    **family("reap", about("mean weighted length of the expert's output", SIZE), *ENDS),
+    **family("norm", about("mean length of the expert's output", SIZE), *ENDS),
+    "total": about("summed weighted length of the expert's output", SIZE),
+    "count": about("slots", role="count", of="norm"),
+}
+FUNCTIONAL_VARIABLES = {
+    **family("jsd", about(JSD, "nats", "high"), "null"),
+    "excess": about(f"{JSD}, above its null", "nats", "high"),
+    **family("mean_jsd", about(f"mean {JSD}", "nats", "high"), "null"),
+    "mean_excess": about(f"mean {JSD}, above its null", "nats", "high"),
+    "mean_p": about("p of the mean divergence", "", "low", "p", "mean_jsd"),
+    "cluster_count": about("words of the expert in the cluster"),
+    "slot_count": about("slots", role="count", of="jsd"),
+    "vocab_cluster": about("cluster of the token", role="label", of="cluster_count"),
+}
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of a proof, relative; in half precision 3e-2
 
 
@@ -42,8 +62,9 @@ def contributions(
     *,
     batch_size: int | None = None,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How much each expert adds: sizes of its output over the tokens that it served.
 
     Args:
@@ -53,7 +74,7 @@ def contributions(
 
     Returns:
         [label, block, expert], sizes as Euclidean norms in the units of the stream, NaN for experts without a token:
-        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with 95 % bootstrap over
+        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with bootstrap over
         documents, within labels (_low, _high).  total: sum of weight * |f(x)|; count: slots.
     """
     prompts, layers = encode(model, inputs), layers_of(model, blocks)
@@ -71,15 +92,17 @@ def contributions(
     for label in range(len(names)):
         mass, size, count = sums[:, of == label]
         for name, values in (("reap", mass), ("norm", size)):
-            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, seed), strict=True):
+            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, level, seed), strict=True):
                 found.setdefault(name + end, []).append(value)
         found.setdefault("total", []).append(mass.sum(0))
         found.setdefault("count", []).append(count.sum(0).astype(int))
-    return xr.Dataset(
+    table = xr.Dataset(
         {name: (("label", "block", "expert"), np.stack(value)) for name, value in found.items()},
         {"label": names.astype(object), "block": [x.block for x in layers], "expert": np.arange(experts)},
-        {"model": model.name, "documents": len(prompts)},
+        {"documents": len(prompts)},
     )
+    settings = {"draws": draws, "level": level, "seed": seed}
+    return derived("routing.contributions", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
 @neutral()
@@ -94,7 +117,7 @@ def functional(
     batch_size: int | None = None,
     precision: str = "fp32",
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How much experts differ in the words that they write (functional specialisation, arXiv 2604.02178).
 
     Each expert's output, at each token that it served, is read by the logit lens; its ``top`` tokens fall into
@@ -134,10 +157,10 @@ def functional(
     found: dict[str, list[Any]] = {}
     for own, n in zip(count.numpy(), slots.numpy(), strict=True):
         pooled = own.sum(0) / max(1, own.sum())
-        value = np.where(n > 0, jsd(own / np.maximum(1, own.sum(1, keepdims=True)), pooled), np.nan)
+        value = np.where(n > 0, js_divergence(own / np.maximum(1, own.sum(1, keepdims=True)), pooled), np.nan)
         null = np.full((draws, experts), np.nan)
         for e in np.flatnonzero(n):
-            null[:, e] = jsd(rng.multinomial(n[e], pooled, size=draws) / n[e], pooled)
+            null[:, e] = js_divergence(rng.multinomial(n[e], pooled, size=draws) / n[e], pooled)
         share, chance = n / max(1, n.sum()), np.nan_to_num(null).mean(0)
         mean, means = np.nansum(share * value), np.nansum(share * null, 1)
         for name, x in (
@@ -147,7 +170,7 @@ def functional(
         ):  # fmt: skip
             found.setdefault(name, []).append(x)
     two = ("block", "expert")
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             **{name: (two[: np.ndim(x)], np.array(x)) for name, x in found.items()},
             "cluster_count": ((*two, "cluster"), count.numpy()),
@@ -155,8 +178,10 @@ def functional(
             "vocab_cluster": (("vocab",), cluster.numpy().astype(np.int32)),
         },
         {"block": [x.block for x in layers], "expert": np.arange(experts)},
-        {"model": model.name, "documents": len(prompts), "top": top, "seed": seed},
+        {"documents": len(prompts)},
     )
+    settings = {"clusters": clusters, "top": top, "draws": draws, "precision": precision, "seed": seed}
+    return derived("routing.functional", described(table, FUNCTIONAL_VARIABLES), ran(model, prompts), **settings)
 
 
 @neutral()
@@ -279,7 +304,9 @@ def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: 
 # ---------------------------------------------------------------- numbers
 
 
-def ratio(above: np.ndarray, below: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratio of sums over documents [documents, ...] and its 95 % interval when documents are drawn again."""
-    low, high = bootstrap_interval(over(above, below), below, draws=draws, seed=seed)
+def ratio(
+    above: np.ndarray, below: np.ndarray, draws: int, level: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio of sums over documents [documents, ...] and its interval when documents are drawn again."""
+    low, high = bootstrap_interval(over(above, below), below, level=level, draws=draws, seed=seed)
     return over(above.sum(0), below.sum(0)), low, high

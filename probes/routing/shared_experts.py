@@ -10,17 +10,28 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.results import family, ran
 from probes.routing.outputs import Blocks, each_batch, layers_of, ratio, same
 from workbench.anatomy.moe import MoE
 from workbench.engine.hooks import tensors
 from workbench.errors import Refused
 from workbench.inputs import Batch, encode
+from workbench.reading import Reading, derived
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 """What transformers' models call the expert that serves every token; behind it, where there is one, ..._gate."""
+
+ENDS, SIZE = ("low", "high"), "units of the stream"
+VARIABLES = {
+    **family("shared", about("mean length of the shared expert's output", SIZE), *ENDS),
+    **family("routed", about("mean length of the routed experts' output", SIZE), *ENDS),
+    **family("ratio", about("length of the shared expert's output over the routed ones'"), *ENDS),
+    **family("gate", about("mean gate of the shared expert"), *ENDS),
+}
 
 
 def shared(
@@ -30,15 +41,16 @@ def shared(
     *,
     batch_size: int | None = None,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How loud the shared expert, which serves every token, is beside the routed ones.
 
     Both are taken as they are added to each other, gates and factors included: a fit of the mixture's own output by
     the two must leave nothing over.
 
     Returns:
-        [block], with 95 % bootstrap over documents (_low, _high): shared, routed: mean Euclidean norm over tokens;
+        [block], with bootstrap over documents (_low, _high): shared, routed: mean Euclidean norm over tokens;
         ratio of the two means; gate: mean of the shared expert's sigmoid gate (NaN where there is none).
 
     Raises Refused for models without a shared expert, and where the sum cannot be proved.
@@ -90,10 +102,11 @@ def shared(
     found: dict[str, Any] = {}
     means = {"shared": (own, tokens), "routed": (routed, tokens), "ratio": (own, routed), "gate": (gate, tokens)}
     for name, (over, under) in means.items():
-        for end, value in zip(("", "_low", "_high"), ratio(over, under, draws, seed), strict=True):
+        for end, value in zip(("", "_low", "_high"), ratio(over, under, draws, level, seed), strict=True):
             found[name + end] = (("block",), value)
-    attrs = {"model": model.name, "documents": len(prompts)}
-    return xr.Dataset(found, {"block": [x.block for x in layers]}, attrs)
+    table = xr.Dataset(found, {"block": [x.block for x in layers]}, {"documents": len(prompts)})
+    settings = {"draws": draws, "level": level, "seed": seed}
+    return derived("routing.shared", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
 def _layers(model: Model, blocks: Blocks) -> list[MoE]:

@@ -53,7 +53,7 @@ def trace(
     """
     from tqdm.auto import tqdm
 
-    from workbench.reader import read
+    from workbench.engine.run import read
 
     prompts = encode(model, inputs)
     names = document_labels(labels, len(prompts), "documents")

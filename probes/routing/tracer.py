@@ -25,7 +25,7 @@ BINS = 20
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 
 class RoutingTracer:

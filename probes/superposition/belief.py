@@ -11,20 +11,34 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.results import ran
 from workbench.engine.hooks import neutral, untouched
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head, one_token, text_ids
-from workbench.reading import Reading
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
+from workbench.stats import entropy
 from workbench.tokens import token_texts, unknown_id
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 Candidates = Sequence[str | int] | Sequence[Sequence[str | int]]
+VARIABLES = {
+    "logit": about("logit of the candidate", "nats", "high"),
+    "logprob": about("log-probability of the name", "nats", "high"),
+    "belief": about("belief in the candidate", better="high"),
+    "entropy_bits": about("entropy of belief", "bits"),
+    "effective": about("candidates held", "candidates"),
+    "mass": about("probability of all candidates together", better="high"),
+    "first_id": about("first choice of the whole vocabulary", role="label", of="mass"),
+    "candidate_id": about("token id of the candidate", role="label", of="belief"),
+    "candidate_name": about("candidate", role="label", of="belief"),
+}
 
 
 class CandidateBelief:
@@ -113,7 +127,7 @@ class CandidateBelief:
             variables["mass"], variables["first_id"] = (dims, self._mass), (dims, self._first)
         coords = {"layer": [s.index for s in self._wanted], "candidate": np.arange(self._width)}
         data = self._run.dataset(variables, coords, reader="CandidateBelief")
-        return Reading(data, {"reader": {"name": "CandidateBelief", "mass": self.mass}})
+        return Reading(described(data, VARIABLES), {"reader": {"name": "CandidateBelief", "mass": self.mass}})
 
 
 def normalised(logit: np.ndarray) -> np.ndarray:
@@ -127,8 +141,7 @@ def normalised(logit: np.ndarray) -> np.ndarray:
 def entropy_bits(belief: np.ndarray) -> np.ndarray:
     """[..., candidate] -> bits; NaN where there is no candidate."""
     some = ~np.isnan(belief).all(-1)
-    bits = -np.nansum(belief * np.log2(np.where(belief > 0, belief, 1)), -1)
-    return np.where(some, bits, np.nan)
+    return np.where(some, entropy(np.nan_to_num(belief)) / np.log(2), np.nan)
 
 
 def for_prompts(candidates: Candidates, prompts: int) -> list[list[str | int]]:
@@ -168,7 +181,7 @@ def entity_belief(
     thoughts: np.ndarray | None = None,
     then: str | Sequence[int] | None = None,
     batch_size: int = 16,
-) -> xr.Dataset:
+) -> Reading:
     """Belief in names of several tokens: P(name) = product of its tokens' probabilities, each behind those before it.
 
     Args:
@@ -228,7 +241,7 @@ def entity_belief(
     called = np.full((len(prompts), width), "", object)
     for i, own in enumerate(lists):
         called[i, : len(own)] = [str(c) for c in own]
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "logprob": ((*dims, "candidate"), found), "belief": ((*dims, "candidate"), belief),
             "entropy_bits": (dims, bits), "effective": (dims, 2**bits),
@@ -236,8 +249,9 @@ def entity_belief(
             "candidate_name": (("prompt", "candidate"), called),
         },
         {"prompt": np.arange(len(prompts)), "position": np.arange(found.shape[1]), "candidate": np.arange(width)},
-        {"model": model.name},
     )  # fmt: skip
+    settings = {"thoughts": n, "then": then if isinstance(then, str) or then is None else list(then)}
+    return derived("superposition.entity_belief", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
 def _names(model: Model, head: Tensor, names: list[tuple[int, ...]], batch_size: int) -> np.ndarray:

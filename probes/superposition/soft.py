@@ -10,22 +10,48 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.results import family, ran
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
 from workbench.engine.hooks import neutral
+from workbench.inputs import encode
 from workbench.model import Model
-from workbench.reading import Reading
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval, nanmean
+from workbench.variables import about, described
+
+ENDS, EACH = ("low", "high"), ("value", "{}, by prompt")
+VARIABLES = {
+    **family("kl", about("KL from the mixture", "nats"), *ENDS, each=EACH),
+    **family("cosine", about("cosine with the state of the mixture"), *ENDS, each=EACH),
+    **family("kl_second", about("KL from the mixture, second token", "nats"), *ENDS, each=EACH),
+    **family("cosine_second", about("cosine with the state of the mixture, second token"), *ENDS, each=EACH),
+    **family("entropy_soft", about("entropy at the mixture", "nats"), *ENDS, each=EACH),
+    **family("entropy_hard", about("entropy at its largest token", "nats"), *ENDS, each=EACH),
+    "mixture_entropy": about("entropy of the mixture", "nats"),
+    "weight": about("weight of the largest token"),
+}
+MIXTURE_VARIABLES = {
+    **family("entropy", about("entropy behind the mixture", "nats"), *ENDS, each=EACH),
+    "entropy_even": about("entropy of an even distribution", "nats", "", "chance", "entropy"),
+}
 
 
 @neutral()
 def soft_versus_hard(
-    model: Model, inputs: Any, policy: SoftThought | None = None, *, batch_size: int | None = None, seed: int = 0
-) -> xr.Dataset:
+    model: Model,
+    inputs: Any,
+    policy: SoftThought | None = None,
+    *,
+    batch_size: int | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """The next thought fed as the mixture, as its largest token alone, and as its second (arXiv 2604.06374).
 
-    Returns, by layer, means over prompts with 95 % intervals (_low, _high):
+    Returns, by layer, means over prompts with intervals (_low, _high):
         kl [layer]: KL(soft || hard) of the logit lens's distributions at the thought, in nats; cosine of the states.
         kl_second, cosine_second: soft beside the second token of the mixture, over prompts whose mixture has one: how
             far apart another token is.  Near 0 beside it, the mixture goes the way of its largest token.
@@ -63,13 +89,15 @@ def soft_versus_hard(
         if not name:
             named |= {"entropy_soft": own, "entropy_hard": theirs}
         for what, values in named.items():
-            low, high = bootstrap_interval(values, seed=seed)
+            low, high = bootstrap_interval(values, level=level, draws=draws, seed=seed)
             mean = nanmean(values)
             found |= {what: ("layer", mean), f"{what}_low": ("layer", low), f"{what}_high": ("layer", high)}
             found[f"{what}_each"] = (("prompt", "layer"), values)
     found["mixture_entropy"] = ("prompt", soft.data["mixture_entropy"].values[:, 0])
     found["weight"] = ("prompt", weight[:, 0])
-    return xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"model": model.name, "policy": repr(policy)})
+    data = described(xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"chart": "soft"}), VARIABLES)
+    asked = {"policy": repr(policy), "draws": draws, "level": level, "seed": seed}
+    return derived("superposition.soft_versus_hard", data, ran(model, encode(model, inputs, "last")), **asked)
 
 
 def mixture_entropy(
@@ -77,13 +105,15 @@ def mixture_entropy(
     inputs: Any,
     sizes: Any = (1, 2, 4, 8, 16),
     *,
-    draws: int = 8,
-    seed: int = 0,
+    mixtures: int = 8,
     batch_size: int | None = None,
-) -> xr.Dataset:
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """Entropy of the next-token distribution behind an even mixture of k random tokens, for growing k (its test f).
 
-    entropy [size] in nats with interval over prompts; entropy_each [size, prompt], mean of ``draws`` mixtures;
+    entropy [size] in nats with interval over prompts; entropy_each [size, prompt], mean of ``mixtures`` of them;
     entropy_even: ln of the vocabulary.  A model that holds k tokens at once grows more undecided with k; one that does
     not is as sure as of one.  Compare checkpoints, and a random initialisation.
     """
@@ -93,7 +123,7 @@ def mixture_entropy(
     found = []
     for k in sizes:
         each = []
-        for _ in range(draws):
+        for _ in range(mixtures):
             chosen = rng.choice(
                 min(model.vocab_size, len(model.token_vectors)), k, replace=False
             )
@@ -102,15 +132,18 @@ def mixture_entropy(
             each.append(reader.found[:, 1])
         found.append(np.mean(each, 0))
     values = np.stack(found)
-    low, high = bootstrap_interval(values.T, seed=seed)
-    return xr.Dataset(
+    low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
+    table = xr.Dataset(
         {
             "entropy": ("size", values.mean(1)), "entropy_low": ("size", low), "entropy_high": ("size", high),
             "entropy_each": (("size", "prompt"), values), "entropy_even": float(np.log(model.vocab_size)),
         },
         {"size": sizes},
-        {"model": model.name},
+        {"chart": "mixtures"},
     )  # fmt: skip
+    asked = {"mixtures": mixtures, "draws": draws, "level": level, "seed": seed}
+    source = ran(model, encode(model, inputs, "last"))
+    return derived("superposition.mixture_entropy", described(table, MIXTURE_VARIABLES), source, **asked)
 
 
 class _States:

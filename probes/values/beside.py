@@ -12,7 +12,7 @@ import xarray as xr
 
 from probes.values.units import STANCES, Units, aligned, named
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, over, p_value, quantiles, ranked
+from workbench.stats import max_statistic_p, over, p_value, quantiles, ranks
 
 SEEDS = 3
 """So many runs of an arm have a spread."""
@@ -219,7 +219,7 @@ def _correlations(x: np.ndarray, rows: np.ndarray, rank: bool = False) -> np.nda
     if len(x) < 3:
         return np.full(len(rows), np.nan)
     if rank:
-        x, rows = ranked(x), np.apply_along_axis(ranked, 1, rows)
+        x, rows = ranks(x), ranks(rows, 1)
     x, rows = x - x.mean(), rows - rows.mean(1, keepdims=True)
     size = np.sqrt((x**2).sum() * (rows**2).sum(1))
     return over(rows @ x, np.where(size > 1e-12, size, 0))
@@ -281,8 +281,8 @@ def _agreement(
     once = np.ones((1, len(x)))
     r = _weighted_spearman(x, y, once)[0]
     rng = np.random.default_rng([seed, 7])
-    shuffled = rng.permuted(np.tile(ranked(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
-    null = _correlations(ranked(x), shuffled)
+    shuffled = rng.permuted(np.tile(ranks(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
+    null = _correlations(ranks(x), shuffled)
     ends = quantiles(_weighted_spearman(x, y, times[:, known]), level)
     low, high = quantiles(tv, level) if there.sum() > 1 else (np.nan, np.nan)
     return {

@@ -18,7 +18,7 @@ import xarray as xr
 
 from probes.values.answers import Asker, Pieces, Seam, answer_logprobs, answer_pieces
 from workbench.errors import InputError
-from workbench.stats import bootstrap_interval, p_value
+from workbench.stats import bootstrap_interval, js_divergence, p_value
 
 MOST = 120
 """Orders of one question; all orders of five options are as many."""
@@ -218,11 +218,7 @@ def _compared(
 
 def similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """1 - Jensen-Shannon distance in bits, over the last axis; options that are not there are NaN."""
-
-    def bits(x: np.ndarray) -> np.ndarray:
-        return -np.nansum(x * np.log2(np.where(x > 0, x, 1)), -1)
-
-    return 1 - np.sqrt(np.maximum(0, bits((p + q) / 2) - (bits(p) + bits(q)) / 2))
+    return 1 - np.sqrt(js_divergence(np.nan_to_num(p), np.nan_to_num(q)) / np.log(2))
 
 
 def alignment(p: np.ndarray, q: np.ndarray) -> np.ndarray:

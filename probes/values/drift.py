@@ -25,7 +25,7 @@ import xarray as xr
 from probes.values.beside import agreement, compare, data_gap
 from probes.values.units import MEASURES, STANCES, Units, aligned, checked, named
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, over, p_value, quantiles
+from workbench.stats import js_divergence, max_statistic_p, over, p_value, quantiles
 
 __all__ = [
     "MEASURES",
@@ -144,11 +144,7 @@ def _tv(m: np.ndarray) -> np.ndarray:
 
 def _jsd(middle: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence of middle + m / 2 and middle - m / 2, in nats."""
-
-    def entropy(p: np.ndarray) -> np.ndarray:
-        return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
-
-    return np.maximum(0, entropy(middle) - (entropy(middle + m / 2) + entropy(middle - m / 2)) / 2)
+    return js_divergence(middle + m / 2, middle - m / 2)
 
 
 def _biased(

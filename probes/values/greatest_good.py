@@ -130,7 +130,7 @@ def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed
 
 def _wording(each: np.ndarray, level: float) -> np.ndarray:
     """[framing, ...] -> [...] half width of the mean over the three pairs of a framing and its reversal."""
+    from scipy.special import stdtrit
+
     pairs = each.reshape(3, 2, *each.shape[1:]).mean(1)
-    q = (1 + level) / 2
-    student = (2 * q - 1) / np.sqrt(2 * q * (1 - q))  # the quantile of Student's t with two degrees of freedom
-    return student * pairs.std(0, ddof=1) / np.sqrt(3)
+    return stdtrit(2, (1 + level) / 2) * pairs.std(0, ddof=1) / np.sqrt(3)

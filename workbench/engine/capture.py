@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from workbench.anatomy import accepted
-from workbench.engine.hooks import StopForward, hooked, run
-from workbench.errors import Refused, StateError
 from workbench.anatomy.block_writes import add_hooks
 from workbench.anatomy.moe import Routing, moe_of
 from workbench.anatomy.moe import hooks as moe_hooks
+from workbench.engine.hooks import StopForward, hooked, run
+from workbench.errors import Refused, StateError
 from workbench.readers import Tap
 from workbench.sites import STREAM, Site
 

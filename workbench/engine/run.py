@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from workbench.engine.drivers import Driver, Hooks
+from workbench.engine.hooks import neutral
 from workbench.engine.loop import Result, collect
 from workbench.engine.prefix import Prefix
-from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos, Positions, Prompt, encode, first_token, position_axis
 from workbench.model import ENGINES, Model, load

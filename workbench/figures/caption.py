@@ -74,7 +74,7 @@ def about(of: Any) -> dict[str, Any]:
     found = {
         "model": short_name(str(model.get("name") or attrs.get("model") or "")),
         "fingerprint": model.get("fingerprint"), "dtype": model.get("dtype"),
-        "reader": reader.pop("name", None) or attrs.get("reader") or attrs.get("instrument"),
+        "reader": reader.pop("name", None) or attrs.get("reader") or attrs.get("instrument") or attrs.get("measure"),
         "settings": {k: v for k, v in reader.items() if isinstance(v, str | int | float) and str(v)},
         "prompts": provenance.get("prompts"), "prompts_read": provenance.get("prompts_read"),
         "documents": _plain(attrs.get("documents")), "corpus": _corpus(reader),

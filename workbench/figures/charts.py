@@ -19,6 +19,7 @@ from workbench.figures import colours, theme
 from workbench.figures.cells import SMALLEST, fit_cells, ink
 from workbench.figures.figure import Figure
 from workbench.figures.source import Source, short_name
+from workbench.reading import Reading
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -599,13 +600,32 @@ def rates(data: xr.Dataset) -> Figure:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its function(data, **options) and the variables without which it cannot be drawn ("a or b": either)."""
+    """A chart: its function(data, **options) and the variables without which it cannot be drawn ("a or b": either).
+
+    A chart of a measure's result names that measure (an entry point of ``workbench.measures``) and the variables of
+    the readings that it measures, ``of``: such a reading is measured first, with the measure's own defaults and what
+    options it has of the chart's.
+    """
 
     function: Callable[..., Figure]
     needs: tuple[str, ...]
+    measure: str = ""
+    of: tuple[str, ...] = ()
 
     def lacks(self, data: xr.Dataset) -> list[str]:
-        return [name for name in self.needs if not any(one in data.data_vars for one in name.split(" or "))]
+        def lacking(needs: tuple[str, ...]) -> list[str]:
+            return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
+
+        lost = lacking(self.needs)
+        return lacking(self.of) if lost and self.measure else lost
+
+    def measured(self, reading: Reading, options: dict[str, Any]) -> Reading:
+        """What the chart draws: the reading itself, or its measure's result, with options that are the measure's."""
+        if not self.measure or not Chart(self.function, self.needs).lacks(reading.data):
+            return reading
+        own, measure = inspect.signature(self.function).parameters, _measure(self.measure)
+        given = [name for name in options if name not in own and name in inspect.signature(measure).parameters]
+        return measure(reading, **{name: options.pop(name) for name in given})
 
 
 CHARTS: dict[str, Chart] = {
@@ -624,8 +644,21 @@ def charts() -> dict[str, Chart]:
     return CHARTS | dict(plugins.loaded("charts", reserved=CHARTS))
 
 
-def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
-    """Draw `kind`, or the first chart that fits the data; options go to that chart's function."""
+def _measure(name: str) -> Callable[..., Reading]:
+    """A measure that a chart names (entry point ``workbench.measures``): a function from a reading to a reading."""
+    found = [point for point in metadata.entry_points(group="workbench.measures") if point.name == name]
+    if not found:
+        raise InputError(
+            f"There is no measure {name!r} among the entry points workbench.measures: the package that has it is not "
+            "installed, or was installed before it had it. Install it again."
+        )
+    return found[0].load()
+
+
+def chart(content: Reading | xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
+    """Draw `kind`, or the first chart that fits; options go to that chart's function, or to its measure."""
+    reading = content if isinstance(content, Reading) else Reading(content)
+    data = reading.data
     kind = kind or data.attrs.get("chart")
     if kind in CHARTS or (kind is None and any(not c.lacks(data) for c in CHARTS.values())):
         known = CHARTS
@@ -647,14 +680,15 @@ def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
             f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
             f"{fitting}."
         )
-    _known_options(kind, known[kind].function, options)
-    figure = known[kind].function(data, **options)
-    return figure.describe(data) if isinstance(figure, Figure) else figure
+    drawn = known[kind].measured(reading, options)
+    _known_options(kind, known[kind], options)
+    figure = known[kind].function(drawn.data, **options)
+    return figure.describe(drawn) if isinstance(figure, Figure) else figure
 
 
-def _known_options(kind: str, function: Callable[..., Figure], options: dict[str, Any]) -> None:
+def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
     """Raise InputError for options that the chart's function does not take, and say which it takes."""
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = list(inspect.signature(own.function).parameters.values())[1:]
     takes = [str(p).replace("'", "") for p in parameters if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in parameters}
     if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
@@ -663,6 +697,7 @@ def _known_options(kind: str, function: Callable[..., Figure], options: dict[str
     part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
     raise InputError(
         f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"
+        + f"; of a reading that is not measured yet also those of the measure {own.measure}" * bool(own.measure)
         + size
         + (part if unknown[0].rstrip("s") in ("layer", "position", "block", "depth") else "")
         + "."

@@ -10,17 +10,32 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.results import family
 from probes.superposition.features.checked import CELLS, Checked, rotation
-from probes.superposition.features.measures import effective_features
+from probes.superposition.features.measures import USE_VARIABLES, effective_features
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.sites import Site, resolve
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
+VARIABLES = {
+    **{name: attrs for name, attrs in USE_VARIABLES.items() if name.startswith(("F", "psi"))},
+    **family("fvu", about("share of the variance that is not reconstructed", better="low"), "low", "high", "rotated"),
+    "fvu_pca": about(
+        "share of the variance that as many principal components leave", "", "low", "floor", "fvu"
+    ),
+    "n_features": about("features of the dictionary", "features", role="count", of="F"),
+    "l0": about("active features a token", "features"),
+    "dead": about("features never active", "features", "low"),
+    "token_count": about("tokens", "tokens", role="count", of="F"),
+    "mean_activation": about("mean activation of the feature"),
+    "density": about("share of tokens where the feature is active"),
+}  # fmt: skip
 GROUPS = 256
 """Documents beyond this many share a sum, so that what is kept does not grow with the corpus."""
 
@@ -35,12 +50,12 @@ class DictionaryFeatures:
         rotations: how many random rotations of the states are read as well.  0: no control.
         scale: count activations in units of the stream, |a_i| times the length of feature i's decoder direction, so
             that a dictionary whose features are scaled up and decoded down gives the same number.  False: as they are.
-        draws: bootstrap resamples.
+        draws, level, seed: of the bootstrap; seed also of the rotations.
 
     Data variables, over [layer, dictionary]:
-        F, psi with _low, _high (95 % over documents), as :func:`~.measures.effective_features` defines them.
-        F_rotated, psi_rotated [.., draw]: of the same states, turned at random about the dictionary's decode(0).  A psi
-            that lies among these is that of a dictionary which is not about these states.
+        F, psi with _low, _high (over documents), as :func:`~.measures.effective_features` defines them.
+        F_rotated, psi_rotated [.., draw]: of the same states, turned at random about the dictionary's decode(0); F_null,
+            psi_null: their mean.  A psi that lies among these is that of a dictionary which is not about these states.
         fvu, fvu_low, fvu_high: squared reconstruction error over the states' variance (1: as bad as their mean).
         fvu_rotated [.., draw] of the turned states, and fvu_pca: what as many principal components leave as the
             dictionary has active features a token (l0), the error to beat.
@@ -63,6 +78,7 @@ class DictionaryFeatures:
         rotations: int = 3,
         scale: bool = True,
         draws: int = 1000,
+        level: float = 0.95,
         seed: int = 0,
     ) -> None:
         if not isinstance(dictionaries, Mapping) or not dictionaries:
@@ -73,7 +89,7 @@ class DictionaryFeatures:
         if rotations < 0 or draws < 1:
             raise InputError(f"rotations={rotations} and draws={draws} are counts: 0 or more, and 1 or more.")
         self.dictionaries, self.documents = dictionaries, documents
-        self.rotations, self.scale, self.draws, self.seed = rotations, scale, draws, seed
+        self.rotations, self.scale, self.draws, self.level, self.seed = rotations, scale, draws, level, seed
 
     def sites(self, model: Model) -> list[Site]:
         self._by_layer: dict[int, Any] = {}
@@ -131,7 +147,7 @@ class DictionaryFeatures:
         extra = {"draw": self.rotations, "feature": size}
         for i, layer in enumerate(layers):
             for name, own in self._sums[layer].items():
-                for key, (axes, value) in own.measured(self._states[layer], self.draws, self.seed).items():
+                for key, (axes, value) in own.measured(self._states[layer], self.draws, self.level, self.seed).items():
                     shape = (len(layers), len(names), *[extra[axis] for axis in axes])
                     full = found.setdefault(key, (("layer", "dictionary", *axes), np.full(shape, np.nan)))[1]
                     full[(i, names.index(name), *[slice(n) for n in np.shape(value)])] = value
@@ -146,7 +162,8 @@ class DictionaryFeatures:
                 "scale": int(self.scale), "documents": self._documents,
             },
         )  # fmt: skip
-        return Reading(data, {"reader": {"name": "DictionaryFeatures", "rotations": self.rotations, "seed": self.seed}})
+        asked = {"rotations": self.rotations, "draws": self.draws, "level": self.level, "seed": self.seed}
+        return Reading(described(data, VARIABLES), {"reader": {"name": "DictionaryFeatures", **asked}})
 
 
 Found = dict[str, tuple[tuple[str, ...], Any]]
@@ -224,7 +241,7 @@ class _Sums:
                 ]
         return additions
 
-    def measured(self, states: _States, draws: int, seed: int) -> Found:
+    def measured(self, states: _States, draws: int, level: float, seed: int) -> Found:
         """The reader's variables of this dictionary."""
         real = (states.tokens > 0).numpy()
         activity, error, count = self.activity.numpy(), self.error.numpy(), max(float(states.tokens.sum()), 1)
@@ -232,7 +249,9 @@ class _Sums:
         once, drawn = real.astype(float), np.empty((0, len(real)))
         if real.sum() > 1:
             drawn = np.random.default_rng(seed).multinomial(real.sum(), once / real.sum(), size=draws).astype(float)
-        fvu = np.quantile(_ratio(drawn @ error, states.variance(drawn)), [0.025, 0.975]) if len(drawn) else [np.nan] * 2
+        fvu, ends = [np.nan] * 2, [(1 - level) / 2, (1 + level) / 2]
+        if len(drawn):
+            fvu = np.quantile(_ratio(drawn @ error, states.variance(drawn)), ends)
         whole = states.variance(once)
         found: Found = {
             "n_features": ((), self.of.features), "token_count": ((), float(states.tokens.sum())), "l0": ((), l0),
@@ -247,9 +266,9 @@ class _Sums:
         if activity.sum() > 0:
             rotated = self.turned.numpy() if len(self.turned) else None
             table = effective_features(
-                activity[real], hidden=self.of.width, rotated=rotated, draws=draws, seed=seed
-            )  # fmt: skip
-            for name in (f"{x}{end}" for x in ("F", "psi") for end in ("", "_low", "_high", "_rotated")):
+                activity[real], hidden=self.of.width, rotated=rotated, level=level, draws=draws, seed=seed
+            )
+            for name in (f"{x}{end}" for x in ("F", "psi") for end in ("", "_low", "_high", "_rotated", "_null")):
                 if name in table:
                     found[name] = (tuple(map(str, table[name].dims)), table[name].values)
         return found

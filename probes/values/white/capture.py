@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 import workbench
 from probes.values.answers import Asker, Pieces, Seam, Turn, answer_pieces
@@ -22,14 +21,13 @@ from probes.values.white.measured import axes, measured
 from workbench.errors import InputError, ReadingError
 from workbench.files import atomic_write
 from workbench.inputs import in_head
-from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 
 @dataclass(frozen=True, eq=False)

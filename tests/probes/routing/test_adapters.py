@@ -267,7 +267,7 @@ def test_prototypes_beside_each_other(planted, everywhere):
         layer = everywhere.module.base_model.model.model.layers[1].mlp.down_proj
         a, b = (m[f"task_{e}"].weight.detach().double() for m in (layer.lora_A, layer.lora_B))
         _, s, v = torch.linalg.svd(b @ a)
-        cell = table.sel(projection="1.mlp.down_proj", adapter=f"task_{e}")
+        cell = table.data.sel(projection="1.mlp.down_proj", adapter=f"task_{e}")
         want = float((v[0] @ layer.lora_arrow["arrow_router"].prototypes[e].double()).abs())
         assert float(cell["exact"]) == pytest.approx(want, abs=1e-5)
         assert float(cell["energy"]) == pytest.approx(float(s[0] ** 2 / (s**2).sum()), abs=1e-6)
