@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import workbench
-from probes.values.drift import agreement, drift
+from probes.values.measures import agreement, drift
 from probes.values.instruments import Pmf
 from probes.values.opinions import (
     PLANTED_AS,

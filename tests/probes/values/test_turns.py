@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 import workbench
 from probes.values.answers import LowMass, Turn, answer_pieces
 from probes.values.choices import Choices
-from probes.values.drift import compare, stance
+from probes.values.measures import compare, stance
 from probes.values.figures import trajectories
 from probes.values.framings import Framing
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
