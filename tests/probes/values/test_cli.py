@@ -10,9 +10,9 @@ import xarray as xr
 
 from probes.values import cli
 from probes.values.cli import checkpoints
-from probes.values.drift import agreement
 from probes.values.instruments import Pmf, SequenceLikelihood
 from probes.values.items import Items, own
+from probes.values.measures import agreement
 from probes.values.tracker import ValueTracker
 from workbench.cli import main
 from workbench.errors import InputError

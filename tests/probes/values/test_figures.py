@@ -10,8 +10,8 @@ from test_greatest_good import drawn
 from test_greatest_good import readings as scored
 
 from probes.values import figures
-from probes.values.drift import agreement, compare, data_gap, drift, stance
 from probes.values.greatest_good import scores
+from probes.values.measures import agreement, compare, data_gap, drift, stance
 from workbench.errors import InputError
 
 

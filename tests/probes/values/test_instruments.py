@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import workbench
 from probes.values import prefixes
 from probes.values.answers import Turn, answer_pieces
-from probes.values.confusion import Confusion, confusion, corrected, on_simplex
 from probes.values.framings import STANCES, Framing, default_framings, greatest_good_framings, with_negation
 from probes.values.instruments import ASKED, CONTINUATIONS, Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item
+from probes.values.judge_errors import confusion, corrected, on_simplex
 from probes.values.judged import CachedJudge, ClassifierJudge, LmJudge, judged
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError, ReadingError

@@ -11,9 +11,9 @@ from living import FRAMINGS, ITEMS, model, tokenizer
 from test_live import told, trained
 
 from probes.values.alert import beyond
-from probes.values.drift import drift
 from probes.values.instruments import Pmf
 from probes.values.live import ValueCallback
+from probes.values.measures import drift
 from probes.values.tracker import STANCES, ValueTracker
 from workbench.errors import InputError
 

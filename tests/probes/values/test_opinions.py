@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import workbench
-from probes.values.drift import agreement, drift
 from probes.values.instruments import Pmf
+from probes.values.measures import agreement, drift
 from probes.values.opinions import (
     PLANTED_AS,
     UNTOUCHED,

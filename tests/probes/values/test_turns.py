@@ -20,12 +20,12 @@ from tokenizers.processors import TemplateProcessing
 import workbench
 from probes.values.answers import LowMass, Turn, answer_pieces
 from probes.values.choices import Choices
-from probes.values.drift import compare, stance
 from probes.values.figures import trajectories
 from probes.values.framings import Framing
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item
 from probes.values.judged import LmJudge
+from probes.values.measures import compare, stance
 from probes.values.sampled import sample
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError
