@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from workbench.model import Model
 
 VARIABLES = {
-    "contribution": about(
-        "contribution to the logit of target", "logits", short_name="contribution", scale="diverging"
-    ),
+    "contribution": about("contribution to the logit of target", "logits", scale="diverging", sums_to="logit"),
     "contribution_mean": about(
         "mean contribution over positions", "logits", role="null", of="contribution", short_name="mean over positions"
     ),

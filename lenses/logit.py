@@ -30,11 +30,13 @@ NULL = "median of the target under the states of other positions, same layer; p:
 NO_NULL = "none: the target is chosen by the state itself, so any state would give it more than others do"
 VARIABLES = {
     "token_id": about("top token", role="label", of="logprob"),
-    "logprob": about("log-probability of the top token", "nats", "high", short_name="log-prob"),
+    "logprob": about("log-probability of the top token", "nats", "high", short_name="log-prob", scale="log-prob"),
     "entropy": about("entropy of the prediction", "nats", "low", short_name="entropy"),
     "kl_to_final": about("KL divergence from the final layer", "nats", "low", short_name="KL to final"),
     "target_rank": about("rank of target (0 = top)", better="low", short_name="rank of target", scale="log"),
-    "target_logprob": about("log-probability of target", "nats", "high", short_name="log-prob of target"),
+    "target_logprob": about(
+        "log-probability of target", "nats", "high", short_name="log-prob of target", scale="log-prob"
+    ),
     "target_logprob_null": about(
         "median log-probability of target under the states of other positions", "nats", role="null",
         of="target_logprob", short_name="other positions' states",

@@ -7,6 +7,9 @@ Each variable of each result carries five attributes, so that nothing that shows
     better       "high" or "low": which end speaks for what is measured; "" where neither does
     role         what kind of number it is, one of :data:`ROLES`
     of           the variable that it is the control, the bound or the label of; "" for a value
+
+Two more are optional: ``short_name``, what a colour bar, a selector or a legend says where there is little room (of a
+control: what it is taken from, "shuffled prompts"), and ``scale``, one of :data:`SCALES`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ ROLES = {
     "mask": "true or false: which cells count, which are left out",
     "count": "how many cases a value rests on",
 }
+SCALES = {
+    "log": "drawn logarithmically, log10(1 + x): ranks and counts of many sizes",
+    "log-prob": "the natural logarithm of a probability, shown as the probability where a share is easier to read",
+    "diverging": "zero means something: colours are centred on it",
+}
+"""What ``scale`` may say of a variable (where nothing else is said: linear)."""
 CONTROLS = ("null", "floor", "chance", "low", "high", "p", "q")
 """Roles that say how far a value is to be trusted, and so name what they are ``of``."""
 FIELDS = ("units", "long_name", "better", "role", "of")
@@ -46,7 +55,7 @@ def about(
     long_name, units, better, role, of
         As the module says.
     more
-        Further attributes (``reason="..."``, ``source="..."``).
+        Further attributes (``short_name="..."``, ``scale="log"``, ``reason="..."``).
 
     Raises
     ------
@@ -62,6 +71,8 @@ def about(
         raise InputError(f"role={role!r} is unknown. Use one of {', '.join(ROLES)}.")
     if better not in ("high", "low", ""):
         raise InputError(f"better={better!r} is unknown. Use 'high', 'low' or '' (neither).")
+    if more.get("scale", "log") not in SCALES:
+        raise InputError(f"scale={more['scale']!r} is unknown. Use one of {', '.join(SCALES)}, or none.")
     if role in CONTROLS and not of:
         raise InputError(f"role={role!r} without of=: name the variable that {long_name!r} is the {role} of.")
     return {"units": units, "long_name": long_name, "better": better, "role": role, "of": of, **more}

@@ -15,8 +15,8 @@ VARIABLES = {
         "share of positions where the logit lens's top token is among the neighbours'", better="high",
         short_name="share",
     ),
-    "rate_low": about("lower end of the bootstrap interval over prompts", role="low", of="rate"),
-    "rate_high": about("upper end of the bootstrap interval over prompts", role="high", of="rate"),
+    "rate_low": about("bootstrap interval over prompts", role="low", of="rate"),
+    "rate_high": about("bootstrap interval over prompts", role="high", of="rate"),
     "rate_chance": about("share with the neighbours of every other position", role="chance", of="rate"),
     "measure": about("token of the neighbour", role="label", of="rate"),
 }  # fmt: skip

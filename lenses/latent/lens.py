@@ -53,10 +53,10 @@ VARIABLES = {
     ),
     "index_layer_share": about("share of the neighbours from an index layer", short_name="share"),
     "index_layer_share_low": about(
-        "lower end of the 95 % bootstrap interval over prompts", role="low", of="index_layer_share"
+        "95 % bootstrap interval over prompts", role="low", of="index_layer_share"
     ),
     "index_layer_share_high": about(
-        "upper end of the 95 % bootstrap interval over prompts", role="high", of="index_layer_share"
+        "95 % bootstrap interval over prompts", role="high", of="index_layer_share"
     ),
     "index_layer_share_null": about(
         "share of the neighbours of random tokens", role="null", of="index_layer_share", short_name="random tokens"

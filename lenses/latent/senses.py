@@ -54,8 +54,8 @@ LENSES = ("LatentLens", "LogitLens", "EmbeddingLens")
 MEASURES = ("word", "sense, new story", "sense, new clause")
 VARIABLES = {
     "rate": about("share of answers that name the word or tell its sense", better="high", short_name="share"),
-    "rate_low": about("lower end of the 95 % bootstrap interval over clauses", role="low", of="rate"),
-    "rate_high": about("upper end of the 95 % bootstrap interval over clauses", role="high", of="rate"),
+    "rate_low": about("95 % bootstrap interval over clauses", role="low", of="rate"),
+    "rate_high": about("95 % bootstrap interval over clauses", role="high", of="rate"),
     "rate_chance": about(
         "share of random answers, or with the senses of the corpus shuffled", role="chance", of="rate"
     ),
