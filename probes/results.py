@@ -72,10 +72,10 @@ def drawn(
 
 def ran(model: Model, prompts: Sequence[Prompt]) -> Reading:
     """A pass of a model whose readings were not kept: the source of what was measured in it."""
-    from workbench.readers import Run, provenance
+    from workbench.engine.run import model_step
 
     data = xr.Dataset(attrs={"model": model.name, "n_layers": model.n_layers})
-    return Reading(data, provenance(model, Run(model, list(prompts), []), len(prompts)))
+    return Reading(data, {**model_step(model), "prompts": len(prompts), "prompts_read": len(prompts)})
 
 
 def of_weights(model: Model) -> Reading:

@@ -7,7 +7,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from probes.values.items import VARIABLES as OF_ITEMS
 from probes.values.items import columns, fingerprint
 from probes.values.prefixes import common
 from workbench.engine.prefix import Prefix, common
-from workbench.engine.run import observe, provenance
+from workbench.engine.run import model_step, observe
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head, tell_of_unknown_tokens
 from workbench.readers import Output, Plan, Reader, Rows, Run
@@ -491,7 +490,7 @@ class Asker:
         described(found, {**VARIABLES, **self.variables})
         if "mass" in found:
             tell_of_mass(found, self.shares)
-        steps = source.provenance if source is not None else [model_step(turn.model, prompts or len(items))]
+        steps = source.provenance if source is not None else [{**model_step(turn.model), "prompts": prompts or len(items)}]
         return Reading(found, [*steps, self.step(items, asked=turn.asked, **cost)])
 
     def step(self, items: Sequence[Any], **more: Any) -> dict[str, Any]:
@@ -520,9 +519,3 @@ class Asker:
         names = np.array(labels, object if isinstance(labels[0], str) else int)
         coords, asked = {axis: names, "stance": list(STANCES)}, int((~np.isnan(p[..., 0])).sum())
         return self.table(items, variables, turn, coords, source=source, prompts=asked, **cost)
-
-
-def model_step(model: Model, prompts: int) -> dict[str, Any]:
-    """The first step of a provenance: the model, and that it was read now."""
-    job: Any = SimpleNamespace(prompts=range(prompts))
-    return {"step": "read", **provenance(model, job, prompts)}

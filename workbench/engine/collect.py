@@ -66,7 +66,11 @@ class Collected:
                 self._place(name, output, _array(value), prompt, slot)
             elif output.combine == "sum":
                 if isinstance(value, tuple):
-                    np.add.at(self._arrays[name], _array(value[0]), _array(value[1]))
+                    index, rows = map(_array, value)
+                    if len(np.unique(index)) == len(index):
+                        self._arrays[name][index] += rows.astype(self._arrays[name].dtype, copy=False)
+                    else:
+                        np.add.at(self._arrays[name], index, rows)
                 else:
                     self._arrays[name] += _array(value).astype(self._arrays[name].dtype, copy=False)
             else:

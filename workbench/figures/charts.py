@@ -646,13 +646,7 @@ def charts() -> dict[str, Chart]:
 
 def _measure(name: str) -> Callable[..., Reading]:
     """A measure that a chart names (entry point ``workbench.measures``): a function from a reading to a reading."""
-    found = [point for point in metadata.entry_points(group="workbench.measures") if point.name == name]
-    if not found:
-        raise InputError(
-            f"There is no measure {name!r} among the entry points workbench.measures: the package that has it is not "
-            "installed, or was installed before it had it. Install it again."
-        )
-    return found[0].load()
+    return plugins.load("measures", name)
 
 
 def chart(content: Reading | xr.Dataset, kind: str | None = None, **options: Any) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from probes.values.white.measured import VARIABLES, axes, measured
 from workbench.errors import InputError, ReadingError
 from workbench.files import atomic_write
 from workbench.inputs import in_head
+from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
+from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
 from workbench.variables import about, described
@@ -29,7 +31,14 @@ from workbench.variables import about, described
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.readers import Run
+    
+
+INSIDE = {
+    "margin": about("log-odds of support against opposition under the logit lens", "nats"),
+    "p": about("probability of the stance at the last layer"),
+    "states": about("state where the answer begins, mean over an item's prompts", "stream units"),
+    "stance": about("stance", role="label"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +108,7 @@ class AnswerStates(Reader):
             "width": run.model.d_model,
         }  # fmt: skip
         settings = {"rows": None, "answers": None}
-        return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {}, settings, tokens=False)
+        return Plan(wanted, outputs, observe, coords, finish, INSIDE, {}, settings, tokens=False)
 
 
 class WhiteBox(Asker):
