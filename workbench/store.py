@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from workbench.errors import InputError, ReadingError
-from workbench.files import atomic_write, fsync_folder
+from workbench.files import atomic_write, checksums, fsync_folder
 
 LAYOUT = 1
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", ".lock"
@@ -292,13 +292,12 @@ class Folder:
 
 def measured(path: Path) -> Entry:
     """The entry of a file: its size and checksums."""
-    return {"bytes": path.stat().st_size, "block": BLOCK, "crc32": checksums(path, BLOCK)}
+    return {"bytes": path.stat().st_size, "block": BLOCK, "crc32": _digits(path, BLOCK)}
 
 
-def checksums(path: Path, block: int) -> str:
-    """CRC-32 of each block of a file, in 8 hex digits each."""
-    with path.open("rb") as file:
-        return "".join(f"{zlib.crc32(part):08x}" for part in iter(lambda: file.read(block), b""))
+def _digits(path: Path, block: int) -> str:
+    """The checksums of a file's blocks, in 8 hex digits each."""
+    return "".join(f"{crc:08x}" for crc in checksums(path, block))
 
 
 class _Lock:
@@ -363,7 +362,7 @@ def _make(path: Path) -> None:
 def _is(path: Path, entry: Entry) -> bool:
     """Whether a file is there and is what its entry says."""
     try:
-        return path.stat().st_size == entry["bytes"] and checksums(path, entry["block"]) == entry["crc32"]
+        return path.stat().st_size == entry["bytes"] and _digits(path, entry["block"]) == entry["crc32"]
     except OSError:
         return False
 
