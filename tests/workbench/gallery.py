@@ -191,7 +191,7 @@ def superposition_figures() -> dict[str, Figure]:
         "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(used),
         "soft": figures.soft(soft), "entropies": figures.entropies(soft), "mixtures": figures.mixtures(mixed),
         "graph": figures.graph(problem, _shares(rng, (4, 11)), then="="),
-        "depths": figures.depths(layered, [problem] * 4),
+        "depths": figures.depths(focus(layered, [problem] * 4)),
     }  # fmt: skip
 
 
