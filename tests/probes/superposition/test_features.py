@@ -410,7 +410,7 @@ def test_figures_show_what_was_measured(trained):
     np.testing.assert_allclose(bars.x, trained["norm"][0])
     np.testing.assert_allclose(bars.marker.color, trained["interference"][0])
     table = geometry(np.eye(4), draws=5)
-    assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table)
+    assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table.data)
     lines = {t.name: t for t in figures.sharing(trained).data}
     np.testing.assert_allclose(lines["D* = m / |W|²"].x, [2.5, 10])
     assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained)
