@@ -21,6 +21,7 @@ ENDINGS = {
     "low": ("low", "{}, lower end of the interval"), "high": ("high", "{}, upper end of the interval"),
     "null": ("null", "{}, where there is nothing to find"), "chance": ("chance", "{}, by chance"),
     "floor": ("floor", "{}, of cases alike"), "random": ("null", "{}, at random"),
+    "rotated": ("null", "{}, of states turned at random"),
     "p": ("p", "p of {}"), "q": ("q", "false discovery rate of {}"),
     "corrected": ("value", "{}, less its bias"), "excess": ("value", "{}, above its null"),
 }  # fmt: skip

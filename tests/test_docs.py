@@ -26,6 +26,7 @@ import torch
 import xarray as xr
 
 import workbench
+from workbench.reading import Reading
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -418,7 +419,8 @@ SECTIONS = [(page, heading) for page in PAGES for heading in documented(page) if
 
 @pytest.mark.parametrize(("page", "heading"), SECTIONS, ids=[heading for _, heading in SECTIONS])
 def test_tables_name_what_is_there_and_all_of_it(page, heading):
-    data, table = SOURCES[heading](), documented(page)[heading]
+    found, table = SOURCES[heading](), documented(page)[heading]
+    data = found.data if isinstance(found, Reading) else found
     there = {str(name): tuple(map(str, v.dims)) for name, v in data.variables.items()}
     for name, dims in table.items():
         assert name in there, f"{page}, {heading}: there is no {name}; there are {', '.join(there)}"
@@ -543,7 +545,7 @@ def _measure(name: str, *more: Callable[[], Any], **options: Any) -> None:
 
 for _name in (
     "usage", "gate", "balance", "divergence", "information", "specialisation", "agreement", "classes", "decode",
-    "vocabulary", "consistency", "coactivation", "flow", "select",
+    "differences", "vocabulary", "consistency", "coactivation", "flow", "select",
 ):  # fmt: skip
     _measure(_name, draws=20)
 _measure("reordering", lambda: organism("polyglot"), draws=20)
@@ -583,8 +585,8 @@ def _of_routing(name: str, *given: Any, **options: Any) -> None:
     SOURCES[f"probes.routing.{name}"] = table
 
 
-_of_routing("effect", {3: [1]}, draws=2, resamples=50)
-_of_routing("regret", 3, draws=2, resamples=50)
+_of_routing("effect", {3: [1]}, sets=2, draws=50)
+_of_routing("regret", 3, routes=2, draws=50)
 _of_routing("contributions", draws=20)
 _of_routing("functional", clusters=8, draws=20)
 
@@ -593,7 +595,7 @@ def test_effects_adds_what_the_page_says():
     from probes.routing import effects
 
     claims = {"a": (documents()[0][:4], {3: [1]})}
-    both = set(effects(organism("polyglot"), claims, draws=2, resamples=50).data_vars)
+    both = set(effects(organism("polyglot"), claims, sets=2, draws=50).data.data_vars)
     more = {"documents", "nll", "experts", "q", "q_random", "backed"}
     assert both == more | set(documented("routing.md")["probes.routing.effect"])
 
@@ -720,11 +722,12 @@ def _used() -> tuple[Any, ...]:
 
 
 _of_thoughts("mass", _logits)
+_of_thoughts("focus", lambda: (thoughts().readings[0], questions().problems))
 _of_thoughts("frontier", _logits)
 _of_thoughts("use", _used, then="=", draws=20)
 _of_thoughts("entity_belief", lambda: (organism("searcher"), questions().prompts[:2], ["n1", "n2"]))
 _of_thoughts("soft_versus_hard", lambda: (organism("story"), STORY))
-_of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), draws=2)
+_of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), mixtures=2)
 _of_thoughts(
     "decode_frontier",
     lambda: (thoughts().readings[1].data["state"].values[:, :, :2], questions().problems),

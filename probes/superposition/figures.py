@@ -60,7 +60,8 @@ def depths(table: xr.Dataset, title: str = "belief in the target") -> Figure:
     n = table.attrs["problems"]
     figure = _figure(f"{title}, mean over {n} problems" if n > 1 else title)
     figure.add_heatmap(
-        z=table["target_mean"].values, x=table["position"].values, y=[str(x) for x in table["layer"].values], zmin=0, zmax=1,
+        z=table["target_mean"].values, x=table["position"].values, y=[str(x) for x in table["layer"].values],
+        zmin=0, zmax=1,
         colorscale=theme.stops("belief"), colorbar={"title": {"text": "belief"}},
         hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
     )  # fmt: skip
@@ -136,7 +137,9 @@ def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
     return figure
 
 
-def mixtures(tables: Mapping[Any, Reading] | Reading | xr.Dataset, title: str = "entropy behind a mixture of k tokens") -> Figure:
+def mixtures(
+    tables: Mapping[Any, Reading] | Reading | xr.Dataset, title: str = "entropy behind a mixture of k tokens"
+) -> Figure:
     """Entropy against the number of tokens in the mixture (:func:`mixture_entropy`), a line for each checkpoint."""
     if not isinstance(tables, Mapping) or isinstance(tables, xr.Dataset):
         tables = {"": tables}

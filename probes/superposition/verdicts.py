@@ -143,8 +143,8 @@ def _mean(values: np.ndarray, settings: dict[str, Any]) -> tuple[float, float, f
 def _fewer(
     used: Reading, worse: str, than: str, what: str, settings: dict[str, Any]
 ) -> tuple[bool, bool, str, tuple[float, float, float]]:
-    """Whether the log-odds fall; whether, if not, they are known to fall by less than :data:`LITTLE`; the line; the fall
-    with its interval."""
+    """Whether the log-odds fall; whether, if not, they are known to fall by less than :data:`LITTLE`; the line; and
+    the fall with its interval."""
     change = used["logodds"].sel(condition=worse).values - used["logodds"].sel(condition=than).values
     change = change[~np.isnan(change)]
     if len(change) < 2:

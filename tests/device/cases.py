@@ -249,7 +249,7 @@ def thoughts(device: str, folder: Path) -> Any:
         belief = CandidateBelief(questions.names, mass=True)
         thought = think(model, questions.prompts, how, readers=[belief, LogitLens(top_k=2), States()], then="=")
         logit = thought.readings[0].data["logit"].values[:, -1, :THOUGHTS]
-        held = frontier(logit, questions.problems, draws=3)
+        held = frontier(logit, questions.problems, graphs=3)
         used = use(
             model, questions.prompts, questions.problems, questions.names, how, then="=", mirrored=questions.mirrored,
             draws=20,
@@ -275,7 +275,7 @@ def thoughts_plain(device: str, folder: Path) -> Any:
 @case("soft._States", "soft._Entropy")
 def soft(device: str, folder: Path) -> Any:
     model = story(device)
-    return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), draws=2)]
+    return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), mixtures=2)]
 
 
 @case()

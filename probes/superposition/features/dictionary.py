@@ -54,8 +54,9 @@ class DictionaryFeatures:
 
     Data variables, over [layer, dictionary]:
         F, psi with _low, _high (over documents), as :func:`~.measures.effective_features` defines them.
-        F_rotated, psi_rotated [.., draw]: of the same states, turned at random about the dictionary's decode(0); F_null,
-            psi_null: their mean.  A psi that lies among these is that of a dictionary which is not about these states.
+        F_rotated, psi_rotated [.., draw]: of the same states, turned at random about the dictionary's decode(0);
+            F_null, psi_null: their mean.  A psi that lies among these is that of a dictionary which is not about
+            these states.
         fvu, fvu_low, fvu_high: squared reconstruction error over the states' variance (1: as bad as their mean).
         fvu_rotated [.., draw] of the turned states, and fvu_pca: what as many principal components leave as the
             dictionary has active features a token (l0), the error to beat.

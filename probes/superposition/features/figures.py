@@ -81,7 +81,10 @@ def sharing(data: xr.Dataset, least_norm: float = 0.5) -> Figure:
     width = float(np.diff(np.log(np.unique(x))).min(initial=0.5))  # points stay nearer to their place than to the next
     figure = _figure(data, "dimensions per feature")
     for j, (name, values, hue) in enumerate(
-        (("random, of the same norms", data["dimensionality_random"].values, GREY), ("D_i", data["dimensionality"].values, theme.HUES[1]))
+        (
+            ("random, of the same norms", data["dimensionality_random"].values, GREY),
+            ("D_i", data["dimensionality"].values, theme.HUES[1]),
+        )
     ):
         kept = data["norm"].values >= least_norm
         at, _ = np.nonzero(kept)

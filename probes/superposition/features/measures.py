@@ -109,7 +109,7 @@ def geometry(directions: Any, *, draws: int = 100, level: float = 0.95, seed: in
 
     Returns:
         norm, interference, dimensionality [feature] (:func:`interference`, :func:`dimensionality`), the latter two with
-        _null (mean of the draws), _low and _high (``level`` of them).  interference_p: of a feature having so little among
+        _null (mean of the draws), _low and _high (of them).  interference_p: of a feature having so little among
         random others, and interference_q over all features (Benjamini-Hochberg).
         capacity: sum of D_i, at most ``hidden``; coherence, never below welch; rank (:func:`effective_rank`); each
         with _null and p: of so much capacity and rank, so little coherence, among random directions.
@@ -143,8 +143,8 @@ def geometry(directions: Any, *, draws: int = 100, level: float = 0.95, seed: in
     coords = {"feature": axis}
     if len(rows) <= GRAM_LIMIT:
         found["gram"], coords["feature_2"] = (("feature", "feature_2"), rows @ rows.T), axis
-    attrs = {"model": f"{len(rows)} features in {rows.shape[1]} dimensions", "hidden": rows.shape[1], "chart": "gram"}
-    table = described(xr.Dataset(found, coords, attrs), VARIABLES)
+    attrs = {"model": f"{len(rows)} features in {rows.shape[1]} dimensions", "hidden": rows.shape[1]}
+    table = described(xr.Dataset(found, coords, {**attrs, "chart": "gram"}), VARIABLES)
     return derived("features.geometry", table, draws=draws, level=level, seed=seed)
 
 
