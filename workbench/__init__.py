@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.engine.generate import generate
     from workbench.engine.run import read
     from workbench.model import Model, load
     from workbench.readers import Output, Plan, Reader, Run, States
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from workbench.sites import Site
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Output", "Plan", "Reader", "Reading", "Run", "Site", "States", "load", "open", "read"]
+__all__ = ["Model", "Output", "Plan", "Reader", "Reading", "Run", "Site", "States", "generate", "load", "open", "read"]
 
 _HOMES = {
     "load": ("workbench.model", "load"),
     "Model": ("workbench.model", "Model"),
     "read": ("workbench.engine.run", "read"),
+    "generate": ("workbench.engine.generate", "generate"),
     "Output": ("workbench.readers", "Output"),
     "Plan": ("workbench.readers", "Plan"),
     "Reader": ("workbench.readers", "Reader"),

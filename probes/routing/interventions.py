@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from probes.results import family, ran
 from probes.routing.rows import Pass, Rows
-from workbench.anatomy import accepted
-from workbench.anatomy.moe import Call, MoE, Routing, hooks, moe_of
-from workbench.engine.drivers import token_budget
-from workbench.engine.hooks import hooked, neutral, untouched
+from workbench.anatomy.moe import Call, MoE, moe_of
+from workbench.engine.hooks import neutral
+from workbench.engine.run import observe
 from workbench.errors import InputError, Refused
-from workbench.inputs import Prompt, collate, encode, plan
+from workbench.inputs import Batch, Prompt, encode
+from workbench.readers import Output, Plan
 from workbench.reading import Reading, derived
+from workbench.readout import Readout
+from workbench.sites import Site
 from workbench.stats import bootstrap_interval, fdr, p_value, sign_flip_p
 from workbench.variables import about, described
 from workbench.weights import merged, outermost
@@ -272,40 +274,41 @@ def _jitterer(now: Pass, block: int, width: float) -> Any:
 @neutral()
 def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Nats and number of predicted tokens of each document, under whatever is being done to the model."""
-    return _nll(model, *_planned(model, inputs, batch_size))
-
-
-def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Prompt], list[list[int]]]:
-    prompts = encode(model, inputs)
-    return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width("right"))
+    return _nll(model, encode(model, inputs), batch_size)
 
 
 def _nll(
-    model: Model,
-    prompts: list[Prompt],
-    batches: list[list[int]],
-    loads: Mapping[int, np.ndarray] | None = None,
+    model: Model, prompts: list[Prompt], batch_size: int | None, loads: Mapping[int, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats and predicted tokens of each document; slots of each expert are added to ``loads``, block -> [expert]."""
-    nats, tokens = np.zeros(len(prompts)), np.array([len(p.ids) - 1 for p in prompts])
-    loads = loads or {}
-    with untouched(model.module):
-        for members in batches:
-            batch = collate(model, prompts, members)
+    last, readout, loads = Site("resid", model.n_layers), Readout(model), loads or {}
 
-            def see(block: int, routing: Any, take: Callable[[Tensor], Tensor] = batch.take) -> None:
-                if isinstance(routing, Routing):
-                    index, own = take(routing.index).cpu().numpy().ravel(), loads[block]
-                    own += np.bincount(index[(index >= 0) & (index < len(own))], minlength=len(own))
+    def look(states: dict[Any, Any], batch: Batch) -> dict[str, Any]:
+        ids = [prompts[p].ids[at + 1 : at + 2] for p, at in zip(batch.prompt, batch.position, strict=True)]
+        some = torch.tensor([i for i, own in enumerate(ids) if own], dtype=torch.long)
+        found: dict[str, Any] = {}
+        if len(some):
+            target = torch.tensor([own for own in ids if own], device=readout.weight.device)
+            rows = states[last].index_select(0, some.to(states[last].device))
+            found["nats"] = batch.prompt[some], -_said(readout, rows, target)
+        for block, own in loads.items():
+            index = states[Site("experts", block)].index.cpu().numpy().ravel()
+            found[str(block)] = np.bincount(index[(index >= 0) & (index < len(own))], minlength=len(own))
+        return found
 
-            with hooked(*hooks(model, model.moe, see, {block: {"experts"} for block in loads})):
-                logits = model.module(**accepted(model.module, batch.inputs)).logits
-            for row, i in enumerate(members):
-                n = len(prompts[i].ids)
-                ids = torch.tensor(prompts[i].ids[1:], device=logits.device)
-                own = logits[row, : n - 1].float().log_softmax(-1)
-                nats[i] = -float(own.gather(1, ids[:, None]).sum())
-    return nats, tokens
+    outputs = {"nats": Output(("prompt",), dtype=np.float64, combine="sum")}
+    outputs |= {str(b): Output((f"expert of {b}",), dtype=np.int64, combine="sum") for b in loads}
+    sites = [last, *(Site("experts", block) for block in loads)]
+    plan = Plan(sites, outputs, look, {f"expert of {b}": len(own) for b, own in loads.items()})
+    found = observe(model, prompts, plan, batch_size=batch_size)
+    for block, own in loads.items():
+        own += found[str(block)]
+    return found["nats"], np.array([len(prompt.ids) - 1 for prompt in prompts])
+
+
+def _said(readout: Readout, rows: Tensor, target: Tensor) -> Tensor:
+    """[rows] log-probability (nats) of each row's own token [rows, 1]."""
+    return readout.read(readout.features(rows)[None], 1, targets=target).target_logprob[0, :, 0].double()
 
 
 def _mean(values: np.ndarray, tokens: np.ndarray, **settings: Any) -> tuple[float, float, float]:
@@ -360,14 +363,14 @@ def effect(
         raise InputError("No expert is named, so there is nothing to drop. Give {block: [expert, ...]}.")
     rng, total = np.random.default_rng(seed), {b: np.zeros(moe_of(model, b).n_experts) for b in experts}
     matched = None if loads is None else _given(loads, total)
-    job = _planned(model, inputs, batch_size)
-    plain, tokens = _nll(model, *job, total)
+    prompts = encode(model, inputs)
+    plain, tokens = _nll(model, prompts, batch_size, total)
     chosen = _matched(experts, matched or total, sets, rng)
     settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
 
     def cost(**change: Any) -> np.ndarray:
         with intervene(model, renormalise=renormalise, **change):
-            return _nll(model, *job)[0] - plain
+            return _nll(model, prompts, batch_size)[0] - plain
 
     def padded(values: Any) -> tuple[tuple[str], np.ndarray]:
         return ("draw",), np.concatenate([values, np.full(sets - len(values), np.nan)])
@@ -390,7 +393,7 @@ def effect(
     attrs = {"documents": len(plain), "nll": float(plain.sum() / every), "experts": json.dumps(experts)}
     settings |= {"experts": experts, "sets": sets, "renormalise": renormalise, "loads": loads is not None}
     table = described(xr.Dataset(found, attrs=attrs), VARIABLES)
-    return derived("routing.effect", table, ran(model, job[0]), **settings)
+    return derived("routing.effect", table, ran(model, prompts), **settings)
 
 
 def _given(loads: xr.DataArray, like: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -450,12 +453,12 @@ def regret(
         regret_best: nll less the best draw of each document.  Above 0: some random route was better; it grows with
             ``routes``, since the least of many is low by chance.
     """
-    block, job = moe_of(model, block).block, _planned(model, inputs, batch_size)
-    plain, tokens = _nll(model, *job)
+    block, prompts = moe_of(model, block).block, encode(model, inputs)
+    plain, tokens = _nll(model, prompts, batch_size)
     taken = []
     for i in range(routes):
         with intervene(model, force={block: "random"}, seed=seed + i):
-            taken.append(_nll(model, *job)[0])
+            taken.append(_nll(model, prompts, batch_size)[0])
     random, total = np.stack(taken), tokens.sum()
     settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
     found: dict[str, Any] = {"nll": plain.sum() / total, "nll_random": (("draw",), random.sum(1) / total)}
@@ -463,7 +466,7 @@ def regret(
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, **settings)
     found["p"] = sign_flip_p(plain - random.mean(0), draws, seed)
     table = described(xr.Dataset(found, attrs={"block": block, "documents": len(plain)}), REGRET_VARIABLES)
-    return derived("routing.regret", table, ran(model, job[0]), block=block, routes=routes, **settings)
+    return derived("routing.regret", table, ran(model, prompts), block=block, routes=routes, **settings)
 
 
 def _matched(

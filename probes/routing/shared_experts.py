@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +10,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from probes.results import family, ran
-from probes.routing.outputs import Blocks, each_batch, layers_of, ratio, same
+from probes.routing.outputs import Blocks, layers_of, ratio, same
 from workbench.anatomy.moe import MoE
 from workbench.engine.hooks import tensors
+from workbench.engine.run import observe as observed
 from workbench.errors import Refused
 from workbench.inputs import Batch, encode
+from workbench.readers import Output, Plan, Rows, Tap
 from workbench.reading import Reading, derived
 from workbench.variables import about, described
 
@@ -56,48 +57,31 @@ def shared(
     Raises Refused for models without a shared expert, and where the sum cannot be proved.
     """
     prompts, layers = encode(model, inputs), _layers(model, blocks)
-    # [0: shared, 1: routed, 2: gate, 3: tokens]
-    sums = np.zeros((4, len(prompts), len(layers)))
     factors: dict[int, tuple[float, float]] = {}
-    kept: dict[str, Tensor] = {}
+    taps = [_taps(model, layer) for layer in layers]
 
-    def keep(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-            kept[name] = next(tensors((args, kwargs) if name == "stream" else output)).clone()
-
-        return hook
-
-    def hooks(batch: Batch) -> tuple[dict, dict]:
-        before: dict[nn.Module, Callable] = {}
-        after: dict[nn.Module, Callable] = {}
-
-        def mixed(i: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            seen = {name: batch.take(value).float() for name, value in kept.items()}
-            kept.clear()
-            whole = batch.take(next(tensors(output)))
+    def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+        document, at = torch.unique(batch.prompt, return_inverse=True)
+        sums = np.zeros((len(document), 4, len(layers)))  # shared, routed, gate, tokens
+        for i, (layer, own) in enumerate(zip(layers, taps, strict=True)):
+            seen = {name: states[tap] if name == "whole" else states[tap].float() for name, tap in own.items()}
             gate = seen["gate"].sigmoid() if "gate" in seen else torch.full((len(batch), 1), torch.nan)
             parts = seen["routed"], seen["shared"] * gate if "gate" in seen else seen["shared"]
             if i not in factors:
-                factors[i] = _fit(model, layers[i], whole - seen["stream"] if "stream" in seen else whole, *parts)
-            routed, own = (abs(x) * part.norm(dim=1) for x, part in zip(factors[i], parts, strict=True))
-            for j, values in enumerate((own, routed, gate[:, 0], torch.ones_like(own))):
-                np.add.at(sums[j], (batch.prompt.numpy(), i), values.double().cpu().numpy())
+                whole = seen["whole"] - seen["stream"] if "stream" in seen else seen["whole"]
+                factors[i] = _fit(model, layer, whole, *parts)
+            added, always = (abs(x) * part.norm(dim=1) for x, part in zip(factors[i], parts, strict=True))
+            for j, values in enumerate((always, added, gate[:, 0], torch.ones_like(always))):
+                np.add.at(sums[:, j, i], at.numpy(), values.double().cpu().numpy())
+        return {"sums": (document, sums)}
 
-        for i, layer in enumerate(layers):
-            expert = _shared_of(model, layer)
-            parent = _common(layer.name, expert)
-            after[model.module.get_submodule(layer.name)] = keep("routed")
-            after[model.module.get_submodule(expert)] = keep("shared")
-            if gate := _submodule(model, f"{expert}_gate"):
-                after[gate] = keep("gate")
-            # Where the two meet in the block itself (Granite), the stream before them is in its output, too.
-            block = parent == f"{model.anatomy.blocks}.{layer.block}"
-            if block and (norm := _submodule(model, f"{parent}.post_attention_layernorm")):
-                before[norm] = keep("stream")
-            after[model.module.get_submodule(parent)] = lambda *a, i=i: mixed(i, *a)
-        return before, after
-
-    each_batch(model, prompts, batch_size, hooks)
+    plan = Plan(
+        [tap for own in taps for tap in own.values()],
+        {"sums": Output(("prompt", "statistic", "block"), dtype=np.float64, combine="sum")},
+        observe,
+        {"statistic": 4, "block": len(layers)},
+    )
+    sums = observed(model, prompts, plan, batch_size=batch_size)["sums"].swapaxes(0, 1)
     own, routed, gate, tokens = sums
     found: dict[str, Any] = {}
     means = {"shared": (own, tokens), "routed": (routed, tokens), "ratio": (own, routed), "gate": (gate, tokens)}
@@ -107,6 +91,30 @@ def shared(
     table = xr.Dataset(found, {"block": [x.block for x in layers]}, {"documents": len(prompts)})
     settings = {"draws": draws, "level": level, "seed": seed}
     return derived("routing.shared", described(table, VARIABLES), ran(model, prompts), **settings)
+
+
+def _taps(model: Model, layer: MoE) -> dict[str, Tap]:
+    """The shared expert of a block, the routed ones, the gate, what they make together, and the stream that is in it."""
+
+    def tap(path: str, *, given: bool = False) -> Tap:
+        """What a module gives, or what it is given, [rows, width]."""
+
+        def read(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+            value = next(tensors((args, kwargs) if given else output))
+            return value.reshape(-1, value.shape[-1])
+
+        return Tap(model.module.get_submodule(path), read, path)
+
+    expert = _shared_of(model, layer)
+    parent = _common(layer.name, expert)
+    found = {"routed": tap(layer.name), "shared": tap(expert), "whole": tap(parent)}
+    if _submodule(model, f"{expert}_gate"):
+        found["gate"] = tap(f"{expert}_gate")
+    # Where the two meet in the block itself (Granite), the stream before them is in its output, too.
+    norm = f"{parent}.post_attention_layernorm"
+    if parent == f"{model.anatomy.blocks}.{layer.block}" and _submodule(model, norm):
+        found["stream"] = tap(norm, given=True)
+    return found
 
 
 def _layers(model: Model, blocks: Blocks) -> list[MoE]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.anatomy.moe import MoE, Routing, moe_of
+from workbench.anatomy.moe import MoE, moe_of
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.sites import Site

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor
 from probes.results import family, ran
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
 from workbench.engine.hooks import neutral
-from workbench.inputs import encode
+from workbench.inputs import Batch, encode
 from workbench.model import Model
+from workbench.readers import Output, Plan, Reader, Rows, Run, States
 from workbench.reading import Reading, derived
 from workbench.readout import Readout
-from workbench.sites import Site, resolve
+from workbench.sites import Site
 from workbench.stats import bootstrap_interval, nanmean
 from workbench.variables import about, described
 
@@ -60,7 +61,7 @@ def soft_versus_hard(
     """
     policy = policy or SoftThought(1)
     policy = replace(policy, n=1)
-    soft = think(model, inputs, policy, readers=[_States()], batch_size=batch_size, seed=seed)
+    soft = think(model, inputs, policy, readers=[States()], batch_size=batch_size, seed=seed)
     weight: np.ndarray = soft.data["weight"].values[:, 0]
     order = np.argsort(-np.nan_to_num(weight), 1, kind="stable")  # noise may have put another token first
     weight = np.take_along_axis(weight, order, 1)
@@ -70,7 +71,7 @@ def soft_versus_hard(
         at = min(rank, ids.shape[1] - 1)
         rows = mixed(model, ids[:, at : at + 1].clamp_min(0), torch.ones(len(ids), 1, device=ids.device))
         given = Given(rows.detach().float().cpu().numpy()[:, None])
-        states[name] = _kept(think(model, inputs, given, readers=[_States()], batch_size=batch_size, seed=seed))
+        states[name] = _kept(think(model, inputs, given, readers=[States()], batch_size=batch_size, seed=seed))
     readout, found = Readout(model), {}
     for name, other in (("", states["hard"]), ("_second", states["second"])):
         kl, cosine, own, theirs = np.zeros((4, *other.shape[:2]))
@@ -127,9 +128,9 @@ def mixture_entropy(
             chosen = rng.choice(
                 min(model.vocab_size, len(model.token_vectors)), k, replace=False
             )
-            reader = _Entropy()
-            think(model, inputs, ForcedMixture([chosen.tolist()]), readers=[reader], batch_size=batch_size, seed=seed)
-            each.append(reader.found[:, 1])
+            policy = ForcedMixture([chosen.tolist()])
+            thoughts = think(model, inputs, policy, readers=[_Entropy()], batch_size=batch_size, seed=seed)
+            each.append(thoughts.readings[0].data["entropy"].values[:, 1])
         found.append(np.mean(each, 0))
     values = np.stack(found)
     low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
@@ -146,38 +147,17 @@ def mixture_entropy(
     return derived("superposition.mixture_entropy", described(table, MIXTURE_VARIABLES), source, **asked)
 
 
-class _States:
-    """States of every layer, [prompt, layer, place, width]."""
+@dataclass(frozen=True, eq=False)
+class _Entropy(Reader):
+    """Entropy (nats) of the last layer's distribution [prompt, position]."""
 
-    def sites(self, model: Model) -> list[Site]:
-        self._wanted = resolve(model, "resid", None)
-        return self._wanted
+    def plan(self, run: Run) -> Plan:
+        site, readout = Site("resid", run.model.n_layers), Readout(run.model)
 
-    def begin(self, run: Any) -> None:
-        self.found = torch.from_numpy(run.empty([len(self._wanted)], after=[run.model.d_model]))
+        def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:
+            return {"entropy": readout.read(readout.features(states[site])[None], 1).entropy[0]}
 
-    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
-        self.found[batch.prompt, site.index, batch.slot] = batch.take(states).float().cpu()
-
-    def end(self) -> Reading:
-        return Reading(xr.Dataset({"state": (("prompt", "layer", "position", "width"), self.found.numpy())}), {})
-
-
-class _Entropy:
-    """Entropy of the last layer's distribution [prompt, place]."""
-
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", model.n_layers)]
-
-    def begin(self, run: Any) -> None:
-        self._readout, self.found = Readout(run.model), run.empty()
-
-    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
-        whole = self._readout.read(self._readout.features(batch.take(states))[None], 1)
-        self.found[batch.prompt.numpy(), batch.slot.numpy()] = whole.entropy[0].cpu().numpy()
-
-    def end(self) -> Reading:
-        return Reading(xr.Dataset({"entropy": (("prompt", "position"), self.found)}), {})
+        return Plan([site], {"entropy": Output(("prompt", "position"), about("entropy", "nats"))}, observe)
 
 
 def _kept(thoughts: Thoughts) -> Tensor:

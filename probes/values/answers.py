@@ -18,7 +18,6 @@ import workbench
 from probes.values.framings import STANCES
 from probes.values.items import VARIABLES as OF_ITEMS
 from probes.values.items import columns, fingerprint
-from probes.values.prefixes import common
 from workbench.engine.prefix import Prefix, common
 from workbench.engine.run import model_step, observe
 from workbench.errors import InputError

@@ -34,7 +34,8 @@ def proof_is_current(module: nn.Module, anatomy: Anatomy, proved: Any) -> bool:
 def proof_rests_on(module: nn.Module, anatomy: Anatomy) -> tuple[Any, ...]:
     """What turns the last states into logits, as far as a proof would notice a change; cheap to ask for.
 
-    The modules of the readout and those around the blocks, by identity; their hooks and replaced forwards; the
+    The modules of the readout and those around the blocks, by identity; their hooks (but for those that say
+    ``only_looks``, an attribute of the function) and replaced forwards; the
     constants of the config; and, where the unembedding is more than one linear layer (an adapter, a parametrisation),
     its weights and switches.  The weights of a plain one may change: they are read anew for every reading.
     """
@@ -45,7 +46,8 @@ def proof_rests_on(module: nn.Module, anatomy: Anatomy) -> tuple[Any, ...]:
     head = module.get_submodule(anatomy.unembedding)
     found: list[Any] = [tuple(config_numbers(getattr(module, "config", None)))]
     for m in outer:  # what is given to these may change as it likes: it is part of the prompt
-        found += [id(m), tuple(m._forward_hooks), id(vars(m).get("forward"))]
+        hooks = [key for key, hook in m._forward_hooks.items() if not getattr(hook, "only_looks", False)]
+        found += [id(m), tuple(hooks), id(vars(m).get("forward"))]
         found += [_version(t) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     for name in path:
         for m in module.get_submodule(name).modules():
