@@ -14,6 +14,7 @@ from workbench.moe import MoE, Routing, moe_of
 from workbench.reading import Reading
 from workbench.sites import Site
 from workbench.tokens import unknown_share
+from workbench.variables import about, described
 
 GATE = ("entropy", "top", "margin", "chosen", "log_sum_square", "moved")
 """Statistics of a token's gate distribution p over E routed experts (identity experts left out), of which k are
@@ -21,6 +22,36 @@ chosen: its entropy (nats); its largest value; p of the k-th less p of the next 
 of p over the experts applied; the squared log-sum-exp of the scores (the z-loss, ST-MoE eq. 5); slots whose expert is
 not among the gate's own top k (a bias or groups chose it)."""
 BINS = 20
+VARIABLES = {
+    "usage_count": about("slots in which the expert was applied", "slots"),
+    "usage_weight": about("sum of the weights applied"),
+    "usage_probability": about("mean gate probability"),
+    "idle_count": about("slots that reached no routed expert", "slots"),
+    "identity_count": about("slots that an identity expert took", "slots"),
+    "token_count": about("tokens", "tokens", role="count", of="usage_count"),
+    "gate_entropy": about("entropy of the gate", "nats"),
+    "gate_histogram": about("tokens by entropy of the gate", "tokens"),
+    "document_count": about("slots of the document in which the expert was applied", "slots"),
+    "document_weight": about("sum of the weights applied in the document"),
+    "document_probability": about("mean gate probability in the document"),
+    "document_gate": about("mean statistics of the gate in the document"),
+    "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
+    "document_unknown": about("share of unknown tokens in the document", better="low"),
+    "part_count": about("slots of the part in which the expert was applied", "slots"),
+    "part_weight": about("sum of the weights applied in the part"),
+    "part_probability": about("mean gate probability in the part"),
+    "part_gate": about("mean statistics of the gate in the part"),
+    "part_prompt": about("document of the part", role="label", of="part_count"),
+    "part_label": about("label of the part", role="label", of="part_count"),
+    "pair_count": about("tokens that both experts serve", "tokens"),
+    "flow_count": about("tokens by their strongest expert here and in the next block", "tokens"),
+    "expert_exists": about("experts of the block", role="mask"),
+    "top_k": about("slots of a token", "slots", role="count", of="usage_count"),
+    "module": about("module that routes", role="label"),
+    "expert_id": about("expert of the slot", role="label"),
+    "expert_weight": about("weight of the slot"),
+    "gate_probability": about("gate probability"),
+}
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -269,7 +300,7 @@ class RoutingTracer:
                 variables["gate_probability"] = ((*slots[:3], "expert"), self._token_probability)
         data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
         settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
-        return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
+        return Reading(described(data, VARIABLES), {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
 
 
 def assembled(

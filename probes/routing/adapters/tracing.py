@@ -34,8 +34,30 @@ from workbench.model import Model, load
 from workbench.reader import Reader, Run, read
 from workbench.reading import Reading
 from workbench.sites import Site
+from workbench.variables import about, described
 
 STAGES = ["before", "after"]  # of the mask that leaves top_k adapters
+VARIABLES = {
+    "weight": about("mean weight of the adapter"),
+    "chosen": about("share of tokens with the largest weight"),
+    "routing_entropy": about("entropy of a token's routing", "nats"),
+    "routing_entropy_uniform": about(
+        "entropy of a token's routing, of even weights", "nats", "", "chance", "routing_entropy"
+    ),
+    "routing_entropy_random": about(
+        "entropy of a token's routing, under random prototypes", "nats", "", "null", "routing_entropy"
+    ),
+    "document_weight": about("mean weight of the adapter in the document"),
+    "document_chosen": about("share of the document's tokens with the largest weight"),
+    "document_entropy": about("entropy of a token's routing in the document", "nats"),
+    "token_count": about("tokens", "tokens", role="count", of="weight"),
+    "document_tokens": about("tokens of the document", "tokens", role="count", of="document_weight"),
+    "document_label": about("label of the document", role="label"),
+    "oracle_adapter": about("number of the label's own adapter", role="label"),
+    "proof_error": about("largest difference to the router's own update", better="low"),
+    "adapter_weight": about("weight of the adapter"),
+    "adapter_id": about("adapter with the largest weight", role="label"),
+}
 
 
 @dataclass(frozen=True)
@@ -351,11 +373,11 @@ class _Tracer:
         }  # fmt: skip
         data = self.run.dataset(variables, coords, reader="adapter_routing", chart="adapters")
         router = self.found[0].router
-        about = {
+        asked = {
             "name": "adapter_routing", "trace": self.trace, "oracle": self.own and dict(self.oracle),
             "peft": getattr(sys.modules.get("peft"), "__version__", None), "top_k": router.top_k,
             "temperature": router.temperature, "prototype_seed": router.rng_seed, "not_traced": self.outside,
             "adapters": dict(zip(router.task_adapter_names, self.adapters, strict=True)),
             "general_knowledge_subtracted": list(router.gks_adapter_names) if router.use_gks else [],
         }  # fmt: skip
-        return Reading(data, {"reader": about})
+        return Reading(described(data, VARIABLES), {"reader": asked})

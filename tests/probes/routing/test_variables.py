@@ -43,6 +43,17 @@ def routed(tmp_path_factory):
     return own, given, ORACLE, adapters.adapter_routing(own, *given, oracle=ORACLE, trace=True, progress=False)
 
 
+CONTEXT = ("input_", "prompt_text", "sink")  # what every reader's reading has besides
+
+
+def test_readers_say_what_their_variables_are(found, routed, texts, model):
+    by_token = [[label] * len(text) for text, label in zip(*texts, strict=True)]
+    by_token[0] = ["L0"] * 5 + ["L1"] * (len(texts[0][0]) - 5)
+    parts = workbench.read(model, texts[0], RoutingTracer(by_token, scores=True), progress=False)
+    for reading in (found, routed[-1], parts):
+        assert [x for x in lacking(reading.data) if not x.startswith(CONTEXT)] == []
+
+
 MEASURES = {
     **dict.fromkeys(
         ("usage", "gate", "balance", "divergence", "information", "specialisation", "agreement", "classes", "decode",
