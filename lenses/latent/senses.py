@@ -41,9 +41,9 @@ from lenses.embedding import EmbeddingLens
 from lenses.latent.build import Census
 from lenses.latent.index import ContextIndex
 from lenses.logit import LogitLens
-from lenses.states import States
 from workbench.errors import InputError
 from workbench.organisms.story.grammar import SENSES, Story, stories
+from workbench.readers import States
 from workbench.reading import Reading
 from workbench.stats import bootstrap_interval
 from workbench.variables import about, described

@@ -23,43 +23,40 @@ chosen: its entropy (nats); its largest value; p of the k-th less p of the next 
 of p over the experts applied; the squared log-sum-exp of the scores (the z-loss, ST-MoE eq. 5); slots whose expert is
 not among the gate's own top k (a bias or groups chose it)."""
 BINS = 20
+VARIABLES = {
+    "usage_count": about("slots in which the expert was applied", "slots"),
+    "usage_weight": about("sum of the weights applied"),
+    "usage_probability": about("mean gate probability"),
+    "idle_count": about("slots that reached no routed expert", "slots"),
+    "identity_count": about("slots that an identity expert took", "slots"),
+    "token_count": about("tokens", "tokens", role="count", of="usage_count"),
+    "gate_entropy": about("entropy of the gate", "nats"),
+    "gate_histogram": about("tokens by entropy of the gate", "tokens"),
+    "document_count": about("slots of the document in which the expert was applied", "slots"),
+    "document_weight": about("sum of the weights applied in the document"),
+    "document_probability": about("mean gate probability in the document"),
+    "document_gate": about("mean statistics of the gate in the document"),
+    "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
+    "document_unknown": about("share of unknown tokens in the document", better="low"),
+    "part_count": about("slots of the part in which the expert was applied", "slots"),
+    "part_weight": about("sum of the weights applied in the part"),
+    "part_probability": about("mean gate probability in the part"),
+    "part_gate": about("mean statistics of the gate in the part"),
+    "part_prompt": about("document of the part", role="label", of="part_count"),
+    "part_label": about("label of the part", role="label", of="part_count"),
+    "pair_count": about("tokens that both experts serve", "tokens"),
+    "flow_count": about("tokens by their strongest expert here and in the next block", "tokens"),
+    "expert_exists": about("experts of the block", role="mask"),
+    "top_k": about("slots of a token", "slots", role="count", of="usage_count"),
+    "module": about("module that routes", role="label"),
+    "expert_id": about("expert of the slot", role="label"),
+    "expert_weight": about("weight of the slot"),
+    "gate_probability": about("gate probability"),
+}
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-
-VARIABLES = {
-    "usage_count": about("slots in which the expert was applied", "slots"),
-    "usage_weight": about("weight of the slots in which the expert was applied"),
-    "idle_count": about("slots that reached no routed expert", "slots"),
-    "identity_count": about("slots that an identity expert took", "slots"),
-    "token_count": about("tokens of the label", "tokens", role="count", of="usage_count"),
-    "document_count": about("slots in which the expert was applied, by document", "slots"),
-    "document_weight": about("weight of the slots in which the expert was applied, by document"),
-    "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
-    "document_unknown": about("share of unknown tokens", better="low"),
-    "part_count": about("slots in which the expert was applied, by document and label", "slots"),
-    "part_weight": about("weight of the slots in which the expert was applied, by document and label"),
-    "part_prompt": about("document of the part", role="label"),
-    "part_label": about("label of the part", role="label"),
-    "part_probability": about("gate probability, mean over the tokens of the part"),
-    "part_gate": about("statistic of the gate, mean over the tokens of the part"),
-    "usage_probability": about("gate probability, mean over tokens"),
-    "gate_entropy": about("entropy of the gate, mean over tokens", "nats"),
-    "document_probability": about("gate probability, mean over the tokens of the document"),
-    "document_gate": about("statistic of the gate, mean over the tokens of the document"),
-    "gate_histogram": about("tokens by entropy of the gate, as a share of its largest", "tokens", role="count"),
-    "pair_count": about("tokens whose slots hold both experts", "tokens"),
-    "flow_count": about("tokens by strongest expert here and in the next block", "tokens"),
-    "expert_id": about("expert of the slot", role="label"),
-    "expert_weight": about("weight of the slot"),
-    "gate_probability": about("gate probability"),
-    "expert_exists": about("whether the block has the expert", role="mask"),
-    "top_k": about("slots of a token", "slots", role="count"),
-    "module": about("name of the module", role="label"),
-    "label": about("label", role="label"),
-    "statistic": about("statistic of the gate", role="label"),
-}
 
 
 @dataclass(frozen=True, eq=False)

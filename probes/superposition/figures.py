@@ -141,19 +141,18 @@ def mixtures(
     tables: Mapping[Any, Reading] | Reading | xr.Dataset, title: str = "entropy behind a mixture of k tokens"
 ) -> Figure:
     """Entropy against the number of tokens in the mixture (:func:`mixture_entropy`), a line for each checkpoint."""
-    if not isinstance(tables, Mapping) or isinstance(tables, xr.Dataset):
-        tables = {"": tables}
+    lines: dict[Any, Any] = {"": tables} if isinstance(tables, Reading | xr.Dataset) else dict(tables)
     figure = _figure(title)
-    for i, (name, table) in enumerate(tables.items()):
+    for i, (name, table) in enumerate(lines.items()):
         own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
         _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)])
-    even = max(float(table["entropy_even"]) for table in tables.values())
+    even = max(float(table["entropy_even"]) for table in lines.values())
     figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
-    sizes = np.unique(np.concatenate([table["size"].values for table in tables.values()]))
+    sizes = np.unique(np.concatenate([table["size"].values for table in lines.values()]))
     figure.update_xaxes(title_text="tokens in the mixture", type="log", tickvals=sizes)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     figure.update_layout(width=520, height=360, legend={"orientation": "h", "y": -0.35})
-    return figure.describe(next(iter(tables.values())))
+    return figure.describe(next(iter(lines.values())))
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:

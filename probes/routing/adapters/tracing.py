@@ -33,8 +33,30 @@ from workbench.inputs import Batch, Positions
 from workbench.model import Model, load
 from workbench.readers import Found, Output, Plan, Reader, Rows, Run, Tap
 from workbench.sites import Site
+from workbench.variables import about
 
 STAGES = ["before", "after"]  # of the mask that leaves top_k adapters
+VARIABLES = {
+    "weight": about("mean weight of the adapter"),
+    "chosen": about("share of tokens with the largest weight"),
+    "routing_entropy": about("entropy of a token's routing", "nats"),
+    "routing_entropy_uniform": about(
+        "entropy of a token's routing, of even weights", "nats", "", "chance", "routing_entropy"
+    ),
+    "routing_entropy_random": about(
+        "entropy of a token's routing, under random prototypes", "nats", "", "null", "routing_entropy"
+    ),
+    "document_weight": about("mean weight of the adapter in the document"),
+    "document_chosen": about("share of the document's tokens with the largest weight"),
+    "document_entropy": about("entropy of a token's routing in the document", "nats"),
+    "token_count": about("tokens", "tokens", role="count", of="weight"),
+    "document_tokens": about("tokens of the document", "tokens", role="count", of="document_weight"),
+    "document_label": about("label of the document", role="label"),
+    "oracle_adapter": about("number of the label's own adapter", role="label"),
+    "proof_error": about("largest difference to the router's own update", better="low"),
+    "adapter_weight": about("weight of the adapter"),
+    "adapter_id": about("adapter with the largest weight", role="label"),
+}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ gives a Reading with the measure's name, ``_low`` and ``_high`` (``level``, over
 chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias, as its interval
 is.  Attributes say what each variable is, and the provenance what it was computed from.  NaN: not known.
 Tokens of one document are not independent: intervals and tests that take them for such are several times too narrow.
-``frame(table.data)`` is a tidy pandas table of any of them.
+``reading.frame(dims)`` is a tidy pandas table of any of them.
 
     how much each expert serves     usage  gate  balance  reordering
     labels beside each other        divergence  information  specialisation  agreement  classes  parallel  decode
@@ -32,7 +32,6 @@ from probes.routing.measures.labels import (
 from probes.routing.measures.selection import export, select
 from probes.routing.measures.tokens import consistency, context, overlap, vocabulary
 from probes.routing.measures.usage import balance, gate, reordering, usage
-from workbench.reading import tidy as frame
 
 __all__ = [
     "Documents",
@@ -47,7 +46,6 @@ __all__ = [
     "divergence",
     "export",
     "flow",
-    "frame",
     "gate",
     "geometry",
     "information",

@@ -11,11 +11,11 @@ from tiny import tiny
 
 import workbench
 from lenses import LogitLens
-from lenses.states import States
 from probes.routing import RoutingTracer
 from probes.superposition import CandidateBelief, ContinuousThought, ForcedMixture, Given, SoftThought, think
 from workbench.errors import InputError, Refused
 from workbench.organisms.polyglot import twins
+from workbench.readers import States
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 THEN = [4, 17]

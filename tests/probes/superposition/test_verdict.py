@@ -10,7 +10,6 @@ from test_belief import graph, made
 from tiny import tiny
 
 import workbench
-from lenses.states import States
 from probes.superposition import (
     ContinuousThought,
     SoftThought,
@@ -24,6 +23,7 @@ from probes.superposition import (
 )
 from probes.superposition.used import _remover, _victims
 from workbench.errors import InputError
+from workbench.readers import States
 from workbench.reading import Reading
 
 
