@@ -229,6 +229,8 @@ class Reading:
             for name, v in stored.variables.items()
             if v.dtype.kind in "fiub" and v.ndim and v.size
         }
+        # Else one is made up, and is an attribute of what is opened again.
+        encoding |= {str(name): {"_FillValue": None} for name, v in stored.variables.items() if not v.ndim}
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
 

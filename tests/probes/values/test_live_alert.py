@@ -11,9 +11,9 @@ from living import FRAMINGS, ITEMS, model, tokenizer
 from test_live import told, trained
 
 from probes.values.alert import beyond
-from probes.values.measures import drift
 from probes.values.instruments import Pmf
 from probes.values.live import ValueCallback
+from probes.values.measures import drift
 from probes.values.tracker import STANCES, ValueTracker
 from workbench.errors import InputError
 
@@ -83,7 +83,7 @@ def test_intervals_are_those_of_drift_between_first_and_last():
     data = readings(4, {"tea": 0.2})
     alert = beyond(looks=5)
     looked_at(data, alert)
-    table = drift(data.isel(checkpoint=[0, -1]), level=0.99, draws=2000).isel(checkpoint=-1)
+    table = drift(data.isel(checkpoint=[0, -1]), level=0.99, draws=2000).data.isel(checkpoint=-1)
     for topic in TOPICS:
         own = table.sel(topic=topic)
         band = float(own["keyed_M_band_low"]), float(own["keyed_M_band_high"])
