@@ -401,15 +401,17 @@ def _texts_once(data: xr.Dataset) -> xr.Dataset:
     for name, variable in data.data_vars.items():
         if variable.dtype.kind == "O" and variable.ndim > 2:
             texts, codes = np.unique(variable.values.astype(object), return_inverse=True)
-            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), {"texts": f"{name}_texts"})
+            about = {**variable.attrs, "texts": f"{name}_texts"}
+            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), about)
             out[f"{name}_texts"] = ((f"{name}_text",), texts)
     return out
 
 
 def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
     for name in [n for n, v in data.data_vars.items() if "texts" in v.attrs]:
-        table = data[name].attrs["texts"]
-        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values])
+        about = dict(data[name].attrs)
+        table = about.pop("texts")
+        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], about)
         data = data.drop_vars(table)
     return data
 
