@@ -20,6 +20,7 @@ from make_believe_cuda import MakeBelieveCuda
 
 import lenses
 import probes
+from workbench.reading import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 
