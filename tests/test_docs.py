@@ -832,7 +832,7 @@ def _of_drift(name: str, given: Callable[[], tuple[Any, ...]], **options: Any) -
 
         return getattr(measures, name)(*given(), **options).data
 
-    SOURCES[f"measures.{name}"] = table
+    SOURCES[f"values.{name}"] = table
 
 
 def _readings(name: str = "pmf") -> Any:
@@ -848,7 +848,7 @@ _of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.from
 _of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
 
 
-@source("measures.data_gap")
+@source("values.data_gap")
 def _data_gap() -> xr.Dataset:
     import warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
 from functools import cache
 from pathlib import Path
@@ -230,3 +231,10 @@ def test_a_track_of_version_0_1_0_still_opens(tmp_path):
 
 def test_the_public_names_are_there():
     assert all(callable(getattr(values, name)) for name in values.__all__) and dir(values) == values.__all__
+
+
+def test_every_chart_is_registered():
+    own = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    found = own["project"]["entry-points"]["workbench.charts"]
+    assert {name: f"probes.values.figures:{name.upper()}" for name in figures.CHARTS}.items() <= found.items()
+    assert all(getattr(figures, name.upper()) is chart for name, chart in figures.CHARTS.items())
