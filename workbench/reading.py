@@ -228,6 +228,8 @@ class Reading:
             for name, v in stored.variables.items()
             if v.dtype.kind in "fiub" and v.ndim and v.size
         }
+        # Else one is made up, and is an attribute of what is opened again.
+        encoding |= {str(name): {"_FillValue": None} for name, v in stored.variables.items() if not v.ndim}
         atomic_write(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
 
@@ -398,17 +400,17 @@ def _texts_once(data: xr.Dataset) -> xr.Dataset:
     for name, variable in data.data_vars.items():
         if variable.dtype.kind == "O" and variable.ndim > 2:
             texts, codes = np.unique(variable.values.astype(object), return_inverse=True)
-            attributes = {**variable.attrs, "texts": f"{name}_texts"}
-            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), attributes)
+            about = {**variable.attrs, "texts": f"{name}_texts"}
+            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), about)
             out[f"{name}_texts"] = ((f"{name}_text",), texts)
     return out
 
 
 def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
     for name in [n for n, v in data.data_vars.items() if "texts" in v.attrs]:
-        attributes = dict(data[name].attrs)
-        table = attributes.pop("texts")
-        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], attributes)
+        about = dict(data[name].attrs)
+        table = about.pop("texts")
+        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], about)
         data = data.drop_vars(table)
     return data
 

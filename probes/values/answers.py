@@ -459,7 +459,7 @@ class Asker:
             raise InputError(f"Two items have the id {twice!r}, and readings refer to items by id. Give each its own.")
         turn = Turn(model, self.chat, self.lead)
         ids = [model.tokenizer(item.text, add_special_tokens=False)["input_ids"] for item in found]
-        tell_of_unknown_tokens(model, ids, "items", UNKNOWN, stacklevel=4)
+        tell_of_unknown_tokens(model, ids, "items", UNKNOWN, names=names, stacklevel=4)
         return found, turn
 
     def table(

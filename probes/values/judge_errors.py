@@ -74,7 +74,8 @@ def corrected(
     """The mean stance with the judge's confusion taken out: v = C^-1 v_observed, put back onto the simplex.
 
     Args:
-        readings: of :class:`~probes.values.sampled.SampledText`, p [item, sample, stance], with cluster [item].
+        readings: of :class:`~probes.values.sampled.SampledText`, p [item, sample, stance], with cluster [item];
+            or of one checkpoint of a tracker.
         known: of the same judge, what :func:`confusion` gave.
         draws, level, seed: of the bootstrap, which draws clusters of items and, within each true stance, labelled
             texts: the interval holds what is not known of the judge, too.
@@ -91,7 +92,15 @@ def corrected(
             f"it hardly tells stances apart.\n{known['matrix'].to_pandas().round(2)}\nNo correction mends this judge: "
             "use another."
         )
-    p = readings["p"].mean("sample").transpose("item", "stance").sel(stance=list(STANCES)).values
+    p = readings["p"]
+    if "checkpoint" in p.dims:
+        if p.sizes["checkpoint"] > 1:
+            raise InputError(
+                f"The readings are of {p.sizes['checkpoint']} checkpoints, and a mean is corrected at one. Choose it: "
+                "readings.isel(checkpoint=-1)."
+            )
+        p = p.isel(checkpoint=0)
+    p = p.mean("sample").transpose("item", "stance").sel(stance=list(STANCES)).values
     _, cluster = np.unique(readings["cluster"].values.astype(str), return_inverse=True)
     there = ~np.isnan(p).any(1)
     if not there.any():

@@ -82,6 +82,8 @@ VARIABLES: dict[str, Any] = {
     "largest_p": about("p of the largest drift", role="p", of="largest"),
     "null": about("largest drift of a run without drift, by draw", role="null", of="largest"),
     "bound": about("quantile of the largest drift of a run without drift", role="floor", of="largest"),
+    "before": about("stance before", role="label"),
+    "after": about("stance after", role="label"),
     "changed": about("items by their likeliest stance, before and after", "items", role="count"),
 }
 

@@ -23,6 +23,7 @@ from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item, Items, columns
 from probes.values.measures import compare, data_gap, drift
 from probes.values.tracker import Instrument, ValueTracker
+from probes.values.units import opened
 from workbench.organisms import opinions
 from workbench.organisms.opinions import grammar
 from workbench.organisms.opinions.grammar import BASE, PLANTED, PREFERRED, TOPICS, TUNED
@@ -111,9 +112,9 @@ PLANTED_AS = {
 """What supervised training plants: a measure, and the sign of its drift."""
 
 
-def moved(table: xr.Dataset, topic: str, measure: str = "keyed") -> list[float]:
-    """Drift to the last checkpoint (or of a run, in the data of :func:`compare`): M, low, high, family-wise p."""
-    own = table.sel(topic=topic)
+def moved(table: Reading | xr.Dataset, topic: str, measure: str = "keyed") -> list[float]:
+    """Drift to the last checkpoint (or of a run, in that of :func:`compare`): M, low, high, family-wise p."""
+    own = opened(table).data.sel(topic=topic)
     own = own.isel(checkpoint=-1) if "checkpoint" in own.dims else own
     ends = ("", "_low", "_high", "_p")
     if measure in grammar.STANCES:

@@ -401,7 +401,7 @@ def test_convergence():
     back[4] = p[0]
     assert np.isnan(convergence(readings(back, ["x"] * 40), 0.05, draws=99).data.converged.values[0, 0])
     with pytest.raises(InputError, match="eps is 0"):
-        convergence(data, 0).data
+        convergence(data, 0)
 
 
 def test_resampling_null():
@@ -421,7 +421,7 @@ def test_resampling_null():
     assert resampling_null(a, other, **COUNTS).data.largest_p.item() < 0.01
     assert resampling_null(a, a, **COUNTS).data.bound == 0
     with pytest.raises(InputError, match="same checkpoints twice"):
-        resampling_null(a, twice).data
+        resampling_null(a, twice)
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_runs_without_drift_stay_below_the_bound_of_the_resampling_null():
         a, b = (data.isel(checkpoint=[k]).assign_coords(checkpoint=[0]) for k in (12, 13))
         bound = resampling_null(a, b, checkpoints=12, **COUNTS).data.bound.item()
         above += (
-            np.abs(stance(data.isel(checkpoint=slice(12)), draws=2).data.v.diff("checkpoint").cumsum("checkpoint")).max()
+            np.abs(stance(data.isel(checkpoint=slice(12)), draws=2)["v"].diff("checkpoint").cumsum("checkpoint")).max()
             > bound
         )
     print(f"\n{above / runs:.3f} of runs without drift exceed the bound of the null (nominal .05)")
@@ -472,7 +472,7 @@ def test_spread_over_seeds():
     assert (found.spread_p.sel(arm="a") > 0.05).all() and (found.spread_p.sel(arm="b", topic="topic 1") > 0.05).all()
     assert np.isnan(found.spread.sel(arm="c")).all()
     with pytest.raises(InputError, match="'a0' has no arm"):
-        compare(runs, arm={"c": "c"}).data
+        compare(runs, arm={"c": "c"})
 
 
 def test_data_gap():
@@ -504,9 +504,9 @@ def test_data_gap():
     with pytest.warns(UserWarning):
         assert np.isnan(data_gap(training, data.isel(item=slice(80)), **COUNTS).data.pearson)
     with pytest.raises(InputError, match="lacks topic 'topic 0'"):
-        data_gap(training.isel(topic=slice(5)), data).data
+        data_gap(training.isel(topic=slice(5)), data)
     with pytest.raises(InputError, match="chosen and rejected"):
-        data_gap(training.rename(keyed="other"), data).data
+        data_gap(training.rename(keyed="other"), data)
 
 
 def test_agreement_is_what_scipy_and_loops_give():
@@ -533,7 +533,7 @@ def test_agreement_is_what_scipy_and_loops_give():
     for name in twice:
         np.testing.assert_allclose(twice[name].values[0], found[name].values[0], atol=1e-9, err_msg=str(name))
     with pytest.raises(InputError, match="no checkpoint in common"):
-        agreement({"a": a.isel(checkpoint=[1]), "c": c}).data
+        agreement({"a": a.isel(checkpoint=[1]), "c": c})
 
 
 def test_weighted_rank_correlation_is_that_of_rows_repeated():
@@ -550,7 +550,8 @@ def test_same_indices_and_seed():
     data = untidy()
     xr.testing.assert_identical(drift(data, draws=99).data, drift(data, draws=99).data)
     still = readings(np.repeat(simulate(0, checkpoints=1).p.values, 3, 0), ["x"] * 150)
-    found = drift(still, draws=99).data  # the same draws at all checkpoints: what has not moved has not moved in any draw
+    # The same draws at all checkpoints: what has not moved has not moved in any draw.
+    found = drift(still, draws=99).data
     assert (found.M_low == 0).all() and (found.M_high == 0).all()
     mixed = data.isel(stance=[2, 0, 3, 1]).transpose("stance", "sample", "item", "checkpoint")
     xr.testing.assert_identical(drift(data, draws=99).data, drift(mixed, draws=99).data)
@@ -583,31 +584,31 @@ def test_what_is_no_readings_is_refused_by_name(change, message):
     data = untidy()
     checked(data)
     with pytest.raises(InputError, match=message):
-        stance(change(data)).data
+        stance(change(data))
 
 
 def test_what_cannot_be_compared_is_refused():
     data = untidy()
     with pytest.raises(InputError, match="There is no checkpoint 7"):
-        drift(data, baseline=7).data
+        drift(data, baseline=7)
     with pytest.raises(InputError, match="none is later than 40"):
-        drift(data, baseline=40).data
+        drift(data, baseline=40)
     with pytest.raises(InputError, match="none is later than 0"):
-        drift(data.isel(checkpoint=[0])).data
+        drift(data.isel(checkpoint=[0]))
     with pytest.raises(InputError, match="there is one"):
-        convergence(data.isel(checkpoint=[0]), 0.1).data
+        convergence(data.isel(checkpoint=[0]), 0.1)
     with pytest.raises(InputError, match="There are no runs"):
-        compare({}).data
+        compare({})
     with pytest.raises(InputError, match="not of the same items: 'item 3'"):
-        compare({"a": data, "b": data.drop_sel(item="item 3")}).data
+        compare({"a": data, "b": data.drop_sel(item="item 3")})
     with pytest.raises(InputError, match="differ in polarity"):
-        compare({"a": data, "b": data.assign(polarity=-data.polarity)}).data
+        compare({"a": data, "b": data.assign(polarity=-data.polarity)})
     with pytest.raises(InputError, match="'b' ends at its baseline"):
-        compare({"a": data, "b": data.isel(checkpoint=[0])}).data
+        compare({"a": data, "b": data.isel(checkpoint=[0])})
     with pytest.raises(InputError, match="there is 1"):
-        agreement({"a": data}).data
+        agreement({"a": data})
     with pytest.raises(InputError, match="checkpoints is 1"):
-        resampling_null(data, data, checkpoints=1).data
+        resampling_null(data, data, checkpoints=1)
 
 
 def test_a_few_clusters_have_no_simultaneous_interval():
