@@ -46,7 +46,8 @@ from lenses import ContextIndex
 from lenses.latent import build as building
 from lenses.latent import search as searching
 from lenses.latent.selection import Kept, Selection
-from lenses.latent.store import BLOCK, Encoding, layer_file
+from lenses.latent.store import BLOCK, KIND, TABLES, Encoding, layer_file
+from workbench.store import Folder
 
 HERE = Path(__file__).resolve().parents[1]
 PUBLISHED = HERE / ".envs" / "latentlens"
@@ -183,18 +184,21 @@ def part_build(work: Path, quick: bool, device: str) -> dict[str, Any]:
 def _in_int8(index: ContextIndex, path: Path) -> ContextIndex:
     """The same rows as storage="int8" keeps them."""
     shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(index.path, path)
-    (data,) = path.glob("data-*")
-    encoding = Encoding("int8", index.d_model)
-    for layer in index.layers:
-        matrix = index.store.matrix(layer)
-        (data / layer_file(layer, "f16")).unlink()
-        for lo in range(0, len(index), BLOCK):
-            for kind, values in encoding.encode(matrix.states(lo, min(lo + BLOCK, len(index)))).items():
-                with (data / layer_file(layer, kind)).open("wb" if lo == 0 else "ab") as file:
-                    file.write(values.tobytes())
-    head = {k: index.manifest[k] for k in ("d_model", "layers", "settings", "model", "special_ids")}
-    building.finish(path, data, {**head, "storage": "int8"}, len(index), len(index.store.sentences), building.Census())
+    encoding, there = Encoding("int8", index.d_model), index.store.folder
+    with Folder.create_or_resume(path, {**there.head, "storage": "int8"}, KIND) as folder:
+        for table in TABLES:
+            name = index.store.part(table)
+            folder.write(name, lambda file, name=name: shutil.copyfile(there.path(name), file))
+        for layer in index.layers:
+            matrix = index.store.matrix(layer)
+            names = {kind: index.store.part(layer_file(layer, kind)) for kind in encoding.files()}
+            for lo in range(0, len(index), BLOCK):
+                for kind, values in encoding.encode(matrix.states(lo, min(lo + BLOCK, len(index)))).items():
+                    with folder.place(names[kind]).open("wb" if lo == 0 else "ab") as file:
+                        file.write(values.tobytes())
+            for name in names.values():
+                folder.keep(name)
+        folder.seal(there.extra)
     return ContextIndex.open(path)
 
 
@@ -341,20 +345,22 @@ def part_search(work: Path, quick: bool, device: str) -> dict[str, Any]:
 
 def _rows_as_layers(index: ContextIndex, path: Path, n: int, layers: int, apart: int) -> None:
     """An index of ``layers`` layers out of parts of a long one."""
-    folder = path / "data-made"
-    folder.mkdir(parents=True)
     store = index.store
-    for layer in range(layers):
-        rows = np.arange(layer * apart, layer * apart + n)
-        for kind in store.encoding.files():
-            (folder / layer_file(layer, kind)).write_bytes(store.matrix(2).stored(kind, rows).tobytes())
     start = np.zeros(n, np.int32)
     kept = Kept(["x"], np.zeros(1, np.int32), np.array([0, 1]), [], start, start, start + 5)
     spans = {"char_start": start, "char_end": start}
     tokens = building.token_table(np.eye(1, 6, 5, dtype=np.int64)[0], lambda ids: ["x" for _ in ids])
-    building.write_tables(folder, kept, {"spans": spans, "tokens": tokens})
     head = {k: index.manifest[k] for k in ("storage", "d_model", "settings", "model", "special_ids")}
-    building.finish(path, folder, {**head, "layers": list(range(layers))}, n, 1, building.Census())
+    work, extra = building.described({**head, "layers": list(range(layers))}, kept, building.Census(), "made")
+    with Folder.create_or_resume(path, work, KIND) as folder:
+        building.write_tables(folder, "data-made", kept, {"spans": spans, "tokens": tokens})
+        for layer in range(layers):
+            rows = np.arange(layer * apart, layer * apart + n)
+            for kind in store.encoding.files():
+                stored = store.matrix(2).stored(kind, rows).tobytes()
+                name = f"data-made/{layer_file(layer, kind)}"
+                folder.write(name, lambda file, stored=stored: Path(file).write_bytes(stored))
+        folder.seal(extra)
 
 
 def _anonymous(path: Path, queries: torch.Tensor, work: Path) -> float:
@@ -404,7 +410,7 @@ def part_million(work: Path, quick: bool, device: str, kind: str = "ivf-pq") -> 
             spent.append(time.perf_counter() - start)
     exact, quicker = (float(np.median(s)) for s in seconds.values())
     known = index.manifest["approximate"]
-    file = index.store.folder / searching.approximate_file(2)
+    file = index.store.checked(searching.approximate_file(2)).path
     return {
         "rows": len(index), "queries": len(queries), "width": 768, "kind": kind, "effort": known["effort"]["2"],
         "recall@10 measured when it was made": known["recall_at_10"]["2"],

@@ -27,6 +27,7 @@ from measure import machine, written
 
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens
+from workbench.errors import ReadingError
 from workbench.stats import bootstrap_interval
 
 LAYERS = [8, 16, 24, 29]
@@ -93,9 +94,9 @@ def main() -> None:
         )
     model = workbench.load(options.model, progress=False)
     inside, held = corpus(options.corpus, options.sentences)
-    if (options.index / "manifest.json").exists():
+    try:
         index = ContextIndex.open(options.index)
-    else:
+    except ReadingError:  # none yet, or not finished
         index = ContextIndex.build(model, inside, options.index, layers=LAYERS, batch_tokens=2048)
     table = index.store.tokens
     common = table["token_id"][table["occurrences"] >= 20]

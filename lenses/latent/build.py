@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -27,22 +26,20 @@ from lenses.latent import corpus as corpora
 from lenses.latent.selection import Kept, Selection, batches, sentence_hash
 from lenses.latent.store import (
     BLOCK,
-    FORMAT,
+    KIND,
     STORAGES,
-    VERSION,
+    TABLES,
     Encoding,
     IndexRefused,
     Store,
+    divided,
     layer_file,
-    read_manifest,
-    seal,
     write_table,
 )
 from workbench.anatomy import text_config
 from workbench.engine.drivers import Hooks, Pass
 from workbench.engine.run import observe
 from workbench.errors import InputError, WorkbenchError
-from workbench.files import atomic_write, checksums, fsync_folder
 from workbench.inputs import (
     Batch,
     Bos,
@@ -56,6 +53,7 @@ from workbench.inputs import (
 )
 from workbench.readers import Plan
 from workbench.sites import Site, resolve
+from workbench.store import Folder
 from workbench.tokens import UNKNOWN, token_texts, unknown_share
 
 if TYPE_CHECKING:
@@ -368,73 +366,51 @@ def materialise(
     identity = [essence(head), census.identity, [h.hex() for h in kept.hashes]]
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
     digest.update(kept.sentence.astype("<i4").tobytes() + kept.position.astype("<i4").tobytes())
-    folder = path / f"data-{digest.hexdigest()}"
-    if (path / "manifest.json").exists():
-        there = read_manifest(path)
-        if there["data"] == folder.name:
-            return tidy(path, folder)
-        if not replace:
-            raise InputError(
-                f"{path} already holds an index of other sentences, settings or another model. Choose another path, "
-                "extend it with add(), or delete it first."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tables(folder, kept, tables)
-    files = {layer_file(layer, kind): width for layer in head["layers"] for kind, width in encoding.files().items()}
-    handles = {name: os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in files}
-    try:
-        for name, handle in handles.items():
-            os.ftruncate(handle, files[name] * len(kept))
-        _fill(folder, head["layers"], kept, encoding, handles, model, sources, batch_tokens, progress)
-    finally:
-        for handle in handles.values():
-            os.close(handle)
-    finish(path, folder, head, len(kept), len(kept.texts), census)
+    work, extra = described(head, kept, census, digest.hexdigest())
+    revised = replace and Folder.open(path, KIND).head != work
+    with Folder.revise(path, KIND) if revised else Folder.create_or_resume(path, work, KIND) as folder:
+        if folder.sealed and not revised:
+            return
+        data = f"data-{work['contexts']}"
+        widths = {
+            f"{data}/{layer_file(layer, kind)}": width
+            for layer in head["layers"]
+            for kind, width in encoding.files().items()
+        }
+        write_tables(folder, data, kept, tables)
+        handles = {name: os.open(folder.place(name), os.O_RDWR | os.O_CREAT, 0o666) for name in widths}
+        try:
+            if any(os.fstat(handle).st_size != widths[name] * len(kept) for name, handle in handles.items()):
+                _note(folder, data, {})  # what was done is not there
+            for name, handle in handles.items():
+                os.ftruncate(handle, widths[name] * len(kept))
+            own = {Path(name).name: handle for name, handle in handles.items()}
+            _fill(folder, head["layers"], kept, encoding, own, model, sources, batch_tokens, progress, data)
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+        for name in widths:
+            folder.keep(name)
+        folder.seal(extra, parts=[*widths, *(f"{data}/{name}" for name in TABLES)], head=work)
 
 
-def finish(path: Path, folder: Path, head: dict[str, Any], rows: int, sentences: int, census: Census) -> None:
-    """Checksums of what is in the data folder, then the manifest that makes it count."""
-    encoding = Encoding(head["storage"], head["d_model"])
-    blocks = {
-        layer_file(layer, kind): width * BLOCK for layer in head["layers"] for kind, width in encoding.files().items()
-    }
-    entries = {}
-    for name in sorted([*blocks, "sentences.parquet", "contexts.parquet", "tokens.parquet"]):
-        block = blocks.get(name, 2**20)
-        file = folder / name
-        entries[name] = {"bytes": file.stat().st_size, "block": block, "crc32": checksums(file, block)}
-    manifest = {
-        "format": FORMAT, "version": VERSION, "data": folder.name, "n_rows": rows, "n_sentences": sentences,
-        **head, "corpus": census.describe(), "files": entries,
-    }  # fmt: skip
-    write_manifest(path, manifest)
-    tidy(path, folder)
+def described(
+    head: dict[str, Any], kept: Kept, census: Census, contexts: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Head and extra of an index's folder; ``contexts`` names the choice of contexts."""
+    known = {"n_rows": len(kept), "n_sentences": len(kept.texts), "corpus": census.describe()}
+    return divided({**head, **known}, contexts)
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    atomic_write(path / "manifest.json", seal(manifest))
-    fsync_folder(path)
-
-
-def tidy(path: Path, folder: Path) -> None:
-    """Remove what an interrupted call left, and data that no manifest names any more."""
-    names = set(read_manifest(path)["files"])
-    for other in [*path.glob("data-*"), *path.glob(".manifest.json.*")]:
-        if other != folder:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
-    for file in folder.iterdir():
-        if file.name not in names:
-            file.unlink()
-
-
-def write_tables(folder: Path, kept: Kept, tables: dict[str, dict[str, np.ndarray]]) -> None:
+def write_tables(folder: Folder, data: str, kept: Kept, tables: dict[str, dict[str, np.ndarray]]) -> None:
     import pyarrow as arrow
 
     ids = arrow.ListArray.from_arrays(arrow.array(kept.starts.astype(np.int32)), arrow.array(kept.ids))
-    write_table(folder / "sentences.parquet", {"text": arrow.array(kept.texts, arrow.string()), "token_ids": ids})
     rows = {"sentence": kept.sentence, "position": kept.position, "token_id": kept.token_id}
-    write_table(folder / "contexts.parquet", {**rows, **tables["spans"]})
-    write_table(folder / "tokens.parquet", tables["tokens"])
+    sentences = {"text": arrow.array(kept.texts, arrow.string()), "token_ids": ids}
+    for name, columns in zip(TABLES, ({**rows, **tables["spans"]}, sentences, tables["tokens"]), strict=True):
+        if f"{data}/{name}" not in folder.done:
+            folder.write(f"{data}/{name}", lambda file, columns=columns: write_table(file, columns))
 
 
 def token_table(counts: np.ndarray, texts: Callable[[list[int]], list[str]]) -> dict[str, np.ndarray]:
@@ -482,7 +458,7 @@ def spans_in(kept: Kept, sources: Sequence[Store]) -> dict[str, np.ndarray]:
 
 
 def _fill(
-    folder: Path,
+    folder: Folder,
     layers: list[int],
     kept: Kept,
     encoding: Encoding,
@@ -491,8 +467,9 @@ def _fill(
     sources: Sequence[Store],
     batch_tokens: int,
     progress: bool,
+    data: str,
 ) -> None:
-    """Put every row in its place, going on after the last step that the journal has."""
+    """Put every row in its place, going on after the last step that was noted."""
 
     origin, theirs = _origins(kept, sources)
     copies = [rows for s in range(len(sources)) for rows in _pieces(np.flatnonzero(origin == s))]
@@ -502,10 +479,9 @@ def _fill(
     lengths = np.diff(kept.starts)
     shapes = Shapes(model, batch_tokens, int(lengths.max(initial=0))) if model is not None else None
     runs = shapes.runs(np.unique(kept.sentence[missing]), lengths) if shapes is not None else []
-    journal = folder / "journal.json"
     # Another batch size would be another list of steps.
-    steps = {"batch_tokens": batch_tokens, "sources": [s.manifest["crc32"] for s in sources]}
-    done = _resume(journal, steps)
+    steps = {"batch_tokens": batch_tokens, "sources": [s.manifest["contexts"] for s in sources]}
+    done = _resume(folder, data, steps)
     written = time.monotonic()
 
     def note(step: int, *, at_once: bool = False) -> None:
@@ -513,7 +489,7 @@ def _fill(
         if at_once or time.monotonic() - written > JOURNAL_SECONDS:
             for handle in handles.values():
                 os.fsync(handle)
-            atomic_write(journal, json.dumps({**steps, "done": step}))
+            _note(folder, data, {**steps, "done": step})
             written = time.monotonic()
 
     for step, rows in enumerate(copies):
@@ -546,13 +522,15 @@ def _fill(
     note(len(copies) + len(runs), at_once=True)
 
 
-def _resume(journal: Path, steps: dict[str, Any]) -> int:
-    """How many steps are done, by a journal of the same steps."""
-    try:
-        found = json.loads(journal.read_text())
-    except (OSError, ValueError):
-        return 0
-    return int(found.pop("done")) if {k: v for k, v in found.items() if k != "done"} == steps else 0
+def _note(folder: Folder, data: str, progress: dict[str, Any]) -> None:
+    folder.write(f"{data}/progress.json", lambda name: Path(name).write_text(json.dumps(progress)))
+
+
+def _resume(folder: Folder, data: str, steps: dict[str, Any]) -> int:
+    """How many of these steps are done."""
+    name = f"{data}/progress.json"
+    found = json.loads(folder.path(name).read_text()) if name in folder.done else {}
+    return found.pop("done", 0) if {k: v for k, v in found.items() if k != "done"} == steps else 0
 
 
 def _origins(kept: Kept, sources: Sequence[Store]) -> tuple[np.ndarray, np.ndarray]:

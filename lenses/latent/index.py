@@ -19,11 +19,11 @@ from lenses.latent import search as searching
 from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
-from lenses.latent.store import IndexRefused, Store
+from lenses.latent.store import KIND, IndexRefused, Store
 from workbench.engine.hooks import neutral
 from workbench.errors import InputError
-from workbench.files import atomic_write, checksums
 from workbench.inputs import Bos
+from workbench.store import Folder
 from workbench.tokens import token_texts, word_span
 from workbench.variables import described
 
@@ -141,7 +141,7 @@ class ContextIndex:
 
     @classmethod
     def open(cls, path: Path_) -> ContextIndex:
-        """Open an index.  Raises IndexRefused when it is damaged, unfinished or newer than this workbench."""
+        """Open an index.  Raises ReadingError when it is damaged, unfinished or newer than this workbench."""
         return cls(path)
 
     @neutral()
@@ -187,7 +187,7 @@ class ContextIndex:
         stores = [Store(Path(p)) for p in paths]
         building.compatible([s.manifest for s in stores], f"{paths[0]} and the others cannot become one")
         # In the order of their contents, so that the order in which they are named makes no difference.
-        stores.sort(key=lambda s: (s.manifest["model"]["name"], s.manifest["data"]))
+        stores.sort(key=lambda s: (s.manifest["model"]["name"], s.manifest["contexts"]))
         first = stores[0].manifest
         head = {k: first[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
         path = Path(path)
@@ -221,22 +221,24 @@ class ContextIndex:
         from tqdm.auto import tqdm
 
         faiss = searching.faiss()
-        manifest = {**self.manifest, "files": dict(self.manifest["files"])}
+        files = {layer: self.store.part(searching.approximate_file(layer)) for layer in self.layers}
+        rows = [name for name in self.store.folder.done if name not in files.values()]
+        if self.manifest.get("approximate"):
+            with Folder.revise(self.path, KIND) as folder:
+                folder.seal({k: v for k, v in folder.extra.items() if k != "approximate"}, parts=rows)
+            self._open()
         effort, candidates, measured = {}, {}, {}
-        for layer in tqdm(self.layers, desc=f"{kind} index", disable=not progress, delay=1.0):
-            # A little more than asked for: the queries to come are not the ones measured with.
-            index, found = searching.made_and_tuned(kind, self.store, layer, min(1.0, recall + 0.003))
-            effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
-            measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
-            file = self.store.folder / searching.approximate_file(layer)
-            atomic_write(file, lambda name, index=index: faiss.write_index(index, name))
-            manifest["files"][file.name] = {
-                "bytes": file.stat().st_size, "block": 2**20, "crc32": checksums(file, 2**20),
+        with Folder.revise(self.path, KIND) as folder:
+            for layer, name in tqdm(files.items(), desc=f"{kind} index", disable=not progress, delay=1.0):
+                # A little more than asked for: the queries to come are not the ones measured with.
+                index, found = searching.made_and_tuned(kind, self.store, layer, min(1.0, recall + 0.003))
+                effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
+                measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
+                folder.write(name, lambda file, index=index: faiss.write_index(index, file))
+            made = {
+                "kind": kind, "effort": effort, "candidates": candidates, "recall_at_10": measured, "wanted": recall,
             }  # fmt: skip
-        manifest["approximate"] = {
-            "kind": kind, "effort": effort, "candidates": candidates, "recall_at_10": measured, "wanted": recall,
-        }  # fmt: skip
-        building.write_manifest(self.path, manifest)
+            folder.seal({**folder.extra, "approximate": made}, parts=[*rows, *files.values()])
         self._open()
         self._warn_missed(self.layers)
         return self

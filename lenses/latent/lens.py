@@ -106,7 +106,7 @@ class LatentLens(Reader):
         index_layer_share_null     [layer, index]: the same for the states of random tokens: what the index alone
                                    prefers.
 
-    Raises IndexRefused when the index is damaged or was built with another model.
+    Raises ReadingError when the index is damaged, IndexRefused when it was built with another model.
     """
 
     index: ContextIndex | str | os.PathLike[str]

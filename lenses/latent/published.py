@@ -21,8 +21,9 @@ import torch
 from lenses.latent import build as building
 from lenses.latent.index import ContextIndex
 from lenses.latent.selection import Kept
-from lenses.latent.store import BLOCK, Encoding, IndexRefused, layer_file
+from lenses.latent.store import BLOCK, KIND, Encoding, IndexRefused, layer_file
 from workbench.errors import InputError
+from workbench.store import Folder
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -86,25 +87,26 @@ def import_published(
         "special_ids": sorted(set(model.tokenizer.all_special_ids)) if model else _special(meta),
         "imported": True,
     }
-    path = Path(path)
-    if (path / "manifest.json").exists():
-        raise InputError(f"{path} already holds an index. Choose another path, or delete it first.")
-    digest = hashlib.blake2b(repr([wanted, storage, meta]).encode(), digest_size=8)
-    data = path / f"data-{digest.hexdigest()}"
-    data.mkdir(parents=True, exist_ok=True)
-    encoding = Encoding(storage, width)
-    for layer in wanted:
-        opened = {kind: (data / layer_file(layer, kind)).open("wb") for kind in encoding.files()}
-        for lo in range(0, len(kept), BLOCK):
-            states = caches[layer]["embeddings"][torch.from_numpy(rows[layer][lo : lo + BLOCK])]
-            for kind, values in encoding.encode(states).items():
-                opened[kind].write(values.tobytes())
-        for file in opened.values():
-            file.close()
+    digest = hashlib.blake2b(repr([wanted, storage, meta]).encode(), digest_size=8).hexdigest()
     census = building.Census()
     census.see(kept.texts, len(kept.ids))
-    building.write_tables(data, kept, {"spans": spans, "tokens": _tokens(meta, kept, model)})
-    building.finish(path, data, head, len(kept), len(kept.texts), census)
+    work, extra = building.described(head, kept, census, digest)
+    encoding = Encoding(storage, width)
+    with Folder.create_or_resume(path, work, KIND) as folder:
+        if folder.sealed:
+            raise InputError(f"{path} already holds an index. Choose another path, or delete it first.")
+        for layer in wanted:
+            names = {kind: f"data-{digest}/{layer_file(layer, kind)}" for kind in encoding.files()}
+            opened = {kind: folder.place(name).open("wb") for kind, name in names.items()}
+            for lo in range(0, len(kept), BLOCK):
+                states = caches[layer]["embeddings"][torch.from_numpy(rows[layer][lo : lo + BLOCK])]
+                for kind, values in encoding.encode(states).items():
+                    opened[kind].write(values.tobytes())
+            for kind, file in opened.items():
+                file.close()
+                folder.keep(names[kind])
+        building.write_tables(folder, f"data-{digest}", kept, {"spans": spans, "tokens": _tokens(meta, kept, model)})
+        folder.seal(extra)
     return ContextIndex(path, model)
 
 

@@ -1,6 +1,7 @@
-"""An index on disk: one folder, described on this page.
+"""An index on disk: a folder of :mod:`workbench.store`, whose parts are described on this page.
 
-    manifest.json           what the index is, and the size and CRC-32 checksums of every file below
+    manifest.json           head: what decides the rows (storage, d_model, layers, settings, special_ids, model, corpus,
+                            and a digest of the contexts); extra: n_rows, n_sentences and what else is known
     data-DIGEST/
         sentences.parquet   text, token_ids: each sentence once
         contexts.parquet    row -> sentence, position, token_id, char_start, char_end; one table for all layers
@@ -10,11 +11,11 @@
         layer_008.scale     [rows] float32: what a row is multiplied with to have unit length
         layer_008.norm      [rows] float32: the length that the state had
         layer_008.faiss     an approximate index, where one was made
+        progress.json       the last step that is done, while the states are written
 
 A row is one context; rows have the same number in every layer.  DIGEST names the choice of contexts, so an index
-that is being built or extended never touches the files of the finished one: the manifest, written last and renamed
-into place, decides which data folder counts.  Nothing is pickled.  Checksums are per block of rows and are verified
-when a block is first read.
+that is extended never touches the files of the finished one: sealing the manifest decides which data folder counts.
+Checksums are verified when a block is first read.
 
 int8 codes are of rotated states: random signs, then a Hadamard transform within blocks of up to 256 dimensions
 (as in QuIP#, arXiv 2402.04396, for weights).  A rotation changes no cosine, and spreads the few huge dimensions of
@@ -24,7 +25,6 @@ real language models over their block; without it they alone would set the scale
 from __future__ import annotations
 
 import json
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError, missing
-from workbench.files import atomic_write
+from workbench.errors import ReadingError, missing
+from workbench.store import MANIFEST, Checked, Folder, Kind
 
-FORMAT = "latent-workbench context index"
-VERSION = 1
 BLOCK = 8192
-"""Rows (of matrices) or KiB (of other files) under one checksum."""
+"""Rows that are read at once."""
 STORAGES = {"fp16": ("f16", np.dtype("<f2")), "int8": ("i8", np.dtype("i1"))}
+TABLES = ("contexts.parquet", "sentences.parquet", "tokens.parquet")
 
 
-class IndexRefused(WorkbenchError):
-    """An index that is damaged, unfinished, from a newer version, or made by another model."""
+class IndexRefused(ReadingError):
+    """An index that was made by another model, or cannot be used in this way."""
+
+
+def _version_1(path: Path) -> dict[str, Any] | None:
+    """The manifest of an index that version 0.1.0 made, as it would be written now."""
+    if not (path / MANIFEST).is_file():
+        return None
+    there = json.loads((path / MANIFEST).read_text("utf-8"))
+    files = {
+        f"{there['data']}/{name}": {**entry, "crc32": "".join(f"{crc:08x}" for crc in entry["crc32"])}
+        for name, entry in there["files"].items()
+    }
+    head, extra = divided(there, there["data"].removeprefix("data-"))
+    return {"format": KIND.format, "version": 1, "state": "sealed", "head": head, "files": files, "extra": extra}
+
+
+KIND = Kind("latent-workbench context index", 2, _version_1)
+_MODEL, _CORPUS = ("fingerprint", "tokenizer", "n_layers", "dtype"), ("sentences", "tokens", "fingerprint")
+
+
+def divided(known: dict[str, Any], contexts: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that is known of an index, as head (what decides its rows) and extra of its folder."""
+    model, corpus = known["model"], known["corpus"]
+    head = {name: known[name] for name in ("settings", "storage", "d_model", "layers", "special_ids")} | {
+        "model": {name: model[name] for name in _MODEL},
+        "corpus": {name: corpus[name] for name in _CORPUS},
+        "contexts": contexts,
+    }
+    extra = {name: known[name] for name in ("n_rows", "n_sentences", "imported", "approximate") if name in known} | {
+        "model": {name: value for name, value in model.items() if name not in _MODEL},
+        "corpus": {name: value for name, value in corpus.items() if name not in _CORPUS},
+    }
+    return head, extra
+
+
+def joined(folder: Folder) -> dict[str, Any]:
+    """All that is known of the index in a folder, and its files by their own names."""
+    head, extra = folder.head, folder.extra
+    both = {name: {**extra[name], **head[name]} for name in ("model", "corpus")}
+    return {**head, **extra, **both, "files": {Path(name).name: folder.part(name).entry for name in folder.done}}
 
 
 def layer_file(layer: int, kind: str) -> str:
@@ -106,50 +144,7 @@ class Encoding:
         return {self.suffix: self.dtype.itemsize * self.d_model, "norm": 4, "scale": 4}
 
 
-# ---------------------------------------------------------------- files and their checksums
-
-
-class Checked:
-    """A file whose blocks are verified when they are first read."""
-
-    def __init__(self, path: Path, entry: dict[str, Any]) -> None:
-        self.path, self.block, self._crc = path, int(entry["block"]), entry["crc32"]
-        self._done = np.zeros(len(self._crc), bool)
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise IndexRefused(
-                f"The index lacks its file {path.name} ({error}). Without it no search would be complete; restore it "
-                "or build the index again."
-            ) from error
-        if found != entry["bytes"] or len(self._crc) != -(-found // self.block):
-            raise IndexRefused(
-                f"{path} has {found} bytes and its manifest says {entry['bytes']}: it was cut short or is another "
-                "file. Restore it or build the index again."
-            )
-
-    @cached_property
-    def bytes(self) -> np.ndarray:
-        """The file's bytes, mapped, not yet verified."""
-        if not self._crc:
-            return np.zeros(0, np.uint8)
-        return np.memmap(self.path, np.uint8, "r")
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Bytes start..stop, verified."""
-        for i in range(start // self.block, -(-stop // self.block)):
-            if not self._done[i]:
-                part = self.bytes[i * self.block : (i + 1) * self.block]
-                if zlib.crc32(part) != self._crc[i]:
-                    raise IndexRefused(
-                        f"{self.path} is damaged: block {i} does not have the checksum of its manifest. Nothing read "
-                        "from it could be trusted; restore the file or build the index again."
-                    )
-                self._done[i] = True
-        return self.bytes[start:stop]
-
-    def whole(self) -> bytes:
-        return self.read(0, len(self.bytes)).tobytes()
+# ---------------------------------------------------------------- matrices
 
 
 class Matrix:
@@ -211,10 +206,9 @@ def _tensor(array: np.ndarray) -> Tensor:
 # ---------------------------------------------------------------- tables
 
 
-def write_table(path: Path, columns: dict[str, Any]) -> None:
+def write_table(file: str, columns: dict[str, Any]) -> None:
     parquet, arrow = _parquet()
-    table = arrow.table(columns)
-    atomic_write(path, lambda name: parquet.write_table(table, name, compression="zstd", row_group_size=1 << 16))
+    parquet.write_table(arrow.table(columns), file, compression="zstd", row_group_size=1 << 16)
 
 
 def _parquet() -> tuple[Any, Any]:
@@ -229,58 +223,23 @@ def _parquet() -> tuple[Any, Any]:
 # ---------------------------------------------------------------- the whole
 
 
-def seal(manifest: dict[str, Any]) -> str:
-    """The manifest's text, with the checksum of everything else in it."""
-    body = {k: v for k, v in manifest.items() if k != "crc32"}
-    return json.dumps({**body, "crc32": zlib.crc32(json.dumps(body, sort_keys=True).encode())}, indent=1) + "\n"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the index at a folder.  Raises IndexRefused with what is wrong with it."""
-    file = path / "manifest.json"
-    if not file.is_file():
-        if any(path.glob("data-*")):
-            raise IndexRefused(
-                f"The index at {path} was not finished. Run the same build again: it goes on from there."
-            )
-        raise IndexRefused(f"There is no index at {path}: it has no manifest.json.")
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-        if manifest["format"] != FORMAT:
-            raise IndexRefused(f"{file} does not describe an index of contexts but {manifest['format']!r}.")
-        if manifest["version"] > VERSION:
-            raise IndexRefused(
-                f"The index at {path} has format version {manifest['version']} and this workbench reads up to "
-                f"{VERSION}: upgrade latent-workbench."
-            )
-        whole = manifest == json.loads(seal(manifest))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, IndexRefused):
-            raise
-        raise IndexRefused(f"{file} cannot be read ({type(error).__name__}: {error}); restore it.") from error
-    if not whole:
-        raise IndexRefused(
-            f"{file} was changed or damaged: it does not have its own checksum. What it says of the files could be "
-            "wrong; restore it or build the index again."
-        )
-    return manifest
-
-
 class Store:
     """An index's files, opened for reading."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-        self.folder = path / self.manifest["data"]
+        self.path, self.folder = path, Folder.open(path, KIND)
+        self.manifest = joined(self.folder)
         self.n_rows: int = self.manifest["n_rows"]
         self.layers: list[int] = self.manifest["layers"]
         self.encoding = Encoding(self.manifest["storage"], self.manifest["d_model"])
-        self._files = {name: Checked(self.folder / name, entry) for name, entry in self.manifest["files"].items()}
         self._matrices: dict[int, Matrix] = {}
 
+    def part(self, name: str) -> str:
+        """What a file is called in the folder."""
+        return f"data-{self.manifest['contexts']}/{name}"
+
     def checked(self, name: str) -> Checked:
-        return self._files[name]
+        return self.folder.part(self.part(name))
 
     def matrix(self, layer: int) -> Matrix:
         if layer not in self._matrices:

@@ -1,11 +1,11 @@
-"""Full routing traces on disk: every token's experts and weights, in shards that survive being killed.
+"""Full routing traces on disk: every token's experts and weights, in a folder of :mod:`workbench.store`.
 
-    trace.json            what was traced: model, documents, blocks, experts, and a digest of each finished shard
+    manifest.json             head: what was traced: model, documents, blocks, experts; extra: unknown, of each document
+                              the share of tokens that the tokenizer does not know
     shard-00000.safetensors   index [tokens, blocks, slots] int16 (-1: no expert), weight float16 (absent where it is
                           not known), token [tokens] int32, document [tokens] int32, position [tokens] int32
 
-A shard holds whole documents and is renamed into place when it is complete: a trace that was killed goes on with the
-first shard that is missing, and ends as if it had not been.
+A shard holds whole documents.
 """
 
 from __future__ import annotations
@@ -21,17 +21,37 @@ import numpy as np
 import xarray as xr
 
 from probes.routing.tracer import RoutingTracer, assembled, document_labels
-from workbench.errors import InputError, ReadingError
-from workbench.files import atomic_write
+from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.reading import Reading
+from workbench.store import Folder, Kind, measured
 from workbench.tokens import unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
-FORMAT, VERSION = "latent-workbench routing trace", 1
 SHARD_TOKENS = 16_384
+
+
+def _version_1(path: Path) -> dict[str, Any] | None:
+    """The manifest of a trace that version 0.1.0 made (trace.json), as it would be written now."""
+    if not (path / "trace.json").is_file():
+        return None
+    head = json.loads((path / "trace.json").read_text())
+    shards, unknown = head.pop("shards"), head.pop("unknown", None)
+    for name, digest in shards.items():
+        with (path / name).open("rb") as file:
+            if hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest() != digest:
+                raise ValueError(f"{name} is damaged")
+    whole = shards and _last(path / max(shards)) + 1 == head["documents"]
+    return {
+        "format": head.pop("format"), "version": head.pop("version"), "state": "sealed" if whole else "open",
+        "head": head, "files": {name: measured(path / name) for name in sorted(shards)},
+        "extra": {} if unknown is None else {"unknown": unknown},
+    }  # fmt: skip
+
+
+KIND = Kind("latent-workbench routing trace", 2, _version_1)
 
 
 def trace(
@@ -62,38 +82,30 @@ def trace(
     for prompt in prompts:
         digest.update(np.array([len(prompt.ids), *prompt.ids], "<i4").tobytes())
     head = {
-        "format": FORMAT, "version": VERSION, "model": model.name, "fingerprint": model.fingerprint,
+        "model": model.name, "fingerprint": model.fingerprint,
         "documents": len(prompts), "digest": digest.hexdigest(), "shard_tokens": SHARD_TOKENS,
         "labels": None if labels is None else names, "blocks": [x.block for x in layers], "n_layers": model.n_layers,
         "experts": [x.n_experts for x in layers], "top_k": [x.top_k for x in layers],
         "modules": [x.name for x in layers],
     }  # fmt: skip
     unknown = [unknown_share(model.tokenizer, prompt.ids) for prompt in prompts]
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    done: dict[str, str] = {}
-    if (path / "trace.json").exists():
-        there = _manifest(path)
-        done = there.pop("shards")
-        there.pop("unknown", None)
-        if there != head:
-            other = next(k for k in head if there.get(k) != head[k])
-            raise InputError(f"{path} holds a trace with another {other}. Choose another folder, or delete it first.")
     shards = _shards([len(p.ids) for p in prompts])
-    with tqdm(
-        total=sum(len(p.ids) for p in prompts), unit="tok", desc="tracing", disable=not progress, delay=1.0
-    ) as bar:
+    with (
+        Folder.create_or_resume(path, head, KIND) as folder,
+        tqdm(
+            total=sum(len(p.ids) for p in prompts), unit="tok", desc="tracing", disable=not progress, delay=1.0
+        ) as bar,
+    ):
         for number, members in enumerate(shards):
             name = f"shard-{number:05d}.safetensors"
-            if name not in done:
+            if name not in folder.done:
                 ids = [prompts[i].ids for i in members]
                 own = RoutingTracer(blocks=blocks, trace=True)
                 data = read(model, ids, own, batch_size=batch_size, progress=False).data
-                atomic_write(path / name, lambda file, data=data, members=members: _write(file, data, members))
-                done[name] = _digest(path / name)
-                text = json.dumps({**head, "unknown": unknown, "shards": done})
-                atomic_write(path / "trace.json", text)
+                folder.write(name, lambda file, data=data, members=members: _write(file, data, members))
             bar.update(sum(len(prompts[i].ids) for i in members))
+        if not folder.sealed:
+            folder.seal({"unknown": unknown})
     return Trace(path)
 
 
@@ -101,18 +113,9 @@ class Trace:
     """A trace on disk.  ``.reading()`` counts it anew under any labels; ``.shards()`` yields its arrays."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.about = _manifest(self.path)
-        for name in self.about["shards"]:
-            file = self.path / name
-            if not file.exists() or _digest(file) != self.about["shards"][name]:
-                raise ReadingError(f"{file} is missing or damaged. Remove it and trace again: the rest is kept.")
-        there = _last(self.path / max(self.about["shards"])) + 1 if self.about["shards"] else 0
-        if there != self.about["documents"]:
-            raise ReadingError(
-                f"The trace at {self.path} is not finished: it has {there} of {self.about['documents']} documents. Run "
-                "the same trace again; it goes on from there."
-            )
+        self.folder = Folder.open(path, KIND)
+        self.folder.verify()
+        self.path, self.about = self.folder.root, {**self.folder.head, **self.folder.extra}
 
     def __repr__(self) -> str:
         return f"Trace({str(self.path)!r}, {self.about['documents']} documents of {self.about['model']})"
@@ -121,8 +124,8 @@ class Trace:
         """One shard after the other: index, weight, token, document, position."""
         from safetensors.numpy import load_file
 
-        for name in sorted(self.about["shards"]):
-            yield load_file(self.path / name)
+        for name in sorted(self.folder.done):
+            yield load_file(self.folder.path(name))
 
     def reading(self, labels: Sequence[Any] | None = None) -> Reading:
         """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
@@ -280,20 +283,3 @@ def _last(file: Path) -> int:
     with safe_open(file, "np") as raw:
         own = raw.get_slice("document")
         return int(own[own.get_shape()[0] - 1 :][0])
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as raw:
-        return hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "trace.json").read_text())
-        if found["format"] != FORMAT:
-            raise ReadingError(f"{path} is no routing trace.")
-    except (OSError, ValueError, KeyError) as error:
-        raise ReadingError(f"There is no routing trace at {path} ({type(error).__name__}: {error}).") from error
-    if found["version"] > VERSION:
-        raise ReadingError(f"The trace at {path} has version {found['version']}: upgrade latent-workbench.")
-    return found

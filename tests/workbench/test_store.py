@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from storing import FORMAT, HEAD, PARTS, content, files, part, work
+from storing import HEAD, KIND, PARTS, content, files, part, work
 
+from workbench import store
 from workbench.errors import InputError, ReadingError
-from workbench.store import BLOCK, Folder
+from workbench.store import BLOCK, Folder, Kind
 
 STORING = Path(__file__).with_name("storing.py")
 
@@ -29,18 +30,18 @@ def whole(tmp_path_factory):
 
 
 def begun(path, parts=5):
-    with Folder.create_or_resume(path, HEAD, format=FORMAT, version=1) as folder:
+    with Folder.create_or_resume(path, HEAD, KIND) as folder:
         for i in range(parts):
             folder.write(part(i), lambda file, i=i: Path(file).write_bytes(content(i)))
     return path
 
 
-def resume(path, head=HEAD, version=1, format=FORMAT):
-    return Folder.create_or_resume(path, head, format=format, version=version)
+def resume(path, head=HEAD, **kind):
+    return Folder.create_or_resume(path, head, KIND._replace(**kind))
 
 
-def opened(path, **options):
-    return Folder.open(path, **{"format": FORMAT, "version": 1, **options})
+def opened(path, partial=False, **kind):
+    return Folder.open(path, KIND._replace(**kind), partial=partial)
 
 
 def started(path, *arguments):
@@ -63,14 +64,14 @@ def stopped(path, how, chance):
 def test_the_folder_is_as_its_page_says(tmp_path, whole):
     assert set(whole) == {"manifest.json", *map(part, range(PARTS))}
     manifest = json.loads(whole["manifest.json"])
-    assert manifest["format"] == FORMAT and manifest["version"] == 1 and manifest["state"] == "sealed"
+    assert manifest["format"] == KIND.format and manifest["version"] == 1 and manifest["state"] == "sealed"
     assert manifest["head"] == HEAD and manifest["extra"] == {"parts": PARTS}
     folder = resume(tmp_path / "x")
     folder.write("big", lambda file: Path(file).write_bytes(b"a" * BLOCK + b"123456789"))
-    line = json.loads((tmp_path / "x" / "journal.jsonl").read_text())
+    writer, line = map(json.loads, filter(None, (tmp_path / "x" / "journal.jsonl").read_text().split("\n")))
     # cbf43926 is the check value of CRC-32 in its definition.
     assert line["bytes"] == BLOCK + 9 and line["block"] == BLOCK and line["crc32"][8:] == "cbf43926"
-    assert (tmp_path / "x" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert writer["writer"].startswith(f"process {os.getpid()} on ")
     assert not folder.sealed and list(folder.done) == ["big"]
     folder.seal()
     assert folder.sealed and opened(tmp_path / "x").path("big").stat().st_size == BLOCK + 9
@@ -93,7 +94,7 @@ def test_killed_at_every_change_of_the_disk(tmp_path):
     process = started(tmp_path, "--everywhere")
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert int(out) > 30  # deaths
+    assert all(int(deaths) > 30 for deaths in out.split())
 
 
 def test_finished_parts_are_not_written_again(tmp_path):
@@ -103,7 +104,7 @@ def test_finished_parts_are_not_written_again(tmp_path):
     assert (tmp_path / "x" / part(2)).stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("cut", [1, 7, 60])
+@pytest.mark.parametrize("cut", [2, 7, 60])
 def test_a_torn_line_of_the_journal_is_none(tmp_path, whole, cut):
     journal = begun(tmp_path / "x") / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-cut])
@@ -116,8 +117,8 @@ def test_a_torn_line_of_the_journal_is_none(tmp_path, whole, cut):
 @pytest.mark.parametrize("line", [b"\0" * 40, b"[1]", b'{"name": "../passwd", "bytes": 1}', b'{"name": 3}', b"\xff"])
 def test_a_damaged_line_of_the_journal_is_none(tmp_path, whole, line):
     journal = begun(tmp_path / "x") / "journal.jsonl"
-    lines = journal.read_bytes().split(b"\n")
-    journal.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]))
+    lines = [line for line in journal.read_bytes().split(b"\n") if line]
+    journal.write_bytes(b"\n".join([*lines[:3], line, *lines[4:], b""]))
     with resume(tmp_path / "x") as folder:
         assert sorted(folder.done) == [part(i) for i in (0, 1, 3, 4)]
     work(tmp_path / "x")
@@ -169,7 +170,7 @@ def test_a_part_that_vanishes_before_the_seal_is_an_error(tmp_path):
     [
         ({"model": "other"}, 'its model is "abc", and here it is "other"'),
         ({"settings": {"seed": 4, "layers": [1, 2]}}, "its settings.seed is 3, and here it is 4"),
-        ({"settings": {"seed": 3, "layers": [1, 5]}}, r"settings.layers\[1\] is 2, and here it is 5"),
+        ({"settings": {"seed": 3, "layers": [1, 5]}}, r"settings.layers is \[1, 2\], and here it is \[1, 5\]"),
         ({"settings": {"seed": 3}}, r"settings.layers is \[1, 2\], and here it is absent"),
         ({"text": "x" * 500}, r"its text is absent, and here it is \"x{39}\.\.\. \(502 characters\)"),
     ],
@@ -261,7 +262,6 @@ def test_a_killed_writer_leaves_no_lock(tmp_path, whole):
         resume(tmp_path / "x")
     process.kill()
     process.communicate(timeout=60)
-    assert (tmp_path / "x" / ".lock").exists()
     work(tmp_path / "x")
     assert files(tmp_path / "x") == whole
 
@@ -302,16 +302,12 @@ def test_a_full_disk_in_the_middle_of_a_line(tmp_path, whole, monkeypatch):
     begun(tmp_path / "x", 2)
     with resume(tmp_path / "x") as folder:
         with pytest.raises(ReadingError, match="No space left"), monkeypatch.context() as patch:
-            note = Folder._note
 
-            def torn(self, entry):
-                note(self, entry)
-                journal, end = self.root / "journal.jsonl", self._end
-                journal.write_bytes(journal.read_bytes()[:-9])
-                self._end = end - len(json.dumps(entry)) - 1
+            def torn(file, line):
+                file.write(b"\n" + json.dumps(line).encode()[:-9])
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-            patch.setattr(Folder, "_note", torn)
+            patch.setattr(store, "_append", torn)
             folder.write(part(2), lambda file: Path(file).write_bytes(content(2)))
         assert part(2) not in folder.done
         folder.write(part(2), lambda file: Path(file).write_bytes(content(2)))
@@ -324,7 +320,7 @@ def test_a_full_disk_in_the_middle_of_a_line(tmp_path, whole, monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     """As on a medium that is read-only; root may write into a folder without permission, so the calls refuse."""
     begun(tmp_path / "open"), work(tmp_path / "sealed")
-    (tmp_path / "sealed" / ".lock").write_text("process 1 on another")  # a killed writer's
+    (tmp_path / "sealed" / "journal.jsonl").write_text('\n{"writer": "process 1 on another"}\n')  # a killed writer's
 
     def refuses(*args, **options):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -404,17 +400,18 @@ def test_an_interrupted_part_leaves_nothing(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             folder.write("a", interrupted)
         assert not folder.done
-    assert set(files(tmp_path / "x")) == {"manifest.json"}
+    assert set(files(tmp_path / "x")) == {"manifest.json", "journal.jsonl"}
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "../a", "a\\b", ".a", "é", "a b", "a\n", "-a", "x" * 201, "manifest.json", "journal.jsonl"],
-)
+    ["", ".", "..", "a/", "/a", "a/.b", "a/b/c", "../a", "a\\b", ".a", "é", "a b", "a\n", "-a", "x" * 201,
+     "manifest.json", "journal.jsonl"],
+)  # fmt: skip
 def test_names_that_are_refused(tmp_path, name):
     with resume(tmp_path / "x") as folder, pytest.raises(InputError, match="cannot be called"):
         folder.write(name, lambda file: Path(file).write_text("x"))
-    assert set(files(tmp_path / "x")) == {"manifest.json"}
+    assert set(files(tmp_path / "x")) == {"manifest.json", "journal.jsonl"}
 
 
 def test_without_locks_it_warns(tmp_path, monkeypatch, whole):
@@ -427,3 +424,116 @@ def test_without_locks_it_warns(tmp_path, monkeypatch, whole):
     with pytest.warns(UserWarning, match="without locks"):
         work(tmp_path / "x")
     assert files(tmp_path / "x") == whole
+
+
+def replaced(path, parts, head, die=None):
+    """A sealed folder made into one of other parts, or as far as ``die`` lets it come."""
+    with Folder.revise(path, KIND) as folder:
+        for i in parts:
+            if f"new/{part(i)}" not in folder.done:
+                folder.write(f"new/{part(i)}", lambda file, i=i: Path(file).write_bytes(content(i)))
+                if i == die:
+                    raise KeyboardInterrupt
+        folder.seal({"parts": len(parts)}, parts=[f"new/{part(i)}" for i in parts], head=head)
+    return folder
+
+
+def deep(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_revision_counts_when_it_is_sealed_and_equals_new_work(tmp_path):
+    other = {**HEAD, "model": "other"}
+    with resume(tmp_path / "fresh", other) as folder:
+        for i in (3, 4, 5):
+            folder.write(f"new/{part(i)}", lambda file, i=i: Path(file).write_bytes(content(i)))
+        folder.seal({"parts": 3})
+    work(tmp_path / "x")
+    with pytest.raises(KeyboardInterrupt):
+        replaced(tmp_path / "x", (3, 4, 5), other, die=4)
+    before = opened(tmp_path / "x")
+    before.verify()
+    assert before.head == HEAD and len(before.done) == PARTS and (tmp_path / "x" / "new" / part(4)).exists()
+    with Folder.revise(tmp_path / "x", KIND) as folder:
+        assert f"new/{part(4)}" in folder.done
+        with pytest.raises(InputError, match="is sealed"):
+            folder.write(part(1), lambda file: None)
+        with pytest.raises(ReadingError, match="this one: close"):
+            Folder.revise(tmp_path / "x", KIND)
+    made = replaced(tmp_path / "x", (3, 4, 5), other)
+    assert made.sealed and made.head == other and opened(tmp_path / "x").extra == {"parts": 3}
+    assert deep(tmp_path / "x") == deep(tmp_path / "fresh")
+    with pytest.raises(ReadingError, match="There is no"):
+        Folder.revise(tmp_path / "nothing", KIND)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_what_a_killed_revision_left_goes_with_the_next_call(tmp_path, monkeypatch):
+    other = {**HEAD, "model": "other"}
+    work(tmp_path / "x")
+    monkeypatch.setattr(Folder, "_tidy", Folder.close)  # killed behind the rename of the manifest
+    replaced(tmp_path / "x", (3,), other)
+    monkeypatch.undo()
+    assert (tmp_path / "x" / part(0)).exists()
+    assert resume(tmp_path / "x", other).done == {f"new/{part(3)}"}
+    assert set(deep(tmp_path / "x")) == {"manifest.json", f"new/{part(3)}"}
+
+
+def test_a_file_filled_in_place_is_a_part_once_it_is_kept(tmp_path, whole):
+    with resume(tmp_path / "x") as folder:
+        folder.place("here/rows").write_bytes(b"half")
+    with resume(tmp_path / "x") as folder:
+        assert not folder.done and folder.place("here/rows").read_bytes() == b"half"
+        folder.place("here/rows").write_bytes(b"half and half")
+        folder.keep("here/rows")
+        folder.place("never").write_bytes(b"x")
+    with resume(tmp_path / "x") as folder:
+        assert folder.done == {"here/rows"}
+        folder.seal()
+    assert set(deep(tmp_path / "x")) == {"manifest.json", "here/rows"}
+
+
+def test_a_part_is_checked_block_by_block_as_it_is_read(tmp_path):
+    data = bytes(range(256)) * (3 * BLOCK // 256) + b"end"
+    with resume(tmp_path / "x") as folder:
+        folder.write("big", lambda file: Path(file).write_bytes(data), about={"seconds": 2})
+        folder.write("empty", lambda file: Path(file).write_bytes(b""))
+        folder.seal()
+    with (tmp_path / "x" / "big").open("r+b") as file:
+        file.seek(2 * BLOCK + 5)
+        file.write(b"\0")
+    part = opened(tmp_path / "x").part("big")
+    assert part.entry["about"] == {"seconds": 2}
+    assert part.read(5, 2 * BLOCK).tobytes() == data[5 : 2 * BLOCK]
+    assert part.read(3 * BLOCK, 3 * BLOCK + 3).tobytes() == b"end"
+    for use in (lambda: part.read(BLOCK, 2 * BLOCK + 1), part.whole, part.verify):
+        with pytest.raises(ReadingError, match="block 2 does not have its checksum"):
+            use()
+    assert opened(tmp_path / "x").part("empty").whole() == b""
+
+
+def test_a_folder_from_before_this_page_is_read_by_its_kind(tmp_path):
+    def old(path):
+        if not (path / "old.json").exists():
+            return None
+        said = json.loads((path / "old.json").read_text())
+        entry = {"bytes": 1, "block": 1, "crc32": "8cdc1683"}
+        return {"format": KIND.format, "version": 1, "state": said["state"], "head": HEAD, "files": {"a": entry}}
+
+    kind = Kind(KIND.format, 2, old)
+    for state in ("sealed", "open"):
+        (tmp_path / state).mkdir()
+        (tmp_path / state / "old.json").write_text(json.dumps({"state": state}))
+        (tmp_path / state / "a").write_bytes(b"x")
+    assert Folder.open(tmp_path / "sealed", kind).path("a").read_bytes() == b"x"
+    assert Folder.create_or_resume(tmp_path / "sealed", HEAD, kind).done == {"a"}
+    with pytest.raises(InputError, match="begun in version 1"):
+        Folder.create_or_resume(tmp_path / "open", HEAD, kind)
+    with pytest.raises(ReadingError, match="not finished"):
+        Folder.open(tmp_path / "open", kind)
+    with Folder.revise(tmp_path / "sealed", kind) as folder:
+        folder.write("b", lambda file: Path(file).write_bytes(b"y"))
+        folder.seal()
+    again = Folder.open(tmp_path / "sealed", kind)
+    assert again.version == 2 and again.done == {"a", "b"}
+    assert Folder.create_or_resume(tmp_path / "new", HEAD, kind).version == 2

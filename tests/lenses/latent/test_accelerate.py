@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 from torch.nn.functional import normalize
 
 from lenses import ContextIndex
-from lenses.latent import build as building
 from lenses.latent import search as searching
-from lenses.latent.store import layer_file
+from lenses.latent.store import KIND, layer_file
+from workbench.store import Folder
 
 pytest.importorskip("faiss", reason="an approximate index needs faiss-cpu")
 LAYERS, WIDTH, HUGE = (1, 4), 128, 3.0
@@ -38,16 +39,21 @@ def anisotropic(layer: int, rows: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def states(story, sentences, tmp_path_factory):
     """An index whose rows are such states, and the states."""
-    path = tmp_path_factory.mktemp("anisotropic") / "index"
-    made = ContextIndex.build(story, sentences, path, layers=LAYERS, contexts_per_token=20, progress=False)
-    (data,) = path.glob("data-*")
+    home = tmp_path_factory.mktemp("anisotropic")
+    made = ContextIndex.build(story, sentences, home / "built", layers=LAYERS, contexts_per_token=20, progress=False)
     found = {layer: anisotropic(layer, len(made)) for layer in LAYERS}
-    for layer, own in found.items():
-        for kind, values in made.store.encoding.encode(own).items():
-            (data / layer_file(layer, kind)).write_bytes(values.tobytes())
-    head = {k: made.manifest[k] for k in ("storage", "d_model", "layers", "settings", "model", "special_ids")}
-    building.finish(path, data, head, len(made), len(made.store.sentences), building.Census())
-    return path, found
+    codes = {
+        made.store.part(layer_file(layer, kind)): values.tobytes()
+        for layer, own in found.items()
+        for kind, values in made.store.encoding.encode(own).items()
+    }
+    there = made.store.folder
+    with Folder.create_or_resume(home / "index", there.head, KIND) as folder:
+        for name in there.done:
+            data = codes.get(name) or there.part(name).whole()
+            folder.write(name, lambda file, data=data: Path(file).write_bytes(data))
+        folder.seal(there.extra)
+    return home / "index", found
 
 
 def dense_recall(index: ContextIndex, states: dict[int, torch.Tensor], layer: int, source: int) -> float:

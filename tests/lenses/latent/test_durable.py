@@ -127,7 +127,7 @@ def damage(path, draw: random.Random) -> str:
     elif kind == "manifest":
         file = path / "manifest.json"
         manifest = json.loads(file.read_text())
-        change = draw.choice(["n_rows", "layers", "d_model", "storage", "data", "format", "version", "files"])
+        change = draw.choice(["head", "extra", "files", "format", "version", "state", "layout"])
         manifest[change] = draw.choice([None, 1, -5, "x", [], {}, [0], 10**12])
         file.write_text(json.dumps(manifest))
     elif kind == "grow":
@@ -158,7 +158,7 @@ def test_two_hundred_damaged_copies_are_refused_or_searched_correctly(index, den
             found = opened.search(queries, 5)
             quick = opened.search(queries, 5, method="approximate")
         except WorkbenchError as error:
-            assert str(copy) in str(error) or "manifest" in str(error) or "lacks its file" in str(error), what
+            assert str(copy) in str(error), what
             refused += 1
         else:
             assert found.identical(truth.assign_attrs(found.attrs)), (trial, what)

@@ -307,7 +307,7 @@ def test_an_index_finds_its_models_folder_again_and_readings_do_not_tell_it(stor
     assert index.manifest["model"]["name"] == "own"
     again = ContextIndex.open(tmp_path / "index").add(sentences[40:60], progress=False)
     whole = ContextIndex.build(story, sentences[:60], tmp_path / "whole", progress=False)
-    assert len(again) == len(whole) and again.manifest["data"] == whole.manifest["data"]
+    assert len(again) == len(whole) and again.manifest["contexts"] == whole.manifest["contexts"]
     again.check(story)  # by fingerprint: the organism is the same model under another name
     found = workbench.read(story, "The bat flew", LatentLens(again), progress=False)
     assert str(tmp_path) not in f"{found.data.attrs} {found.provenance}"

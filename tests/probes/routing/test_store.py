@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -106,12 +108,12 @@ def test_an_unfinished_or_damaged_trace_is_refused(model, texts, tmp_path, monke
     raw = bytearray(file.read_bytes())
     raw[-3] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(ReadingError, match="missing or damaged"):
+    with pytest.raises(ReadingError, match=f"{file.name} is damaged"):
         Trace(path)
     file.unlink()
-    with pytest.raises(ReadingError, match="missing or damaged"):
+    with pytest.raises(ReadingError, match=f"{file.name} is missing"):
         Trace(path)
-    with pytest.raises(ReadingError, match="no routing trace"):
+    with pytest.raises(ReadingError, match="no latent-workbench routing trace"):
         Trace(tmp_path / "nothing")
 
     def stop(*_):
@@ -126,13 +128,47 @@ def test_an_unfinished_or_damaged_trace_is_refused(model, texts, tmp_path, monke
         Trace(tmp_path / "half")
 
 
+def as_version_1(path: Path, kept: int | None = None) -> Path:
+    """A trace as version 0.1.0 left it, with its first shards."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    names = sorted(manifest["files"])[:kept]
+    for name in manifest["files"].keys() - names:
+        (path / name).unlink()
+    shards = {name: hashlib.blake2b((path / name).read_bytes(), digest_size=8).hexdigest() for name in names}
+    old = {"format": manifest["format"], "version": 1, **manifest["head"], **manifest["extra"], "shards": shards}
+    (path / "trace.json").write_text(json.dumps(old))
+    (path / "manifest.json").unlink()
+    return path
+
+
+def test_a_trace_of_version_1_is_read_and_known_again(model, texts, tmp_path):
+    ids, labels = texts
+    new = trace(model, ids, tmp_path / "t", labels=labels, progress=False).reading().data
+    path = as_version_1(tmp_path / "t")
+    assert Trace(path).reading().data.identical(new)
+    before = tree(path)
+    assert trace(model, ids, path, labels=labels, progress=False).reading().data.identical(new)
+    assert tree(path) == before
+    raw = bytearray((path / "shard-00001.safetensors").read_bytes())
+    raw[-3] ^= 1
+    (path / "shard-00001.safetensors").write_bytes(raw)
+    with pytest.raises(ReadingError, match="shard-00001.safetensors is damaged"):
+        Trace(path)
+    trace(model, ids, tmp_path / "half", labels=labels, progress=False)
+    half = as_version_1(tmp_path / "half", 2)
+    with pytest.raises(ReadingError, match="not finished"):
+        Trace(half)
+    with pytest.raises(InputError, match="begun in version 1"):
+        trace(model, ids, half, labels=labels, progress=False)
+
+
 def test_a_folder_with_another_trace_is_not_touched(model, texts, tmp_path):
     ids, labels = texts
     path = trace(model, ids, tmp_path / "t", labels=labels, progress=False).path
     before = tree(path)
-    with pytest.raises(InputError, match="another digest|another documents"):
+    with pytest.raises(InputError, match="its digest is|its documents is"):
         trace(model, ids[:-1] + [ids[0]], path, labels=labels, progress=False)
-    with pytest.raises(InputError, match="another model|another fingerprint"):
+    with pytest.raises(InputError, match="its model is|its fingerprint is"):
         trace(twins.null(), ids, path, labels=labels, progress=False)
     assert tree(path) == before
     for wrong, says in ((labels[:3], "labels has 3"), ("ab" * 20, "one text"), ([["x"] * 30] * 40, "is a list")):
