@@ -299,8 +299,9 @@ class RoutingTracer:
             if self.scores:
                 variables["gate_probability"] = ((*slots[:3], "expert"), self._token_probability)
         data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
-        settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
-        return Reading(described(data, VARIABLES), {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
+        settings: dict[str, Any] = {"trace": self.trace, "scores": self.scores, "pairs": self.pairs}
+        settings["gate"] = {x.block: x.gate for x in self.layers}
+        return Reading(described(data, VARIABLES), {"reader": {"name": "RoutingTracer", **settings}})
 
 
 def assembled(
