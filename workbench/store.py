@@ -36,7 +36,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from workbench.errors import InputError, ReadingError
-from workbench.files import atomic_write, checksums
+from workbench.files import atomic_write
 
 LAYOUT, MANIFEST, JOURNAL = 1, "manifest.json", "journal.jsonl"
 BLOCK = 1 << 20
