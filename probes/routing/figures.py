@@ -42,12 +42,13 @@ def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None
     star = ", star: missed when dropped" if effects is not None else ""
     figure = _figure(data, f"{_one(names, i)}: share of slots (hatched: as by chance{star})")
     figure.add_heatmap(
-        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.stops("share"),
-        zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
+        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values],
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "share"}},
+        text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
         hovertemplate="block %{y}, expert %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
     if stars:
-        inks = np.array(ink(share, theme.stops("share"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
+        inks = np.array(ink(share, theme.stops("sequential"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
         figure.add_scatter(
             x=[e for _, e in stars], y=[str(blocks[b]) for b, _ in stars], mode="markers", hoverinfo="skip",
             marker={"symbol": "star", "size": 11, "color": [inks[at] for at in stars]}, showlegend=False,
@@ -112,7 +113,7 @@ def gate(data: xr.Dataset, label: Any = None) -> Figure:
     figure = _figure(data, f"{_one(documents.names, i)}: entropy of the gate (1: undecided)")
     figure.add_heatmap(
         z=count / count.sum(1, keepdims=True).clip(1), x=data["bin"].values, y=[str(b) for b in documents.blocks],
-        colorscale=theme.stops("share"), zmin=0, colorbar={"title": {"text": "tokens"}},
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "tokens"}},
         hovertemplate="block %{y}, %{x:.2f}: %{z:.1%} of tokens<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="entropy / ln E", range=[0, 1])
@@ -155,7 +156,7 @@ def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
     values[np.triu_indices(len(names), 0)] = np.nan
     figure = _figure(data, f"JSD in block {blocks[at]} (ring: q < 0.05)")
     figure.add_heatmap(
-        z=values, x=names, y=names, colorscale=theme.stops("divergence"), zmin=0, colorbar={"title": {"text": "nats"}},
+        z=values, x=names, y=names, colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "nats"}},
         text=np.where(sure & ~np.isnan(values), "○", ""), texttemplate="%{text}",
         hovertemplate="%{y} and %{x}: %{z:.4f} nats<extra></extra>",
     )  # fmt: skip
@@ -259,7 +260,7 @@ def coactivation(data: xr.Dataset, block: int | None = None) -> Figure:
     reach = float(np.nanmax(np.abs(values), initial=0.1))
     figure = _figure(data, f"co-activation in block {blocks[at]} (0: as by their loads)")
     figure.add_heatmap(
-        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("lift"), zmin=-reach,
+        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("diverging"), zmin=-reach,
         zmax=reach, colorbar={"title": {"text": "bits"}}, hovertemplate="%{x} given %{y}: %{z:.2f} bits<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickformat="d")

@@ -162,19 +162,19 @@ def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
     if isinstance(readings, list | tuple) and len(readings) == 1:
         readings = readings[0]
     several = isinstance(readings, list | tuple) or (isinstance(readings, Mapping) and not hasattr(readings, "dims"))
-    if kind == "lens" or (kind is None and (several or _has_cells(opened(readings)[0]))):
+    if kind == "lens" or (kind is None and (several or _has_cells(opened(readings)[0], tokens=True))):
         return None, readings
     if several:
         raise InputError(f"The explorer {kind!r} shows one reading at a time, and {len(readings)} were given.")
     data, known = opened(readings)[0], views()
     if kind is None:
         fitting = [view for view in known.values() if not view.lacks(data)]
-        if fitting:
-            return fitting[0], readings
+        if fitting or _has_cells(data):
+            return next(iter(fitting), None), readings
         needs = "; ".join(f"{name} needs {', '.join(view.needs)}" for name, view in known.items())
         raise InputError(
             f"No explorer fits {_this(data)}: it holds "
-            f"{sorted(map(str, data.data_vars))}, but lens needs token_id over layers and positions; {needs}. "
+            f"{sorted(map(str, data.data_vars))}, but lens needs tokens or values over layers and positions; {needs}. "
             "Use .figure() or .frame() for it."
         )
     if kind not in known:
@@ -182,15 +182,18 @@ def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
     return known[kind], readings
 
 
-def _has_cells(data: xr.Dataset) -> bool:
-    """Whether there is what the lens explorer shows: tokens over depth and position, or parts over position."""
-    from workbench.widgets.packing import gridded
+def _has_cells(data: xr.Dataset, tokens: bool = False) -> bool:
+    """Whether there is what the lens explorer shows: values over depth and position, or over parts and position.
+
+    ``tokens``: whether it was made for just that: there are tokens, or parts, besides.
+    """
+    from workbench.widgets.packing import COMPONENT, gridded
 
     try:
-        gridded(data)
+        source = gridded(data)
     except InputError:
         return False
-    return True
+    return not tokens or source.depth == COMPONENT or source.has("token_id")
 
 
 def known_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -510,17 +513,17 @@ def every(count: int, limit: int) -> Sequence[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, limit).round()})
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], of: str = "share") -> str:
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], scale: str = "sequential") -> str:
     """A static HTML table.
 
-    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of what ``of``
-    names in :mod:`workbench.figures.colours`.
+    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of a ``scale`` of
+    :mod:`workbench.figures.colours`.
     """
     style = "padding:1px 5px;text-align:left;white-space:nowrap;max-width:34em;overflow:hidden;text-overflow:ellipsis;"
 
     def cell(given: Any) -> str:
         text, share = given if isinstance(given, tuple) else (given, None)
-        tint = colours.cell(of, share) if share is not None else ""
+        tint = colours.cell(scale, share) if share is not None else ""
         return f'<td style="{style}{tint}"><bdi>{tokens.html(clipped(str(text)))}</bdi></td>'
 
     top = "".join(f'<th style="{style}"><bdi>{tokens.html(clipped(str(h)))}</bdi></th>' for h in head)
