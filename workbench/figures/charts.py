@@ -327,7 +327,8 @@ def trajectory(
         raise InputError(f"trajectory(value={value!r}): this reading holds {source.grids()}. Choose one of these.")
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
-    names = source.targets(prompt, at) if value == source.followed else [source.called(value, short=True)]
+    aimed = value == source.followed and source.has("target_id")
+    names = source.targets(prompt, at) if aimed else [source.called(value, short=True)]
     chosen = list(range(len(names))) if targets is None else [source.target(t, prompt) for t in targets]
     chosen, more = first_few(chosen, "targets")
     units = source.about(value).get("units", "")
