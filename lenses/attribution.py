@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lenses.targets import Followed, Targets
 from workbench.anatomy import brought, unit_roundoff
+from workbench.anatomy.block_writes import parts_of
 from workbench.errors import InputError, Refused
-from workbench.parts import parts_of
 from workbench.readout import Readout
 from workbench.sinks import SINK_ATTRIBUTES
 from workbench.sites import Site
@@ -67,8 +67,8 @@ class LogitAttribution:
                        half precision it can be large where the stream holds massive activations (first positions)
         sink           [prompt, position]: attention sinks in the final state (:mod:`workbench.sinks`)
 
-    Raises Refused when a block's parts are not known (see :mod:`workbench.parts`) or the final norm is neither
-    LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
+    Raises Refused when it is not known how a block writes to the stream (:mod:`workbench.anatomy.block_writes`) or the
+    final norm is neither LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
     """
 
     def __init__(self, targets: Targets = None) -> None:

@@ -130,7 +130,7 @@ def fixed_ids(model: Model) -> list[int]:
 
 def looks_ahead(model: Model) -> bool:
     """Whether states depend on the tokens behind them, as in encoders; asked once."""
-    if "_looks_ahead" not in model.__dict__:
+    if "looks_ahead" not in model.known:
         special = set(fixed_ids(model))
         ids = [i for i in range(model.vocab_size // 2, model.vocab_size) if i not in special][:8] or [0] * 8
         site = Site("resid", model.n_layers)
@@ -139,8 +139,8 @@ def looks_ahead(model: Model) -> bool:
         read(model, [ids, ids[:4]], reader, progress=False, batch_size=1)
         long, short = reader.found[site][0].view(2, 4, -1).double()
         share = (long - short).norm(dim=-1) / short.norm(dim=-1).clamp_min(1e-30)
-        model.__dict__["_looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
-    return model.__dict__["_looks_ahead"]
+        model.known["looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
+    return model.known["looks_ahead"]
 
 
 def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], left_out: np.ndarray) -> Any:

@@ -514,9 +514,11 @@ def _search() -> xr.Dataset:
     return index().search(lens_readings()["States"].data["state"].values[1, 3])
 
 
-@source("ContextIndex.hubness")
+@source("hubness")
 def _hubness() -> xr.Dataset:
-    return index().hubness(hubs=3)
+    from lenses.latent.hubness import hubness
+
+    return hubness(index(), hubs=3)
 
 
 @source("lenses.latent.logit_agreement")

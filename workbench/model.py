@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from workbench.adapters import base_of, is_adapter, with_adapter
-from workbench.anatomy import Anatomy, Replay, dissect, head_weights, proof_is_current, proof_rests_on, text_config
+from workbench.anatomy import (
+    Anatomy,
+    Replay,
+    dissect,
+    head_weights,
+    proof_is_current,
+    proof_rests_on,
+    text_config,
+)
+from workbench.anatomy.block_writes import Parts, block_writes
+from workbench.anatomy.moe import MoE, routed_experts
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
 from workbench.weights import effective_weight, outermost
@@ -33,6 +43,7 @@ class Model:
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
+        known: what was found about the model once, by whoever needed it; forgotten when it is proved again.
     """
 
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
@@ -56,8 +67,8 @@ class Model:
     def prove(self) -> None:
         """Find the anatomy, prove its readout, and forget what was known from an earlier proof."""
         self.anatomy: Anatomy = dissect(self.module)
-        for known in ("replay", "parts", "moe", "_thinks"):
-            self.__dict__.pop(known, None)
+        self.known: dict[str, Any] = {}
+        self.__dict__.pop("replay", None)
         self._proved = proof_rests_on(self.module, self.anatomy)
 
     def renew(self) -> None:
@@ -149,20 +160,15 @@ class Model:
             self._matrices[path] = token, read(module)
         return self._matrices[path][1]
 
-    @cached_property
-    def parts(self) -> Any:
-        """How each block writes to the stream (:func:`workbench.parts.find_writes`), found when first asked for."""
-        from workbench.parts import find_writes
+    @property
+    def parts(self) -> list[Parts | str]:
+        """How each block writes to the stream (:mod:`workbench.anatomy.block_writes`), found when asked for."""
+        return block_writes(self)
 
-        return find_writes(self)
-
-    @cached_property
-    def moe(self) -> dict[int, Any]:
-        """Mixture-of-experts layers by block (:class:`workbench.moe.MoE`), proved when first asked for."""
-        from workbench.moe import find_moe, prove
-
-        layers = find_moe(self)
-        return prove(self, layers) if layers else layers
+    @property
+    def moe(self) -> dict[int, MoE]:
+        """Mixture-of-experts layers by block (:class:`workbench.anatomy.moe.MoE`), proved when first asked for."""
+        return routed_experts(self)
 
     @property
     def adapters(self) -> list[str]:

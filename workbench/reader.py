@@ -20,12 +20,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
+from workbench.anatomy.block_writes import add_hooks
+from workbench.anatomy.moe import Routing, moe_of
+from workbench.anatomy.moe import hooks as moe_hooks
+from workbench.engine.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import Batch, Bos, Positions, Prompt, collate, encode, first_token, plan, position_axis
 from workbench.model import Model, load
-from workbench.moe import Routing, moe_of
-from workbench.moe import hooks as moe_hooks
 from workbench.reading import Provenance, Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site
@@ -69,7 +70,7 @@ class Run:
     """The first token that texts were given by ``bos=``; -1: none; None: as the tokenizer does."""
 
     def __post_init__(self) -> None:
-        self.norms = Norms(self.model, self.prompts, len(self.positions))
+        self.norms = Norms(self.model, self.prompts, len(self.positions), read)
 
     def empty(self, shape: Sequence[int] = (), dtype: Any = np.float32, *, after: Sequence[int] = ()) -> np.ndarray:
         """A [prompt, *shape, position, *after] array that holds "nothing here": NaN, or -1 for integers."""
@@ -411,8 +412,6 @@ def _hooks(model: Model, sites: list[Site], show: Callable[[Site, Tensor | None]
         after[model.blocks[last]] = leaving
     routed = {site for site in inner if site.kind in ("router", "experts")}
     if inner - routed:
-        from workbench.parts import add_hooks
-
         add_hooks(model, inner - routed, show, before, after)
     if routed:
         kinds: dict[int, set[str]] = {}

@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError, ReadingError
+from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class Reading:
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
         try:
-            from workbench.widgets.base import static_html
+            from workbench.widgets.dispatch import static_html
 
             bundle["text/html"] = static_html(self)
         except (ValueError, ImportError):  # nothing that an explorer shows: the figure, or xarray's own view
@@ -175,13 +175,13 @@ class Reading:
 
     def explore(self, kind: str | None = None, **options: Any) -> Any:
         """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
-        from workbench.widgets.base import explore
+        from workbench.widgets.dispatch import explore
 
         return explore(self, kind, **options)
 
     def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """The same explorer (``kind=``) as one offline page."""
-        from workbench.widgets.base import to_html
+        from workbench.widgets.dispatch import to_html
 
         return to_html(self, path, **options)
 
@@ -229,7 +229,7 @@ class Reading:
             for name, v in stored.variables.items()
             if v.dtype.kind in "fiub" and v.ndim and v.size
         }
-        write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
+        atomic_write(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
 
 
@@ -412,30 +412,6 @@ def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
         data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], attributes)
         data = data.drop_vars(table)
     return data
-
-
-def write_whole(path: Path, write: Callable[[str], Any]) -> None:
-    """Call ``write(temporary name)`` beside ``path`` and rename: readers never see half a file."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-    except OSError as error:
-        raise ReadingError(f"{path} cannot be written: {error}. The result is still in memory.") from error
-    try:
-        write(temporary)
-        with Path(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ReadingError(
-            f"{path} could not be written: {error}. Nothing was left under that name and the result is still in "
-            "memory: make room or choose another place, and save again."
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def open_reading(path: str | os.PathLike[str]) -> Reading:

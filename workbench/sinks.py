@@ -10,7 +10,7 @@ covariance or a random direction into the direction of the sink.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.anatomy import reserved_ids
+from workbench.reading import Reading
 from workbench.sites import Site
 from workbench.variables import about
 
@@ -51,8 +52,9 @@ class Norms:
     The median is over all positions that ran, whichever were asked for, and does not depend on batches or padding.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], positions: int) -> None:
-        self.model, self.prompts = model, prompts
+    def __init__(self, model: Model, prompts: Sequence[Prompt], positions: int, read: Callable[..., Any]) -> None:
+        """``read``: :func:`workbench.read`, which this module cannot import: a reading counts the norms of its pass."""
+        self.model, self.prompts, self._read = model, prompts, read
         self._shape = (len(prompts), positions)
         self._norm: dict[Site, np.ndarray] = {}
         self._counts: dict[Site, np.ndarray] = {}
@@ -108,7 +110,7 @@ class Norms:
         token = self.model.fingerprint
         missing = [s for s in self._counts if (token, s) not in kept]
         if missing:
-            kept |= {(token, s): counts for s, counts in _usual(self.model, missing).items()}
+            kept |= {(token, s): counts for s, counts in _usual(self.model, missing, self._read).items()}
         return kept[token, site]
 
     def sinks(self, site: Site) -> np.ndarray:
@@ -136,9 +138,7 @@ def _limit(counts: np.ndarray, otherwise: Any) -> float:
     return middle * min(MOST, max(LEAST, SPREAD * high / middle))
 
 
-def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
-    from workbench.reader import read
-
+def _usual(model: Model, sites: list[Site], read: Callable[..., Any]) -> dict[Site, np.ndarray]:
     n = min(getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size), model.vocab_size)
     special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *reserved_ids(model.module.config)}
     length = min(16, model.context_length or 16)
@@ -165,8 +165,6 @@ class _Counted:
         pass
 
     def end(self) -> Any:
-        from workbench.reading import Reading
-
         self.counts = {site: self._run.norms.counts(site) for site in self._sites}
         return Reading(self._run.dataset({}, {}))
 

@@ -33,16 +33,15 @@ from lenses.latent.store import (
     Encoding,
     IndexRefused,
     Store,
-    checksums,
-    fsync_folder,
     layer_file,
     read_manifest,
     seal,
     write_table,
 )
 from workbench.anatomy import text_config
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, WorkbenchError
+from workbench.files import atomic_write, checksums, fsync_folder
 from workbench.inputs import (
     Batch,
     Bos,
@@ -55,7 +54,6 @@ from workbench.inputs import (
     tell_of_first_token,
 )
 from workbench.reader import observe_batch
-from workbench.reading import write_whole
 from workbench.sites import Site, resolve
 from workbench.tokens import UNKNOWN, token_texts, unknown_share
 
@@ -413,7 +411,7 @@ def finish(path: Path, folder: Path, head: dict[str, Any], rows: int, sentences:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    write_whole(path / "manifest.json", lambda name: Path(name).write_text(seal(manifest), "utf-8"))
+    atomic_write(path / "manifest.json", seal(manifest))
     fsync_folder(path)
 
 
@@ -515,7 +513,7 @@ def _fill(
         if at_once or time.monotonic() - written > JOURNAL_SECONDS:
             for handle in handles.values():
                 os.fsync(handle)
-            write_whole(journal, lambda name: Path(name).write_text(json.dumps({**steps, "done": step})))
+            atomic_write(journal, json.dumps({**steps, "done": step}))
             written = time.monotonic()
 
     for step, rows in enumerate(copies):

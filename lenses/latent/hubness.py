@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
+from workbench.engine.hooks import neutral
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ VARIABLES = {
 }
 
 
+@neutral()
 def hubness(
     index: ContextIndex,
     states: Any = None,

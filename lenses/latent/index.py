@@ -19,11 +19,11 @@ from lenses.latent import search as searching
 from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
-from lenses.latent.store import IndexRefused, Store, checksums
-from workbench.engines.hooks import neutral
+from lenses.latent.store import IndexRefused, Store
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
+from workbench.files import atomic_write, checksums
 from workbench.inputs import Bos
-from workbench.reading import write_whole
 from workbench.tokens import token_texts, word_span
 from workbench.variables import described
 
@@ -229,7 +229,7 @@ class ContextIndex:
             effort[str(layer)], candidates[str(layer)] = found.effort, found.candidates
             measured[str(layer)] = math.floor(found.recall * 1e4) / 1e4
             file = self.store.folder / searching.approximate_file(layer)
-            write_whole(file, lambda name, index=index: faiss.write_index(index, name))
+            atomic_write(file, lambda name, index=index: faiss.write_index(index, name))
             manifest["files"][file.name] = {
                 "bytes": file.stat().st_size, "block": 2**20, "crc32": checksums(file, 2**20),
             }  # fmt: skip
@@ -505,13 +505,6 @@ class ContextIndex:
         units = torch.cat([m.encoding.back(m.gather(r)) for m, r in zip(found, rows, strict=True)])
         norm = torch.cat([m.norm[torch.from_numpy(r)] for m, r in zip(found, rows, strict=True)])
         return Sample(units, norm, np.repeat(self.layers, each), np.concatenate(rows))
-
-    @neutral()
-    def hubness(self, states: Any = None, **options: Any) -> xr.Dataset:
-        """How unevenly contexts and layers are found, for each calibration: :func:`lenses.latent.hubness.hubness`."""
-        from lenses.latent.hubness import hubness
-
-        return hubness(self, states, **options)
 
     # ---------------------------------------------------------------- within
 

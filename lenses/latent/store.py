@@ -24,7 +24,6 @@ real language models over their block; without it they alone would set the scale
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, missing
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 
 FORMAT = "latent-workbench context index"
 VERSION = 1
@@ -108,17 +107,6 @@ class Encoding:
 
 
 # ---------------------------------------------------------------- files and their checksums
-
-
-def checksums(path: Path, block: int) -> list[int]:
-    """CRC-32 of each block of a file."""
-    with path.open("rb", buffering=0) as file:
-        found = []
-        while part := file.read(block):
-            while len(part) < block and (more := file.read(block - len(part))):
-                part += more
-            found.append(zlib.crc32(part))
-        return found
 
 
 class Checked:
@@ -226,7 +214,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 def write_table(path: Path, columns: dict[str, Any]) -> None:
     parquet, arrow = _parquet()
     table = arrow.table(columns)
-    write_whole(path, lambda name: parquet.write_table(table, name, compression="zstd", row_group_size=1 << 16))
+    atomic_write(path, lambda name: parquet.write_table(table, name, compression="zstd", row_group_size=1 << 16))
 
 
 def _parquet() -> tuple[Any, Any]:
@@ -331,11 +319,3 @@ class Store:
         if column is None:
             return np.zeros(0, np.int32), np.zeros(1, np.int64)
         return column.flatten().to_numpy(), column.offsets.to_numpy().astype(np.int64)
-
-
-def fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,8 +17,9 @@ from probes.routing.tracer import numbered
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.charts import Chart, ink
-from workbench.figures.export import Figure
+from workbench.figures.cells import ink
+from workbench.figures.charts import Chart
+from workbench.figures.figure import Figure
 from workbench.figures.naming import name_points
 from workbench.figures.source import short_name
 from workbench.reading import Reading

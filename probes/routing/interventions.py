@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from probes.routing.rows import Pass, Rows
 from workbench.anatomy import accepted
-from workbench.engines.hooks import hooked, neutral, untouched
+from workbench.anatomy.moe import Call, MoE, Routing, hooks, moe_of
+from workbench.engine.hooks import hooked, neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
-from workbench.moe import Call, MoE, Routing, hooks, moe_of
 from workbench.reader import token_budget
 from workbench.stats import bootstrap_interval, fdr, p_value, sign_flip_p
 from workbench.weights import merged, outermost

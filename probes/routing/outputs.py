@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from probes.routing.measures.documents import jsd
 from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, neutral, run, tensors, untouched
+from workbench.anatomy.moe import Call, MoE, moe_of
+from workbench.engine.hooks import StopForward, hooked, neutral, run, tensors, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, encode, plan
-from workbench.moe import Call, MoE, moe_of
 from workbench.reader import token_budget
 from workbench.readout import Readout
 from workbench.stats import bootstrap_interval, over, p_value

@@ -11,10 +11,10 @@ import xarray as xr
 from torch import Tensor, nn
 
 from probes.routing.outputs import Blocks, each_batch, layers_of, ratio, same
-from workbench.engines.hooks import tensors
+from workbench.anatomy.moe import MoE
+from workbench.engine.hooks import tensors
 from workbench.errors import Refused
 from workbench.inputs import Batch, encode
-from workbench.moe import MoE
 
 if TYPE_CHECKING:
     from workbench.model import Model

@@ -22,8 +22,9 @@ import xarray as xr
 
 from probes.routing.tracer import RoutingTracer, assembled, document_labels
 from workbench.errors import InputError, ReadingError
+from workbench.files import atomic_write
 from workbench.inputs import encode
-from workbench.reading import Reading, write_whole
+from workbench.reading import Reading
 from workbench.tokens import unknown_share
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ def trace(
                 ids = [prompts[i].ids for i in members]
                 own = RoutingTracer(blocks=blocks, trace=True)
                 data = read(model, ids, own, batch_size=batch_size, progress=False).data
-                write_whole(path / name, lambda file, data=data, members=members: _write(file, data, members))
+                atomic_write(path / name, lambda file, data=data, members=members: _write(file, data, members))
                 done[name] = _digest(path / name)
                 text = json.dumps({**head, "unknown": unknown, "shards": done})
-                write_whole(path / "trace.json", lambda file, text=text: Path(file).write_text(text))
+                atomic_write(path / "trace.json", text)
             bar.update(sum(len(prompts[i].ids) for i in members))
     return Trace(path)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.anatomy.moe import MoE, Routing, moe_of
 from workbench.errors import InputError, Refused
-from workbench.moe import MoE, Routing, moe_of
 from workbench.reading import Reading
 from workbench.sites import Site
 from workbench.tokens import unknown_share

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.engines.hooks import neutral, untouched
+from workbench.engine.hooks import neutral, untouched
 from workbench.errors import InputError
 from workbench.inputs import encode, in_head, one_token, text_ids
 from workbench.reading import Reading

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import nn
 
 from probes.superposition.problems import Problem
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.stats import auroc
 

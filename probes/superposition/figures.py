@@ -15,7 +15,7 @@ from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 
 GREY = "#8c8c8c"
 HUES = {

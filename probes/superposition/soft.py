@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.model import Model
 from workbench.reading import Reading
 from workbench.readout import Readout

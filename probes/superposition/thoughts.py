@@ -23,7 +23,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import neutral, untouched
+from workbench.engine.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
 from workbench.model import Model
@@ -313,7 +313,7 @@ def think(
         reader.begin(job)
     # Keys of a cache would keep the rotary frequencies of shorter prompts.
     changes = model.anatomy.pad_limit is not None and max(len(p.ids) for p in extended) > model.anatomy.pad_limit
-    cached = model.__dict__["_thinks"] and not changes if cache is None else cache
+    cached = model.known["thinks"] and not changes if cache is None else cache
     runner = _Runner(model, prompts, policy, wanted, after, edit, cached, seed)
     with untouched(model.module):
         # A row that has stopped would leave holes in the others' batch, which not every model looks past.
@@ -511,7 +511,7 @@ class _Pass:
 def _proved(model: Model) -> None:
     """That embeddings in the place of ids give the model's own logits, and whether its cache changes nothing."""
     model.renew()
-    if "_thinks" in model.__dict__:
+    if "thinks" in model.known:
         return
     takes = inspect.signature(model.module.forward).parameters
     if "inputs_embeds" not in takes:
@@ -544,7 +544,7 @@ def _proved(model: Model) -> None:
             for _ in range(2):
                 output = pass_.feed(thoughts.to(model.device), one)
             alone.append(output.logits[:, -1])
-        model.__dict__["_thinks"] = False
+        model.known["thinks"] = False
         if "past_key_values" not in takes or "use_cache" not in takes:
             return
         groups = [[0, 1]] if "left" in model.anatomy.pad_sides else [[0], [1]]
@@ -559,7 +559,7 @@ def _proved(model: Model) -> None:
                 found.append(output.logits[:, -1])
         except Exception:  # a cache of its own kind: without it, then
             return
-        model.__dict__["_thinks"] = _apart(torch.cat(found), torch.cat(alone)) <= tolerance
+        model.known["thinks"] = _apart(torch.cat(found), torch.cat(alone)) <= tolerance
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probes.values.duplicates import cluster
 from probes.values.framings import greatest_good_framings
 from probes.values.instruments import Pmf
 from probes.values.items import Items, load_greatest_good
@@ -64,7 +65,7 @@ def tracker(
     """A tracker that asks the statements in the six framings; near-duplicates share a cluster."""
     given = isinstance(statements, (str, os.PathLike))
     items = load_greatest_good(statements) if given else Items(statements)
-    return ValueTracker(path, items.with_clusters(), [Pmf(greatest_good_framings(words))])
+    return ValueTracker(path, cluster(items), [Pmf(greatest_good_framings(words))])
 
 
 def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +22,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import InputError
-from workbench.files import table, text_of
+from workbench.files import atomic_write
+from workbench.textfiles import table, text_of
 from workbench.tokens import whole
 
 KINDS = ("statement", "question", "choice")
@@ -179,12 +179,6 @@ class Items(Sequence[Item]):
             kept = [item for item in kept if getattr(item, name) in wanted]
         return Items(kept)
 
-    def with_clusters(self, threshold: float = 0.8) -> Items:
-        """The same items, near-duplicates joined: see :func:`probes.values.defects.cluster`."""
-        from probes.values.defects import cluster
-
-        return cluster(self, threshold)
-
     def frame(self) -> pd.DataFrame:
         """One row per item, with the fields of :class:`Item` as columns."""
         return pd.DataFrame([{f.name: getattr(item, f.name) for f in fields(Item)} for item in self])
@@ -192,9 +186,9 @@ class Items(Sequence[Item]):
     def save_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write all fields (options and shares as JSON); :meth:`from_csv` gives the same items back."""
         path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+
+        def write(name: str) -> None:
+            with open(name, "w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(f.name for f in fields(Item))
                 for item in self:
@@ -202,10 +196,8 @@ class Items(Sequence[Item]):
                     row["options"] = json.dumps(item.options, ensure_ascii=False) if item.options else ""
                     row["shares"] = json.dumps(dict(item.shares), ensure_ascii=False) if item.shares else ""
                     writer.writerow(row.values())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+
+        atomic_write(path, write)
         return path
 
     @classmethod

@@ -26,7 +26,7 @@ import torch
 import workbench
 from probes.values.answers import LOW_MASS, LowMass, Turn, answer_logprobs, answer_pieces
 from probes.values.framings import OFFERED, STANCES
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, ReadingError
 
 Judge = Callable[[list[str]], Any]

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.anatomy import TOLERANCE, text_config
-from workbench.engines.hooks import StopForward, hooked, neutral, run, untouched
+from workbench.engine.hooks import StopForward, hooked, neutral, run, untouched
 from workbench.inputs import Batch, Prompt, collate, plan
 from workbench.reader import Reader, Run, halving, observe_batch, settle, token_budget
 from workbench.reading import Reading

@@ -16,7 +16,7 @@ import workbench
 from probes.values.answers import Asker, Turn
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
-from workbench.engines.hooks import neutral, untouched
+from workbench.engine.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
 

@@ -24,7 +24,7 @@ import xarray as xr
 from probes.values.items import columns
 from probes.values.parts import read_all
 from workbench.errors import InputError, ReadingError
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 
 FORMAT, VERSION = "latent-workbench values", 1
 STANCES = ("support", "neutral", "oppose", "uncommitted")
@@ -151,7 +151,7 @@ class ValueTracker:
         file = self._file(step, instrument)
         (self.path / file).parent.mkdir(exist_ok=True)
         kept = data.drop_attrs().assign_attrs(name=instrument.name, settings=instrument.settings)
-        write_whole(self.path / file, lambda name: kept.to_netcdf(name, engine="h5netcdf"))
+        atomic_write(self.path / file, lambda name: kept.to_netcdf(name, engine="h5netcdf"))
         own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
         own["failed"] = ""
         self._save()
@@ -298,7 +298,7 @@ class ValueTracker:
 
     def _save(self) -> None:
         text = json.dumps(self.about, indent=1)
-        write_whole(self.path / "track.json", lambda name: Path(name).write_text(text))
+        atomic_write(self.path / "track.json", text)
 
 
 def brief(keys: Sequence[str]) -> dict[str, str]:

@@ -13,12 +13,13 @@ import xarray as xr
 import workbench
 from lenses import EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States
 from lenses.latent import ContextIndex, logit_agreement
+from lenses.latent.hubness import hubness
 from lenses.latent.senses import senses
 from workbench.figures import chart
 from workbench.organisms.story.grammar import stories
 from workbench.reading import Reading
 from workbench.variables import ROLES, about, completed, controls_of, described, lacking
-from workbench.widgets import base, packing
+from workbench.widgets import dispatch, packing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workbench"))
 from synthetic import embedding_lens, logit_attribution, logit_lens
@@ -60,7 +61,7 @@ RESULTS = {
     "latent": lambda story, index: read(story, LatentLens(index)),
     "latent, bare": lambda story, index: read(story, LatentLens(index, floors=False)),
     "search": lambda story, index: index.search(np.random.default_rng(0).normal(size=(3, story.d_model))),
-    "hubness": lambda story, index: index.hubness(calibrations=["none", "csls"]),
+    "hubness": lambda story, index: hubness(index, calibrations=["none", "csls"]),
     "agreement": agreement,
     "senses": lambda story, index: senses(story, queries=10, corpus=40),
 }
@@ -135,7 +136,7 @@ def test_a_grid_of_a_third_party_is_a_metric_of_the_explorer():
     known = packer.head()["variables"]
     assert known["celerity"]["name"] == "speed" and known["celerity"]["colours"] == "reversed"
     assert known["celerity"]["nulls"] == ["quiet"] and known["quiet"]["role"] == "null"
-    assert "speed of the state" in base.static_html(speed_lens())
+    assert "speed of the state" in dispatch.static_html(speed_lens())
     both = logit_lens(lengths=(5, 5), layers=4).merge(speed_lens()[["celerity", "quiet"]], compat="override")
     assert packing.Packer("x", both).metrics[-1] == "celerity", "beside those of a lens with tokens"
 
@@ -152,7 +153,7 @@ def test_what_says_nothing_is_called_by_its_bare_names(make):
     chart(data)
     score = next(n for n in ("logprob", "cosine", "contribution") if n in data)
     assert told[score].attrs["long_name"] == score and packing.Packer("x", data).metrics
-    base.static_html(data)
+    dispatch.static_html(data)
 
 
 def test_suffixes_tell_the_controls_of_what_says_nothing():

@@ -23,6 +23,7 @@ from tiny import prompts, tiny
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States
 from lenses.latent import logit_agreement
+from lenses.latent.hubness import hubness
 from lenses.latent.search import CALIBRATIONS
 from probes.routing import RoutingTracer, contributions, effects, functional, intervene, measures, regret, shared, trace
 from probes.routing import adapters as adapting
@@ -150,7 +151,7 @@ def latent(device: str, folder: Path) -> Any:
     workbench.read(model, TEXTS, held, progress=False)
     queries = held.found.flatten(0, -2)
     queries = queries[~queries.isnan().any(1)].to(device)
-    found += [index.search(queries, 4), index.hubness(queries)]
+    found += [index.search(queries, 4), hubness(index, queries)]
     found += [index.search(queries.cpu(), 4, device=device)]
     pair = workbench.read(model, TEXTS, [LatentLens(index), LogitLens()], progress=False)
     found.append(logit_agreement(*pair).data)

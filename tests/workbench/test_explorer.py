@@ -23,7 +23,7 @@ from lenses import attribution
 from workbench.errors import InputError, ReadingError
 from workbench.tokens import visible
 from workbench.variables import described
-from workbench.widgets import base, payload
+from workbench.widgets import dispatch, payload
 from workbench.widgets import packing as P
 from workbench.widgets.explorer import MODULE, explore, static_html
 from workbench.widgets.page import to_html
@@ -388,13 +388,13 @@ def test_what_is_refused_is_named():
     two.selection = {"target": 1}
     with pytest.raises(InputError, match=r"LogitLens has 2, from 0 on: ·Paris, ·Rome"):
         two.selection = {"target": 2}
-    for make in (base.explore, lambda *a, **k: base.to_html(*a, "x.html", **k)):
+    for make in (dispatch.explore, lambda *a, **k: dispatch.to_html(*a, "x.html", **k)):
         with pytest.raises(InputError, match="no option 'foo'.*top_k"):
             make(logit_lens(), foo=1)
     with pytest.raises(InputError, match="No explorer fits this reading: it holds"):
-        base.explore(logit_lens()[["target_id"]].drop_attrs())
+        dispatch.explore(logit_lens()[["target_id"]].drop_attrs())
     with pytest.raises(InputError, match=r"3 is no reading \(its type is int\)"):
-        base.explore(3)
+        dispatch.explore(3)
 
 
 def test_a_prompt_is_sent_when_it_is_asked_for(monkeypatch):

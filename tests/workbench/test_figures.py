@@ -19,7 +19,7 @@ from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 from lenses.latent.lens import VARIABLES
 from workbench.errors import InputError
 from workbench.figures import CHARTS, ExportError, Figure, chart
-from workbench.figures.export import browser
+from workbench.figures.drawing import browser
 from workbench.figures.source import Source
 from workbench.variables import described
 

@@ -31,8 +31,9 @@ import workbench
 from workbench.errors import InputError
 from workbench.figures import Figure, drawing, naming, paper, theme, titles
 from workbench.figures.charts import charts
-from workbench.figures.export import LIMIT, browser, size
+from workbench.figures.drawing import browser
 from workbench.figures.naming import name_points
+from workbench.figures.output import LIMIT, size
 from workbench.figures.titles import broken, fitted
 from workbench.reading import Reading
 

@@ -20,7 +20,7 @@ from workbench.errors import InputError
 from workbench.figures import chart
 from workbench.figures.caption import plain
 from workbench.variables import described
-from workbench.widgets import base, packing, page
+from workbench.widgets import dispatch, packing, page
 
 WHERE = ("prompt", "layer", "position")
 SAID = "sink: norm beyond 20 x the layer's median"
@@ -128,15 +128,15 @@ def test_the_table_of_neighbours_says_sink_p_and_q(tmp_path):
             "const { model } = document.getElementById('explorer'); setTimeout(() => model.set('selection', "
             f"{{ ...model.get('selection'), prompt: 1, layer: {layer}, position: 3, rank: 2 }}), 300);"
         )
-        dom, console = load(base.to_html(data, tmp_path / f"{layer}.html", kind="neighbours"), script)
+        dom, console = load(dispatch.to_html(data, tmp_path / f"{layer}.html", kind="neighbours"), script)
         assert not console
         said = re.search(r'aria-label="the chosen neighbour".*?</section>', dom, re.DOTALL)[0]
         p = float(data["similarity_p"].sel(prompt=1, layer=layer, position=3))
         assert f"p of the nearest {p:.4f}" in said and f"q of the nearest {p:.4f}" in said
         assert (SAID in said) == sink
-    table = base.static_html(data, "neighbours")
+    table = dispatch.static_html(data, "neighbours")
     assert "p of the nearest" in table and "q of the nearest" in table
-    assert "of the nearest" not in base.static_html(neighbours(), "neighbours")
+    assert "of the nearest" not in dispatch.static_html(neighbours(), "neighbours")
 
 
 # ---------------------------------------------------------------- dimensions
@@ -215,7 +215,7 @@ def test_tokens_below_a_map_of_belief_are_all_there_or_none(places, numbered, tm
         "const { model } = document.getElementById('explorer');"
         "setTimeout(() => model.set('selection', { ...model.get('selection'), node: 'a' }), 300);"
     )
-    dom, _ = load(base.to_html(data, tmp_path / "x.html"), script)
+    dom, _ = load(dispatch.to_html(data, tmp_path / "x.html"), script)
     names = re.search(r'class="wx-heat-names".*?class="wx-heat-title">([^<]*)<', dom, re.DOTALL)
     shown = re.findall(r">([^<>]+)</div>", names[0].split('class="wx-heat-title"')[0])
     if numbered:

@@ -20,7 +20,7 @@ from workbench.figures.source import short_name
 from workbench.variables import CONTROLS, called, controls_of
 
 if TYPE_CHECKING:
-    from workbench.figures.export import Figure
+    import plotly.graph_objects as go
 
 # Settings of these names are about a control; its variables tell of it, and they only where variables tell nothing.
 SETTINGS = {*CONTROLS, "level", *(f"{what}{s}" for what in ("null", "floor", "control", "interval") for s in ("", "s"))}
@@ -36,7 +36,7 @@ SYMBOLS = {
 LETTERS = re.compile("[\x20-\x7e\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]")  # T1 has these
 
 
-def caption(figure: Figure, of: Any = None, date: bool = False) -> str:
+def caption(figure: go.Figure, of: Any = None, date: bool = False) -> str:
     """See `Figure.caption`."""
     known = _known(figure, of, date)
     shown = _shown(figure, known)
@@ -44,7 +44,7 @@ def caption(figure: Figure, of: Any = None, date: bool = False) -> str:
 
 
 def captions(
-    figures: Sequence[Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
+    figures: Sequence[go.Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
 ) -> str:
     """One paragraph for several panels; what they have in common is said once."""
     given = list(of) if of is not None else [None] * len(figures)
@@ -119,7 +119,7 @@ def plain(text: str) -> str:
     return unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", re.sub(r"<br ?/?>", " ", text)))
 
 
-def _known(figure: Figure, of: Any, date: bool) -> dict[str, Any]:
+def _known(figure: go.Figure, of: Any, date: bool) -> dict[str, Any]:
     if of is not None:
         found = about(of)
     else:
@@ -133,14 +133,14 @@ def _known(figure: Figure, of: Any, date: bool) -> dict[str, Any]:
     return found if date else {k: v for k, v in found.items() if k != "date"}
 
 
-def _shown(figure: Figure, known: dict[str, Any]) -> str:
+def _shown(figure: go.Figure, known: dict[str, Any]) -> str:
     """The figure's own title, less what the rest of the caption says."""
     text = plain(str(figure.layout["title"].text or ""))
     parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
     return ", ".join(parts)
 
 
-def _notes(figure: Figure) -> list[str]:
+def _notes(figure: go.Figure) -> list[str]:
     """What did not fit into the figure."""
     meta = figure.layout["meta"]
     numbered = isinstance(meta, dict) and (meta.get("workbench") or {}).get("numbered")
@@ -151,7 +151,7 @@ def _sentence(text: str) -> str:
     return latex(text[:1].upper() + text[1:]) + "." if text else ""
 
 
-def _origin(known: dict[str, Any], figure: Figure) -> list[str]:
+def _origin(known: dict[str, Any], figure: go.Figure) -> list[str]:
     meta = figure.layout["meta"]
     meta = (meta.get("workbench") or {}) if isinstance(meta, dict) else {}
     shows, own = meta.get("shows"), list(meta.get("controls", []))

@@ -248,6 +248,14 @@ class Source:
         """Those of them that were measured, and are no control of another."""
         return [name for name in self.grids() if self.data[name].attrs["role"] == "value"]
 
+    def by_component(self) -> list[str]:
+        """Values over positions and parts of the model, such as contributions to a logit."""
+        return [
+            str(name)
+            for name, v in self.data.data_vars.items()
+            if {"prompt", "position", "component"} <= set(v.dims) and v.dtype.kind == "f" and v.attrs["role"] == "value"
+        ]
+
 
 def short_name(model: str) -> str:
     return PurePath(model).name if PurePath(model).is_absolute() else model

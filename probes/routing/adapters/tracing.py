@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from probes.routing.tracer import document_labels
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import hooked
+from workbench.engine.hooks import hooked
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Positions
 from workbench.model import Model, load

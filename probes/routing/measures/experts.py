@@ -235,7 +235,7 @@ def routed_blocks(model: Model) -> list[int]:
 
 def router_rows(model: Model, block: int) -> np.ndarray:
     """[experts, width] the router's matrix; Refused where it has none of that shape."""
-    from workbench.moe import moe_of
+    from workbench.anatomy.moe import moe_of
 
     layer = moe_of(model, block)
     if layer.router:

@@ -195,7 +195,7 @@ def reordering(source: Reading | Trace, model: Any = None, *, draws: int = 500, 
 
 def selection_bias(model: Any, block: int) -> np.ndarray | None:
     """[experts] what a router adds to its scores for the selection alone; None where there is no such thing."""
-    from workbench.moe import moe_of
+    from workbench.anatomy.moe import moe_of
 
     layer = moe_of(model, block)
     if not layer.router:

@@ -11,7 +11,7 @@ from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 from workbench.figures.source import short_name
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from probes.values.figures.stances import _figure
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 from workbench.figures.naming import name_points
 
 GREY = "#8c8c8c"

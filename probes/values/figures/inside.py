@@ -13,7 +13,7 @@ from probes.values.figures.stances import _figure
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 
 TOP = 84
 """Room for a title above the titles of panels."""

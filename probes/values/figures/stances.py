@@ -13,7 +13,7 @@ from probes.values.explorer import SIDES
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 
 
 def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:

@@ -20,8 +20,9 @@ from probes.values.framings import OFFERED, Framing, letter_framings, scale_fram
 from probes.values.white.groups import Groups, units_of
 from probes.values.white.measured import axes, measured
 from workbench.errors import InputError, ReadingError
+from workbench.files import atomic_write
 from workbench.inputs import in_head
-from workbench.reading import Reading, write_whole
+from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
 
@@ -273,7 +274,7 @@ class WhiteBox(Asker):
             about = {"fingerprint": model.fingerprint, "items": digest, "settings": self.settings}
             base = xr.Dataset({"states": states}, attrs=about)
             if self._file is not None:
-                write_whole(self._file, lambda name: base.to_netcdf(name, engine="h5netcdf"))
+                atomic_write(self._file, lambda name: base.to_netcdf(name, engine="h5netcdf"))
         if base.attrs.get("items") != digest or base.attrs.get("settings") != self.settings:
             where = f" in {self._file}" if self._file else ""
             raise InputError(

@@ -15,8 +15,8 @@ import workbench
 from probes.routing import RoutingTracer, figures, intervene, interventions
 from probes.routing.interventions import document_nll, effect, effects, regret
 from workbench import stats
+from workbench.anatomy.moe import record
 from workbench.errors import InputError, Refused
-from workbench.moe import record
 from workbench.organisms.polyglot import twins
 from workbench.stats import sign_flip_p
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from probes.values import items as sets
-from probes.values.defects import KINDS, cluster, damage, defects, similarity
+from probes.values.defects import KINDS, damage, defects
+from probes.values.duplicates import cluster, similarity
 from probes.values.instruments import Pmf
 from probes.values.items import Item, Items
 from probes.values.tracker import ValueTracker
@@ -197,7 +198,7 @@ def test_own_items_are_balanced_and_clean() -> None:
     assert {i.licence for i in own} == {"CC0-1.0"} and len({i.text for i in own}) == len(own)
     report = defects(own)
     assert not report, str(report)
-    assert own.with_clusters() == own
+    assert cluster(own) == own
 
 
 def test_vprism_sample(data: Path) -> None:
@@ -213,7 +214,7 @@ def test_vprism_sample(data: Path) -> None:
     assert not found["either/or"] and not found["contradicting keys"]
     assert len(report.frame()) == len(report) == 12
     assert "14 / 15" in str(report) and "U+FFFD" in str(report) and "18 of them not keyed" in str(report)
-    joined = read.with_clusters()
+    joined = cluster(read)
     assert {i.cluster for i in joined if i.item_id in ("0", "2", "49")} == {"0"} and joined.by_id("10").cluster == "10"
 
 
