@@ -125,6 +125,7 @@ def table(reading: Any) -> None:
 def _values(source: Any, first: str, more: list[str], lasts: list[int], where: dict[str, int]) -> None:
     """One value at the last positions, layer by layer, with the others behind it; their nulls in brackets."""
     from workbench.tokens import visible
+    from workbench.variables import aimed
 
     data, axis = source.data, source.depth
     target = visible(source.targets(0, 0)[where["target"]]) if where else "target"
@@ -139,7 +140,7 @@ def _values(source: Any, first: str, more: list[str], lasts: list[int], where: d
         place = {"prompt": p, axis: i, "position": lasts[p], **where}
         return told(first, place), " ".join(told(name, place) for name in more)
 
-    names = ", ".join(source.title(name) for name in (first, *more)).replace("target", target)
+    names = aimed(", ".join(source.title(name) for name in (first, *more)), target)
     null = "; in brackets: the null" if any(source.controls(name, "null") for name in (first, *more)) else ""
     _print(data, f"{source.reader}: {names} at the last position{null}", axis, cell)
 
@@ -200,6 +201,7 @@ def _parts(source: Any, value: str, target: int, lasts: list[int]) -> None:
     import numpy as np
 
     from workbench.tokens import visible
+    from workbench.variables import aimed
 
     data = source.data.isel(target=target) if "target" in source.data.dims else source.data
     null = next(iter(source.controls(value, "null")), None)
@@ -214,7 +216,7 @@ def _parts(source: Any, value: str, target: int, lasts: list[int]) -> None:
         return str(data["component"].values[c]), f"{rows[p][c]:+.2f}" + (f" ({mean[c]:+.2f})" if null else "")
 
     of = visible(str(data["target"].item())) if "target" in data.coords else "the top token"
-    what, beside = source.called(value).replace("target", of), f" ({source.called(null, short=True)})" if null else ""
+    what, beside = aimed(source.called(value), of), f" ({source.called(null, short=True)})" if null else ""
     title = f"{source.reader}: parts that stand out in the {what} at the last position{beside}"
     _print(data, title, "", part, [str(count - i) for i in range(count)])
 

@@ -93,7 +93,7 @@ def _controls(data: Any) -> dict[str, list[str]]:
             kind = "interval" if role in ("low", "high") else role
             for own in (data[n] for n in names):
                 if own.dtype.kind != "f" or not np.isnan(own.values).all():
-                    said.append(f"{kind}: {called(own)}")
+                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}")
                 elif own.attrs.get("reason"):
                     said.append(f"no {kind}: {own.attrs['reason']}")
         if said:

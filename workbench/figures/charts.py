@@ -18,6 +18,7 @@ from workbench.figures import theme
 from workbench.figures.cells import SMALLEST, fit_cells, ink
 from workbench.figures.figure import Figure
 from workbench.figures.source import Source
+from workbench.variables import aimed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,7 +89,7 @@ def heatmap(
     width = float(np.clip(130 + 46 * len(inputs), 420, 1400))
     said = source.title(value)
     if "target" in data[value].dims:
-        said = said.replace("target", source.aim(source.target(target, prompt), prompt))
+        said = aimed(said, source.aim(source.target(target, prompt), prompt))
     framed = [f"dotted frame: {source.sink_said}"] if _frame(figure, source.sinks(prompt)) else []
     figure.update_layout(
         title_text=tokens.plotly(_title(source, ", ".join(filter(None, [said, *framed])), prompt)), width=width,
@@ -426,7 +427,7 @@ def attribution(
         title_text=source.title(value), zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
     )
     targets = source.targets(prompt, at)
-    said = source.called(value).replace("target", tokens.visible(targets[min(index, len(targets) - 1)]))
+    said = aimed(source.called(value), tokens.visible(targets[min(index, len(targets) - 1)]))
     if total and source.has(total):
         said += f", in all {float(pick(total)):.3g}"
     if "target" in data[value].dims and len(targets) > 1:
@@ -545,7 +546,8 @@ def shows(figure: Figure, *names: str, controls: Sequence[str] = ()) -> Figure:
     """Note which variables a figure shows, and what it says itself of how sure they are (a band): for its caption."""
     meta: Any = figure.layout["meta"] if isinstance(figure.layout["meta"], dict) else {}
     own = {"shows": list(names), "controls": list(controls)}
-    return figure.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), **own}})
+    figure.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), **own}})
+    return figure
 
 
 def heading(source: Source, what: str) -> str:

@@ -95,7 +95,8 @@ class Source:
         known = self.values()
         if of in known:
             return str(of)
-        return next((n for n in known if self.controls(n, "null") or "target" in self.data[n].dims), None)
+        compared = [n for n in known if self.controls(n, "null")]
+        return next((n for n in [*compared, *known] if n in compared or "target" in self.data[n].dims), None)
 
     def text(self, token: int) -> str:
         """Raw text of a token id; "" for -1 (no token); "#123" where the reading holds no text for it."""

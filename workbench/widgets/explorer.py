@@ -17,6 +17,7 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError, missing
 from workbench.figures import colours
+from workbench.variables import aimed
 from workbench.widgets import packing
 from workbench.widgets.base import AS_IT_IS, Outlived, slim
 from workbench.widgets.packing import Packer, every, gridded
@@ -335,7 +336,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         left_out.append(f"the last {len(columns)} of {len(real)} positions")
     if (count := data.sizes["prompt"]) > 1:
         left_out.append(f"prompt {prompt} of {count}")
-    what = source.called(str(score)).replace("target", _whose(source, prompt)) if numbers else "top token"
+    what = aimed(source.called(str(score)), _whose(source, prompt)) if numbers else "top token"
     said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
     if score:
         said += f" (colour: {source.called(score, short=True)} {low:.2f} to {high:.2f})"

@@ -1,5 +1,5 @@
 // The lens explorer: tokens x layers of one or several readings side by side, one cell at a time in detail.
-// One module, no dependency, no network.  The notebook widget and the offline page both load this file.
+// One module, no dependency, no network: loaded by the notebook widget and the offline page.
 //
 //   model.get("packed")      what packing.py packs, as bytes; in a page model.get("payload").packed, as base64
 //   model.get("selection")   see explorer.py; written back on every choice, followed when Python sets it
@@ -249,7 +249,7 @@ class View {
     const { name, units } = this.about(metric);
     return `${this.named(name, at, target)} ${this.say(this.value(metric, row, at, target), metric)}${units && " " + units}`;
   }
-  named(name, at, target) { return name.replace("target", () => this.aim(at, target)); }
+  named(name, at, target) { return name.replace(/\btarget\b/, () => this.aim(at, target)); }
   target(wanted) { return clamp(wanted, 0, Math.max(this.targets.length - 1, 0)); }
   // The target at a place: one that was asked for, or the token that is on top in the end.
   aim(at, target) { return short(this.targets[target] ?? this.text(this.find((this.prompt.target || [])[at]))) || "target"; }
