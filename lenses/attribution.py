@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from workbench.model import Model
 
 VARIABLES = {
-    "contribution": about("contribution to the logit of target", "logits", scale="diverging", sums_to="logit"),
+    "contribution": about("contribution to the logit of target", scale="diverging", sums_to="logit"),
     "contribution_mean": about(
-        "mean contribution over positions", "logits", role="null", of="contribution", short_name="mean over positions"
+        "mean contribution over positions", role="null", of="contribution", short_name="mean over positions"
     ),
-    "logit": about("logit of target", "logits"),
-    "remainder": about("logit of target less its contributions: rounding", "logits", scale="diverging"),
+    "logit": about("logit of target"),
+    "remainder": about("logit of target less its contributions: rounding", scale="diverging"),
     "component": about("part of the model", role="label", of="contribution"),
     "target_id": about("target", role="label", of="logit"),
     "target": about("target", role="label", of="target_id"),

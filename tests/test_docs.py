@@ -33,7 +33,9 @@ DOCS = ROOT / "docs"
 
 # ---------------------------------------------------------------- code
 
-WITH_CODE = ["index.md", "reading.md", "figures.md", "add/lens.md", "add/probe.md", "add/instrument.md"]
+WITH_CODE = [
+    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/instrument.md",
+]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
@@ -106,6 +108,19 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_code_prints_what_is_shown(run, name):
     run(name)
+
+
+def test_the_page_of_the_vocabulary_tells_all_of_it():
+    from workbench.variables import CONTROLS, FIELDS, ROLES, SCALES
+
+    text = (DOCS / "vocabulary.md").read_text("utf-8")
+    head, roles, _, rest = re.split(r"(?m)^## (?:Roles|Scales|Names that are given)\n", text)
+    rows = {row[0]: row[1:] for row in re.findall(r"(?m)^\| `([\w-]+)` \|(?: `(\w+)` \|| +\|)? (.*) \|$", text)}
+    assert set(FIELDS) <= set(re.findall(r"(?m)^\| `(\w+)` \|", head))
+    assert {name: rows[name][1] for name in ROLES} == ROLES
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", roles)) == set(ROLES)
+    assert {name: suffix for name, (suffix, _) in rows.items() if suffix} == {name: f"_{name}" for name in CONTROLS}
+    assert {name: rows[name][1] for name in SCALES} == SCALES
 
 
 def test_all_pages_with_code_are_run():

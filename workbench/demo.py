@@ -7,6 +7,7 @@ with it, each with an organism of its own.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import shlex
@@ -27,14 +28,8 @@ PLAIN_PROMPTS = (
 )
 """For a user's own model: the first is a story, the second a fact, the last a count."""
 SHOWN_LAYERS = 4
-FIGURES = {  # reader and kind of chart -> what it shows
-    ("logit", "heatmap"): "The token that each state would say if the model stopped there; the lighter, the surer.",
-    ("logit", "trajectory"): "The final token's log-probability, layer by layer.",
-    ("logit", "curves"): "Over all prompts: the rank of the final token, and the entropy of what a state would say.",
-    ("embedding", "heatmap"): "The input embedding that lies nearest to each state.",
-    ("embedding", "floors"): "How near that is, beside what random directions and shuffled prompts reach.",
-    ("attribution", "attribution"): "What each part added to the final token's logit; lines: what it adds anywhere.",
-}
+SHOWN_CHARTS = 3
+"""Of each reading."""
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -153,6 +148,19 @@ def _lenses(named: dict[str, Reading]) -> str:
     return f"Tokens and layers of every prompt: {', '.join(names)}{beside}. Click a cell; / searches, p pins."
 
 
+def _charts(named: dict[str, Reading]) -> dict[tuple[str, str], str]:
+    """(reader, kind) -> what the chart shows: those that fit, first those that were made for such a reading."""
+    from workbench.figures.charts import CHARTS, charts
+
+    known, found = charts(), {}
+    for name, reading in named.items():
+        fitting = sorted((k for k, c in known.items() if not c.lacks(reading.data)), key=lambda k: k in CHARTS)
+        for kind in fitting[:SHOWN_CHARTS]:
+            said = " ".join((inspect.getdoc(known[kind].function) or kind).split("\n\n")[0].split())
+            found[name, kind] = f"{name}: {said[:1].lower()}{said[1:]}"
+    return found
+
+
 def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
     """Figures as svg and pdf, and what each shows; where nothing can draw them, a line that says how to get them."""
     from workbench.figures.drawing import browser
@@ -163,9 +171,7 @@ def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], lis
             "install chromium` or, without root rights, `plotly_get_chrome`, and run this again)"
         ]
     written: dict[Path, str] = {}
-    for (name, kind), said in FIGURES.items():
-        if name not in named:
-            continue
+    for (name, kind), said in _charts(named).items():
         figure = named[name].figure(kind)
         try:
             for suffix in ("pdf", "svg"):
@@ -182,11 +188,10 @@ def _live_figures(named: dict[str, Reading], out: Path) -> Path:
     from workbench.figures.titles import fitted
 
     parts = []
-    for (name, kind), said in FIGURES.items():
-        if name in named:
-            figure = fitted(named[name].figure(kind))
-            drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
-            parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
+    for (name, kind), said in _charts(named).items():
+        figure = fitted(named[name].figure(kind))
+        drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
+        parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
     path = out / "figures.html"
     head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
     text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"

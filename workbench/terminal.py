@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "organism:story"
-TARGET = ("target_rank", "target_logprob", "target_logprob_null")
 SHOWN_PARTS = 6
 PROMPTS_ABREAST = 5
 
@@ -88,42 +87,62 @@ def describe(model: Any) -> None:
 
 def table(reading: Any) -> None:
     """What a reading says of the last position of every prompt, as tables; nothing for readings of other kinds."""
+    from workbench.figures.source import Source
     from workbench.tokens import visible
 
-    data = reading.data
-    name = data.attrs.get("reader", "reading")
+    source = Source(reading.data)
+    data, name, axis = source.data, source.reader, source.depth
+    if "input_id" not in data:
+        return
     lasts = [int((row >= 0).sum()) - 1 for row in data["input_id"].values]
-    axis = "layer" if "layer" in data.dims else "block"
-    if "token_id" in data:
-        score = next(s for s in ("logprob", "cosine", "similarity") if s in data)
-        texts = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
+    values = [n for n in source.values() if "rank" not in data[n].dims]
+    aimed = [n for n in values if "target" in data[n].dims]
+    if "token_id" in data and axis and (score := source.score):
+        log_prob = source.about(score).get("scale") == "log-prob"
 
         def top(p: int, i: int) -> tuple[str, str]:
             place = {"prompt": p, axis: i, "position": lasts[p], "rank": 0}
             value = float(data[score].isel(place))
-            value = math.exp(value) if score == "logprob" else value
-            return visible(texts.get(int(data["token_id"].isel(place)), "")), f"{value:.2f}"
+            value = math.exp(value) if log_prob else value
+            return visible(source.text(data["token_id"].isel(place).item())), f"{value:.2f}"
 
-        said = "probability" if score == "logprob" else score
+        said = "probability" if log_prob else source.called(score, short=True)
         _print(data, f"{name}: top token at the last position, with its {said}", axis, top)
-    for t in range(data.sizes.get("target", 0)) if "target_rank" in data else ():
-
-        def followed(p: int, i: int, t: int = t) -> tuple[str, str]:
-            place = {"prompt": p, axis: i, "position": lasts[p], "target": t}
-            rank, logprob, null = (data[v].isel(place).item() for v in TARGET)
-            return f"{rank}", f"{logprob:.2f}" + ("" if math.isnan(null) else f" ({null:.2f})")
-
-        token = visible(str(data["target"].values[t]))
+    elif axis and values and not aimed:  # a lens without tokens
+        _values(source, values[0], values[1:], lasts, {})
+    for t in range(data.sizes["target"]) if aimed else ():
         print()
-        _print(data, f"{name}: rank of {token} (0 = top), its log-probability (null) in nats", axis, followed)
-    if "contribution" in data:
+        _values(source, aimed[0], aimed[1:], lasts, {"target": t})
+    for value in source.by_component()[:1]:
         for t in range(data.sizes.get("target", 1)):
-            part = data.isel(target=t) if "target" in data.dims else data
             if t:
                 print()
-            _contributions(part, name, lasts)
+            _parts(source, value, t, lasts)
     if "usage_count" in data:
         _usage(data, name)
+
+
+def _values(source: Any, first: str, more: list[str], lasts: list[int], where: dict[str, int]) -> None:
+    """One value at the last positions, layer by layer, with the others behind it; their nulls in brackets."""
+    from workbench.tokens import visible
+    from workbench.variables import aimed
+
+    data, axis = source.data, source.depth
+    target = visible(source.targets(0, 0)[where["target"]]) if where else "target"
+
+    def told(name: str, place: dict[str, int]) -> str:
+        x = data[name].isel(place).item()
+        nulls = [data[n].isel(place).item() for n in source.controls(name, "null") if data[n].dims == data[name].dims]
+        text = f"{x}" if isinstance(x, int) else f"{x:.2f}"
+        return text + "".join(f" ({null:.2f})" for null in nulls if not math.isnan(null))
+
+    def cell(p: int, i: int) -> tuple[str, str]:
+        place = {"prompt": p, axis: i, "position": lasts[p], **where}
+        return told(first, place), " ".join(told(name, place) for name in more)
+
+    names = aimed(", ".join(source.title(name) for name in (first, *more)), target)
+    null = "; in brackets: the null" if any(source.controls(name, "null") for name in (first, *more)) else ""
+    _print(data, f"{source.reader}: {names} at the last position{null}", axis, cell)
 
 
 def _usage(data: Any, name: str, shown: int = 6) -> None:
@@ -143,17 +162,20 @@ def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int |
     from rich.text import Text
 
     from workbench import tokens
+    from workbench.figures.source import Source
 
+    source = Source(data)
+    score = str(source.score)
+    floors = {source.called(n, short=True): data[n].values for n in source.controls(score, "floor")}
     data = data.isel(prompt=prompt)
     data = data.isel(position=int((data["input_id"].values >= 0).sum()) - 1)
     table = Table(box=None, pad_edge=False, title_justify="left", title_style="")
     before = tokens.plain(str(data["prompt_text"].item()))
     table.title = Text(f"nearest contexts of the last token of: {before}")
-    for name in ("layer", "similarity", "from layer"):
+    for name in ("layer", source.called(score, short=True), "from layer"):
         table.add_column(name, justify="right")
     table.add_column("context", ratio=1)
     depth = "layer" if "layer" in data.dims else "block"
-    floors = [data[name].values for name in data if str(name).startswith("similarity_floor")]
     count = data.sizes[depth]
     shown = min(layers or count, count)
     for i in sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)}):
@@ -163,32 +185,39 @@ def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int |
                 continue
             start, end = int(one["char_start"]), int(one["char_end"])
             parts = [tokens.plain(t) for t in tokens.around(str(one["sentence"].item()), start, end, 40)]
-            value = float(one["similarity"])
-            above = all(value > floor[i] for floor in floors)
+            value = float(one[score])
+            above = all(value > floor[i] for floor in floors.values())
             table.add_row(
                 "" if rank else str(data[depth].values[i]), f"{value:.3f}{' ' if above else '-'}",
                 str(int(one["index_layer"])), Text.assemble(parts[0], (parts[1], "bold reverse"), parts[2]),
             )  # fmt: skip
     Console().print(table)
     if floors:
-        print("- : not above what random tokens or shuffled prompts reach at this layer")
+        print(f"- : not above what {' or '.join(floors)} reach at this layer")
 
 
-def _contributions(data: Any, name: str, lasts: list[int]) -> None:
-    """The parts that stand out most against their own mean."""
+def _parts(source: Any, value: str, target: int, lasts: list[int]) -> None:
+    """The parts that stand out most against their null, such as their own mean."""
+    import numpy as np
+
     from workbench.tokens import visible
+    from workbench.variables import aimed
 
-    mean = data["contribution_mean"].values
-    rows = [data["contribution"].values[p, last] for p, last in enumerate(lasts)]
+    data = source.data.isel(target=target) if "target" in source.data.dims else source.data
+    null = next(iter(source.controls(value, "null")), None)
+    mean = data[null].values if null else np.zeros(data.sizes["component"])
+    every = data[value].transpose("prompt", "position", "component").values
+    rows = [every[p, last] for p, last in enumerate(lasts)]
     order = [abs(row - mean).argsort()[::-1] for row in rows]
     count = min(SHOWN_PARTS, len(mean))
 
     def part(p: int, i: int) -> tuple[str, str]:
         c = order[p][count - 1 - i]
-        return str(data["component"].values[c]), f"{rows[p][c]:+.2f} ({mean[c]:+.2f})"
+        return str(data["component"].values[c]), f"{rows[p][c]:+.2f}" + (f" ({mean[c]:+.2f})" if null else "")
 
-    target = visible(str(data["target"].item())) if "target" in data.coords else "the top token"
-    title = f"{name}: parts that stand out in the logit of {target} at the last position (mean over positions)"
+    of = visible(str(data["target"].item())) if "target" in data.coords else "the top token"
+    what, beside = aimed(source.called(value), of), f" ({source.called(null, short=True)})" if null else ""
+    title = f"{source.reader}: parts that stand out in the {what} at the last position{beside}"
     _print(data, title, "", part, [str(count - i) for i in range(count)])
 
 

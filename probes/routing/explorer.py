@@ -291,7 +291,7 @@ def static(reading: Any, *, label: Any = None, **options: Any) -> str:
     if data.sizes["label"] > 1:
         said.append(f"one of {data.sizes['label']} labels")
     said.append(f"an even share is {1 / max(1, share.shape[1]):.1%}")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows, "share")
+    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows)
 
 
 VIEW = View(

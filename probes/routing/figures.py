@@ -45,12 +45,13 @@ def usage(table: xr.Dataset, label: Any = None, effects: Reading | None = None) 
     star = ", star: missed when dropped" if effects is not None else ""
     figure = _figure(table, f"{_one(names, i)}: share of slots (hatched: as by chance{star})")
     figure.add_heatmap(
-        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.stops("share"),
-        zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
+        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values],
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "share"}},
+        text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
         hovertemplate="block %{y}, expert %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
     if stars:
-        inks = np.array(ink(share, theme.stops("share"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
+        inks = np.array(ink(share, theme.stops("sequential"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
         figure.add_scatter(
             x=[e for _, e in stars], y=[str(blocks[b]) for b, _ in stars], mode="markers", hoverinfo="skip",
             marker={"symbol": "star", "size": 11, "color": [inks[at] for at in stars]}, showlegend=False,
@@ -124,7 +125,7 @@ def gate(table: xr.Dataset, label: Any = None) -> Figure:
     figure = _figure(table, f"{_one(names, i)}: entropy of the gate (1: undecided)")
     figure.add_heatmap(
         z=share, x=table["bin"].values, y=[str(b) for b in table["block"].values],
-        colorscale=theme.stops("share"), zmin=0, colorbar={"title": {"text": "tokens"}},
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "tokens"}},
         hovertemplate="block %{y}, %{x:.2f}: %{z:.1%} of tokens<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="entropy / ln E", range=[0, 1])
@@ -168,7 +169,7 @@ def divergence(table: xr.Dataset, block: int | None = None) -> Figure:
     units = table["jsd"].attrs.get("units", "nats")
     figure = _figure(table, f"JSD in block {blocks[at]} (ring: q < 0.05)")
     figure.add_heatmap(
-        z=values, x=names, y=names, colorscale=theme.stops("divergence"), zmin=0, colorbar={"title": {"text": units}},
+        z=values, x=names, y=names, colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": units}},
         text=np.where(sure & ~np.isnan(values), "○", ""), texttemplate="%{text}",
         hovertemplate=f"%{{y}} and %{{x}}: %{{z:.4f}} {units}<extra></extra>",
     )  # fmt: skip
@@ -272,7 +273,7 @@ def coactivation(table: xr.Dataset, block: int | None = None) -> Figure:
     reach = float(np.nanmax(np.abs(values), initial=0.1))
     figure = _figure(table, f"co-activation in block {blocks[at]} (0: as by their loads)")
     figure.add_heatmap(
-        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("lift"), zmin=-reach,
+        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("diverging"), zmin=-reach,
         zmax=reach, colorbar={"title": {"text": "bits"}}, hovertemplate="%{x} given %{y}: %{z:.2f} bits<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickformat="d")

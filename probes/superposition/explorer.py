@@ -211,7 +211,7 @@ def static(reading: Any, **options: Any) -> str:
     if len(best) < sum(map(bool, names)):
         said.append(f"{len(best)} of {sum(map(bool, names))} candidates")
     said.append(f"an even belief is {1 / max(1, sum(map(bool, names))):.2f}")
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "belief")
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
 
 
 VIEW = View(

@@ -62,7 +62,7 @@ def depths(table: xr.Dataset, title: str = "belief in the target") -> Figure:
     figure.add_heatmap(
         z=table["target_mean"].values, x=table["position"].values, y=[str(x) for x in table["layer"].values],
         zmin=0, zmax=1,
-        colorscale=theme.stops("belief"), colorbar={"title": {"text": "belief"}},
+        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
         hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="thoughts so far", tickvals=table["position"].values)
@@ -79,8 +79,9 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     count = data.sizes["prompt"]
     figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1))
     figure.add_heatmap(
-        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.stops("belief"),
-        colorbar={"title": {"text": "belief"}}, hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
+        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1,
+        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
+        hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="position", tickvals=data["position"].values)
     figure.update_yaxes(type="category", autorange="reversed")
@@ -199,7 +200,7 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
                 "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,
-                "color": shown, "colorscale": theme.stops("belief"), "cmin": 0, "cmax": 1, "showscale": True,
+                "color": shown, "colorscale": theme.stops("sequential"), "cmin": 0, "cmax": 1, "showscale": True,
                 "colorbar": {"title": {"text": "belief", "side": "right"}, "thickness": 10, "outlinewidth": 0},
                 "symbol": [symbol for _, symbol, _ in looks],
                 "line": {"width": [3 if name else 1 for name, *_ in looks], "color": [hue for *_, hue in looks]},

@@ -29,6 +29,8 @@ CALLED = {
     "keyed": "keyed stance", "drift": "keyed drift", "support": "support", "neutral": "neutral", "oppose": "oppose",
     "uncommitted": "uncommitted", "commitment": "commitment",
 }  # fmt: skip
+SIGNED = ("keyed", "drift")
+"""Measures to which zero means something."""
 
 
 def explore(
@@ -96,7 +98,10 @@ def payload(
         "baseline": int(drift.attrs["baseline"]) if drift is not None and "baseline" in drift.attrs else None,
         "topics": raw,
         "names": [clipped(tokens.plain(t)) for t in topics],
-        "measures": {name: measures[name] for name in CALLED if name in measures},
+        "measures": {
+            name: {**measures[name], "scale": "diverging" if name in SIGNED else "sequential"}
+            for name in CALLED if name in measures
+        },
         "stances": SIDES,
         "items": [sendable(i) for i in ids],
         "item_names": [clipped(tokens.plain(i)) for i in ids],
@@ -217,7 +222,7 @@ def static(readings: Any, **options: Any) -> str:
     if len(topics) < len(names) or len(steps) < len(checkpoints):
         said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(checkpoints)} checkpoints")
     head = ["topic", *(str(checkpoints[s]) for s in steps)]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "keyed")
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "diverging")
 
 
 VIEW = View(

@@ -15,9 +15,11 @@ from explored import neighbours
 from pages import load, needs_browser
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
+from lenses import embedding
 from workbench.errors import InputError
 from workbench.figures import chart
 from workbench.figures.caption import plain
+from workbench.variables import described
 from workbench.widgets import dispatch, packing, page
 
 WHERE = ("prompt", "layer", "position")
@@ -98,6 +100,7 @@ def test_the_lens_explorer_says_sink_p_and_q_in_the_detail(tmp_path):
     shape = [data.sizes[d] for d in WHERE]
     data["cosine_p"] = (WHERE, np.full(shape, 0.0123))
     data["cosine_q"] = (WHERE, np.full(shape, 0.0456))
+    data = described(data, embedding.VARIABLES)
     told = {}
     for depth in (3, 6):
         script = (
@@ -168,7 +171,7 @@ def test_more_targets_than_hues_are_counted():
 
 def test_what_shows_one_of_several_says_which():
     data = logit_lens(targets=[" Paris", " Rome"])
-    assert "log-prob of ·Rome (target 2 of 2)" in title(chart(data, value="target_logprob", target=1))
+    assert "log-probability of ·Rome (target 2 of 2)" in title(chart(data, value="target_logprob", target=1))
     assert "rank of ·Paris (target 1 of 2)" in title(chart(data, value="target_rank"))
     assert all("prompt 1 of 3" in title(chart(data, kind, prompt=1)) for kind in ("heatmap", "trajectory"))
     assert "(#4)" in title(chart(data, "trajectory", position=4))

@@ -421,17 +421,17 @@ def every(count: int, limit: int) -> Sequence[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, limit).round()})
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], of: str = "share") -> str:
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], scale: str = "sequential") -> str:
     """A static HTML table.
 
-    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of what ``of``
-    names in :mod:`workbench.figures.colours`.
+    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of a ``scale`` of
+    :mod:`workbench.figures.colours`.
     """
     style = "padding:1px 5px;text-align:left;white-space:nowrap;max-width:34em;overflow:hidden;text-overflow:ellipsis;"
 
     def cell(given: Any) -> str:
         text, share = given if isinstance(given, tuple) else (given, None)
-        tint = colours.cell(of, share) if share is not None else ""
+        tint = colours.cell(scale, share) if share is not None else ""
         return f'<td style="{style}{tint}"><bdi>{tokens.html(clipped(str(text)))}</bdi></td>'
 
     top = "".join(f'<th style="{style}"><bdi>{tokens.html(clipped(str(h)))}</bdi></th>' for h in head)

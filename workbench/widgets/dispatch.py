@@ -16,7 +16,7 @@ from workbench import plugins
 from workbench.errors import InputError
 from workbench.widgets import explorer, page
 from workbench.widgets.base import View, known_options, opened, this
-from workbench.widgets.packing import gridded
+from workbench.widgets.packing import COMPONENT, gridded
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,19 +68,19 @@ def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
     if isinstance(readings, list | tuple) and len(readings) == 1:
         readings = readings[0]
     several = isinstance(readings, list | tuple) or (isinstance(readings, Mapping) and not hasattr(readings, "dims"))
-    if kind == "lens" or (kind is None and (several or _has_cells(opened(readings)[0]))):
+    if kind == "lens" or (kind is None and (several or _has_cells(opened(readings)[0], tokens=True))):
         return None, readings
     if several:
         raise InputError(f"The explorer {kind!r} shows one reading at a time, and {len(readings)} were given.")
     data, known = opened(readings)[0], views()
     if kind is None:
         fitting = [view for view in known.values() if not view.lacks(data)]
-        if fitting:
-            return fitting[0], readings
+        if fitting or _has_cells(data):
+            return next(iter(fitting), None), readings
         needs = "; ".join(f"{name} needs {', '.join(view.needs)}" for name, view in known.items())
         raise InputError(
             f"No explorer fits {this(data)}: it holds "
-            f"{sorted(map(str, data.data_vars))}, but lens needs token_id over layers and positions; {needs}. "
+            f"{sorted(map(str, data.data_vars))}, but lens needs tokens or values over layers and positions; {needs}. "
             "Use .figure() or .frame() for it."
         )
     if kind not in known:
@@ -88,10 +88,13 @@ def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
     return known[kind], readings
 
 
-def _has_cells(data: xr.Dataset) -> bool:
-    """Whether there is what the lens explorer shows: tokens over depth and position, or parts over position."""
+def _has_cells(data: xr.Dataset, tokens: bool = False) -> bool:
+    """Whether there is what the lens explorer shows: values over depth and position, or over parts and position.
+
+    ``tokens``: whether it was made for just that: there are tokens, or parts, besides.
+    """
     try:
-        gridded(data)
+        source = gridded(data)
     except InputError:
         return False
-    return True
+    return not tokens or source.depth == COMPONENT or source.has("token_id")

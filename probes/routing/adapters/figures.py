@@ -52,7 +52,7 @@ def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str
     title = f"{short_name(str(table.attrs.get('model', '')))} · {whose} of adapters (dot: as by chance)"
     figure.update_layout(template="workbench", title_text=tokens.plotly(title))
     figure.add_heatmap(
-        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("share"),
+        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("sequential"),
         zmin=0, colorbar={"title": {"text": what}}, text=marks, texttemplate="%{text}",
         hovertemplate="%{y}, %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip

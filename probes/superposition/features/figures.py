@@ -44,14 +44,14 @@ def gram(data: xr.Dataset, sparsity: float | None = None) -> Figure:
     most = max(1.0, float(np.nanmax(np.where(norm > 0.1 * norm.max(), data["interference"].values, 0))))
     figure = _figure(data, title)
     figure.add_heatmap(
-        z=np.round(table, 4), x=names, y=names, colorscale=theme.stops("gram"), zmid=0, xaxis="x", yaxis="y",
+        z=np.round(table, 4), x=names, y=names, colorscale=theme.stops("diverging"), zmid=0, xaxis="x", yaxis="y",
         colorbar={"title": {"text": "W_i · W_j"}, "x": 1.02, "y": 0.76, "len": 0.48},
         hovertemplate="features %{y}, %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     figure.add_bar(
         y=names, x=data["norm"].values, orientation="h", xaxis="x2", yaxis="y", showlegend=False,
         marker={
-            "color": data["interference"].values, "colorscale": theme.stops("interference"), "cmin": 0, "cmax": most,
+            "color": data["interference"].values, "colorscale": theme.stops("sequential"), "cmin": 0, "cmax": most,
             "colorbar": {"title": {"text": "interference", "side": "right"}, "x": 1.02, "y": 0.24, "len": 0.48,
                          "thickness": 10, "outlinewidth": 0},
         },

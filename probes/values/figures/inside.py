@@ -39,7 +39,7 @@ def margins(table: xr.Dataset, *, drift: bool = False, columns: int = 3) -> Figu
     reach = float(np.nanmax(np.abs(value), initial=1e-6))
     for t, at in enumerate(places):
         figure.add_heatmap(
-            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.stops("margin"), showscale=t == 0,
+            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.stops("diverging"), showscale=t == 0,
             colorbar={"title": {"text": "log-odds (nats)"}}, texttemplate="%{text}",
             text=np.where(beyond[t] | np.isnan(value[t]), "", "///").T, textfont={"size": 8},
             hovertemplate=f"{tokens.plotly(topics[t])}, layer %{{y}} at %{{x}}: %{{z:+.3f}}<extra></extra>", **at,
@@ -172,10 +172,9 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Figure:
     x, y = [str(c) for c in table["checkpoint"].values], tokens.labels(table["module"].values, 60)
     figure = _figure(titles[value])
     reasons = table["reason"].transpose("module", "checkpoint").values
-    name = "cosine of updates" if value == "cosine" else value
     figure.add_heatmap(
-        z=z, x=x, y=y, colorscale=theme.stops(name), zmin=-1 if value == "cosine" else 0,
-        zmax=1 if value == "cosine" else None, customdata=reasons,
+        z=z, x=x, y=y, colorscale=theme.stops("diverging" if value == "cosine" else "sequential"),
+        zmin=-1 if value == "cosine" else 0, zmax=1 if value == "cosine" else None, customdata=reasons,
         hovertemplate="%{y} at %{x}: %{z:.4g} %{customdata}<extra></extra>", hoverongaps=False,
         colorbar={"title": {"text": value}},
     )  # fmt: skip

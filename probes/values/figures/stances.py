@@ -97,7 +97,7 @@ def drifts(table: xr.Dataset) -> Figure:
     y = tokens.labels(table["topic"].values)
     reach = float(np.nanmax(np.abs(value), initial=0.05))
     figure.add_heatmap(
-        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.stops("drift"),
+        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.stops("diverging"),
         colorbar={"title": {"text": "drift"}},
         text=np.where(beyond | np.isnan(value), "", "///"), texttemplate="%{text}", textfont={"size": 16},
         hovertemplate="%{y} at %{x}: %{z:+.3f}<extra></extra>",
