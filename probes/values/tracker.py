@@ -117,7 +117,7 @@ class ValueTracker:
             loaded: tuple[int, Any] | None = None
             for step, source, instrument in todo:
                 own = self.about["checkpoints"].setdefault(
-                    str(step), {"source": called(source), "read": {}, "failed": ""}
+                    str(step), {"source": _named(source), "read": {}, "failed": ""}
                 )
                 if loaded is None or loaded[0] != step:
                     loaded = None  # the one before goes before the next comes
@@ -271,7 +271,8 @@ class ValueTracker:
         """One reading of checkpoints, whose provenance says once what they have in common."""
         reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
         asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
-        steps = _common({k: (self.about["checkpoints"][str(k)]["source"], own) for k, own in found.items()})
+        sources = {k: _shared(self.about["checkpoints"][str(k)]["source"]) for k in found}
+        steps = _common({k: (sources[k], own) for k, own in found.items()})
         called = list(dict.fromkeys(own["model"]["name"] for own in steps if own["step"] == "checkpoint"))
         model = called[0] if len(called) == 1 else f"{called[0]} … {called[-1]} ({len(found)} checkpoints)"
         data = data.assign_coords(checkpoint=list(found)).assign(columns(self.items))
@@ -345,11 +346,15 @@ def _sampled(data: xr.Dataset) -> xr.Dataset:
     return data.rename(framing="sample").drop_vars("sample") if "framing" in data.dims else data
 
 
-def called(source: Any) -> str:
-    """A checkpoint's name."""
+def _named(source: Any) -> str:
     if isinstance(source, tuple):
         return "@".join(map(str, source))
     return str(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", type(source).__name__)
+
+
+def _shared(source: str) -> str:
+    """A checkpoint's source as it may leave this machine: of a local folder its name."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _opened(file: Path) -> Reading:
