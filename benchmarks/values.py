@@ -122,7 +122,7 @@ def measured(
         if block >= 0:
             apart = max(apart, float(np.abs(results["parts"]["p"] - results["whole"]["p"]).max()))
             for key in about:
-                about[key] += results["parts"].attrs[key]
+                about[key] += results["parts"].data.attrs[key]
             print(f"  {name} {block + 1}/{blocks}", {k: round(v[-1], 2) for k, v in seconds.items()}, flush=True)
     prompts = len(given) * len(framings)
     row: dict[str, Any] = {

@@ -795,7 +795,7 @@ def tracked() -> Any:
 
 def _instrument(name: str) -> xr.Dataset:
     """One checkpoint, as the instrument gave it; without ``checkpoint``, which the tracker adds."""
-    return tracked().table(name).isel(checkpoint=0, drop=True)
+    return tracked().table(name).data.isel(checkpoint=0, drop=True)
 
 
 SOURCES["instruments.Pmf"] = lambda: _instrument("pmf")
@@ -805,7 +805,7 @@ SOURCES["white.WhiteBox"] = lambda: _instrument("whitebox")
 
 
 @cache
-def chosen() -> tuple[xr.Dataset, Any]:
+def chosen() -> tuple[Any, Any]:
     from probes.values.choices import Choices
     from probes.values.items import Item, Items
 
@@ -816,26 +816,26 @@ def chosen() -> tuple[xr.Dataset, Any]:
     return Choices(letters=("A", "B")).read(organism("opinions"), items, progress=False), items
 
 
-SOURCES["choices.Choices"] = lambda: chosen()[0]
+SOURCES["choices.Choices"] = lambda: chosen()[0].data
 
 
 @source("choices.likeness")
 def _likeness() -> xr.Dataset:
     from probes.values.choices import likeness
 
-    return likeness(*chosen(), ordinal=True, draws=20)
+    return likeness(*chosen(), ordinal=True, draws=20).data
 
 
 def _of_drift(name: str, given: Callable[[], tuple[Any, ...]], **options: Any) -> None:
     def table() -> xr.Dataset:
-        from probes.values import drift
+        from probes.values import measures
 
-        return getattr(drift, name)(*given(), **options)
+        return getattr(measures, name)(*given(), **options).data
 
-    SOURCES[f"drift.{name}"] = table
+    SOURCES[f"values.{name}"] = table
 
 
-def _readings(name: str = "pmf") -> xr.Dataset:
+def _readings(name: str = "pmf") -> Any:
     return tracked().readings(name)
 
 
@@ -843,38 +843,49 @@ _of_drift("stance", lambda: (_readings(),), draws=20)
 _of_drift("drift", lambda: (_readings(),), draws=20)
 _of_drift("convergence", lambda: (_readings(), 0.1), draws=20)
 _of_drift("resampling_null", lambda: (_readings("sampled"), _readings("sampled")), draws=20)
+_of_drift("sides", lambda: (_readings(),))
 _of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.fromkeys("abc", "one"), draws=20)
 _of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
 
 
-@source("drift.data_gap")
+@source("values.data_gap")
 def _data_gap() -> xr.Dataset:
     import warnings
 
-    from probes.values.drift import data_gap
+    from probes.values.measures import data_gap
 
     given = xr.Dataset({"keyed": ("topic", [0.1, 0.2])}, {"topic": list(statements().topics)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two topics show nothing, and it says so
-        return data_gap(given, _readings(), draws=20)
+        return data_gap(given, _readings(), draws=20).data
 
 
-@source("confusion.corrected")
-def _corrected() -> xr.Dataset:
-    from probes.values.confusion import confusion, corrected
+@source("judge_errors.confusion")
+def _confusion() -> xr.Dataset:
+    return _known().data
+
+
+def _known() -> Any:
+    from probes.values.judge_errors import confusion
 
     def judge(texts: list[str]) -> np.ndarray:
         return np.array([np.roll([0.8, 0.1, 0.1], "sno".index(text)) for text in texts])
 
-    known = confusion(judge, [("s", "support"), ("n", "neutral"), ("o", "oppose")] * 2)
-    return corrected(_readings("sampled").isel(checkpoint=0), known, draws=20)
+    return confusion(judge, [("s", "support"), ("n", "neutral"), ("o", "oppose")] * 2)
+
+
+@source("judge_errors.corrected")
+def _corrected() -> xr.Dataset:
+    from probes.values.judge_errors import corrected
+
+    return corrected(_readings("sampled").isel(checkpoint=0), _known(), draws=20).data
 
 
 def _of_white(name: str, **options: Any) -> None:
     def table() -> xr.Dataset:
         from probes.values import white
 
-        return getattr(white, name)(tracked().table("whitebox"), **options)
+        return getattr(white, name)(tracked().table("whitebox"), **options).data
 
     SOURCES[f"white.{name}"] = table
 
@@ -889,7 +900,7 @@ def _weights() -> xr.Dataset:
     from probes.values.white import weights
     from workbench.organisms.opinions import runs
 
-    return weights(dict(sorted(runs()["sft"].items())[:3]))
+    return weights(dict(sorted(runs()["sft"].items())[:3])).data
 
 
 @source("greatest_good.scores")
@@ -899,4 +910,4 @@ def _greatest_good() -> xr.Dataset:
 
     items = Items(Item(f"g{i}", ("IB", "IH")[i % 2], x.text, 1) for i, x in enumerate(statements()[:8]))
     same = dict.fromkeys((0, 1), "organism:opinions")
-    return greatest_good.study(folder() / "ggb", same, items, draws=20, progress=False)
+    return greatest_good.study(folder() / "ggb", same, items, draws=20, progress=False).data

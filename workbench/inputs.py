@@ -487,15 +487,24 @@ def tell_of_last_token(model: Model, texts: Sequence[Prompt]) -> None:
 # ---------------------------------------------------------------- what is odd about ids
 
 
-def tell_of_unknown_tokens(model: Model, prompts: Sequence[Sequence[int]], what: str) -> None:
-    """Warn where more than :data:`UNKNOWN` of a text's tokens are the unknown one."""
+def tell_of_unknown_tokens(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    what: str,
+    most: float = UNKNOWN,
+    *,
+    names: Sequence[str] | None = None,
+    stacklevel: int = 3,
+) -> None:
+    """Warn where more than ``most`` of a text's tokens are the unknown one; ``names``: of the texts."""
     share = np.array([unknown_share(model.tokenizer, ids) for ids in prompts])
-    if (share > UNKNOWN).any():
+    if (share > most).any():
+        worst = "up to" if names is None else f"{names[int(share.argmax())]}:"
         warnings.warn(
-            f"{int((share > UNKNOWN).sum())} of {len(share)} {what} are more than {UNKNOWN:.0%} unknown tokens for "
-            f"{model.name} (up to {share.max():.0%}): its tokenizer does not have their words or letters, so what is "
+            f"{int((share > most).sum())} of {len(share)} {what} are more than {most:.0%} unknown tokens for "
+            f"{model.name} ({worst} {share.max():.0%}): its tokenizer does not have their words or letters, so what is "
             "read there is of their number and places, not of what they say.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

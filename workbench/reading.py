@@ -76,7 +76,8 @@ class Reading:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)
         model = (self.provenance.get("model") or {}).get("name") or self.data.attrs.get("model", "?")
-        what = self.data.attrs.get("measure") or self.data.attrs.get("reader", "?")
+        attrs = self.data.attrs
+        what = attrs.get("measure") or attrs.get("reader") or attrs.get("instrument", "?")
         return (
             f"<Reading {what} of {model} ({sizes})>\n  {names}\n"
             "  .data .figure() .explore() .frame() .isel() .save(path) .to_html(path)"
@@ -229,6 +230,8 @@ class Reading:
             for name, v in stored.variables.items()
             if v.dtype.kind in "fiub" and v.ndim and v.size
         }
+        # Else one is made up, and is an attribute of what is opened again.
+        encoding |= {str(name): {"_FillValue": None} for name, v in stored.variables.items() if not v.ndim}
         write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
 
@@ -399,15 +402,17 @@ def _texts_once(data: xr.Dataset) -> xr.Dataset:
     for name, variable in data.data_vars.items():
         if variable.dtype.kind == "O" and variable.ndim > 2:
             texts, codes = np.unique(variable.values.astype(object), return_inverse=True)
-            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), {"texts": f"{name}_texts"})
+            about = {**variable.attrs, "texts": f"{name}_texts"}
+            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), about)
             out[f"{name}_texts"] = ((f"{name}_text",), texts)
     return out
 
 
 def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
     for name in [n for n, v in data.data_vars.items() if "texts" in v.attrs]:
-        table = data[name].attrs["texts"]
-        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values])
+        about = dict(data[name].attrs)
+        table = about.pop("texts")
+        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], about)
         data = data.drop_vars(table)
     return data
 

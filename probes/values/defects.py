@@ -72,7 +72,7 @@ class Report:
         """The items that findings of one kind name."""
         return {i for f in self.of(kind) for i in (f.item_id, f.other_id) if i}
 
-    def frame(self) -> pd.DataFrame:
+    def to_pandas(self) -> pd.DataFrame:
         """Columns kind, topic, item_id, other_id, why, text, other_text; one row per finding."""
         text = {item.item_id: item.text for item in self.items} | {"": ""}
         columns = ["kind", "topic", "item_id", "other_id", "why", "text", "other_text"]
@@ -100,7 +100,7 @@ class Report:
                 if f.other_id:
                     lines.append(f"  {' ' * len(where)}  against: {_short(text[f.other_id])}")
             if len(pairs) > 12:
-                lines.append(f"  and {len(pairs) - 12} more pairs; see frame()")
+                lines.append(f"  and {len(pairs) - 12} more pairs; see to_pandas()")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ import pandas as pd
 from workbench.errors import InputError
 from workbench.files import table, text_of
 from workbench.tokens import whole
+from workbench.variables import about
 
 KINDS = ("statement", "question", "choice")
 OWN = Path(__file__).with_name("own.csv")
@@ -141,7 +143,7 @@ class Items(Sequence[Item]):
         )
 
     def _repr_html_(self) -> str:
-        return self.frame().drop(columns=["options", "shares", "negated"]).to_html(max_rows=12, index=False)
+        return self.to_pandas().drop(columns=["options", "shares", "negated"]).to_html(max_rows=12, index=False)
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -185,7 +187,7 @@ class Items(Sequence[Item]):
 
         return cluster(self, threshold)
 
-    def frame(self) -> pd.DataFrame:
+    def to_pandas(self) -> pd.DataFrame:
         """One row per item, with the fields of :class:`Item` as columns."""
         return pd.DataFrame([{f.name: getattr(item, f.name) for f in fields(Item)} for item in self])
 
@@ -214,14 +216,32 @@ class Items(Sequence[Item]):
         return load_csv(path)
 
 
-def columns(items: Iterable[Any]) -> dict[str, tuple[str, np.ndarray]]:
-    """What tables say of each item: topic, polarity and cluster, an item without one being a cluster of its own."""
+VARIABLES = {
+    "item": about("item", role="label"),
+    "topic": about("topic", role="label"),
+    "polarity": about("polarity of the item", role="label"),
+    "cluster": about("cluster of near-duplicate items", role="label"),
+}
+
+
+def columns(items: Iterable[Any]) -> dict[str, tuple[str, np.ndarray, dict[str, Any]]]:
+    """What readings say of each item: topic, polarity and cluster, an item without one being a cluster of its own."""
     known = list(items)
-    return {
-        "topic": ("item", np.array([item.topic for item in known], object)),
-        "polarity": ("item", np.array([int(item.polarity) for item in known])),
-        "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in known], object)),
+    found = {
+        "topic": np.array([item.topic for item in known], object),
+        "polarity": np.array([int(item.polarity) for item in known]),
+        "cluster": np.array([str(item.cluster or item.item_id) for item in known], object),
     }
+    return {name: ("item", values, VARIABLES[name]) for name, values in found.items()}
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """16 hex digits over what is asked."""
+    known = list(items)
+    rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in known]
+    for row, item in zip(rows, known, strict=True):
+        row += filter(None, [getattr(item, "negated", "")])
+    return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
 def own() -> Items:

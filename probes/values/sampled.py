@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import xarray as xr
 from torch import Tensor
 
 import workbench
@@ -19,6 +18,8 @@ from probes.values.judged import Judge, judged
 from workbench.engines.hooks import neutral, untouched
 from workbench.errors import InputError, Refused
 from workbench.inputs import Prompt, collate, encode, plan
+from workbench.reading import Reading
+from workbench.variables import about
 
 ASKED = {
     "statement": "What do you think of this statement?\n{text}",
@@ -53,6 +54,11 @@ class SampledText(Asker):
     """
 
     name = "sampled"
+    variables = {
+        "text": about("text that the model wrote", role="label"),
+        "ended": about("the text came to its own end", role="mask"),
+        "judge_mass": about("probability of the judge's labels", better="high"),
+    }
 
     def __init__(
         self,
@@ -86,7 +92,7 @@ class SampledText(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Write n texts for each item, and judge them."""
         model, items = workbench.load(model), list(items)
         text, ended = self.write(model, items, batch_size=batch_size, seed=seed, progress=progress)
@@ -98,7 +104,7 @@ class SampledText(Asker):
             given = {
                 (i, k): filled(self.shown, items[i], "The judge", **self._about(items[i], text[i, k])) for i, k in said
             }
-            found = judged(self.judge, list(given.values()))
+            found = judged(self.judge, list(given.values()))["p"].values
             for place, row in zip(given, found, strict=True):
                 p[place] = row
             own, once = getattr(self.judge, "mass", None), list(dict.fromkeys(given.values()))

@@ -16,22 +16,27 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import xarray as xr
 
-from probes.values.items import columns
+from probes.values.items import columns, fingerprint
 from probes.values.parts import read_all
+from probes.values.units import AXES
+from probes.values.units import opened as as_reading
 from workbench.errors import InputError, ReadingError
-from workbench.reading import write_whole
+from workbench.reading import Reading, open_reading, write_whole
+from workbench.variables import described
 
 FORMAT, VERSION = "latent-workbench values", 1
 STANCES = ("support", "neutral", "oppose", "uncommitted")
 
 
 class Instrument(Protocol):
-    """What asks: gives ``p`` [item, framing or sample, stance], rows summing to 1, and attrs name and settings.
+    """What asks: gives a :class:`~workbench.reading.Reading` of ``p`` [item, framing or sample, stance], rows summing
+    to 1.
 
     One whose rows depend on the model and their own item alone says so with ``apart = True``, and is then asked in
     parts, which the processes of a training run share (:mod:`probes.values.parts`).
@@ -64,7 +69,7 @@ class ValueTracker:
         if not self.items or not self.instruments:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
         self.path.mkdir(parents=True, exist_ok=True)
-        fresh = {"format": FORMAT, "version": VERSION, "items": _digest(self.items), "checkpoints": {}}
+        fresh = {"format": FORMAT, "version": VERSION, "items": fingerprint(self.items), "checkpoints": {}}
         there = (self.path / "track.json").exists()
         self.about = _manifest(self.path) if there else fresh
         if self.about["items"] != fresh["items"]:
@@ -129,12 +134,16 @@ class ValueTracker:
                 bar.update()
         return self
 
-    def add(self, step: int, instrument: Instrument, data: xr.Dataset, source: str = "live", **about: Any) -> None:
+    def add(
+        self, step: int, instrument: Instrument, reading: Reading | xr.Dataset, source: str = "live", **about: Any
+    ) -> None:
         """Keep a reading that was made elsewhere (in training, say) as this step's.
 
         Raises InputError where it was asked in another way (chat template or plain text) than the readings that are
         there; warns once of an instrument whose answers have little of the probability.
         """
+        reading = as_reading(reading)
+        data = reading.data
         if asked := data.attrs.get("asked"):
             self.held(step, instrument, asked)
             about = {"asked": asked, **about}
@@ -150,8 +159,8 @@ class ValueTracker:
         own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
         file = self._file(step, instrument)
         (self.path / file).parent.mkdir(exist_ok=True)
-        kept = data.drop_attrs().assign_attrs(name=instrument.name, settings=instrument.settings)
-        write_whole(self.path / file, lambda name: kept.to_netcdf(name, engine="h5netcdf"))
+        data = data.assign_attrs(instrument=instrument.name, settings=instrument.settings)
+        Reading(data, reading.provenance).save(self.path / file)
         own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
         own["failed"] = ""
         self._save()
@@ -206,33 +215,33 @@ class ValueTracker:
         """Checkpoints with at least one reading."""
         return sorted(int(step) for step, own in self.about["checkpoints"].items() if own["read"])
 
-    def readings(self, instrument: Instrument | str | None = None) -> xr.Dataset:
+    def readings(self, instrument: Instrument | str | None = None) -> Reading:
         """``p`` [checkpoint, item, sample, stance] of one instrument (or its name), with topic, polarity and cluster;
         and ``mass`` [checkpoint, item, sample], where it gives one.  Attribute ``asked``: in which chat template, or in
         plain text.
 
-        Framings are samples here.  Checkpoints that this instrument has not read are left out.
+        Framings are samples here.  Checkpoints that this instrument has not read are left out.  The provenance has a
+        step for each checkpoint, with what it does not share with the others.
         """
         name, found = self._found(instrument)
-        tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
-        p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
-        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns(self.items)})
-        if all("mass" in found[step] for step in found):
-            mass = [_sampled(found[step][["mass"]])["mass"].reset_coords(drop=True) for step in sorted(found)]
-            data["mass"] = xr.concat(mass, "checkpoint").transpose("checkpoint", "item", "sample")
-        reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
-        asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
-        return data.assign_attrs(instrument=name, asked=", ".join(sorted(asked)))
-
-    def table(self, instrument: Instrument | str | None = None) -> xr.Dataset:
-        """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
-        name, found = self._found(instrument)
-        tables = [found[step].drop_vars(["topic", "polarity", "cluster"], errors="ignore") for step in sorted(found)]
+        both = ["p", "mass"] if all("mass" in own for own in found.values()) else ["p"]
+        tables = [_sampled(own.data[both]).reset_coords(drop=True) for own in found.values()]
         data = xr.concat(
             tables, "checkpoint", data_vars="all", coords="minimal", compat="override", join="exact",
             combine_attrs="override",
         )  # fmt: skip
-        return data.assign_coords(checkpoint=sorted(found)).assign(columns(self.items)).assign_attrs(instrument=name)
+        data = data.transpose("checkpoint", "item", "sample", ...)
+        return self._series("tracker.readings", name, found, data)
+
+    def table(self, instrument: Instrument | str | None = None) -> Reading:
+        """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
+        name, found = self._found(instrument)
+        drop = ["topic", "polarity", "cluster"]
+        data = xr.concat(
+            [own.data.drop_vars(drop, errors="ignore") for own in found.values()], "checkpoint", data_vars="all",
+            coords="minimal", compat="override", join="exact", combine_attrs="override",
+        )  # fmt: skip
+        return self._series("tracker.table", name, found, data)
 
     @property
     def kept(self) -> list[str]:
@@ -245,10 +254,10 @@ class ValueTracker:
                     found += [key] if "p" in data and {"item", "stance"} <= set(data["p"].dims) else []
         return found
 
-    def agreement(self, **options: Any) -> xr.Dataset | None:
-        """How far this folder's instruments say the same of its items (:func:`probes.values.drift.agreement`); None
+    def agreement(self, **options: Any) -> Reading | None:
+        """How far this folder's instruments say the same of its items (:func:`probes.values.measures.agreement`); None
         where there is but one, or no two have read the same checkpoint."""
-        from probes.values.drift import agreement
+        from probes.values.measures import agreement
 
         runs = {named: self.readings(key) for named, key in brief(self.kept).items()}
         steps = [set(data["checkpoint"].values.tolist()) for data in runs.values()]
@@ -258,22 +267,34 @@ class ValueTracker:
 
     # ---------------------------------------------------------------- inside
 
-    def _found(self, instrument: Instrument | str | None) -> tuple[str, dict[int, xr.Dataset]]:
-        """What an instrument (or its name) is called here, and its readings by step."""
+    def _series(self, step: str, name: str, found: dict[int, Reading], data: xr.Dataset) -> Reading:
+        """One reading of checkpoints, whose provenance says once what they have in common."""
+        reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
+        asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
+        sources = {k: _shared(self.about["checkpoints"][str(k)]["source"]) for k in found}
+        steps = _common({k: (sources[k], own) for k, own in found.items()})
+        called = list(dict.fromkeys(own["model"]["name"] for own in steps if own["step"] == "checkpoint"))
+        model = called[0] if len(called) == 1 else f"{called[0]} … {called[-1]} ({len(found)} checkpoints)"
+        data = data.assign_coords(checkpoint=list(found)).assign(columns(self.items))
+        data.attrs = {"model": model, "instrument": name, "asked": ", ".join(sorted(asked))}
+        last = {"step": step, "settings": {"instrument": name}, "model": {**steps[0].get("model", {}), "name": model}}
+        return Reading(described(data, AXES), [*steps, last])
+
+    def _found(self, instrument: Instrument | str | None) -> tuple[str, dict[int, Reading]]:
+        """What an instrument (or its name) is called here, and its readings by step, in their order."""
         chosen = self.instruments[0] if instrument is None else instrument
         name = chosen if isinstance(chosen, str) else f"{chosen.name} {chosen.settings}"
-        found: dict[int, xr.Dataset] = {}
+        found: dict[int, Reading] = {}
         for step, own in self.about["checkpoints"].items():
             for key, read in own["read"].items():
                 if key == name or key.split(" ")[0] == name:
                     file = self.path / read["file"]
                     if not file.exists():
                         raise ReadingError(f"{file} is missing. Run the tracker again: the rest is kept.")
-                    with xr.open_dataset(file, engine="h5netcdf") as data:
-                        found[int(step)] = data.load()
+                    found[int(step)] = _opened(file)
         if not found:
             raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
-        return name, found
+        return name, dict(sorted(found.items()))
 
     def _place(self) -> None:
         """Tells instruments that keep something for a whole series (a baseline, say) where to."""
@@ -285,12 +306,12 @@ class ValueTracker:
         if hasattr(instrument, "asked"):
             self.held(step, instrument, instrument.asked(model))  # before anything is spent on it
         start = time.perf_counter()
-        data = read_all(instrument, model, self.items, batch_size, seed)
+        reading = read_all(instrument, model, self.items, batch_size, seed)
         about = {
             "seconds": round(time.perf_counter() - start, 2), "fingerprint": model.fingerprint, "seed": seed,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        self.add(step, instrument, data, self.about["checkpoints"][str(step)]["source"], **about)
+        self.add(step, instrument, reading, self.about["checkpoints"][str(step)]["source"], **about)
 
     def _file(self, step: int, instrument: Instrument) -> str:
         digest = hashlib.blake2b(instrument.settings.encode(), digest_size=4).hexdigest()
@@ -331,11 +352,44 @@ def _named(source: Any) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", type(source).__name__)
 
 
-def _digest(items: Sequence[Any]) -> str:
-    rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in items]
-    for row, item in zip(rows, items, strict=True):
-        row += filter(None, [getattr(item, "negated", "")])
-    return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+def _shared(source: str) -> str:
+    """A checkpoint's source as it may leave this machine: of a local folder its name."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def _opened(file: Path) -> Reading:
+    """One instrument's reading of one checkpoint.  Version 0.1.0 kept them as bare netCDF files, without provenance."""
+    try:
+        return open_reading(file)
+    except ReadingError:
+        with suppress(Exception), xr.open_dataset(file, engine="h5netcdf") as data:  # damaged: as above
+            if "workbench_format" not in data.attrs and {"name", "settings"} <= set(data.attrs):
+                from probes.values.answers import VARIABLES
+
+                return Reading(described(data.load(), VARIABLES))
+        raise
+
+
+def _common(found: Mapping[int, tuple[str, Reading]]) -> list[dict[str, Any]]:
+    """Steps of a series of checkpoints, (source, reading) by step: what all have in common, then a step "checkpoint"
+    for each with the rest, then what followed."""
+    first = {k: dict(own.provenance[0]) if own.provenance else {} for k, (_, own) in found.items()}
+    model = {k: own.pop("model", {}) for k, own in first.items()}
+    shared, same = _same(list(first.values())), _same(list(model.values()))
+    steps: list[dict[str, Any]] = [{"step": "read", **shared, "model": same}]
+    for k, (source, _) in found.items():
+        own = {name: value for name, value in first[k].items() if name not in shared}
+        rest = {name: value for name, value in model[k].items() if name not in same}
+        named = {"name": source, **{name: model[k][name] for name in ("name", "fingerprint") if name in model[k]}}
+        steps.append({**own, "step": "checkpoint", "checkpoint": k, "source": source, "model": {**rest, **named}})
+    for _, reading in found.values():
+        steps += [own for own in reading.provenance[1:] if own not in steps]
+    return steps
+
+
+def _same(dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of them hold."""
+    return {k: v for k, v in dicts[0].items() if all(k in own and own[k] == v for own in dicts)}
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -242,13 +242,13 @@ def valued() -> xr.Dataset:
 
 def value_figures() -> dict[str, Figure]:
     from probes.values import figures
-    from probes.values.drift import drift, stance
+    from probes.values.measures import drift, sides, stance
 
     data = valued()
     stances, drifts = stance(data, draws=50), drift(data, draws=200)
     return {
         "trajectories": figures.trajectories({"dpo": stances, "ppo": stances}), "drifts": figures.drifts(drifts),
-        "times": figures.times(drifts), "sides": figures.sides(data), **inner_figures(), **beside_figures(),
+        "times": figures.times(drifts), "sides": figures.sides(sides(data)), **inner_figures(), **beside_figures(),
     }  # fmt: skip
 
 

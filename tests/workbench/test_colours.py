@@ -132,7 +132,7 @@ def drift_cells(dom):
 @pytest.mark.parametrize("measure", ["drift", "keyed", "support"])
 def test_drift_in_its_figure_its_table_and_its_page(measure, tmp_path):
     from probes.values import figures
-    from probes.values.drift import drift, stance
+    from probes.values.measures import drift, stance
 
     data, _ = stances()
     scale = LIGHT_IF_LARGE if measure == "support" else RED_IF_LARGE
@@ -202,8 +202,9 @@ def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
 def test_stances_and_floors_have_one_hue_everywhere():
     from probes.values import figures
     from probes.values.explorer import SIDES
+    from probes.values.measures import sides
 
-    node = figures.sides(stances()[0]).data[0].node
+    node = figures.sides(sides(stances()[0])).data[0].node
     named = {label.split(":")[0].split(" or")[0]: colour for label, colour in zip(node.label, node.color, strict=True)}
     assert named == {name: colours.HUES[i] for name, i in SIDES.items()}
     assert base.explore(stances()[0]).payload["stances"] == SIDES

@@ -613,7 +613,7 @@ def test_a_node_can_be_left_its_name_is_whole_and_its_chart_stays(pages, thought
 
 
 def test_drift_shows_means_over_clusters_and_the_given_test():
-    from probes.values.drift import drift
+    from probes.values.measures import drift
 
     data, texts = stances()
     shown = view("drift").payload(data, items=texts)
@@ -625,7 +625,7 @@ def test_drift_shows_means_over_clusters_and_the_given_test():
     np.testing.assert_allclose(got[0], first, atol=6e-4)
     table = drift(data)
     np.testing.assert_allclose(
-        numbers(shown["measures"]["drift"]["p"]).reshape(3, 5), table["keyed_M_p"].T.values, atol=6e-4, equal_nan=True
+        numbers(shown["measures"]["drift"]["p"]).reshape(3, 5), table["keyed_M_p"].values.T, atol=6e-4, equal_nan=True
     )
     assert shown["start"]["measure"] == "drift" and shown["texts"][4] == "Statement number 4."
     assert np.isnan(numbers(shown["p"]).reshape(5, 18, 3)[2, 3]).all()

@@ -17,13 +17,15 @@ from torch import Tensor
 import workbench
 from probes.values.answers import Asker, Pieces, Seam, Turn, answer_pieces
 from probes.values.framings import OFFERED, Framing, letter_framings, scale_framings
-from probes.values.white.groups import Groups, units_of
-from probes.values.white.measured import axes, measured
+from probes.values.units import Units
+from probes.values.white.groups import Groups
+from probes.values.white.measured import VARIABLES, axes, measured
 from workbench.errors import InputError, ReadingError
 from workbench.inputs import in_head
 from workbench.reading import Reading, write_whole
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -130,6 +132,13 @@ class WhiteBox(Asker):
     """
 
     name = "whitebox"
+    variables = {
+        **VARIABLES,
+        "margin": about("log-odds of support against opposition under the logit lens", "nats"),
+        "label": about("label of the item", role="label"),
+        "baseline": about("fingerprint of the baseline's weights", role="label"),
+        "fingerprint": about("fingerprint of the weights", role="label"),
+    }
     apart = False
     """Directions and nulls are of all items together."""
 
@@ -175,7 +184,7 @@ class WhiteBox(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Ask every item in every framing.  ``seed`` is taken for the other instruments' sake."""
         items, turn = self.opened(model, items)
         model = turn.model
@@ -197,8 +206,10 @@ class WhiteBox(Asker):
             "margin": (("item", "framing", "layer"), margin), "label": (("item",), groups.label[groups.group]),
             "baseline": ((), base.attrs["fingerprint"]), "fingerprint": ((), model.fingerprint), **kept,
         }  # fmt: skip
-        table = self.stances(items, p, "framing", [x.name for x in self.framings], more, turn)
-        return table.assign_coords(layer=layers, **axes(groups))
+        table = self.stances(items, p, "framing", [x.name for x in self.framings], more, turn, reading)
+        return Reading(
+            described(table.data.assign_coords(layer=layers, **axes(groups)), self.variables), table.provenance
+        )
 
     # ---------------------------------------------------------------- inside
 
@@ -211,7 +222,7 @@ class WhiteBox(Asker):
                 raise InputError(f"There is a label for {sorted(alone)[0]!r}, and no item has this id.")
             label = np.array([int(self.labels.get(str(item.item_id), 0)) for item in items])
         clusters = [str(item.cluster or item.item_id) for item in items]
-        return Groups(units_of([item.topic for item in items], key.tolist(), clusters), label, key)
+        return Groups(Units([item.topic for item in items], clusters), label, key)
 
     def _asked(
         self, turn: Turn, items: Sequence[Any]
@@ -270,8 +281,8 @@ class WhiteBox(Asker):
                     "folder."
                 ) from error
         if base is None:
-            about = {"fingerprint": model.fingerprint, "items": digest, "settings": self.settings}
-            base = xr.Dataset({"states": states}, attrs=about)
+            attrs = {"fingerprint": model.fingerprint, "items": digest, "settings": self.settings}
+            base = xr.Dataset({"states": states}, attrs=attrs)
             if self._file is not None:
                 write_whole(self._file, lambda name: base.to_netcdf(name, engine="h5netcdf"))
         if base.attrs.get("items") != digest or base.attrs.get("settings") != self.settings:

@@ -67,7 +67,7 @@ def test_items_are_a_sequence_of_their_own_ids() -> None:
     assert made.select("x").ids == ("a", "c") and made.select(polarity=[0, 1]).ids == ("a", "b")
     assert made.select(kind="question").ids == ("b",)
     assert isinstance(made[:2], Items) and made[:2] + made[2:] == made and len({made, made[:3]}) == 1
-    assert made.frame().shape == (3, 10) and "keys +1: 1, -1: 1, none: 1" in repr(made)
+    assert made.to_pandas().shape == (3, 10) and "keys +1: 1, -1: 1, none: 1" in repr(made)
     for wrong in ({"topic": "z"}, {"polarity": 5}):
         with pytest.raises(InputError, match="No item has the"):
             made.select(**wrong)
@@ -211,7 +211,7 @@ def test_vprism_sample(data: Path) -> None:
     assert found["near-duplicate"] == {("0", "2"), ("0", "49"), ("2", "49")}
     assert report.ids("broken characters") == {"52"}
     assert not found["either/or"] and not found["contradicting keys"]
-    assert len(report.frame()) == len(report) == 12
+    assert len(report.to_pandas()) == len(report) == 12
     assert "14 / 15" in str(report) and "U+FFFD" in str(report) and "18 of them not keyed" in str(report)
     joined = read.with_clusters()
     assert {i.cluster for i in joined if i.item_id in ("0", "2", "49")} == {"0"} and joined.by_id("10").cluster == "10"
@@ -428,6 +428,6 @@ def test_opposite_words() -> None:
 
 def test_report_of_an_unknown_kind() -> None:
     report = defects(asked("Should owls be protected?"))
-    assert not report and "No defect was found" in str(report) and report.frame().empty
+    assert not report and "No defect was found" in str(report) and report.to_pandas().empty
     with pytest.raises(InputError, match="no kind of defect"):
         report.of("typo")

@@ -61,7 +61,7 @@ def models(n: int = 3) -> dict:
 
 def test_readings_come_back_as_they_were_given(tmp_path):
     tracker = ValueTracker(tmp_path, ITEMS, [Fixed()]).run(models(), progress=False)
-    data = tracker.readings()
+    data = tracker.readings().data
     assert data["p"].dims == ("checkpoint", "item", "sample", "stance") and data["checkpoint"].values.tolist() == [
         0,
         100,
@@ -73,8 +73,8 @@ def test_readings_come_back_as_they_were_given(tmp_path):
     assert data["topic"].values[:4].tolist() == ["topic 0", "topic 1", "topic 2", "topic 0"]
     assert data["polarity"].values[:2].tolist() == [1, -1] and data["cluster"].values[3] == "c1"
     again = ValueTracker(tmp_path, ITEMS, [Fixed()])
-    xr.testing.assert_identical(again.readings(), data)
-    assert again.readings("fixed").equals(data) and again.steps == [0, 100, 200]
+    xr.testing.assert_identical(again.readings().data, data)
+    assert again.readings("fixed").data.equals(data) and again.steps == [0, 100, 200]
 
 
 def test_what_is_there_is_not_read_again_and_other_settings_stand_beside(tmp_path):
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
         process.wait()
     whole = ValueTracker(tmp_path / "whole", ITEMS, [Fixed()]).run(models(12), progress=False)
     resumed = ValueTracker(folder, ITEMS, [Fixed()]).run(models(12), progress=False)
-    xr.testing.assert_identical(resumed.readings(), whole.readings())
+    xr.testing.assert_identical(resumed.readings().data, whole.readings().data)
     rows = resumed.readings()["p"]
     assert rows.sizes["checkpoint"] == 12 and rows.sizes["item"] == 500 and not bool(rows.isnull().any())
     assert len(list(folder.rglob("*.nc"))) == 12
