@@ -76,7 +76,8 @@ class Reading:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)
         model = (self.provenance.get("model") or {}).get("name") or self.data.attrs.get("model", "?")
-        what = self.data.attrs.get("measure") or self.data.attrs.get("reader", "?")
+        attrs = self.data.attrs
+        what = attrs.get("measure") or attrs.get("reader") or attrs.get("instrument", "?")
         return (
             f"<Reading {what} of {model} ({sizes})>\n  {names}\n"
             "  .data .figure() .explore() .frame() .isel() .save(path) .to_html(path)"

@@ -68,7 +68,7 @@ def _tracker(path: Path, items: str, names: str = "pmf") -> Any:
 
 
 def _there(path: Path, items: str) -> Any:
-    if not (path / "track.json").exists():
+    if not any((path / name).exists() for name in ("manifest.json", "track.json")):
         raise InputError(f"There are no readings in {path}. Make some: workbench values run {path} CHECKPOINTS.")
     found = _tracker(path, items)
     if not found.kept:

@@ -1,7 +1,10 @@
 """``ValueTracker``: checkpoints x items x instruments, read into a folder that survives being killed.
 
-    track.json                            items (digest), and what was read or failed, checkpoint by checkpoint
-    step-00000500/pmf-1a2b3c4d.nc         one instrument's reading of one checkpoint, renamed into place when complete
+    manifest.json                         of :mod:`workbench.store`; the folder is never sealed.  head: items (digest)
+    step-00000500/pmf-1a2b3c4d.nc         one instrument's reading of one checkpoint; about: step, key (instrument and
+                                          settings), source, and how it was made (fingerprint, seed, asked, seconds ...)
+    step-00000500-1/pmf-1a2b3c4d.nc       the same, set aside
+    notes.json                            checkpoints that failed, and fingerprints of those that a training run saved
 
 Readings are only ever added.  A run that was killed goes on with the first reading that is missing, and what is there
 is never read again; other items or other settings of an instrument are refused or stand beside, never over, the old.
@@ -13,6 +16,8 @@ import datetime
 import hashlib
 import json
 import os
+import re
+import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,11 +32,13 @@ from probes.values.parts import read_all
 from probes.values.units import AXES
 from probes.values.units import opened as as_reading
 from workbench.errors import InputError, ReadingError
-from workbench.files import atomic_write
 from workbench.reading import Reading, open_reading
+from workbench.store import LAYOUT, Folder, Kind, Locked
 from workbench.variables import described
 
-FORMAT, VERSION = "latent-workbench values", 1
+NOTES, OLD = "notes.json", "track.json"
+WAIT = 60.0
+"""Seconds that a process waits for another one that makes the folder."""
 STANCES = ("support", "neutral", "oppose", "uncommitted")
 
 
@@ -69,17 +76,15 @@ class ValueTracker:
         self._told: set[str] = set()
         if not self.items or not self.instruments:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        fresh = {"format": FORMAT, "version": VERSION, "items": fingerprint(self.items), "checkpoints": {}}
-        there = (self.path / "track.json").exists()
-        self.about = _manifest(self.path) if there else fresh
-        if self.about["items"] != fresh["items"]:
-            raise InputError(
-                f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
-                "compared: use another folder."
-            )
-        if not there:  # every process of a training run comes by here
-            self._save()
+        start = time.monotonic()
+        while True:
+            try:
+                self._open()
+                break
+            except Locked:  # every process of a training run comes by here
+                if time.monotonic() - start > WAIT:
+                    raise
+                time.sleep(0.1)
         self._place()
 
     def __repr__(self) -> str:
@@ -118,7 +123,7 @@ class ValueTracker:
             loaded: tuple[int, Any] | None = None
             for step, source, instrument in todo:
                 own = self.about["checkpoints"].setdefault(
-                    str(step), {"source": called(source), "read": {}, "failed": ""}
+                    str(step), {"source": _named(source), "read": {}, "failed": ""}
                 )
                 if loaded is None or loaded[0] != step:
                     loaded = None  # the one before goes before the next comes
@@ -158,13 +163,14 @@ class ValueTracker:
                 self._told.add(instrument.name)
                 warnings.warn(f"Step {step}: {warning.message}", LowMass, stacklevel=3)
         own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
-        file = self._file(step, instrument)
-        (self.path / file).parent.mkdir(exist_ok=True)
-        data = data.assign_attrs(instrument=instrument.name, settings=instrument.settings)
-        Reading(data, reading.provenance).save(self.path / file)
-        own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
-        own["failed"] = ""
-        self._save()
+        file, key = self._file(step, instrument), f"{instrument.name} {instrument.settings}"
+        kept = Reading(data.assign_attrs(instrument=instrument.name, settings=instrument.settings), reading.provenance)
+        with self.folder.lock() as folder:
+            folder.write(file, kept.save, {"step": step, "key": key, "source": own["source"], **about})
+        own["read"][key] = {"file": file, **about}
+        if own["failed"]:
+            own["failed"] = ""
+            self._save()
 
     def held(self, step: int, instrument: Instrument, asked: str) -> None:
         """InputError where this instrument's other readings here were asked in another chat template, or in none."""
@@ -189,22 +195,23 @@ class ValueTracker:
         """Of the model that was read at this step or, without a reading, was saved then; None where neither was."""
         own = self.about["checkpoints"].get(str(step), {"read": {}})
         found = [read["fingerprint"] for read in own["read"].values() if read.get("fingerprint")]
-        return found[0] if found else self.about.get("saved", {}).get(str(step))
+        return found[0] if found else self.about["saved"].get(str(step))
 
     def saved(self, step: int, fingerprint: str) -> None:
         """Note which model a training run saved at this step, to know it again when it goes on from there."""
-        self.about.setdefault("saved", {})[str(step)] = fingerprint
+        self.about["saved"][str(step)] = fingerprint
         self._save()
 
     def set_aside(self, step: int) -> None:
         """Leave a step's readings out, and keep their files beside: a run that went on from before came to others."""
-        own = self.about["checkpoints"].pop(str(step))
-        folder = (self.path / self._file(step, self.instruments[0])).parent
-        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}-{n}").exists())
-        self.about.setdefault("aside", []).append({"step": step, "number": number, **own})
-        self._save()
-        if folder.exists():
-            os.rename(folder, folder.with_name(f"{folder.name}-{number}"))
+        number = next(n for n in range(1, 10**6) if not (self.path / f"step-{step:08d}-{n}").exists())
+        with self.folder.lock() as folder:
+            for read in self.about["checkpoints"][str(step)]["read"].values():
+                part, name = folder.part(read["file"]), read["file"].replace("/", f"-{number}/")
+                about = {**part.entry["about"], "aside": number}
+                folder.write(name, lambda file, part=part: shutil.copyfile(part.path, file), about)
+                folder.remove(read["file"])
+        self._load()
 
     @property
     def failures(self) -> dict[int, str]:
@@ -272,7 +279,8 @@ class ValueTracker:
         """One reading of checkpoints, whose provenance says once what they have in common."""
         reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
         asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
-        steps = _common({k: (self.about["checkpoints"][str(k)]["source"], own) for k, own in found.items()})
+        sources = {k: _shared(self.about["checkpoints"][str(k)]["source"]) for k in found}
+        steps = _common({k: (sources[k], own) for k, own in found.items()})
         called = list(dict.fromkeys(own["model"]["name"] for own in steps if own["step"] == "checkpoint"))
         model = called[0] if len(called) == 1 else f"{called[0]} … {called[-1]} ({len(found)} checkpoints)"
         data = data.assign_coords(checkpoint=list(found)).assign(columns(self.items))
@@ -314,12 +322,49 @@ class ValueTracker:
         self.add(step, instrument, reading, self.about["checkpoints"][str(step)]["source"], **about)
 
     def _file(self, step: int, instrument: Instrument) -> str:
-        digest = hashlib.blake2b(instrument.settings.encode(), digest_size=4).hexdigest()
-        return f"step-{step:08d}/{instrument.name}-{digest}.nc"
+        name = re.sub(r"[^A-Za-z0-9_.=+@,-]", "-", instrument.name)
+        own = instrument.settings if name == instrument.name else f"{instrument.name} {instrument.settings}"
+        return f"step-{step:08d}/{name}-{hashlib.blake2b(own.encode(), digest_size=4).hexdigest()}.nc"
+
+    def _open(self) -> None:
+        """The folder, made where it is not there; readings of version 0.1.0 are taken over."""
+        head = {"items": fingerprint(self.items)}
+        try:
+            self.folder = Folder.open(self.path, KIND, partial=True)
+        except ReadingError:
+            with Folder.create_or_resume(self.path, head, KIND) as self.folder:  # says what is wrong, if not that
+                pass
+        if self.folder.head != head:
+            raise InputError(
+                f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
+                "compared: use another folder."
+            )
+        if (self.path / OLD).exists():
+            with Folder.create_or_resume(self.path, head, KIND) as self.folder:
+                _take_over(self.folder)
+        self._load()
+
+    def _load(self) -> None:
+        folder = self.folder
+        notes = json.loads(folder.path(NOTES).read_text()) if NOTES in folder.done else {}
+        self.about: dict[str, Any] = {
+            "checkpoints": {k: {**own, "read": {}} for k, own in notes.get("failed", {}).items()},
+            "saved": notes.get("saved", {}),
+        }
+        for file in (name for name in folder.done if name != NOTES):
+            about = dict(folder.part(file).entry["about"])
+            step, key, source = about.pop("step"), about.pop("key"), about.pop("source")
+            if "aside" in about:
+                self.about.setdefault("aside", []).append({"step": step, "key": key, "file": file, **about})
+            else:
+                own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
+                own["read"][key] = {"file": file, **about}
 
     def _save(self) -> None:
-        text = json.dumps(self.about, indent=1)
-        atomic_write(self.path / "track.json", text)
+        failed = {k: {n: own[n] for n in ("source", "failed")} for k, own in self.about["checkpoints"].items()}
+        notes = {"failed": {k: own for k, own in failed.items() if own["failed"]}, "saved": self.about["saved"]}
+        with self.folder.lock() as folder:
+            folder.write(NOTES, lambda name: Path(name).write_text(json.dumps(notes)))
 
 
 def brief(keys: Sequence[str]) -> dict[str, str]:
@@ -346,11 +391,15 @@ def _sampled(data: xr.Dataset) -> xr.Dataset:
     return data.rename(framing="sample").drop_vars("sample") if "framing" in data.dims else data
 
 
-def called(source: Any) -> str:
-    """A checkpoint's name."""
+def _named(source: Any) -> str:
     if isinstance(source, tuple):
         return "@".join(map(str, source))
     return str(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", type(source).__name__)
+
+
+def _shared(source: str) -> str:
+    """A checkpoint's source as it may leave this machine: of a local folder its name."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _opened(file: Path) -> Reading:
@@ -388,13 +437,30 @@ def _same(dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in dicts[0].items() if all(k in own and own[k] == v for own in dicts)}
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "track.json").read_text())
-        if found["format"] != FORMAT:
-            raise ReadingError(f"{path} is no folder of value readings.")
-    except (OSError, ValueError, KeyError) as error:
-        raise ReadingError(f"{path}/track.json cannot be read ({type(error).__name__}: {error}).") from error
-    if found["version"] > VERSION:
-        raise ReadingError(f"{path} has version {found['version']}: upgrade latent-workbench.")
-    return found
+def _version_1(path: Path) -> dict[str, Any] | None:
+    """What a folder is of that version 0.1.0 made; its readings are taken over when a tracker opens it."""
+    if not (path / OLD).is_file():
+        return None
+    there = json.loads((path / OLD).read_text())
+    head = {"items": there["items"]}
+    return {"layout": LAYOUT, "format": there["format"], "version": KIND.version, "state": "open", "head": head}
+
+
+KIND = Kind("latent-workbench values", 2, _version_1)
+
+
+def _take_over(folder: Folder) -> None:
+    """Make parts of the readings that version 0.1.0 listed in track.json."""
+    there = json.loads((folder.root / OLD).read_text())
+    rows = [(int(step), own, {}) for step, own in there["checkpoints"].items()]
+    rows += [(own["step"], own, {"aside": own["number"]}) for own in there.get("aside", [])]
+    for step, own, aside in rows:
+        for key, read in own["read"].items():
+            about = {"step": step, "key": key, "source": own["source"], **read, **aside}
+            name = about.pop("file").replace("/", f"-{aside['aside']}/" if aside else "/")
+            if (folder.root / name).exists():
+                folder.keep(name, about)
+    failed = {step: {n: own[n] for n in ("source", "failed")} for step, own, _ in rows if own["failed"]}
+    notes = {"failed": failed, "saved": there.get("saved", {})}
+    folder.write(NOTES, lambda name: Path(name).write_text(json.dumps(notes)))
+    (folder.root / OLD).unlink()

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from probes.values.answers import model_step
-from probes.values.tracker import called, opened
+from probes.values.tracker import opened
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import plain_names
 from workbench.fingerprint import weights as running
@@ -103,9 +103,10 @@ def weights(checkpoints: Mapping[int, Any]) -> Reading:
     names, counts, norm = [*names, "all"], np.append(counts, counts.sum()), np.append(norm, norm.sum())
     moved, update, along = (np.concatenate([x, x.sum(1, keepdims=True)], 1) for x in (moved, update, along))
     data = _table(steps, names, counts, np.sqrt(norm), np.sqrt(moved), np.sqrt(update), along)
-    data.attrs |= {"model": origin["model"]["name"], "measure": "weights"}
-    named = {step: called(checkpoints[step]) for step in steps}
-    return Reading(data, [origin, {"step": "values.white.weights", "settings": {"checkpoints": named}}])
+    model = f"{origin['model']['name']} ({len(steps)} checkpoints)"
+    data.attrs |= {"model": model, "measure": "weights"}
+    last = {"step": "values.white.weights", "settings": {"checkpoints": steps}, "model": {"name": model}}
+    return Reading(data, [origin, last])
 
 
 def _table(

@@ -101,13 +101,13 @@ def test_csv_gives_the_same_items_back(tmp_path: Path) -> None:
 
 def test_a_negation_makes_other_items_and_none_leaves_folders_of_readings_as_they_are(tmp_path: Path) -> None:
     without = [Item("1", "zoos", "Zoos are fine.", 1), Item("2", "zoos", "Zoos are sad.", -1)]
-    about = ValueTracker(tmp_path / "old", without, [Pmf()]).about
+    head = ValueTracker(tmp_path / "old", without, [Pmf()]).folder.head
     # As it was written into folders before items had negations.
     rows = [
         ["1", "zoos", "Zoos are fine.", 1, "1", "statement", []],
         ["2", "zoos", "Zoos are sad.", -1, "2", "statement", []],
     ]
-    assert about["items"] == hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+    assert head["items"] == hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
     with pytest.raises(InputError, match="readings of other items"):
         ValueTracker(tmp_path / "old", [replace(without[0], negated="Zoos are bad."), without[1]], [Pmf()])
 
