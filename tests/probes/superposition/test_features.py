@@ -413,7 +413,7 @@ def test_figures_show_what_was_measured(trained):
     assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table.data)
     lines = {t.name: t for t in figures.sharing(trained).data}
     np.testing.assert_allclose(lines["D* = m / |W|²"].x, [2.5, 10])
-    assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained)
+    assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained.data)
     with pytest.raises(InputError, match="sweep"):
         figures.sharing(table)
     with pytest.raises(InputError, match="too many"):
