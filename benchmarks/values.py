@@ -37,7 +37,7 @@ from probes.values.framings import Framing, default_framings, greatest_good_fram
 from probes.values.instruments import Pmf
 from probes.values.items import Item, own
 from workbench.inputs import collate, encode, plan
-from workbench.reader import token_budget
+from workbench.engine.drivers import token_budget
 
 FRAMINGS = {"greatest_good": greatest_good_framings, "default": lambda: default_framings()[:6]}
 LEAD = "\nAnswer:"
@@ -122,7 +122,7 @@ def measured(
         if block >= 0:
             apart = max(apart, float(np.abs(results["parts"]["p"] - results["whole"]["p"]).max()))
             for key in about:
-                about[key] += results["parts"].attrs[key]
+                about[key] += results["parts"].data.attrs[key]
             print(f"  {name} {block + 1}/{blocks}", {k: round(v[-1], 2) for k, v in seconds.items()}, flush=True)
     prompts = len(given) * len(framings)
     row: dict[str, Any] = {

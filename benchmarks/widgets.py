@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from measure import arguments, machine, written
 
-from workbench.figures.export import browser
+from workbench.figures.drawing import browser
 from workbench.widgets import packing
 from workbench.widgets.explorer import MODULE, SAVED_KB
 from workbench.widgets.page import page

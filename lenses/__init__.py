@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lenses.embedding import EmbeddingLens
     from lenses.latent import ContextIndex, LatentLens
     from lenses.logit import LogitLens
-    from lenses.states import States
+    from workbench.readers import States
 
 __all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens", "States"]
 
@@ -23,7 +23,7 @@ __getattr__ = lazy.names(
         "LogitAttribution": "attribution",
         "LatentLens": "latent",
         "ContextIndex": "latent",
-        "States": "states",
+        "States": "workbench.readers",
     },
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,20 +12,40 @@ from torch import Tensor
 
 from lenses.nulls import FEWEST, ROWS, floors, left_out, null_states, p_and_q
 from workbench.errors import InputError
+from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.readout import nearest_rows
-from workbench.sites import Site, resolve
+from workbench.sites import resolve
 from workbench.stats import RandomDirections
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
-    from workbench.model import Model
-    from workbench.reader import Run
-    from workbench.reading import Reading
 
 FLOOR_DRAWS = 100
+VARIABLES = {
+    "token_id": about("nearest token", role="label", of="cosine"),
+    "cosine": about("cosine of the nearest token", better="high", short_name="cosine"),
+    "cosine_floor": about(
+        "95th percentile of the best cosine of random directions", role="floor", of="cosine",
+        short_name="random directions",
+    ),
+    "cosine_floor_shuffled": about(
+        "95th percentile of the best cosine in shuffled prompts", role="floor", of="cosine",
+        short_name="shuffled prompts",
+    ),
+    "cosine_p": about(
+        "p of the nearest token among states of shuffled prompts", better="low", role="p", of="cosine",
+        short_name="p of nearest",
+    ),
+    "cosine_q": about(
+        "p of the nearest token, adjusted for the number of cells", better="low", role="q", of="cosine",
+        short_name="q of nearest",
+    ),
+}  # fmt: skip
 
 
-class EmbeddingLens:
+@dataclass(frozen=True, eq=False)
+class EmbeddingLens(Reader):
     """Nearest input embeddings at every depth, by cosine of the raw state with each row of the matrix.
 
     Args:
@@ -51,100 +71,75 @@ class EmbeddingLens:
     Raises InputError when the embeddings are not as wide as the stream.
     """
 
-    def __init__(
-        self, layers: int | Iterable[int] | None = None, top_k: int = 10, *, at: str = "resid", floors: bool = True,
-        chunk: int | None = None,
-    ) -> None:  # fmt: skip
-        if top_k < 1:
-            raise InputError(f"top_k={top_k} keeps no token. Use 1 or more.")
-        self.layers, self.top_k, self.at, self.floors, self.chunk = layers, top_k, at, floors, chunk
+    layers: Layers = None
+    top_k: int = 10
+    _: KW_ONLY
+    at: str = "resid"
+    floors: bool = True
+    chunk: int | None = None
 
-    def sites(self, model: Model) -> list[Site]:
-        self._wanted = resolve(model, self.at, self.layers)
-        return self._wanted
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise InputError(f"top_k={self.top_k} keeps no token. Use 1 or more.")
 
-    def begin(self, run: Run) -> None:
-        self._run = run
-        weight = run.model.embedding
-        self._weight = weight
+    def plan(self, run: Run) -> Plan:
+        wanted, weight = resolve(run.model, self.at, self.layers), run.model.embedding
         # Norms once; the matrix itself stays as the model has it.
-        self._norms = torch.cat([part.float().norm(dim=1) for part in weight.split(4096)]).clamp_min(1e-12)
-        self._k = min(self.top_k, len(weight))
-        depth = len(self._wanted)
-        self._token_id = run.empty([depth], np.int32, after=[self._k])
-        self._cosine = run.empty([depth], after=[self._k])
-        self._random = RandomDirections(depth, FLOOR_DRAWS)
+        norms = torch.cat([part.float().norm(dim=1) for part in weight.split(4096)]).clamp_min(1e-12)
+        k, axis = min(self.top_k, len(weight)), "layer" if self.at == "resid" else "block"
+        cells, random = ("prompt", axis, "position"), RandomDirections(FLOOR_DRAWS)
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        rows = batch.take(states).to(self._weight.device).float()
-        if self.floors:
-            self._random.observe(self._wanted.index(site), rows, batch)
-        # The matrix is read once for all layers.
-        notes = batch.scratch.setdefault(self, {})
-        notes[site] = rows
-        if len(notes) < len(self._wanted):
-            return
-        every = torch.cat([notes[x] for x in self._wanted])
-        cosine, ids = self._nearest(every)
-        nothing = ~(every != 0).any(1, keepdim=True)  # a state of zeros has no direction
-        cosine, ids = cosine.masked_fill(nothing, math.nan), ids.masked_fill(nothing, -1)
-        notes.clear()
-        p, s, shape = batch.prompt.numpy(), batch.slot.numpy(), (len(self._wanted), len(batch), self._k)
-        self._token_id[p, :, s] = ids.view(shape).transpose(0, 1).cpu().numpy()
-        self._cosine[p, :, s] = cosine.view(shape).transpose(0, 1).cpu().numpy()
+        def nearest(rows: Tensor) -> tuple[Tensor, Tensor]:
+            """[rows, d] -> the top_k cosines and token ids."""
+            best = nearest_rows(rows.to(weight.device).float(), weight, norms, k, self.chunk)
+            return best.score, best.id
 
-    def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """[rows, d] -> the top_k cosines and token ids."""
-        best = nearest_rows(rows, self._weight, self._norms, self._k, self.chunk)
-        return best.score, best.id
+        def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+            # The matrix is read once for all layers.
+            every = torch.stack([states[site].to(weight.device).float() for site in wanted])
+            rows = every.flatten(0, 1)
+            cosine, ids = nearest(rows)
+            nothing = ~(rows != 0).any(1, keepdim=True)  # a state of zeros has no direction
+            shape = (len(wanted), len(batch), k)
+            return {
+                "token_id": ids.masked_fill(nothing, -1).view(shape).transpose(0, 1),
+                "cosine": cosine.masked_fill(nothing, math.nan).view(shape).transpose(0, 1),
+                **(random.observed(every.transpose(0, 1), batch) if self.floors else {}),
+            }
 
-    def _best(self, states: Tensor) -> np.ndarray:
-        return self._nearest(states.to(self._weight.device))[0][:, 0].cpu().numpy()
+        def finish(found: Found) -> dict[str, Any]:
+            cosine = found["cosine"]
+            if not self.floors or not cosine.size:
+                return {}
+            out = left_out(run, wanted)
+            drawn = [random.draw(found, depth, out[:, depth]) for depth in range(len(wanted))]
+            null = null_states(run, wanted)
+            # The matrix is read once for all of them.
+            best = nearest(torch.cat([*drawn, *null.states]))[0][:, 0].cpu().numpy()
+            count = sum(map(len, drawn))
+            directions = np.split(best[:count], np.cumsum([len(draws) for draws in drawn])[:-1])
+            scores = null.split(best[count:])
+            p, q = p_and_q(cosine[..., 0], run, null, scores, out)
+            reason = {"reason": null.reason}
+            few = "" if all(map(len, drawn)) else f"fewer than {FEWEST} states that are no sinks"
+            return {
+                "cosine_floor": ((axis,), floors(directions), {"reason": few}),
+                "cosine_floor_shuffled": ((axis,), floors(scores), reason),
+                "cosine_p": (cells, p, reason),
+                "cosine_q": (cells, q, reason),
+            }
 
-    def _controls(self, axis: str) -> dict[str, Any]:
-        out = left_out(self._run, self._wanted)
-        random = [self._random.draw(depth, out[:, depth]) for depth in range(len(self._wanted))]
-        null = null_states(self._run, self._wanted)
-        # The matrix is read once for all of them.
-        best = self._best(torch.cat([*random, *null.states]))
-        best, scores = best[: sum(map(len, random))], null.split(best[sum(map(len, random)) :])
-        random = np.split(best, np.cumsum([len(draws) for draws in random])[:-1])
-        p, q = p_and_q(self._cosine[..., 0], self._run, null, scores, out)
-        cells, of = ("prompt", axis, "position"), {"of": "cosine", "reason": null.reason}
-        few = "" if all(map(len, random)) else f"fewer than {FEWEST} states that are no sinks"
-        return {
-            "cosine_floor": (
-                (axis,), floors(random), {"role": "floor", "of": "cosine", "reason": few,
-                "long_name": "95th percentile of the best cosine of random directions"},
-            ),
-            "cosine_floor_shuffled": (
-                (axis,), floors(scores), {"role": "floor", **of,
-                "long_name": "95th percentile of the best cosine in shuffled prompts"},
-            ),
-            "cosine_p": (cells, p, {"role": "p", **of, "long_name": "p among states of shuffled prompts"}),
-            "cosine_q": (cells, q, {"role": "q", **of, "long_name": "p, adjusted for the number of cells"}),
-        }  # fmt: skip
-
-    def end(self) -> Reading:
-        from workbench.reading import Reading
-
-        axis = "layer" if self.at == "resid" else "block"
-        dims = ("prompt", axis, "position", "rank")
-        data = self._run.dataset(
-            {
-                "token_id": (dims, self._token_id),
-                "cosine": (dims, self._cosine),
-                **(self._controls(axis) if self.floors and self._cosine.size else {}),
-            },
-            {axis: [s.index for s in self._wanted], "rank": np.arange(self._k)},
-            reader="EmbeddingLens",
-            at=self.at,
-        )
+        outputs = {
+            "token_id": Output((*cells, "rank"), dtype=np.int32),
+            "cosine": Output((*cells, "rank")),
+            **(random.outputs(axis) if self.floors else {}),
+        }
         settings = {
-            "name": "EmbeddingLens", "at": self.at, "top_k": self._k,
+            "top_k": k, "chunk": None,
             "floor": f"95th percentile of the best cosine of {FLOOR_DRAWS} Gaussian draws with the layer's mean and "
             f"covariance, and of at most {ROWS[1]} states of the prompts with their tokens in random order; sinks are "
             "left out",
             "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
         }  # fmt: skip
-        return Reading(data, {"reader": settings})
+        coords = {axis: [site.index for site in wanted], "rank": k, "width": run.model.d_model}
+        return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {"at": self.at}, settings)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.reader import read
-from workbench.reading import Reading
-from workbench.sinks import placeholder_ids
+from workbench.engine.run import observe
+from workbench.inputs import encode
+from workbench.readers import Output, Plan, Rows
+from workbench.sinks import Norms, placeholder_ids
 from workbench.sites import Site
 from workbench.stats import fdr
 from workbench.weights import TOLERANCE
@@ -27,7 +28,7 @@ from workbench.weights import TOLERANCE
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 ROWS, EACH = (256, 1024), 3
 """Null states at each depth: three for each place that is read, within these limits."""
@@ -80,7 +81,7 @@ def null_states(
     places = sum(len(prompt.positions) for prompt in run.prompts)
     rows = rows or min(max(EACH * places, ROWS[0]), ROWS[1])
     # Readers of one run share what they need alike: one pass serves them all.
-    kept = run.__dict__.setdefault("_nulls", {}).setdefault((seed, rows, draw), {})
+    kept = run.kept.setdefault(("nulls", seed, rows, draw), {})
     missing = [site for site in sites if site not in kept]
     if missing:
         variants, chosen = _variants(run, rows, draw, seed)
@@ -88,9 +89,7 @@ def null_states(
             none = np.zeros(0, np.int64)
             kept |= {site: (torch.zeros(0, run.model.d_model), none, none) for site in missing}
         else:
-            reader = _Rows(missing, chosen)
-            read(run.model, variants, reader, progress=False)
-            kept |= reader.found
+            kept |= states_at(run.model, variants, missing, chosen, progress=run.progress)
         kept["prompts"] = variants
     states, prompt, position = (list(x) for x in zip(*(kept[site] for site in sites), strict=True))
     reason = "" if kept["prompts"] else "no prompt has two text tokens to shuffle"
@@ -130,17 +129,15 @@ def fixed_ids(model: Model) -> list[int]:
 
 def looks_ahead(model: Model) -> bool:
     """Whether states depend on the tokens behind them, as in encoders; asked once."""
-    if "_looks_ahead" not in model.__dict__:
+    if "looks_ahead" not in model.known:
         special = set(fixed_ids(model))
         ids = [i for i in range(model.vocab_size // 2, model.vocab_size) if i not in special][:8] or [0] * 8
         site = Site("resid", model.n_layers)
-        reader = _Rows([site], [np.arange(4)] * 2)
-        reader.with_sinks = True
-        read(model, [ids, ids[:4]], reader, progress=False, batch_size=1)
-        long, short = reader.found[site][0].view(2, 4, -1).double()
+        found = states_at(model, [ids, ids[:4]], [site], [np.arange(4)] * 2, sinks=True, batch_size=1)
+        long, short = found[site][0].view(2, 4, -1).double()
         share = (long - short).norm(dim=-1) / short.norm(dim=-1).clamp_min(1e-30)
-        model.__dict__["_looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
-    return model.__dict__["_looks_ahead"]
+        model.known["looks_ahead"] = bool((share > TOLERANCE.get(model.dtype, 1e-4)).any())
+    return model.known["looks_ahead"]
 
 
 def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], left_out: np.ndarray) -> Any:
@@ -194,38 +191,38 @@ def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
     return np.array(found, np.float32)
 
 
-class _Rows:
-    """A reader that keeps the states of chosen positions, and which they are, for each site; sinks are left out."""
+def states_at(
+    model: Model, prompts: list[list[int]], sites: list[Site], chosen: list[np.ndarray], *, sinks: bool = False,
+    **options: Any,
+) -> dict[Site, tuple[Tensor, np.ndarray, np.ndarray]]:  # fmt: skip
+    """States [rows, width] at chosen positions of prompts of token ids, and the prompt and position of each.
 
-    with_sinks = False
+    Sinks are left out, unless ``sinks``.
+    """
+    known = encode(model, prompts, "all")
+    wanted = np.zeros((len(prompts), max(len(prompt.ids) for prompt in known)), bool)
+    for row, positions in enumerate(chosen):
+        wanted[row, positions] = True
 
-    def __init__(self, sites: list[Site], chosen: list[np.ndarray]) -> None:
-        self._sites = sites
-        self._chosen = np.zeros((len(chosen), max(int(c.max()) for c in chosen) + 1), bool)
-        for row, positions in enumerate(chosen):
-            self._chosen[row, positions] = True
+    def look(states: Rows, batch: Batch) -> dict[str, Any]:
+        some = np.flatnonzero(wanted[batch.prompt.numpy(), batch.position.numpy()])
+        rows = torch.from_numpy(some)
+        return {
+            "prompt": batch.prompt[rows], "position": batch.position[rows],
+            "state": torch.stack([states[site].index_select(0, rows.to(states[site].device)) for site in sites], 1),
+        }  # fmt: skip
 
-    def sites(self, model: Model) -> list[Site]:
-        return self._sites
-
-    def begin(self, run: Run) -> None:
-        self._run = run
-        self._kept: dict[Site, list[tuple[np.ndarray, np.ndarray, Tensor]]] = {site: [] for site in self._sites}
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-        inside = slot < self._chosen.shape[1]
-        inside[inside] = self._chosen[prompt[inside], slot[inside]]
-        rows = batch.take(states)[torch.from_numpy(inside).to(states.device)].float().cpu()
-        batch.done.append(lambda: self._kept[site].append((prompt[inside], slot[inside], rows)))
-
-    def end(self) -> Any:
-        self.found: dict[Site, tuple[Tensor, np.ndarray, np.ndarray]] = {}
-        for site in self._sites:
-            parts = list(zip(*self._kept[site], strict=True))
-            prompt, slot, rows = np.concatenate(parts[0]), np.concatenate(parts[1]), torch.cat(parts[2])
-            order = np.lexsort((slot, prompt))  # however they were batched
-            if not self.with_sinks:
-                order = order[~self._run.norms.sinks(site)[prompt[order], slot[order]]]
-            self.found[site] = rows[torch.from_numpy(order)], prompt[order], slot[order]
-        return Reading(self._run.dataset({}, {}))
+    key: Any = {"dtype": np.int64, "combine": "concat", "key": True}
+    outputs = {
+        "prompt": Output(("row",), **key), "position": Output(("row",), **key),
+        "state": Output(("row", "site", "width"), combine="concat"),
+    }  # fmt: skip
+    plan = Plan(sites, outputs, look, {"site": len(sites), "width": model.d_model})
+    norms = None if sinks else Norms(model, known)
+    found = observe(model, known, plan, norms=norms, **options)
+    prompt, position = found["prompt"], found["position"]
+    kept = {}
+    for i, site in enumerate(sites):
+        good = np.ones(len(prompt), bool) if norms is None else ~norms.sinks(site)[prompt, position]
+        kept[site] = torch.from_numpy(found["state"][good, i]), prompt[good], position[good]
+    return kept

@@ -17,7 +17,7 @@ from workbench.tokens import token_texts, unknown_id
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 Target = str | int
 Targets = None | Target | Iterable[Target] | Iterable[Iterable[Target]]
@@ -43,7 +43,6 @@ class Followed:
         self.run, self.ids = run, None
         self.next = isinstance(targets, str) and targets == "next"
         self.listed = self.by_prompt = False
-        self._target_id = run.empty(dtype=np.int32)
         if targets is not None and not self.next:
             self.listed = not _one(targets)
             given: list[Any] = [targets] if _one(targets) else list(targets)  # type: ignore[arg-type]
@@ -75,23 +74,20 @@ class Followed:
         following = [i if i < self.run.model.vocab_size else -1 for i in following]
         return torch.tensor(following, dtype=torch.long)[:, None]
 
-    def note(self, batch: Batch, ids: Tensor) -> None:
-        """Remember which tokens [selected, target] were followed at the places of a batch."""
-        self._target_id[batch.prompt.numpy(), batch.slot.numpy()] = ids[:, 0].cpu().numpy()
-
     @property
-    def by_position(self) -> np.ndarray:
-        """[prompt, position] the token that was followed, the first of several; -1 where there is none."""
-        return self._target_id
+    def names(self) -> np.ndarray:
+        """Labels of the dimension ``target``: texts; numbers where a target has no name that holds for all prompts."""
+        if not self.listed or self.by_prompt:
+            return np.arange(self.count)
+        return np.array(token_texts(self.run.model.tokenizer, self.ids[0].tolist()), dtype=object)
 
-    def labels(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The variables and the coordinates that say which tokens were followed."""
+    def labels(self, followed: np.ndarray) -> dict[str, Any]:
+        """The variable that says which tokens were followed; ``followed`` [prompt, position], the first of several."""
         if self.ids is None or not self.listed:
-            return {"target_id": (("prompt", "position"), self._target_id)}, {}
-        if self.by_prompt:  # a target has no name that holds for all prompts
-            return {"target_id": (("prompt", "target"), self.ids)}, {"target": np.arange(self.count)}
-        texts = token_texts(self.run.model.tokenizer, self.ids[0].tolist())
-        return {"target_id": (("target",), self.ids[0])}, {"target": np.array(texts, dtype=object)}
+            return {"target_id": (("prompt", "position"), followed)}
+        if self.by_prompt:
+            return {"target_id": (("prompt", "target"), self.ids)}
+        return {"target_id": (("target",), self.ids[0])}
 
 
 def _one(target: Any) -> bool:

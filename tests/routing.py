@@ -24,7 +24,7 @@ import zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.moe import ADAPTERS, Call, Routing, record, takes_routing
+from workbench.anatomy.moe import ADAPTERS, Call, Routing, record, takes_routing
 
 HERE = Path(__file__).parent
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -229,7 +229,7 @@ def check(folder: str, name: str, module: nn.Module) -> dict[str, Any]:
         "layers": len(called), "top_k": int(called[first].index.shape[1]),
         "weight_sum": round(float(called[first].weight.sum(1).mean()), 3),
     }  # fmt: skip
-    from workbench.moe import _experts
+    from workbench.anatomy.moe import _experts
 
     row["experts"] = _experts(part)[0] if takes_routing(part) else int(part.num_experts)
     # Fed again: forward of the class itself, so that no hook stands between.

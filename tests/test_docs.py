@@ -26,13 +26,16 @@ import torch
 import xarray as xr
 
 import workbench
+from workbench.reading import Reading
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 # ---------------------------------------------------------------- code
 
-WITH_CODE = ["index.md", "reading.md", "figures.md", "add/lens.md", "add/probe.md", "add/instrument.md"]
+WITH_CODE = [
+    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/instrument.md",
+]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
@@ -105,6 +108,19 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_code_prints_what_is_shown(run, name):
     run(name)
+
+
+def test_the_page_of_the_vocabulary_tells_all_of_it():
+    from workbench.variables import CONTROLS, FIELDS, ROLES, SCALES
+
+    text = (DOCS / "vocabulary.md").read_text("utf-8")
+    head, roles, _, rest = re.split(r"(?m)^## (?:Roles|Scales|Names that are given)\n", text)
+    rows = {row[0]: row[1:] for row in re.findall(r"(?m)^\| `([\w-]+)` \|(?: `(\w+)` \|| +\|)? (.*) \|$", text)}
+    assert set(FIELDS) <= set(re.findall(r"(?m)^\| `(\w+)` \|", head))
+    assert {name: rows[name][1] for name in ROLES} == ROLES
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", roles)) == set(ROLES)
+    assert {name: suffix for name, (suffix, _) in rows.items() if suffix} == {name: f"_{name}" for name in CONTROLS}
+    assert {name: rows[name][1] for name in SCALES} == SCALES
 
 
 def test_all_pages_with_code_are_run():
@@ -418,7 +434,8 @@ SECTIONS = [(page, heading) for page in PAGES for heading in documented(page) if
 
 @pytest.mark.parametrize(("page", "heading"), SECTIONS, ids=[heading for _, heading in SECTIONS])
 def test_tables_name_what_is_there_and_all_of_it(page, heading):
-    data, table = SOURCES[heading](), documented(page)[heading]
+    found, table = SOURCES[heading](), documented(page)[heading]
+    data = found.data if isinstance(found, Reading) else found
     there = {str(name): tuple(map(str, v.dims)) for name, v in data.variables.items()}
     for name, dims in table.items():
         assert name in there, f"{page}, {heading}: there is no {name}; there are {', '.join(there)}"
@@ -499,9 +516,11 @@ def _search() -> xr.Dataset:
     return index().search(lens_readings()["States"].data["state"].values[1, 3])
 
 
-@source("ContextIndex.hubness")
+@source("hubness")
 def _hubness() -> xr.Dataset:
-    return index().hubness(hubs=3)
+    from lenses.latent.hubness import hubness
+
+    return hubness(index(), hubs=3)
 
 
 @source("lenses.latent.logit_agreement")
@@ -541,7 +560,7 @@ def _measure(name: str, *more: Callable[[], Any], **options: Any) -> None:
 
 for _name in (
     "usage", "gate", "balance", "divergence", "information", "specialisation", "agreement", "classes", "decode",
-    "vocabulary", "consistency", "coactivation", "flow", "select",
+    "differences", "vocabulary", "consistency", "coactivation", "flow", "select",
 ):  # fmt: skip
     _measure(_name, draws=20)
 _measure("reordering", lambda: organism("polyglot"), draws=20)
@@ -581,8 +600,8 @@ def _of_routing(name: str, *given: Any, **options: Any) -> None:
     SOURCES[f"probes.routing.{name}"] = table
 
 
-_of_routing("effect", {3: [1]}, draws=2, resamples=50)
-_of_routing("regret", 3, draws=2, resamples=50)
+_of_routing("effect", {3: [1]}, sets=2, draws=50)
+_of_routing("regret", 3, routes=2, draws=50)
 _of_routing("contributions", draws=20)
 _of_routing("functional", clusters=8, draws=20)
 
@@ -591,7 +610,7 @@ def test_effects_adds_what_the_page_says():
     from probes.routing import effects
 
     claims = {"a": (documents()[0][:4], {3: [1]})}
-    both = set(effects(organism("polyglot"), claims, draws=2, resamples=50).data_vars)
+    both = set(effects(organism("polyglot"), claims, sets=2, draws=50).data.data_vars)
     more = {"documents", "nll", "experts", "q", "q_random", "backed"}
     assert both == more | set(documented("routing.md")["probes.routing.effect"])
 
@@ -718,11 +737,12 @@ def _used() -> tuple[Any, ...]:
 
 
 _of_thoughts("mass", _logits)
+_of_thoughts("focus", lambda: (thoughts().readings[0], questions().problems))
 _of_thoughts("frontier", _logits)
 _of_thoughts("use", _used, then="=", draws=20)
 _of_thoughts("entity_belief", lambda: (organism("searcher"), questions().prompts[:2], ["n1", "n2"]))
 _of_thoughts("soft_versus_hard", lambda: (organism("story"), STORY))
-_of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), draws=2)
+_of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), mixtures=2)
 _of_thoughts(
     "decode_frontier",
     lambda: (thoughts().readings[1].data["state"].values[:, :, :2], questions().problems),
@@ -795,7 +815,7 @@ def tracked() -> Any:
 
 def _instrument(name: str) -> xr.Dataset:
     """One checkpoint, as the instrument gave it; without ``checkpoint``, which the tracker adds."""
-    return tracked().table(name).isel(checkpoint=0, drop=True)
+    return tracked().table(name).data.isel(checkpoint=0, drop=True)
 
 
 SOURCES["instruments.Pmf"] = lambda: _instrument("pmf")
@@ -805,7 +825,7 @@ SOURCES["white.WhiteBox"] = lambda: _instrument("whitebox")
 
 
 @cache
-def chosen() -> tuple[xr.Dataset, Any]:
+def chosen() -> tuple[Any, Any]:
     from probes.values.choices import Choices
     from probes.values.items import Item, Items
 
@@ -816,26 +836,26 @@ def chosen() -> tuple[xr.Dataset, Any]:
     return Choices(letters=("A", "B")).read(organism("opinions"), items, progress=False), items
 
 
-SOURCES["choices.Choices"] = lambda: chosen()[0]
+SOURCES["choices.Choices"] = lambda: chosen()[0].data
 
 
 @source("choices.likeness")
 def _likeness() -> xr.Dataset:
     from probes.values.choices import likeness
 
-    return likeness(*chosen(), ordinal=True, draws=20)
+    return likeness(*chosen(), ordinal=True, draws=20).data
 
 
 def _of_drift(name: str, given: Callable[[], tuple[Any, ...]], **options: Any) -> None:
     def table() -> xr.Dataset:
-        from probes.values import drift
+        from probes.values import measures
 
-        return getattr(drift, name)(*given(), **options)
+        return getattr(measures, name)(*given(), **options).data
 
-    SOURCES[f"drift.{name}"] = table
+    SOURCES[f"values.{name}"] = table
 
 
-def _readings(name: str = "pmf") -> xr.Dataset:
+def _readings(name: str = "pmf") -> Any:
     return tracked().readings(name)
 
 
@@ -843,38 +863,49 @@ _of_drift("stance", lambda: (_readings(),), draws=20)
 _of_drift("drift", lambda: (_readings(),), draws=20)
 _of_drift("convergence", lambda: (_readings(), 0.1), draws=20)
 _of_drift("resampling_null", lambda: (_readings("sampled"), _readings("sampled")), draws=20)
+_of_drift("sides", lambda: (_readings(),))
 _of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.fromkeys("abc", "one"), draws=20)
 _of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
 
 
-@source("drift.data_gap")
+@source("values.data_gap")
 def _data_gap() -> xr.Dataset:
     import warnings
 
-    from probes.values.drift import data_gap
+    from probes.values.measures import data_gap
 
     given = xr.Dataset({"keyed": ("topic", [0.1, 0.2])}, {"topic": list(statements().topics)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two topics show nothing, and it says so
-        return data_gap(given, _readings(), draws=20)
+        return data_gap(given, _readings(), draws=20).data
 
 
-@source("confusion.corrected")
-def _corrected() -> xr.Dataset:
-    from probes.values.confusion import confusion, corrected
+@source("judge_errors.confusion")
+def _confusion() -> xr.Dataset:
+    return _known().data
+
+
+def _known() -> Any:
+    from probes.values.judge_errors import confusion
 
     def judge(texts: list[str]) -> np.ndarray:
         return np.array([np.roll([0.8, 0.1, 0.1], "sno".index(text)) for text in texts])
 
-    known = confusion(judge, [("s", "support"), ("n", "neutral"), ("o", "oppose")] * 2)
-    return corrected(_readings("sampled").isel(checkpoint=0), known, draws=20)
+    return confusion(judge, [("s", "support"), ("n", "neutral"), ("o", "oppose")] * 2)
+
+
+@source("judge_errors.corrected")
+def _corrected() -> xr.Dataset:
+    from probes.values.judge_errors import corrected
+
+    return corrected(_readings("sampled").isel(checkpoint=0), _known(), draws=20).data
 
 
 def _of_white(name: str, **options: Any) -> None:
     def table() -> xr.Dataset:
         from probes.values import white
 
-        return getattr(white, name)(tracked().table("whitebox"), **options)
+        return getattr(white, name)(tracked().table("whitebox"), **options).data
 
     SOURCES[f"white.{name}"] = table
 
@@ -889,7 +920,7 @@ def _weights() -> xr.Dataset:
     from probes.values.white import weights
     from workbench.organisms.opinions import runs
 
-    return weights(dict(sorted(runs()["sft"].items())[:3]))
+    return weights(dict(sorted(runs()["sft"].items())[:3])).data
 
 
 @source("greatest_good.scores")
@@ -899,4 +930,4 @@ def _greatest_good() -> xr.Dataset:
 
     items = Items(Item(f"g{i}", ("IB", "IH")[i % 2], x.text, 1) for i, x in enumerate(statements()[:8]))
     same = dict.fromkeys((0, 1), "organism:opinions")
-    return greatest_good.study(folder() / "ggb", same, items, draws=20, progress=False)
+    return greatest_good.study(folder() / "ggb", same, items, draws=20, progress=False).data

@@ -7,16 +7,18 @@ with it, each with an organism of its own.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import shlex
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from workbench import cli, tokens
-from workbench.reading import Reading, write_whole
+from workbench import plugins, terminal, tokens
+from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
+from workbench.reading import Reading
 
 PLAIN_PROMPTS = (
     "Once upon a time, there was a little girl named",
@@ -26,14 +28,8 @@ PLAIN_PROMPTS = (
 )
 """For a user's own model: the first is a story, the second a fact, the last a count."""
 SHOWN_LAYERS = 4
-FIGURES = {  # reader and kind of chart -> what it shows
-    ("logit", "heatmap"): "The token that each state would say if the model stopped there; the lighter, the surer.",
-    ("logit", "trajectory"): "The final token's log-probability, layer by layer.",
-    ("logit", "curves"): "Over all prompts: the rank of the final token, and the entropy of what a state would say.",
-    ("embedding", "heatmap"): "The input embedding that lies nearest to each state.",
-    ("embedding", "floors"): "How near that is, beside what random directions and shuffled prompts reach.",
-    ("attribution", "attribution"): "What each part added to the final token's logit; lines: what it adds anywhere.",
-}
+SHOWN_CHARTS = 3
+"""Of each reading."""
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,26 +67,26 @@ pre {{ overflow: auto; border: 1px solid var(--line); border-radius: 6px; paddin
 
 def demo(chosen: argparse.Namespace) -> None:
     """Read, print and write; ``chosen``: model and out of the command line."""
-    model = cli.load(chosen)
+    model = terminal.load_model(chosen)
     out: Path = chosen.out or Path("out") / re.sub(r"[^\w.-]+", "-", model.name)
-    cli.make_folder(out)
-    good, bad = cli.working(model, out)
+    terminal.make_folder(out)
+    good, bad = plugins.working(model, out)
     prompts = _prompts(model, chosen.model)
     named, late = _read_all(model, prompts, good)
     bad |= late
-    cli.describe(model)
+    terminal.describe(model)
     for name, reason in bad.items():
         print(f"  {name} cannot read this model: {reason}\n")
-    cli.table(named["logit"])
+    terminal.table(named["logit"])
     for name, reading in named.items():
         if "sentence" in reading.data:
             print(f"\n{name}, in a small index made for this: {out / name}")
-            cli.neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
+            terminal.neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
     kept = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
-    pages = {page: _lenses(named)} if (page := cli.write_page(named, out / "lenses.html")) else {}
-    if chosen.model == cli.DEMO:
-        for point in metadata.entry_points(group="workbench.demos"):
-            pages |= point.load()(out)
+    pages = {page: _lenses(named)} if (page := terminal.write_page(named, out / "lenses.html")) else {}
+    if chosen.model == terminal.DEMO:
+        for _, show in plugins.loaded("demos"):
+            pages |= show(out)
     figures, failed = _figures(named, out)
     if failed:
         pages[_live_figures(named, out)] = "The figures, drawn by the page itself."
@@ -110,13 +106,13 @@ def demo(chosen: argparse.Namespace) -> None:
     print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
     print(f'  python -c "{opened}"')
     if Path("Makefile").is_file():
-        if chosen.model == cli.DEMO:
+        if chosen.model == terminal.DEMO:
             print("  make demo MODEL=<a hub id or a folder>")
         print("  make lab")
 
 
 def _prompts(model: Any, source: str) -> list[Any]:
-    if source == cli.DEMO:
+    if source == terminal.DEMO:
         from workbench.organisms.story import DEMO_PROMPTS
 
         return list(DEMO_PROMPTS)
@@ -133,12 +129,12 @@ def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dic
 
     try:
         return dict(zip(good, workbench.read(model, prompts, list(good.values())), strict=True)), {}
-    except ValueError:
+    except WorkbenchError:
         named, bad = {}, {}
         for name in good:
             try:
                 named[name] = workbench.read(model, prompts, good[name])
-            except ValueError as error:
+            except WorkbenchError as error:
                 if name == "logit":
                     raise
                 bad[name] = str(error)
@@ -152,9 +148,22 @@ def _lenses(named: dict[str, Reading]) -> str:
     return f"Tokens and layers of every prompt: {', '.join(names)}{beside}. Click a cell; / searches, p pins."
 
 
+def _charts(named: dict[str, Reading]) -> dict[tuple[str, str], str]:
+    """(reader, kind) -> what the chart shows: those that fit, first those that were made for such a reading."""
+    from workbench.figures.charts import CHARTS, charts
+
+    known, found = charts(), {}
+    for name, reading in named.items():
+        fitting = sorted((k for k, c in known.items() if not c.lacks(reading.data)), key=lambda k: k in CHARTS)
+        for kind in fitting[:SHOWN_CHARTS]:
+            said = " ".join((inspect.getdoc(known[kind].function) or kind).split("\n\n")[0].split())
+            found[name, kind] = f"{name}: {said[:1].lower()}{said[1:]}"
+    return found
+
+
 def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
     """Figures as svg and pdf, and what each shows; where nothing can draw them, a line that says how to get them."""
-    from workbench.figures.export import browser
+    from workbench.figures.drawing import browser
 
     if browser() is None:
         return {}, [
@@ -162,15 +171,13 @@ def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], lis
             "install chromium` or, without root rights, `plotly_get_chrome`, and run this again)"
         ]
     written: dict[Path, str] = {}
-    for (name, kind), said in FIGURES.items():
-        if name not in named:
-            continue
+    for (name, kind), said in _charts(named).items():
         figure = named[name].figure(kind)
         try:
             for suffix in ("pdf", "svg"):
                 called = name if name == kind else f"{name}-{kind}"
                 path = figure.save(out / f"{called}.{suffix}", width="text", venue="neurips")
-        except (ValueError, RuntimeError) as error:
+        except (WorkbenchError, RuntimeError) as error:
             return written, [f"(no .svg and .pdf of the figures: {error})"]
         written[path] = said
     return written, []
@@ -181,15 +188,14 @@ def _live_figures(named: dict[str, Reading], out: Path) -> Path:
     from workbench.figures.titles import fitted
 
     parts = []
-    for (name, kind), said in FIGURES.items():
-        if name in named:
-            figure = fitted(named[name].figure(kind))
-            drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
-            parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
+    for (name, kind), said in _charts(named).items():
+        figure = fitted(named[name].figure(kind))
+        drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
+        parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
     path = out / "figures.html"
     head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
     text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"
-    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
     return path
 
 
@@ -211,5 +217,5 @@ def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], fi
         code=tokens.html(code),
     )  # fmt: skip
     path = out / "index.html"
-    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
     return path

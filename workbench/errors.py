@@ -21,6 +21,10 @@ class ReadingError(WorkbenchError):
     """A file that is not a reading, is damaged, or cannot be written."""
 
 
+class PluginError(WorkbenchError):
+    """A plug-in that cannot be imported, or a name that two packages take."""
+
+
 def missing(package: str, needed_for: str, extra: str) -> ImportError:
     """The error for an optional package that is not installed."""
     return ImportError(

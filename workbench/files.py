@@ -1,95 +1,70 @@
-"""Text files as people have them: UTF-8, with or without a byte order mark, UTF-16 and UTF-32 with one, gzipped.
-
-What is none of these is refused with its line: a text in another encoding would be read as other words.
-"""
+"""Files that are complete or not there: atomic writes, folders that survive a power cut, checksums of blocks."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
 import os
-import re
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from workbench.errors import InputError
-
-FIELD = 1 << 24
-"""Characters that a field of a table may have: more is a quotation mark that was never closed."""
-# The marks of UTF-32 begin with those of UTF-16.
-_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
-          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
-_BYTE = re.compile("[\udc80-\udcff]")
+from workbench.errors import ReadingError
 
 
-def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The lines of a text file with their ends, as they are (\\n, \\r\\n or \\r); .gz is unpacked.
+def atomic_write(path: Path, content: str | bytes | Callable[[str], Any]) -> None:
+    """Write a file beside ``path`` and rename it: readers never see half a file.
 
-    Raises InputError where there is no such file, and for bytes that are no text in the file's encoding.
+    Parameters
+    ----------
+    content
+        Text (as UTF-8), bytes, or a function that is called with the temporary name and writes there.
+
+    Raises
+    ------
+    ReadingError
+        When it cannot be written (a full disk, no such folder).  Nothing is left behind.
     """
-    path, number = Path(path), 0
-    cure = (
-        "Save the file as UTF-8, or read it as what it is: "
-        f"open({path.name!r}, encoding='latin-1') gives lines, which may be used in place of the file's name."
-    )
     try:
-        with _opened(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.isascii() and (odd := _BYTE.search(line)):
-                    raise InputError(
-                        f"Line {number} of {path} holds the byte 0x{ord(odd[0]) - 0xDC00:02x} at character "
-                        f"{odd.start()}, which is no UTF-8: the file is in another encoding, or damaged. {cure}"
-                    )
-                yield line
-    except UnicodeError as error:
-        raise InputError(f"{path} cannot be read behind line {number} ({error}). {cure}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise ReadingError(f"{path} cannot be written: {error}. The result is still in memory.") from error
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            Path(temporary).write_bytes(content.encode() if isinstance(content, str) else content)
+        with Path(temporary).open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise ReadingError(
+            f"{path} could not be written: {error}. Nothing was left under that name and the result is still in "
+            "memory: make room or choose another place, and save again."
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
-def text_of(path: str | os.PathLike[str]) -> str:
-    """The whole of a text file, as :func:`text_lines` reads it."""
-    return "".join(text_lines(path))
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable: what was renamed into it is there after a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def table(path: str | os.PathLike[str], delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, Any]]]:
-    """The columns of a CSV file with a header, and its rows.
-
-    Raises InputError as :func:`text_lines`, and for what is no table.
-    """
-    rows = csv.DictReader(text_lines(path), delimiter=delimiter)
-
-    def step(take: Any) -> Any:
-        # The limit is of the whole process, so it is put back at once.
-        before = csv.field_size_limit(FIELD)
-        try:
-            return take()
-        except csv.Error as error:
-            raise InputError(
-                f"{path} cannot be read as a table near line {rows.line_num + 1} ({error}). Is a quotation mark not "
-                "closed?"
-            ) from error
-        finally:
-            csv.field_size_limit(before)
-
-    return list(step(lambda: rows.fieldnames) or ()), iter(lambda: step(lambda: next(rows, None)), None)
-
-
-def _opened(path: Path) -> TextIO:
-    """The file as text.  Bytes that are no UTF-8 become lone surrogates, so that their line can be told."""
-    raw: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with raw:
-        head = raw.read(4096)
-    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and head.count(0) > len(head) // 3:
-        raise InputError(
-            f"{path} is no text in UTF-8: {head.count(0)} of its first {len(head)} bytes are NUL. It may be UTF-16 "
-            "without a byte order mark, or no text at all. Save it as UTF-8."
-        )
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, errors=errors, newline="")
-    return path.open(encoding=encoding, errors=errors, newline="")
+def checksums(path: Path, block: int) -> list[int]:
+    """CRC-32 of each block of a file."""
+    with path.open("rb", buffering=0) as file:
+        found = []
+        while part := file.read(block):
+            while len(part) < block and (more := file.read(block - len(part))):
+                part += more
+            found.append(zlib.crc32(part))
+        return found

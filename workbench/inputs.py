@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,15 @@ class Batch:
 
     Attributes:
         prompts: [batch] index of each row's prompt.
+        inputs: what the model is given.
         rows: [selected] flat index into [batch * padded length] of every position asked for; pads are never in it.
         prompt: [selected] index of the prompt of each selected row.
         slot: [selected] where the row belongs on the reading's position axis.
+        position: [selected] position of each selected row in its prompt.
         input_ids: [selected] token id at each selected row.
-        first: [selected] flat index of the first token of each row's prompt; None in passes that do not show whole
+        first: [batch] flat index of the first token of each row's prompt; None in passes that do not show whole
             prompts (those that go on from a cache).
+        also, also_row: of a plan's further rows, which are in this batch, and in which rows of the states.
     """
 
     prompts: list[int]
@@ -57,12 +60,16 @@ class Batch:
     rows: Tensor
     prompt: Tensor
     slot: Tensor
+    position: Tensor
     input_ids: Tensor
     first: Tensor | None = None
-    scratch: dict[Any, Any] = field(default_factory=dict)
-    """A reader's notes for this batch.  Gone after it, and when it runs again in halves for want of memory."""
-    done: list[Callable[[], None]] = field(default_factory=list)
-    """Called once the whole batch succeeded: count here, not in ``observe``, which may see a batch twice."""
+    also: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    also_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pass shows whole prompts."""
+        return self.first is not None
 
     def take(self, states: Tensor) -> Tensor:
         """The selected rows of live states: [batch, padded length, width] -> [selected, width]."""
@@ -70,7 +77,7 @@ class Batch:
         return flat.index_select(0, self.rows.to(flat.device))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.prompt)
 
 
 def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos = None) -> list[Prompt]:
@@ -487,15 +494,24 @@ def tell_of_last_token(model: Model, texts: Sequence[Prompt]) -> None:
 # ---------------------------------------------------------------- what is odd about ids
 
 
-def tell_of_unknown_tokens(model: Model, prompts: Sequence[Sequence[int]], what: str) -> None:
-    """Warn where more than :data:`UNKNOWN` of a text's tokens are the unknown one."""
+def tell_of_unknown_tokens(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    what: str,
+    most: float = UNKNOWN,
+    *,
+    names: Sequence[str] | None = None,
+    stacklevel: int = 3,
+) -> None:
+    """Warn where more than ``most`` of a text's tokens are the unknown one; ``names``: of the texts."""
     share = np.array([unknown_share(model.tokenizer, ids) for ids in prompts])
-    if (share > UNKNOWN).any():
+    if (share > most).any():
+        worst = "up to" if names is None else f"{names[int(share.argmax())]}:"
         warnings.warn(
-            f"{int((share > UNKNOWN).sum())} of {len(share)} {what} are more than {UNKNOWN:.0%} unknown tokens for "
-            f"{model.name} (up to {share.max():.0%}): its tokenizer does not have their words or letters, so what is "
+            f"{int((share > most).sum())} of {len(share)} {what} are more than {most:.0%} unknown tokens for "
+            f"{model.name} ({worst} {share.max():.0%}): its tokenizer does not have their words or letters, so what is "
             "read there is of their number and places, not of what they say.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -589,21 +605,24 @@ def collate(
     pad = pad if isinstance(pad, int) and 0 <= pad < model.vocab_size else chosen[0].ids[0]
     ids = torch.full((len(chosen), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    rows, prompt, slot, tokens, first = [], [], [], [], []
+    rows, prompt, slot, position, tokens, first = [], [], [], [], [], []
     for row, (index, p) in enumerate(zip(members, chosen, strict=True)):
         start = width - len(p.ids) if padding_side == "left" else 0
         ids[row, start : start + len(p.ids)] = torch.tensor(p.ids)
         mask[row, start : start + len(p.ids)] = 1
-        rows += [row * width + start + position for position in p.positions]
+        rows += [row * width + start + at for at in p.positions]
         prompt += [index] * len(p.positions)
-        first += [row * width + start] * len(p.positions)
+        first.append(row * width + start)
         slot += range(len(p.positions))
-        tokens += [p.ids[position] for position in p.positions]
+        position += p.positions
+        tokens += [p.ids[at] for at in p.positions]
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if padding_side == "left" and min(lengths) < width:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
     for key in chosen[0].extras:
         inputs[key] = chosen[0].extras[key] if len(chosen) == 1 else torch.cat([p.extras[key] for p in chosen])
     inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    rows, prompt, slot, tokens, first = (torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, tokens, first))
-    return Batch(members, inputs, rows.to(model.device), prompt, slot, tokens, first)
+    rows, prompt, slot, position, tokens, first = (
+        torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, position, tokens, first)
+    )
+    return Batch(members, inputs, rows.to(model.device), prompt, slot, position, tokens, first)

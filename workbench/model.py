@@ -17,10 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from workbench.adapters import base_of, is_adapter, with_adapter
-from workbench.anatomy import Anatomy, Replay, dissect, head_weights, proof_is_current, proof_rests_on, text_config
+from workbench.anatomy import (
+    Anatomy,
+    Replay,
+    dissect,
+    head_weights,
+    proof_is_current,
+    proof_rests_on,
+    text_config,
+)
+from workbench.anatomy.block_writes import Parts, block_writes
+from workbench.anatomy.moe import MoE, routed_experts
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
 from workbench.weights import effective_weight, outermost
+
+ENGINES = ("auto", "hooks", "prefix")
+"""Ways to run a model (:mod:`workbench.engine.drivers`)."""
 
 
 class Model:
@@ -30,15 +43,18 @@ class Model:
         name: what the model is called in figures and provenance; of a folder, its own name.
         source: the hub id or the folder that it was loaded from; None for a model in memory.
         quantization: how the weights were quantised, e.g. "GGUF Q4_K_M"; None where they were not.
+        engine: how :func:`workbench.read` runs it where it is not told otherwise.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
+        known: what was found about the model once, by whoever needed it; forgotten when it is proved again.
     """
 
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
         self.name = name
         self.source: str | None = None
         self.quantization: str | None = None
+        self.engine = "auto"
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
@@ -56,8 +72,8 @@ class Model:
     def prove(self) -> None:
         """Find the anatomy, prove its readout, and forget what was known from an earlier proof."""
         self.anatomy: Anatomy = dissect(self.module)
-        for known in ("replay", "parts", "moe", "_thinks"):
-            self.__dict__.pop(known, None)
+        self.known: dict[str, Any] = {}
+        self.__dict__.pop("replay", None)
         self._proved = proof_rests_on(self.module, self.anatomy)
 
     def renew(self) -> None:
@@ -149,20 +165,15 @@ class Model:
             self._matrices[path] = token, read(module)
         return self._matrices[path][1]
 
-    @cached_property
-    def parts(self) -> Any:
-        """How each block writes to the stream (:func:`workbench.parts.find_writes`), found when first asked for."""
-        from workbench.parts import find_writes
+    @property
+    def parts(self) -> list[Parts | str]:
+        """How each block writes to the stream (:mod:`workbench.anatomy.block_writes`), found when asked for."""
+        return block_writes(self)
 
-        return find_writes(self)
-
-    @cached_property
-    def moe(self) -> dict[int, Any]:
-        """Mixture-of-experts layers by block (:class:`workbench.moe.MoE`), proved when first asked for."""
-        from workbench.moe import find_moe, prove
-
-        layers = find_moe(self)
-        return prove(self, layers) if layers else layers
+    @property
+    def moe(self) -> dict[int, MoE]:
+        """Mixture-of-experts layers by block (:class:`workbench.anatomy.moe.MoE`), proved when first asked for."""
+        return routed_experts(self)
 
     @property
     def adapters(self) -> list[str]:
@@ -239,7 +250,8 @@ def load(
         gguf_file: which file of a hub model or folder, e.g. ``"model-Q4_K_M.gguf"``.  Weights of a GGUF file are
             dequantised when they are read (needs gguf).
         revision: a branch, tag or commit of a hub model.
-        engine: where passes run; ``"auto"`` and ``"hooks"`` (PyTorch hooks, in this process).
+        engine: how :func:`workbench.read` runs the model where it is not told otherwise: ``"hooks"`` (whole prompts;
+            what ``"auto"`` means) or ``"prefix"`` (beginnings that prompts share are run once).
         name: what the model is called in figures and files; default: the hub id, or the folder's own name.
         progress: False: no bars while files are fetched and read, so that a sound checkpoint loads without a word
             (warnings, of weights that are missing for instance, are shown).  Other loads show theirs as before.
@@ -248,11 +260,15 @@ def load(
         Refused: when the readout cannot be found or proved; the message has the nearest reason.
         InputError: when the arguments do not fit together or the source is not there.
     """
-    if engine not in ("auto", "hooks"):
-        raise InputError(f"There is no engine {engine!r}. Use engine='auto' (PyTorch hooks in this process).")
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r} is unknown. Use one of {', '.join(map(repr, ENGINES))}.")
     hint = ""
     if isinstance(source, Model):
         if adapter is None:
+            if engine not in ("auto", source.engine):
+                raise InputError(
+                    f"{source.name} is loaded already, with engine={source.engine!r}. Say read(..., engine={engine!r})."
+                )
             return source
         name = name or f"{source.name}+{_called(str(adapter))}"
         tokenizer = source.tokenizer if tokenizer is None else tokenizer
@@ -297,6 +313,7 @@ def load(
     model = Model(module, name=name or _called(found), tokenizer=tokenizer, processor=processor)
     model.source = found if isinstance(source, (str, Path)) else None
     model.quantization = rounded or _quantization(module)
+    model.engine = engine
     return model
 
 

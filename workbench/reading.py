@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError, ReadingError
+from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,8 @@ class Reading:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)
         model = (self.provenance.get("model") or {}).get("name") or self.data.attrs.get("model", "?")
-        what = self.data.attrs.get("measure") or self.data.attrs.get("reader", "?")
+        attrs = self.data.attrs
+        what = attrs.get("measure") or attrs.get("reader") or attrs.get("instrument", "?")
         return (
             f"<Reading {what} of {model} ({sizes})>\n  {names}\n"
             "  .data .figure() .explore() .frame() .isel() .save(path) .to_html(path)"
@@ -85,7 +86,7 @@ class Reading:
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         bundle = {"text/plain": repr(self)}
         try:
-            from workbench.widgets.base import static_html
+            from workbench.widgets.dispatch import static_html
 
             bundle["text/html"] = static_html(self)
         except (ValueError, ImportError):  # nothing that an explorer shows: the figure, or xarray's own view
@@ -168,20 +169,19 @@ class Reading:
         A part of a reading is drawn as ``reading.isel(position=slice(-8, None)).figure()``.  Raises InputError for a
         chart that does not fit, and for options that it does not have.
         """
-        from workbench.figures import Figure, chart
+        from workbench.figures import chart
 
-        figure = chart(self.data, kind, **options)
-        return figure.describe(self) if isinstance(figure, Figure) else figure
+        return chart(self, kind, **options)
 
     def explore(self, kind: str | None = None, **options: Any) -> Any:
         """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
-        from workbench.widgets.base import explore
+        from workbench.widgets.dispatch import explore
 
         return explore(self, kind, **options)
 
     def to_html(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """The same explorer (``kind=``) as one offline page."""
-        from workbench.widgets.base import to_html
+        from workbench.widgets.dispatch import to_html
 
         return to_html(self, path, **options)
 
@@ -229,7 +229,9 @@ class Reading:
             for name, v in stored.variables.items()
             if v.dtype.kind in "fiub" and v.ndim and v.size
         }
-        write_whole(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
+        # Else one is made up, and is an attribute of what is opened again.
+        encoding |= {str(name): {"_FillValue": None} for name, v in stored.variables.items() if not v.ndim}
+        atomic_write(path, lambda name: stored.to_netcdf(name, engine="h5netcdf", encoding=encoding))
         return path
 
 
@@ -243,7 +245,7 @@ def derived(step: str, data: xr.Dataset, *sources: Reading, **settings: Any) -> 
     data
         The result.  Its attribute ``measure`` becomes the last part of ``step``, ``model`` that of the sources.
     sources
-        What it was computed from; their digests are kept.
+        What it was computed from; their digests are kept (a pass whose readings were not kept has none).
     settings
         What the function was asked for.
 
@@ -258,7 +260,7 @@ def derived(step: str, data: xr.Dataset, *sources: Reading, **settings: Any) -> 
     for source in sources:
         known |= {k: source.data.attrs[k] for k in ("model", "n_layers") if k in source.data.attrs}
     data = data.assign_attrs({**known, **data.attrs})
-    of = [_digest(_texts_once(_storable(source.data))) for source in sources]
+    of = [_digest(_texts_once(_storable(source.data))) for source in sources if source.data.variables]
     return Reading(data, [*steps, {"step": step, "settings": settings, "of": of}])
 
 
@@ -399,41 +401,19 @@ def _texts_once(data: xr.Dataset) -> xr.Dataset:
     for name, variable in data.data_vars.items():
         if variable.dtype.kind == "O" and variable.ndim > 2:
             texts, codes = np.unique(variable.values.astype(object), return_inverse=True)
-            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), {"texts": f"{name}_texts"})
+            about = {**variable.attrs, "texts": f"{name}_texts"}
+            out[name] = (variable.dims, codes.reshape(variable.shape).astype(np.int32), about)
             out[f"{name}_texts"] = ((f"{name}_text",), texts)
     return out
 
 
 def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
     for name in [n for n, v in data.data_vars.items() if "texts" in v.attrs]:
-        table = data[name].attrs["texts"]
-        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values])
+        about = dict(data[name].attrs)
+        table = about.pop("texts")
+        data[name] = (data[name].dims, data[table].values.astype(object)[data[name].values], about)
         data = data.drop_vars(table)
     return data
-
-
-def write_whole(path: Path, write: Callable[[str], Any]) -> None:
-    """Call ``write(temporary name)`` beside ``path`` and rename: readers never see half a file."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-    except OSError as error:
-        raise ReadingError(f"{path} cannot be written: {error}. The result is still in memory.") from error
-    try:
-        write(temporary)
-        with Path(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise ReadingError(
-            f"{path} could not be written: {error}. Nothing was left under that name and the result is still in "
-            "memory: make room or choose another place, and save again."
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def open_reading(path: str | os.PathLike[str]) -> Reading:

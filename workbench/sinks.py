@@ -10,7 +10,7 @@ covariance or a random direction into the direction of the sink.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.anatomy import reserved_ids
 from workbench.sites import Site
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch, Prompt
@@ -32,12 +33,10 @@ merely spread (where kinds of words differ sixfold, say) has no sinks."""
 PLACEHOLDER = re.compile(r"(image|video|audio|sound|img_context|video_context|sound_context)_token_(id|index)")
 ENOUGH = 16
 """With fewer positions than this, the typical norm is taken from a pass over random tokens."""
-SINK_ATTRIBUTES = {
-    "long_name": "attention sink: a norm beyond 5 to 20 times the layer's median",
-    "units": "",
-    "source": "workbench.sinks",
-}
-_BINS, _OCTAVE, _LEAST = 4096, 32, -40
+SINK_ATTRIBUTES = about(
+    "attention sink: a norm beyond 5 to 20 times the layer's median", role="mask", source="workbench.sinks"
+)
+BINS, _OCTAVE, _LEAST = 4096, 32, -40
 """Norms are counted in bins of 1/32 octave, from 2^-40: medians of any number of positions in little memory."""
 
 
@@ -50,46 +49,53 @@ class Norms:
         limit = min(20, max(5, 2 * ninth decile / median)).
 
     The median is over all positions that ran, whichever were asked for, and does not depend on batches or padding.
+
+    Attributes
+    ----------
+    usual
+        ``usual(sites) -> {site: counts}`` over prompts of random tokens, asked where prompts are too short to say what
+        is usual; the engine sets it.
     """
 
-    def __init__(self, model: Model, prompts: Sequence[Prompt], positions: int) -> None:
+    usual: Callable[[list[Site]], dict[Site, np.ndarray]]
+
+    def __init__(self, model: Model, prompts: Sequence[Prompt]) -> None:
         self.model, self.prompts = model, prompts
-        self._shape = (len(prompts), positions)
         self._norm: dict[Site, np.ndarray] = {}
         self._counts: dict[Site, np.ndarray] = {}
-        self._kinds = [image_positions(model, prompt) for prompt in prompts]
+        self._image: dict[int, np.ndarray] = {}
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        """Live states [batch, padded length, width]; counted once the batch is done."""
-        norm = torch.linalg.vector_norm(states.detach(), dim=-1, dtype=torch.float32)
+    def _images(self, prompt: int) -> np.ndarray:
+        if prompt not in self._image:
+            self._image[prompt] = image_positions(self.model, self.prompts[prompt])
+        return self._image[prompt]
+
+    def measured(self, norms: dict[Site, Tensor], batch: Batch) -> dict[str, np.ndarray]:
+        """Of [batch, padded length] norms at each site: norm [selected, site], and counts [site, kind, bin]."""
         mask = batch.inputs.get("attention_mask")
-        whole = isinstance(mask, Tensor) and mask.shape == norm.shape and batch.first is not None
-
-        def commit() -> None:
-            # A pass may end early or run again in halves: nothing is kept of a batch that failed.
-            found = norm.cpu().numpy()
-            mine = found.reshape(-1)[batch.rows.cpu().numpy()]
-            prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-            if site not in self._norm:
-                self._norm[site] = np.full(self._shape, np.nan, np.float32)
-                self._counts[site] = np.zeros((2, _BINS), np.int64)
-            self._norm[site][prompt, slot] = mine
-            if whole:
-                real = mask.cpu().numpy().astype(bool)  # type: ignore[union-attr]
-                for row, index in enumerate(batch.prompts):
-                    own = found[row][real[row]]
-                    image = self._kinds[index] if len(self._kinds[index]) == len(own) else np.zeros(len(own), bool)
-                    self._count(site, own[1:], image[1:])
-            else:
-                self._count(site, mine, np.zeros(len(mine), bool))
-
-        batch.done.append(commit)
-
-    def _count(self, site: Site, norms: np.ndarray, image: np.ndarray) -> None:
+        every = torch.stack(list(norms.values())).cpu().numpy() if norms else np.zeros((0, 0, 0), np.float32)
+        mine = every.reshape(len(every), -1)[:, batch.rows.cpu().numpy()]
+        if isinstance(mask, Tensor) and mask.shape == every.shape[1:] and batch.whole:
+            real = mask.cpu().numpy().astype(bool)
+            counted, image = [], []
+            for row, prompt in enumerate(batch.prompts):
+                own = every[:, row, real[row]][:, 1:]
+                kind = self._images(prompt)[1:]
+                counted.append(own)
+                image.append(kind if len(kind) == own.shape[1] else np.zeros(own.shape[1], bool))
+            values, kinds = np.concatenate(counted, 1), np.concatenate(image)
+        else:
+            values, kinds = mine, np.zeros(mine.shape[1], bool)
         with np.errstate(divide="ignore", invalid="ignore"):
-            bins = np.floor((np.log2(norms) - _LEAST) * _OCTAVE)
-        bins = np.nan_to_num(bins, nan=0, neginf=0, posinf=_BINS - 1).clip(0, _BINS - 1).astype(int)
-        np.add.at(self._counts[site], (image.astype(int), bins), 1)
+            bins = np.floor((np.log2(values) - _LEAST) * _OCTAVE)
+        bins = np.nan_to_num(bins, nan=0, neginf=0, posinf=BINS - 1).clip(0, BINS - 1).astype(int)
+        counts = [np.bincount(kinds * BINS + own, minlength=2 * BINS).reshape(2, BINS) for own in bins]
+        return {"norm": mine.T, "counts": np.array(counts, np.int64).reshape(-1, 2, BINS)}
+
+    def take(self, sites: Sequence[Site], norm: np.ndarray, counts: np.ndarray) -> None:
+        """What all batches came to: norm [prompt, site, position], NaN where nothing was read; counts as above."""
+        for i, site in enumerate(sites):
+            self._norm[site], self._counts[site] = norm[:, i], counts[i]
 
     def counts(self, site: Site) -> np.ndarray:
         """[bin] how many text positions have norms in each bin."""
@@ -104,23 +110,23 @@ class Norms:
         return np.array([_limit(counts[0], lambda: self._usual(site)), _limit(counts[1], lambda: None)])
 
     def _usual(self, site: Site) -> np.ndarray:
-        """Counts at a site over prompts of random tokens: what is usual, where prompts are too short to say."""
+        """Counts at a site over prompts of random tokens, kept with the model."""
         kept = self.model.__dict__.setdefault("_usual_norms", {})
         token = self.model.fingerprint
         missing = [s for s in self._counts if (token, s) not in kept]
         if missing:
-            kept |= {(token, s): counts for s, counts in _usual(self.model, missing).items()}
+            kept |= {(token, s): counts for s, counts in self.usual(missing).items()}
         return kept[token, site]
 
     def sinks(self, site: Site) -> np.ndarray:
         """[prompt, slot] whether each position that was read is a sink there."""
-        limits = self.limit(site)
-        image = np.zeros(self._shape, bool)
+        limits, norm = self.limit(site), self._norm[site]
+        image = np.zeros(norm.shape, bool)
         for i, prompt in enumerate(self.prompts):
-            if self._kinds[i].any():
-                image[i, : len(prompt.positions)] = self._kinds[i][prompt.positions]
+            if prompt.extras and self._images(i).any():
+                image[i, : len(prompt.positions)] = self._images(i)[prompt.positions]
         with np.errstate(invalid="ignore"):
-            return self._norm[site] > np.where(image, limits[1], limits[0])
+            return norm > np.where(image, limits[1], limits[0])
 
 
 def _limit(counts: np.ndarray, otherwise: Any) -> float:
@@ -130,46 +136,20 @@ def _limit(counts: np.ndarray, otherwise: Any) -> float:
             return np.inf
         counts = counts + usual
     # Bins of zeros (pads that a model embeds as zeros, say) are no norms.
-    share = np.cumsum(counts * (np.arange(_BINS) > 0))
+    share = np.cumsum(counts * (np.arange(BINS) > 0))
     if not share[-1]:
         return np.inf
     middle, high = (2.0 ** ((np.searchsorted(share, q * share[-1]) + 0.5) / _OCTAVE + _LEAST) for q in (0.5, 0.9))
     return middle * min(MOST, max(LEAST, SPREAD * high / middle))
 
 
-def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
-    from workbench.reader import read
-
+def random_prompts(model: Model) -> list[list[int]]:
+    """64 random tokens that are neither special nor reserved, in prompts of up to 16: what is usual in this model."""
     n = min(getattr(model.module.get_input_embeddings(), "num_embeddings", model.vocab_size), model.vocab_size)
     special = {*(getattr(model.tokenizer, "all_special_ids", None) or []), *reserved_ids(model.module.config)}
     length = min(16, model.context_length or 16)
     drawn = np.random.default_rng(0).integers(0, n, (64 // length, length))
-    prompts = [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
-    reader = _Counted(sites)
-    read(model, prompts, reader, progress=False)
-    return reader.counts
-
-
-class _Counted:
-    """A reader of nothing but the norms, which the pass itself counts."""
-
-    def __init__(self, sites: list[Site]) -> None:
-        self._sites = sites
-
-    def sites(self, model: Model) -> list[Site]:
-        return self._sites
-
-    def begin(self, run: Any) -> None:
-        self._run = run
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        pass
-
-    def end(self) -> Any:
-        from workbench.reading import Reading
-
-        self.counts = {site: self._run.norms.counts(site) for site in self._sites}
-        return Reading(self._run.dataset({}, {}))
+    return [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
 
 
 def image_positions(model: Model, prompt: Prompt) -> np.ndarray:

@@ -17,6 +17,8 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from workbench.model import Model
 
+STREAM = ("resid", "resid_mid", "attn_out", "mlp_out")
+"""Kinds whose states are vectors of the residual stream."""
 BLOCK_KINDS = ("resid_mid", "attn_out", "mlp_out", "router", "experts")
 KINDS = ("resid", *BLOCK_KINDS)
 

@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from workbench.inputs import Batch
+from workbench.readers import Found, Output
+
+if TYPE_CHECKING:
+    from workbench.inputs import Batch
 
 
 class RandomDirections:
     """Draws of random states with the mean and covariance of the states that were seen, at several depths.
 
-    Of the states of a depth a random sample of at most ``KEPT`` is held.  A draw is mean + sum_i g_i (x_i - mean) /
-    sqrt(n) with g_i standard normal: given the sample it is Gaussian with exactly its covariance, and no [d, d] matrix
-    is ever held.  Which states are kept goes by a hash of prompt and position: the draws do not depend on batches.
+    A random sample of at most ``KEPT`` positions is held.  A draw is mean + sum_i g_i (x_i - mean) / sqrt(n) with g_i
+    standard normal: given the sample it is Gaussian with exactly its covariance, and no [d, d] matrix is ever held.
+    Which positions are kept goes by a hash of prompt and position: the draws do not depend on batches.
     """
 
     KEPT, FEWEST = 512, 20
 
-    def __init__(self, depths: int, draws: int, seed: int = 0) -> None:
+    def __init__(self, draws: int, seed: int = 0) -> None:
         self.draws, self.seed = draws, seed
-        # For each depth: priority, prompt, slot and state of the rows that are held.
-        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray, Tensor] | None] = [None] * depths
 
-    def observe(self, depth: int, rows: Tensor, batch: Batch) -> None:
-        """States [selected, width] of a batch at one depth; counted once the batch is done."""
-        key = (RandomDirections, self.seed)
-        priority = batch.scratch.get(key)
+    def outputs(self, axis: str) -> dict[str, Output]:
+        """What a plan has among its outputs, for states [sample, axis, width]."""
+        key: Any = {"combine": "concat", "key": True, "keep": self.KEPT}
+        return {
+            "sample_priority": Output(("sample",), dtype=np.float64, **key),
+            "sample_prompt": Output(("sample",), dtype=np.int64, **key),
+            "sample_slot": Output(("sample",), dtype=np.int64, **key),
+            "sample_state": Output(("sample", axis, "width"), combine="concat", keep=self.KEPT),
+        }
+
+    def observed(self, states: Tensor, batch: Batch) -> dict[str, Any]:
+        """What ``observe`` gives of states [selected, depth, width]."""
         prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-        if priority is None:
-            priority = batch.scratch[key] = np.empty(len(prompt))
-            for one in np.unique(prompt):
-                own = np.random.Generator(np.random.Philox(key=[self.seed, int(one)]))
-                mine = prompt == one
-                priority[mine] = own.random(int(slot[mine].max()) + 1)[slot[mine]]
-        some = np.argsort(priority, kind="stable")[: self.KEPT]
-        kept = priority[some], prompt[some], slot[some], rows[torch.from_numpy(some).to(rows.device)].float().cpu()
+        priority = np.empty(len(prompt))
+        for one in np.unique(prompt):
+            own = np.random.Generator(np.random.Philox(key=[self.seed, int(one)]))
+            mine = prompt == one
+            priority[mine] = own.random(int(slot[mine].max()) + 1)[slot[mine]]
+        some = np.lexsort((slot, prompt, priority))[: self.KEPT]
+        return {
+            "sample_priority": priority[some], "sample_prompt": prompt[some], "sample_slot": slot[some],
+            "sample_state": states[torch.from_numpy(some).to(states.device)].float(),
+        }  # fmt: skip
 
-        def commit() -> None:
-            old = self._kept[depth]
-            if old is None:
-                self._kept[depth] = kept
-                return
-            joined = [np.concatenate(pair) for pair in zip(old[:3], kept[:3], strict=True)]
-            best = np.lexsort(joined[2::-1])[: self.KEPT]
-            states = torch.cat([old[3], kept[3]])[torch.from_numpy(best)]
-            self._kept[depth] = (joined[0][best], joined[1][best], joined[2][best], states)
-
-        batch.done.append(commit)
-
-    def draw(self, depth: int, left_out: np.ndarray) -> Tensor:
+    def draw(self, found: Found, depth: int, left_out: np.ndarray) -> Tensor:
         """[draws, width] float32 from the states that are not in ``left_out`` [prompt, slot]; [0, width] if too few."""
-        assert self._kept[depth] is not None, "draws are made after a pass"
-        priority, prompt, slot, states = self._kept[depth]  # type: ignore[misc]
-        order = np.lexsort((slot, prompt, priority))
-        states = states[torch.from_numpy(order[~left_out[prompt[order], slot[order]]])]
+        states = torch.from_numpy(found["sample_state"][:, depth])
+        states = states[torch.from_numpy(~left_out[found["sample_prompt"], found["sample_slot"]])]
         if len(states) < self.FEWEST:
             return states[:0]
         g = np.random.default_rng(self.seed).standard_normal((self.draws, len(states)), np.float32)
@@ -122,10 +121,11 @@ def p_value(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(null).any(0) | np.isnan(observed), np.nan, (1 + reach) / (1 + len(null)))
 
 
-def ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties at their mean."""
-    _, at, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[at]
+def ranks(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Ranks from 1, ties at their mean; of each row along ``axis``, of all values without."""
+    from scipy.stats import rankdata
+
+    return rankdata(values, axis=axis)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -133,21 +133,34 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     n = int(positive.sum())
     if not 0 < n < len(positive):
         return float("nan")
-    return float((ranked(scores)[positive].sum() - n * (n - 1) / 2) / (n * (len(positive) - n)))
+    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
 def fdr(p: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjusted p-values (q) over all cells; NaN cells are left out."""
+    from scipy.stats import false_discovery_control
+
     p = np.asarray(p, float)
-    flat = p.ravel()
-    real = np.flatnonzero(~np.isnan(flat))
-    order = real[np.argsort(flat[real])]
-    m = len(order)
-    q = np.full(flat.shape, np.nan)
-    if m:
-        raw = flat[order] * m / np.arange(1, m + 1)
-        q[order] = np.minimum(1, np.minimum.accumulate(raw[::-1])[::-1])
-    return q.reshape(p.shape)
+    q, known = np.full(p.shape, np.nan), ~np.isnan(p)
+    if known.any():
+        q[known] = false_discovery_control(p[known])
+    return q
+
+
+def entropy(p: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Entropy of distributions along an axis, in nats; NaN where a share is NaN.  Shares below 0 are taken for 0."""
+    from scipy.special import entr
+
+    return entr(np.maximum(p, 0)).sum(axis)
+
+
+def js_divergence(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Jensen-Shannon divergence along an axis, in nats (at most ln 2); divide by ln 2 for bits.
+
+    From entropies and not from relative entropies: of distributions beside each other, each one's own entropy is
+    computed once, however many it stands beside.
+    """
+    return np.maximum(0, entropy((p + q) / 2, axis) - (entropy(p, axis) + entropy(q, axis)) / 2)
 
 
 def max_statistic_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -217,7 +230,7 @@ def mantel_table(
     def pairs(x: np.ndarray) -> np.ndarray:
         x = x[:, i, j]
         whole = ~np.isnan(x).any(1, keepdims=True)
-        return np.array([ranked(row) for row in x]) * np.where(whole, 1, np.nan) if rank else x
+        return ranks(x, 1) * np.where(whole, 1, np.nan) if rank else x
 
     own, fixed = pairs(a), prepared(pairs(b)).T
     r = prepared(own) @ fixed

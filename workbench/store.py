@@ -36,7 +36,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from workbench.errors import InputError, ReadingError
-from workbench.reading import write_whole as atomic_write
+from workbench.files import atomic_write
 
 LAYOUT, MANIFEST, JOURNAL = 1, "manifest.json", "journal.jsonl"
 BLOCK = 1 << 20
@@ -50,6 +50,10 @@ _CURE = "Restore it from a copy, or run the work again (a finished folder has to
 
 Entry = dict[str, Any]
 Manifest = dict[str, Any]
+
+
+class Locked(ReadingError):
+    """Another process writes this folder."""
 
 
 class Kind(NamedTuple):
@@ -75,7 +79,7 @@ class Folder:
         self.root, self.kind, self._journal = root, kind, journal
         self._adopt(manifest)
         self._parts = {name: Checked(root / name, entry) for name, entry in self._files.items()}
-        for name in lines.keys() - self._files.keys():
+        for name in (x for x in lines if x not in self._files):
             for entry in reversed(lines[name]):
                 with suppress(ReadingError):
                     (part := Checked(root / name, entry)).verify()
@@ -99,14 +103,16 @@ class Folder:
         fresh = {"layout": LAYOUT, "format": kind.format, "version": kind.version, "state": "open", "head": head}
 
         def same(there: Manifest | None) -> Manifest:
-            if there is None:
-                _save(root, there := fresh)
-            _same(root, there, fresh)
+            _same(root, there := there or fresh, fresh)
+            if there["state"] == "open" and not (root / MANIFEST).exists():
+                _save(root, there)
             return there
 
         if (there := _manifest(root, kind)) is None:
             _make(root)
-        if there is not None and same(there)["state"] == "sealed":
+        else:
+            _same(root, there, fresh)
+        if there is not None and there["state"] == "sealed":
             folder = cls(root, kind, there, {})
         else:
             folder = cls._locked(root, kind, same)
@@ -161,6 +167,12 @@ class Folder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def lock(self) -> Folder:
+        """Write again what was closed, in a ``with`` statement: for who writes now and then over a long time."""
+        if not self.sealed and self._journal is None:
+            self._journal = _journal(self.root)
+        return self
+
     def close(self) -> None:
         """Let other writers in.  What was written stays."""
         if self._journal is not None:
@@ -203,8 +215,7 @@ class Folder:
         Raises InputError for a name with other characters than ASCII letters, digits and ``_.=+@,-``, and where the
         folder is not open or the part is sealed; ReadingError where it cannot be written, as on a full disk.
         """
-        path, entry = self._place(name), {}
-        own = {} if about is None else {"about": _plain(about, "about")}
+        path, entry, own = self._place(name), {}, _about(about)
 
         def written(temporary: str) -> None:
             write(temporary)
@@ -222,14 +233,18 @@ class Folder:
         self._parts.pop(name, None)
         return path
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str, about: Mapping[str, Any] | None = None) -> None:
         """Make a part of a file that was filled in place."""
         path = self._place(name)
         for own in (path, path.parent):
             _fsync(own)
-        entry = measured(path)
+        entry = {**measured(path), **_about(about)}
         self._note({"name": name, **entry})
         self._parts[name] = Checked(path, entry, whole=True)
+
+    def remove(self, name: str) -> None:
+        """Take a part out."""
+        self.place(name).unlink(missing_ok=True)
 
     def seal(self, extra: Mapping[str, Any] | None = None, *, parts: Iterable[str] | None = None,
              head: Mapping[str, Any] | None = None) -> None:  # fmt: skip
@@ -380,7 +395,7 @@ def _journal(root: Path) -> IO[bytes]:
             found = re.findall(rb'{"writer": "([^"]*)"}', path.read_bytes() if path.exists() else b"")
             holder = found[-1].decode("utf-8", "replace") if found else "another process"
             own = " (this one: close its Folder first)" if holder == writer else ""
-            raise ReadingError(
+            raise Locked(
                 f"{root} is being written by {holder}{own}. Two writers would spoil each other's parts: wait until it "
                 "ends, or choose another folder."
             ) from error
@@ -467,9 +482,10 @@ def _manifest(root: Path, kind: Kind) -> Manifest | None:
     """The manifest of a folder of this kind, without its checksum; None where there is none."""
     file = root / MANIFEST
     try:
-        if not file.is_file():
-            return kind.old(root) if kind.old else None
-        found = json.loads(file.read_text("utf-8"))
+        old = kind.old or (lambda root: None)
+        found = json.loads(file.read_text("utf-8")) if (written := file.is_file()) else old(root)
+        if found is None:
+            return None
         if found["format"] != kind.format:
             raise ReadingError(f"{root} holds a {found['format']!r}, not a {kind.format!r}. Choose another folder.")
         if found["version"] > kind.version or found.get("layout", LAYOUT) > LAYOUT:
@@ -477,10 +493,10 @@ def _manifest(root: Path, kind: Kind) -> Manifest | None:
                 f"The {kind.format} at {root} has version {found['version']} and this workbench knows up to "
                 f"{kind.version}: upgrade latent-workbench."
             )
-        if found.pop("crc32") != _crc(found):
+        if written and found.pop("crc32") != _crc(found):
             raise ValueError("it was changed or damaged, for it does not have its own checksum")
-        if "layout" not in found and kind.old is not None:
-            found = kind.old(root) or found
+        if written and "layout" not in found:
+            found = old(root) or found
         if not all(map(_NAME.fullmatch, found.get("files", ()))):
             raise ValueError("it names files that cannot be parts")
         return found
@@ -496,6 +512,10 @@ def _plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:
         return json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"The {what} has to be text, numbers, lists and dicts, as JSON can hold: {error}.") from error
+
+
+def _about(about: Mapping[str, Any] | None) -> Entry:
+    return {} if about is None else {"about": _plain(about, "about")}
 
 
 def _same(root: Path, there: dict[str, Any], fresh: dict[str, Any]) -> None:

@@ -7,10 +7,14 @@ Each variable of each result carries five attributes, so that nothing that shows
     better       "high" or "low": which end speaks for what is measured; "" where neither does
     role         what kind of number it is, one of :data:`ROLES`
     of           the variable that it is the control, the bound or the label of; "" for a value
+
+Two more are optional: ``short_name``, what a colour bar, a selector or a legend says where there is little room (of a
+control: what it is taken from, "shuffled prompts"), and ``scale``, one of :data:`SCALES`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +35,12 @@ ROLES = {
     "mask": "true or false: which cells count, which are left out",
     "count": "how many cases a value rests on",
 }
+SCALES = {
+    "log": "drawn logarithmically, log10(1 + x): ranks and counts of many sizes",
+    "log-prob": "the natural logarithm of a probability, shown as the probability where a share is easier to read",
+    "diverging": "zero means something: colours are centred on it",
+}
+"""What ``scale`` may say of a variable (where nothing else is said: linear)."""
 CONTROLS = ("null", "floor", "chance", "low", "high", "p", "q")
 """Roles that say how far a value is to be trusted, and so name what they are ``of``."""
 FIELDS = ("units", "long_name", "better", "role", "of")
@@ -46,7 +56,7 @@ def about(
     long_name, units, better, role, of
         As the module says.
     more
-        Further attributes (``reason="..."``, ``source="..."``).
+        Further attributes (``short_name="..."``, ``scale="log"``, ``reason="..."``).
 
     Raises
     ------
@@ -62,6 +72,8 @@ def about(
         raise InputError(f"role={role!r} is unknown. Use one of {', '.join(ROLES)}.")
     if better not in ("high", "low", ""):
         raise InputError(f"better={better!r} is unknown. Use 'high', 'low' or '' (neither).")
+    if more.get("scale", "log") not in SCALES:
+        raise InputError(f"scale={more['scale']!r} is unknown. Use one of {', '.join(SCALES)}, or none.")
     if role in CONTROLS and not of:
         raise InputError(f"role={role!r} without of=: name the variable that {long_name!r} is the {role} of.")
     return {"units": units, "long_name": long_name, "better": better, "role": role, "of": of, **more}
@@ -95,9 +107,54 @@ def lacking(data: xr.Dataset) -> list[str]:
     return found
 
 
-def title(variable: xr.DataArray, name: str | None = None) -> str:
-    """What an axis or a colour bar says: the long name with its units, "entropy (nats)"."""
-    shown, units = variable.attrs.get("long_name") or name or str(variable.name), variable.attrs.get("units", "")
+def completed(data: xr.Dataset) -> xr.Dataset:
+    """The dataset with attributes for variables that have none, or not all: of version 0.1.0, or put together by hand.
+
+    Their long name is the bare name.  One that is called like another with ``_null``, ``_floor``, ``_chance``,
+    ``_low``, ``_high``, ``_p`` or ``_q`` behind it (``cosine_floor_shuffled``) is that one's control; texts and whole
+    numbers over ranks are labels, truth values masks, and the rest values.
+    """
+    lacks = [str(name) for name, v in data.data_vars.items() if not set(FIELDS) <= set(v.attrs)]
+    if not lacks:
+        return data
+    data = data.copy()
+    for name in lacks:
+        variable = data[name]
+        role, of = variable.attrs.get("role", ""), variable.attrs.get("of", "")
+        if role not in ROLES or (role in CONTROLS and not of):
+            role, of = _by_suffix(name, data)
+        if not role and variable.dtype.kind == "b":
+            role = "mask"
+        elif not role:
+            whole = variable.dtype.kind in "iu" and ("rank" in variable.dims or name.endswith("_id"))
+            role = "label" if whole or variable.dtype.kind not in "fiu" else "value"
+        variable.attrs = {**about(name, role=role, of=of), **variable.attrs, "role": role, "of": of}
+    return data
+
+
+def _by_suffix(name: str, data: xr.Dataset) -> tuple[str, str]:
+    """Role and ``of`` that the name of a variable without attributes tells; empty where it tells none."""
+    parts = name.split("_")
+    for i in range(len(parts) - 1, 0, -1):
+        if parts[i] in CONTROLS and (of := "_".join(parts[:i])) in data.data_vars:
+            return parts[i], of
+    return "", ""
+
+
+def called(variable: xr.DataArray, short: bool = False) -> str:
+    """The long name of a variable, or with ``short`` the short one where there is one; else its bare name."""
+    names = (variable.attrs.get("short_name") if short else "", variable.attrs.get("long_name"), variable.name)
+    return str(next(name for name in names if name))
+
+
+def aimed(text: str, target: str) -> str:
+    """A long name or title with the token in place of the word "target"."""
+    return re.sub(r"\btarget\b", lambda _: target, text)
+
+
+def title(variable: xr.DataArray, short: bool = False) -> str:
+    """What an axis or a colour bar says: the name with its units, "entropy (nats)"."""
+    shown, units = called(variable, short), variable.attrs.get("units", "")
     return f"{shown} ({units})" if units else shown
 
 

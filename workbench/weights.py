@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import Refused
 from workbench.fingerprint import acting, adapted, execution_device, offloaded, own_hooks, weights
 

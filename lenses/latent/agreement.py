@@ -8,6 +8,18 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
 from workbench.stats import bootstrap_interval
+from workbench.variables import about, described
+
+VARIABLES = {
+    "rate": about(
+        "share of positions where the logit lens's top token is among the neighbours'", better="high",
+        short_name="share",
+    ),
+    "rate_low": about("bootstrap interval over prompts", role="low", of="rate"),
+    "rate_high": about("bootstrap interval over prompts", role="high", of="rate"),
+    "rate_chance": about("share with the neighbours of every other position", role="chance", of="rate"),
+    "measure": about("token of the neighbour", role="label", of="rate"),
+}  # fmt: skip
 
 
 def logit_agreement(latent: Reading, logit: Reading, *, level: float = 0.95) -> Reading:
@@ -57,7 +69,7 @@ def logit_agreement(latent: Reading, logit: Reading, *, level: float = 0.95) -> 
         {"measure": list(measures), axis: layers},
         {"reader": "agreement with the logit lens"},
     )
-    return derived("lenses.latent.logit_agreement", data, latent, logit, level=level)
+    return derived("lenses.latent.logit_agreement", described(data, VARIABLES), latent, logit, level=level)
 
 
 def _by_chance(said: np.ndarray, neighbours: np.ndarray, hit: np.ndarray) -> float:

@@ -15,12 +15,12 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from lenses.latent import corpus as corpora
 from lenses.latent.selection import Kept, Selection, batches, sentence_hash
@@ -37,7 +37,8 @@ from lenses.latent.store import (
     write_table,
 )
 from workbench.anatomy import text_config
-from workbench.engines.hooks import untouched
+from workbench.engine.drivers import Hooks, Pass
+from workbench.engine.run import observe
 from workbench.errors import InputError, WorkbenchError
 from workbench.inputs import (
     Batch,
@@ -50,14 +51,14 @@ from workbench.inputs import (
     own_first,
     tell_of_first_token,
 )
-from workbench.reader import observe_batch
+from workbench.readers import Plan
 from workbench.sites import Site, resolve
 from workbench.store import Folder
 from workbench.tokens import UNKNOWN, token_texts, unknown_share
 
 if TYPE_CHECKING:
     from workbench.model import Model
-    from workbench.reader import Run
+    from workbench.readers import Run
 
 TOKENISED_AT_ONCE = 2048
 JOURNAL_SECONDS = 5.0
@@ -469,7 +470,6 @@ def _fill(
     data: str,
 ) -> None:
     """Put every row in its place, going on after the last step that was noted."""
-    from tqdm.auto import tqdm
 
     origin, theirs = _origins(kept, sources)
     copies = [rows for s in range(len(sources)) for rows in _pieces(np.flatnonzero(origin == s))]
@@ -501,33 +501,24 @@ def _fill(
                     _put(handles[layer_file(layer, kind)], rows, matrix.stored(kind, theirs[rows]))
             note(step + 1)
     if model is not None and shapes is not None and runs:
-        kept_rows = _Rows(kept, missing)
-        writer = _Writer(encoding, handles)
-        sites: dict[Site, list[Any]] = {Site("resid", layer): [writer] for layer in layers}
-        sizes = [int(lengths[run].sum()) for run in runs]
-        before = sum(sizes[: max(0, done - len(copies))])
-        with (
-            untouched(model.module),
-            tqdm(
-                total=sum(sizes),
-                initial=before,
-                unit="tok",
-                desc=f"running {model.name}",
-                disable=not progress,
-                delay=1.0,
-            ) as bar,
-        ):
-            sentences = 0
-            for step, (run, size) in enumerate(zip(runs, sizes, strict=True), len(copies)):
-                sentences += len(run)
-                if step < done:
-                    continue
-                count, width = shapes(int(lengths[run[0]]))
-                prompts, writer.rows = kept_rows.prompts(run, count)
-                observe_batch(model, collate(model, prompts, list(range(count)), width=width), sites)
-                note(step + 1)
-                bar.update(size)
-                bar.set_postfix(sentences=sentences, refresh=False)
+        # Steps that are done are left out; the others run in their order.
+        left = runs[max(0, done - len(copies)) :]
+        steps_done = iter(range(len(copies) + len(runs) - len(left), len(copies) + len(runs)))
+        sentences = _Sentences(kept, missing)
+
+        def write(values: Mapping[str, Any], batch: Batch) -> None:
+            rows = sentences.rows(batch.prompt.numpy(), batch.position.numpy())
+            for layer in layers:
+                for kind, encoded in encoding.encode(values[f"layer {layer}"]).items():
+                    _put(handles[layer_file(layer, kind)], rows, encoded)
+            note(next(steps_done) + 1)
+
+        plan = Plan(
+            [Site("resid", layer) for layer in layers], {},
+            lambda states, batch: {f"layer {site.index}": rows for site, rows in states.items()}, store=write,
+        )  # fmt: skip
+        drives = _Shaped(model, sentences, shapes, left)
+        observe(model, sentences, plan, drives, positions=0, progress=progress, verb="running")
     note(len(copies) + len(runs), at_once=True)
 
 
@@ -610,34 +601,51 @@ class Shapes:
         return runs
 
 
-class _Rows:
-    """The prompts of a run, with the positions whose rows are missing."""
+class _Sentences(Sequence[Prompt]):
+    """The sentences of a build as prompts, made when they are asked for; their positions are those of missing rows."""
 
     def __init__(self, kept: Kept, missing: np.ndarray) -> None:
         self.kept, self.missing = kept, missing
-        self.sentence = kept.sentence[missing]
+        self._sentence = kept.sentence[missing]
 
-    def prompts(self, run: np.ndarray, size: int) -> tuple[list[Prompt], np.ndarray]:
-        """``size`` prompts, and the row numbers of their states in order; those beyond the run are there to fill."""
-        prompts, rows = [], []
-        for i in run:
-            mine = self.missing[np.searchsorted(self.sentence, i) : np.searchsorted(self.sentence, i, "right")]
-            prompts.append(Prompt(self.kept.tokens(i), "", positions=self.kept.position[mine].tolist()))
-            rows.append(mine)
-        prompts += [Prompt(prompts[0].ids, "") for _ in range(size - len(run))]
-        return prompts, np.concatenate(rows)
+    def __len__(self) -> int:
+        return len(self.kept.texts)
+
+    def _own(self, i: int) -> np.ndarray:
+        """Numbers of a sentence's missing rows."""
+        return self.missing[np.searchsorted(self._sentence, i) : np.searchsorted(self._sentence, i, "right")]
+
+    def __getitem__(self, i: Any) -> Any:
+        return Prompt(self.kept.tokens(i), "", positions=self.kept.position[self._own(i)].tolist())
+
+    def rows(self, sentence: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Row numbers of contexts, given in the order of the batch."""
+        found = np.concatenate([self._own(int(i)) for i in dict.fromkeys(sentence.tolist())])
+        assert np.array_equal(self.kept.position[found], position)
+        return found
 
 
-class _Writer:
-    """Takes the states of a batch at each layer and writes them to their rows."""
+class _Shaped(Hooks):
+    """Batches of fixed shapes, filled up with copies of their first sentence, so that rounding is the same in each."""
 
-    def __init__(self, encoding: Encoding, handles: dict[str, int]) -> None:
-        self.encoding, self.handles = encoding, handles
-        self.rows = np.zeros(0, np.int64)
+    def __init__(self, model: Model, sentences: _Sentences, shapes: Shapes, runs: list[np.ndarray]) -> None:
+        super().__init__(model, sentences)
+        self.shapes, self.runs = shapes, runs
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        for kind, values in self.encoding.encode(batch.take(states)).items():
-            _put(self.handles[layer_file(site.index, kind)], self.rows, values)
+    def supports(self, feature: str) -> bool:
+        return feature not in ("halving", "shards")
+
+    def batches(self, members: Sequence[int], batch_size: int | None) -> list[list[int]]:
+        return [run.tolist() for run in self.runs]
+
+    def passes(self, members: list[int]) -> Generator[Pass, Any, None]:
+        prompts = [self.prompts[i] for i in members]
+        count, width = self.shapes(len(prompts[0].ids))
+        prompts += [Prompt(prompts[0].ids, "") for _ in range(count - len(members))]
+        batch = collate(self.model, prompts, list(range(count)), width=width)
+        batch.prompts = [*members, *[members[0]] * (count - len(members))]
+        batch.prompt = torch.tensor(members)[batch.prompt]
+        yield Pass(batch)
 
 
 def _put(handle: int, rows: np.ndarray, values: np.ndarray) -> None:

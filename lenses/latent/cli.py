@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from workbench.terminal import integers, load_model, neighbours
+
 
 def register(commands: Any, style: Any) -> None:
     """Add the command to the workbench's own (entry points of group ``workbench.commands`` are called so)."""
@@ -30,7 +32,7 @@ def register(commands: Any, style: Any) -> None:
     build.add_argument("model", metavar="MODEL", help="a hub id, a folder, or organism:story")
     build.add_argument("corpus", metavar="CORPUS", help=corpus)
     build.add_argument("path", metavar="PATH", type=Path, help="a folder for the index")
-    build.add_argument("--layers", type=_integers, metavar="1,2,-1", help="default: 1,2,4,8,16,24 and the last two")
+    build.add_argument("--layers", type=integers, metavar="1,2,-1", help="default: 1,2,4,8,16,24 and the last two")
     build.add_argument("--contexts-per-token", type=int, default=50, metavar="N", help="default: 50")
     build.add_argument("--storage", choices=("fp16", "int8"), default="fp16", help="int8 takes half the room")
     build.add_argument("--seed", type=int, default=0, metavar="N")
@@ -48,7 +50,7 @@ def register(commands: Any, style: Any) -> None:
     search.add_argument("path", metavar="PATH", type=Path)
     search.add_argument("model", metavar="MODEL", help="the model that the index was built with")
     search.add_argument("text", metavar="TEXT", help="quote it")
-    search.add_argument("--layers", type=_integers, metavar="0,6,-1", help="layers of the model; default: all")
+    search.add_argument("--layers", type=integers, metavar="0,6,-1", help="layers of the model; default: all")
     search.add_argument("--top-k", type=int, default=3, metavar="N", help="default: 3")
     search.add_argument("--bos", metavar="TOKEN", help="put this token before the text; default: as the tokenizer does")
     search.add_argument("--calibration", default="none", help="none, centre, z-score or csls")
@@ -79,25 +81,14 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto; default: float32 on a CPU")
 
 
-def _integers(text: str) -> list[int]:
-    from workbench.cli import integers
-
-    return integers(text)
-
-
-def _load(chosen: argparse.Namespace) -> Any:
-    from workbench.cli import load
-
-    return load(chosen)
-
-
 def _build(chosen: argparse.Namespace) -> None:
     from lenses.latent import ContextIndex
 
     index = ContextIndex.build(
-        _load(chosen), chosen.corpus, chosen.path, layers=chosen.layers, contexts_per_token=chosen.contexts_per_token,
-        seed=chosen.seed, storage=chosen.storage, max_tokens=chosen.max_tokens, column=chosen.column,
-        approximate=chosen.approximate, long=chosen.long, bos=chosen.bos,
+        load_model(chosen), chosen.corpus, chosen.path, layers=chosen.layers,
+        contexts_per_token=chosen.contexts_per_token, seed=chosen.seed, storage=chosen.storage,
+        max_tokens=chosen.max_tokens, column=chosen.column, approximate=chosen.approximate, long=chosen.long,
+        bos=chosen.bos,
     )  # fmt: skip
     _describe(index)
 
@@ -113,7 +104,7 @@ def _add(chosen: argparse.Namespace) -> None:
 
     index = ContextIndex.open(chosen.path)
     chosen.model = chosen.model or index.model_source
-    _describe(index.add(chosen.corpus, model=_load(chosen), column=chosen.column))
+    _describe(index.add(chosen.corpus, model=load_model(chosen), column=chosen.column))
 
 
 def _merge(chosen: argparse.Namespace) -> None:
@@ -125,7 +116,7 @@ def _merge(chosen: argparse.Namespace) -> None:
 def _import(chosen: argparse.Namespace) -> None:
     from lenses.latent import import_published
 
-    model = _load(chosen) if chosen.model else None
+    model = load_model(chosen) if chosen.model else None
     _describe(import_published(chosen.source, chosen.path, model=model, storage=chosen.storage))
 
 
@@ -155,10 +146,9 @@ def _describe(index: Any) -> None:
 def _search(chosen: argparse.Namespace) -> None:
     import workbench
     from lenses.latent import LatentLens
-    from workbench.cli import neighbours
 
     lens = LatentLens(
         chosen.path, chosen.layers, chosen.top_k, calibration=chosen.calibration,
         method="approximate" if chosen.approximate else "exact",
     )  # fmt: skip
-    neighbours(workbench.read(_load(chosen), chosen.text, lens, bos=chosen.bos).data)
+    neighbours(workbench.read(load_model(chosen), chosen.text, lens, bos=chosen.bos).data)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import InputError, missing
-from workbench.files import table, text_lines
+from workbench.textfiles import table, text_lines
 from workbench.tokens import whole
 
 COLUMNS = ("text", "sentence", "caption", "content", "phrase")
@@ -31,7 +31,7 @@ def sentences(corpus: Corpus, column: str | None = None) -> Iterator[str]:
         column: where tables and JSON objects have the text; default: the first of ``COLUMNS`` that is there.
 
     Raises InputError for a file that is not there, of an unknown kind, without text, or in an encoding that is not
-    known (:mod:`workbench.files`).
+    known (:mod:`workbench.textfiles`).
     """
     for number, text in enumerate(_raw(corpus, column), 1):
         if not isinstance(text, str):

@@ -300,7 +300,7 @@ def static(reading: Any, **options: Any) -> str:
     floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
     head = ["similarity", *(f"{end} of the nearest" for end in ends), *axes, "index layer", "context"]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "similarity")
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
 
 
 VIEW = View(

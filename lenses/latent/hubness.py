@@ -9,11 +9,26 @@ import numpy as np
 import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
+from workbench.engine.hooks import neutral
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from lenses.latent.index import ContextIndex
 
+VARIABLES = {
+    "share": about("share of the neighbours from an index layer", short_name="share"),
+    "share_rows": about("share of the index's rows in an index layer", role="chance", of="share", short_name="rows"),
+    "skewness": about("skewness of the k-occurrence over contexts", better="low", short_name="skewness"),
+    "skewness_null": about("skewness with equal chances (binomial)", role="chance", of="skewness"),
+    "never_found": about("share of the contexts in no query's neighbours", better="low"),
+    "hub_count": about("queries that have the context among their neighbours", "queries"),
+    "hub_token": about("token that the hub ends in", role="label", of="hub_count"),
+    "hub_sentence": about("sentence of the hub", role="label", of="hub_count"),
+    "calibration": about("calibration", role="label", of="skewness"),
+}
 
+
+@neutral()
 def hubness(
     index: ContextIndex,
     states: Any = None,
@@ -70,7 +85,7 @@ def hubness(
     null = (1 - 2 * chance) / max(1e-30, (trials * chance * (1 - chance)) ** 0.5)
     named = index.describe(rows)
     both = ("calibration", "hub")
-    return xr.Dataset(
+    data = xr.Dataset(
         {
             "share": (("calibration", "index"), share),
             "share_rows": (("index",), np.full(len(layers), 1 / len(layers), np.float32)),
@@ -84,3 +99,4 @@ def hubness(
         {"calibration": names, "index": layers},
         {"queries": len(states), "top_k": k},
     )
+    return described(data, VARIABLES)

@@ -20,11 +20,12 @@ from lenses.latent.corpus import Corpus
 from lenses.latent.search import Found, Sample, Scale
 from lenses.latent.selection import Kept
 from lenses.latent.store import KIND, IndexRefused, Store
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos
 from workbench.store import Folder
 from workbench.tokens import token_texts, word_span
+from workbench.variables import described
 
 if TYPE_CHECKING:
     from workbench.model import Model
@@ -405,7 +406,7 @@ class ContextIndex:
             made = self.manifest["approximate"]
             attrs["recall_at_10"] = min(made["recall_at_10"][str(x)] for x in self.chosen_layers(layers))
             attrs["recall_wanted"] = made["wanted"]
-        return xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs)
+        return described(xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs), searching.VARIABLES)
 
     def same_beginnings(
         self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray, *, whole: bool = False
@@ -506,13 +507,6 @@ class ContextIndex:
         units = torch.cat([m.encoding.back(m.gather(r)) for m, r in zip(found, rows, strict=True)])
         norm = torch.cat([m.norm[torch.from_numpy(r)] for m, r in zip(found, rows, strict=True)])
         return Sample(units, norm, np.repeat(self.layers, each), np.concatenate(rows))
-
-    @neutral()
-    def hubness(self, states: Any = None, **options: Any) -> xr.Dataset:
-        """How unevenly contexts and layers are found, for each calibration: :func:`lenses.latent.hubness.hubness`."""
-        from lenses.latent.hubness import hubness
-
-        return hubness(self, states, **options)
 
     # ---------------------------------------------------------------- within
 

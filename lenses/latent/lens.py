@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,24 +15,57 @@ from torch import Tensor
 from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
+from lenses.latent.search import VARIABLES as NEIGHBOURS
 from lenses.nulls import ROWS, Null, floors, left_out, looks_ahead, null_states, p_and_q
 from workbench.errors import InputError
+from workbench.readers import Found as Outputs
+from workbench.readers import Layers, Output, Plan, Reader, Rows, Run
 from workbench.sites import Site, resolve
 from workbench.stats import bootstrap_interval
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
     from workbench.reading import Reading
 
 AT_ONCE = 4096
 """States that wait before the index is read for all of them together."""
 RANDOM = 100
 """States of random tokens that are searched at each layer."""
+VARIABLES = {
+    **NEIGHBOURS,
+    "similarity_floor_random": about(
+        "95th percentile of the best similarity of random tokens", role="floor", of="similarity",
+        short_name="random tokens",
+    ),
+    "similarity_floor_shuffled": about(
+        "95th percentile of the best similarity in shuffled prompts", role="floor", of="similarity",
+        short_name="shuffled prompts",
+    ),
+    "similarity_p": about(
+        "p of the nearest context among states of shuffled prompts", better="low", role="p", of="similarity",
+        short_name="p of nearest",
+    ),
+    "similarity_q": about(
+        "p of the nearest context, adjusted for the number of cells", better="low", role="q", of="similarity",
+        short_name="q of nearest",
+    ),
+    "index_layer_share": about("share of the neighbours from an index layer", short_name="share"),
+    "index_layer_share_low": about(
+        "95 % bootstrap interval over prompts", role="low", of="index_layer_share"
+    ),
+    "index_layer_share_high": about(
+        "95 % bootstrap interval over prompts", role="high", of="index_layer_share"
+    ),
+    "index_layer_share_null": about(
+        "share of the neighbours of random tokens", role="null", of="index_layer_share", short_name="random tokens"
+    ),
+}  # fmt: skip
 
 
-class LatentLens:
+@dataclass(frozen=True, eq=False)
+class LatentLens(Reader):
     """Nearest contexts of every state, found in the same pass as any other lens.
 
     Args:
@@ -75,33 +109,29 @@ class LatentLens:
     Raises ReadingError when the index is damaged, IndexRefused when it was built with another model.
     """
 
-    def __init__(
-        self,
-        index: ContextIndex | str | os.PathLike[str],
-        layers: int | Iterable[int] | None = None,
-        top_k: int = 5,
-        *,
-        index_layers: int | Iterable[int] | None = None,
-        calibration: str = "none",
-        distinct: bool = True,
-        method: str = "exact",
-        at: str = "resid",
-        floors: bool = True,
-        foreign: bool = False,
-        without: Iterable[int] | None = None,
-        self_matches: bool = False,
-    ) -> None:
-        if top_k < 1:
-            raise InputError(f"top_k={top_k} keeps no neighbour. Use 1 or more.")
-        if calibration not in CALIBRATIONS:
-            raise InputError(f"calibration={calibration!r} is unknown. Use one of {', '.join(CALIBRATIONS)}.")
-        self.index = index if isinstance(index, ContextIndex) else ContextIndex.open(index)
-        self.layers, self.top_k, self.at = layers, top_k, at
-        self.floors, self.foreign, self.self_matches = floors, foreign, self_matches
-        self.without = None if without is None else np.unique(np.fromiter(without, np.int64))
-        self._options: dict[str, Any] = {
-            "layers": index_layers, "calibration": calibration, "distinct": distinct, "method": method,
-        }  # fmt: skip
+    index: ContextIndex | str | os.PathLike[str]
+    layers: Layers = None
+    top_k: int = 5
+    _: KW_ONLY
+    index_layers: Layers = None
+    calibration: str = "none"
+    distinct: bool = True
+    method: str = "exact"
+    at: str = "resid"
+    floors: bool = True
+    foreign: bool = False
+    without: Iterable[int] | None = None
+    self_matches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise InputError(f"top_k={self.top_k} keeps no neighbour. Use 1 or more.")
+        if self.calibration not in CALIBRATIONS:
+            raise InputError(f"calibration={self.calibration!r} is unknown. Use one of {', '.join(CALIBRATIONS)}.")
+        if not isinstance(self.index, ContextIndex):
+            object.__setattr__(self, "index", ContextIndex.open(self.index))
+        if self.without is not None:
+            object.__setattr__(self, "without", np.unique(np.fromiter(self.without, np.int64)))
 
     @classmethod
     def demo(cls, model: Model, folder: Any) -> LatentLens:
@@ -114,159 +144,100 @@ class LatentLens:
             shutil.rmtree(folder)
         return cls(ContextIndex.build(model, texts, folder))
 
-    def sites(self, model: Model) -> list[Site]:
-        self.index.check(model, foreign=self.foreign)
-        self._wanted = resolve(model, self.at, self.layers)
-        return self._wanted
-
-    def begin(self, run: Run) -> None:
-        self._run = run
-        tell_of_beginnings(self.index.manifest, run)
-        depth = [len(self._wanted)]
-        self._similarity = run.empty(depth, after=[self.top_k])
-        self._layer = run.empty(depth, np.int32, after=[self.top_k])
-        self._row = run.empty(depth, np.int64, after=[self.top_k])
-        self._waiting: list[tuple[int, np.ndarray, np.ndarray, Tensor]] = []
-        # Token ids of another tokenizer cannot be compared.
-        own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
-        self._barring = own and not self.self_matches
-        self._ahead = self._barring and looks_ahead(run.model)
-        self._matched = np.zeros((len(run.prompts), len(run.positions)), bool)
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        depth = self._wanted.index(site)
-        rows = batch.take(states).float()
-        place = batch.prompt.numpy(), batch.slot.numpy()
-        batch.done.append(lambda: self._waiting.append((depth, *place, rows)))
-        if depth == len(self._wanted) - 1:
-            batch.done.append(self._search)
-
-    def _search(self, at_least: int = AT_ONCE) -> None:
-        """Look up the states that wait, when there are enough of them to be worth a pass over the index."""
-        if sum(len(rows) for *_, rows in self._waiting) < at_least:
-            return
-        states = torch.cat([rows for *_, rows in self._waiting])
-        prompt, slot = (np.concatenate([waiting[i] for waiting in self._waiting]) for i in (1, 2))
-        prompts = self._run.prompts
-        position = np.array([prompts[p].positions[s] for p, s in zip(prompt, slot, strict=True)], np.int64)
-        found, matched = self._nearest(states, [p.ids for p in prompts], prompt, position)
-        self._matched[prompt, slot] |= matched
-        at = 0
-        for depth, prompt, slot, rows in self._waiting:
-            part = slice(at, at + len(rows))
-            self._similarity[prompt, depth, slot] = found.similarity[part]
-            self._layer[prompt, depth, slot] = found.layer[part]
-            self._row[prompt, depth, slot] = found.row[part]
-            at += len(rows)
-        self._waiting = []
-
-    def _nearest(
-        self, states: Tensor, prompts: list[list[int]], prompt: np.ndarray, position: np.ndarray
-    ) -> tuple[Found, np.ndarray]:
-        """Neighbours of states [n, width] of these prompts and positions, and which have self-matches [n].
-
-        None for a state of zeros, which has no direction (the embedding of a pad, say).
-        """
-        some = (states != 0).any(1).cpu().numpy()
-        shape, matched = (len(states), self.top_k), np.zeros(len(states), bool)
-        found = Found(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int32), np.full(shape, -1))
-        if some.any():
-            barred = None
-            if self._barring:
-                barred = self.index.same_beginnings(prompts, prompt[some], position[some], whole=self._ahead)
-            if barred is not None:
-                matched[np.flatnonzero(some)[barred[0]]] = True
-            held = self.index.nearest(
-                states[torch.from_numpy(some).to(states.device)], self.top_k, barred=barred, without=self.without,
-                **self._options,
-            )  # fmt: skip
-            found.similarity[some], found.layer[some], found.row[some] = held.similarity, held.layer, held.row
-        return found, matched
-
-    # ---------------------------------------------------------------- controls
-
-    def _scores(self, null: Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For each depth the best similarity [rows] of its null states, and the index layers [rows, rank]."""
-        found, _ = self._nearest(
-            torch.cat(null.states), null.prompts, np.concatenate(null.prompt), np.concatenate(null.position)
-        )
-        return null.split(found.similarity[:, 0]), null.split(found.layer)
-
-    def _drawn(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """Token ids, as frequent as in the index's corpus."""
-        table = self.index.store.tokens
-        known = self._run.model.module.get_input_embeddings().num_embeddings
-        good = ~np.isin(table["token_id"], self.index.manifest["special_ids"]) & (table["token_id"] < known)
-        weight = np.where(good, table["occurrences"], 0).astype(float)
-        return rng.choice(table["token_id"], n, p=weight / weight.sum())
-
-    def _controls(self, axis: str) -> dict[str, Any]:
-        shuffled = null_states(self._run, self._wanted)
-        random = null_states(self._run, self._wanted, RANDOM, draw=self._drawn, seed=1)
-        (scores, _), (lowest, layers) = self._scores(shuffled), self._scores(random)
-        p, q = p_and_q(self._similarity[..., 0], self._run, shuffled, scores, left_out(self._run, self._wanted))
-        cells = ("prompt", axis, "position")
-        of = {"of": "similarity", "reason": shuffled.reason}
-        share = np.stack([self._share(one[None])[0] for one in layers])
-        return {
-            "similarity_floor_random": (
-                (axis,), floors(lowest), {"role": "floor", "of": "similarity", "reason": random.reason,
-                "long_name": "95th percentile of the best similarity of random tokens"},
-            ),
-            "similarity_floor_shuffled": (
-                (axis,), floors(scores), {"role": "floor", **of,
-                "long_name": "95th percentile of the best similarity in shuffled prompts"},
-            ),
-            "similarity_p": (cells, p, {"role": "p", **of, "long_name": "p among states of shuffled prompts"}),
-            "similarity_q": (cells, q, {"role": "q", **of, "long_name": "p, adjusted for the number of cells"}),
-            "index_layer_share_null": ((axis, "index"), share),
-        }  # fmt: skip
-
-    def end(self) -> Reading:
-        from workbench.reading import Reading
-
-        self._search(at_least=1)
-        ordinary = np.where(left_out(self._run, self._wanted)[..., None], -1, self._layer)
+    def plan(self, run: Run) -> Plan:
+        index: Any = self.index
+        index.check(run.model, foreign=self.foreign)
+        tell_of_beginnings(index.manifest, run)
+        wanted, search = resolve(run.model, self.at, self.layers), _Search(self, run)
         axis = "layer" if self.at == "resid" else "block"
-        dims = ("prompt", axis, "position", "rank")
-        variables: dict[str, Any] = {
-            "similarity": (dims, self._similarity),
-            "index_layer": (dims, self._layer),
-            **{name: (dims, values) for name, values in self.index.describe(self._row).items()},
-            "index_layer_share": ((axis, "index"), self._share(np.moveaxis(ordinary, 1, 0))),
-        }
-        for end, bound in zip(("low", "high"), self._share_interval(ordinary), strict=True):
-            variables[f"index_layer_share_{end}"] = ((axis, "index"), bound.astype(np.float32))
-        if self.floors and self._similarity.size:
-            variables |= self._controls(axis)
-        coords = {
-            axis: [s.index for s in self._wanted], "rank": np.arange(self.top_k), "index": np.array(self._looked_in()),
-        }  # fmt: skip
-        data = self._run.dataset(
-            variables, coords, reader="LatentLens", at=self.at, self_matches_left_out=int(self._matched.sum())
-        )
-        # The ids are those of the index's tokenizer, which with foreign=True need not be the model's.
-        data["vocab_token"] = (("vocab",), self.index.token_texts(data["vocab"].values))
-        made = self.index.manifest
+        cells = ("prompt", axis, "position")
+        ranks, prompts = (*cells, "rank"), [prompt.ids for prompt in run.prompts]
+
+        def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+            rows = torch.cat([states[site].float() for site in wanted])
+            prompt, position = np.tile(batch.prompt, len(wanted)), np.tile(batch.position, len(wanted))
+            found, matched = search(rows, prompts, prompt, position)
+            shape = (len(wanted), len(batch))
+            return {
+                "similarity": found.similarity.reshape(*shape, -1).swapaxes(0, 1),
+                "index_layer": found.layer.reshape(*shape, -1).swapaxes(0, 1),
+                "row": found.row.reshape(*shape, -1).swapaxes(0, 1),
+                "matched": matched.reshape(shape).any(0),
+            }
+
+        def finish(found: Outputs) -> dict[str, Any]:
+            ordinary = np.where(left_out(run, wanted)[..., None], -1, found["index_layer"])
+            low, high = self._share_interval(ordinary)
+            shares = {"": self._share(np.moveaxis(ordinary, 1, 0)), "_low": low, "_high": high}
+            variables = {name: (ranks, values) for name, values in index.describe(found["row"]).items()}
+            for end, values in shares.items():
+                variables[f"index_layer_share{end}"] = ((axis, "index"), values.astype(np.float32))
+            if self.floors and found["similarity"].size:
+                variables |= self._controls(run, wanted, search, found["similarity"][..., 0])
+            return variables
+
+        made = index.manifest
         settings = {
-            "name": "LatentLens", "at": self.at, "top_k": self.top_k, **self._options, "foreign": self.foreign,
-            "index_layers": self._looked_in(),
+            "layers": None, "chunk": None, "top_k": self.top_k, "index_layers": self._looked_in(),
             "index": {k: made[k] for k in ("contexts", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
             "floors": f"95th percentile of the best similarity of at most {RANDOM} states of random tokens, and of at "
             f"most {ROWS[1]} states of the prompts with their tokens in random order; sinks left out",
             "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
-            "self_matches": "found" if not self._barring else "left out",
-            "without": 0 if self.without is None else len(self.without),
+            "self_matches": "left out" if search.barring else "found",
+            "without": 0 if self.without is None else len(self.without),  # type: ignore[arg-type]
             "interval": "95 % percentile bootstrap over prompts, of index_layer_share",
         }  # fmt: skip
-        settings.pop("layers")
-        if self._options["method"] == "approximate":
+        if self.method == "approximate":
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
-        return Reading(data, {"reader": settings})
+        outputs = {
+            "similarity": Output(ranks), "index_layer": Output(ranks, dtype=np.int32),
+            "row": Output(ranks, dtype=np.int64),
+            "matched": Output(("prompt", "position"), dtype=bool, fill=False),
+        }  # fmt: skip
+        coords = {axis: [s.index for s in wanted], "rank": self.top_k, "index": np.array(self._looked_in())}
+        return Plan(
+            wanted, outputs, observe, coords, finish, VARIABLES, {"at": self.at}, settings,
+            gather=-(-AT_ONCE // max(1, len(wanted))),
+        )  # fmt: skip
+
+    def reading(self, run: Run, plan: Plan, found: Outputs, origin: Any) -> Reading:
+        reading, index = super().reading(run, plan, found, origin), self.index
+        reading.data.attrs["self_matches_left_out"] = int(found["matched"].sum())
+        # The ids are those of the index's tokenizer, which with foreign=True need not be the model's.
+        texts = reading.data["vocab_token"]
+        reading.data["vocab_token"] = texts.copy(data=index.token_texts(reading.data["vocab"].values))  # type: ignore
+        return reading
+
+    # ---------------------------------------------------------------- controls
+
+    def _drawn(self, model: Model) -> Any:
+        """A draw of token ids, as frequent as in the index's corpus."""
+        index: Any = self.index
+        table = index.store.tokens
+        known = model.module.get_input_embeddings().num_embeddings
+        good = ~np.isin(table["token_id"], index.manifest["special_ids"]) & (table["token_id"] < known)
+        weight = np.where(good, table["occurrences"], 0).astype(float)
+        return lambda rng, n: rng.choice(table["token_id"], n, p=weight / weight.sum())
+
+    def _controls(self, run: Run, wanted: list[Site], search: _Search, best: np.ndarray) -> dict[str, Any]:
+        axis = "layer" if self.at == "resid" else "block"
+        shuffled = null_states(run, wanted)
+        random = null_states(run, wanted, RANDOM, draw=self._drawn(run.model), seed=1)
+        (scores, _), (lowest, layers) = search.scores(shuffled), search.scores(random)
+        p, q = p_and_q(best, run, shuffled, scores, left_out(run, wanted))
+        cells, reason = ("prompt", axis, "position"), {"reason": shuffled.reason}
+        share = np.stack([self._share(one[None])[0] for one in layers])
+        return {
+            "similarity_floor_random": ((axis,), floors(lowest), {"reason": random.reason}),
+            "similarity_floor_shuffled": ((axis,), floors(scores), reason),
+            "similarity_p": (cells, p, reason),
+            "similarity_q": (cells, q, reason),
+            "index_layer_share_null": ((axis, "index"), share),
+        }
 
     def _looked_in(self) -> list[int]:
-        return self.index.chosen_layers(self._options["layers"])
+        return self.index.chosen_layers(self.index_layers)  # type: ignore[union-attr]
 
     def _share_interval(self, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two [depth, index]: prompts are resampled, and each counts as much as it has neighbours."""
@@ -279,3 +250,48 @@ class LatentLens:
         flat = layers.reshape(len(layers), -1)
         counts = np.stack([(flat == x).sum(1) for x in self._looked_in()], 1)
         return (counts / counts.sum(1, keepdims=True).clip(1)).astype(np.float32)
+
+
+class _Search:
+    """What looks states up in the index of a lens."""
+
+    def __init__(self, lens: LatentLens, run: Run) -> None:
+        self.index: Any = lens.index
+        self.top_k, self.without = lens.top_k, lens.without
+        self.options: dict[str, Any] = {
+            "layers": lens.index_layers, "calibration": lens.calibration, "distinct": lens.distinct,
+            "method": lens.method,
+        }  # fmt: skip
+        # Token ids of another tokenizer cannot be compared.
+        own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
+        self.barring = own and not lens.self_matches
+        self.ahead = self.barring and looks_ahead(run.model)
+
+    def __call__(
+        self, states: Tensor, prompts: list[list[int]], prompt: np.ndarray, position: np.ndarray
+    ) -> tuple[Found, np.ndarray]:
+        """Neighbours of states [n, width] of these prompts and positions, and which have self-matches [n].
+
+        None for a state of zeros, which has no direction (the embedding of a pad, say).
+        """
+        some = (states != 0).any(1).cpu().numpy()
+        shape, matched = (len(states), self.top_k), np.zeros(len(states), bool)
+        found = Found(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int32), np.full(shape, -1))
+        if some.any():
+            barred = None
+            if self.barring:
+                barred = self.index.same_beginnings(prompts, prompt[some], position[some], whole=self.ahead)
+            if barred is not None:
+                matched[np.flatnonzero(some)[barred[0]]] = True
+            held = self.index.nearest(
+                states[torch.from_numpy(some).to(states.device)], self.top_k, barred=barred, without=self.without,
+                **self.options,
+            )  # fmt: skip
+            found.similarity[some], found.layer[some], found.row[some] = held.similarity, held.layer, held.row
+        return found, matched
+
+    def scores(self, null: Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each depth the best similarity [rows] of its null states, and the index layers [rows, rank]."""
+        places = np.concatenate(null.prompt), np.concatenate(null.position)
+        found, _ = self(torch.cat(null.states), null.prompts, *places)
+        return null.split(found.similarity[:, 0]), null.split(found.layer)

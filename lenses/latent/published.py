@@ -226,7 +226,7 @@ def _compare(
 ) -> None:
     """Compute states of a few contexts again.  Raises IndexRefused unless they are the cache's."""
     import workbench
-    from lenses.states import States
+    from workbench.readers import States
 
     good = np.flatnonzero(spans["char_end"] > spans["char_start"])
     good = good[np.linspace(0, len(good) - 1, min(CHECKED, len(good))).astype(int)] if len(good) else good

@@ -25,7 +25,22 @@ from torch.nn.functional import normalize
 from lenses.latent.store import BLOCK, Matrix, Store, layer_file
 from workbench.errors import InputError, StateError, missing
 from workbench.readout import Best
+from workbench.variables import about
 
+VARIABLES = {
+    "similarity": about("similarity of the nearest context", better="high", short_name="similarity"),
+    "index_layer": about("layer of the index that the context is from", role="label", of="similarity"),
+    "token_id": about("token that the context ends in", role="label", of="similarity"),
+    "token": about("token that the context ends in, as text", role="label", of="token_id"),
+    "next_token_id": about("token that follows the context in its sentence", role="label", of="similarity"),
+    "next_token": about("token that follows the context, as text", role="label", of="next_token_id"),
+    "sentence": about("sentence of the context", role="label", of="similarity"),
+    "token_position": about("place of the context's token in its sentence", role="label", of="sentence"),
+    "word": about("word of the context's token", role="label", of="sentence"),
+    "char_start": about("first character of the context's token in its sentence", role="label", of="sentence"),
+    "char_end": about("end of the context's token in its sentence", role="label", of="sentence"),
+    "row": about("number of the context in the index", role="label", of="similarity"),
+}
 CALIBRATIONS = ("none", "centre", "z-score", "csls")
 CSLS_NEIGHBOURS = 10
 SAMPLE = 1024

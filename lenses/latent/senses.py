@@ -41,16 +41,27 @@ from lenses.embedding import EmbeddingLens
 from lenses.latent.build import Census
 from lenses.latent.index import ContextIndex
 from lenses.logit import LogitLens
-from lenses.states import States
 from workbench.errors import InputError
 from workbench.organisms.story.grammar import SENSES, Story, stories
+from workbench.readers import States
 from workbench.reading import Reading
 from workbench.stats import bootstrap_interval
+from workbench.variables import about, described
 
 CORPUS_SEED, QUERY_SEED = 5, 2
 TOP, SHUFFLES = 5, 10
 LENSES = ("LatentLens", "LogitLens", "EmbeddingLens")
 MEASURES = ("word", "sense, new story", "sense, new clause")
+VARIABLES = {
+    "rate": about("share of answers that name the word or tell its sense", better="high", short_name="share"),
+    "rate_low": about("95 % bootstrap interval over clauses", role="low", of="rate"),
+    "rate_high": about("95 % bootstrap interval over clauses", role="high", of="rate"),
+    "rate_chance": about(
+        "share of random answers, or with the senses of the corpus shuffled", role="chance", of="rate"
+    ),
+    "measure": about("question, and what is left out", role="label", of="rate"),
+    "lens": about("lens", role="label", of="rate"),
+}
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
     rate = each.mean(-1)
     low, high = over_clauses(each, wanted)
     rates = {"rate": rate, "rate_low": low, "rate_high": high, "rate_chance": null.mean(-1)}
-    data = xr.Dataset(
+    made = xr.Dataset(
         {name: (dims, values) for name, values in rates.items()},
         {"measure": list(MEASURES), "lens": list(LENSES), "layer": layers},
         {
@@ -189,6 +200,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
             "index_layers": list(index.layers),
         },
     )  # fmt: skip
+    data = described(made, VARIABLES)
     settings = {"corpus_seed": CORPUS_SEED, "query_seed": QUERY_SEED, "stories": [len(known), len(asked)], "top_k": TOP}
     return Reading(data, {"reader": {"name": "senses", **settings}, "model": {"name": model.name}})
 

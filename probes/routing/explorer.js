@@ -88,10 +88,10 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
         rows, columns, title: "expert", wide: two ? 28 : 38, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? shares[cell(l, b, e)] : NaN;
-          return { fill: tint("share", x / (reach[0] || 1)), mark: within(l, b, e) ? "dot" : null, title: `block ${p.blocks[b]}, expert ${e}: ${share(x)}` };
+          return { fill: tint("sequential", x / (reach[0] || 1)), mark: within(l, b, e) ? "dot" : null, title: `block ${p.blocks[b]}, expert ${e}: ${share(x)}` };
         },
       });
-      scales[i].replaceChildren(scale("share", "0", share(reach[0])), make("span", "wx-hint", "• as by chance"));
+      scales[i].replaceChildren(scale("sequential", "0", share(reach[0])), make("span", "wx-hint", "• as by chance"));
     });
     if (two) {
       titles[2].textContent = `${p.names[state.label]} less ${p.names[state.compare]}`;
@@ -100,10 +100,10 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
         rows, columns, title: "expert", wide: 28, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? gap(b, e) : NaN, test = beyond(x);
-          return { fill: tint("difference", x / (reach[1] || 1)), mark: test > 0.05 ? "hatch" : null, title: `block ${p.blocks[b]}, expert ${e}: ${say(100 * x, 1)} points, p ${say(test, 3)}` };
+          return { fill: tint("diverging", x / (reach[1] || 1)), mark: test > 0.05 ? "hatch" : null, title: `block ${p.blocks[b]}, expert ${e}: ${say(100 * x, 1)} points, p ${say(test, 3)}` };
         },
       });
-      scales[2].replaceChildren(scale("difference", `-${share(reach[1])}`, share(reach[1])), make("span", "wx-hint", tested ? "hatched: not beyond chance" : "not tested"));
+      scales[2].replaceChildren(scale("diverging", `-${share(reach[1])}`, share(reach[1])), make("span", "wx-hint", tested ? "hatched: not beyond chance" : "not tested"));
     }
     traces();
   }

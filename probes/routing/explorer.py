@@ -9,6 +9,7 @@ beside the largest that shuffled documents give.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +38,6 @@ from workbench.widgets.base import (
 if TYPE_CHECKING:
     import xarray as xr
 
-DRAWS = 199
 MOST_LABELS = 30
 """Labels up to which all pairs are tested."""
 FEWEST_SLOTS, FEWEST_TOKENS = 2, 64
@@ -71,17 +71,21 @@ def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None
 def payload(
     reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT
 ) -> dict[str, Any]:
-    from probes.routing.measures.documents import Documents, shares
+    from probes.routing.measures.documents import Documents
+    from probes.routing.measures.labels import differences
     from probes.routing.measures.usage import usage
     from workbench.reading import Reading
-    from workbench.stats import quantiles
 
-    data, _ = opened(reading)
-    found = Documents(Reading(data))
+    data, provenance = opened(reading)
+    found = Documents(Reading(data, provenance))
     chosen = 0 if label is None else found.number(label)
-    used = usage(Reading(data), draws=0)
+    used = usage(found.source)
     left_out: list[str] = []
-    pairs, largest = _pairs(found)
+    n = len(found.names)
+    pairs, largest = [], np.zeros((0, 0))
+    if 1 < n <= MOST_LABELS and not found.mixed:
+        pairs = list(itertools.combinations(range(n), 2))
+        largest = differences(found.source)["difference_shuffled"].values
     if found.mixed and len(found.names) > 1:
         left_out.append("tests of differences (labels are by token, and cannot be shuffled among documents)")
     elif len(found.names) > MOST_LABELS:
@@ -108,8 +112,7 @@ def payload(
         "largest": decimals(largest[tested], 4),
     }
     if weight(shown) + 2 * weight(shown["share"]) < 0.6 * limit:
-        drawn = found.resampled(lambda times: shares(found.by_label(times)), DRAWS, 0)
-        shown |= {end: decimals(x[kept], 4) for end, x in zip(("low", "high"), quantiles(drawn), strict=True)}
+        shown |= {end: decimals(used[f"share_{end}"].values[kept], 4) for end in ("low", "high")}
     else:
         left_out.append("intervals of the shares (limit=... adds room)")
     texts, order = _tokens(data, found, where, documents, limit - weight(shown), left_out)
@@ -183,31 +186,6 @@ def _labels(found: Any, size: np.ndarray, limit: int, left_out: list[str]) -> li
         return list(range(len(size)))
     left_out.append(f"{len(size) - most} of {len(size)} labels, those with the fewest documents (limit=... adds room)")
     return sorted(np.argsort(-size, kind="stable")[:most].tolist())
-
-
-def _pairs(found: Any) -> tuple[list[list[int]], np.ndarray]:
-    """Pairs of labels, and for each the largest |difference of shares| anywhere, in every shuffle of their documents.
-
-    A difference is beyond chance (family-wise, over blocks and experts) where few shuffles reach it.
-    """
-    n = len(found.names)
-    if n < 2 or n > MOST_LABELS or found.mixed:
-        return [], np.zeros((0, DRAWS))
-    pairs = [[a, b] for a in range(n) for b in range(a + 1, n)]
-    largest = np.full((len(pairs), DRAWS), np.nan)
-    for i, (a, b) in enumerate(pairs):
-        own = np.flatnonzero(np.isin(found.label, (a, b)))
-        count = found.count[own]
-        rng, is_a = np.random.default_rng([0, a, b]), found.label[own] == a
-        total, slots = count.sum(0), count.sum(2)
-        flat = count.reshape(len(own), -1).astype(np.float32)
-        for start in range(0, DRAWS, 20):
-            drawn = rng.permuted(np.tile(is_a, (min(20, DRAWS - start), 1)), axis=1).astype(np.float32)
-            first, n = (drawn @ flat).reshape(-1, *total.shape), (drawn @ slots)[..., None]
-            rest, m = total.astype(np.float32) - first, slots.sum(0)[:, None] - n
-            gap = np.abs(first / np.maximum(n, 1) - rest / np.maximum(m, 1))
-            largest[i, start : start + len(drawn)] = gap.reshape(len(drawn), -1).max(1)
-    return pairs, largest
 
 
 def _tokens(
@@ -297,8 +275,8 @@ def static(reading: Any, *, label: Any = None, **options: Any) -> str:
     from probes.routing.measures.documents import Documents, shares
     from workbench.reading import Reading
 
-    data, _ = opened(reading)
-    chosen = 0 if label is None else Documents(Reading(data)).number(label)
+    data, provenance = opened(reading)
+    chosen = 0 if label is None else Documents(Reading(data, provenance)).number(label)
     share = shares(data["usage_count"].transpose("label", "block", "expert").values.astype(float))[chosen]
     blocks, experts = every(share.shape[0], 13), every(share.shape[1], STATIC_EXPERTS)
     top = float(np.nanmax(share, initial=0)) or 1.0
@@ -313,7 +291,7 @@ def static(reading: Any, *, label: Any = None, **options: Any) -> str:
     if data.sizes["label"] > 1:
         said.append(f"one of {data.sizes['label']} labels")
     said.append(f"an even share is {1 / max(1, share.shape[1]):.1%}")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows, "share")
+    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows)
 
 
 VIEW = View(

@@ -1,4 +1,6 @@
-"""Figures of a routing trace: ``reading.figure("usage")`` and so on; those of several readings take a measure's table.
+"""Figures of a measure's result: ``figures.usage(measures.usage(reading))``, the numbers of that table and no others.
+
+``reading.figure("usage")`` of a routing trace measures first, with the measure's defaults and what options are its.
 
 An expert that is claimed to serve a label is marked with a star where an intervention backs the claim: pass the table
 of :func:`probes.routing.effects`, whose ``backed`` says so, as ``effects=``.
@@ -11,43 +13,45 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
-from probes.routing import measures
+from probes.results import drawn
 from probes.routing.tracer import numbered
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.charts import Chart, ink
-from workbench.figures.export import Figure
+from workbench.figures.cells import ink
+from workbench.figures.charts import Chart
+from workbench.figures.figure import Figure
 from workbench.figures.naming import name_points
 from workbench.figures.source import short_name
-from workbench.reading import Reading
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from workbench.reading import Reading
 
 
-def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None) -> Figure:
+@drawn
+def usage(table: xr.Dataset, label: Any = None, effects: Reading | None = None) -> Figure:
     """Share of slots by block and expert of one label (default the first).
 
     Hatched: within the band of a router that chooses at random; a star marks what an intervention backs.
     """
-    names = [str(x) for x in data["label"].values]
-    i = measures.Documents(Reading(data)).number(label) if label is not None else 0
-    table = measures.usage(Reading(data), draws=0)
+    names = [str(x) for x in table["label"].values]
+    i = _label(names, label)
     share = table["share"].values[i]
     inside = (share >= table["band_low"].values[i][:, None]) & (share <= table["band_high"].values[i][:, None])
     blocks = table["block"].values.tolist()
     stars = [(blocks.index(b), e) for b, e in _backed(effects, names[i], names) if b in blocks]
     star = ", star: missed when dropped" if effects is not None else ""
-    figure = _figure(data, f"{_one(names, i)}: share of slots (hatched: as by chance{star})")
+    figure = _figure(table, f"{_one(names, i)}: share of slots (hatched: as by chance{star})")
     figure.add_heatmap(
-        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values], colorscale=theme.stops("share"),
-        zmin=0, colorbar={"title": {"text": "share"}}, text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
+        z=share, x=table["expert"].values, y=[str(b) for b in table["block"].values],
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "share"}},
+        text=np.where(inside, theme.HATCH, ""), texttemplate="%{text}",
         hovertemplate="block %{y}, expert %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
     if stars:
-        inks = np.array(ink(share, theme.stops("share"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
+        inks = np.array(ink(share, theme.stops("sequential"), False, (0, float(np.nanmax(share))))).reshape(share.shape)
         figure.add_scatter(
             x=[e for _, e in stars], y=[str(blocks[b]) for b, _ in stars], mode="markers", hoverinfo="skip",
             marker={"symbol": "star", "size": 11, "color": [inks[at] for at in stars]}, showlegend=False,
@@ -57,12 +61,19 @@ def usage(data: xr.Dataset, label: Any = None, effects: xr.Dataset | None = None
     return _sized(figure, 160 + 14 * share.shape[1], 140 + 20 * share.shape[0])
 
 
+def _label(names: list[str], label: Any) -> int:
+    """Which label this is; the first where none is asked for."""
+    if label is not None and str(label) not in names:
+        raise InputError(f"There is no label {str(label)!r} in the reading; there are {', '.join(names)}.")
+    return 0 if label is None else names.index(str(label))
+
+
 def _one(names: Sequence[str], i: int) -> str:
     """A label that is shown alone, and of how many it is one."""
     return f"{names[i]} (label {i + 1} of {len(names)})" if len(names) > 1 else str(names[i])
 
 
-def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[tuple[int, int]]:
+def _backed(effects: Reading | None, label: str, labels: list[str]) -> list[tuple[int, int]]:
     """(block, expert) of backed claims of this label; a claim without a label's name is of all labels."""
     if effects is None:
         return []
@@ -73,21 +84,22 @@ def _backed(effects: xr.Dataset | None, label: str, labels: list[str]) -> list[t
     return sorted(set(found))
 
 
-def _holds(effects: xr.Dataset) -> np.ndarray:
+def _holds(effects: Reading | xr.Dataset) -> np.ndarray:
     """[claim] whether an intervention backs it."""
     if "backed" not in effects:
+        held = effects if isinstance(effects, xr.Dataset) else effects.data
         raise InputError(
-            f"The table of effects has no 'backed', only {', '.join(map(str, effects.data_vars))}, so that no star can "
+            f"The table of effects has no 'backed', only {', '.join(map(str, held.data_vars))}, so that no star can "
             "be given. Make it with probes.routing.effects."
         )
     return effects["backed"].values
 
 
-def entropy(data: xr.Dataset) -> Figure:
+@drawn
+def entropy(table: xr.Dataset) -> Figure:
     """Entropy of expert usage (less its bias) over blocks, a line for each label with interval; dashed: even loads."""
-    table = measures.usage(Reading(data), draws=200)
     x = table["block"].values
-    figure = _figure(data, "entropy of expert usage")
+    figure = _figure(table, "entropy of expert usage")
     for i, name in enumerate([str(n) for n in table["label"].values]):
         hue = theme.HUES[i % len(theme.HUES)]
         _band(figure, x, table["entropy_low"].values[i], table["entropy_high"].values[i], hue)
@@ -104,39 +116,40 @@ def entropy(data: xr.Dataset) -> Figure:
     return _sized(figure, 520, 380)
 
 
-def gate(data: xr.Dataset, label: Any = None) -> Figure:
+@drawn
+def gate(table: xr.Dataset, label: Any = None) -> Figure:
     """How sure the gate is of each token: a histogram of its entropy over ln E for every block."""
-    documents = measures.Documents(Reading(data), "probability")
-    i = documents.number(label) if label is not None else 0
-    count = data["gate_histogram"].values[i].astype(float)
-    figure = _figure(data, f"{_one(documents.names, i)}: entropy of the gate (1: undecided)")
+    names = [str(x) for x in table["label"].values]
+    i = _label(names, label)
+    share = table["histogram"].values[i]
+    figure = _figure(table, f"{_one(names, i)}: entropy of the gate (1: undecided)")
     figure.add_heatmap(
-        z=count / count.sum(1, keepdims=True).clip(1), x=data["bin"].values, y=[str(b) for b in documents.blocks],
-        colorscale=theme.stops("share"), zmin=0, colorbar={"title": {"text": "tokens"}},
+        z=share, x=table["bin"].values, y=[str(b) for b in table["block"].values],
+        colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": "tokens"}},
         hovertemplate="block %{y}, %{x:.2f}: %{z:.1%} of tokens<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="entropy / ln E", range=[0, 1])
     figure.update_yaxes(title_text="block", type="category")
-    return _sized(figure, 520, 140 + 20 * len(count))
+    return _sized(figure, 520, 140 + 20 * len(share))
 
 
-def words(data: xr.Dataset, block: int | None = None, top: int = 8, least: int = 10) -> Figure:
+@drawn
+def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Figure:
     """The tokens that each expert of one block (default the last) serves most beyond chance, as a table."""
-    table = measures.vocabulary(Reading(data), least=least)
-    own = table.isel(block=_block(data, block))
-    ids, shown = data["input_id"].values, data["input_token"].values
-    text = dict(zip(ids[ids >= 0].tolist(), shown[ids >= 0].tolist(), strict=True))
+    own = table.isel(block=_block(table, block))
+    text, experts = own["text"].values, range(int(own["experts"]))
     excess = own["share"].values - own["null"].values
     rows = []
-    for e in data["expert"].values.tolist():
+    for e in experts:
         mine = np.flatnonzero((own["expert"].values == e) & (excess > 0))
         best = mine[np.argsort(-excess[mine])][:top]
         words = [
-            f"{tokens.plotly(tokens.visible(text[int(own['token'][j])]))} {own['share'].values[j]:.0%}" for j in best
+            f"{tokens.plotly(tokens.visible(text[j]))} {own['share'].values[j]:.0%}" for j in best
         ]
         rows.append((str(e), ", ".join(words), str(len(mine))))
+    least = table.attrs["least"]
     figure = _figure(
-        data, f"tokens of the experts of block {own['block'].item()} (share served; at least {least} times)"
+        table, f"tokens of the experts of block {own['block'].item()} (share served; at least {least} times)"
     )
     figure.add_table(
         columnwidth=[1, 8, 1], header={"values": ["expert", "tokens", "of it"], "align": "left"},
@@ -145,38 +158,39 @@ def words(data: xr.Dataset, block: int | None = None, top: int = 8, least: int =
     return _sized(figure, 760, 160 + sum(10 + 18 * (1 + len(row[1]) // 85) for row in rows))
 
 
-def divergence(data: xr.Dataset, block: int | None = None) -> Figure:
+@drawn
+def divergence(table: xr.Dataset, block: int | None = None) -> Figure:
     """Jensen-Shannon divergence between labels in one block (default the last); a ring where q < 0.05."""
-    table = measures.divergence(Reading(data), draws=200)
-    at, blocks = _block(data, block), table["block"].values.tolist()
+    at, blocks = _block(table, block), table["block"].values.tolist()
     names = tokens.labels(table["label"].values)
     values = table["jsd"].values[..., at].copy()
     sure = table["jsd_q"].values[..., at] < 0.05
     values[np.triu_indices(len(names), 0)] = np.nan
-    figure = _figure(data, f"JSD in block {blocks[at]} (ring: q < 0.05)")
+    units = table["jsd"].attrs.get("units", "nats")
+    figure = _figure(table, f"JSD in block {blocks[at]} (ring: q < 0.05)")
     figure.add_heatmap(
-        z=values, x=names, y=names, colorscale=theme.stops("divergence"), zmin=0, colorbar={"title": {"text": "nats"}},
+        z=values, x=names, y=names, colorscale=theme.stops("sequential"), zmin=0, colorbar={"title": {"text": units}},
         text=np.where(sure & ~np.isnan(values), "○", ""), texttemplate="%{text}",
-        hovertemplate="%{y} and %{x}: %{z:.4f} nats<extra></extra>",
+        hovertemplate=f"%{{y}} and %{{x}}: %{{z:.4f}} {units}<extra></extra>",
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     return _sized(figure, 190 + 34 * len(names), 150 + 30 * len(names))
 
 
-def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard") -> Figure:
+@drawn
+def overlap(table: xr.Dataset, block: int | None = None, measure: str = "jaccard") -> Figure:
     """Divergence of usage against shared vocabulary, a point for each pair of labels, with Mantel's p.
 
     Pairs that lie at one point have one label with all their names.
     """
     if measure not in OVERLAPS:
         raise InputError(f"measure={measure!r} is unknown. Use one of {', '.join(OVERLAPS)}.")
-    table = measures.overlap(Reading(data), draws=0)
-    at, blocks = _block(data, block), table["block"].values.tolist()
+    at, blocks = _block(table, block), table["block"].values.tolist()
     names = [str(x) for x in table["label"].values]
     i, j = np.triu_indices(len(names), 1)
     own = table.sel(measure=measure).isel(block=at)
     said = f"block {blocks[at]}: r = {float(own['pearson']):.2f}, Mantel p = {float(own['mantel_p']):.3g}"
-    figure = _figure(data, said)
+    figure = _figure(table, said)
     x, y = table[measure].values[i, j], table["jsd"].values[i, j, at]
     pairs = [f"{names[a]}-{names[b]}" for a, b in zip(i, j, strict=True)]
     figure.add_scatter(
@@ -186,27 +200,27 @@ def overlap(data: xr.Dataset, block: int | None = None, measure: str = "jaccard"
     far, high = max(0.05, float(np.nanmax(x, initial=0))), max(0.001, float(np.nanmax(y, initial=0)))
     unnamed = name_points(figure, x, y, pairs, (-0.04 * far, 1.08 * far), (0, 1.12 * high))
     if unnamed:
-        figure.update_layout(title_text=tokens.plotly(f"{_title(data, said)} ({unnamed} unnamed)"))
+        figure.update_layout(title_text=tokens.plotly(f"{_title(table, said)} ({unnamed} unnamed)"))
     figure.update_xaxes(title_text=f"shared vocabulary ({measure})")
     figure.update_yaxes(title_text="JSD (nats)")
     return _sized(figure, 520, 400)
 
 
-def layers(data: xr.Dataset) -> Figure:
+@drawn
+def layers(table: xr.Dataset) -> Figure:
     """Mean divergence between labels over blocks, with its interval, beside shuffled labels and split halves.
 
     The band and its line are less the bias of few documents; the line as counted is to be compared with the other two.
     """
-    table = measures.divergence(Reading(data), draws=200)
     x = table["block"].values
-    figure = _figure(data, "mean divergence between labels")
+    figure = _figure(table, "mean divergence between labels")
     low, high = table["mean_jsd_low"].values, table["mean_jsd_high"].values
     _band(figure, x, low, high, theme.HUES[0])
     lines = [
         ("labels, less bias", table["mean_jsd_corrected"].values, None, 0),
         ("labels, as counted", table["mean_jsd"].values, "longdash", 0),
         ("labels shuffled among documents", table["mean_jsd_null"].values, "dash", 1),
-        ("halves of one label", np.nanmean(table["jsd_floor"].values, 0), "dot", 2),
+        ("halves of one label", table["mean_jsd_floor"].values, "dot", 2),
     ]
     for name, y, dash, hue in lines:
         figure.add_scatter(
@@ -219,16 +233,16 @@ def layers(data: xr.Dataset) -> Figure:
     return _sized(figure, 520, 360)
 
 
-def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None = None) -> Figure:
+@drawn
+def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = None) -> Figure:
     """Activation gap of every expert of one block (default the last) by its label, and the threshold of chance.
 
     A star: an intervention backs that the expert is needed.
     """
-    table = measures.select(Reading(data), draws=200)
-    at, blocks = _block(data, block), table["block"].values.tolist()
+    at, blocks = _block(table, block), table["block"].values.tolist()
     gap, owner = table["gap"].values[at], table["owner"].values[at]
     order = np.argsort(-gap)
-    figure = _figure(data, f"activation gap in block {blocks[at]}")
+    figure = _figure(table, f"activation gap in block {blocks[at]}")
     labels = [str(x) for x in table["label"].values]
     for i, name in enumerate(labels):
         own = [j for j in order if str(owner[j]) == name]
@@ -249,17 +263,17 @@ def gaps(data: xr.Dataset, block: int | None = None, effects: xr.Dataset | None 
     return _sized(figure, 200 + 22 * len(order), 360)
 
 
-def coactivation(data: xr.Dataset, block: int | None = None) -> Figure:
+@drawn
+def coactivation(table: xr.Dataset, block: int | None = None) -> Figure:
     """Which experts serve a token together: log2 of how often over what their loads alone give (0)."""
-    table = measures.coactivation(Reading(data))
-    at, blocks = _block(data, block), table["block"].values.tolist()
+    at, blocks = _block(table, block), table["block"].values.tolist()
     values = table["lift"].values[at].copy()
     np.fill_diagonal(values, np.nan)
     values[~np.isfinite(values)] = np.nan
     reach = float(np.nanmax(np.abs(values), initial=0.1))
-    figure = _figure(data, f"co-activation in block {blocks[at]} (0: as by their loads)")
+    figure = _figure(table, f"co-activation in block {blocks[at]} (0: as by their loads)")
     figure.add_heatmap(
-        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("lift"), zmin=-reach,
+        z=values, x=table["expert"].values, y=table["expert"].values, colorscale=theme.stops("diverging"), zmin=-reach,
         zmax=reach, colorbar={"title": {"text": "bits"}}, hovertemplate="%{x} given %{y}: %{z:.2f} bits<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickformat="d")
@@ -268,12 +282,13 @@ def coactivation(data: xr.Dataset, block: int | None = None) -> Figure:
     return _sized(figure, side + 60, side)
 
 
-def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
+@drawn
+def flow(table: xr.Dataset, least: float = 0.02) -> Figure:
     """Where tokens go from block to block, by their strongest expert; streams of less than ``least`` are left out."""
-    if "flow_count" not in data or not data.sizes.get("block_from"):
-        raise InputError("The reading has no flow. Trace with pairs=True, and at least two blocks.")
-    count = data["flow_count"].values
-    blocks, e = data["block"].values.tolist(), count.shape[1]
+    if not table.sizes["block_from"]:
+        raise InputError("Flow is from block to block, and one block was traced.")
+    count = table["count"].values
+    blocks, e = table["block"].values.tolist(), count.shape[1]
     source, target, value = [], [], []
     for i, own in enumerate(count):
         for a, b in zip(*np.nonzero(own >= least * own.sum()), strict=True):
@@ -282,7 +297,7 @@ def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
             value.append(int(own[a, b]))
     used = sorted({*source, *target})
     number = {n: i for i, n in enumerate(used)}
-    figure = _figure(data, f"strongest expert, block to block (from {least:.0%})")
+    figure = _figure(table, f"strongest expert, block to block (from {least:.0%})")
     figure.add_sankey(
         node={
             "label": [f"{blocks[n // e]}.{n % e}" for n in used], "pad": 6, "thickness": 10,
@@ -293,6 +308,7 @@ def flow(data: xr.Dataset, least: float = 0.02) -> Figure:
     return _sized(figure, 160 + 150 * len(blocks), 460)
 
 
+@drawn
 def forest(table: xr.Dataset) -> Figure:
     """What dropping experts costs (the table of :func:`probes.routing.effects`), beside others near in load.
 
@@ -325,6 +341,7 @@ def forest(table: xr.Dataset) -> Figure:
     return _sized(figure, 600, 170 + 34 * len(names))
 
 
+@drawn
 def saturation(table: xr.Dataset, value: str = "saturation") -> Figure:
     """How soon the final routing is there: a table of :func:`measures.saturation`, a line for each block.
 
@@ -355,6 +372,7 @@ def saturation(table: xr.Dataset, value: str = "saturation") -> Figure:
     return _sized(figure, 560, 380)
 
 
+@drawn
 def parallel(table: xr.Dataset, reference: str | None = None) -> Figure:
     """Divergence between translations over blocks (a table of :func:`measures.parallel`), beside random pairings.
 
@@ -412,13 +430,17 @@ def _sized(figure: Figure, width: float, height: float) -> Figure:
 
 
 OVERLAPS = ("jaccard", "contained", "weighted")
-USAGE = Chart(usage, ("document_count", "usage_count"))
-DIVERGENCE = Chart(divergence, ("document_count", "usage_count"))
-OVERLAP = Chart(overlap, ("document_count", "usage_count"))
-LAYERS = Chart(layers, ("document_count", "usage_count"))
-GAPS = Chart(gaps, ("document_count", "usage_count"))
-COACTIVATION = Chart(coactivation, ("pair_count",))
-ENTROPY = Chart(entropy, ("document_count", "usage_count"))
-GATE = Chart(gate, ("gate_histogram",))
-WORDS = Chart(words, ("expert_id", "input_token"))
-FLOW = Chart(flow, ("flow_count",))
+COUNTS = ("document_count", "usage_count")
+USAGE = Chart(usage, ("share", "band_low"), "routing.usage", COUNTS)
+DIVERGENCE = Chart(divergence, ("jsd", "jsd_q"), "routing.divergence", COUNTS)
+OVERLAP = Chart(overlap, ("jaccard", "mantel_p"), "routing.overlap", COUNTS)
+LAYERS = Chart(layers, ("mean_jsd", "mean_jsd_floor"), "routing.divergence", COUNTS)
+GAPS = Chart(gaps, ("gap", "threshold"), "routing.select", COUNTS)
+COACTIVATION = Chart(coactivation, ("given", "lift"), "routing.coactivation", ("pair_count or expert_id",))
+ENTROPY = Chart(entropy, ("entropy_corrected", "entropy_uniform"), "routing.usage", COUNTS)
+GATE = Chart(gate, ("entropy_share", "histogram"), "routing.gate", ("gate_histogram",))
+WORDS = Chart(words, ("specialisation", "text"), "routing.vocabulary", ("expert_id", "input_token"))
+FLOW = Chart(flow, ("follows", "count"), "routing.flow", ("flow_count or expert_id",))
+FOREST = Chart(forest, ("delta", "delta_random", "backed"))
+SATURATION = Chart(saturation, ("saturation", "top_null"))
+PARALLEL = Chart(parallel, ("divergence", "divergence_excess"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +19,51 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.results import family, ran
 from probes.routing.rows import Pass, Rows
-from workbench.anatomy import accepted
-from workbench.engines.hooks import hooked, neutral, untouched
+from workbench.anatomy.moe import Call, MoE, moe_of
+from workbench.engine.hooks import neutral
+from workbench.engine.run import observe
 from workbench.errors import InputError, Refused
-from workbench.inputs import Prompt, collate, encode, plan
-from workbench.moe import Call, MoE, Routing, hooks, moe_of
-from workbench.reader import token_budget
+from workbench.inputs import Batch, Prompt, encode
+from workbench.readers import Output, Plan
+from workbench.reading import Reading, derived
+from workbench.readout import Readout
+from workbench.sites import Site
 from workbench.stats import bootstrap_interval, fdr, p_value, sign_flip_p
+from workbench.variables import about, described
 from workbench.weights import merged, outermost
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Experts = Mapping[int, Iterable[int]]
+ENDS, NATS = ("low", "high"), "nats a token"
+VARIABLES = {
+    **family(
+        "delta", about("cost of dropping the experts", NATS, "high"), *ENDS,
+        random=("null", "cost of dropping others near in load"),
+        replaced=("null", "cost of giving their slots to random others"),
+    ),
+    **family("excess", about("cost above that of dropping others", NATS, "high"), *ENDS),
+    **family("replaced", about("mean cost of giving the slots to random others", NATS, "high"), *ENDS),
+    **family("slots", about("slots lost", "slots"), "random"),
+    "sets": about("sets of others", role="count", of="delta_random"),
+    "p": about("p of the excess, over documents", "", "low", "p", "excess"),
+    "q": about("false discovery rate of the excess", "", "low", "q", "excess"),
+    "p_random": about("p of the cost, over sets", "", "low", "p", "delta"),
+    "q_random": about("false discovery rate of the cost, over sets", "", "low", "q", "delta"),
+    "documents": about("documents", role="count", of="delta"),
+    "nll": about("loss of the model", NATS, "low"),
+    "experts": about("experts dropped, by block (JSON)", role="label", of="delta"),
+    "backed": about("whether the experts are missed", role="mask"),
+}  # fmt: skip
+REGRET_VARIABLES = {
+    **family("nll", about("loss of the model", NATS, "low"), random=("null", "{}, under random routes")),
+    **family("regret", about("loss less that under random routes", NATS, "low"), *ENDS),
+    "p": about("p of the regret, over documents", "", "low", "p", "regret"),
+    **family("regret_best", about("loss less that under each document's best random route", NATS, "low"), *ENDS),
+}
 
 
 @contextmanager
@@ -243,46 +274,47 @@ def _jitterer(now: Pass, block: int, width: float) -> Any:
 @neutral()
 def document_nll(model: Model, inputs: Any, *, batch_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Nats and number of predicted tokens of each document, under whatever is being done to the model."""
-    return _nll(model, *_planned(model, inputs, batch_size))
-
-
-def _planned(model: Model, inputs: Any, batch_size: int | None) -> tuple[list[Prompt], list[list[int]]]:
-    prompts = encode(model, inputs)
-    return prompts, plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width("right"))
+    return _nll(model, encode(model, inputs), batch_size)
 
 
 def _nll(
-    model: Model,
-    prompts: list[Prompt],
-    batches: list[list[int]],
-    loads: Mapping[int, np.ndarray] | None = None,
+    model: Model, prompts: list[Prompt], batch_size: int | None, loads: Mapping[int, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nats and predicted tokens of each document; slots of each expert are added to ``loads``, block -> [expert]."""
-    nats, tokens = np.zeros(len(prompts)), np.array([len(p.ids) - 1 for p in prompts])
-    loads = loads or {}
-    with untouched(model.module):
-        for members in batches:
-            batch = collate(model, prompts, members)
+    last, readout, loads = Site("resid", model.n_layers), Readout(model), loads or {}
 
-            def see(block: int, routing: Any, take: Callable[[Tensor], Tensor] = batch.take) -> None:
-                if isinstance(routing, Routing):
-                    index, own = take(routing.index).cpu().numpy().ravel(), loads[block]
-                    own += np.bincount(index[(index >= 0) & (index < len(own))], minlength=len(own))
+    def look(states: dict[Any, Any], batch: Batch) -> dict[str, Any]:
+        ids = [prompts[p].ids[at + 1 : at + 2] for p, at in zip(batch.prompt, batch.position, strict=True)]
+        some = torch.tensor([i for i, own in enumerate(ids) if own], dtype=torch.long)
+        found: dict[str, Any] = {}
+        if len(some):
+            target = torch.tensor([own for own in ids if own], device=readout.weight.device)
+            rows = states[last].index_select(0, some.to(states[last].device))
+            found["nats"] = batch.prompt[some], -_said(readout, rows, target)
+        for block, own in loads.items():
+            index = states[Site("experts", block)].index.cpu().numpy().ravel()
+            found[str(block)] = np.bincount(index[(index >= 0) & (index < len(own))], minlength=len(own))
+        return found
 
-            with hooked(*hooks(model, model.moe, see, {block: {"experts"} for block in loads})):
-                logits = model.module(**accepted(model.module, batch.inputs)).logits
-            for row, i in enumerate(members):
-                n = len(prompts[i].ids)
-                ids = torch.tensor(prompts[i].ids[1:], device=logits.device)
-                own = logits[row, : n - 1].float().log_softmax(-1)
-                nats[i] = -float(own.gather(1, ids[:, None]).sum())
-    return nats, tokens
+    outputs = {"nats": Output(("prompt",), dtype=np.float64, combine="sum")}
+    outputs |= {str(b): Output((f"expert of {b}",), dtype=np.int64, combine="sum") for b in loads}
+    sites = [last, *(Site("experts", block) for block in loads)]
+    plan = Plan(sites, outputs, look, {f"expert of {b}": len(own) for b, own in loads.items()})
+    found = observe(model, prompts, plan, batch_size=batch_size)
+    for block, own in loads.items():
+        own += found[str(block)]
+    return found["nats"], np.array([len(prompt.ids) - 1 for prompt in prompts])
 
 
-def _mean(values: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
+def _said(readout: Readout, rows: Tensor, target: Tensor) -> Tensor:
+    """[rows] log-probability (nats) of each row's own token [rows, 1]."""
+    return readout.read(readout.features(rows)[None], 1, targets=target).target_logprob[0, :, 0].double()
+
+
+def _mean(values: np.ndarray, tokens: np.ndarray, **settings: Any) -> tuple[float, float, float]:
     """Nats of documents -> nats a token, and the ends of its interval when documents are drawn again."""
     with np.errstate(invalid="ignore"):
-        low, high = bootstrap_interval(values / tokens, tokens, draws=resamples, seed=seed)
+        low, high = bootstrap_interval(values / tokens, tokens, **settings)
     return float(values.sum() / tokens.sum()), float(low), float(high)
 
 
@@ -293,12 +325,13 @@ def effect(
     experts: Experts,
     *,
     loads: xr.DataArray | None = None,
-    draws: int = 8,
+    sets: int = 8,
     renormalise: bool = True,
     batch_size: int | None = None,
-    resamples: int = 2000,
+    draws: int = 2000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """What dropping experts costs in nats a token, beside dropping as many others and beside other routes.
 
     Args:
@@ -306,12 +339,13 @@ def effect(
         experts: block -> experts.
         loads: [block, expert] slots to match other experts by; None: those in these documents themselves.  (Loads over
             other documents, too, do not match: experts chosen for a label serve more of its documents than others do.)
-        draws: random sets of experts, and random routes.
+        sets: how many random sets of experts, and random routes.
+        draws, level, seed: of the bootstrap over documents and of the signs flipped.
 
     Returns:
-        All but p in nats a token, weighted by tokens, with 95 % paired bootstrap over documents (_low, _high):
+        All but p in nats a token, weighted by tokens, with paired bootstrap over documents (_low, _high):
         delta: what dropping the experts costs; delta_random [draw]: what dropping other sets costs, no two of them the
-        same: ``sets`` of them, and NaN behind them where there are not as many as draws.
+        same: the variable ``sets`` says how many, and behind them is NaN where there are not as many as asked for.
         slots, slots_random [draw]: slots that each loses in these documents.  Others of the same load may not be
         there: where slots_random are fewer, part of an excess is the load, and ``replaced`` is the fairer comparison.
         excess: delta less the mean of delta_random.
@@ -329,34 +363,37 @@ def effect(
         raise InputError("No expert is named, so there is nothing to drop. Give {block: [expert, ...]}.")
     rng, total = np.random.default_rng(seed), {b: np.zeros(moe_of(model, b).n_experts) for b in experts}
     matched = None if loads is None else _given(loads, total)
-    job = _planned(model, inputs, batch_size)
-    plain, tokens = _nll(model, *job, total)
-    sets = _matched(experts, matched or total, draws, rng)
+    prompts = encode(model, inputs)
+    plain, tokens = _nll(model, prompts, batch_size, total)
+    chosen = _matched(experts, matched or total, sets, rng)
+    settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
 
     def cost(**change: Any) -> np.ndarray:
         with intervene(model, renormalise=renormalise, **change):
-            return _nll(model, *job)[0] - plain
+            return _nll(model, prompts, batch_size)[0] - plain
 
     def padded(values: Any) -> tuple[tuple[str], np.ndarray]:
-        return ("draw",), np.concatenate([values, np.full(draws - len(values), np.nan)])
+        return ("draw",), np.concatenate([values, np.full(sets - len(values), np.nan)])
 
     def lost(chosen: Mapping[int, list[int]]) -> float:
         return float(sum(total[block][own].sum() for block, own in chosen.items()))
 
     own = cost(drop=experts)
-    others = np.stack([cost(drop=other) for other in sets])
-    routes = np.stack([cost(replace=experts, seed=seed + i) for i in range(draws)])
+    others = np.stack([cost(drop=other) for other in chosen])
+    routes = np.stack([cost(replace=experts, seed=seed + i) for i in range(sets)])
     found: dict[str, Any] = {}
     for name, values in (("delta", own), ("excess", own - others.mean(0)), ("replaced", routes.mean(0))):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, **settings)
     every = tokens.sum()
     found["delta_random"] = padded(others.sum(1) / every)
     found["delta_replaced"] = (("draw",), routes.sum(1) / every)
-    found["slots"], found["slots_random"], found["sets"] = lost(experts), padded([lost(x) for x in sets]), len(sets)
-    found["p"] = sign_flip_p(own - others.mean(0), resamples, seed)
+    found["slots"], found["slots_random"], found["sets"] = lost(experts), padded([lost(x) for x in chosen]), len(chosen)
+    found["p"] = sign_flip_p(own - others.mean(0), draws, seed)
     found["p_random"] = p_value(own.sum() / every, others.sum(1) / every)
     attrs = {"documents": len(plain), "nll": float(plain.sum() / every), "experts": json.dumps(experts)}
-    return xr.Dataset(found, attrs=attrs)
+    settings |= {"experts": experts, "sets": sets, "renormalise": renormalise, "loads": loads is not None}
+    table = described(xr.Dataset(found, attrs=attrs), VARIABLES)
+    return derived("routing.effect", table, ran(model, prompts), **settings)
 
 
 def _given(loads: xr.DataArray, like: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -372,7 +409,7 @@ def _given(loads: xr.DataArray, like: Mapping[int, np.ndarray]) -> dict[int, np.
     return {block: loads.sel(block=block).values[: len(own)].astype(float) for block, own in like.items()}
 
 
-def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings: Any) -> xr.Dataset:
+def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings: Any) -> Reading:
     """:func:`effect` of several claims, name -> (documents, experts), as one table: what a forest plot draws.
 
     The variables of effect with the dimension ``claim``, and documents, nll, experts (JSON) of each;
@@ -382,12 +419,13 @@ def effects(model: Model, claims: Mapping[str, tuple[Any, Experts]], **settings:
     if not claims:
         raise InputError("There is no claim to test: the table is empty. Give {name: (documents, experts)}.")
     found = [effect(model, inputs, experts, **settings) for inputs, experts in claims.values()]
-    table = xr.concat([x.assign(x.attrs).drop_attrs() for x in found], "claim")
-    table = table.assign_coords(claim=np.array(list(claims), object))
+    own = ("documents", "nll", "experts")
+    rows = [x.data.assign({n: x.data.attrs[n] for n in own if n in x.data.attrs}).drop_attrs() for x in found]
+    table = xr.concat(rows, "claim").assign_coords(claim=np.array(list(claims), object))
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
     beyond = table["delta"] > table["delta_random"].max("draw")
     table["backed"] = beyond & (table["excess_low"] > 0) & (table["q"] < 0.05)
-    return table.assign_attrs(model=model.name)
+    return derived("routing.effects", described(table, VARIABLES).assign_attrs(chart="forest"), *found)
 
 
 @neutral()
@@ -396,11 +434,12 @@ def regret(
     inputs: Any,
     block: int,
     *,
-    draws: int = 8,
+    routes: int = 8,
     batch_size: int | None = None,
-    resamples: int = 2000,
+    draws: int = 2000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """What the router's own choice in one block is worth, in nats a token, beside random routes of the same compute.
 
     Every token of the block is given k experts drawn at random, with the weights of its own choice rank by rank.
@@ -409,23 +448,25 @@ def regret(
 
     Returns:
         nll: of the model; nll_random [draw]: under random routes.
-        regret: nll less the mean of nll_random; below 0: the router chooses better than chance.  With 95 % paired
+        regret: nll less the mean of nll_random; below 0: the router chooses better than chance.  With paired
             bootstrap over documents (_low, _high) and p (two-sided, signs of documents flipped).
         regret_best: nll less the best draw of each document.  Above 0: some random route was better; it grows with
-            the draws, since the least of many draws is low by chance.
+            ``routes``, since the least of many is low by chance.
     """
-    block, job = moe_of(model, block).block, _planned(model, inputs, batch_size)
-    plain, tokens = _nll(model, *job)
-    routes = []
-    for i in range(draws):
+    block, prompts = moe_of(model, block).block, encode(model, inputs)
+    plain, tokens = _nll(model, prompts, batch_size)
+    taken = []
+    for i in range(routes):
         with intervene(model, force={block: "random"}, seed=seed + i):
-            routes.append(_nll(model, *job)[0])
-    random, total = np.stack(routes), tokens.sum()
+            taken.append(_nll(model, prompts, batch_size)[0])
+    random, total = np.stack(taken), tokens.sum()
+    settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
     found: dict[str, Any] = {"nll": plain.sum() / total, "nll_random": (("draw",), random.sum(1) / total)}
     for name, values in (("regret", plain - random.mean(0)), ("regret_best", plain - random.min(0))):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, resamples, seed)
-    found["p"] = sign_flip_p(plain - random.mean(0), resamples, seed)
-    return xr.Dataset(found, attrs={"model": model.name, "block": block, "documents": len(plain)})
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values, tokens, **settings)
+    found["p"] = sign_flip_p(plain - random.mean(0), draws, seed)
+    table = described(xr.Dataset(found, attrs={"block": block, "documents": len(plain)}), REGRET_VARIABLES)
+    return derived("routing.regret", table, ran(model, prompts), block=block, routes=routes, **settings)
 
 
 def _matched(

@@ -15,21 +15,41 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.measures.documents import jsd
+from probes.results import family, ran
 from probes.routing.tracer import document_labels, numbered
-from workbench.anatomy import accepted
-from workbench.engines.hooks import StopForward, hooked, neutral, run, tensors, untouched
+from workbench.anatomy.moe import Call, MoE, moe_of
+from workbench.engine.hooks import neutral, tensors
+from workbench.engine.run import observe as observed
 from workbench.errors import InputError, Refused
-from workbench.inputs import Batch, Prompt, collate, encode, plan
-from workbench.moe import Call, MoE, moe_of
-from workbench.reader import token_budget
+from workbench.inputs import Batch, encode
+from workbench.readers import Output, Plan, Rows, Tap
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
-from workbench.stats import bootstrap_interval, over, p_value
+from workbench.stats import bootstrap_interval, js_divergence, over, p_value
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 Blocks = int | Iterable[int] | None
+ENDS, SIZE = ("low", "high"), "units of the stream"
+JSD = "divergence of the expert's words from its block's"
+VARIABLES = {
+    **family("reap", about("mean weighted length of the expert's output", SIZE), *ENDS),
+    **family("norm", about("mean length of the expert's output", SIZE), *ENDS),
+    "total": about("summed weighted length of the expert's output", SIZE),
+    "count": about("slots", role="count", of="norm"),
+}
+FUNCTIONAL_VARIABLES = {
+    **family("jsd", about(JSD, "nats", "high"), "null"),
+    "excess": about(f"{JSD}, above its null", "nats", "high"),
+    **family("mean_jsd", about(f"mean {JSD}", "nats", "high"), "null"),
+    "mean_excess": about(f"mean {JSD}, above its null", "nats", "high"),
+    "mean_p": about("p of the mean divergence", "", "low", "p", "mean_jsd"),
+    "cluster_count": about("words of the expert in the cluster"),
+    "slot_count": about("slots", role="count", of="jsd"),
+    "vocab_cluster": about("cluster of the token", role="label", of="cluster_count"),
+}
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of a proof, relative; in half precision 3e-2
 
 
@@ -42,8 +62,9 @@ def contributions(
     *,
     batch_size: int | None = None,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How much each expert adds: sizes of its output over the tokens that it served.
 
     Args:
@@ -53,33 +74,43 @@ def contributions(
 
     Returns:
         [label, block, expert], sizes as Euclidean norms in the units of the stream, NaN for experts without a token:
-        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with 95 % bootstrap over
+        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with bootstrap over
         documents, within labels (_low, _high).  total: sum of weight * |f(x)|; count: slots.
     """
     prompts, layers = encode(model, inputs), layers_of(model, blocks)
     names, of = np.unique(document_labels(labels, len(prompts), "documents"), return_inverse=True)
     experts = max(x.n_experts for x in layers)
-    sums = np.zeros((3, len(prompts), len(layers), experts))  # weight * size, size, slots
+    taps = [_spoken(model, layer, lambda f: f.double().norm(dim=1)) for layer in layers]
 
-    def see(i: int, f: Tensor, expert: Tensor, weight: Tensor, document: Tensor) -> None:
-        size = f.double().norm(dim=1)
-        for j, values in enumerate((weight.double().abs() * size, size, torch.ones_like(size))):
-            np.add.at(sums[j], (document.numpy(), i, expert.cpu().numpy()), values.cpu().numpy())
+    def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+        document, at = torch.unique(batch.prompt, return_inverse=True)
+        sums = np.zeros((len(document), 3, len(layers), experts))  # weight * size, size, slots
+        for i, (tap, layer) in enumerate(zip(taps, layers, strict=True)):
+            expert, weight, size = (x.cpu().numpy() for x in states[tap])
+            real = (expert >= 0) & (expert < layer.n_experts)
+            where = np.broadcast_to(at.numpy()[:, None], real.shape)[real], i, expert[real]
+            for j, values in enumerate((np.abs(weight.astype(float)) * size, size, np.ones_like(size))):
+                np.add.at(sums[:, j], where, values[real])
+        return {"sums": (document, sums)}
 
-    _speak(model, prompts, layers, batch_size, see)
+    output = Output(("prompt", "statistic", "block", "expert"), dtype=np.float64, combine="sum")
+    coords = {"statistic": 3, "block": len(layers), "expert": experts}
+    sums = observed(model, prompts, Plan(taps, {"sums": output}, observe, coords), batch_size=batch_size)["sums"]
     found: dict[str, list[Any]] = {}
     for label in range(len(names)):
-        mass, size, count = sums[:, of == label]
+        mass, size, count = sums[of == label].swapaxes(0, 1)
         for name, values in (("reap", mass), ("norm", size)):
-            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, seed), strict=True):
+            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, level, seed), strict=True):
                 found.setdefault(name + end, []).append(value)
         found.setdefault("total", []).append(mass.sum(0))
         found.setdefault("count", []).append(count.sum(0).astype(int))
-    return xr.Dataset(
+    table = xr.Dataset(
         {name: (("label", "block", "expert"), np.stack(value)) for name, value in found.items()},
         {"label": names.astype(object), "block": [x.block for x in layers], "expert": np.arange(experts)},
-        {"model": model.name, "documents": len(prompts)},
+        {"documents": len(prompts)},
     )
+    settings = {"draws": draws, "level": level, "seed": seed}
+    return derived("routing.contributions", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
 @neutral()
@@ -94,7 +125,7 @@ def functional(
     batch_size: int | None = None,
     precision: str = "fp32",
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How much experts differ in the words that they write (functional specialisation, arXiv 2604.02178).
 
     Each expert's output, at each token that it served, is read by the logit lens; its ``top`` tokens fall into
@@ -114,30 +145,42 @@ def functional(
     readout = Readout(model, precision)
     cluster = token_clusters(model, clusters, seed=seed)
     experts = max(x.n_experts for x in layers)
-    count = torch.zeros(len(layers), experts, clusters, dtype=torch.long)
-    slots = torch.zeros(len(layers), experts, dtype=torch.long)
 
-    def see(i: int, f: Tensor, expert: Tensor, weight: Tensor, document: Tensor) -> None:
+    def words(f: Tensor) -> Tensor:
         if f.shape[1] != model.d_model:
             raise Refused(
-                f"{model.name}: the experts of block {layers[i].block} write {f.shape[1]} numbers and the stream is "
-                f"{model.d_model} wide, so the unembedding cannot read them. Leave this block out."
+                f"{model.name}: its experts write {f.shape[1]} numbers and the stream is {model.d_model} wide, so the "
+                "unembedding cannot read them. Leave these blocks out."
             )
-        if len(f):
-            ids = readout.read(readout.features(f.to(model.dtype))[None], top).token_id[0].cpu()
-            place = expert.cpu()[:, None] * clusters + cluster[ids]
-            count[i] += torch.bincount(place.flatten(), minlength=experts * clusters).view(experts, clusters)
-            slots[i] += torch.bincount(expert.cpu(), minlength=experts)
+        return readout.read(readout.features(f.to(model.dtype))[None], top).token_id[0]
 
-    _speak(model, prompts, layers, batch_size, see)
+    taps = [_spoken(model, layer, words) for layer in layers]
+
+    def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+        count = np.zeros((len(layers), experts, clusters), np.int64)
+        slots = np.zeros((len(layers), experts), np.int64)
+        for i, (tap, layer) in enumerate(zip(taps, layers, strict=True)):
+            expert, _, ids = (x.cpu() for x in states[tap])
+            real = (expert >= 0) & (expert < layer.n_experts)
+            np.add.at(count[i], (expert[real][:, None].numpy(), cluster[ids[real]].numpy()), 1)
+            slots[i] = np.bincount(expert[real].numpy(), minlength=experts)
+        return {"count": count, "slots": slots}
+
+    outputs = {
+        "count": Output(("block", "expert", "cluster"), dtype=np.int64, combine="sum"),
+        "slots": Output(("block", "expert"), dtype=np.int64, combine="sum"),
+    }
+    coords = {"block": len(layers), "expert": experts, "cluster": clusters}
+    seen = observed(model, prompts, Plan(taps, outputs, observe, coords), batch_size=batch_size)
+    count, slots = seen["count"], seen["slots"]
     rng = np.random.default_rng(seed)
     found: dict[str, list[Any]] = {}
-    for own, n in zip(count.numpy(), slots.numpy(), strict=True):
+    for own, n in zip(count, slots, strict=True):
         pooled = own.sum(0) / max(1, own.sum())
-        value = np.where(n > 0, jsd(own / np.maximum(1, own.sum(1, keepdims=True)), pooled), np.nan)
+        value = np.where(n > 0, js_divergence(own / np.maximum(1, own.sum(1, keepdims=True)), pooled), np.nan)
         null = np.full((draws, experts), np.nan)
         for e in np.flatnonzero(n):
-            null[:, e] = jsd(rng.multinomial(n[e], pooled, size=draws) / n[e], pooled)
+            null[:, e] = js_divergence(rng.multinomial(n[e], pooled, size=draws) / n[e], pooled)
         share, chance = n / max(1, n.sum()), np.nan_to_num(null).mean(0)
         mean, means = np.nansum(share * value), np.nansum(share * null, 1)
         for name, x in (
@@ -147,16 +190,18 @@ def functional(
         ):  # fmt: skip
             found.setdefault(name, []).append(x)
     two = ("block", "expert")
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             **{name: (two[: np.ndim(x)], np.array(x)) for name, x in found.items()},
-            "cluster_count": ((*two, "cluster"), count.numpy()),
-            "slot_count": (two, slots.numpy()),
+            "cluster_count": ((*two, "cluster"), count),
+            "slot_count": (two, slots),
             "vocab_cluster": (("vocab",), cluster.numpy().astype(np.int32)),
         },
         {"block": [x.block for x in layers], "expert": np.arange(experts)},
-        {"model": model.name, "documents": len(prompts), "top": top, "seed": seed},
+        {"documents": len(prompts)},
     )
+    settings = {"clusters": clusters, "top": top, "draws": draws, "precision": precision, "seed": seed}
+    return derived("routing.functional", described(table, FUNCTIONAL_VARIABLES), ran(model, prompts), **settings)
 
 
 @neutral()
@@ -204,66 +249,40 @@ def layers_of(model: Model, blocks: Blocks) -> list[MoE]:
     return layers
 
 
-def each_batch(
-    model: Model, prompts: list[Prompt], batch_size: int | None, hooks: Callable[[Batch], tuple[dict, dict]]
-) -> None:
-    """Run every batch with the hooks (before, after) that belong to it."""
-    with untouched(model.module):
-        for members in plan(prompts, token_budget(model), batch_size, model.anatomy.pad_width("right")):
-            batch = collate(model, prompts, members)
-            with hooked(*hooks(batch)):
-                run(model.module, accepted(model.module, batch.inputs))
+def _spoken(model: Model, layer: MoE, of: Callable[[Tensor], Tensor]) -> Tap:
+    """What a block's experts give: expert and weight [row, slot], and ``of`` each slot's output [row, width] (float32).
 
-
-def _speak(
-    model: Model,
-    prompts: list[Prompt],
-    layers: list[MoE],
-    batch_size: int | None,
-    see: Callable[[int, Tensor, Tensor, Tensor, Tensor], None],
-) -> None:
-    """Call ``see(layer number, f [rows, width], expert [rows], weight [rows], document [rows])`` for every slot.
-
-    Rows whose slot reached no routed expert are left out; f is in float32, and the weight is not in it.
+    The weight is not in the output.  That the outputs times their weights are what the block's experts gave is proved
+    on the first batch.
     """
-    proved: set[int] = set()
-    busy = False
+    proved = False
 
-    def hooks(batch: Batch) -> tuple[dict, dict]:
-        def speak(i: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            nonlocal busy
-            if busy:
-                return  # a readout may run parts of the model itself
-            busy, layer, call = True, layers[i], Call(module, args, kwargs)
-            index, weight = call.get(call.index), call.get(call.weight)
-            routing = layer.read(module, args, kwargs, None)
-            if index.ndim != 2 or weight.shape != index.shape or routing is None:
-                raise Refused(
-                    f"{type(module).__name__} is called with masks and not with slots, so one expert's output for a "
-                    "token cannot be asked for."
-                )
-            expert, scale = batch.take(routing.index), batch.take(weight).float()
-            whole, total = batch.take(next(tensors(output))), 0.0
-            # LongCat's experts (some pass their input on) cannot be called with one slot: a second, of weight 0.
-            ones = torch.tensor([1.0, 0.0] if layer.n_identity else [1.0])
-            for slot in range(index.shape[1]):
-                # forward itself, so that no hook and no intervention comes between.
-                one = call.replaced(index[:, [slot] * len(ones)], ones.to(weight).expand(len(weight), -1))
-                f = batch.take(next(tensors(module.forward(*one[0], **one[1])))).float()
-                total = total + scale[:, slot, None] * f
-                real = (expert[:, slot] >= 0) & (expert[:, slot] < layer.n_experts)
-                see(i, f[real], expert[real, slot], scale[real, slot], batch.prompt[real.cpu()])
-            if i not in proved:
-                same(model, layer, whole, total, "the slots' outputs times their weights", "its experts gave")
-                proved.add(i)
-            busy = False
-            if i == len(layers) - 1:
-                raise StopForward
+    def read(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal proved
+        call = Call(module, args, kwargs)
+        index, weight = call.get(call.index), call.get(call.weight)
+        routing = layer.read(module, args, kwargs, None)
+        if index.ndim != 2 or weight.shape != index.shape or routing is None:
+            raise Refused(
+                f"{type(module).__name__} is called with masks and not with slots, so one expert's output for a token "
+                "cannot be asked for."
+            )
+        whole, total, found = next(tensors(output)).reshape(len(index), -1), 0.0, []
+        # LongCat's experts (some pass their input on) cannot be called with one slot: a second, of weight 0.
+        ones = torch.tensor([1.0, 0.0] if layer.n_identity else [1.0])
+        for slot in range(index.shape[1]):
+            # forward itself, so that no hook and no intervention comes between.
+            one = call.replaced(index[:, [slot] * len(ones)], ones.to(weight).expand(len(weight), -1))
+            f = next(tensors(module.forward(*one[0], **one[1]))).reshape(len(index), -1).float()
+            if not proved:
+                total = total + weight[:, slot, None].float() * f
+            found.append(of(f))
+        if not proved:
+            same(model, layer, whole, total, "the slots' outputs times their weights", "its experts gave")
+            proved = True
+        return routing.index, weight.float(), torch.stack(found, 1)
 
-        parts = {model.module.get_submodule(x.name): i for i, x in enumerate(layers)}
-        return {}, {part: (lambda *a, i=i: speak(i, *a)) for part, i in parts.items()}
-
-    each_batch(model, prompts, batch_size, hooks)
+    return Tap(model.module.get_submodule(layer.name), read, layer.name)
 
 
 def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: str) -> None:
@@ -279,7 +298,9 @@ def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: 
 # ---------------------------------------------------------------- numbers
 
 
-def ratio(above: np.ndarray, below: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratio of sums over documents [documents, ...] and its 95 % interval when documents are drawn again."""
-    low, high = bootstrap_interval(over(above, below), below, draws=draws, seed=seed)
+def ratio(
+    above: np.ndarray, below: np.ndarray, draws: int, level: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratio of sums over documents [documents, ...] and its interval when documents are drawn again."""
+    low, high = bootstrap_interval(over(above, below), below, level=level, draws=draws, seed=seed)
     return over(above.sum(0), below.sum(0)), low, high

@@ -84,7 +84,7 @@ def claims(model: Any, reading: Reading, inputs: list[str], labels: list[str], d
         x: ([t for t, y in zip(inputs, labels, strict=True) if x == y], {int(b): e for b, e in own.items() if e})
         for x, own in plan.items() if any(own.values())
     }  # fmt: skip
-    table = effects(model, chosen, draws=19)
+    table = effects(model, chosen, sets=19).data
     table["slots_random"] = table["slots_random"].mean("draw")
     intervals = [f"{name}{end}" for name in ("delta", "excess", "replaced") for end in ("", "_low", "_high")]
     names = (*intervals, "q", "p_random", "sets", "slots", "slots_random")
@@ -180,7 +180,7 @@ def example(out: Path) -> dict[Path, str]:
     from probes.routing import explorer
 
     reading = traced(workbench.load("organism:polyglot"), 8)
-    table = measures.divergence(reading, draws=100)
+    table = measures.divergence(reading, draws=100).data
     print("\nRouting of five languages: divergence between them, in nats  (organism:polyglot)")
     for own in (table.sel(block=b) for b in table["block"].values):
         low, high, null = (float(own[f"mean_jsd_{end}"]) for end in ("low", "high", "null"))

@@ -35,6 +35,8 @@ class Pass:
     def leave(self, *_: Any) -> None:
         self.tokens = None
 
+    leave.only_looks = True  # type: ignore[attr-defined]
+
     def own(self, x: Tensor) -> Tensor | None:
         """[rows, 1] bool: which rows of x [..., width] are changed; None: all."""
         if self.rows is None:

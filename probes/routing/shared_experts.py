@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,17 +9,30 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from probes.routing.outputs import Blocks, each_batch, layers_of, ratio, same
-from workbench.engines.hooks import tensors
+from probes.results import family, ran
+from probes.routing.outputs import Blocks, layers_of, ratio, same
+from workbench.anatomy.moe import MoE
+from workbench.engine.hooks import tensors
+from workbench.engine.run import observe as observed
 from workbench.errors import Refused
 from workbench.inputs import Batch, encode
-from workbench.moe import MoE
+from workbench.readers import Output, Plan, Rows, Tap
+from workbench.reading import Reading, derived
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.model import Model
 
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 """What transformers' models call the expert that serves every token; behind it, where there is one, ..._gate."""
+
+ENDS, SIZE = ("low", "high"), "units of the stream"
+VARIABLES = {
+    **family("shared", about("mean length of the shared expert's output", SIZE), *ENDS),
+    **family("routed", about("mean length of the routed experts' output", SIZE), *ENDS),
+    **family("ratio", about("length of the shared expert's output over the routed ones'"), *ENDS),
+    **family("gate", about("mean gate of the shared expert"), *ENDS),
+}
 
 
 def shared(
@@ -30,70 +42,79 @@ def shared(
     *,
     batch_size: int | None = None,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How loud the shared expert, which serves every token, is beside the routed ones.
 
     Both are taken as they are added to each other, gates and factors included: a fit of the mixture's own output by
     the two must leave nothing over.
 
     Returns:
-        [block], with 95 % bootstrap over documents (_low, _high): shared, routed: mean Euclidean norm over tokens;
+        [block], with bootstrap over documents (_low, _high): shared, routed: mean Euclidean norm over tokens;
         ratio of the two means; gate: mean of the shared expert's sigmoid gate (NaN where there is none).
 
     Raises Refused for models without a shared expert, and where the sum cannot be proved.
     """
     prompts, layers = encode(model, inputs), _layers(model, blocks)
-    # [0: shared, 1: routed, 2: gate, 3: tokens]
-    sums = np.zeros((4, len(prompts), len(layers)))
     factors: dict[int, tuple[float, float]] = {}
-    kept: dict[str, Tensor] = {}
+    taps = [_taps(model, layer) for layer in layers]
 
-    def keep(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-            kept[name] = next(tensors((args, kwargs) if name == "stream" else output)).clone()
-
-        return hook
-
-    def hooks(batch: Batch) -> tuple[dict, dict]:
-        before: dict[nn.Module, Callable] = {}
-        after: dict[nn.Module, Callable] = {}
-
-        def mixed(i: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            seen = {name: batch.take(value).float() for name, value in kept.items()}
-            kept.clear()
-            whole = batch.take(next(tensors(output)))
+    def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+        document, at = torch.unique(batch.prompt, return_inverse=True)
+        sums = np.zeros((len(document), 4, len(layers)))  # shared, routed, gate, tokens
+        for i, (layer, own) in enumerate(zip(layers, taps, strict=True)):
+            seen = {name: states[tap] if name == "whole" else states[tap].float() for name, tap in own.items()}
             gate = seen["gate"].sigmoid() if "gate" in seen else torch.full((len(batch), 1), torch.nan)
             parts = seen["routed"], seen["shared"] * gate if "gate" in seen else seen["shared"]
             if i not in factors:
-                factors[i] = _fit(model, layers[i], whole - seen["stream"] if "stream" in seen else whole, *parts)
-            routed, own = (abs(x) * part.norm(dim=1) for x, part in zip(factors[i], parts, strict=True))
-            for j, values in enumerate((own, routed, gate[:, 0], torch.ones_like(own))):
-                np.add.at(sums[j], (batch.prompt.numpy(), i), values.double().cpu().numpy())
+                whole = seen["whole"] - seen["stream"] if "stream" in seen else seen["whole"]
+                factors[i] = _fit(model, layer, whole, *parts)
+            added, always = (abs(x) * part.norm(dim=1) for x, part in zip(factors[i], parts, strict=True))
+            for j, values in enumerate((always, added, gate[:, 0], torch.ones_like(always))):
+                np.add.at(sums[:, j, i], at.numpy(), values.double().cpu().numpy())
+        return {"sums": (document, sums)}
 
-        for i, layer in enumerate(layers):
-            expert = _shared_of(model, layer)
-            parent = _common(layer.name, expert)
-            after[model.module.get_submodule(layer.name)] = keep("routed")
-            after[model.module.get_submodule(expert)] = keep("shared")
-            if gate := _submodule(model, f"{expert}_gate"):
-                after[gate] = keep("gate")
-            # Where the two meet in the block itself (Granite), the stream before them is in its output, too.
-            block = parent == f"{model.anatomy.blocks}.{layer.block}"
-            if block and (norm := _submodule(model, f"{parent}.post_attention_layernorm")):
-                before[norm] = keep("stream")
-            after[model.module.get_submodule(parent)] = lambda *a, i=i: mixed(i, *a)
-        return before, after
-
-    each_batch(model, prompts, batch_size, hooks)
+    plan = Plan(
+        [tap for own in taps for tap in own.values()],
+        {"sums": Output(("prompt", "statistic", "block"), dtype=np.float64, combine="sum")},
+        observe,
+        {"statistic": 4, "block": len(layers)},
+    )
+    sums = observed(model, prompts, plan, batch_size=batch_size)["sums"].swapaxes(0, 1)
     own, routed, gate, tokens = sums
     found: dict[str, Any] = {}
     means = {"shared": (own, tokens), "routed": (routed, tokens), "ratio": (own, routed), "gate": (gate, tokens)}
     for name, (over, under) in means.items():
-        for end, value in zip(("", "_low", "_high"), ratio(over, under, draws, seed), strict=True):
+        for end, value in zip(("", "_low", "_high"), ratio(over, under, draws, level, seed), strict=True):
             found[name + end] = (("block",), value)
-    attrs = {"model": model.name, "documents": len(prompts)}
-    return xr.Dataset(found, {"block": [x.block for x in layers]}, attrs)
+    table = xr.Dataset(found, {"block": [x.block for x in layers]}, {"documents": len(prompts)})
+    settings = {"draws": draws, "level": level, "seed": seed}
+    return derived("routing.shared", described(table, VARIABLES), ran(model, prompts), **settings)
+
+
+def _taps(model: Model, layer: MoE) -> dict[str, Tap]:
+    """The shared expert of a block, the routed ones, the gate, what they make together, and the stream that is in it."""
+
+    def tap(path: str, *, given: bool = False) -> Tap:
+        """What a module gives, or what it is given, [rows, width]."""
+
+        def read(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+            value = next(tensors((args, kwargs) if given else output))
+            return value.reshape(-1, value.shape[-1])
+
+        return Tap(model.module.get_submodule(path), read, path)
+
+    expert = _shared_of(model, layer)
+    parent = _common(layer.name, expert)
+    found = {"routed": tap(layer.name), "shared": tap(expert), "whole": tap(parent)}
+    if _submodule(model, f"{expert}_gate"):
+        found["gate"] = tap(f"{expert}_gate")
+    # Where the two meet in the block itself (Granite), the stream before them is in its output, too.
+    norm = f"{parent}.post_attention_layernorm"
+    if parent == f"{model.anatomy.blocks}.{layer.block}" and _submodule(model, norm):
+        found["stream"] = tap(norm, given=True)
+    return found
 
 
 def _layers(model: Model, blocks: Blocks) -> list[MoE]:

@@ -73,13 +73,11 @@ def trace(
     """
     from tqdm.auto import tqdm
 
-    from workbench.reader import read
+    from workbench.engine.run import read
 
     prompts = encode(model, inputs)
     names = document_labels(labels, len(prompts), "documents")
-    tracer = RoutingTracer(blocks=blocks)
-    tracer.sites(model)
-    layers = tracer.layers
+    layers = RoutingTracer(blocks=blocks).layers_of(model)
     digest = hashlib.blake2b(digest_size=8)
     for prompt in prompts:
         digest.update(np.array([len(prompt.ids), *prompt.ids], "<i4").tobytes())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.anatomy.moe import MoE, moe_of
 from workbench.errors import InputError, Refused
-from workbench.moe import MoE, Routing, moe_of
-from workbench.reading import Reading
+from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.sites import Site
 from workbench.tokens import unknown_share
+from workbench.variables import about
 
 GATE = ("entropy", "top", "margin", "chosen", "log_sum_square", "moved")
 """Statistics of a token's gate distribution p over E routed experts (identity experts left out), of which k are
@@ -21,14 +23,44 @@ chosen: its entropy (nats); its largest value; p of the k-th less p of the next 
 of p over the experts applied; the squared log-sum-exp of the scores (the z-loss, ST-MoE eq. 5); slots whose expert is
 not among the gate's own top k (a bias or groups chose it)."""
 BINS = 20
+VARIABLES = {
+    "usage_count": about("slots in which the expert was applied", "slots"),
+    "usage_weight": about("sum of the weights applied"),
+    "usage_probability": about("mean gate probability"),
+    "idle_count": about("slots that reached no routed expert", "slots"),
+    "identity_count": about("slots that an identity expert took", "slots"),
+    "token_count": about("tokens", "tokens", role="count", of="usage_count"),
+    "gate_entropy": about("entropy of the gate", "nats"),
+    "gate_histogram": about("tokens by entropy of the gate", "tokens"),
+    "document_count": about("slots of the document in which the expert was applied", "slots"),
+    "document_weight": about("sum of the weights applied in the document"),
+    "document_probability": about("mean gate probability in the document"),
+    "document_gate": about("mean statistics of the gate in the document"),
+    "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
+    "document_unknown": about("share of unknown tokens in the document", better="low"),
+    "part_count": about("slots of the part in which the expert was applied", "slots"),
+    "part_weight": about("sum of the weights applied in the part"),
+    "part_probability": about("mean gate probability in the part"),
+    "part_gate": about("mean statistics of the gate in the part"),
+    "part_prompt": about("document of the part", role="label", of="part_count"),
+    "part_label": about("label of the part", role="label", of="part_count"),
+    "pair_count": about("tokens that both experts serve", "tokens"),
+    "flow_count": about("tokens by their strongest expert here and in the next block", "tokens"),
+    "expert_exists": about("experts of the block", role="mask"),
+    "top_k": about("slots of a token", "slots", role="count", of="usage_count"),
+    "module": about("module that routes", role="label"),
+    "expert_id": about("expert of the slot", role="label"),
+    "expert_weight": about("weight of the slot"),
+    "gate_probability": about("gate probability"),
+}
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
 
 
-class RoutingTracer:
+@dataclass(frozen=True, eq=False)
+class RoutingTracer(Reader):
     """Expert usage by document and by label; every prompt is a document.
 
     Args:
@@ -65,134 +97,159 @@ class RoutingTracer:
     tokens beside it in the batch (capacity limits) unless prompts are read one at a time.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[Any] | None = None,
-        *,
-        blocks: int | Iterable[int] | None = None,
-        trace: bool = False,
-        scores: bool = False,
-        pairs: bool = False,
-    ) -> None:
-        self.labels, self.blocks = labels, blocks
-        self.trace, self.scores, self.pairs = trace, scores, pairs
+    labels: Sequence[Any] | None = None
+    _: KW_ONLY
+    blocks: Layers = None
+    trace: bool = False
+    scores: bool = False
+    pairs: bool = False
 
     @staticmethod
     def applies(model: Model) -> bool:
         """Whether the model has experts at all."""
         return bool(model.moe)
 
-    # ---------------------------------------------------------------- the reader
-
-    def sites(self, model: Model) -> list[Site]:
+    def layers_of(self, model: Model) -> list[MoE]:
+        """The experts of the blocks that are traced; Refused where routing cannot be."""
         if not model.moe:
             raise Refused(
                 f"{model.name} is a dense model: none of its {model.n_layers} blocks has routed experts, so there is "
                 "no routing to trace."
             )
-        self.layers: list[MoE] = [moe_of(model, b) for b in numbered(self.blocks, model.n_layers, model.moe)]
+        layers = [moe_of(model, b) for b in numbered(self.blocks, model.n_layers, model.moe)]
         if self.scores:
-            for layer in self.layers:
+            for layer in layers:
                 if not layer.router or not layer.gate:
                     raise Refused(
                         f"{model.name}: how the router of block {layer.block} makes probabilities of its scores is not "
                         "known (neither softmax nor sigmoid gives the applied weights). Trace without scores=True."
                     )
-        sites = [Site("experts", layer.block) for layer in self.layers]
-        return sites + [Site("router", layer.block) for layer in self.layers] * self.scores
+        return layers
 
-    def begin(self, run: Run) -> None:
-        self._run = run
-        self._names, of = _labels(self.labels, [p.ids for p in run.prompts])
-        # A part is the tokens of one label in one document: nearly always the document.
-        self._parts: list[tuple[int, int]] = []
+    def plan(self, run: Run) -> Plan:
+        traced = _Traced(self, run, self.layers_of(run.model))
+        return Plan(
+            traced.sites, traced.outputs(), traced.observe, traced.coords, traced.finish, VARIABLES,
+            {"chart": "usage"}, {"labels": None, "gate": {str(x.block): x.gate for x in traced.layers}},
+        )  # fmt: skip
+
+
+class _Traced:
+    """One run of a tracer: its documents in parts, and what is counted of a batch.
+
+    A part is the tokens of one label in one document: nearly always the document.
+    """
+
+    def __init__(self, tracer: RoutingTracer, run: Run, layers: list[MoE]) -> None:
+        self.tracer, self.run, self.layers = tracer, run, layers
+        self.names, of = _labels(tracer.labels, [p.ids for p in run.prompts])
+        parts: list[tuple[int, int]] = []
         self._part = torch.zeros(len(of), max(len(p.positions) for p in run.prompts), dtype=torch.long)
         for i, (own, p) in enumerate(zip(of, run.prompts, strict=True)):
-            number = {label: len(self._parts) + j for j, label in enumerate(sorted({own[at] for at in p.positions}))}
-            self._parts += [(i, label) for label in number]
+            number = {label: len(parts) + j for j, label in enumerate(sorted({own[at] for at in p.positions}))}
+            parts += [(i, label) for label in number]
             self._part[i, : len(p.positions)] = torch.tensor([number[own[at]] for at in p.positions])
-        parts, blocks, experts = len(self._parts), len(self.layers), max(x.n_experts for x in self.layers)
-        self._label = torch.tensor([label for _, label in self._parts])
-        self._tokens = torch.zeros(parts, dtype=torch.long)
-        self._count = torch.zeros(parts, blocks, experts, dtype=torch.int32)
-        self._weight = torch.zeros(parts, blocks, experts)
-        self._idle = torch.zeros(parts, blocks, 2, dtype=torch.long)
-        scored = parts * self.scores
-        self._probability = torch.zeros(scored, blocks, experts)
-        self._gate = torch.zeros(scored, blocks, len(GATE), dtype=torch.float64)
-        self._histogram = torch.zeros(len(self._names) * self.scores, blocks, BINS, dtype=torch.long)
-        self._pairs = torch.zeros(blocks * self.pairs, experts, experts, dtype=torch.long)
-        self._flow = torch.zeros(max(0, blocks - 1) * self.pairs, experts, experts, dtype=torch.long)
-        if self.trace:
-            slots = max(x.top_k for x in self.layers)
-            self._id = run.empty([blocks], np.int16, after=[slots])
-            self._slot_weight = run.empty([blocks], np.float16, after=[slots])
-            if self.scores:
-                self._token_probability = run.empty([blocks], np.float16, after=[experts])
+        self.prompt, self.label = np.array(parts).reshape(-1, 2).T
+        self.experts, self.slots = max(x.n_experts for x in layers), max(x.top_k for x in layers)
+        self.sites = [Site("experts", layer.block) for layer in layers]
+        self.sites += [Site("router", layer.block) for layer in layers] * tracer.scores
+        blocks = [x.block for x in layers]
+        self.coords: dict[str, Any] = {
+            "block": blocks, "label": np.array(self.names, object), "expert": self.experts, "expert_2": self.experts,
+            "part": len(parts), "kind": 2, "statistic": np.array(GATE, object), "bin": (np.arange(BINS) + 0.5) / BINS,
+            "block_from": blocks[:-1], "slot": self.slots,
+        }  # fmt: skip
 
-    def observe(self, site: Site, states: Any, batch: Batch) -> None:
-        i = next(i for i, x in enumerate(self.layers) if x.block == site.index)
-        layer = self.layers[i]
-        if not layer.causal and len(batch.prompts) > 1:
-            raise Refused(
-                f"In {self._run.model.name} a token's routing depends on the others in its batch (block {site.index}). "
-                "Read with batch_size=1, so that every prompt is routed as it would be alone."
-            )
-        part = batch.scratch.get((RoutingTracer, id(self)))
-        if part is None:
-            part = self._part[batch.prompt, batch.slot]
-            batch.scratch[RoutingTracer, id(self)] = part
-            batch.done.append(lambda: self._tokens.index_add_(0, part, torch.ones_like(part)))
-        if isinstance(states, Routing):
-            index, weight = batch.take(states.index).cpu(), batch.take(states.weight).float().cpu()
-            self._routed(i, layer, index, weight, part, batch)
-        else:
-            # A router runs before its experts; what it says of them waits until they are known.
-            batch.scratch[RoutingTracer, id(self), "scores", i] = batch.take(states).float()
+    def outputs(self) -> dict[str, Output]:
+        part, cells = ("part", "block", "expert"), ("prompt", "block", "position")
+        found = {
+            "tokens": Output(("part",), dtype=np.int64, combine="sum"),
+            "count": Output(part, dtype=np.int32, combine="sum"),
+            "mass": Output(part, combine="sum"),
+            "idle": Output(("part", "block", "kind"), dtype=np.int64, combine="sum"),
+        }
+        if self.tracer.scores:
+            found |= {
+                "probability": Output(part, combine="sum"),
+                "gate": Output(("part", "block", "statistic"), dtype=np.float64, combine="sum"),
+                "gate_histogram": Output(("label", "block", "bin"), dtype=np.int64, combine="sum"),
+            }
+        if self.tracer.pairs:
+            both = ("expert", "expert_2")
+            found["pair_count"] = Output(("block", *both), dtype=np.int64, combine="sum")
+            found["flow_count"] = Output(("block_from", *both), dtype=np.int64, combine="sum")
+        if self.tracer.trace:
+            found["expert_id"] = Output((*cells, "slot"), dtype=np.int16)
+            found["expert_weight"] = Output((*cells, "slot"), dtype=np.float16)
+            if self.tracer.scores:
+                found["gate_probability"] = Output((*cells, "expert"), dtype=np.float16)
+        return found
 
-    def _routed(self, i: int, layer: MoE, index: Tensor, weight: Tensor, part: Tensor, batch: Batch) -> None:
-        real = (index >= 0) & (index < layer.n_experts)
-        experts = self._count.shape[2]
-        expert = index.clamp(0, experts - 1)
+    def observe(self, states: Rows, batch: Batch) -> dict[str, Any]:
+        part = self._part[batch.prompt, batch.slot]
         found, at = torch.unique(part, return_inverse=True)
-        place, size = (at[:, None] * experts + expert)[real], len(found) * experts
-        count = torch.bincount(place, minlength=size).view(-1, experts)
-        mass = torch.bincount(place, weight[real].double(), minlength=size).view(-1, experts)
-        none = [torch.bincount(at, x.sum(1).double()).long() for x in (~real, index >= layer.n_experts)]
-        pairs = flow = None
-        if self.pairs:
+        each: dict[str, list[Any]] = {}
+        first = None
+        for layer in self.layers:
+            if not layer.causal and len(batch.prompts) > 1:
+                raise Refused(
+                    f"In {self.run.model.name} a token's routing depends on the others in its batch (block "
+                    f"{layer.block}). Read with batch_size=1, so that every prompt is routed as it would be alone."
+                )
+            routing = states[Site("experts", layer.block)]
+            index, weight = routing.index.cpu(), routing.weight.float().cpu()
+            before = first
+            own, first = self._routed(layer, index, weight, at, len(found), before)
+            if self.tracer.scores:
+                scores = states[Site("router", layer.block)].float()
+                own |= self._scored(layer, scores, index, found, at)
+            for name, value in own.items():
+                each.setdefault(name, []).append(value)
+        values: dict[str, Any] = {"tokens": (part, torch.ones_like(part))}
+        for name, parts in each.items():
+            if name in ("count", "mass", "idle", "probability", "gate"):
+                values[name] = (found, torch.stack(parts, 1))
+            else:  # placed [selected, block, ...], or summed over blocks first
+                values[name] = torch.stack(parts, 0 if name in ("pair_count", "flow_count") else 1)
+        if self.tracer.pairs and "flow_count" not in values:
+            values["flow_count"] = np.zeros((0, self.experts, self.experts), np.int64)
+        return values
+
+    def _routed(
+        self, layer: MoE, index: Tensor, weight: Tensor, at: Tensor, parts: int, before: Tensor | None
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """What one block's slots come to, and each token's strongest expert; ``before``: that of the last block."""
+        experts = self.experts
+        real = (index >= 0) & (index < layer.n_experts)
+        expert = index.clamp(0, experts - 1)
+        place, size = (at[:, None] * experts + expert)[real], parts * experts
+        none = [
+            torch.bincount(at, x.sum(1).double(), minlength=parts).long() for x in (~real, index >= layer.n_experts)
+        ]
+        found: dict[str, Any] = {
+            "count": torch.bincount(place, minlength=size).view(-1, experts).int(),
+            "mass": torch.bincount(place, weight[real].double(), minlength=size).view(-1, experts).float(),
+            "idle": torch.stack(none, 1),
+        }
+        first = None
+        if self.tracer.pairs:
             held = torch.zeros(len(index), experts).scatter_add_(1, expert, real.float()).clamp_max_(1)
-            pairs = (held.T @ held).long().fill_diagonal_(0)
+            found["pair_count"] = (held.T @ held).long().fill_diagonal_(0)
             first = expert.gather(1, weight.masked_fill(~real, -torch.inf).argmax(1, keepdim=True))[:, 0]
             first = first.masked_fill(~real.any(1), -1)
-            before = batch.scratch.get((RoutingTracer, id(self), "first", i - 1))
-            batch.scratch[RoutingTracer, id(self), "first", i] = first
             if before is not None:
                 both = (before >= 0) & (first >= 0)
-                flow = torch.bincount(before[both] * experts + first[both], minlength=experts**2).view(experts, experts)
-        scores = batch.scratch.pop((RoutingTracer, id(self), "scores", i), None)
-        if scores is not None:
-            self._scored(i, layer, scores, index, found, at, batch)
+                flow = torch.bincount(before[both] * experts + first[both], minlength=experts**2)
+                found["flow_count"] = flow.view(experts, experts)
+        if self.tracer.trace:
+            missing = self.slots - index.shape[1]
+            pad = torch.nn.functional.pad
+            found["expert_id"] = pad(index, (0, missing), value=-1)
+            found["expert_weight"] = pad(weight.masked_fill(index < 0, torch.nan), (0, missing), value=torch.nan)
+        return found, first
 
-        def commit() -> None:
-            self._count[found, i] += count.int()
-            self._weight[found, i] += mass.float()
-            self._idle[found, i] += torch.stack(none, 1)
-            if pairs is not None:
-                self._pairs[i] += pairs
-            if flow is not None:
-                self._flow[i - 1] += flow
-            if self.trace:
-                k = index.shape[1]
-                prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-                self._id[prompt, i, slot, :k] = index.numpy()
-                self._slot_weight[prompt, i, slot, :k] = torch.where(index >= 0, weight, torch.nan).numpy()
-
-        batch.done.append(commit)
-
-    def _scored(
-        self, i: int, layer: MoE, scores: Tensor, index: Tensor, found: Tensor, at: Tensor, batch: Batch
-    ) -> None:
+    def _scored(self, layer: MoE, scores: Tensor, index: Tensor, found: Tensor, at: Tensor) -> dict[str, Any]:
+        """What one block's router says of the tokens."""
         p = layer.probabilities(scores)
         k, index = min(layer.top_k, p.shape[1]), index.to(p.device)
         best = p.topk(min(k + 1, p.shape[1]), 1)
@@ -210,40 +267,30 @@ class RoutingTracer:
                 entropy, p.amax(1), margin, mine.sum(1), scores.logsumexp(1) ** 2, (held & ~kept).sum(1).float(),
             ], 1,
         ).cpu().double()  # fmt: skip
-        p = p.cpu()
+        p, missing = p.cpu(), self.experts - p.shape[1]
         own = torch.zeros(len(found), p.shape[1]).index_add_(0, at, p)
         totals = torch.zeros(len(found), len(GATE), dtype=torch.float64).index_add_(0, at, gate)
         column = (gate[:, 0] / max(np.log(layer.n_experts), 1e-9) * BINS).long().clamp(0, BINS - 1)
-        bins = torch.bincount(self._label[found][at] * BINS + column, minlength=len(self._names) * BINS).view(-1, BINS)
+        label = torch.from_numpy(self.label)[found][at]
+        bins = torch.bincount(label * BINS + column, minlength=len(self.names) * BINS).view(-1, BINS)
+        said = {"probability": torch.nn.functional.pad(own, (0, missing)), "gate": totals, "gate_histogram": bins}
+        if self.tracer.trace:
+            said["gate_probability"] = torch.nn.functional.pad(p, (0, missing), value=torch.nan)
+        return said
 
-        def commit() -> None:
-            self._probability[found, i, : own.shape[1]] += own
-            self._gate[found, i] += totals
-            self._histogram[:, i] += bins
-            if self.trace:
-                prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
-                self._token_probability[prompt, i, slot, : p.shape[1]] = p.numpy()
-
-        batch.done.append(commit)
-
-    # ---------------------------------------------------------------- the result
-
-    def end(self) -> Reading:
-        prompt, label = np.array(self._parts).reshape(-1, 2).T
-        variables, coords = assembled(
-            self._names, prompt, label, len(self._run.prompts), self._tokens.numpy(), self._count.numpy(),
-            self._weight.numpy(), self._idle.numpy(), self.layers,
-        )  # fmt: skip
-        if self.scores:
-            tokens = self._tokens.numpy()
-            by_label, by_prompt = (
-                _summed(x, n) for x, n in ((label, len(self._names)), (prompt, len(self._run.prompts)))
-            )
+    def finish(self, found: Found) -> dict[str, Any]:
+        tokens, prompts = found["tokens"], len(self.run.prompts)
+        variables = assembled(
+            self.names, self.prompt, self.label, prompts, tokens, found["count"], found["mass"], found["idle"],
+            self.layers,
+        )[0]  # fmt: skip
+        if self.tracer.scores:
+            by_label, by_prompt = (_summed(x, n) for x, n in ((self.label, len(self.names)), (self.prompt, prompts)))
 
             def mean(values: np.ndarray, by: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
                 return by(values.astype(float)) / by(tokens).clip(1).reshape(-1, 1, 1)
 
-            p, gate = self._probability.numpy(), self._gate.numpy()
+            p, gate = found["probability"], found["gate"]
             three = ("block", "expert")
             variables["usage_probability"] = (("label", *three), mean(p, by_label))
             variables["gate_entropy"] = (("label", "block"), mean(gate, by_label)[..., 0])
@@ -252,24 +299,8 @@ class RoutingTracer:
             if "part_count" in variables:
                 variables["part_probability"] = (("part", *three), p / tokens.clip(1).reshape(-1, 1, 1))
                 variables["part_gate"] = (("part", "block", "statistic"), gate / tokens.clip(1).reshape(-1, 1, 1))
-            variables["gate_histogram"] = (("label", "block", "bin"), self._histogram.numpy())
-            coords["statistic"] = np.array(GATE, object)
-            coords["bin"] = (np.arange(BINS) + 0.5) / BINS
-        if self.pairs:
-            variables["pair_count"] = (("block", "expert", "expert_2"), self._pairs.numpy())
-            variables["flow_count"] = (("block_from", "expert", "expert_2"), self._flow.numpy())
-            coords["block_from"] = coords["block"][:-1]
-        unknown = [unknown_share(self._run.model.tokenizer, p.ids) for p in self._run.prompts]
-        variables["document_unknown"] = (("prompt",), np.array(unknown))
-        if self.trace:
-            slots = ("prompt", "block", "position", "slot")
-            variables["expert_id"] = (slots, self._id)
-            variables["expert_weight"] = (slots, self._slot_weight)
-            if self.scores:
-                variables["gate_probability"] = ((*slots[:3], "expert"), self._token_probability)
-        data = self._run.dataset(variables, coords, reader="RoutingTracer", chart="usage")
-        settings = {"name": "RoutingTracer", "trace": self.trace, "scores": self.scores, "pairs": self.pairs}
-        return Reading(data, {"reader": {**settings, "gate": {x.block: x.gate for x in self.layers}}})
+        unknown = [unknown_share(self.run.model.tokenizer, p.ids) for p in self.run.prompts]
+        return {**variables, "document_unknown": (("prompt",), np.array(unknown))}
 
 
 def assembled(

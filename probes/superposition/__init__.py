@@ -3,7 +3,7 @@
 think, ContinuousThought, SoftThought, ForcedMixture, Given    thoughts, with any reader looking on
 CandidateBelief, entity_belief                                 what states believe of declared candidates
 Problem, load_prosqa                                           graph problems and their groups of nodes
-mass, frontier, decode_frontier                                what is held, beside what chance holds
+mass, focus, frontier, decode_frontier                         what is held, beside what chance holds
 answers, use                                                   what the answer owes to it
 verdict                                                        one word for both, with its evidence
 soft_versus_hard, mixture_entropy                              mixtures of tokens in any model
@@ -19,7 +19,7 @@ from workbench import lazy
 if TYPE_CHECKING:
     from probes.superposition.belief import CandidateBelief, entity_belief
     from probes.superposition.decoding import decode_frontier
-    from probes.superposition.held import frontier, mass
+    from probes.superposition.held import focus, frontier, mass
     from probes.superposition.problems import Problem, load_prosqa
     from probes.superposition.soft import mixture_entropy, soft_versus_hard
     from probes.superposition.thoughts import ContinuousThought, ForcedMixture, Given, SoftThought, Thoughts, think
@@ -38,6 +38,7 @@ __all__ = [
     "answers",
     "decode_frontier",
     "entity_belief",
+    "focus",
     "frontier",
     "load_prosqa",
     "mass",
@@ -62,6 +63,7 @@ __getattr__ = lazy.names(
         "answers": "used",
         "decode_frontier": "decoding",
         "entity_belief": "belief",
+        "focus": "held",
         "frontier": "held",
         "load_prosqa": "problems",
         "mass": "held",

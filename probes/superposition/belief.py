@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,23 +11,41 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.engines.hooks import neutral, untouched
+from probes.results import ran
+from probes.superposition.thoughts import takes_embeddings, token_ids
+from workbench.anatomy import accepted
+from workbench.engine.drivers import Hooks, Pass
+from workbench.engine.hooks import neutral, run
+from workbench.engine.run import observe
 from workbench.errors import InputError
-from workbench.inputs import encode, in_head, one_token, text_ids
-from workbench.reading import Reading
+from workbench.inputs import Batch, Prompt, collate, encode, in_head, one_token, text_ids
+from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
+from workbench.stats import entropy
 from workbench.tokens import token_texts, unknown_id
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
-    from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
 
 Candidates = Sequence[str | int] | Sequence[Sequence[str | int]]
+VARIABLES = {
+    "logit": about("logit of the candidate", "nats", "high"),
+    "logprob": about("log-probability of the name", "nats", "high"),
+    "belief": about("belief in the candidate", better="high"),
+    "entropy_bits": about("entropy of belief", "bits"),
+    "effective": about("candidates held", "candidates"),
+    "mass": about("probability of all candidates together", better="high"),
+    "first_id": about("first choice of the whole vocabulary", role="label", of="mass"),
+    "candidate_id": about("token id of the candidate", role="label", of="belief"),
+    "candidate_name": about("candidate", role="label", of="belief"),
+}
 
 
-class CandidateBelief:
+@dataclass(frozen=True, eq=False)
+class CandidateBelief(Reader):
     """A reader: the distribution over declared candidates that the logit lens finds in every state.
 
     Args:
@@ -46,21 +64,16 @@ class CandidateBelief:
     Raises InputError for candidates that are no token of the model, or whose first tokens are the same.
     """
 
-    def __init__(
-        self, candidates: Candidates, layers: int | Iterable[int] | None = None, *, mass: bool = False
-    ) -> None:
-        self.candidates, self.layers, self.mass = candidates, layers, mass
+    candidates: Candidates
+    layers: Layers = None
+    _: KW_ONLY
+    mass: bool = False
 
-    def sites(self, model: Model) -> list[Site]:
-        self._wanted = resolve(model, "resid", self.layers)
-        return self._wanted
-
-    def begin(self, run: Run) -> None:
-        self._run, model = run, run.model
+    def plan(self, run: Run) -> Plan:
+        model, wanted = run.model, resolve(run.model, "resid", self.layers)
         lists = for_prompts(self.candidates, len(run.prompts))
-        self._names = [[str(c) if isinstance(c, str) else "" for c in own] for own in lists]
-        self._ids = [[pieces(model, c)[0] for c in own] for own in lists]
-        for i, own in enumerate(self._ids):
+        chosen = [[pieces(model, c)[0] for c in own] for own in lists]
+        for i, own in enumerate(chosen):
             if len(set(own)) < len(own):
                 twice = next(x for x in own if own.count(x) > 1)
                 same = [str(c) for c, x in zip(lists[i], own, strict=True) if x == twice]
@@ -68,52 +81,41 @@ class CandidateBelief:
                     f"The candidates {', '.join(same)} of prompt {i} begin with the same token "
                     f"{token_texts(model.tokenizer, [twice])[0]!r}, which cannot tell them apart. Use entity_belief."
                 )
-        self._width = max(map(len, self._ids))
-        self._readout = Readout(model)
-        self._logit = run.empty([len(self._wanted)], after=[self._width])
-        self._mass, self._first = run.empty([len(self._wanted)]), run.empty([len(self._wanted)], np.int32)
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        features = self._readout.features(batch.take(states))
-        own = [self._ids[p] for p in batch.prompt.tolist()]
-        ids = torch.tensor([[*x, *[x[0]] * (self._width - len(x))] for x in own], device=features.device)
-        logit = self._readout.logits_at(features, ids).cpu().numpy()
-        there = np.arange(self._width) < np.array([len(x) for x in own])[:, None]
-        logit = np.where(there, logit, np.nan)
-        depth, p, s = self._wanted.index(site), batch.prompt.numpy(), batch.slot.numpy()
-        self._logit[p, depth, s] = logit
-        if not self.mass:
-            return
-        # The whole vocabulary is read once for all layers.
-        notes = batch.scratch.setdefault(self, {})
-        notes[site] = features
-        if len(notes) == len(self._wanted):
-            whole = self._readout.read(torch.stack([notes[x] for x in self._wanted]), 1)
-            notes.clear()
-            total = whole.logsumexp.T.cpu().numpy()
-            self._mass[p, :, s] = np.nansum(np.exp(self._logit[p, :, s] - total[..., None]), -1)
-            self._first[p, :, s] = whole.token_id[..., 0].T.cpu().numpy()
-
-    def end(self) -> Reading:
-        dims = ("prompt", "layer", "position")
-        names = np.full((len(self._ids), self._width), "", object)
-        ids = np.full(names.shape, -1, np.int32)
-        for i, (own, called) in enumerate(zip(self._ids, self._names, strict=True)):
-            texts = token_texts(self._run.model.tokenizer, own)
-            names[i, : len(own)] = [name or text for name, text in zip(called, texts, strict=True)]
+        width, readout = max(map(len, chosen)), Readout(model)
+        ids = np.full((len(chosen), width), -1, np.int32)
+        names = np.full(ids.shape, "", object)
+        for i, (own, called) in enumerate(zip(chosen, lists, strict=True)):
             ids[i, : len(own)] = own
-        belief = normalised(self._logit)
-        bits = entropy_bits(belief)
-        variables: dict[str, Any] = {
-            "logit": ((*dims, "candidate"), self._logit), "belief": ((*dims, "candidate"), belief),
-            "entropy_bits": (dims, bits), "effective": (dims, 2**bits),
-            "candidate_id": (("prompt", "candidate"), ids), "candidate_name": (("prompt", "candidate"), names),
-        }  # fmt: skip
+            texts = token_texts(model.tokenizer, own)
+            names[i, : len(own)] = [c if isinstance(c, str) and c else t for c, t in zip(called, texts, strict=True)]
+
+        def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+            features = torch.stack([readout.features(states[site]) for site in wanted])
+            own = torch.from_numpy(ids[batch.prompt.numpy()]).long().to(features.device)
+            logit = torch.stack([readout.logits_at(x, own.clamp_min(0)) for x in features], 1)
+            logit = logit.masked_fill((own < 0)[:, None], torch.nan)
+            found: dict[str, Any] = {"logit": logit}
+            if self.mass:
+                whole = readout.read(features, 1)
+                found["mass"] = torch.nansum((logit - whole.logsumexp.T[..., None]).exp(), -1)
+                found["first_id"] = whole.token_id[..., 0].T
+            return found
+
+        dims = ("prompt", "layer", "position")
+        outputs = {"logit": Output((*dims, "candidate"))}
         if self.mass:
-            variables["mass"], variables["first_id"] = (dims, self._mass), (dims, self._first)
-        coords = {"layer": [s.index for s in self._wanted], "candidate": np.arange(self._width)}
-        data = self._run.dataset(variables, coords, reader="CandidateBelief")
-        return Reading(data, {"reader": {"name": "CandidateBelief", "mass": self.mass}})
+            outputs |= {"mass": Output(dims), "first_id": Output(dims, dtype=np.int32)}
+
+        def finish(found: Found) -> dict[str, Any]:
+            belief = normalised(found["logit"])
+            bits = entropy_bits(belief)
+            return {
+                "belief": ((*dims, "candidate"), belief), "entropy_bits": (dims, bits), "effective": (dims, 2**bits),
+                "candidate_id": (("prompt", "candidate"), ids), "candidate_name": (("prompt", "candidate"), names),
+            }  # fmt: skip
+
+        coords = {"layer": [site.index for site in wanted], "candidate": width}
+        return Plan(wanted, outputs, observe, coords, finish, VARIABLES)
 
 
 def normalised(logit: np.ndarray) -> np.ndarray:
@@ -127,8 +129,7 @@ def normalised(logit: np.ndarray) -> np.ndarray:
 def entropy_bits(belief: np.ndarray) -> np.ndarray:
     """[..., candidate] -> bits; NaN where there is no candidate."""
     some = ~np.isnan(belief).all(-1)
-    bits = -np.nansum(belief * np.log2(np.where(belief > 0, belief, 1)), -1)
-    return np.where(some, bits, np.nan)
+    return np.where(some, entropy(np.nan_to_num(belief)) / np.log(2), np.nan)
 
 
 def for_prompts(candidates: Candidates, prompts: int) -> list[list[str | int]]:
@@ -168,7 +169,7 @@ def entity_belief(
     thoughts: np.ndarray | None = None,
     then: str | Sequence[int] | None = None,
     batch_size: int = 16,
-) -> xr.Dataset:
+) -> Reading:
     """Belief in names of several tokens: P(name) = product of its tokens' probabilities, each behind those before it.
 
     Args:
@@ -182,10 +183,8 @@ def entity_belief(
         then ``then``.  P is that a name begins here; a name that begins with the whole of another is refused, since the
         shorter would hold the longer.
     """
-    from probes.superposition.thoughts import _proved, _tokens
-
-    _proved(model)
-    prompts, after = encode(model, inputs, "last"), _tokens(model, then)
+    takes_embeddings(model)
+    prompts, after = encode(model, inputs, "last"), token_ids(model, then)
     lists = for_prompts(entities, len(prompts))
     names = [[tuple(pieces(model, c)) for c in own] for own in lists]
     for i, own in enumerate(names):
@@ -206,29 +205,28 @@ def entity_belief(
         )
     width = max(map(len, names))
     found = np.full((len(prompts), n + 1 + len(after), width), np.nan)
-    table = model.module.get_input_embeddings()
-    with untouched(model.module):
-        for i, prompt in enumerate(prompts):
-            own = table(torch.tensor([prompt.ids], device=model.device))
-            given = 0
-            if thoughts is not None:
-                given = int((~np.isnan(thoughts[i]).any(-1)).sum())
-                fed = torch.as_tensor(thoughts[i, :given], dtype=own.dtype, device=own.device)
-                own = torch.cat([own, fed[None]], 1)
-            if after:
-                own = torch.cat([own, table(torch.tensor([after], device=own.device))], 1)
-            first = len(prompt.ids)
-            places = [*range(given + 1), *range(n + 1, n + 1 + len(after))]
-            for j, place in enumerate(places):
-                head = own[:, : first + j]
-                found[i, place, : len(names[i])] = _names(model, head, names[i], batch_size)
+    for i, prompt in enumerate(prompts):
+        given = 0 if thoughts is None else int((~np.isnan(thoughts[i]).any(-1)).sum())
+        fed: Any = None if thoughts is None else thoughts[i, :given]
+        # Every place and every beginning of a name is a sequence of its own; shared beginnings are run once.
+        begun = sorted({name[:k] for name in names[i] for k in range(len(name))}, key=lambda x: (len(x), x))
+        places = [*range(given + 1), *range(n + 1, n + 1 + len(after))]
+        sequences = [(j, own) for j in range(len(places)) for own in begun]
+        logprob = _continued(model, prompt, fed, [[*after[: max(0, j - given)], *own] for j, own in sequences], [
+            min(j, given) for j, _ in sequences
+        ], sorted({name[k] for name in names[i] for k in range(len(name))}), batch_size)  # fmt: skip
+        said = dict(zip(sequences, logprob, strict=True))
+        for j, place in enumerate(places):
+            found[i, place, : len(names[i])] = [
+                sum(said[j, name[:k]][name[k]] for k in range(len(name))) for name in names[i]
+            ]
     belief = normalised(found)
     bits = entropy_bits(belief)
     dims = ("prompt", "position")
     called = np.full((len(prompts), width), "", object)
     for i, own in enumerate(lists):
         called[i, : len(own)] = [str(c) for c in own]
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "logprob": ((*dims, "candidate"), found), "belief": ((*dims, "candidate"), belief),
             "entropy_bits": (dims, bits), "effective": (dims, 2**bits),
@@ -236,23 +234,49 @@ def entity_belief(
             "candidate_name": (("prompt", "candidate"), called),
         },
         {"prompt": np.arange(len(prompts)), "position": np.arange(found.shape[1]), "candidate": np.arange(width)},
-        {"model": model.name},
     )  # fmt: skip
+    settings = {"thoughts": n, "then": then if isinstance(then, str) or then is None else list(then)}
+    return derived("superposition.entity_belief", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
-def _names(model: Model, head: Tensor, names: list[tuple[int, ...]], batch_size: int) -> np.ndarray:
-    """[names] log-probability that each follows ``head`` [1, length, width]: every shared beginning is run once."""
-    table, takes = model.module.get_input_embeddings(), inspect.signature(model.module.forward).parameters
-    begun = sorted({name[:k] for name in names for k in range(len(name))}, key=lambda x: (len(x), x))
-    after: dict[tuple[int, ...], Tensor] = {}
-    for length in sorted({len(x) for x in begun}):
-        same = [x for x in begun if len(x) == length]
-        for lo in range(0, len(same), batch_size):
-            some = same[lo : lo + batch_size]
-            rows = head.expand(len(some), -1, -1)
-            if length:
-                rows = torch.cat([rows, table(torch.tensor(some, device=head.device))], 1)
-            given = {k: v for k, v in (("logits_to_keep", 1), ("use_cache", False)) if k in takes}
-            logits = model.module(inputs_embeds=rows, **given).logits[:, -1].float().log_softmax(-1)
-            after.update(zip(some, logits, strict=True))
-    return np.array([sum(float(after[name[:k]][name[k]]) for k in range(len(name))) for name in names])
+def _continued(
+    model: Model, prompt: Prompt, thoughts: np.ndarray | None, tails: list[list[int]], fed: list[int],
+    ids: list[int], batch_size: int,
+) -> list[dict[int, float]]:  # fmt: skip
+    """Log-probability (nats) of each of ``ids`` behind the prompt, so many of its thoughts, and a tail of tokens."""
+    known = [Prompt([*prompt.ids, *[prompt.ids[-1]] * k, *tail], "") for k, tail in zip(fed, tails, strict=True)]
+    for own in known:
+        own.positions = [len(own.ids) - 1]
+    site, readout = Site("resid", model.n_layers), Readout(model)
+
+    def look(states: Rows, batch: Batch) -> dict[str, Tensor]:
+        features = readout.features(states[site])
+        chosen = torch.tensor(ids, device=features.device).expand(len(features), -1)
+        logits, total = readout.logits_at(features, chosen), readout.read(features[None], 1).logsumexp[0]
+        return {"logprob": logits.double() - total.double()[:, None]}
+
+    plan = Plan([site], {"logprob": Output(("prompt", "token"), dtype=np.float64)}, look, {"token": len(ids)})
+    drives = _Fed(model, known, len(prompt.ids), thoughts, fed)
+    found = observe(model, known, plan, drives, batch_size=batch_size)["logprob"]
+    return [dict(zip(ids, row.tolist(), strict=True)) for row in found]
+
+
+class _Fed(Hooks):
+    """Whole sequences in which thoughts stand in the place of tokens' embeddings, behind ``begin`` tokens."""
+
+    def __init__(
+        self, model: Model, prompts: list[Prompt], begin: int, thoughts: np.ndarray | None, fed: list[int]
+    ) -> None:
+        super().__init__(model, prompts)
+        self.begin, self.thoughts, self.fed = begin, thoughts, fed
+
+    def passes(self, members: list[int]) -> Generator[Pass, Any, None]:
+        batch = collate(self.model, self.prompts, members)
+        rows = self.model.module.get_input_embeddings()(batch.inputs["input_ids"])
+        for row, i in enumerate(members):
+            if self.thoughts is not None and self.fed[i]:
+                own = torch.as_tensor(self.thoughts[: self.fed[i]], dtype=rows.dtype, device=rows.device)
+                rows[row, self.begin : self.begin + self.fed[i]] = own
+        inputs = {**batch.inputs, "inputs_embeds": rows, "use_cache": False}
+        del inputs["input_ids"]
+        yield Pass(batch, lambda: run(self.model.module, accepted(self.model.module, inputs)))

@@ -11,14 +11,31 @@ import xarray as xr
 from torch import nn
 
 from probes.superposition.problems import Problem
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 from workbench.errors import InputError
+from workbench.reading import Reading, derived
 from workbench.stats import auroc
+from workbench.variables import about, described
+
+AUC = "area under the ROC curve of the frontier"
+VARIABLES = {
+    "auc": about(f"{AUC}, by seed", better="high"),
+    "control": about(f"{AUC}, by seed, trained on others' frontiers", "", "high", "null", "auc"),
+    "selectivity": about(f"{AUC} above its control, by seed", better="high"),
+    "auc_mean": about(AUC, better="high"),
+    "control_mean": about(f"{AUC}, trained on others' frontiers", "", "high", "null", "auc_mean"),
+    "selectivity_mean": about(f"{AUC} above its control", better="high"),
+    **{
+        f"{name}_{end}": about(f"{title}, {what} seed", "", "high", end, f"{name}_mean")
+        for name, title in (("auc", AUC), ("control", f"{AUC}, control"), ("selectivity", f"{AUC} above its control"))
+        for end, what in (("low", "least"), ("high", "largest"))
+    },
+}
 
 
 @neutral()
 def decode_frontier(
-    states: np.ndarray,
+    states: Reading | np.ndarray,
     problems: Sequence[Problem],
     nodes: Sequence[Sequence[Any]] | None = None,
     *,
@@ -29,11 +46,11 @@ def decode_frontier(
     hidden: int = 128,
     steps: int = 300,
     decay: float = 1e-2,
-) -> xr.Dataset:
+) -> Reading:
     """Can the frontier be decoded from states by a probe that was trained on other graphs?
 
     Args:
-        states: [problem, layer, place, width], as ``States`` gives them at every place of ``think``.
+        states: [problem, layer, place, width], or the reading of ``States`` at every place of ``think``.
         nodes: what each problem's nodes are called (token ids, names); the probe has one output for each name, so names
             must mean the same in all problems.  None: their numbers.
         kinds: "linear", or "mlp" with one layer of ``hidden`` units.
@@ -44,6 +61,9 @@ def decode_frontier(
     of the names alone; selectivity = auc - control (Hewitt & Liang 2019).  Means over seeds: auc_mean and so on, with
     the least and the largest seed (_low, _high).
     """
+    sources = (states,) if isinstance(states, Reading) else ()
+    if isinstance(states, Reading):
+        states = states["state"].transpose("prompt", "layer", "position", ...).values
     states = np.asarray(states, np.float32)
     if states.ndim != 4 or len(states) != len(problems):
         raise InputError(
@@ -98,7 +118,9 @@ def decode_frontier(
         table[f"{name}_mean"] = (("kind", "layer", "place"), values.mean(1))
         table[f"{name}_low"] = (("kind", "layer", "place"), values.min(1))
         table[f"{name}_high"] = (("kind", "layer", "place"), values.max(1))
-    return xr.Dataset(table, {"kind": list(kinds), "seed": np.arange(seeds), "layer": np.arange(layers)})
+    data = xr.Dataset(table, {"kind": list(kinds), "seed": np.arange(seeds), "layer": np.arange(layers)})
+    settings = {"ahead": ahead, "held_out": held_out, "hidden": hidden, "steps": steps, "decay": decay}
+    return derived("superposition.decode_frontier", described(data, VARIABLES), *sources, **settings)
 
 
 def _numbers(problems: Sequence[Problem]) -> list[range]:

@@ -158,7 +158,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       disc.setAttribute("r", radius(b));
       text.setAttribute("y", -r - 6);
       value.setAttribute("y", r + 13);
-      disc.setAttribute("style", `fill:${tint("belief", b)};stroke:${v === one().target ? "var(--h2)" : v === one().negative ? "var(--h1)" : "var(--soft)"};stroke-width:${v === one().target || v === one().negative ? 3 : 1}`);
+      disc.setAttribute("style", `fill:${tint("sequential", b)};stroke:${v === one().target ? "var(--h2)" : v === one().negative ? "var(--h1)" : "var(--soft)"};stroke-width:${v === one().target || v === one().negative ? 3 : 1}`);
       if (v === one().negative) disc.setAttribute("stroke-dasharray", "4 3");
       halo.setAttribute("stroke", ring(t, v) ? "var(--h0)" : "none");
       halo.setAttribute("stroke-dasharray", ring(t, v) ? "2 4" : "none");
@@ -227,10 +227,10 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
     heat.fill({
       rows: p.layers.slice().reverse(), columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
       places: places()[0][0] === null ? p.positions : null, high: 20,
-      cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: tint("belief", x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
+      cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: tint("sequential", x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
     });
     heat.at(D - 1 - state.layer, state.place);
-    heatScale.replaceChildren(scale("belief", "0", "1", "belief"));
+    heatScale.replaceChildren(scale("sequential", "0", "1", "belief"));
   }
 
   // ---- choosing

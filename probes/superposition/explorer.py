@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probes.superposition.places import called_as, places_of
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.reading import Reading
 from workbench.widgets.base import (
     LIMIT,
     View,
@@ -34,8 +36,6 @@ from workbench.widgets.base import (
 )
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from probes.superposition.problems import Problem
 
 SWEEPS = 8
@@ -64,12 +64,15 @@ def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None
 
 
 def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> dict[str, Any]:
-    data, _ = opened(reading)
+    from probes.superposition.held import focus
+
+    data, provenance = opened(reading)
     belief = data["belief"].transpose("prompt", "layer", "position", "candidate").values.astype(float)
     names = data["candidate_name"].transpose("prompt", "candidate").values
     if problems is not None and len(problems) != len(belief):
         raise InputError(f"There are {len(belief)} prompts and {len(problems)} problems. Give one for each prompt.")
     left_out: list[str] = []
+    beside: Reading | None = None
     shown: dict[str, Any] = {
         "about": about(reading),
         "layers": data["layer"].values.tolist(),
@@ -93,9 +96,8 @@ def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
         if "mass" in data:
             one["mass"] = decimals(data["mass"].transpose("prompt", "layer", "position").values[i], 4)
         if problems is not None:
-            one["null"] = {
-                name: decimals(values, 4) for name, values in _null(belief, names, problems[i], i, places).items()
-            }
+            beside = beside if beside is not None else focus(Reading(data, provenance), problems)
+            one["null"] = {x: decimals(beside[f"{x}_null"].values[i], 4) for x in ("frontier", "target")}
         room -= weight(one) + new
         if room < 0 and kept:
             break
@@ -128,24 +130,6 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
             raise InputError(f"node={whole['node']!r} is not in prompt {whole['prompt']}; it has {listing(own)}.")
         whole["node"] = None
     return whole
-
-
-def places_of(data: xr.Dataset, prompt: int) -> list[tuple[int | None, str]]:
-    """(thoughts so far, token) of every place of a prompt: a place behind the last thought is no thought more.
-
-    The number is None where nothing was thought (a reading that is not of thoughts), the token "" at thoughts.
-    """
-    n = data.sizes["position"]
-    if "input_token" not in data:
-        return [(None, str(p)) for p in data["position"].values.tolist()]
-    texts = [str(t) for t in data["input_token"].values[prompt]]
-    no_token = data["input_id"].values[prompt] == -1 if "input_id" in data else np.zeros(n, bool)
-    thought = [bool(no_token[k]) and texts[k].startswith("thought ") for k in range(n)]
-    found: list[tuple[int | None, str]] = []
-    for k in range(n):
-        so_far = sum(thought[: k + 1]) if any(thought) else None
-        found.append((so_far, "" if thought[k] else clipped(tokens.visible(texts[k])) if texts[k] else "–"))
-    return found
 
 
 def _graph(problem: Problem, names: list[str], prompt: int) -> dict[str, Any]:
@@ -209,28 +193,6 @@ def layered(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return x, y / (sum(heights) + 0.5 * (len(bands) - 1))
 
 
-def _null(
-    belief: np.ndarray, names: np.ndarray, problem: Problem, i: int, places: list[tuple[int | None, str]]
-) -> dict[str, np.ndarray]:
-    """What the same places of other prompts with these candidates believe of this problem's frontier and target.
-
-    [layer, place] means over the other prompts; NaN where there is none.
-    """
-    others = [j for j in range(len(belief)) if j != i and (names[j] == names[i]).all()]
-    shape = belief.shape[1:3]
-    found = {"frontier": np.full(shape, np.nan), "target": np.full(shape, np.nan)}
-    if not others:
-        return found
-    mean = belief[others].mean(0)
-    number = {str(name): k for k, name in enumerate(names[i])}
-    found["target"] = mean[..., number[str(problem.names[problem.target])]]
-    for k, (thoughts, token) in enumerate(places):
-        if thoughts is not None and (k == 0 or not token):
-            ring = [number[str(problem.names[v])] for v in np.flatnonzero(problem.depth == thoughts + 1)]
-            found["frontier"][:, k] = mean[:, k, ring].sum(-1) if ring else np.nan
-    return found
-
-
 def static(reading: Any, **options: Any) -> str:
     """Belief in every candidate from place to place, of the first prompt at the last layer."""
     data, _ = opened(reading)
@@ -249,16 +211,7 @@ def static(reading: Any, **options: Any) -> str:
     if len(best) < sum(map(bool, names)):
         said.append(f"{len(best)} of {sum(map(bool, names))} candidates")
     said.append(f"an even belief is {1 / max(1, sum(map(bool, names))):.2f}")
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "belief")
-
-
-def called_as(thoughts: int | None, token: str) -> str:
-    """What a place is called."""
-    if thoughts is None:
-        return f"at {token}"
-    if thoughts and token:
-        return f"answer, after {token}"
-    return "no thought yet" if not thoughts else f"{thoughts} thought{'s' * (thoughts > 1)}"
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
 
 
 VIEW = View(

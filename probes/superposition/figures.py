@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.superposition.belief import normalised
-from probes.superposition.explorer import called_as
+from probes.results import drawn
+from probes.superposition.places import called_as
 from probes.superposition.problems import Problem
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
+from workbench.reading import Reading
 
 GREY = "#8c8c8c"
 HUES = {
@@ -24,6 +25,7 @@ HUES = {
 }  # fmt: skip
 
 
+@drawn
 def areas(table: xr.Dataset, title: str = "belief over thoughts") -> Figure:
     """How belief is shared among groups of nodes from thought to thought (a table of :func:`mass`)."""
     figure = _figure(title)
@@ -39,6 +41,7 @@ def areas(table: xr.Dataset, title: str = "belief over thoughts") -> Figure:
     return figure
 
 
+@drawn
 def inner(table: xr.Dataset, title: str = "logits of nodes by group") -> Figure:
     """Mean logit of the nodes of every group from thought to thought (a table of :func:`mass`)."""
     figure = _figure(title)
@@ -51,22 +54,24 @@ def inner(table: xr.Dataset, title: str = "logits of nodes by group") -> Figure:
     return figure
 
 
-def depths(data: xr.Dataset, problems: Sequence[Problem], title: str = "belief in the target") -> Figure:
-    """Belief in the target by layer and thought, mean over problems (data of a :class:`CandidateBelief` reading)."""
-    target = np.array([p.target for p in problems])
-    belief = normalised(data["logit"].values)[np.arange(len(problems)), ..., target]
-    figure = _figure(f"{title}, mean over {len(problems)} problems" if len(problems) > 1 else title)
+@drawn
+def depths(table: xr.Dataset, title: str = "belief in the target") -> Figure:
+    """Belief in the target by layer and thought, mean over problems (a table of :func:`focus`)."""
+    n = table.attrs["problems"]
+    figure = _figure(f"{title}, mean over {n} problems" if n > 1 else title)
     figure.add_heatmap(
-        z=belief.mean(0), x=data["position"].values, y=[str(x) for x in data["layer"].values], zmin=0, zmax=1,
-        colorscale=theme.stops("belief"), colorbar={"title": {"text": "belief"}},
+        z=table["target_mean"].values, x=table["position"].values, y=[str(x) for x in table["layer"].values],
+        zmin=0, zmax=1,
+        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
         hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title_text="thoughts so far", tickvals=data["position"].values)
+    figure.update_xaxes(title_text="thoughts so far", tickvals=table["position"].values)
     figure.update_yaxes(title_text="layer", type="category")
-    figure.update_layout(width=480, height=140 + 26 * data.sizes["layer"])
+    figure.update_layout(width=480, height=140 + 26 * table.sizes["layer"])
     return figure
 
 
+@drawn
 def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     """Belief in every candidate from place to place, of one prompt at one layer."""
     own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
@@ -74,8 +79,9 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     count = data.sizes["prompt"]
     figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1))
     figure.add_heatmap(
-        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1, colorscale=theme.stops("belief"),
-        colorbar={"title": {"text": "belief"}}, hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
+        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1,
+        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
+        hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="position", tickvals=data["position"].values)
     figure.update_yaxes(type="category", autorange="reversed")
@@ -83,6 +89,7 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
     return figure
 
 
+@drawn
 def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts") -> Figure:
     """Change of the target's log-odds under every intervention (a table of :func:`use`), and the accuracy left."""
     names = [str(c) for c in table["condition"].values]
@@ -104,6 +111,7 @@ def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts")
     return figure
 
 
+@drawn
 def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> Figure:
     """Soft against hard by layer: KL of the lens's distributions, beside what another token would make of it."""
     figure = _figure(title)
@@ -117,6 +125,7 @@ def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> 
     return figure
 
 
+@drawn
 def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
     """Entropy of the logit lens at the thought, fed soft and fed hard (a table of :func:`soft_versus_hard`)."""
     figure = _figure(title)
@@ -129,19 +138,22 @@ def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
     return figure
 
 
-def mixtures(tables: Mapping[Any, xr.Dataset], title: str = "entropy behind a mixture of k tokens") -> Figure:
+def mixtures(
+    tables: Mapping[Any, Reading] | Reading | xr.Dataset, title: str = "entropy behind a mixture of k tokens"
+) -> Figure:
     """Entropy against the number of tokens in the mixture (:func:`mixture_entropy`), a line for each checkpoint."""
+    lines: dict[Any, Any] = {"": tables} if isinstance(tables, Reading | xr.Dataset) else dict(tables)
     figure = _figure(title)
-    for i, (name, table) in enumerate(tables.items()):
+    for i, (name, table) in enumerate(lines.items()):
         own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
         _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)])
-    even = max(float(table["entropy_even"]) for table in tables.values())
+    even = max(float(table["entropy_even"]) for table in lines.values())
     figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
-    sizes = np.unique(np.concatenate([table["size"].values for table in tables.values()]))
+    sizes = np.unique(np.concatenate([table["size"].values for table in lines.values()]))
     figure.update_xaxes(title_text="tokens in the mixture", type="log", tickvals=sizes)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     figure.update_layout(width=520, height=360, legend={"orientation": "h", "y": -0.35})
-    return figure
+    return figure.describe(next(iter(lines.values())))
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:
@@ -188,7 +200,7 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
             showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
             marker={
                 "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,
-                "color": shown, "colorscale": theme.stops("belief"), "cmin": 0, "cmax": 1, "showscale": True,
+                "color": shown, "colorscale": theme.stops("sequential"), "cmin": 0, "cmax": 1, "showscale": True,
                 "colorbar": {"title": {"text": "belief", "side": "right"}, "thickness": 10, "outlinewidth": 0},
                 "symbol": [symbol for _, symbol, _ in looks],
                 "line": {"width": [3 if name else 1 for name, *_ in looks], "color": [hue for *_, hue in looks]},
@@ -255,3 +267,10 @@ def _figure(title: str) -> Figure:
 
 
 BELIEF = Chart(belief, ("belief", "candidate_name"))
+DEPTHS = Chart(depths, ("target_mean",), "superposition.focus", ("belief", "candidate_name"))
+AREAS = Chart(areas, ("mean", "inner"))
+INNER = Chart(inner, ("mean", "inner"))
+USES = Chart(uses, ("logodds", "effect", "accuracy"))
+SOFT = Chart(soft, ("kl", "kl_second"))
+ENTROPIES = Chart(entropies, ("entropy_soft", "entropy_hard"))
+MIXTURES = Chart(mixtures, ("entropy_each", "entropy_even"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import InputError
-from workbench.files import text_of
+from workbench.textfiles import text_of
 
 DEPTH_GROUPS = ("not reachable", "reachable", "frontier", "optimal")
 STEP_GROUPS = ("correct next", "wrong neighbour", "target", "other")

@@ -68,16 +68,16 @@ def judged(model: Model, regime: str, questions: Questions, seed: int = 0) -> di
     how = policy(regime, model)
     belief = CandidateBelief(questions.names)
     found = think(model, questions.prompts, how, readers=[belief], then=END, seed=seed)
-    data = found.readings[0].data
+    whole = found.readings[0]
     # Places 0 to THOUGHTS - 1: the states of which the thoughts are made.
-    logit = data["logit"].values[:, -1, :THOUGHTS]
+    logit = whole.isel(layer=-1).sel(position=slice(0, THOUGHTS - 1))
     held = frontier(logit, questions.problems, seed=seed)
     used = use(
         model, questions.prompts, questions.problems, questions.names, how, then=END, mirrored=questions.mirrored,
         seed=seed,
     )  # fmt: skip
     return {
-        "belief": data, "held": held, "mass": mass(logit, questions.problems), "used": used,
+        "belief": whole, "held": held, "mass": mass(logit, questions.problems), "used": used,
         "verdict": verdict(held, used), "thoughts": found.data,
     }  # fmt: skip
 

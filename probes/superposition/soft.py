@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,22 +10,49 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.results import family, ran
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
+from workbench.inputs import Batch, encode
 from workbench.model import Model
-from workbench.reading import Reading
+from workbench.readers import Output, Plan, Reader, Rows, Run, States
+from workbench.reading import Reading, derived
 from workbench.readout import Readout
-from workbench.sites import Site, resolve
+from workbench.sites import Site
 from workbench.stats import bootstrap_interval, nanmean
+from workbench.variables import about, described
+
+ENDS, EACH = ("low", "high"), ("value", "{}, by prompt")
+VARIABLES = {
+    **family("kl", about("KL from the mixture", "nats"), *ENDS, each=EACH),
+    **family("cosine", about("cosine with the state of the mixture"), *ENDS, each=EACH),
+    **family("kl_second", about("KL from the mixture, second token", "nats"), *ENDS, each=EACH),
+    **family("cosine_second", about("cosine with the state of the mixture, second token"), *ENDS, each=EACH),
+    **family("entropy_soft", about("entropy at the mixture", "nats"), *ENDS, each=EACH),
+    **family("entropy_hard", about("entropy at its largest token", "nats"), *ENDS, each=EACH),
+    "mixture_entropy": about("entropy of the mixture", "nats"),
+    "weight": about("weight of the largest token"),
+}
+MIXTURE_VARIABLES = {
+    **family("entropy", about("entropy behind the mixture", "nats"), *ENDS, each=EACH),
+    "entropy_even": about("entropy of an even distribution", "nats", "", "chance", "entropy"),
+}
 
 
 @neutral()
 def soft_versus_hard(
-    model: Model, inputs: Any, policy: SoftThought | None = None, *, batch_size: int | None = None, seed: int = 0
-) -> xr.Dataset:
+    model: Model,
+    inputs: Any,
+    policy: SoftThought | None = None,
+    *,
+    batch_size: int | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """The next thought fed as the mixture, as its largest token alone, and as its second (arXiv 2604.06374).
 
-    Returns, by layer, means over prompts with 95 % intervals (_low, _high):
+    Returns, by layer, means over prompts with intervals (_low, _high):
         kl [layer]: KL(soft || hard) of the logit lens's distributions at the thought, in nats; cosine of the states.
         kl_second, cosine_second: soft beside the second token of the mixture, over prompts whose mixture has one: how
             far apart another token is.  Near 0 beside it, the mixture goes the way of its largest token.
@@ -34,7 +61,7 @@ def soft_versus_hard(
     """
     policy = policy or SoftThought(1)
     policy = replace(policy, n=1)
-    soft = think(model, inputs, policy, readers=[_States()], batch_size=batch_size, seed=seed)
+    soft = think(model, inputs, policy, readers=[States()], batch_size=batch_size, seed=seed)
     weight: np.ndarray = soft.data["weight"].values[:, 0]
     order = np.argsort(-np.nan_to_num(weight), 1, kind="stable")  # noise may have put another token first
     weight = np.take_along_axis(weight, order, 1)
@@ -44,7 +71,7 @@ def soft_versus_hard(
         at = min(rank, ids.shape[1] - 1)
         rows = mixed(model, ids[:, at : at + 1].clamp_min(0), torch.ones(len(ids), 1, device=ids.device))
         given = Given(rows.detach().float().cpu().numpy()[:, None])
-        states[name] = _kept(think(model, inputs, given, readers=[_States()], batch_size=batch_size, seed=seed))
+        states[name] = _kept(think(model, inputs, given, readers=[States()], batch_size=batch_size, seed=seed))
     readout, found = Readout(model), {}
     for name, other in (("", states["hard"]), ("_second", states["second"])):
         kl, cosine, own, theirs = np.zeros((4, *other.shape[:2]))
@@ -63,13 +90,15 @@ def soft_versus_hard(
         if not name:
             named |= {"entropy_soft": own, "entropy_hard": theirs}
         for what, values in named.items():
-            low, high = bootstrap_interval(values, seed=seed)
+            low, high = bootstrap_interval(values, level=level, draws=draws, seed=seed)
             mean = nanmean(values)
             found |= {what: ("layer", mean), f"{what}_low": ("layer", low), f"{what}_high": ("layer", high)}
             found[f"{what}_each"] = (("prompt", "layer"), values)
     found["mixture_entropy"] = ("prompt", soft.data["mixture_entropy"].values[:, 0])
     found["weight"] = ("prompt", weight[:, 0])
-    return xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"model": model.name, "policy": repr(policy)})
+    data = described(xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"chart": "soft"}), VARIABLES)
+    asked = {"policy": repr(policy), "draws": draws, "level": level, "seed": seed}
+    return derived("superposition.soft_versus_hard", data, ran(model, encode(model, inputs, "last")), **asked)
 
 
 def mixture_entropy(
@@ -77,13 +106,15 @@ def mixture_entropy(
     inputs: Any,
     sizes: Any = (1, 2, 4, 8, 16),
     *,
-    draws: int = 8,
-    seed: int = 0,
+    mixtures: int = 8,
     batch_size: int | None = None,
-) -> xr.Dataset:
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """Entropy of the next-token distribution behind an even mixture of k random tokens, for growing k (its test f).
 
-    entropy [size] in nats with interval over prompts; entropy_each [size, prompt], mean of ``draws`` mixtures;
+    entropy [size] in nats with interval over prompts; entropy_each [size, prompt], mean of ``mixtures`` of them;
     entropy_even: ln of the vocabulary.  A model that holds k tokens at once grows more undecided with k; one that does
     not is as sure as of one.  Compare checkpoints, and a random initialisation.
     """
@@ -93,58 +124,40 @@ def mixture_entropy(
     found = []
     for k in sizes:
         each = []
-        for _ in range(draws):
+        for _ in range(mixtures):
             chosen = rng.choice(
                 min(model.vocab_size, len(model.token_vectors)), k, replace=False
             )
-            reader = _Entropy()
-            think(model, inputs, ForcedMixture([chosen.tolist()]), readers=[reader], batch_size=batch_size, seed=seed)
-            each.append(reader.found[:, 1])
+            policy = ForcedMixture([chosen.tolist()])
+            thoughts = think(model, inputs, policy, readers=[_Entropy()], batch_size=batch_size, seed=seed)
+            each.append(thoughts.readings[0].data["entropy"].values[:, 1])
         found.append(np.mean(each, 0))
     values = np.stack(found)
-    low, high = bootstrap_interval(values.T, seed=seed)
-    return xr.Dataset(
+    low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
+    table = xr.Dataset(
         {
             "entropy": ("size", values.mean(1)), "entropy_low": ("size", low), "entropy_high": ("size", high),
             "entropy_each": (("size", "prompt"), values), "entropy_even": float(np.log(model.vocab_size)),
         },
         {"size": sizes},
-        {"model": model.name},
+        {"chart": "mixtures"},
     )  # fmt: skip
+    asked = {"mixtures": mixtures, "draws": draws, "level": level, "seed": seed}
+    source = ran(model, encode(model, inputs, "last"))
+    return derived("superposition.mixture_entropy", described(table, MIXTURE_VARIABLES), source, **asked)
 
 
-class _States:
-    """States of every layer, [prompt, layer, place, width]."""
+@dataclass(frozen=True, eq=False)
+class _Entropy(Reader):
+    """Entropy (nats) of the last layer's distribution [prompt, position]."""
 
-    def sites(self, model: Model) -> list[Site]:
-        self._wanted = resolve(model, "resid", None)
-        return self._wanted
+    def plan(self, run: Run) -> Plan:
+        site, readout = Site("resid", run.model.n_layers), Readout(run.model)
 
-    def begin(self, run: Any) -> None:
-        self.found = torch.from_numpy(run.empty([len(self._wanted)], after=[run.model.d_model]))
+        def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:
+            return {"entropy": readout.read(readout.features(states[site])[None], 1).entropy[0]}
 
-    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
-        self.found[batch.prompt, site.index, batch.slot] = batch.take(states).float().cpu()
-
-    def end(self) -> Reading:
-        return Reading(xr.Dataset({"state": (("prompt", "layer", "position", "width"), self.found.numpy())}), {})
-
-
-class _Entropy:
-    """Entropy of the last layer's distribution [prompt, place]."""
-
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", model.n_layers)]
-
-    def begin(self, run: Any) -> None:
-        self._readout, self.found = Readout(run.model), run.empty()
-
-    def observe(self, site: Site, states: Tensor, batch: Any) -> None:
-        whole = self._readout.read(self._readout.features(batch.take(states))[None], 1)
-        self.found[batch.prompt.numpy(), batch.slot.numpy()] = whole.entropy[0].cpu().numpy()
-
-    def end(self) -> Reading:
-        return Reading(xr.Dataset({"entropy": (("prompt", "position"), self.found)}), {})
+        return Plan([site], {"entropy": Output(("prompt", "position"), about("entropy", "nats"))}, observe)
 
 
 def _kept(thoughts: Thoughts) -> Tensor:

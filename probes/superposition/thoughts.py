@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,13 +22,14 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import neutral, untouched
+from workbench.engine.hooks import neutral, untouched
+from workbench.engine.rollout import Growing, Rollout, apart, probe_prompts
+from workbench.engine.run import run_readers
 from workbench.errors import InputError, Refused
-from workbench.inputs import Batch, Prompt, collate, embeddable, encode, plan, text_ids
+from workbench.inputs import Prompt, collate, embeddable, encode, text_ids
 from workbench.model import Model
-from workbench.reader import Reader, Run, observe_batch, provenance, settle, token_budget
-from workbench.reading import Provenance, Reading
-from workbench.sites import Site
+from workbench.readers import Reader, Run, settled
+from workbench.reading import Reading
 
 Edit = Callable[[int, Tensor, list[int]], Tensor]
 """(place of the thought, thoughts [batch, width], index of each row's prompt) -> the thoughts to feed instead."""
@@ -280,11 +280,11 @@ def think(
     Raises InputError where prompt, thoughts and ``then`` do not fit the context; Refused for models that take no
     embeddings, or whose results with them or with a cache are not their own.
     """
-    _proved(model)
+    takes_embeddings(model)
     prompts = encode(model, inputs, "last")
     if any(p.extras for p in prompts):
         raise InputError("Thoughts are for text: prompts with images cannot be continued with embeddings.")
-    after = _tokens(model, then)
+    after = token_ids(model, then)
     places = policy.n + 1 + len(after)
     limit = model.context_length
     longest = max(len(p.ids) for p in prompts)
@@ -305,33 +305,19 @@ def think(
         Prompt([*p.ids, *[stand_in] * policy.n, *after], p.text, positions=[len(p.ids) - 1 + t for t in range(places)])
         for p in prompts
     ]
-    job = Run(model, extended, list(range(places)))
-    wanted: dict[Site, list[Reader]] = {}
-    for reader in readers:
-        for site in reader.sites(model):
-            wanted.setdefault(site, []).append(reader)
-        reader.begin(job)
-    # Keys of a cache would keep the rotary frequencies of shorter prompts.
-    changes = model.anatomy.pad_limit is not None and max(len(p.ids) for p in extended) > model.anatomy.pad_limit
-    cached = model.__dict__["_thinks"] and not changes if cache is None else cache
-    runner = _Runner(model, prompts, policy, wanted, after, edit, cached, seed)
-    with untouched(model.module):
-        # A row that has stopped would leave holes in the others' batch, which not every model looks past.
-        alone = 1 if getattr(policy, "stops", True) else batch_size
-        for members in plan(extended, token_budget(model), alone, model.anatomy.pad_width("left")):
-            runner.run(members)
-    origin = provenance(model, job, len(prompts))
-    origin["thoughts"] = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": cached}
-    readings = []
-    for reader in readers:
-        reading = reader.end()
-        _named(reading, runner.length, policy.n)
-        reading.provenance = Provenance([origin | own for own in reading.provenance or [{}]])
-        readings.append(reading)
-    return Thoughts(runner.dataset(), tuple(readings))
+    drives = _Thinking(model, prompts, policy, after, edit, cache, seed)
+    run = Run(model, extended, list(range(places)))
+    told = {"policy": repr(policy), "then": list(after), "seed": seed, "cache": drives.cached}
+    readings = run_readers(
+        run, [settled(reader) for reader in readers], drives, batch_size=batch_size, progress=False,
+        more={"step": "think", "thoughts": told}, verb="thinking",
+    )  # fmt: skip
+    for reading in readings:
+        _named(reading, drives.length, policy.n)
+    return Thoughts(drives.dataset(), tuple(readings))
 
 
-def _tokens(model: Model, then: str | Sequence[int] | None) -> list[int]:
+def token_ids(model: Model, then: str | Sequence[int] | None) -> list[int]:
     if then is None:
         return []
     if not isinstance(then, str):
@@ -349,73 +335,55 @@ def _named(reading: Reading, length: np.ndarray, n: int) -> None:
         data["input_token"].values[:, t] = np.where(length >= t, f"thought {t}", "")
 
 
-class _Runner:
-    """Batches of prompts, each read, continued with thoughts, and with ``after``."""
+class _Thinking(Rollout):
+    """The prompts, a policy's thoughts, and the tokens after them."""
+
+    embeds = True
 
     def __init__(
-        self,
-        model: Model,
-        prompts: list[Prompt],
-        policy: Policy,
-        wanted: dict[Site, list[Reader]],
-        after: list[int],
-        edit: Edit | None,
-        cached: bool,
-        seed: int,
-    ) -> None:
-        self.model, self.prompts, self.policy, self.wanted = model, prompts, policy, wanted
-        self.after, self.edit, self.cached, self.seed = after, edit, cached, seed
-        self.last = _Last(model)
-        self.all = {site: list(own) for site, own in wanted.items()}
-        for site in self.last.sites(model):
-            self.all.setdefault(site, []).append(self.last)
+        self, model: Model, prompts: list[Prompt], policy: Policy, after: list[int], edit: Edit | None,
+        cached: bool | None, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(model, prompts, policy.n + len(after), cached=cached)
+        self.policy, self.after, self.edit, self.seed = policy, after, edit, seed
+        # A row that has stopped would leave holes in the others' batch, which not every model looks past.
+        self.alone = getattr(policy, "stops", True)
         self.length = np.zeros(len(prompts), int)
-        self.logits = torch.empty(0)
         self.vectors: dict[int, list[np.ndarray]] = {}
         self.notes: dict[str, dict[int, list[np.ndarray]]] = {}
 
-    def run(self, members: list[int]) -> None:
-        model, n = self.model, self.policy.n
-        batch = collate(model, self.prompts, members, "left")
-        pass_ = _Pass(model, batch.inputs, self.cached)
-        going = torch.ones(len(members), dtype=torch.bool)
-        notes: list[dict[str, Tensor]] = []
-        self._look(pass_, members, going, 0, pass_.start)
-        for t in range(1, n + 1):
-            step = Step(model, t, self.last.state, self.logits, members, self._draws(members, t))
-            vector, noted = self.policy.next(step)
-            if self.edit is not None:
-                vector = self.edit(t, vector, members).to(vector)
-            for row, i in enumerate(members):
-                if going[row]:
-                    self.length[i] = t
-                    self.vectors.setdefault(i, []).append(vector[row].float().cpu().numpy())
-                    for name, values in noted.items() if not isinstance(self.policy, Given) else ():
-                        self.notes.setdefault(name, {}).setdefault(i, []).append(values[row].float().cpu().numpy())
-            notes.append(noted)
-            self._look(pass_, members, going, t, partial(pass_.feed, vector[:, None], going))
-            enough = self.policy.stopped(notes)
-            if enough is not None:
-                going = going & ~enough.cpu()
-                if not going.any():
-                    break
-        everyone = torch.ones(len(members), dtype=torch.bool)
-        for j, token in enumerate(self.after):
-            ids = torch.full((len(members), 1), token, device=model.device)
-            rows = model.module.get_input_embeddings()(ids)
-            self._look(pass_, members, everyone, n + 1 + j, partial(pass_.feed, rows, everyone))
+    def supports(self, feature: str) -> bool:
+        # Thoughts are no tokens: what is usual of tokens says nothing of them.
+        return feature != "whole" and super().supports(feature)
 
-    def _look(self, pass_: _Pass, members: list[int], going: Tensor, place: int, forward: Callable[[], Any]) -> None:
-        """Run one pass and show its last column to the readers, as ``place`` of each row that goes on."""
-        rows = going.nonzero()[:, 0]
-        width = pass_.width_of(place)
-        batch = Batch(
-            members, {}, (rows * width + width - 1).to(self.model.device), torch.tensor(members)[rows],
-            torch.full((len(rows),), place), torch.zeros(len(rows), dtype=torch.long),
-        )  # fmt: skip
-        output = observe_batch(self.model, batch, self.all, forward)
-        self.logits = output.logits[:, -1].float()
-        settle(batch)
+    def begin(self, members: list[int]) -> None:
+        self._noted: list[dict[str, Tensor]] = []
+        for i in members:
+            self.length[i] = 0
+            for own in (self.vectors, *self.notes.values()):
+                own.pop(i, None)
+
+    def next(self, members: list[int], place: int, grown: Growing, going: Tensor) -> tuple[Tensor, Tensor] | None:
+        t, n = place + 1, self.policy.n
+        if t > n:
+            ids = torch.full((len(members),), self.after[t - n - 1], device=self.model.device)
+            return self.model.module.get_input_embeddings()(ids), torch.ones(len(members), dtype=torch.bool)
+        if self._noted and (enough := self.policy.stopped(self._noted)) is not None:
+            going = going & ~enough.cpu()
+        if not bool(going.any()):
+            return None
+        step = Step(self.model, t, grown.state, grown.logits, members, self._draws(members, t))
+        vector, noted = self.policy.next(step)
+        if self.edit is not None:
+            vector = self.edit(t, vector, members).to(vector)
+        for row, i in enumerate(members):
+            if going[row]:
+                self.length[i] = t
+                self.vectors.setdefault(i, []).append(vector[row].float().cpu().numpy())
+                for name, values in noted.items() if not isinstance(self.policy, Given) else ():
+                    self.notes.setdefault(name, {}).setdefault(i, []).append(values[row].float().cpu().numpy())
+        self._noted.append(noted)
+        return vector, going
 
     def _draws(self, members: list[int], place: int) -> Callable[..., Tensor]:
         def draw(*shape: int) -> Tensor:
@@ -448,120 +416,26 @@ class _Runner:
         return xr.Dataset(found, coords, {"model": self.model.name, "policy": repr(self.policy)})
 
 
-class _Last:
-    """Keeps the last column's state behind the final norm [batch, width]."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.state = torch.empty(0)
-
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", model.n_layers)]
-
-    def begin(self, run: Run) -> None: ...
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        self.state = self.model.replay.features(states[:, -1])
-
-    def end(self) -> Reading:
-        raise NotImplementedError
-
-
-class _Pass:
-    """A batch of sequences that grow at their ends, left-padded; with the model's cache, or all of it each time."""
-
-    def __init__(self, model: Model, inputs: dict[str, Any], cached: bool) -> None:
-        self.module, self.cached = model.module, cached
-        self.mask = inputs["attention_mask"]
-        self.embeds = model.module.get_input_embeddings()(inputs["input_ids"])
-        self.takes = set(inspect.signature(model.module.forward).parameters)
-        self.past: Any = None
-        self.fed = self.mask.shape[1]
-
-    def width_of(self, place: int) -> int:
-        """Columns of the pass that shows this place."""
-        return self.fed if place == 0 else 1 if self.cached else self.fed + 1
-
-    def start(self) -> Any:
-        return self._forward(self.embeds)
-
-    def feed(self, rows: Tensor, going: Tensor) -> Any:
-        """rows [batch, 1, width]; a row that does not go on gets a column that nothing attends to."""
-        self.mask = torch.cat([self.mask, going.to(self.mask)[:, None]], 1)
-        self.embeds = torch.cat([self.embeds, rows.to(self.embeds)], 1)
-        self.fed += 1
-        return self._forward(rows.to(self.embeds) if self.cached else self.embeds)
-
-    def _forward(self, embeds: Tensor) -> Any:
-        place = (self.mask.cumsum(1) - 1).clamp_min(0)
-        given: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": self.mask}
-        if "position_ids" in self.takes:
-            given["position_ids"] = place[:, -embeds.shape[1] :]
-        if "logits_to_keep" in self.takes:
-            given["logits_to_keep"] = 1
-        if "use_cache" in self.takes:
-            given["use_cache"] = self.cached
-        if self.cached and self.past is not None:
-            given["past_key_values"] = self.past
-        output = self.module(**given)
-        self.past = getattr(output, "past_key_values", None) if self.cached else None
-        return output
-
-
-def _proved(model: Model) -> None:
-    """That embeddings in the place of ids give the model's own logits, and whether its cache changes nothing."""
+def takes_embeddings(model: Model) -> None:
+    """Refused unless embeddings in the place of ids give the model's own logits; asked once."""
     model.renew()
-    if "_thinks" in model.__dict__:
+    if "takes embeddings" in model.known:
         return
-    takes = inspect.signature(model.module.forward).parameters
-    if "inputs_embeds" not in takes:
+    if "inputs_embeds" not in inspect.signature(model.module.forward).parameters:
         raise Refused(f"{model.name} takes no inputs_embeds, so nothing but tokens can be fed to it.")
     if model.anatomy.layout.prefix or model.anatomy.layout.axes != "BTW":
         raise Refused(f"{model.name} puts positions of its own before the prompt: where a thought stands is not known.")
-    generator = torch.Generator().manual_seed(0)
-    room = min(7, (model.context_length or 99) - 3)
-    ids = [
-        torch.randint(3, min(96, model.vocab_size), (n,), generator=generator).tolist()
-        for n in (room, max(2, room - 3))
-    ]
-    prompts = [Prompt(own, "", positions=[len(own) - 1]) for own in ids]
-    table = model.token_vectors
-    thoughts = table[5:9].float().mean(0).to(table)[None, None]
-    tolerance = TOLERANCE.get(model.dtype, 1e-4)
+    tolerance, prompts = TOLERANCE.get(model.dtype, 1e-4), probe_prompts(model)
     with untouched(model.module):
-        alone = []
         for i in range(len(prompts)):
             inputs = collate(model, prompts, [i], "left").inputs
-            own = model.module(input_ids=inputs["input_ids"]).logits[:, -1]
-            pass_ = _Pass(model, inputs, False)
-            error = _apart(pass_.start().logits[:, -1], own)
+            ids, embeds = (Growing(model, inputs, cached=False, embeds=x) for x in (False, True))
+            ids.start()
+            embeds.start()
+            error = apart(embeds.logits, ids.logits)
             if not error <= tolerance:
                 raise Refused(
                     f"{model.name}: its own input embeddings fed as inputs_embeds change its logits by {error:.1e} of "
                     f"the largest (allowed: {tolerance:.0e}), so a thought would not mean what an embedding means."
                 )
-            one = torch.ones(1, dtype=torch.bool)
-            for _ in range(2):
-                output = pass_.feed(thoughts.to(model.device), one)
-            alone.append(output.logits[:, -1])
-        model.__dict__["_thinks"] = False
-        if "past_key_values" not in takes or "use_cache" not in takes:
-            return
-        groups = [[0, 1]] if "left" in model.anatomy.pad_sides else [[0], [1]]
-        found = []
-        try:
-            for members in groups:
-                pass_ = _Pass(model, collate(model, prompts, members, "left").inputs, True)
-                pass_.start()
-                both = torch.ones(len(members), dtype=torch.bool)
-                for _ in range(2):
-                    output = pass_.feed(thoughts.to(model.device).expand(len(members), 1, -1), both)
-                found.append(output.logits[:, -1])
-        except Exception:  # a cache of its own kind: without it, then
-            return
-        model.__dict__["_thinks"] = _apart(torch.cat(found), torch.cat(alone)) <= tolerance
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    a, b = a.float(), b.float()
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+    model.known["takes embeddings"] = True

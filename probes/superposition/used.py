@@ -14,14 +14,25 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probes.results import family, ran
 from probes.superposition.belief import CandidateBelief, pieces
 from probes.superposition.problems import Problem
 from probes.superposition.thoughts import ContinuousThought, Edit, Given, Policy, think
 from workbench.errors import InputError
+from workbench.inputs import encode
 from workbench.model import Model
+from workbench.reading import Reading, derived
 from workbench.stats import bootstrap_interval, sign_flip_p
+from workbench.variables import about, described
 
 EDITS = ("optimal", "other frontier", "not reachable")
+ENDS = ("low", "high")
+VARIABLES = {
+    "logodds": about("log-odds of the target", "nats", "high"),
+    **family("accuracy", about("share of answers that are right", better="high"), *ENDS),
+    **family("free_accuracy", about("share of first choices that are right", better="high"), *ENDS),
+    **family("effect", about("change of the target's log-odds", "nats", "low"), *ENDS, "p"),
+}
 
 
 def answers(
@@ -61,8 +72,9 @@ def use(
     edits: bool = True,
     batch_size: int | None = None,
     draws: int = 2000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """The answer with the thoughts, and without them or with others.
 
     Args:
@@ -122,13 +134,15 @@ def use(
     change = odds - odds[0]
     table: dict[str, Any] = {"logodds": (("condition", "problem"), odds)}
     for name, values in (("accuracy", won), ("free_accuracy", right), ("effect", change)):
-        low, high = bootstrap_interval(values.T, draws=draws, seed=seed)
+        low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
         table[name] = (("condition",), np.nanmean(values, 1))
         table[f"{name}_low"], table[f"{name}_high"] = (("condition",), low), (("condition",), high)
     table["effect_p"] = (("condition",), np.array([sign_flip_p(row[~np.isnan(row)], draws, seed) for row in change]))
-    return xr.Dataset(
-        table, {"condition": np.array(list(found), object), "problem": np.arange(n)}, {"model": model.name}
-    )
+    coords = {"condition": np.array(list(found), object), "problem": np.arange(n)}
+    data = described(xr.Dataset(table, coords, {"chart": "uses"}), VARIABLES)
+    source = ran(model, encode(model, inputs, "last"))
+    asked = {"policy": repr(policy), "then": then, "draws": draws, "level": level, "seed": seed}
+    return derived("superposition.use", data, source, **asked)
 
 
 def _victims(problem: Problem, kind: str, n: int, rng: np.random.Generator) -> list[int]:

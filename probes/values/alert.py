@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.values.units import Units
+from probes.values.units import StanceUnits
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class beyond:  # noqa: N801 - used like a function: ValueCallback(..., alert=bey
     over topics of alpha / looks at most, which also holds for few clusters, where intervals are too short.
 
     The chance that a run which stays within ``by`` is ever stopped is alpha at most; the run is given, and prompts are
-    taken for drawn from more like them, as in :func:`~probes.values.drift.drift`.
+    taken for drawn from more like them, as in :func:`~probes.values.measures.drift`.
 
     Args:
         topic: one or several; None: any.  Intervals cover all topics in each case.
@@ -69,7 +69,7 @@ class beyond:  # noqa: N801 - used like a function: ValueCallback(..., alert=bey
                 "How often the run will be looked at is not known, and a false alarm is likelier with every look. Give "
                 "looks=, the number of checkpoints after the first."
             )
-        readings = tracker.readings(self.instrument)
+        readings = tracker.readings(self.instrument).data
         there = list(dict.fromkeys(map(str, readings["topic"].values)))
         lost = [x for x in self.topics or () if x not in there]
         if lost:
@@ -78,7 +78,7 @@ class beyond:  # noqa: N801 - used like a function: ValueCallback(..., alert=bey
             )
         if readings.sizes["checkpoint"] < 2:
             return False
-        units = Units(readings.isel(checkpoint=[0, -1]))
+        units = StanceUnits(readings.isel(checkpoint=[0, -1]))
         d = units.means(units.x - units.x[[0]])[:, 1]
         level = 1 - self.alpha / looks
         draws = max(1000, int(np.ceil(20 / (1 - level))))  # some twenty of them beyond the quantile

@@ -16,56 +16,54 @@ from torch import Tensor
 
 import workbench
 from probes.values.framings import STANCES
-from probes.values.items import columns
-from probes.values.prefixes import common, read_prompts
+from probes.values.items import VARIABLES as OF_ITEMS
+from probes.values.items import columns, fingerprint
+from workbench.engine.prefix import Prefix, common
+from workbench.engine.run import model_step, observe
 from workbench.errors import InputError
-from workbench.inputs import encode, in_head
+from workbench.inputs import encode, in_head, tell_of_unknown_tokens
+from workbench.readers import Output, Plan, Reader, Rows, Run
 from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
 
 Pieces = list[list[tuple[int, ...]]]
 """For each answer, the token sequences that give it; no sequence begins with another."""
 
 
-class ChosenTokens:
+@dataclass(frozen=True, eq=False)
+class ChosenTokens(Reader):
     """A reader: log-probabilities (nats) of a few tokens of its own at each place that is read.
 
     Args:
         ids: [prompt][position][token] ids.  The reading has logprob [prompt, position, token], NaN where there is none.
     """
 
-    def __init__(self, ids: Sequence[Sequence[Sequence[int]]]) -> None:
-        width = max(len(own) for places in ids for own in places)
-        self._ids = np.full((len(ids), max(map(len, ids)), width), -1, np.int64)
-        for p, places in enumerate(ids):
+    ids: Sequence[Sequence[Sequence[int]]]
+
+    def plan(self, run: Run) -> Plan:
+        width = max(len(own) for places in self.ids for own in places)
+        chosen = np.full((len(self.ids), max(map(len, self.ids)), width), -1, np.int64)
+        for p, places in enumerate(self.ids):
             for s, own in enumerate(places):
-                self._ids[p, s, : len(own)] = own
+                chosen[p, s, : len(own)] = own
+        site, readout = Site("resid", run.model.n_layers), Readout(run.model)
 
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", model.n_layers)]
+        def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:
+            features = readout.features(states[site])
+            ids = torch.from_numpy(chosen[batch.prompt, batch.slot]).to(features.device)
+            logits = readout.logits_at(features, ids.clamp_min(0))
+            total = readout.read(features[None], 1).logsumexp[0]
+            found = (logits.double() - total[:, None].double()).masked_fill(ids < 0, torch.nan)
+            return {"logprob": found}
 
-    def begin(self, run: Run) -> None:
-        self._readout = Readout(run.model)
-        self._logprob = np.full(self._ids.shape, np.nan)
-
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        p, s = batch.prompt.numpy(), batch.slot.numpy()
-        features = self._readout.features(batch.take(states))
-        ids = torch.from_numpy(self._ids[p, s]).to(features.device)
-        logits = self._readout.logits_at(features, ids.clamp_min(0))
-        total = self._readout.read(features[None], 1).logsumexp[0]
-        found = (logits.double() - total[:, None].double()).masked_fill(ids < 0, torch.nan)
-        self._logprob[p, s] = found.cpu().numpy()
-
-    def end(self) -> Reading:
-        data = xr.Dataset({"logprob": (("prompt", "position", "token"), self._logprob)})
-        return Reading(data, {"reader": {"name": "ChosenTokens"}})
+        output = Output(("prompt", "position", "token"), about("log-probability", "nats", "high"), dtype=np.float64)
+        return Plan([site], {"logprob": output}, observe, {"token": width}, settings={"ids": None})
 
 
 # ---------------------------------------------------------------- prompts
@@ -352,14 +350,16 @@ def chosen_logprobs(
     progress: bool,
 ) -> tuple[np.ndarray, dict[str, int]]:
     """[prompt, position, token] of :class:`ChosenTokens` at each prompt's last ``len(ids[prompt])`` positions, and the
-    cost of the pass (:func:`~probes.values.prefixes.read_prompts`)."""
+    cost of the pass: tokens, of all prompts; prefix_tokens_saved, of those that were not run."""
     for token in {token for own in ids for place in own for token in place}:
         in_head(model, token, "An answer's token")
     read = encode(model, [list(prompt) for prompt in prompts], "last")
     for prompt, own in zip(read, ids, strict=True):
         prompt.positions = list(range(len(prompt.ids)))[-len(own) :]
-    reading, cost = read_prompts(model, read, ChosenTokens(ids), batch_size=batch_size, progress=progress)
-    return reading.data["logprob"].values, cost
+    drives = Prefix(model, read)
+    found = observe(model, read, ChosenTokens(ids), drives, batch_size=batch_size, progress=progress)
+    cost = {"tokens": sum(len(p.ids) for p in read), "prefix_tokens_saved": drives.saved}
+    return found["logprob"], cost
 
 
 # ---------------------------------------------------------------- what is said of a reading
@@ -396,29 +396,25 @@ UNKNOWN = 0.5
 """Items of which a larger share is unknown tokens are not in the model's language."""
 
 
-def tell_of_unknown(model: Model, items: Sequence[Any]) -> None:
-    """Warn where items are mostly the unknown token: what is asked then is not what they say."""
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if unknown is None:
-        return
-    tokenizer: Any = model.tokenizer
-    ids = [tokenizer(item.text, add_special_tokens=False)["input_ids"] for item in items]
-    share = np.array([sum(x == unknown for x in own) / max(1, len(own)) for own in ids])
-    if (share > UNKNOWN).any():
-        first = items[int(share.argmax())]
-        warnings.warn(
-            f"{int((share > UNKNOWN).sum())} of {len(items)} items are more than {UNKNOWN:.0%} unknown tokens for "
-            f"{model.name} ({first.item_id}: {share.max():.0%}): it is asked about other words than theirs. Leave them "
-            "out, or take a model of their language.",
-            stacklevel=4,
-        )
-
-
 # ---------------------------------------------------------------- instruments
+
+VARIABLES: dict[str, Any] = {
+    **OF_ITEMS,
+    "framing": about("framing", role="label"),
+    "sample": about("sample", role="label"),
+    "stance": about("stance", role="label"),
+    "p": about("probability of the stance"),
+    "mass": about("probability of all answers offered", better="high"),
+}
+"""Of every instrument."""
+COST = ("tokens", "prefix_tokens_saved")
+"""Attributes of a reading that add up over its parts."""
 
 
 class Asker:
     """What instruments share: a digest of their settings, and how they put a question.
+
+    An instrument names what it gives besides stances in :attr:`variables` (name -> :func:`workbench.variables.about`).
 
     Attributes:
         chat, lead: as in :class:`Turn`.
@@ -429,6 +425,7 @@ class Asker:
     """A row depends on the model and its own item alone (:mod:`probes.values.parts`)."""
     shares = True
     """Stances are shares of what the model would say, so that a low mass is worth a warning."""
+    variables: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self, chat: bool | None, lead: str | None) -> None:
         self.chat, self.lead = chat, lead
@@ -454,14 +451,15 @@ class Asker:
         Raises InputError where there are no items, or two have one id.
         """
         model, found = workbench.load(model), list(items)
-        ids = [str(item.item_id) for item in found]
+        names = [str(item.item_id) for item in found]
         if not found:
             raise InputError("There are no items, so there is nothing to ask.")
-        if len(set(ids)) < len(ids):
-            twice = next(x for x in ids if ids.count(x) > 1)
+        if len(set(names)) < len(names):
+            twice = next(x for x in names if names.count(x) > 1)
             raise InputError(f"Two items have the id {twice!r}, and readings refer to items by id. Give each its own.")
         turn = Turn(model, self.chat, self.lead)
-        tell_of_unknown(model, found)
+        ids = [model.tokenizer(item.text, add_special_tokens=False)["input_ids"] for item in found]
+        tell_of_unknown_tokens(model, ids, "items", UNKNOWN, names=names, stacklevel=4)
         return found, turn
 
     def table(
@@ -470,20 +468,38 @@ class Asker:
         variables: Mapping[str, Any],
         turn: Turn,
         coords: Mapping[str, Any] | None = None,
+        *,
+        source: Reading | None = None,
+        prompts: int | None = None,
         **cost: Any,
-    ) -> xr.Dataset:
+    ) -> Reading:
         """The variables by item, and what is known of the items; attributes: how they were asked, what it cost.
+
+        Parameters
+        ----------
+        source
+            The reading that the variables were made of, if a pass of the model gave one; else its step is made here,
+            for so many ``prompts`` (as many as items, by default).
 
         Warns where the mean of ``mass`` is below :data:`LOW_MASS`.
         """
-        config = json.dumps(self.config, ensure_ascii=False, default=str)
-        attrs = {"instrument": self.name, "settings": self.settings, "config": config, "asked": turn.asked, **cost}
+        attrs = {"model": turn.model.name, "instrument": self.name, "settings": self.settings, "asked": turn.asked}
         ids = np.array([str(item.item_id) for item in items], object)
-        found = xr.Dataset(variables, {"item": ids, **columns(items), **(coords or {})}, attrs)
+        found = xr.Dataset(variables, {"item": ids, **columns(items), **(coords or {})}, {**attrs, **cost})
+        described(found, {**VARIABLES, **self.variables})
         if "mass" in found:
-            found["mass"].attrs = {"long_name": "probability of all answers offered", "units": "1"}
             tell_of_mass(found, self.shares)
-        return found
+        steps = source.provenance if source is not None else [{**model_step(turn.model), "prompts": prompts or len(items)}]
+        return Reading(found, [*steps, self.step(items, asked=turn.asked, **cost)])
+
+    def step(self, items: Sequence[Any], **more: Any) -> dict[str, Any]:
+        """This instrument's step of a provenance: its settings, what was asked, and what it cost."""
+        cost = {name: more.pop(name) for name in COST if name in more}
+        config = json.loads(json.dumps(self.config, default=str))
+        return {
+            "step": "instrument", "reader": {"name": self.name, "items": len(items), **more},
+            "instrument": {"settings": self.settings, "config": config}, "items": fingerprint(items), "cost": cost,
+        }  # fmt: skip
 
     def stances(
         self,
@@ -493,10 +509,12 @@ class Asker:
         labels: Sequence[Any],
         more: Mapping[str, Any],
         turn: Turn,
+        source: Reading | None = None,
         **cost: Any,
-    ) -> xr.Dataset:
+    ) -> Reading:
         """:meth:`table` of p [item, axis, stance] of the four stances, with mass = 1 - uncommitted unless it is among
         ``more``."""
         variables = {"p": (("item", axis, "stance"), p), "mass": (("item", axis), 1 - p[..., 3]), **more}
         names = np.array(labels, object if isinstance(labels[0], str) else int)
-        return self.table(items, variables, turn, {axis: names, "stance": list(STANCES)}, **cost)
+        coords, asked = {axis: names, "stance": list(STANCES)}, int((~np.isnan(p[..., 0])).sum())
+        return self.table(items, variables, turn, coords, source=source, prompts=asked, **cost)

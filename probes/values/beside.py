@@ -6,30 +6,52 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from probes.values.units import STANCES, Units, aligned, named
+from probes.values.units import AXES, STANCES, StanceUnits, Units, aligned, by_stance, family, named, opened
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, over, p_value, quantiles, ranked
+from workbench.reading import Reading, derived
+from workbench.stats import max_statistic_p, over, p_value, quantiles, ranks
+from workbench.variables import about, described
 
 SEEDS = 3
 """So many runs of an arm have a spread."""
 FEW_TOPICS = 5
 EXACT = 5040
 """Up to so many orders of topics (those of seven) are all taken, and no longer drawn."""
+ENDS = ("low", "high", "band_low", "band_high", "p")
+VARIABLES: dict[str, Any] = {
+    **AXES,
+    "run": about("run", role="label"),
+    "pair": about("pair", role="label"),
+    "arm": about("arm", role="label"),
+    **by_stance("M", "drift to the end of the run", ends=ENDS),
+    **by_stance("difference", "difference between two runs' drift", ends=ENDS),
+    **by_stance("mean", "mean drift of an arm's runs"),
+    **by_stance("spread", "standard deviation of drift over an arm's runs", ends=("null", "p")),
+    "seeds": about("runs of the arm", "runs", role="count"),
+    "run_arm": about("arm of the run", role="label"),
+    **family("drift", "keyed drift of the model", ends=ENDS),
+    "training": about("keyed stance of the training data"),
+    **family("pearson", "correlation of training data and drift over topics", better="high", ends=("low", "high", "p")),
+    **family("spearman", "rank correlation", better="high", ends=("low", "high", "p")),
+    **family("tv", "total variation between two instruments", better="low", ends=("low", "high", "null")),
+    "n": about("clusters that both instruments read", "clusters", role="count"),
+}
 
 
 def compare(
-    runs: Mapping[str, xr.Dataset],
+    runs: Mapping[str, Reading | xr.Dataset],
     *,
     arm: Mapping[str, str] | None = None,
     baseline: int | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Runs beside each other: how far each one's stances moved from its baseline to its end, on the same items.
 
     Args:
@@ -49,14 +71,15 @@ def compare(
     names = list(runs)
     if not names:
         raise InputError("There are no runs to compare. Give readings by name.")
-    ways = {name: runs[name].attrs["asked"] for name in names if runs[name].attrs.get("asked")}
+    given = {name: opened(own) for name, own in runs.items()}
+    ways = {name: own.data.attrs["asked"] for name, own in given.items() if own.data.attrs.get("asked")}
     if len(set(ways.values())) > 1:
         warnings.warn(
             f"The runs were not asked in one way ({'; '.join(f'{k}: {v}' for k, v in ways.items())}), so that a "
             "difference between them can be one of chat templates. chat=False asks all in plain text.",
             stacklevel=2,
         )
-    units = aligned([runs[name] for name in names], names)
+    units = aligned(list(given.values()), names)
     one, changes = units[0], []
     for name, own in zip(names, units, strict=True):
         base = own.number(baseline)
@@ -72,7 +95,7 @@ def compare(
     low, high = quantiles(star, level)
     found = named(
         "M", ("topic", "run", "stance"), m, low=low, high=high, band_low=m - half, band_high=m + half, p=p
-    ) | one.about()  # fmt: skip
+    ) | one.counts()  # fmt: skip
     axes: dict = {"run": names, "topic": np.array(one.topics, object), "stance": list(STANCES)}
     pairs = list(itertools.combinations(range(len(names)), 2))
     if pairs:
@@ -89,8 +112,14 @@ def compare(
         found |= _spread(one, d, names, arm, draws, seed)
         found["run_arm"] = (("run",), np.array([arm[name] for name in names], object))
         axes["arm"] = list(dict.fromkeys(arm[name] for name in names))
-    data = xr.Dataset(found, axes, {"level": level, "draws": draws})
-    return data.transpose("run", "pair", "arm", "topic", "stance", missing_dims="ignore")
+    data = described(xr.Dataset(found, axes, {"level": level, "draws": draws}), VARIABLES)
+    data = data.transpose("run", "pair", "arm", "topic", "stance", missing_dims="ignore")
+    asked = {"runs": names, "arm": None if arm is None else {name: arm[name] for name in names}, "baseline": baseline}
+    table = derived("values.compare", data, *given.values(), **asked, level=level, draws=draws, seed=seed)
+    if len(names) > 1:  # else the last run's model would stand for all
+        table.provenance[-1]["model"] = {"name": ", ".join(names)}
+        table.data.attrs["model"] = ", ".join(names)
+    return table
 
 
 def _spread(
@@ -136,14 +165,14 @@ def _spread(
 
 
 def data_gap(
-    training_stance: xr.Dataset,
-    readings: xr.Dataset,
+    training_stance: Reading | xr.Dataset,
+    readings: Reading | xr.Dataset,
     *,
     baseline: int | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Does a model move to where its training data stand?  Over topics.
 
     Args:
@@ -158,29 +187,31 @@ def data_gap(
             least 1/24.  NaN for fewer than three.
     Warns, and says in attrs["warning"], where there are fewer than five topics.
     """
+    source, readings = opened(training_stance), opened(readings)
+    training_stance = source.data
     if "topic" not in training_stance.coords or training_stance.indexes["topic"].has_duplicates:
         raise InputError("The stance of the training data is by topic. Give keyed [topic], each topic once.")
     if "keyed" in training_stance:
-        source = training_stance["keyed"]
+        stance = training_stance["keyed"]
     elif "chosen" in training_stance and "rejected" in training_stance:
-        source = training_stance["chosen"] - training_stance["rejected"]
+        stance = training_stance["chosen"] - training_stance["rejected"]
     else:
         raise InputError(
             f"The training data have {list(training_stance.data_vars)}. Give keyed [topic], or chosen and rejected."
         )
-    units = Units(readings)
+    units = StanceUnits(readings)
     base = units.number(baseline)
     if base == len(units.steps) - 1:
         raise InputError(f"The readings end at the baseline, {units.steps[-1]}. Read a later checkpoint.")
-    lacking = sorted(set(units.topics) - {str(x) for x in source["topic"].values})
-    if source.dims != ("topic",) or lacking:
+    lacking = sorted(set(units.topics) - {str(x) for x in stance["topic"].values})
+    if stance.dims != ("topic",) or lacking:
         raise InputError(
-            f"The stance of the training data is {list(source.dims)}"
+            f"The stance of the training data is {list(stance.dims)}"
             + (f" and lacks topic {lacking[0]!r}" if lacking else "")
             + ". Give one number for every topic that was read; NaN where the data say nothing of it."
         )
-    at = [str(x) for x in source["topic"].values]
-    training = source.values.astype(float)[[at.index(topic) for topic in units.topics]]
+    at = [str(x) for x in stance["topic"].values]
+    training = stance.values.astype(float)[[at.index(topic) for topic in units.topics]]
     x = (units.x[-1] - units.x[base])[None, :, :, 4]
     d = units.means(x)
     value, star = units.mean(d), units.bootstrap(x, draws, seed)
@@ -188,7 +219,7 @@ def data_gap(
     p, half = units.tested(d, draws, seed, level)
     columns = {"low": low, "high": high, "band_low": value - half, "band_high": value + half, "p": p}
     found = named("drift", ("topic",), value[:, 0], **{name: x[:, 0] for name, x in columns.items()})
-    found |= {"training": (("topic",), training)} | units.about()
+    found |= {"training": (("topic",), training)} | units.counts()
     known = ~np.isnan(training) & ~np.isnan(value[:, 0])
     n = int(known.sum())
     orders = _orders(n, draws, seed)
@@ -199,11 +230,13 @@ def data_gap(
         low, high = quantiles(drawn, level)
         p = p_value(np.array(abs(r)), np.abs(null))
         found |= {name: ((), r), f"{name}_low": ((), low), f"{name}_high": ((), high), f"{name}_p": ((), p)}
-    about = {"level": level, "baseline": int(units.steps[base]), "topics": n}
+    attrs = {"level": level, "baseline": int(units.steps[base]), "topics": n}
     if n < FEW_TOPICS:
-        about["warning"] = f"A correlation over {n} topics: p is at least {1 / max(1, math.factorial(n)):.2g}."
-        warnings.warn(about["warning"] + " Read more topics before reading anything into it.", stacklevel=2)
-    return xr.Dataset(found, {"topic": np.array(units.topics, object)}, about)
+        attrs["warning"] = f"A correlation over {n} topics: p is at least {1 / max(1, math.factorial(n)):.2g}."
+        warnings.warn(attrs["warning"] + " Read more topics before reading anything into it.", stacklevel=2)
+    data = described(xr.Dataset(found, {"topic": np.array(units.topics, object)}, attrs), VARIABLES)
+    asked = {"baseline": attrs["baseline"], "level": level, "draws": draws, "seed": seed}
+    return derived("values.data_gap", data, source, readings, **asked)
 
 
 def _orders(n: int, draws: int, seed: int) -> np.ndarray:
@@ -219,15 +252,19 @@ def _correlations(x: np.ndarray, rows: np.ndarray, rank: bool = False) -> np.nda
     if len(x) < 3:
         return np.full(len(rows), np.nan)
     if rank:
-        x, rows = ranked(x), np.apply_along_axis(ranked, 1, rows)
+        x, rows = ranks(x), ranks(rows, 1)
     x, rows = x - x.mean(), rows - rows.mean(1, keepdims=True)
     size = np.sqrt((x**2).sum() * (rows**2).sum(1))
     return over(rows @ x, np.where(size > 1e-12, size, 0))
 
 
 def agreement(
-    readings_by_instrument: Mapping[str, xr.Dataset], *, level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> xr.Dataset:
+    readings_by_instrument: Mapping[str, Reading | xr.Dataset],
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Reading:
     """Do instruments say the same of the same items?  At the checkpoints that both of a pair read.
 
     Returns [pair, checkpoint], NaN where one of the two was not read:
@@ -241,7 +278,8 @@ def agreement(
     names = list(readings_by_instrument)
     if len(names) < 2:
         raise InputError(f"Agreement is between instruments, and there is {len(names)}. Give two or more.")
-    units = aligned([readings_by_instrument[name] for name in names], names)
+    given = [opened(readings_by_instrument[name]) for name in names]
+    units = aligned(given, names)
     steps = sorted(set().union(*(own.steps.tolist() for own in units)))
     pairs = list(itertools.combinations(range(len(names)), 2))
     shape = (len(pairs), len(steps))
@@ -256,7 +294,9 @@ def agreement(
             for name, value in cell.items():
                 found[name][i, steps.index(step)] = value
     axes = {"pair": np.array([f"{names[a]} - {names[b]}" for a, b in pairs], object), "checkpoint": steps}
-    return xr.Dataset({name: (("pair", "checkpoint"), x) for name, x in found.items()}, axes, {"level": level})
+    data = xr.Dataset({name: (("pair", "checkpoint"), x) for name, x in found.items()}, axes, {"level": level})
+    asked = {"instruments": names, "level": level, "draws": draws, "seed": seed}
+    return derived("values.agreement", described(data, VARIABLES), *given, **asked)
 
 
 def _agreement(
@@ -281,8 +321,8 @@ def _agreement(
     once = np.ones((1, len(x)))
     r = _weighted_spearman(x, y, once)[0]
     rng = np.random.default_rng([seed, 7])
-    shuffled = rng.permuted(np.tile(ranked(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
-    null = _correlations(ranked(x), shuffled)
+    shuffled = rng.permuted(np.tile(ranks(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
+    null = _correlations(ranks(x), shuffled)
     ends = quantiles(_weighted_spearman(x, y, times[:, known]), level)
     low, high = quantiles(tv, level) if there.sum() > 1 else (np.nan, np.nan)
     return {

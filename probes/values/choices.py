@@ -17,11 +17,25 @@ import numpy as np
 import xarray as xr
 
 from probes.values.answers import Asker, Pieces, Seam, answer_logprobs, answer_pieces
+from probes.values.units import family, opened
 from workbench.errors import InputError
-from workbench.stats import bootstrap_interval, p_value
+from workbench.reading import Reading, derived
+from workbench.stats import bootstrap_interval, js_divergence, p_value
+from workbench.variables import about, described
 
 MOST = 120
 """Orders of one question; all orders of five options are as many."""
+VARIABLES = {
+    "group": about("group of people", role="label"),
+    "questions": about("questions that were compared", "questions", role="count"),
+    "ordinal_questions": about("questions with options in order that were compared", "questions", role="count"),
+    "mass": about("probability of the letters", better="high"),
+    **family("similarity", "similarity to the group's answers", better="high", ends=("low", "high", "null", "p")),
+    "similarity_uniform": about("similarity of answering evenly", role="chance", of="similarity"),
+    **family("alignment", "alignment with the group's answers", better="high", ends=("low", "high", "null", "p")),
+    "alignment_uniform": about("alignment of answering evenly", role="chance", of="alignment"),
+}
+"""Of :func:`likeness`."""
 PROMPT = "{text}\nWhich would you choose?\n{options}\nReply with one letter."
 
 
@@ -42,6 +56,11 @@ class Choices(Asker):
     """
 
     name = "choices"
+    variables = {
+        "p_option": about("probability of the option"),
+        "mass": about("probability of all letters", better="high"),
+        "order_tv": about("total variation by the order of options", role="floor", of="p_option"),
+    }
 
     def __init__(
         self,
@@ -67,7 +86,7 @@ class Choices(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Ask every item in every order.  Raises InputError for items without options, or with too many."""
         items, turn = self.opened(model, items)
         known: dict[int, tuple[Seam, Pieces]] = {}
@@ -103,7 +122,7 @@ class Choices(Asker):
             "mass": ("item", np.array([np.mean(own) for own in mass])),
             "order_tv": ("item", tv),
         }
-        return self.table(items, variables, turn, **cost)
+        return self.table(items, variables, turn, prompts=len(asked), **cost)
 
     def _labels(self, item: Any) -> tuple[str, ...]:
         n = len(item.options)
@@ -127,14 +146,14 @@ class Choices(Asker):
 
 
 def likeness(
-    reading: xr.Dataset,
+    reading: Reading | xr.Dataset,
     items: Iterable[Any],
     *,
     ordinal: Collection[str] | bool = False,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How like a model's answers are to those of groups of people, over the questions that a group was asked.
 
     Args:
@@ -156,6 +175,7 @@ def likeness(
 
     Raises InputError where the items are not those of the reading, or none has shares.
     """
+    reading = opened(reading)
     found = {str(item.item_id): item for item in items}
     ids = [str(x) for x in reading["item"].values]
     if lacking := sorted(set(ids) - set(found)):
@@ -180,7 +200,10 @@ def likeness(
             row |= {name + end: value for end, value in found.items()}
         rows.append(row)
     columns = {name: ("group", np.array([row[name] for row in rows])) for name in rows[0]}
-    return xr.Dataset(columns, {"group": groups}, {"level": level, "draws": draws})
+    data = xr.Dataset(columns, {"group": groups}, {"level": level, "draws": draws})
+    chosen = ordinal if isinstance(ordinal, bool) else sorted(ordinal)
+    settings = {"ordinal": chosen, "level": level, "draws": draws, "seed": seed}
+    return derived("values.likeness", described(data, VARIABLES), reading, **settings)
 
 
 def _compared(
@@ -218,11 +241,7 @@ def _compared(
 
 def similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """1 - Jensen-Shannon distance in bits, over the last axis; options that are not there are NaN."""
-
-    def bits(x: np.ndarray) -> np.ndarray:
-        return -np.nansum(x * np.log2(np.where(x > 0, x, 1)), -1)
-
-    return 1 - np.sqrt(np.maximum(0, bits((p + q) / 2) - (bits(p) + bits(q)) / 2))
+    return 1 - np.sqrt(js_divergence(np.nan_to_num(p), np.nan_to_num(q)) / np.log(2))
 
 
 def alignment(p: np.ndarray, q: np.ndarray) -> np.ndarray:

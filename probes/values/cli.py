@@ -68,7 +68,7 @@ def _tracker(path: Path, items: str, names: str = "pmf") -> Any:
 
 
 def _there(path: Path, items: str) -> Any:
-    if not (path / "track.json").exists():
+    if not any((path / name).exists() for name in ("manifest.json", "track.json")):
         raise InputError(f"There are no readings in {path}. Make some: workbench values run {path} CHECKPOINTS.")
     found = _tracker(path, items)
     if not found.kept:
@@ -110,8 +110,9 @@ def _show(chosen: argparse.Namespace) -> None:
     for name, key in brief(tracker.kept).items():
         print(name)
         _moved(tracker.readings(key))
-    table = tracker.agreement()
-    if table is not None:
+    found = tracker.agreement()
+    if found is not None:
+        table = found.data
         print("agreement of instruments (rank correlation of keyed stance over items, 95 %; distance of distributions)")
         for pair in table["pair"].values:
             for own in (table.sel(pair=pair).isel(checkpoint=k) for k in {0, table.sizes["checkpoint"] - 1}):
@@ -125,20 +126,20 @@ def _show(chosen: argparse.Namespace) -> None:
 
 
 def _moved(data: Any) -> None:
-    from probes.values.drift import drift, stance
+    from probes.values.measures import drift, stance
 
     steps = data["checkpoint"].values
     if len(steps) < 2:
         print(stance(data)["keyed"].to_series().to_string())
     else:
-        table = drift(data)
+        table = drift(data).data
         print(f"keyed drift from {steps[0]} to {steps[-1]} (95 %; p over all topics, checkpoints and stances)")
         _rows(table.isel(checkpoint=-1), "keyed_M")
     if "mass" in data:
         mass = data["mass"].mean(("item", "sample"))
         first, last = float(mass[0]), float(mass[-1])
         print(f"of the probability, {first:.0%} (first) and {last:.0%} (last) is on the answers offered", end="")
-        print(f"; asked in {data.attrs['asked']}" if data.attrs.get("asked") else "")
+        print(f"; asked in {data.data.attrs['asked']}" if data.data.attrs.get("asked") else "")
 
 
 def _rows(table: Any, name: str) -> None:
@@ -163,7 +164,7 @@ def _runs(chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _figure(chosen: argparse.Namespace) -> None:
     from probes.values import figures
-    from probes.values.drift import compare, drift, stance
+    from probes.values.measures import compare, drift, sides, stance
 
     out = chosen.out or chosen.path / "figures"
     out.mkdir(parents=True, exist_ok=True)
@@ -174,12 +175,12 @@ def _figure(chosen: argparse.Namespace) -> None:
         several = len(runs) > 1
         tables = {path: stance(data) for path, data in runs.items()}
         made[f"trajectories{end}"] = figures.trajectories(tables if several else tables[str(chosen.path)])
-        if all(data.sizes["checkpoint"] > 1 for data in runs.values()):
+        if all(data.data.sizes["checkpoint"] > 1 for data in runs.values()):
             if several:
                 made[f"runs{end}"] = figures.runs(compare(runs))
             data = runs[str(chosen.path)]
             table = drift(data)
-            own = {"drifts": figures.drifts(table), "times": figures.times(table), "sides": figures.sides(data)}
+            own = {"drifts": figures.drifts(table), "times": figures.times(table), "sides": figures.sides(sides(data))}
             made |= {f"{kind}{end}": figure for kind, figure in own.items()}
     table = _there(chosen.path, chosen.items).agreement()
     if table is not None:
@@ -190,10 +191,10 @@ def _figure(chosen: argparse.Namespace) -> None:
 
 
 def _compare(chosen: argparse.Namespace) -> None:
-    from probes.values.drift import compare
+    from probes.values.measures import compare
 
     for name, runs in _runs(chosen).items():
-        table = compare(runs)
+        table = compare(runs).data
         for pair in table["pair"].values:
             print(f"{pair} ({name})")
             _rows(table.sel(pair=pair), "keyed_difference")

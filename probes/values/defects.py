@@ -10,13 +10,13 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
-from probes.values.items import Item, Items, relabelled
+from probes.values.duplicates import close_pairs
+from probes.values.items import Item, Items
 from probes.values.wording import Wording, wording
 from workbench.errors import InputError
 
@@ -72,7 +72,7 @@ class Report:
         """The items that findings of one kind name."""
         return {i for f in self.of(kind) for i in (f.item_id, f.other_id) if i}
 
-    def frame(self) -> pd.DataFrame:
+    def to_pandas(self) -> pd.DataFrame:
         """Columns kind, topic, item_id, other_id, why, text, other_text; one row per finding."""
         text = {item.item_id: item.text for item in self.items} | {"": ""}
         columns = ["kind", "topic", "item_id", "other_id", "why", "text", "other_text"]
@@ -100,7 +100,7 @@ class Report:
                 if f.other_id:
                     lines.append(f"  {' ' * len(where)}  against: {_short(text[f.other_id])}")
             if len(pairs) > 12:
-                lines.append(f"  and {len(pairs) - 12} more pairs; see frame()")
+                lines.append(f"  and {len(pairs) - 12} more pairs; see to_pandas()")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -114,8 +114,8 @@ def defects(items: Iterable[Item], *, threshold: float = 0.8) -> Report:
         with opposite cues (legal / prohibited, real / myth, a negation), at least one of them without a key.
     contradicting keys: both keyed, nearly the same words, and cues and keys disagree.
     no stance: a question for facts, advice or a text, or an open question.  Not "what is your opinion on ...".
-    near-duplicate: similarity (:func:`similarity`) >= ``threshold`` without a content word exchanged for another, and
-        the same form, side, numbers and keys.
+    near-duplicate: similarity (:mod:`probes.values.duplicates`) >= ``threshold`` without a content word exchanged for
+        another, and the same form, side, numbers and keys.
     broken characters: U+FFFD, control characters, UTF-8 read as another encoding, HTML entities, "don?t".
     either/or: a question that offers two answers of its own.
     equal options: a choice with the same option twice.
@@ -132,92 +132,8 @@ def defects(items: Iterable[Item], *, threshold: float = 0.8) -> Report:
     return Report(items, tuple(sorted(found, key=lambda f: order.index(f.kind))))
 
 
-def cluster(items: Iterable[Item], threshold: float = 0.8) -> Items:
-    """The same items, near-duplicates at ``threshold`` in one cluster (single linkage, across topics).
-
-    Opposite wordings of one sentence are joined too: their answers depend on each other, whatever their keys.
-    Clusters that items share already stay together.  A cluster is called by its first item's cluster.
-    """
-    items = items if isinstance(items, Items) else Items(items)
-    read = [wording(item.text, item.kind == "question") for item in items]
-    parent = {item.cluster: item.cluster for item in items}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for i, j, _ in _close(items, read, threshold):
-        a, b = root(items[i].cluster), root(items[j].cluster)
-        parent[b] = a
-    return relabelled(items, {item.item_id: root(item.cluster) for item in items})
-
-
-def similarity(texts: Iterable[str]) -> np.ndarray:
-    """[text, text] cosine of tf-idf vectors of the character 2- to 4-grams of words, word edges included.
-
-    Weights are 1 + log(count), times log((1 + n) / (1 + texts with it)) + 1, as elsewhere; what all texts share
-    counts least.  Time and memory grow with the square of the number of texts (2,000: seconds; 16 MB).
-    """
-    texts = list(texts)
-    rows, columns, values, index = [], [], [], {}
-    for row, text in enumerate(texts):
-        counts: dict[str, int] = {}
-        for word in text.lower().split():
-            padded = f" {word} "
-            for n in (2, 3, 4):
-                for k in range(max(len(padded) - n + 1, 0)):
-                    counts[padded[k : k + n]] = counts.get(padded[k : k + n], 0) + 1
-        for gram, count in counts.items():
-            rows.append(row)
-            columns.append(index.setdefault(gram, len(index)))
-            values.append(1 + np.log(count))
-    row, column, value = np.array(rows, int), np.array(columns, int), np.array(values)
-    spread = np.bincount(column, minlength=len(index))
-    value = value * (np.log((1 + len(texts)) / (1 + spread)) + 1)[column]
-    value = value / np.maximum(np.sqrt(np.bincount(row, value**2, len(texts))), 1e-12)[row]
-    # Grams of one text only add to its length; the others go block by block, so that memory stays with the result.
-    kept = spread[column] > 1
-    row, column, value = row[kept], column[kept], value[kept].astype(np.float32)
-    _, column = np.unique(column, return_inverse=True)
-    order = np.argsort(column, kind="stable")
-    row, column, value = row[order], column[order], value[order]
-    result = np.zeros((len(texts), len(texts)), np.float32)
-    step = 2048
-    for start in range(0, int(column[-1]) + 1 if len(column) else 0, step):
-        part = slice(*np.searchsorted(column, [start, start + step]))
-        block = np.zeros((len(texts), step), np.float32)
-        block[row[part], column[part] - start] = value[part]
-        result += block @ block.T
-    np.fill_diagonal(result, 1)
-    return np.minimum(result, 1)
-
-
-def _close(items: Items, read: list[Wording], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs of similar texts without exchanged words, first item first."""
-    if not 0 < threshold <= 1:
-        raise InputError(f"The threshold is {threshold}; a similarity lies in (0, 1]. 0.8 is the default.")
-    texts = [" ".join((r.canonical, *item.options)) for item, r in zip(items, read, strict=True)]
-    found = np.triu(similarity(texts), 1)
-    for i, j in zip(*np.nonzero(found >= threshold), strict=True):
-        if not _swapped(read[i].words, read[j].words):
-            yield int(i), int(j), float(found[i, j])
-
-
-def _swapped(a: frozenset[str], b: frozenset[str]) -> bool:
-    """Whether content words were exchanged for others: "I would like to feel calm" is not "... strong".
-
-    Words that look alike are one (typing errors), and so are words that only one text has (additions); an exchange
-    of less than 15 % of the words is none.
-    """
-    only, other = a - b, b - a
-    only = {w for w in only if not get_close_matches(w, other, 1, 0.75)}
-    other = {w for w in other if not get_close_matches(w, a - b, 1, 0.75)}
-    return bool(only and other) and min(len(only), len(other)) / min(len(a), len(b)) >= 0.15
-
-
 def _duplicates(items: Items, read: list[Wording], threshold: float) -> Iterator[Finding]:
-    for i, j, value in _close(items, read, threshold):
+    for i, j, value in close_pairs(items, read, threshold):
         a, b, x, y = read[i], read[j], items[i], items[j]
         alike = (a.form, a.side, a.numbers) == (b.form, b.side, b.numbers)
         if alike and (x.topic != y.topic or x.polarity * y.polarity >= 0):

@@ -139,6 +139,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   root.append(tools, box, head, key, number, list);
 
   // ---- heat map
+  const signed = (name) => p.measures[name].scale === "diverging";
   const packed = (name, which) => (p.measures[name][which] ? decode(p.measures[name][which]) : null);
   function chart() {
     const name = state.measure, values = packed(name, "value"), low = packed(name, "low"), high = packed(name, "high"), ps = packed(name, "p");
@@ -151,14 +152,14 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       rows: p.names, columns: p.steps, title: "checkpoint", wide: 60, least: 7, high: 20,
       cell: (r, k) => {
         const j = r * K + k, x = values[j];
-        return { fill: tint(name, x / reach), mark: !Number.isNaN(x) && unsure(j) ? "hatch" : null, title: cellText(r, k) };
+        return { fill: tint(p.measures[name].scale, x / reach), mark: !Number.isNaN(x) && unsure(j) ? "hatch" : null, title: cellText(r, k) };
       },
     });
     const width = heat.svg.getAttribute("width");
     range.style.width = `${width}px`;
     const of = name === "drift" ? ` from ${p.baseline ?? p.steps[0]}` : "";
     scales.replaceChildren(
-      scale(name, two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
+      scale(p.measures[name].scale, two ? say(-reach) : "0", say(reach), (CALLED[name] || name) + of),
       make("span", "wx-hint", ps ? "hatched: not beyond chance (family-wise p > 0.05)" : two ? "hatched: the 95 % interval holds 0" : "95 % intervals below"),
     );
     means.textContent = MEANS[name] ? `${CALLED[name] || name}: ${MEANS[name]}.` : "";

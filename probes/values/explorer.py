@@ -29,20 +29,22 @@ CALLED = {
     "keyed": "keyed stance", "drift": "keyed drift", "support": "support", "neutral": "neutral", "oppose": "oppose",
     "uncommitted": "uncommitted", "commitment": "commitment",
 }  # fmt: skip
+SIGNED = ("keyed", "drift")
+"""Measures to which zero means something."""
 
 
 def explore(
     readings: Any,
     *,
     items: Iterable[Any] | Mapping[Any, str] | None = None,
-    drift: xr.Dataset | None = None,
+    drift: Any = None,
     limit: int = LIMIT,
 ) -> Any:
     """The live explorer of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
 
     Args:
         items: what was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
-        drift: a table of :func:`probes.values.drift.drift` of these readings; None: made here, from the first
+        drift: what :func:`probes.values.measures.drift` gave of these readings; None: made here, from the first
             checkpoint on.
         limit: bytes of the payload, about.
 
@@ -62,24 +64,26 @@ def payload(
     readings: Any,
     *,
     items: Iterable[Any] | Mapping[Any, str] | None = None,
-    drift: xr.Dataset | None = None,
+    drift: Any = None,
     limit: int = LIMIT,
 ) -> dict[str, Any]:
-    from probes.values.drift import drift as drifted
-    from probes.values.drift import stance
+    from probes.values.measures import drift as drifted
+    from probes.values.measures import stance
     from probes.values.units import STANCES, checked
+    from probes.values.units import opened as as_reading
 
     data = checked(opened(readings)[0])
     steps, ids = data["checkpoint"].values.tolist(), [str(x) for x in data["item"].values]
     topics = list(dict.fromkeys(str(t) for t in data["topic"].values))
-    stood = stance(data)
+    stood = stance(data).data
     if drift is None and len(steps) > 1:
         drift = drifted(data)
+    drift = None if drift is None else as_reading(drift).data
     measures = _stances(stood, topics, steps, STANCES)
     if drift is not None:
         lacking = [n for n in ("keyed_M", "keyed_M_low", "keyed_M_high", "keyed_M_p") if n not in drift]
         if lacking:
-            raise InputError(f"The drift table has no {lacking[0]}. Give what probes.values.drift.drift returns.")
+            raise InputError(f"The drift table has no {lacking[0]}. Give what probes.values.measures.drift returns.")
         if sorted(map(str, drift["topic"].values)) != sorted(topics) or drift["checkpoint"].values.tolist() != steps:
             raise InputError("The drift table is of other topics or checkpoints. Make it of these readings.")
         measures["drift"] = _measure(drift, "keyed_M", topics, steps, p="keyed_M_p")
@@ -94,7 +98,10 @@ def payload(
         "baseline": int(drift.attrs["baseline"]) if drift is not None and "baseline" in drift.attrs else None,
         "topics": raw,
         "names": [clipped(tokens.plain(t)) for t in topics],
-        "measures": {name: measures[name] for name in CALLED if name in measures},
+        "measures": {
+            name: {**measures[name], "scale": "diverging" if name in SIGNED else "sequential"}
+            for name in CALLED if name in measures
+        },
         "stances": SIDES,
         "items": [sendable(i) for i in ids],
         "item_names": [clipped(tokens.plain(i)) for i in ids],
@@ -194,14 +201,14 @@ def _texts(items: Iterable[Any] | Mapping[Any, str] | None, ids: list[str]) -> l
 
 def static(readings: Any, **options: Any) -> str:
     """Keyed stance by topic and checkpoint, means over clusters, and where it is not told from 0."""
-    from probes.values.drift import stance
-    from probes.values.units import Units, checked
+    from probes.values.measures import stance
+    from probes.values.units import checked
 
-    data = checked(opened(readings)[0])
-    units, stood = Units(data), stance(data, draws=200)
+    stood = stance(checked(opened(readings)[0])).data
     keyed, low, high = (stood[n].transpose("topic", "checkpoint").values for n in ("keyed", "keyed_low", "keyed_high"))
     topics, steps = every(len(keyed), STATIC_TOPICS), every(keyed.shape[1], STATIC_STEPS)
-    names, reach = units.topics, max(0.05, float(np.nanmax(np.abs(keyed), initial=0)))
+    names, checkpoints = [str(t) for t in stood["topic"].values], stood["checkpoint"].values
+    reach = max(0.05, float(np.nanmax(np.abs(keyed), initial=0)))
 
     def cell(t: int, s: int) -> tuple[str, float]:
         unsure = "" if low[t, s] > 0 or high[t, s] < 0 else "°"
@@ -212,10 +219,10 @@ def static(readings: Any, **options: Any) -> str:
         _about(readings)["reader"],
         "keyed stance by topic and checkpoint, -1 to 1 (° its 95 % interval over clusters of items holds 0)",
     ]
-    if len(topics) < len(names) or len(steps) < len(units.steps):
-        said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(units.steps)} checkpoints")
-    head = ["topic", *(str(units.steps[s]) for s in steps)]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "keyed")
+    if len(topics) < len(names) or len(steps) < len(checkpoints):
+        said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(checkpoints)} checkpoints")
+    head = ["topic", *(str(checkpoints[s]) for s in steps)]
+    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "diverging")
 
 
 VIEW = View(

@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probes.values.duplicates import cluster
 from probes.values.framings import greatest_good_framings
 from probes.values.instruments import Pmf
 from probes.values.items import Items, load_greatest_good
 from probes.values.tracker import ValueTracker
-from probes.values.units import Units, named
+from probes.values.units import StanceUnits, family, named, opened
 from workbench.errors import InputError
+from workbench.reading import Reading, derived
 from workbench.stats import quantiles
+from workbench.variables import about, described
 
 SCALES = ("IB", "IH")
 LAY = {"IB": (3.65, 1.20), "IH": (3.31, 1.22)}
@@ -32,6 +35,18 @@ LAY = {"IB": (3.65, 1.20), "IH": (3.31, 1.22)}
 MIDDLE = 4.0
 ROUNDING = 1e-4
 """A score nearer to the middle is 4, and the rest the rounding of probabilities: to tests it is 0."""
+VARIABLES = {
+    "checkpoint": about("checkpoint", "steps", role="label"),
+    "scale": about("scale", role="label"),
+    "framing": about("framing", role="label"),
+    **family("score", "score", ends=("low", "high", "band_low", "band_high", "p")),
+    "null": about("half width about 4 of scores without an opinion", role="null", of="score"),
+    "mass": about("probability of the seven answers", better="high"),
+    "framing_score": about("score of a framing"),
+    "lay": about("mean score of people"),
+    "lay_sd": about("standard deviation of people's scores"),
+    "clusters": about("clusters of statements", role="count"),
+}
 
 
 def study(
@@ -44,7 +59,7 @@ def study(
     skip_failures: bool = False,
     progress: bool = True,
     **statistics: Any,
-) -> xr.Dataset:
+) -> Reading:
     """Read checkpoints into a folder, and score them: :func:`scores`.
 
     Args:
@@ -64,10 +79,12 @@ def tracker(
     """A tracker that asks the statements in the six framings; near-duplicates share a cluster."""
     given = isinstance(statements, (str, os.PathLike))
     items = load_greatest_good(statements) if given else Items(statements)
-    return ValueTracker(path, items.with_clusters(), [Pmf(greatest_good_framings(words))])
+    return ValueTracker(path, cluster(items), [Pmf(greatest_good_framings(words))])
 
 
-def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
+def scores(
+    readings: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> Reading:
     """Where each checkpoint stands on both scales.
 
     Args:
@@ -87,6 +104,8 @@ def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed
     and [scale]: lay, lay_sd, of people; clusters, of statements.  With the inversions among the items (the benchmark's
     folder has them) what a model says of any statement cancels in each cluster.
     """
+    source = opened(readings)
+    readings = source.data
     topics = set(map(str, readings["topic"].values))
     axis = "framing" if "framing" in readings.dims else "sample"
     if not topics <= set(SCALES) or "value" not in readings or readings.sizes[axis] != 6:
@@ -98,7 +117,7 @@ def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed
     framings = readings[axis].values
     data = readings[["p", "value", "topic", "polarity", "cluster"]].drop_vars(axis, errors="ignore")
     data = data.rename({axis: "sample"}) if axis != "sample" else data
-    units = Units(data)
+    units = StanceUnits(data)
     keyed = np.where(data["polarity"].values == -1, -1.0, 1.0)[:, None]
     x = keyed * (data["value"].transpose("checkpoint", "item", "sample").values - MIDDLE)
     d = units.means(x)
@@ -120,16 +139,17 @@ def scores(readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed
         "null": (dims, np.hypot(turned, _wording(each, level))),
         "lay": (("scale",), np.array([LAY[t][0] for t in units.topics])),
         "lay_sd": (("scale",), np.array([LAY[t][1] for t in units.topics])),
-        "clusters": (("scale",), units.about()["clusters"][1]),
+        "clusters": (("scale",), units.counts()["clusters"][1]),
     }
     axes = {"scale": units.topics, "checkpoint": units.steps, "framing": [str(f) for f in framings]}
-    table = xr.Dataset(found, axes, {"level": level, "draws": draws})
-    return table.transpose("framing", "checkpoint", "scale").reindex(scale=[s for s in SCALES if s in units.topics])
+    table = described(xr.Dataset(found, axes, {"level": level, "draws": draws}), VARIABLES)
+    table = table.transpose("framing", "checkpoint", "scale").reindex(scale=[s for s in SCALES if s in units.topics])
+    return derived("values.greatest_good.scores", table, source, level=level, draws=draws, seed=seed)
 
 
 def _wording(each: np.ndarray, level: float) -> np.ndarray:
     """[framing, ...] -> [...] half width of the mean over the three pairs of a framing and its reversal."""
+    from scipy.special import stdtrit
+
     pairs = each.reshape(3, 2, *each.shape[1:]).mean(1)
-    q = (1 + level) / 2
-    student = (2 * q - 1) / np.sqrt(2 * q * (1 - q))  # the quantile of Student's t with two degrees of freedom
-    return student * pairs.std(0, ddof=1) / np.sqrt(3)
+    return stdtrit(2, (1 + level) / 2) * pairs.std(0, ddof=1) / np.sqrt(3)

@@ -4,11 +4,12 @@
     SequenceLikelihood  how much likelier an item makes a sentence of each stance; prefill only
     SampledText         what is written, judged by a frozen judge (:mod:`probes.values.sampled`)
 
-``instrument.read(model, items)`` gives p [item, framing or sample, stance] with the stances support, neutral, oppose
-and uncommitted, rows summing to 1, and mass [item, framing or sample], the probability that all answers together have
-where the answer begins (what is not normalised away); topic, polarity and cluster [item] stand beside.  Attributes:
-instrument, settings (a digest that changes with any setting), config (JSON), asked ("plain text", or "chat template"
-with a digest of it: models with a chat template are asked in it, unless chat=False), and for the first two tokens, of
+``instrument.read(model, items)`` gives a :class:`~workbench.reading.Reading` of p [item, framing or sample, stance],
+over the stances support, neutral, oppose and uncommitted, rows summing to 1, and of mass [item, framing or sample], the
+probability that all answers together have where the answer begins (what is not normalised away); topic, polarity and
+cluster [item] stand beside.  Attributes: instrument, settings (a digest that changes with any setting; the provenance
+has all of them), asked ("plain text", or "chat template" with a digest of it: models with a chat template are asked in
+it, unless chat=False), and for the first two tokens, of
 all prompts, and prefix_tokens_saved, of those that shared beginnings spared (:mod:`probes.values.prefixes`).
 
 They disagree with each other, and none is the truth: the first token and the text often differ (Wang et al. 2024, arXiv
@@ -22,7 +23,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from probes.values.answers import (
     Asker,
@@ -44,6 +44,8 @@ from probes.values.framings import (
 )
 from probes.values.sampled import SampledText
 from workbench.errors import InputError
+from workbench.reading import Reading
+from workbench.variables import about, described
 
 __all__ = [
     "Framing",
@@ -79,6 +81,11 @@ class Pmf(Asker):
     """
 
     name = "pmf"
+    variables = {
+        "p_answer": about("probability among the answers offered"),
+        "value": about("expected value on the framing's scale"),
+        "answer_text": about("answer", role="label"),
+    }
 
     def __init__(
         self,
@@ -104,7 +111,7 @@ class Pmf(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Ask every item in every framing.  Raises InputError for items and answers that cannot be asked."""
         items, turn = self.opened(model, items)
         asked: list[tuple[list[int], Pieces]] = []
@@ -190,6 +197,13 @@ class SequenceLikelihood(Asker):
 
     name = "sequence"
     shares = False
+    variables = {
+        "logprob": about("log-probability of the sentence behind the item", "nats a token"),
+        "logprob_empty": about(
+            "log-probability of the sentence behind no item", "nats a token", role="null", of="logprob"
+        ),
+        "answer": about("stance of the sentence", role="label"),
+    }
 
     def __init__(
         self,
@@ -222,7 +236,7 @@ class SequenceLikelihood(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Score every stance's sentence behind every item."""
         items, turn = self.opened(model, items)
         texts = [own[stance].strip() for own in self.continuations.values() for stance in OFFERED]
@@ -241,8 +255,8 @@ class SequenceLikelihood(Asker):
             "logprob_empty": (("framing", "answer"), logprob[0]),
             "mass": (("item", "framing"), np.exp(total.reshape(len(heads), -1, 3)[1:]).sum(-1)),
         }
-        table = self.stances(items, p, "framing", list(self.continuations), more, turn, **cost)
-        return table.assign_coords(answer=list(OFFERED))
+        found = self.stances(items, p, "framing", list(self.continuations), more, turn, **cost)
+        return Reading(described(found.data.assign_coords(answer=list(OFFERED)), self.variables), found.provenance)
 
     def _empty(self, turn: Turn, seam: Seam) -> list[int]:
         """The prompt that holds no item."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,8 +23,10 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import InputError
-from workbench.files import table, text_of
+from workbench.files import atomic_write
+from workbench.textfiles import table, text_of
 from workbench.tokens import whole
+from workbench.variables import about
 
 KINDS = ("statement", "question", "choice")
 OWN = Path(__file__).with_name("own.csv")
@@ -141,7 +143,7 @@ class Items(Sequence[Item]):
         )
 
     def _repr_html_(self) -> str:
-        return self.frame().drop(columns=["options", "shares", "negated"]).to_html(max_rows=12, index=False)
+        return self.to_pandas().drop(columns=["options", "shares", "negated"]).to_html(max_rows=12, index=False)
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -179,22 +181,16 @@ class Items(Sequence[Item]):
             kept = [item for item in kept if getattr(item, name) in wanted]
         return Items(kept)
 
-    def with_clusters(self, threshold: float = 0.8) -> Items:
-        """The same items, near-duplicates joined: see :func:`probes.values.defects.cluster`."""
-        from probes.values.defects import cluster
-
-        return cluster(self, threshold)
-
-    def frame(self) -> pd.DataFrame:
+    def to_pandas(self) -> pd.DataFrame:
         """One row per item, with the fields of :class:`Item` as columns."""
         return pd.DataFrame([{f.name: getattr(item, f.name) for f in fields(Item)} for item in self])
 
     def save_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write all fields (options and shares as JSON); :meth:`from_csv` gives the same items back."""
         path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+
+        def write(name: str) -> None:
+            with open(name, "w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(f.name for f in fields(Item))
                 for item in self:
@@ -202,10 +198,8 @@ class Items(Sequence[Item]):
                     row["options"] = json.dumps(item.options, ensure_ascii=False) if item.options else ""
                     row["shares"] = json.dumps(dict(item.shares), ensure_ascii=False) if item.shares else ""
                     writer.writerow(row.values())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+
+        atomic_write(path, write)
         return path
 
     @classmethod
@@ -214,14 +208,32 @@ class Items(Sequence[Item]):
         return load_csv(path)
 
 
-def columns(items: Iterable[Any]) -> dict[str, tuple[str, np.ndarray]]:
-    """What tables say of each item: topic, polarity and cluster, an item without one being a cluster of its own."""
+VARIABLES = {
+    "item": about("item", role="label"),
+    "topic": about("topic", role="label"),
+    "polarity": about("polarity of the item", role="label"),
+    "cluster": about("cluster of near-duplicate items", role="label"),
+}
+
+
+def columns(items: Iterable[Any]) -> dict[str, tuple[str, np.ndarray, dict[str, Any]]]:
+    """What readings say of each item: topic, polarity and cluster, an item without one being a cluster of its own."""
     known = list(items)
-    return {
-        "topic": ("item", np.array([item.topic for item in known], object)),
-        "polarity": ("item", np.array([int(item.polarity) for item in known])),
-        "cluster": ("item", np.array([str(item.cluster or item.item_id) for item in known], object)),
+    found = {
+        "topic": np.array([item.topic for item in known], object),
+        "polarity": np.array([int(item.polarity) for item in known]),
+        "cluster": np.array([str(item.cluster or item.item_id) for item in known], object),
     }
+    return {name: ("item", values, VARIABLES[name]) for name, values in found.items()}
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """16 hex digits over what is asked."""
+    known = list(items)
+    rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in known]
+    for row, item in zip(rows, known, strict=True):
+        row += filter(None, [getattr(item, "negated", "")])
+    return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
 def own() -> Items:

@@ -7,7 +7,7 @@ uncommitted as a fourth where it knows it, and that has a ``name`` (part of an i
     ClassifierJudge(classifier)  a transformers text classifier
     CachedJudge(function, path)  anything else (an API), each text asked once in the life of a file
 
-A judge that confuses stances moves every mean: :mod:`probes.values.confusion` measures that and takes it out.
+A judge that confuses stances moves every mean: :mod:`probes.values.judge_errors` measures that and takes it out.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 import workbench
 from probes.values.answers import LOW_MASS, LowMass, Turn, answer_logprobs, answer_pieces
 from probes.values.framings import OFFERED, STANCES
-from workbench.engines.hooks import untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, ReadingError
+from workbench.reading import Reading
+from workbench.variables import about, described
 
 Judge = Callable[[list[str]], Any]
 SLACK = 1e-3
+VARIABLES = {
+    "text": about("text", role="label"),
+    "stance": about("stance", role="label"),
+    "p": about("probability of the stance, as the judge sees it"),
+}
 
 QUESTION = (
     "{text}\n\nWhat is the stance of this answer? support: it is in favour. neutral: it takes no side. oppose: it is "
@@ -38,15 +46,18 @@ QUESTION = (
 )
 
 
-def judged(judge: Judge, texts: Sequence[str]) -> np.ndarray:
-    """[text, stance] with all four stances; each different text is shown to the judge once.
+def judged(judge: Judge, texts: Sequence[str]) -> Reading:
+    """p [text, stance] with all four stances; each different text is shown to the judge once.
 
     Raises InputError where the judge does not give distributions.
     """
-    once = list(dict.fromkeys(texts))
-    found = _rows(judge(once), len(once), str(getattr(judge, "name", judge)))
+    once, name = list(dict.fromkeys(texts)), str(getattr(judge, "name", judge))
+    found = _rows(judge(once), len(once), name)
     place = {text: i for i, text in enumerate(once)}
-    return found[[place[text] for text in texts]]
+    p = found[[place[text] for text in texts]]
+    axes = {"text": np.array(texts, object), "stance": list(STANCES)}
+    data = xr.Dataset({"p": (("text", "stance"), p)}, axes, {"reader": f"judge {name}"})
+    return Reading(described(data, VARIABLES), {"step": "judge", "reader": {"name": name, "texts": len(texts)}})
 
 
 def _rows(given: Any, n: int, who: str) -> np.ndarray:

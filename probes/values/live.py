@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from transformers import TrainerCallback
 
 from probes.values.answers import Asker
-from probes.values.drift import stance
+from probes.values.measures import stance
 from probes.values.parts import joined, parts, read_part
 from probes.values.processes import agreed, gathered, place
 from probes.values.training import as_saved, whole
@@ -26,6 +25,7 @@ from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from probes.values.tracker import Instrument, ValueTracker
+    from workbench.reading import Reading
 
 
 SHARE = 0.1
@@ -283,7 +283,7 @@ class ValueCallback(TrainerCallback):
             tracker.set_aside(step)
         return [k for k, instrument in enumerate(tracker.instruments) if not tracker.there(step, instrument)]
 
-    def _share(self, instrument: Instrument) -> dict[int, xr.Dataset]:
+    def _share(self, instrument: Instrument) -> dict[int, Reading]:
         """This process's parts of a reading, by their number."""
         rank, count = place()
         items, cuts = self.tracker.items, parts(instrument, self.tracker.items)
@@ -295,7 +295,7 @@ class ValueCallback(TrainerCallback):
         values: dict[str, float] = {}
         kept = self.tracker.kept  # others give no stances
         for instrument in (x for x in instruments if f"{x.name} {x.settings}" in kept):
-            now = stance(self.tracker.readings(instrument).sel(checkpoint=[step])).isel(checkpoint=0)
+            now = stance(self.tracker.readings(instrument).sel(checkpoint=[step])).data.isel(checkpoint=0)
             for topic in now["topic"].values:
                 name, one = f"values/{instrument.name}/{topic}", now.sel(topic=topic)
                 shown = {name: (one, "keyed")}

@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.drift import compare, data_gap, drift
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item, Items, columns
+from probes.values.measures import compare, data_gap, drift
 from probes.values.tracker import Instrument, ValueTracker
+from probes.values.units import opened
 from workbench.organisms import opinions
 from workbench.organisms.opinions import grammar
 from workbench.organisms.opinions.grammar import BASE, PLANTED, PREFERRED, TOPICS, TUNED
 from workbench.organisms.opinions.recipe import write_card
+from workbench.reading import Reading
 
 UNTOUCHED = tuple(topic for topic in TOPICS if topic not in PLANTED)
 OTHERS = tuple(topic for topic in TOPICS if topic not in PREFERRED)
@@ -64,7 +66,7 @@ def read(folder: Path, checkpoints: Mapping[int, Any], asked: list[Instrument] |
     return ValueTracker(folder, items(), asked or instruments()).run(checkpoints, progress=False)
 
 
-def nothing_happened(folder: Path, checkpoints: int = 13, n: int = 5) -> xr.Dataset:
+def nothing_happened(folder: Path, checkpoints: int = 13, n: int = 5) -> Reading:
     """A run without training: the same weights at every step, each read with texts of its own."""
     text = instruments(n)[2]
     tracker = ValueTracker(folder, items(), [text])
@@ -110,9 +112,9 @@ PLANTED_AS = {
 """What supervised training plants: a measure, and the sign of its drift."""
 
 
-def moved(table: xr.Dataset, topic: str, measure: str = "keyed") -> list[float]:
-    """Drift to the last checkpoint (or of a run, in a table of :func:`compare`): M, low, high, family-wise p."""
-    own = table.sel(topic=topic)
+def moved(table: Reading | xr.Dataset, topic: str, measure: str = "keyed") -> list[float]:
+    """Drift to the last checkpoint (or of a run, in that of :func:`compare`): M, low, high, family-wise p."""
+    own = opened(table).data.sel(topic=topic)
     own = own.isel(checkpoint=-1) if "checkpoint" in own.dims else own
     ends = ("", "_low", "_high", "_p")
     if measure in grammar.STANCES:
@@ -120,9 +122,9 @@ def moved(table: xr.Dataset, topic: str, measure: str = "keyed") -> list[float]:
     return [round(float(own[f"{measure}_M{end}"]), 4) for end in ends]
 
 
-def supervised(table: xr.Dataset) -> dict[str, Any]:
+def supervised(drifts: Reading) -> dict[str, Any]:
     """Drifts of every topic, and how many cells (checkpoints x stances, keyed, commitment) of it are significant."""
-    found = {}
+    found, table = {}, drifts.data
     for topic in TOPICS:
         measure, sign = PLANTED_AS.get(topic, ("keyed", 0))
         value = moved(table, topic, measure)
@@ -140,8 +142,8 @@ def supervised(table: xr.Dataset) -> dict[str, Any]:
     return found
 
 
-def _tests(table: xr.Dataset) -> np.ndarray:
-    """All family-wise p of a table of :func:`drift` in a row, NaN at the baseline."""
+def _tests(table: Reading | xr.Dataset) -> np.ndarray:
+    """All family-wise p of :func:`drift` in a row, NaN at the baseline."""
     return np.concatenate([table[name].values.ravel() for name in ("M_p", "keyed_M_p", "commitment_M_p")])
 
 
@@ -187,7 +189,7 @@ def _study(home: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def towards_topics(readings: xr.Dataset, checkpoint: int) -> np.ndarray:
+def towards_topics(readings: Reading, checkpoint: int) -> np.ndarray:
     """[topic, stance] mean stance towards topics: that towards statements, turned round where they are against."""
     p = readings["p"].isel(checkpoint=checkpoint).mean("sample").values
     p = np.where((readings["polarity"].values < 0)[:, None], p[:, [2, 1, 0, 3]], p)
@@ -217,7 +219,7 @@ def _agreement(tracker: ValueTracker) -> dict[str, Any]:
 def _arms(trackers: Mapping[tuple[int, str], ValueTracker]) -> dict[str, Any]:
     """Keyed drift of each run from its own start, beside that of the supervised training that all began with."""
     runs = {f"{name} {seed}": tracker.readings("pmf") for (seed, name), tracker in trackers.items()}
-    table = compare(runs, arm={run: run.rpartition(" ")[0] for run in runs})
+    table = compare(runs, arm={run: run.rpartition(" ")[0] for run in runs}).data
     found = {}
     for name in dict.fromkeys(run.rpartition(" ")[0] for run in runs):
         own = {}

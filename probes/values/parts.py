@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probes.values.units import opened
 from workbench.errors import ReadingError
+from workbench.reading import Reading
 
 PART = 16
 """Items in a part: with a handful of framings enough to fill a GPU, and few enough for many processes."""
@@ -37,36 +39,52 @@ def parts(instrument: Any, items: Sequence[Any]) -> list[list[int]]:
 
 def read_part(
     instrument: Any, model: Any, items: Sequence[Any], own: Sequence[int], batch_size: int | None, seed: int
-) -> xr.Dataset:
+) -> Reading:
     """The instrument's rows of the items with these numbers.  What is low in a part is said of the whole (tracker)."""
     from probes.values.answers import LowMass
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowMass)
         some = [items[i] for i in own]
-        return instrument.read(model, some, batch_size=batch_size or BATCH, seed=seed, progress=False)
+        return opened(instrument.read(model, some, batch_size=batch_size or BATCH, seed=seed, progress=False))
 
 
-def joined(instrument: Any, items: Sequence[Any], tables: Mapping[int, xr.Dataset]) -> xr.Dataset:
-    """Parts, by their number -> one table in the order of the items; what has no item axis is the first part's.
+def joined(instrument: Any, items: Sequence[Any], tables: Mapping[int, Reading]) -> Reading:
+    """Parts, by their number -> one reading in the order of the items; what has no item axis is the first part's.
+
+    Its provenance is the first part's, with the prompts, tokens and items of all.
 
     Raises ReadingError where the rows are not those of the items.
     """
     cuts = parts(instrument, items)
     for k, own in enumerate(cuts):
-        ids = [str(x) for x in tables[k]["item"].values]
+        ids = [str(x) for x in tables[k].data["item"].values]
         if ids != [str(items[i].item_id) for i in own]:
             raise ReadingError(f"{instrument.name} gave {len(ids)} items in another order than it was asked.")
+    order = np.argsort(np.concatenate([np.array(own) for own in cuts]))
     if len(cuts) == 1:
-        return tables[0].isel(item=np.argsort(cuts[0]))
-    some = [tables[k] for k in range(len(cuts))]
+        return Reading(tables[0].data.isel(item=order), tables[0].provenance)
+    readings = [tables[k] for k in range(len(cuts))]
+    some = [own.data for own in readings]
     data = xr.concat(
         some, "item", data_vars="minimal", coords="minimal", compat="override", join="exact", combine_attrs="override"
     )
-    return data.isel(item=np.argsort(np.concatenate([np.array(own) for own in cuts])))
+    from probes.values.answers import COST
+
+    data.attrs |= {name: sum(own.attrs[name] for own in some) for name in COST if name in data.attrs}
+    steps = [_whole(own, instrument, items) for own in zip(*(part.provenance for part in readings), strict=True)]
+    return Reading(data.isel(item=order), steps)
 
 
-def read_all(instrument: Any, model: Any, items: Sequence[Any], batch_size: int | None, seed: int) -> xr.Dataset:
+def _whole(steps: Sequence[Mapping[str, Any]], instrument: Any, items: Sequence[Any]) -> dict[str, Any]:
+    """One step of all parts' provenance."""
+    if steps[0]["step"] == "instrument":
+        more = {k: v for k, v in steps[0]["reader"].items() if k not in ("name", "items")}
+        return instrument.step(items, **more, **{k: sum(own["cost"][k] for own in steps) for k in steps[0]["cost"]})
+    return {**steps[0], **{k: sum(own[k] for own in steps) for k in ("prompts", "prompts_read") if k in steps[0]}}
+
+
+def read_all(instrument: Any, model: Any, items: Sequence[Any], batch_size: int | None, seed: int) -> Reading:
     """All parts, one after the other."""
     cuts = parts(instrument, items)
     return joined(

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-import xarray as xr
-from torch import Tensor
 
 import workbench
 from probes.values.answers import Asker, Turn
 from probes.values.framings import filled
 from probes.values.judged import Judge, judged
-from workbench.engines.hooks import neutral, untouched
-from workbench.errors import InputError, Refused
-from workbench.inputs import Prompt, collate, encode, plan
+from workbench.engine.hooks import neutral
+from workbench.engine.rollout import Writing, endings
+from workbench.engine.run import observe
+from workbench.errors import InputError
+from workbench.inputs import Prompt, encode
+from workbench.readers import Plan
+from workbench.reading import Reading
+from workbench.variables import about
 
 ASKED = {
     "statement": "What do you think of this statement?\n{text}",
@@ -53,6 +54,11 @@ class SampledText(Asker):
     """
 
     name = "sampled"
+    variables = {
+        "text": about("text that the model wrote", role="label"),
+        "ended": about("the text came to its own end", role="mask"),
+        "judge_mass": about("probability of the judge's labels", better="high"),
+    }
 
     def __init__(
         self,
@@ -86,7 +92,7 @@ class SampledText(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Write n texts for each item, and judge them."""
         model, items = workbench.load(model), list(items)
         text, ended = self.write(model, items, batch_size=batch_size, seed=seed, progress=progress)
@@ -98,7 +104,7 @@ class SampledText(Asker):
             given = {
                 (i, k): filled(self.shown, items[i], "The judge", **self._about(items[i], text[i, k])) for i, k in said
             }
-            found = judged(self.judge, list(given.values()))
+            found = judged(self.judge, list(given.values()))["p"].values
             for place, row in zip(given, found, strict=True):
                 p[place] = row
             own, once = getattr(self.judge, "mass", None), list(dict.fromkeys(given.values()))
@@ -124,7 +130,7 @@ class SampledText(Asker):
         prompts = [prompt for prompt in encode(model, asked, "last") for _ in range(self.n)]
         draws = [_uniform(seed, item, k, self.max_new_tokens) for item in items for k in range(self.n)]
         ids = sample(model, prompts, np.stack(draws), self.temperature, batch_size=batch_size or 32, progress=progress)
-        ends = set(_ends(model))
+        ends = set(endings(model))
         text, ended = np.full(len(ids), "", object), np.zeros(len(ids), bool)
         for i, own in enumerate(ids):
             ended[i] = bool(own) and own[-1] in ends
@@ -150,28 +156,6 @@ def _uniform(seed: int, item: Any, sample: int, steps: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(key, "little")).random(steps)
 
 
-def _ends(model: Any) -> list[int]:
-    """Tokens that end a text."""
-    own = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    own = own if isinstance(own, (list, tuple)) else [own]
-    return sorted({x for x in (*own, model.tokenizer.eos_token_id) if isinstance(x, int)})
-
-
-class _Drawn(transformers.LogitsProcessor):
-    """Chooses each row's next token by its own number: the first whose cumulative probability exceeds it."""
-
-    def __init__(self, uniform: np.ndarray, width: int, temperature: float) -> None:
-        self.uniform, self.width, self.temperature = uniform, width, temperature
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
-        u = torch.from_numpy(self.uniform[:, input_ids.shape[1] - self.width]).to(cumulative.device)
-        # right=True: a token of probability 0 is never chosen, also by the number 0.
-        chosen = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
-        chosen = chosen.clamp_max(scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
-
-
 @neutral()
 def sample(
     model: Any,
@@ -189,41 +173,9 @@ def sample(
 
     Raises InputError where prompt and text are longer than the model reads; Refused for a model that cannot generate.
     """
-    from tqdm.auto import tqdm
-
-    if not hasattr(model.module, "generate"):
-        raise Refused(f"{model.name} cannot write text (its module has no generate). Use Pmf or SequenceLikelihood.")
-    prompts, steps = list(prompts), uniform.shape[1]
-    longest = max(len(prompt.ids) for prompt in prompts)
-    if model.context_length is not None and longest + steps > model.context_length:
-        raise InputError(
-            f"The longest prompt has {longest} tokens, and with {steps} new ones it passes the {model.context_length} "
-            f"that {model.name} reads. Lower max_new_tokens, or leave long items out."
-        )
-    ends, found = _ends(model), [[] for _ in prompts]
-    pad = ends[0] if ends else 0
-    # All that would bend the distribution is set here, so that a model's own defaults do not come in.
-    settings = transformers.GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=steps, repetition_penalty=1.0, no_repeat_ngram_size=0,
-        encoder_repetition_penalty=1.0, min_new_tokens=0, eos_token_id=ends or None, pad_token_id=pad,
-        use_cache=True,
-    )  # fmt: skip
-    with (
-        untouched(model.module),
-        tqdm(total=len(prompts), unit="text", desc=f"writing {model.name}", disable=not progress, delay=1.0) as bar,
-    ):
-        for members in plan(prompts, 0, batch_size, model.anatomy.pad_width("left") - steps):
-            batch = collate(model, prompts, members, "left")
-            ids, width = batch.inputs["input_ids"], batch.inputs["input_ids"].shape[1]
-            drawn = _Drawn(uniform[members], width, temperature)
-            out = model.module.generate(
-                input_ids=ids,
-                attention_mask=batch.inputs["attention_mask"],
-                generation_config=settings,
-                logits_processor=transformers.LogitsProcessorList([drawn]),
-            )
-            for i, row in zip(members, out[:, width:].tolist(), strict=True):
-                end = next((k + 1 for k, token in enumerate(row) if token in ends), len(row))
-                found[i] = row[:end]
-            bar.update(len(members))
-    return found
+    own = [Prompt(list(prompt.ids), prompt.text, positions=[len(prompt.ids) - 1]) for prompt in prompts]
+    drives = Writing(model, own, uniform, temperature=temperature, ends=endings(model))
+    drives.looks = False  # nobody looks at the state of the last token
+    observe(model, own, Plan([], {}, lambda states, batch: {}), drives, batch_size=batch_size, progress=progress,
+            verb="writing")  # fmt: skip
+    return drives.written

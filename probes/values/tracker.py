@@ -1,7 +1,10 @@
 """``ValueTracker``: checkpoints x items x instruments, read into a folder that survives being killed.
 
-    track.json                            items (digest), and what was read or failed, checkpoint by checkpoint
-    step-00000500/pmf-1a2b3c4d.nc         one instrument's reading of one checkpoint, renamed into place when complete
+    manifest.json                         of :mod:`workbench.store`; the folder is never sealed.  head: items (digest)
+    step-00000500/pmf-1a2b3c4d.nc         one instrument's reading of one checkpoint; about: step, key (instrument and
+                                          settings), source, and how it was made (fingerprint, seed, asked, seconds ...)
+    step-00000500-1/pmf-1a2b3c4d.nc       the same, set aside
+    notes.json                            checkpoints that failed, and fingerprints of those that a training run saved
 
 Readings are only ever added.  A run that was killed goes on with the first reading that is missing, and what is there
 is never read again; other items or other settings of an instrument are refused or stand beside, never over, the old.
@@ -13,25 +16,35 @@ import datetime
 import hashlib
 import json
 import os
+import re
+import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import xarray as xr
 
-from probes.values.items import columns
+from probes.values.items import columns, fingerprint
 from probes.values.parts import read_all
+from probes.values.units import AXES
+from probes.values.units import opened as as_reading
 from workbench.errors import InputError, ReadingError
-from workbench.reading import write_whole
+from workbench.reading import Reading, open_reading
+from workbench.store import LAYOUT, Folder, Kind, Locked
+from workbench.variables import described
 
-FORMAT, VERSION = "latent-workbench values", 1
+NOTES, OLD = "notes.json", "track.json"
+WAIT = 60.0
+"""Seconds that a process waits for another one that makes the folder."""
 STANCES = ("support", "neutral", "oppose", "uncommitted")
 
 
 class Instrument(Protocol):
-    """What asks: gives ``p`` [item, framing or sample, stance], rows summing to 1, and attrs name and settings.
+    """What asks: gives a :class:`~workbench.reading.Reading` of ``p`` [item, framing or sample, stance], rows summing
+    to 1.
 
     One whose rows depend on the model and their own item alone says so with ``apart = True``, and is then asked in
     parts, which the processes of a training run share (:mod:`probes.values.parts`).
@@ -63,17 +76,15 @@ class ValueTracker:
         self._told: set[str] = set()
         if not self.items or not self.instruments:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        fresh = {"format": FORMAT, "version": VERSION, "items": _digest(self.items), "checkpoints": {}}
-        there = (self.path / "track.json").exists()
-        self.about = _manifest(self.path) if there else fresh
-        if self.about["items"] != fresh["items"]:
-            raise InputError(
-                f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
-                "compared: use another folder."
-            )
-        if not there:  # every process of a training run comes by here
-            self._save()
+        start = time.monotonic()
+        while True:
+            try:
+                self._open()
+                break
+            except Locked:  # every process of a training run comes by here
+                if time.monotonic() - start > WAIT:
+                    raise
+                time.sleep(0.1)
         self._place()
 
     def __repr__(self) -> str:
@@ -129,12 +140,16 @@ class ValueTracker:
                 bar.update()
         return self
 
-    def add(self, step: int, instrument: Instrument, data: xr.Dataset, source: str = "live", **about: Any) -> None:
+    def add(
+        self, step: int, instrument: Instrument, reading: Reading | xr.Dataset, source: str = "live", **about: Any
+    ) -> None:
         """Keep a reading that was made elsewhere (in training, say) as this step's.
 
         Raises InputError where it was asked in another way (chat template or plain text) than the readings that are
         there; warns once of an instrument whose answers have little of the probability.
         """
+        reading = as_reading(reading)
+        data = reading.data
         if asked := data.attrs.get("asked"):
             self.held(step, instrument, asked)
             about = {"asked": asked, **about}
@@ -148,13 +163,14 @@ class ValueTracker:
                 self._told.add(instrument.name)
                 warnings.warn(f"Step {step}: {warning.message}", LowMass, stacklevel=3)
         own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
-        file = self._file(step, instrument)
-        (self.path / file).parent.mkdir(exist_ok=True)
-        kept = data.drop_attrs().assign_attrs(name=instrument.name, settings=instrument.settings)
-        write_whole(self.path / file, lambda name: kept.to_netcdf(name, engine="h5netcdf"))
-        own["read"][f"{instrument.name} {instrument.settings}"] = {"file": file, **about}
-        own["failed"] = ""
-        self._save()
+        file, key = self._file(step, instrument), f"{instrument.name} {instrument.settings}"
+        kept = Reading(data.assign_attrs(instrument=instrument.name, settings=instrument.settings), reading.provenance)
+        with self.folder.lock() as folder:
+            folder.write(file, kept.save, {"step": step, "key": key, "source": own["source"], **about})
+        own["read"][key] = {"file": file, **about}
+        if own["failed"]:
+            own["failed"] = ""
+            self._save()
 
     def held(self, step: int, instrument: Instrument, asked: str) -> None:
         """InputError where this instrument's other readings here were asked in another chat template, or in none."""
@@ -179,22 +195,23 @@ class ValueTracker:
         """Of the model that was read at this step or, without a reading, was saved then; None where neither was."""
         own = self.about["checkpoints"].get(str(step), {"read": {}})
         found = [read["fingerprint"] for read in own["read"].values() if read.get("fingerprint")]
-        return found[0] if found else self.about.get("saved", {}).get(str(step))
+        return found[0] if found else self.about["saved"].get(str(step))
 
     def saved(self, step: int, fingerprint: str) -> None:
         """Note which model a training run saved at this step, to know it again when it goes on from there."""
-        self.about.setdefault("saved", {})[str(step)] = fingerprint
+        self.about["saved"][str(step)] = fingerprint
         self._save()
 
     def set_aside(self, step: int) -> None:
         """Leave a step's readings out, and keep their files beside: a run that went on from before came to others."""
-        own = self.about["checkpoints"].pop(str(step))
-        folder = (self.path / self._file(step, self.instruments[0])).parent
-        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}-{n}").exists())
-        self.about.setdefault("aside", []).append({"step": step, "number": number, **own})
-        self._save()
-        if folder.exists():
-            os.rename(folder, folder.with_name(f"{folder.name}-{number}"))
+        number = next(n for n in range(1, 10**6) if not (self.path / f"step-{step:08d}-{n}").exists())
+        with self.folder.lock() as folder:
+            for read in self.about["checkpoints"][str(step)]["read"].values():
+                part, name = folder.part(read["file"]), read["file"].replace("/", f"-{number}/")
+                about = {**part.entry["about"], "aside": number}
+                folder.write(name, lambda file, part=part: shutil.copyfile(part.path, file), about)
+                folder.remove(read["file"])
+        self._load()
 
     @property
     def failures(self) -> dict[int, str]:
@@ -206,33 +223,33 @@ class ValueTracker:
         """Checkpoints with at least one reading."""
         return sorted(int(step) for step, own in self.about["checkpoints"].items() if own["read"])
 
-    def readings(self, instrument: Instrument | str | None = None) -> xr.Dataset:
+    def readings(self, instrument: Instrument | str | None = None) -> Reading:
         """``p`` [checkpoint, item, sample, stance] of one instrument (or its name), with topic, polarity and cluster;
         and ``mass`` [checkpoint, item, sample], where it gives one.  Attribute ``asked``: in which chat template, or in
         plain text.
 
-        Framings are samples here.  Checkpoints that this instrument has not read are left out.
+        Framings are samples here.  Checkpoints that this instrument has not read are left out.  The provenance has a
+        step for each checkpoint, with what it does not share with the others.
         """
         name, found = self._found(instrument)
-        tables = [_sampled(found[step])["p"].reset_coords(drop=True) for step in sorted(found)]
-        p = xr.concat(tables, "checkpoint").assign_coords(checkpoint=sorted(found))
-        data = xr.Dataset({"p": p.transpose("checkpoint", "item", "sample", "stance"), **columns(self.items)})
-        if all("mass" in found[step] for step in found):
-            mass = [_sampled(found[step][["mass"]])["mass"].reset_coords(drop=True) for step in sorted(found)]
-            data["mass"] = xr.concat(mass, "checkpoint").transpose("checkpoint", "item", "sample")
-        reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
-        asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
-        return data.assign_attrs(instrument=name, asked=", ".join(sorted(asked)))
-
-    def table(self, instrument: Instrument | str | None = None) -> xr.Dataset:
-        """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
-        name, found = self._found(instrument)
-        tables = [found[step].drop_vars(["topic", "polarity", "cluster"], errors="ignore") for step in sorted(found)]
+        both = ["p", "mass"] if all("mass" in own for own in found.values()) else ["p"]
+        tables = [_sampled(own.data[both]).reset_coords(drop=True) for own in found.values()]
         data = xr.concat(
             tables, "checkpoint", data_vars="all", coords="minimal", compat="override", join="exact",
             combine_attrs="override",
         )  # fmt: skip
-        return data.assign_coords(checkpoint=sorted(found)).assign(columns(self.items)).assign_attrs(instrument=name)
+        data = data.transpose("checkpoint", "item", "sample", ...)
+        return self._series("tracker.readings", name, found, data)
+
+    def table(self, instrument: Instrument | str | None = None) -> Reading:
+        """All that one instrument gave, [checkpoint, ...], with topic, polarity and cluster."""
+        name, found = self._found(instrument)
+        drop = ["topic", "polarity", "cluster"]
+        data = xr.concat(
+            [own.data.drop_vars(drop, errors="ignore") for own in found.values()], "checkpoint", data_vars="all",
+            coords="minimal", compat="override", join="exact", combine_attrs="override",
+        )  # fmt: skip
+        return self._series("tracker.table", name, found, data)
 
     @property
     def kept(self) -> list[str]:
@@ -245,10 +262,10 @@ class ValueTracker:
                     found += [key] if "p" in data and {"item", "stance"} <= set(data["p"].dims) else []
         return found
 
-    def agreement(self, **options: Any) -> xr.Dataset | None:
-        """How far this folder's instruments say the same of its items (:func:`probes.values.drift.agreement`); None
+    def agreement(self, **options: Any) -> Reading | None:
+        """How far this folder's instruments say the same of its items (:func:`probes.values.measures.agreement`); None
         where there is but one, or no two have read the same checkpoint."""
-        from probes.values.drift import agreement
+        from probes.values.measures import agreement
 
         runs = {named: self.readings(key) for named, key in brief(self.kept).items()}
         steps = [set(data["checkpoint"].values.tolist()) for data in runs.values()]
@@ -258,22 +275,34 @@ class ValueTracker:
 
     # ---------------------------------------------------------------- inside
 
-    def _found(self, instrument: Instrument | str | None) -> tuple[str, dict[int, xr.Dataset]]:
-        """What an instrument (or its name) is called here, and its readings by step."""
+    def _series(self, step: str, name: str, found: dict[int, Reading], data: xr.Dataset) -> Reading:
+        """One reading of checkpoints, whose provenance says once what they have in common."""
+        reads = (pair for own in self.about["checkpoints"].values() for pair in own["read"].items())
+        asked = {read.get("asked", "") for key, read in reads if name in (key, key.split(" ")[0])} - {""}
+        sources = {k: _shared(self.about["checkpoints"][str(k)]["source"]) for k in found}
+        steps = _common({k: (sources[k], own) for k, own in found.items()})
+        called = list(dict.fromkeys(own["model"]["name"] for own in steps if own["step"] == "checkpoint"))
+        model = called[0] if len(called) == 1 else f"{called[0]} … {called[-1]} ({len(found)} checkpoints)"
+        data = data.assign_coords(checkpoint=list(found)).assign(columns(self.items))
+        data.attrs = {"model": model, "instrument": name, "asked": ", ".join(sorted(asked))}
+        last = {"step": step, "settings": {"instrument": name}, "model": {**steps[0].get("model", {}), "name": model}}
+        return Reading(described(data, AXES), [*steps, last])
+
+    def _found(self, instrument: Instrument | str | None) -> tuple[str, dict[int, Reading]]:
+        """What an instrument (or its name) is called here, and its readings by step, in their order."""
         chosen = self.instruments[0] if instrument is None else instrument
         name = chosen if isinstance(chosen, str) else f"{chosen.name} {chosen.settings}"
-        found: dict[int, xr.Dataset] = {}
+        found: dict[int, Reading] = {}
         for step, own in self.about["checkpoints"].items():
             for key, read in own["read"].items():
                 if key == name or key.split(" ")[0] == name:
                     file = self.path / read["file"]
                     if not file.exists():
                         raise ReadingError(f"{file} is missing. Run the tracker again: the rest is kept.")
-                    with xr.open_dataset(file, engine="h5netcdf") as data:
-                        found[int(step)] = data.load()
+                    found[int(step)] = _opened(file)
         if not found:
             raise InputError(f"{self.path} has no reading of {name!r}. Run the tracker first.")
-        return name, found
+        return name, dict(sorted(found.items()))
 
     def _place(self) -> None:
         """Tells instruments that keep something for a whole series (a baseline, say) where to."""
@@ -285,20 +314,57 @@ class ValueTracker:
         if hasattr(instrument, "asked"):
             self.held(step, instrument, instrument.asked(model))  # before anything is spent on it
         start = time.perf_counter()
-        data = read_all(instrument, model, self.items, batch_size, seed)
+        reading = read_all(instrument, model, self.items, batch_size, seed)
         about = {
             "seconds": round(time.perf_counter() - start, 2), "fingerprint": model.fingerprint, "seed": seed,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        self.add(step, instrument, data, self.about["checkpoints"][str(step)]["source"], **about)
+        self.add(step, instrument, reading, self.about["checkpoints"][str(step)]["source"], **about)
 
     def _file(self, step: int, instrument: Instrument) -> str:
-        digest = hashlib.blake2b(instrument.settings.encode(), digest_size=4).hexdigest()
-        return f"step-{step:08d}/{instrument.name}-{digest}.nc"
+        name = re.sub(r"[^A-Za-z0-9_.=+@,-]", "-", instrument.name)
+        own = instrument.settings if name == instrument.name else f"{instrument.name} {instrument.settings}"
+        return f"step-{step:08d}/{name}-{hashlib.blake2b(own.encode(), digest_size=4).hexdigest()}.nc"
+
+    def _open(self) -> None:
+        """The folder, made where it is not there; readings of version 0.1.0 are taken over."""
+        head = {"items": fingerprint(self.items)}
+        try:
+            self.folder = Folder.open(self.path, KIND, partial=True)
+        except ReadingError:
+            with Folder.create_or_resume(self.path, head, KIND) as self.folder:  # says what is wrong, if not that
+                pass
+        if self.folder.head != head:
+            raise InputError(
+                f"{self.path} holds readings of other items than the {len(self.items)} given. Their numbers cannot be "
+                "compared: use another folder."
+            )
+        if (self.path / OLD).exists():
+            with Folder.create_or_resume(self.path, head, KIND) as self.folder:
+                _take_over(self.folder)
+        self._load()
+
+    def _load(self) -> None:
+        folder = self.folder
+        notes = json.loads(folder.path(NOTES).read_text()) if NOTES in folder.done else {}
+        self.about: dict[str, Any] = {
+            "checkpoints": {k: {**own, "read": {}} for k, own in notes.get("failed", {}).items()},
+            "saved": notes.get("saved", {}),
+        }
+        for file in (name for name in folder.done if name != NOTES):
+            about = dict(folder.part(file).entry["about"])
+            step, key, source = about.pop("step"), about.pop("key"), about.pop("source")
+            if "aside" in about:
+                self.about.setdefault("aside", []).append({"step": step, "key": key, "file": file, **about})
+            else:
+                own = self.about["checkpoints"].setdefault(str(step), {"source": source, "read": {}, "failed": ""})
+                own["read"][key] = {"file": file, **about}
 
     def _save(self) -> None:
-        text = json.dumps(self.about, indent=1)
-        write_whole(self.path / "track.json", lambda name: Path(name).write_text(text))
+        failed = {k: {n: own[n] for n in ("source", "failed")} for k, own in self.about["checkpoints"].items()}
+        notes = {"failed": {k: own for k, own in failed.items() if own["failed"]}, "saved": self.about["saved"]}
+        with self.folder.lock() as folder:
+            folder.write(NOTES, lambda name: Path(name).write_text(json.dumps(notes)))
 
 
 def brief(keys: Sequence[str]) -> dict[str, str]:
@@ -331,20 +397,70 @@ def _named(source: Any) -> str:
     return str(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", type(source).__name__)
 
 
-def _digest(items: Sequence[Any]) -> str:
-    rows = [[str(i.item_id), i.topic, i.text, int(i.polarity), i.cluster, i.kind, list(i.options)] for i in items]
-    for row, item in zip(rows, items, strict=True):
-        row += filter(None, [getattr(item, "negated", "")])
-    return hashlib.blake2b(json.dumps(rows, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+def _shared(source: str) -> str:
+    """A checkpoint's source as it may leave this machine: of a local folder its name."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _opened(file: Path) -> Reading:
+    """One instrument's reading of one checkpoint.  Version 0.1.0 kept them as bare netCDF files, without provenance."""
     try:
-        found = json.loads((path / "track.json").read_text())
-        if found["format"] != FORMAT:
-            raise ReadingError(f"{path} is no folder of value readings.")
-    except (OSError, ValueError, KeyError) as error:
-        raise ReadingError(f"{path}/track.json cannot be read ({type(error).__name__}: {error}).") from error
-    if found["version"] > VERSION:
-        raise ReadingError(f"{path} has version {found['version']}: upgrade latent-workbench.")
-    return found
+        return open_reading(file)
+    except ReadingError:
+        with suppress(Exception), xr.open_dataset(file, engine="h5netcdf") as data:  # damaged: as above
+            if "workbench_format" not in data.attrs and {"name", "settings"} <= set(data.attrs):
+                from probes.values.answers import VARIABLES
+
+                return Reading(described(data.load(), VARIABLES))
+        raise
+
+
+def _common(found: Mapping[int, tuple[str, Reading]]) -> list[dict[str, Any]]:
+    """Steps of a series of checkpoints, (source, reading) by step: what all have in common, then a step "checkpoint"
+    for each with the rest, then what followed."""
+    first = {k: dict(own.provenance[0]) if own.provenance else {} for k, (_, own) in found.items()}
+    model = {k: own.pop("model", {}) for k, own in first.items()}
+    shared, same = _same(list(first.values())), _same(list(model.values()))
+    steps: list[dict[str, Any]] = [{"step": "read", **shared, "model": same}]
+    for k, (source, _) in found.items():
+        own = {name: value for name, value in first[k].items() if name not in shared}
+        rest = {name: value for name, value in model[k].items() if name not in same}
+        named = {"name": source, **{name: model[k][name] for name in ("name", "fingerprint") if name in model[k]}}
+        steps.append({**own, "step": "checkpoint", "checkpoint": k, "source": source, "model": {**rest, **named}})
+    for _, reading in found.values():
+        steps += [own for own in reading.provenance[1:] if own not in steps]
+    return steps
+
+
+def _same(dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of them hold."""
+    return {k: v for k, v in dicts[0].items() if all(k in own and own[k] == v for own in dicts)}
+
+
+def _version_1(path: Path) -> dict[str, Any] | None:
+    """What a folder is of that version 0.1.0 made; its readings are taken over when a tracker opens it."""
+    if not (path / OLD).is_file():
+        return None
+    there = json.loads((path / OLD).read_text())
+    head = {"items": there["items"]}
+    return {"layout": LAYOUT, "format": there["format"], "version": KIND.version, "state": "open", "head": head}
+
+
+KIND = Kind("latent-workbench values", 2, _version_1)
+
+
+def _take_over(folder: Folder) -> None:
+    """Make parts of the readings that version 0.1.0 listed in track.json."""
+    there = json.loads((folder.root / OLD).read_text())
+    rows = [(int(step), own, {}) for step, own in there["checkpoints"].items()]
+    rows += [(own["step"], own, {"aside": own["number"]}) for own in there.get("aside", [])]
+    for step, own, aside in rows:
+        for key, read in own["read"].items():
+            about = {"step": step, "key": key, "source": own["source"], **read, **aside}
+            name = about.pop("file").replace("/", f"-{aside['aside']}/" if aside else "/")
+            if (folder.root / name).exists():
+                folder.keep(name, about)
+    failed = {step: {n: own[n] for n in ("source", "failed")} for step, own, _ in rows if own["failed"]}
+    notes = {"failed": failed, "saved": there.get("saved", {})}
+    folder.write(NOTES, lambda name: Path(name).write_text(json.dumps(notes)))
+    (folder.root / OLD).unlink()

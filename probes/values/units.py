@@ -1,20 +1,23 @@
 """Readings of stance, checked, and the clusters of near-duplicate prompts that every interval and test counts in.
 
-Readings are an xarray.Dataset: p [checkpoint, item, sample, stance], probabilities, NaN (all four) where nothing was
-read; checkpoint: steps, rising ints; topic, polarity, cluster [item].  The samples of an item are framings and
-generations.  A cluster of duplicates is one opinion asked several times, and counts once: its readings are averaged
-first, a topic's value is the mean over its clusters, and clusters are what is drawn again and flipped.
+Readings hold p [checkpoint, item, sample, stance], probabilities, NaN (all four) where nothing was read; checkpoint:
+steps, rising ints; topic, polarity, cluster [item].  A dataset of one's own will do.  The samples of an item are
+framings and generations.  A cluster of duplicates is one opinion asked several times, and counts once: its readings are
+averaged first, a topic's value is the mean over its clusters, and clusters are what is drawn again and flipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError
+from workbench.reading import Reading
 from workbench.stats import max_statistic_p, over
+from workbench.variables import about
 
 STANCES = ("support", "neutral", "oppose", "uncommitted")
 MEASURES = (*STANCES, "keyed", "commitment")
@@ -24,12 +27,54 @@ SLACK = 1e-3
 """How far probabilities may be off, as stored in half precision."""
 
 
-def checked(readings: xr.Dataset) -> xr.Dataset:
-    """The readings with axes and stances in order.  InputError, with what is wrong, if they are no readings."""
-    if not isinstance(readings, xr.Dataset):
+ENDS = {
+    "low": ("lower end of the interval of", "low"), "high": ("upper end of the interval of", "high"),
+    "band_low": ("lower end of the simultaneous interval of", "low"),
+    "band_high": ("upper end of the simultaneous interval of", "high"),
+    "p": ("family-wise p of", "p"), "null": ("by chance:", "null"), "null_high": ("quantile of the null of", "floor"),
+}  # fmt: skip
+"""What stands beside a value, by the end of its name: the beginning of its long name, and its role."""
+AXES = {
+    "checkpoint": about("checkpoint", "steps", role="label"),
+    "topic": about("topic", role="label"),
+    "stance": about("stance", role="label"),
+    "items": about("items of the topic", role="count"),
+    "clusters": about("clusters of near-duplicate items of the topic", role="count"),
+}
+
+
+def family(name: str, long_name: str, units: str = "", better: str = "", *, ends: Iterable[str] = ()) -> dict[str, Any]:
+    """Attributes of a variable, and of what :func:`named` puts beside it under the same ``ends``."""
+    found = {name: about(long_name, units, better)}
+    for end in ends:
+        said, role = ENDS[end]
+        found[f"{name}_{end}"] = about(f"{said} {long_name}", "" if role == "p" else units, role=role, of=name)
+    return found
+
+
+def by_stance(name: str, long_name: str, units: str = "", *, ends: Iterable[str] = ()) -> dict[str, Any]:
+    """:func:`family` of a variable over stances, and of the same of the keyed stance and of commitment."""
+    ends = tuple(ends)
+    found = family(name, f"{long_name} of the stance", units, ends=ends)
+    found |= family(f"keyed_{name}", f"{long_name} of the keyed stance", units, ends=ends)
+    return found | family(f"commitment_{name}", f"{long_name} of commitment", units, ends=ends)
+
+
+def opened(given: Any) -> Reading:
+    """The reading; of a dataset of one's own, one without provenance.  InputError for anything else."""
+    if isinstance(given, xr.Dataset):
+        return Reading(given)
+    if not isinstance(given, Reading):
         raise InputError(
-            f"Readings are an xarray.Dataset with p {list(DIMS)}, and this is a {type(readings).__name__}."
+            f"Expected a Reading (or an xarray.Dataset like its .data), got a {type(given).__name__}: what a tracker's "
+            "readings() or table() and the functions of probes.values give."
         )
+    return given
+
+
+def checked(readings: Reading | xr.Dataset) -> xr.Dataset:
+    """The data of readings, axes and stances in order.  InputError, with what is wrong, if they are no readings."""
+    readings = opened(readings).data
     if "p" not in readings or set(readings["p"].dims) != set(DIMS):
         found = f"p {list(readings['p'].dims)}" if "p" in readings else f"variables {list(readings.data_vars)}"
         raise InputError(f"The readings have {found}. Give p {list(DIMS)}; a single sample is an axis of length 1.")
@@ -87,10 +132,10 @@ def _where(readings: xr.Dataset, at: np.ndarray) -> str:
     return f"checkpoint {readings['checkpoint'].values[k]}, item {str(readings['item'].values[i])!r}, sample {s}"
 
 
-def aligned(readings: Sequence[xr.Dataset], names: Sequence[str]) -> list[Units]:
+def aligned(readings: Sequence[Reading | xr.Dataset], names: Sequence[str]) -> list[StanceUnits]:
     """Units of several readings of the same items, in the first one's order.  InputError where items differ."""
     first = checked(readings[0])
-    found = [Units(first)]
+    found = [StanceUnits(first)]
     for name, other in zip(names[1:], readings[1:], strict=True):
         other = checked(other)
         alone = set(first["item"].values.tolist()) ^ set(other["item"].values.tolist())
@@ -100,12 +145,12 @@ def aligned(readings: Sequence[xr.Dataset], names: Sequence[str]) -> list[Units]
                 "Take what both have with .sel(item=...)."
             )
         other = other.sel(item=first["item"].values)
-        for about in ("topic", "polarity", "cluster"):
-            if (first[about].values != other[about].values).any():
+        for column in ("topic", "polarity", "cluster"):
+            if (first[column].values != other[column].values).any():
                 raise InputError(
-                    f"{names[0]!r} and {name!r} differ in {about} of the same items. Read one list of items."
+                    f"{names[0]!r} and {name!r} differ in {column} of the same items. Read one list of items."
                 )
-        found.append(Units(other))
+        found.append(StanceUnits(other))
     return found
 
 
@@ -113,17 +158,15 @@ class Units:
     """Clusters of prompts within topics ("units"), and the arithmetic on them.  Arrays of units are [unit, ...].
 
     A cluster with items in two topics is a unit in each; both are drawn and flipped together.
+
+    Parameters
+    ----------
+    topic, cluster
+        Of each item.
     """
 
-    def __init__(self, readings: xr.Dataset) -> None:
-        data = checked(readings)
-        self.steps = data["checkpoint"].values.astype(np.int64)
-        self.p = data["p"].values.astype(float)
-        polarity = data["polarity"].values.astype(float)
-        keyed = np.where(polarity == 0, np.nan, polarity)[:, None] * (self.p[..., 0] - self.p[..., 2])
-        self.x = np.concatenate([self.p, np.stack([keyed, self.p[..., 0] + self.p[..., 2]], -1)], -1)
-        """[checkpoint, item, sample, measure]"""
-        topic, cluster = data["topic"].values.astype(str), data["cluster"].values.astype(str)
+    def __init__(self, topic: Sequence[Any] | np.ndarray, cluster: Sequence[Any] | np.ndarray) -> None:
+        topic, cluster = np.asarray(topic, object).astype(str), np.asarray(cluster, object).astype(str)
         self.topics = list(dict.fromkeys(topic.tolist()))
         self.item_topic = np.array([self.topics.index(x) for x in topic])
         _, item_cluster = np.unique(cluster, return_inverse=True)
@@ -134,21 +177,13 @@ class Units:
         _, first = np.unique(self.cluster, return_index=True)
         self._stratum = self.topic[first]  # a cluster in two topics is drawn with the first
 
-    def about(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
-        """How many items and clusters a topic has: variables of a Dataset."""
+    def counts(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
+        """How many items and clusters a topic has: variables of a Dataset (described by :data:`AXES`)."""
         n = len(self.topics)
         return {
             "items": (("topic",), np.bincount(self.item_topic, minlength=n)),
             "clusters": (("topic",), np.bincount(self.topic, minlength=n)),
         }
-
-    def number(self, step: int | None) -> int:
-        """Which checkpoint a step is; the first for None."""
-        if step is None:
-            return 0
-        if step not in self.steps:
-            raise InputError(f"There is no checkpoint {step}; there are {self.steps.tolist()}.")
-        return int(np.flatnonzero(self.steps == step)[0])
 
     def _grouped(self, values: np.ndarray) -> np.ndarray:
         """[item, ...] -> [unit, ...] sums."""
@@ -273,6 +308,37 @@ class Units:
         # n clusters have 2^n flips, half of them mirror images: no p is smaller, and no interval more certain.
         half = np.where(2.0 ** (1 - n) > 1 - level + 1e-12, np.inf, half)
         return p, np.where(n < 2, np.nan, half)
+
+
+class StanceUnits(Units):
+    """The units of readings of stance, and their values.
+
+    Attributes
+    ----------
+    steps
+        Checkpoints.
+    p
+        [checkpoint, item, sample, stance]
+    x
+        [checkpoint, item, sample, measure], measures as in :data:`MEASURES`.
+    """
+
+    def __init__(self, readings: Reading | xr.Dataset) -> None:
+        data = checked(readings)
+        super().__init__(data["topic"].values, data["cluster"].values)
+        self.steps = data["checkpoint"].values.astype(np.int64)
+        self.p = data["p"].values.astype(float)
+        polarity = data["polarity"].values.astype(float)
+        keyed = np.where(polarity == 0, np.nan, polarity)[:, None] * (self.p[..., 0] - self.p[..., 2])
+        self.x = np.concatenate([self.p, np.stack([keyed, self.p[..., 0] + self.p[..., 2]], -1)], -1)
+
+    def number(self, step: int | None) -> int:
+        """Which checkpoint a step is; the first for None."""
+        if step is None:
+            return 0
+        if step not in self.steps:
+            raise InputError(f"There is no checkpoint {step}; there are {self.steps.tolist()}.")
+        return int(np.flatnonzero(self.steps == step)[0])
 
 
 def named(name: str, dims: tuple[str, ...], value: np.ndarray, **more: np.ndarray) -> dict[str, tuple]:

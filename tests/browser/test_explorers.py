@@ -10,7 +10,7 @@ import pytest
 from explored import hostile, neighbours, stances
 
 import workbench
-from workbench.widgets import base
+from workbench.widgets import dispatch
 
 SHOTS = Path(__file__).resolve().parents[2] / "out" / "browser"
 NAMES = ("routing", "belief", "drift", "neighbours")
@@ -195,7 +195,7 @@ def test_a_selection_from_python_is_what_is_shown_until_the_kernel_is_gone(lab, 
 def test_the_same_click_says_the_same_live_saved_and_as_a_page(lab, file_page, saved, tmp_path, name):
     reading, options, path = saved[name]
     page = lab.open([MAKE[name].format(path=str(path)) + "\nexplorer"], save_widgets=True, width=1300).run()
-    offline = file_page(base.to_html(reading, tmp_path / "page.html", **options), width=1300)
+    offline = file_page(dispatch.to_html(reading, tmp_path / "page.html", **options), width=1300)
     offline.locator(DRAWN).first.wait_for(state="attached")
     live, said = explorer_in(page), ""
     for mark in CLICKS[name]:
@@ -278,7 +278,7 @@ def test_hidden_in_tabs_at_first_all_of_them_are_drawn_when_shown(lab, saved):
 @pytest.mark.parametrize("width", [420, 900, 1500])
 def test_a_page_fits_is_readable_and_is_drawn_when_shown(file_page, saved, tmp_path, name, width):
     reading, options, _ = saved[name]
-    path = base.to_html(reading, tmp_path / "page.html", **options)
+    path = dispatch.to_html(reading, tmp_path / "page.html", **options)
     if width == 900:
         path.write_text(path.read_text("utf-8").replace('<main id="explorer">', '<main id="explorer" hidden>'), "utf-8")
     page = file_page(path, width=width, dark=width == 900)
@@ -299,7 +299,7 @@ def test_a_page_fits_is_readable_and_is_drawn_when_shown(file_page, saved, tmp_p
 @pytest.mark.parametrize("name", NAMES)
 def test_every_control_is_reached_by_tab_and_shows_its_ring(file_page, saved, tmp_path, name):
     reading, options, _ = saved[name]
-    page = file_page(base.to_html(reading, tmp_path / "page.html", **options))
+    page = file_page(dispatch.to_html(reading, tmp_path / "page.html", **options))
     page.locator(DRAWN).first.wait_for(state="attached")
     reached, seen = set(), []
     for _ in range(40):

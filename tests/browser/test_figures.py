@@ -46,7 +46,7 @@ def named(kind: str) -> Iterator[tuple[str, Figure, list[str]]]:
             yield f"routing-{name}", shown.figure(name), said
     if kind == "values":
         from probes.values import figures
-        from probes.values.drift import drift, stance
+        from probes.values.measures import drift, stance
 
         data, _, _ = hostile_reading("drift")
         topics = [MARKUP, NASTY[3]]
@@ -102,7 +102,7 @@ def test_hostile_figures_in_a_notebook(lab):
     cells = [
         "import hostile as h\nfrom explored import hostile\nfrom workbench.figures import chart\nchart(h.logit_lens())",
         "chart(h.latent_lens())",
-        "from probes.values import figures\nfrom probes.values.drift import stance\n"
+        "from probes.values import figures\nfrom probes.values.measures import stance\n"
         "figures.trajectories(stance(hostile('drift')[0]))",
     ]
     live = lab.open(cells).run()

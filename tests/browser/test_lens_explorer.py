@@ -421,7 +421,7 @@ def test_metrics_search_zoom_and_following(lab):
 
     show = explorer.locator("select[aria-label=show]")
     names = [option.get_attribute("value") for option in show.locator("option").all()]
-    assert names == ["top", "probability", "logprob", "entropy", "kl_to_final", "target_rank", "target_logprob"]
+    assert names == ["top", "probability", "logprob", "entropy", "kl_to_final", "target_logprob", "target_rank"]
     at(explorer, 1, 1).click()
     for name in names[1:]:
         show.select_option(name)

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LogitAttribution, LogitLens
-from workbench.engines.hooks import neutral
+from workbench.engine.hooks import neutral
 
 IDS = prompts()[:4]
 VALUES = ("logprob", "entropy", "cosine", "contribution")

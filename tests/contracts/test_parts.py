@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import workbench
 from lenses import LogitAttribution, LogitLens
+from workbench.anatomy.block_writes import Parts, find_writes
 from workbench.errors import Refused
-from workbench.parts import Parts, find_writes
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPREAD = [

@@ -46,18 +46,18 @@ def test_scales_and_softcaps_are_found_in_half_precision(name, dtype):
 
 def test_an_outlier_hides_no_wrong_row():
     """Behind the unembedding one row is doubled and every row but the largest is changed."""
-    from workbench.anatomy import _fit_output, _ratio, _row_share
+    from workbench.anatomy.constants import fit_output, ratio, row_share
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 50, generator=generator)
     x[3] *= 2e4
-    assert _ratio(x, 0.3 * x) == pytest.approx(0.3)
+    assert ratio(x, 0.3 * x) == pytest.approx(0.3)
     wrong = 0.3 * x
     wrong[5] += 1e-3 * x[5].roll(1)
-    assert _ratio(x, wrong) is None
+    assert ratio(x, wrong) is None
     with pytest.raises(Refused):
-        _fit_output(x, wrong, [0.3, 1e5], 2**-24)
-    assert _row_share(wrong - 0.3 * x, 0.3 * x) > 1e-3
+        fit_output(x, wrong, [0.3, 1e5], 2**-24)
+    assert row_share(wrong - 0.3 * x, 0.3 * x) > 1e-3
 
 
 def lora(module, **options):

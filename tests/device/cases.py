@@ -23,6 +23,7 @@ from tiny import prompts, tiny
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States
 from lenses.latent import logit_agreement
+from lenses.latent.hubness import hubness
 from lenses.latent.search import CALIBRATIONS
 from probes.routing import RoutingTracer, contributions, effects, functional, intervene, measures, regret, shared, trace
 from probes.routing import adapters as adapting
@@ -150,7 +151,7 @@ def latent(device: str, folder: Path) -> Any:
     workbench.read(model, TEXTS, held, progress=False)
     queries = held.found.flatten(0, -2)
     queries = queries[~queries.isnan().any(1)].to(device)
-    found += [index.search(queries, 4), index.hubness(queries)]
+    found += [index.search(queries, 4), hubness(index, queries)]
     found += [index.search(queries.cpu(), 4, device=device)]
     pair = workbench.read(model, TEXTS, [LatentLens(index), LogitLens()], progress=False)
     found.append(logit_agreement(*pair).data)
@@ -202,8 +203,8 @@ def routing_effects(device: str, folder: Path) -> Any:
     model, texts, labels = polyglot(device)
     experts = {1: [0, 1]}
     found = [
-        effects(model, {"L0": (texts[::4], experts), "both": (texts, {0: [1], 1: [2]})}, draws=2, resamples=20),
-        regret(model, texts[:6], 1, draws=2, resamples=20), functional(model, texts, clusters=5, top=2, draws=5),
+        effects(model, {"L0": (texts[::4], experts), "both": (texts, {0: [1], 1: [2]})}, sets=2, draws=20),
+        regret(model, texts[:6], 1, routes=2, draws=20), functional(model, texts, clusters=5, top=2, draws=5),
         contributions(model, texts, labels, draws=5),
         shared(placed(zoo.build("qwen2_moe"), device), IDS, draws=5),
     ]  # fmt: skip
@@ -248,7 +249,7 @@ def thoughts(device: str, folder: Path) -> Any:
         belief = CandidateBelief(questions.names, mass=True)
         thought = think(model, questions.prompts, how, readers=[belief, LogitLens(top_k=2), States()], then="=")
         logit = thought.readings[0].data["logit"].values[:, -1, :THOUGHTS]
-        held = frontier(logit, questions.problems, draws=3)
+        held = frontier(logit, questions.problems, graphs=3)
         used = use(
             model, questions.prompts, questions.problems, questions.names, how, then="=", mirrored=questions.mirrored,
             draws=20,
@@ -274,7 +275,7 @@ def thoughts_plain(device: str, folder: Path) -> Any:
 @case("soft._States", "soft._Entropy")
 def soft(device: str, folder: Path) -> Any:
     model = story(device)
-    return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), draws=2)]
+    return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), mixtures=2)]
 
 
 @case()

@@ -20,6 +20,7 @@ from make_believe_cuda import MakeBelieveCuda
 
 import lenses
 import probes
+from workbench.reading import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,8 @@ def test_same_as_on_the_cpu(name, device, seen, tmp_path):
 def alike(found: Any, expected: Any, close: float, where: str) -> None:
     """Numbers within ``close``; whole numbers and texts the same, but for what a rounding may turn (a true device)."""
     assert type(found) is type(expected), where
+    if isinstance(expected, Reading):
+        found, expected = found.data, expected.data
     if isinstance(expected, dict | xr.Dataset):
         assert list(found) == list(expected), where
         for key in expected:

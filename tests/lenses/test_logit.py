@@ -103,30 +103,19 @@ def test_inside_a_block_the_lens_reads_what_the_part_adds(any_model):
     """attn_out and mlp_out must be what takes the stream from one layer to the next."""
     captured = {}
 
-    class Keep:
-        def __init__(self, kinds):
-            self.kinds = kinds
-
-        def sites(self, model):
-            return [workbench.Site(k, b) for b in range(model.n_layers) for k in self.kinds]
-
-        def begin(self, run):
-            pass
-
-        def observe(self, site, states, batch):
-            captured[site] = batch.take(states).clone()
-
-        def end(self):
-            return workbench.Reading(__import__("xarray").Dataset())
+    def keep(at):
+        found = workbench.read(any_model, ids, workbench.States(at=at), progress=False)["state"].values[0]
+        captured.update({(at, b): torch.from_numpy(rows) for b, rows in enumerate(found)})
 
     ids = prompts()[0]
-    workbench.read(any_model, ids, Keep(["attn_out", "mlp_out"]), progress=False)
+    keep("attn_out")
+    keep("mlp_out")
     states = layer_states(any_model.module, ids, any_model.anatomy.blocks)
     for b in range(any_model.n_layers):
         added = captured["attn_out", b] + captured["mlp_out", b]
         np.testing.assert_allclose(states[b] + added, states[b + 1], atol=1e-3, rtol=1e-4)
     if any_model.name not in ("gpt_neox", "cohere"):  # parallel blocks have no state between
-        workbench.read(any_model, ids, Keep(["resid_mid"]), progress=False)
+        keep("resid_mid")
         for b in range(any_model.n_layers):
             np.testing.assert_allclose(
                 captured["resid_mid", b], states[b] + captured["attn_out", b], atol=1e-3, rtol=1e-4

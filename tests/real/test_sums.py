@@ -5,7 +5,7 @@ import pytest
 
 import workbench
 from lenses import LogitAttribution, LogitLens
-from workbench.parts import Parts, Write
+from workbench.anatomy.block_writes import Parts, Write
 
 TEXTS = ["The capital of France is Paris, and the capital of Italy is", "Deposit the money in the bank.", "Once upon"]
 

@@ -183,15 +183,13 @@ def superposition_figures() -> dict[str, Figure]:
     edges = ((0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 6), (7, 8), (7, 9), (8, 10))
     names = ("Alex", "bompus", "jelpus", "lempus", "rorpus", "zhorpus", "brimpus", "wumpus", "dax", "yimpus", "gorpus")
     problem = Problem(edges, 0, 6, 10, names)
-    layered = xr.Dataset(
-        {"logit": (("prompt", "layer", "position", "candidate"), rng.normal(size=(4, 7, 4, 11)))},
-        {"layer": range(7), "position": range(4)},
-    )
+    target = {"target_mean": (("layer", "position"), rng.random((7, 4)))}
+    layered = xr.Dataset(target, {"layer": range(7), "position": range(4)}, {"problems": 4})
     return {
         "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(used),
         "soft": figures.soft(soft), "entropies": figures.entropies(soft), "mixtures": figures.mixtures(mixed),
         "graph": figures.graph(problem, _shares(rng, (4, 11)), then="="),
-        "depths": figures.depths(layered, [problem] * 4),
+        "depths": figures.depths(layered),
     }  # fmt: skip
 
 
@@ -202,7 +200,7 @@ def featured() -> Reading:
     data = xr.Dataset(
         {**_with_interval(rng, dims, (4, 2), "psi"), "F": (dims, rng.uniform(50, 90, (4, 2))),
          "fvu": (dims, rng.uniform(0.1, 0.3, (4, 2))), "n_features": (dims, np.full((4, 2), [4096.0, 16384.0])),
-         "psi_rotated": ((*dims, "draw"), rng.uniform(2.0, 2.2, (4, 2, 3)))},
+         "psi_null": (dims, rng.uniform(2.0, 2.2, (4, 2)))},
         {"layer": [0, 4, 8, 12], "dictionary": ["4k", "16k"]},
         {"model": "made-up_7B", "reader": "DictionaryFeatures"},
     )  # fmt: skip
@@ -223,6 +221,7 @@ def feature_figures() -> dict[str, Figure]:
             "W": (("sparsity", "hidden", "feature"), np.swapaxes(rows, 1, 2)),
             "norm": (dims, np.ones((9, 20))),
             "dimensionality": (dims, np.stack([dimensionality(r) for r in rows])),
+            "dimensionality_random": (dims, np.stack([dimensionality(r) for r in rng.normal(size=rows.shape)])),
             "interference": (dims, np.stack([interference(r) for r in rows])),
             "dimensions_per_feature": ("sparsity", np.linspace(1, 0.25, 9)),
         },
@@ -242,13 +241,13 @@ def valued() -> xr.Dataset:
 
 def value_figures() -> dict[str, Figure]:
     from probes.values import figures
-    from probes.values.drift import drift, stance
+    from probes.values.measures import drift, sides, stance
 
     data = valued()
     stances, drifts = stance(data, draws=50), drift(data, draws=200)
     return {
         "trajectories": figures.trajectories({"dpo": stances, "ppo": stances}), "drifts": figures.drifts(drifts),
-        "times": figures.times(drifts), "sides": figures.sides(data), **inner_figures(), **beside_figures(),
+        "times": figures.times(drifts), "sides": figures.sides(sides(data)), **inner_figures(), **beside_figures(),
     }  # fmt: skip
 
 

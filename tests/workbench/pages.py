@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 try:
-    from workbench.figures.export import browser
+    from workbench.figures.drawing import browser
 
     BROWSER = browser()
 except ImportError:

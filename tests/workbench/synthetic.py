@@ -3,6 +3,10 @@
 import numpy as np
 import xarray as xr
 
+from lenses import attribution, embedding, logit
+from workbench import reader
+from workbench.variables import described
+
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "<s>",
@@ -91,22 +95,22 @@ def logit_lens(lengths=(14, 12, 9), layers=7, top_k=5, targets=None, seed=0):
     )  # fmt: skip
     if targets:
         data["target_id"] = (("target",), np.array([VOCAB.index(t) for t in targets], dtype="int32"))
-        return data.assign_coords(target=list(targets))
+        return described(data.assign_coords(target=list(targets)), reader.VARIABLES | logit.VARIABLES)
     data["target_id"] = (
         ("prompt", "position"),
         np.where(data["input_id"].values >= 0, 15, -1).astype("int32"),
     )
-    return data
+    return described(data, reader.VARIABLES | logit.VARIABLES)
 
 
 def embedding_lens(lengths=(14, 12, 9), layers=7, top_k=5, seed=1):
-    logit = logit_lens(lengths, layers, top_k, seed=seed)
+    read = logit_lens(lengths, layers, top_k, seed=seed)
     keep = ["token_id", "input_id", "input_token", "input_position", "prompt_text", "vocab_token"]
-    data = logit[keep]
-    data["cosine"] = (logit["logprob"].dims, (1 / (1 - logit["logprob"].values)).astype("float32"))
+    data = read[keep]
+    data["cosine"] = (read["logprob"].dims, (1 / (1 - read["logprob"].values)).astype("float32"))
     data["cosine_floor"] = (("layer",), np.full(layers, 0.12, dtype="float32"))
-    data.attrs = {**logit.attrs, "reader": "EmbeddingLens"}
-    return data
+    data.attrs = {**read.attrs, "reader": "EmbeddingLens"}
+    return described(data, embedding.VARIABLES)
 
 
 def logit_attribution(lengths=(14, 12), blocks=6, seed=2):
@@ -129,4 +133,4 @@ def logit_attribution(lengths=(14, 12), blocks=6, seed=2):
         {"reader": "LogitAttribution", "model": "made-up", "n_layers": blocks},
     )
     data["target_id"] = (("prompt", "position"), np.full((len(lengths), width), 15, dtype="int32"))
-    return data
+    return described(data, reader.VARIABLES | attribution.VARIABLES)

@@ -17,8 +17,8 @@ from pages import load, needs_browser
 from plotly.colors import sample_colorscale
 
 from workbench.figures import chart, colours, theme
-from workbench.widgets import base, explorer, packing, page
-from workbench.widgets.base import views
+from workbench.widgets import base, dispatch, explorer, packing, page
+from workbench.widgets.dispatch import views
 
 # Published colour maps, and which end of them a large number has.  Written out: what is compared has to come from here.
 LIGHT_IF_LARGE, LIGHT_IF_SMALL, RED_IF_LARGE = "Viridis", "Viridis_r", "RdBu_r"
@@ -75,7 +75,7 @@ def readings():
 
 def test_front_ends_carry_the_table_and_no_colours_of_their_own():
     lens = explorer.explore(gallery.lens())
-    shown = [packing.unpacked(lens.packed)["colours"], base.explore(stances()[0]).payload["colours"]]
+    shown = [packing.unpacked(lens.packed)["colours"], dispatch.explore(stances()[0]).payload["colours"]]
     assert shown == [colours.sent()] * 2
     for path in [explorer.MODULE, base.COMMON, *(view.module for view in views().values())]:
         text = path.read_text("utf-8").lower()
@@ -132,7 +132,7 @@ def drift_cells(dom):
 @pytest.mark.parametrize("measure", ["drift", "keyed", "support"])
 def test_drift_in_its_figure_its_table_and_its_page(measure, tmp_path):
     from probes.values import figures
-    from probes.values.drift import drift, stance
+    from probes.values.measures import drift, stance
 
     data, _ = stances()
     scale = LIGHT_IF_LARGE if measure == "support" else RED_IF_LARGE
@@ -142,12 +142,12 @@ def test_drift_in_its_figure_its_table_and_its_page(measure, tmp_path):
         same(ends(trace)[0], scale, 0)
         same(ends(trace)[1], scale, 1)
     if measure == "keyed":
-        cells = dressed(base.static_html(data))
+        cells = dressed(dispatch.static_html(data))
         values = [float(text.rstrip("°")) for text, _ in cells]
         assert min(values) < 0 < max(values)
         for value, (_, style) in zip(values, cells, strict=True):
             same(rgb(style), scale, (value / max(map(abs, values)) + 1) / 2, near=5)
-    path = base.to_html(data, tmp_path / "x.html")
+    path = dispatch.to_html(data, tmp_path / "x.html")
     script = (
         "const { model } = document.getElementById('explorer');"
         f"setTimeout(() => model.set('selection', {{ ...model.get('selection'), measure: '{measure}' }}), 300);"
@@ -173,7 +173,7 @@ def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
         assert trace.zmin == 0 and trace.zmax == high
         same(ends(trace)[0], LIGHT_IF_LARGE, 0)
         same(ends(trace)[1], LIGHT_IF_LARGE, 1)
-        cells = [(text, rgb(style)) for text, style in dressed(base.static_html(reading))]
+        cells = [(text, rgb(style)) for text, style in dressed(dispatch.static_html(reading))]
         values = [float(t.rstrip("%")) / (100 if "%" in t else 1) for t, _ in cells]
         for value, (_, colour) in zip(values, cells, strict=True):
             same(colour, LIGHT_IF_LARGE, value / (high or max(values)), near=9)
@@ -182,7 +182,7 @@ def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
         "const { model } = document.getElementById('explorer');"
         f"setTimeout(() => model.set('selection', {{ ...model.get('selection'), compare: '{names[1]}' }}), 300);"
     )
-    dom, _ = load(base.to_html(routed, tmp_path / "x.html"), script)
+    dom, _ = load(dispatch.to_html(routed, tmp_path / "x.html"), script)
     count = routed.data["usage_count"].transpose("label", "block", "expert").values.astype(float)
     share = count / count.sum(-1, keepdims=True)
     gap = (share[0] - share[1])[::-1].ravel()
@@ -192,7 +192,7 @@ def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
             same(colour, LIGHT_IF_LARGE, value / share[:2].max(), near=4)
     for value, colour in zip(gap, less, strict=True):
         same(colour, RED_IF_LARGE, (value / np.abs(gap).max() + 1) / 2, near=4)
-    dom, _ = load(base.to_html(believed, tmp_path / "y.html"))
+    dom, _ = load(dispatch.to_html(believed, tmp_path / "y.html"))
     fills = re.findall(r'class="disc"[^>]*style="fill: ?(rgb[^;]*);', dom)
     belief = believed.data["belief"].values[0, -1, 0]
     for value, css in zip(belief, fills, strict=True):
@@ -202,11 +202,12 @@ def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
 def test_stances_and_floors_have_one_hue_everywhere():
     from probes.values import figures
     from probes.values.explorer import SIDES
+    from probes.values.measures import sides
 
-    node = figures.sides(stances()[0]).data[0].node
+    node = figures.sides(sides(stances()[0])).data[0].node
     named = {label.split(":")[0].split(" or")[0]: colour for label, colour in zip(node.label, node.color, strict=True)}
     assert named == {name: colours.HUES[i] for name, i in SIDES.items()}
-    assert base.explore(stances()[0]).payload["stances"] == SIDES
+    assert dispatch.explore(stances()[0]).payload["stances"] == SIDES
     for reading in (gallery.latent(), gallery.near()):
         floors = [t for t in reading.figure("floors").data if (t.name or "").startswith("floor")]
         assert floors and {t.line.color for t in floors} == {colours.HUES[colours.FLOOR]}

@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
+from lenses import attribution
 from workbench.errors import InputError, ReadingError
 from workbench.tokens import visible
-from workbench.widgets import base, payload
+from workbench.variables import described
+from workbench.widgets import dispatch, payload
 from workbench.widgets import packing as P
 from workbench.widgets.explorer import MODULE, explore, static_html
 from workbench.widgets.page import to_html
@@ -101,17 +103,21 @@ def test_payload_of_several_targets_of_blocks_and_of_parts():
 
     data = logit_attribution()
     data["contribution_mean"] = data["contribution"].mean(("prompt", "position"))
+    data = described(data, attribution.VARIABLES)
     sent = payload([("parts", data)])
     reading, prompt = sent["readings"][0], sent["readings"][0]["prompts"][1]
     assert reading["depth"] == "component" and reading["depths"] == list(data["component"].values)
     low, high = reading["domain"]["contribution"]
     assert low == -high < 0, "zero is in the middle of the colours"
-    np.testing.assert_allclose(reading["mean"][0], data["contribution_mean"].values, atol=5.1e-5)
+    mean = reading["means"]["contribution"]
+    np.testing.assert_allclose(mean["values"][0], data["contribution_mean"].values, atol=5.1e-5)
+    assert mean["name"] == "mean over positions"
     found = numbers(prompt["grids"]["contribution"], prompt, sent["numbers"]).reshape(12, 14)
     np.testing.assert_allclose(found, data["contribution"].values[1, :12], atol=5.1e-5)
     data["logit"] += 200  # as many decimals as are printed, however large the number
-    logit = payload([("parts", data)])["readings"][0]["prompts"][1]["logit"]
-    np.testing.assert_allclose(logit[0], data["logit"].values[1, :12], atol=5.1e-5)
+    logit = payload([("parts", data)])["readings"][0]["prompts"][1]["sums"]["contribution"]
+    assert logit["name"] == "logit of target"
+    np.testing.assert_allclose(logit["values"][0], data["logit"].values[1, :12], atol=5.1e-5)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +217,7 @@ def test_a_long_token_is_cut_and_counted():
 
 def test_readings_without_a_grid_are_refused_with_what_to_do():
     with pytest.raises(InputError, match=r"LogitLens.*none.*\.figure\(\)"):
-        payload([("x", logit_lens()[["input_id", "entropy"]])])
+        payload([("x", logit_lens()[["input_id", "input_token"]])])
     with pytest.raises(InputError, match="Reading, an xarray"):
         to_html(["a string"], "x.html")
     with pytest.raises(InputError, match="empty list"):
@@ -382,13 +388,13 @@ def test_what_is_refused_is_named():
     two.selection = {"target": 1}
     with pytest.raises(InputError, match=r"LogitLens has 2, from 0 on: ·Paris, ·Rome"):
         two.selection = {"target": 2}
-    for make in (base.explore, lambda *a, **k: base.to_html(*a, "x.html", **k)):
+    for make in (dispatch.explore, lambda *a, **k: dispatch.to_html(*a, "x.html", **k)):
         with pytest.raises(InputError, match="no option 'foo'.*top_k"):
             make(logit_lens(), foo=1)
     with pytest.raises(InputError, match="No explorer fits this reading: it holds"):
-        base.explore(logit_lens()[["entropy"]].drop_attrs())
+        dispatch.explore(logit_lens()[["target_id"]].drop_attrs())
     with pytest.raises(InputError, match=r"3 is no reading \(its type is int\)"):
-        base.explore(3)
+        dispatch.explore(3)
 
 
 def test_a_prompt_is_sent_when_it_is_asked_for(monkeypatch):

@@ -17,7 +17,7 @@ from synthetic import logit_lens
 import workbench
 from workbench.errors import InputError, ReadingError
 from workbench.tokens import plain, visible
-from workbench.widgets import base
+from workbench.widgets import base, dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -58,7 +58,7 @@ def said(page, script, **options):
 
 
 def view(name):
-    return base.views()[name]
+    return dispatch.views()[name]
 
 
 def completes(name):
@@ -100,8 +100,8 @@ def pages(routing, thoughts, tmp_path_factory):
     return {
         "routing": routing.to_html(folder / "routing.html"),
         "belief": thoughts[0].to_html(folder / "belief.html", problems=thoughts[1]),
-        "drift": base.to_html(data, folder / "drift.html", items=texts),
-        "neighbours": base.to_html(neighbours(), folder / "neighbours.html", kind="neighbours"),
+        "drift": dispatch.to_html(data, folder / "drift.html", items=texts),
+        "neighbours": dispatch.to_html(neighbours(), folder / "neighbours.html", kind="neighbours"),
     }
 
 
@@ -153,17 +153,17 @@ def test_the_first_explorer_that_fits_is_taken(routing, thoughts):
 
 def test_what_no_explorer_shows_is_refused_with_what_each_needs():
     with pytest.raises(InputError, match=r"NormLens.*routing needs usage_count.*\.figure\(\)"):
-        base.explore(xr.Dataset({"norm": (("prompt", "layer"), np.ones((1, 2)))}, attrs={"reader": "NormLens"}))
+        dispatch.explore(xr.Dataset({"norm": (("prompt", "layer"), np.ones((1, 2)))}, attrs={"reader": "NormLens"}))
     with pytest.raises(InputError, match="no explorer 'routes'; there are lens,.*routing"):
-        base.explore(logit_lens(), "routes")
+        dispatch.explore(logit_lens(), "routes")
     with pytest.raises(InputError, match="NeighbourTable needs.*has no similarity"):
-        base.explore(logit_lens(), "neighbours")
+        dispatch.explore(logit_lens(), "neighbours")
     with pytest.raises(InputError, match="one reading at a time, and 2"):
-        base.explore([neighbours(), neighbours()], "neighbours")
+        dispatch.explore([neighbours(), neighbours()], "neighbours")
     with pytest.raises(InputError, match="Reading, an xarray"):
-        base.explore("a string")
+        dispatch.explore("a string")
     with pytest.raises(ReadingError, match="no folder"):
-        base.to_html(stances()[0], "/no/such/folder/x.html")
+        dispatch.to_html(stances()[0], "/no/such/folder/x.html")
 
 
 def test_a_selection_is_whole_and_only_what_there_is(routing):
@@ -181,7 +181,7 @@ def test_a_selection_is_whole_and_only_what_there_is(routing):
     with pytest.raises(InputError, match="no 'layer'; it has 'label'"):
         widget.selection = {"layer": 1}
     assert widget.selection["block"] == 1
-    table = base.explore(neighbours(), "neighbours")
+    table = dispatch.explore(neighbours(), "neighbours")
     with pytest.raises(InputError, match="index_layers=2"):
         table.selection = {"index_layers": [1, 2]}
 
@@ -217,7 +217,8 @@ def live(routing, thoughts):
     pytest.importorskip("anywidget")
     make = {
         "routing": routing.explore, "belief": lambda: thoughts[0].explore(problems=thoughts[1]),
-        "drift": lambda: base.explore(stances()[0]), "neighbours": lambda: base.explore(neighbours(), "neighbours"),
+        "drift": lambda: dispatch.explore(stances()[0]),
+        "neighbours": lambda: dispatch.explore(neighbours(), "neighbours"),
     }  # fmt: skip
     return lambda name: make[name]()
 
@@ -605,7 +606,7 @@ def test_a_node_can_be_left_its_name_is_whole_and_its_chart_stays(pages, thought
         out[name] = Math.min(...all(".wx-graph text").flatMap((n) => { const b = n.getBoundingClientRect(); return [b.top - frame.top, frame.bottom - b.bottom, b.left - frame.left, frame.right - b.right]; }));
       }
     """  # noqa: E501
-    out = said(base.to_html(bare, tmp_path / "bare.html"), inside, size="700,900")
+    out = said(dispatch.to_html(bare, tmp_path / "bare.html"), inside, size="700,900")
     assert out["left"] >= 0 and out["again"] >= 0
 
 
@@ -613,7 +614,7 @@ def test_a_node_can_be_left_its_name_is_whole_and_its_chart_stays(pages, thought
 
 
 def test_drift_shows_means_over_clusters_and_the_given_test():
-    from probes.values.drift import drift
+    from probes.values.measures import drift
 
     data, texts = stances()
     shown = view("drift").payload(data, items=texts)
@@ -625,7 +626,7 @@ def test_drift_shows_means_over_clusters_and_the_given_test():
     np.testing.assert_allclose(got[0], first, atol=6e-4)
     table = drift(data)
     np.testing.assert_allclose(
-        numbers(shown["measures"]["drift"]["p"]).reshape(3, 5), table["keyed_M_p"].T.values, atol=6e-4, equal_nan=True
+        numbers(shown["measures"]["drift"]["p"]).reshape(3, 5), table["keyed_M_p"].values.T, atol=6e-4, equal_nan=True
     )
     assert shown["start"]["measure"] == "drift" and shown["texts"][4] == "Statement number 4."
     assert np.isnan(numbers(shown["p"]).reshape(5, 18, 3)[2, 3]).all()
@@ -734,7 +735,7 @@ def test_drift_tells_the_cell_shows_the_item_and_one_checkpoint_as_one(tmp_path)
       set({ item: "item-33" }); await wait(); out.query = find.value; out.shown = all(".wx-items .on").length;
       pick('select[aria-label="show"]', [...one('select[aria-label="show"]').options].findIndex((n) => n.value === "commitment")); out.commitment = one(".wx-map .wx-hint:not(span)").textContent;
     """  # noqa: E501
-    out = said(base.to_html(data, tmp_path / "drift.html", items=texts), script)
+    out = said(dispatch.to_html(data, tmp_path / "drift.html", items=texts), script)
     assert out["cell"] == ["topic 2", 100, 0, 400, None] and out["says"].startswith("topic 2, checkpoint 100: ")
     assert out["seen"] and out["scrolled"] > 0 and out["axis"] == "0checkpoint400"
     assert "total variation" in out["hints"] and "towards the topic's direction" in out["hints"]
@@ -865,7 +866,7 @@ def test_a_page_is_one_file_without_network(name, pages):
 def test_no_text_runs_disappears_or_breaks_the_page(name, routing, thoughts, tmp_path):
     reading, problems = {"routing": (routing, None), "belief": thoughts}.get(name, (None, None))
     data, options, seen = hostile(name, reading, problems)
-    page = base.to_html(data, tmp_path / "hostile.html", **options)
+    page = dispatch.to_html(data, tmp_path / "hostile.html", **options)
     script = """
       await wait();
       out.alien = all("img, a, script, iframe, object, u, s, em, title:not(svg title)").length;

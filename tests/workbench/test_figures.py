@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
+from lenses.latent.lens import VARIABLES
 from workbench.errors import InputError
 from workbench.figures import CHARTS, ExportError, Figure, chart
-from workbench.figures.export import browser
+from workbench.figures.drawing import browser
 from workbench.figures.source import Source
+from workbench.variables import described
 
 needs_browser = pytest.mark.skipif(browser() is None, reason="no Chrome or Chromium to draw with")
 
@@ -32,7 +34,7 @@ def test_importing_figures_does_not_import_plotly():
 def test_chart_chooses_what_fits_and_says_what_does():
     assert chart(logit_lens()).data[0].type == "heatmap"
     assert chart(logit_attribution()).data[0].type == "bar"
-    with pytest.raises(InputError, match=r"contribution.*heatmap.*trajectory.*curves"):
+    with pytest.raises(InputError, match=r"position and component.*heatmap.*trajectory.*curves"):
         chart(logit_lens(), "attribution")
     with pytest.raises(InputError, match=r"'heatmap' has no option 'positions'. It takes: prompt: int = 0.*isel"):
         chart(logit_lens(), positions=[1])
@@ -158,7 +160,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     names = {"similarity_floor_random": ("layer", random), "similarity_floor_shuffled": ("layer", shuffled)}
     layers = {"layer": [0, 3, 6, 9]}
     data = xr.Dataset({"similarity": (dims, similarity), **names}, layers, {"reader": "LatentLens"})
-    band, median, *floors = chart(data, "floors").data
+    band, median, *floors = chart(described(data, VARIABLES), "floors").data
     own = [similarity[:, d, :, 0].ravel() for d in range(4)]
     own = [x[~np.isnan(x)] for x in own]
     np.testing.assert_allclose(median.y, [np.sort(x)[7:9].mean() for x in own], rtol=1e-6)
@@ -175,7 +177,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     np.testing.assert_array_equal(floors[1].y, shuffled)
     near = chart(embedding_lens(), "floors")
     assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
-    with pytest.raises(InputError, match="similarity_floor_random or cosine_floor"):
+    with pytest.raises(InputError, match="a floor of its score"):
         chart(data.drop_vars(list(names)), "floors")
 
 

@@ -31,8 +31,9 @@ import workbench
 from workbench.errors import InputError
 from workbench.figures import Figure, drawing, naming, paper, theme, titles
 from workbench.figures.charts import charts
-from workbench.figures.export import LIMIT, browser, size
+from workbench.figures.drawing import browser
 from workbench.figures.naming import name_points
+from workbench.figures.output import LIMIT, size
 from workbench.figures.titles import broken, fitted
 from workbench.reading import Reading
 
@@ -574,15 +575,16 @@ def test_what_cannot_be_shared_or_placed(figures):
 
 def test_captions_say_what_the_reading_says():
     said = (
-        r"Log-prob after \textless{}b\textgreater{} (\#3), prompt 0 of 3. Model: \texttt{made-up\_7B} (fingerprint "
-        r"\texttt{0f1e2d3c4b5a6978}, bfloat16). Reader: LogitLens (at resid, top k 5, precision fp32). "
-        "Data: 3 prompts. Null: target under the state half a prompt away, same layer."
+        r"Log-prob of target after \textless{}b\textgreater{} (\#3), prompt 0 of 3. Model: \texttt{made-up\_7B} "
+        r"(fingerprint \texttt{0f1e2d3c4b5a6978}, bfloat16). Reader: LogitLens (at resid, top k 5, precision fp32). "
+        "Data: 3 prompts. Null: median log-probability of target under the states of other positions."
     )
     figure, dated = gallery.lens().figure("trajectory", position=3), " Read on 2026-01-02 with latent-workbench 0.1.0."
     assert figure.caption() == said and figure.caption(date=True) == said + dated
-    assert repr(figure).startswith("<Figure 'LogitLens · made-up_7B · log-prob after <b> (#3) · prompt 0 of 3': ")
+    shown = "LogitLens · made-up_7B · log-prob of target after <b> (#3) · prompt 0 of 3"
+    assert repr(figure).startswith(f"<Figure '{shown}': ")
     bare = gallery.attributed().figure().caption()
-    assert "provenance names no null and no interval" in bare and "Null" not in bare
+    assert "names no null and no interval of what is shown" in bare and "Null" not in bare
     part = Reading(gallery.lens().data, {**gallery.ORIGIN, "prompts_read": 2}).figure().caption()
     assert "Data: 2 of 3 prompts." in part
     from probes.routing.figures import forest
@@ -593,14 +595,18 @@ def test_captions_say_what_the_reading_says():
         forest(table).caption()
 
 
+OWN = "target_logprob"
+
+
 def test_captions_of_panels_say_once_what_is_common():
     lens, near = gallery.lens(), gallery.near()
-    text = paper("icml").grid([[lens.figure("curves"), lens.figure("heatmap", prompt=2)]]).caption()
+    panels = [lens.figure("curves", value=OWN), lens.figure("heatmap", prompt=2, value=OWN)]
+    text = paper("icml").grid([panels]).caption()
     assert text.startswith(
-        r"\textbf{(a)} Mean over positions, 95\% bootstrap band over 3 prompts. \textbf{(b)} Log-prob"
+        r"\textbf{(a)} Mean over positions, 95\% bootstrap band over 3 prompts, dotted: null. \textbf{(b)} Log-prob"
     )
     assert text.count("Model:") == text.count("Null:") == 1 and "Read on" not in text
-    sheet = paper("icml").grid([[lens.figure("curves"), lens.figure("heatmap", prompt=2)]])
+    sheet = paper("icml").grid([panels])
     assert sheet.caption(date=True) == text + " Read on 2026-01-02 with latent-workbench 0.1.0."
     mixed = paper("icml").grid([[lens.figure("curves"), near.figure()]]).caption()
     assert mixed.count("Reader:") == 2 and mixed.count("fingerprint") == 1

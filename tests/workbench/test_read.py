@@ -3,40 +3,30 @@
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from tiny import layer_states, prompts, tiny
 
 import workbench
 from lenses import EmbeddingLens, LogitAttribution, LogitLens
 from workbench.errors import InputError, Refused, StateError
-from workbench.reader import token_budget
+from workbench.variables import about
 
 
-class Keep:
+class Keep(workbench.Reader):
     """A reader that keeps what it sees, and does ``on_observe`` when it sees it."""
 
-    def __init__(self, *sites, on_observe=lambda: None):
+    def __init__(self, *sites, on_observe=lambda prompts: None):
         self.wanted, self.on_observe, self.seen = [workbench.Site(*s) for s in sites], on_observe, {}
-        self.rows = 0
 
-    def sites(self, model):
-        return self.wanted
-
-    def begin(self, run):
+    def plan(self, run):
         self.run = run
 
-    def observe(self, site, states, batch):
-        self.on_observe()
-        rows = batch.take(states).clone()
-        self.seen[site] = rows
+        def observe(states, batch):
+            self.on_observe(len(batch.prompts))
+            self.seen |= {site: rows.clone() for site, rows in states.items()}
+            return {"rows": len(batch)}
 
-        def commit():
-            self.rows += len(rows)
-
-        batch.done.append(commit)
-
-    def end(self):
-        return workbench.Reading(xr.Dataset({"rows": self.rows}))
+        output = workbench.Output((), about("rows", role="count"), dtype=int, combine="sum")
+        return workbench.Plan(self.wanted, {"rows": output}, observe)
 
 
 def count_forwards(module, run):
@@ -102,7 +92,7 @@ def test_the_model_is_left_as_it_was_found(ends):
         hooks = [(n, len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in module.named_modules()]
         return hooks, [m.training for m in module.modules()], torch.get_rng_state().tolist(), model.fingerprint
 
-    def fail():
+    def fail(prompts):
         torch.rand(1)
         if ends == "reader raises":
             raise RuntimeError("of the reader's own")
@@ -122,7 +112,7 @@ def test_the_model_is_left_as_it_was_found(ends):
 def test_an_interrupted_pass_gives_what_it_has_on_request(llama):
     seen = []
 
-    def stop():
+    def stop(rows):
         seen.append(1)
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -142,14 +132,13 @@ def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama):
     plain = workbench.read(llama, prompts(), LogitLens(), progress=False).data
     state = {"failures": 0}
 
-    class Hungry(Keep):
-        def observe(self, site, states, batch):
-            super().observe(site, states, batch)
-            if len(states) > 3:
-                state["failures"] += 1
-                raise torch.OutOfMemoryError("CUDA out of memory")
+    def hungry_for(prompts):
+        if prompts > 3:
+            state["failures"] += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    lens, hungry = workbench.read(llama, prompts(), [LogitLens(), Hungry(("resid", 4))], progress=False)
+    hungry = Keep(("resid", 4), on_observe=hungry_for)
+    lens, hungry = workbench.read(llama, prompts(), [LogitLens(), hungry], progress=False)
     assert state["failures"] > 0
     np.testing.assert_allclose(lens.data.logprob, plain.logprob, atol=1e-5)
     assert int(hungry.data.rows) == sum(map(len, prompts()))
@@ -193,15 +182,11 @@ def test_bad_inputs_say_what_was_found(llama, bad, message):
 
 
 def test_bad_calls_say_what_to_do(llama):
-    for readers, message in (([], "No reader"), (LogitLens, "Give instances"), ("logit", "not a reader")):
+    for readers, message in (([], "No reader"), (LogitLens, "Give instances"), ("logit", "Expected a reader")):
         with pytest.raises(InputError, match=message):
             workbench.read(llama, [[3]], readers, progress=False)
     with pytest.raises(InputError, match="layers 0 to 4"):
         workbench.read(llama, [[3]], LogitLens(layers=7), progress=False)
-
-
-def test_the_budget_is_never_nothing(llama):
-    assert token_budget(llama) >= 256
 
 
 def test_chats_get_one_beginning_of_sequence():
@@ -226,23 +211,26 @@ def test_chats_get_one_beginning_of_sequence():
 
 
 def test_a_batch_is_let_go_when_it_is_done():
-    """Commits know their batch and the batch its commits: unless that is undone, memory grows until a collection."""
+    """Commits know their batch: unless that is undone, memory grows until a collection."""
     import gc
     import weakref
 
     seen = []
 
-    class Keeps(LogitLens):
-        def observe(self, site, states, batch):
-            batch.done.append(lambda: batch)
-            batch.scratch["states"] = states
-            seen.append(weakref.ref(batch))
-            super().observe(site, states, batch)
+    class Keeps(workbench.Reader):
+        def plan(self, run):
+            def observe(states, batch):
+                seen.append(weakref.ref(batch))
+                seen.append(weakref.ref(states[workbench.Site("resid", 2)]))
+                return {}
+
+            return workbench.Plan([workbench.Site("resid", 2)], {}, observe)
 
     gc.collect()
     gc.disable()
     try:
-        workbench.read(workbench.load(tiny("llama")), [[3, 4, 5]] * 6, Keeps(), batch_size=2, progress=False)
-        assert len(seen) >= 3 and all(ref() is None for ref in seen)
+        model = workbench.load(tiny("llama"))
+        workbench.read(model, [[3, 4, 5]] * 6, Keeps(), batch_size=2, progress=False)
+        assert len(seen) >= 6 and all(ref() is None for ref in seen)
     finally:
         gc.enable()

@@ -15,10 +15,12 @@ from explored import neighbours
 from pages import load, needs_browser
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
+from lenses import embedding
 from workbench.errors import InputError
 from workbench.figures import chart
 from workbench.figures.caption import plain
-from workbench.widgets import base, packing, page
+from workbench.variables import described
+from workbench.widgets import dispatch, packing, page
 
 WHERE = ("prompt", "layer", "position")
 SAID = "sink: norm beyond 20 x the layer's median"
@@ -98,6 +100,7 @@ def test_the_lens_explorer_says_sink_p_and_q_in_the_detail(tmp_path):
     shape = [data.sizes[d] for d in WHERE]
     data["cosine_p"] = (WHERE, np.full(shape, 0.0123))
     data["cosine_q"] = (WHERE, np.full(shape, 0.0456))
+    data = described(data, embedding.VARIABLES)
     told = {}
     for depth in (3, 6):
         script = (
@@ -125,15 +128,15 @@ def test_the_table_of_neighbours_says_sink_p_and_q(tmp_path):
             "const { model } = document.getElementById('explorer'); setTimeout(() => model.set('selection', "
             f"{{ ...model.get('selection'), prompt: 1, layer: {layer}, position: 3, rank: 2 }}), 300);"
         )
-        dom, console = load(base.to_html(data, tmp_path / f"{layer}.html", kind="neighbours"), script)
+        dom, console = load(dispatch.to_html(data, tmp_path / f"{layer}.html", kind="neighbours"), script)
         assert not console
         said = re.search(r'aria-label="the chosen neighbour".*?</section>', dom, re.DOTALL)[0]
         p = float(data["similarity_p"].sel(prompt=1, layer=layer, position=3))
         assert f"p of the nearest {p:.4f}" in said and f"q of the nearest {p:.4f}" in said
         assert (SAID in said) == sink
-    table = base.static_html(data, "neighbours")
+    table = dispatch.static_html(data, "neighbours")
     assert "p of the nearest" in table and "q of the nearest" in table
-    assert "of the nearest" not in base.static_html(neighbours(), "neighbours")
+    assert "of the nearest" not in dispatch.static_html(neighbours(), "neighbours")
 
 
 # ---------------------------------------------------------------- dimensions
@@ -168,7 +171,7 @@ def test_more_targets_than_hues_are_counted():
 
 def test_what_shows_one_of_several_says_which():
     data = logit_lens(targets=[" Paris", " Rome"])
-    assert "log-prob of ·Rome (target 2 of 2)" in title(chart(data, value="target_logprob", target=1))
+    assert "log-probability of ·Rome (target 2 of 2)" in title(chart(data, value="target_logprob", target=1))
     assert "rank of ·Paris (target 1 of 2)" in title(chart(data, value="target_rank"))
     assert all("prompt 1 of 3" in title(chart(data, kind, prompt=1)) for kind in ("heatmap", "trajectory"))
     assert "(#4)" in title(chart(data, "trajectory", position=4))
@@ -212,7 +215,7 @@ def test_tokens_below_a_map_of_belief_are_all_there_or_none(places, numbered, tm
         "const { model } = document.getElementById('explorer');"
         "setTimeout(() => model.set('selection', { ...model.get('selection'), node: 'a' }), 300);"
     )
-    dom, _ = load(base.to_html(data, tmp_path / "x.html"), script)
+    dom, _ = load(dispatch.to_html(data, tmp_path / "x.html"), script)
     names = re.search(r'class="wx-heat-names".*?class="wx-heat-title">([^<]*)<', dom, re.DOTALL)
     shown = re.findall(r">([^<>]+)</div>", names[0].split('class="wx-heat-title"')[0])
     if numbered:

@@ -537,3 +537,19 @@ def test_a_folder_from_before_this_page_is_read_by_its_kind(tmp_path):
     again = Folder.open(tmp_path / "sealed", kind)
     assert again.version == 2 and again.done == {"a", "b"}
     assert Folder.create_or_resume(tmp_path / "new", HEAD, kind).version == 2
+
+
+def test_now_and_then_written_and_parts_taken_out(tmp_path):
+    folder = Folder.open(begun(tmp_path / "x"), KIND, partial=True)
+    with folder.lock():
+        folder.write("more", lambda file: Path(file).write_text("x"), about={"step": 1})
+        with pytest.raises(store.Locked):
+            resume(tmp_path / "x")
+        folder.remove(part(0))
+    with pytest.raises(InputError, match="not open for writing"):
+        folder.remove("more")
+    again = opened(tmp_path / "x", partial=True)
+    assert list(again.done) == [*map(part, range(1, 5)), "more"] and again.part("more").entry["about"] == {"step": 1}
+    assert not (tmp_path / "x" / part(0)).exists()
+    with pytest.raises(InputError, match="is finished"), work(tmp_path / "y").lock() as folder:
+        folder.remove(part(0))

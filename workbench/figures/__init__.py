@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.figures.charts import CHARTS, Chart, attribution, chart, curves, heatmap, trajectory
-    from workbench.figures.export import ExportError, Figure
+    from workbench.figures.drawing import ExportError
+    from workbench.figures.figure import Figure
     from workbench.figures.sheet import Paper, Sheet, paper
 
 __all__ = [
     "CHARTS", "Chart", "ExportError", "Figure", "Paper", "Sheet", "attribution", "chart", "curves", "heatmap", "paper",
     "trajectory",
 ]  # fmt: skip
-_HOMES = {"Figure": "export", "ExportError": "export", "Paper": "sheet", "Sheet": "sheet", "paper": "sheet"}
+_HOMES = {"Figure": "figure", "ExportError": "drawing", "Paper": "sheet", "Sheet": "sheet", "paper": "sheet"}
 
 
 def __getattr__(name: str) -> Any:

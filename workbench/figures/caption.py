@@ -1,7 +1,8 @@
 """What a figure is of, in a sentence or two for LaTeX: model, reader and settings, prompts, nulls and intervals.
 
-Nothing is made up: what the reading's provenance does not say is not in the caption, and where it names no null and
-no interval, and neither does the figure's title, the caption says so.
+Nothing is made up: what the reading's provenance does not say is not in the caption.  Nulls, floors, chance levels and
+intervals are those that the reading's variables say they are (:mod:`workbench.variables`) of what is shown, and what
+the figure says of itself; where there is none, the caption says so.
 """
 
 from __future__ import annotations
@@ -11,19 +12,18 @@ from collections.abc import Sequence
 from html import unescape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import short_name
+from workbench.variables import CONTROLS, called, controls_of
 
 if TYPE_CHECKING:
-    from workbench.figures.export import Figure
+    import plotly.graph_objects as go
 
-# Settings that say what a number is compared with; they get a sentence of their own.
-CONTROLS = {
-    "null": "Null", "nulls": "Nulls", "floor": "Floor", "floors": "Floors", "control": "Control",
-    "controls": "Controls", "chance": "Chance", "level": "Level of intervals", "interval": "Intervals",
-    "intervals": "Intervals", "kl": "KL", "p": "p",
-}  # fmt: skip
+# Settings of these names are about a control; its variables tell of it, and they only where variables tell nothing.
+SETTINGS = {*CONTROLS, "level", *(f"{what}{s}" for what in ("null", "floor", "control", "interval") for s in ("", "s"))}
 COUNTED = {"null_positions"}
 """What came of a reading and is no setting: the same reader on other prompts would seem another one."""
 # What pdfLaTeX has no letter for, or another one.
@@ -33,19 +33,18 @@ SYMBOLS = {
     "○": r"\(\circ\)", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}", "“": "``", "”": "''", "’": "'{}",
     "‘": "`{}", "∞": r"\(\infty\)", "Δ": r"\(\Delta\)", "λ": r"\(\lambda\)", "ψ": r"\(\psi\)", "◌": r"\(\circ\)",
 }  # fmt: skip
-TOLD = re.compile(r"chance|null|band|interval|hatched|random|noise|q <|p =|%")  # a title that names its control
 LETTERS = re.compile("[\x20-\x7e\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]")  # T1 has these
 
 
-def caption(figure: Figure, of: Any = None, date: bool = False) -> str:
+def caption(figure: go.Figure, of: Any = None, date: bool = False) -> str:
     """See `Figure.caption`."""
     known = _known(figure, of, date)
     shown = _shown(figure, known)
-    return " ".join(filter(None, [_sentence(shown), *_origin(known, shown), *_notes(figure)]))
+    return " ".join(filter(None, [_sentence(shown), *_origin(known, figure), *_notes(figure)]))
 
 
 def captions(
-    figures: Sequence[Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
+    figures: Sequence[go.Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
 ) -> str:
     """One paragraph for several panels; what they have in common is said once."""
     given = list(of) if of is not None else [None] * len(figures)
@@ -53,7 +52,7 @@ def captions(
         raise InputError(f"of= has {len(given)} readings for {len(figures)} panels. Give one for each, or None.")
     known = [_known(figure, own, date) for figure, own in zip(figures, given, strict=True)]
     shown = [_shown(figure, own) for figure, own in zip(figures, known, strict=True)]
-    origins = [_origin(*both) for both in zip(known, shown, strict=True)]
+    origins = [_origin(*both) for both in zip(known, figures, strict=True)]
     for figure, own in zip(figures, origins, strict=True):
         own += _notes(figure)
     common = [s for s in origins[0] if all(s in other for other in origins)]
@@ -74,14 +73,32 @@ def about(of: Any) -> dict[str, Any]:
     found = {
         "model": short_name(str(model.get("name") or attrs.get("model") or "")),
         "fingerprint": model.get("fingerprint"), "dtype": model.get("dtype"),
-        "reader": reader.pop("name", None) or attrs.get("reader") or attrs.get("instrument"),
+        "reader": reader.pop("name", None) or attrs.get("reader") or attrs.get("instrument") or attrs.get("measure"),
         "settings": {k: v for k, v in reader.items() if isinstance(v, str | int | float) and str(v)},
         "prompts": provenance.get("prompts"), "prompts_read": provenance.get("prompts_read"),
         "documents": _plain(attrs.get("documents")), "corpus": _corpus(reader),
         "date": str(provenance.get("date") or "")[:10], "provenance": bool(provenance),
         "version": (provenance.get("versions") or {}).get("latent-workbench"),
+        "controls": _controls(data),
     }  # fmt: skip
     return {k: v for k, v in found.items() if v not in (None, "", {})}
+
+
+def _controls(data: Any) -> dict[str, list[str]]:
+    """Variable -> what it is compared with, "null: ...", from the roles of those of the others that say them."""
+    found: dict[str, list[str]] = {}
+    for name in map(str, getattr(data, "data_vars", ())):
+        said = []
+        for role, names in controls_of(data, name).items():
+            kind = "interval" if role in ("low", "high") else role
+            for own in (data[n] for n in names):
+                if own.dtype.kind != "f" or not np.isnan(own.values).all():
+                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}")
+                elif own.attrs.get("reason"):
+                    said.append(f"no {kind}: {own.attrs['reason']}")
+        if said:
+            found[name] = list(dict.fromkeys(said))
+    return found
 
 
 def latex(text: str) -> str:
@@ -102,7 +119,7 @@ def plain(text: str) -> str:
     return unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", re.sub(r"<br ?/?>", " ", text)))
 
 
-def _known(figure: Figure, of: Any, date: bool) -> dict[str, Any]:
+def _known(figure: go.Figure, of: Any, date: bool) -> dict[str, Any]:
     if of is not None:
         found = about(of)
     else:
@@ -116,14 +133,14 @@ def _known(figure: Figure, of: Any, date: bool) -> dict[str, Any]:
     return found if date else {k: v for k, v in found.items() if k != "date"}
 
 
-def _shown(figure: Figure, known: dict[str, Any]) -> str:
+def _shown(figure: go.Figure, known: dict[str, Any]) -> str:
     """The figure's own title, less what the rest of the caption says."""
     text = plain(str(figure.layout["title"].text or ""))
     parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
     return ", ".join(parts)
 
 
-def _notes(figure: Figure) -> list[str]:
+def _notes(figure: go.Figure) -> list[str]:
     """What did not fit into the figure."""
     meta = figure.layout["meta"]
     numbered = isinstance(meta, dict) and (meta.get("workbench") or {}).get("numbered")
@@ -134,17 +151,20 @@ def _sentence(text: str) -> str:
     return latex(text[:1].upper() + text[1:]) + "." if text else ""
 
 
-def _origin(known: dict[str, Any], shown: str) -> list[str]:
-    found = []
+def _origin(known: dict[str, Any], figure: go.Figure) -> list[str]:
+    meta = figure.layout["meta"]
+    meta = (meta.get("workbench") or {}) if isinstance(meta, dict) else {}
+    shows, own = meta.get("shows"), list(meta.get("controls", []))
+    found, of = [], known.get("controls", {})
     if model := known.get("model"):
         more = [rf"fingerprint \texttt{{{latex(known['fingerprint'])}}}"] if known.get("fingerprint") else []
         more += [latex(known["dtype"])] if known.get("dtype") else []
         found.append(rf"Model: \texttt{{{latex(model)}}}" + (f" ({', '.join(more)})." if more else "."))
     settings = dict(known.get("settings", {}))
-    controls = {k: settings.pop(k) for k in list(settings) if k in CONTROLS}
+    told = {k: settings.pop(k) for k in list(settings) if k in SETTINGS}
     if reader := known.get("reader"):
-        told = ", ".join(f"{latex(k.replace('_', ' '))} {latex(_said(v))}" for k, v in settings.items())
-        found.append(f"Reader: {latex(str(reader))}" + (f" ({told})." if told else "."))
+        given = ", ".join(f"{latex(k.replace('_', ' '))} {latex(_said(v))}" for k, v in settings.items())
+        found.append(f"Reader: {latex(str(reader))}" + (f" ({given})." if given else "."))
     count, read = known.get("prompts"), known.get("prompts_read")
     if count is not None:
         part = f"{read} of {count}" if read not in (None, count) else str(count)
@@ -153,9 +173,13 @@ def _origin(known: dict[str, Any], shown: str) -> list[str]:
         found.append(f"Data: {documents} document{'s' * (documents != 1)}.")
     if corpus := known.get("corpus"):
         found.append(f"Contexts: {latex(corpus)}.")
-    found += [f"{CONTROLS[k]}: {latex(_said(v)).rstrip('.')}." for k, v in controls.items()]
-    if known.get("provenance") and not set(controls) - {"kl"} and not TOLD.search(shown):
-        found.append("The reading's provenance names no null and no interval.")
+    said = own + [text for name in (of if shows is None else shows) for text in of.get(name, [])]
+    if not said and not of:
+        said = [f"{k.replace('_', ' ')}: {_said(v)}" for k, v in told.items()]
+    title = plain(str(figure.layout["title"].text or ""))
+    found += [_sentence(text.rstrip(".")) for text in dict.fromkeys(said) if text not in title]
+    if known.get("provenance") and not said:
+        found.append("The reading names no null and no interval of what is shown.")
     if known.get("date"):
         with_ = f" with latent-workbench {latex(known['version'])}" if known.get("version") else ""
         found.append(f"Read on {known['date']}{with_}.")

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from workbench import tokens
+from workbench import plugins, tokens
 from workbench.errors import InputError
-from workbench.figures import colours, theme
-from workbench.figures.export import Figure
-from workbench.figures.source import Source, short_name
+from workbench.figures import theme
+from workbench.figures.cells import SMALLEST, fit_cells, ink
+from workbench.figures.figure import Figure
+from workbench.figures.source import Source
+from workbench.variables import aimed
 
 if TYPE_CHECKING:
     import xarray as xr
 
-LABELS = {
-    "logprob": "log-prob of top token (nats)",
-    "cosine": "cosine of nearest token",
-    "similarity": "similarity of nearest context",
-    "entropy": "entropy (nats)",
-    "kl_to_final": "KL to final (nats)",
-    "target_logprob": "log-prob of target (nats)",
-    "target_rank": "rank of target (0 = top)",
-    "contribution": "contribution to logit",
-}
-BAR_LABELS = {
-    "logprob": "log-prob (nats)", "cosine": "cosine", "similarity": "similarity",
-    "target_logprob": "log-prob (nats)",
-    "kl_to_final": "KL (nats)", "target_rank": "rank of target",
-}  # fmt: skip
-NULL = "null: other positions' states"
+    from workbench.reading import Reading
+
 HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
 
@@ -59,27 +43,27 @@ def heatmap(
 
     value   what the colour shows: any variable over [prompt, depth, position(, rank)(, target)], such as
             "logprob", "entropy", "kl_to_final", "cosine", "target_rank"; the first rank of it.  Default: the
-            first of these there.
-    target  which target, by text or number, for target_logprob and target_rank
+            score that the tokens are in the order of, or the first value.
+    target  which target, by text or number, for variables over targets
     text    whether cells show their top token (left out by itself where cells are too small to read)
     """
     source = Source(data)
     prompt = source.prompt(prompt)
     if value is None:
-        value = next((v for v in LABELS if v in source.grids()), None)
+        value = source.score or next(iter(source.values()), None)
     if value is None or not source.has(value):
         raise InputError(
             f"heatmap(value={value!r}): this reading holds {source.grids()}. Choose one of these."
         )
     grid = source.grid(value, prompt, target)
-    shown, bar = grid, {"title": {"text": BAR_LABELS.get(value, LABELS.get(value, value))}}
-    if value == "target_rank":
+    shown, bar = grid, {"title": {"text": source.title(value, short=True)}}
+    if source.about(value).get("scale") == "log":
         shown = np.log10(grid + 1)
         ticks = [t for t in (0, 9, 99, 999, 9999, 99999) if t <= max(np.nanmax(grid, initial=0), 1)]
         bar |= {"tickvals": np.log10(np.add(ticks, 1)).tolist(), "ticktext": [f"{t:,}" for t in ticks]}
 
     inputs = [tokens.visible(t) for t in source.inputs(prompt)]
-    signed, scale = colours.signed(value), theme.stops(value)
+    signed, scale = source.scale(value) == "diverging", theme.stops(source.scale(value))
     trace = go.Heatmap(
         z=np.round(shown, 4),
         x=list(range(len(inputs))),
@@ -94,7 +78,7 @@ def heatmap(
     )
     if grid.size <= HOVER_CELLS:
         trace.hovertext = _hovers(source, prompt, value, grid, inputs)
-    figure = _figure(trace)
+    figure = blank(trace)
     if text and source.has("token_id") and grid.size <= TEXT_CELLS:
         rows, columns = np.indices(grid.shape)
         top = _ids(source, prompt)[:, :, 0].ravel()
@@ -105,9 +89,9 @@ def heatmap(
             textfont={"color": ink(shown, scale, signed)},
         )  # fmt: skip
     width = float(np.clip(130 + 46 * len(inputs), 420, 1400))
-    said = LABELS.get(value, value)
+    said = source.title(value)
     if "target" in data[value].dims:
-        said = said.replace("target", source.aim(source.target(target, prompt), prompt))
+        said = aimed(said, source.aim(source.target(target, prompt), prompt))
     framed = [f"dotted frame: {source.sink_said}"] if _frame(figure, source.sinks(prompt)) else []
     figure.update_layout(
         title_text=tokens.plotly(_title(source, ", ".join(filter(None, [said, *framed])), prompt)), width=width,
@@ -118,7 +102,7 @@ def heatmap(
     figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
     figure.update_xaxes(showline=False, ticks="")
     fit_cells(figure)
-    return figure
+    return shows(figure, value)
 
 
 def _frame(figure: go.Figure, marked: np.ndarray) -> bool:
@@ -133,19 +117,6 @@ def _frame(figure: go.Figure, marked: np.ndarray) -> bool:
     return bool(marked.any())
 
 
-def ink(
-    values: np.ndarray, colorscale: Any, centred: bool, ends: tuple[float, float] | None = None
-) -> list[str]:
-    """Black or white for each cell, whichever stands out more from its colour; ``ends``: of the colour scale."""
-    low, high = ends or (np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf))
-    if centred:
-        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-    shares = np.nan_to_num((values - low) / ((high - low) or 1), nan=1.0).clip(0, 1)
-    stops = [stop if isinstance(stop, str) else list(stop) for stop in colorscale]
-    found = np.asarray(sample_colorscale(stops, shares.ravel().tolist(), colortype="tuple"))
-    return colours.ink(found * (1 if np.max(found, initial=0) > 1 else 255))
-
-
 def _ids(source: Source, prompt: int) -> np.ndarray:
     """token_id of one prompt as [depth, real position, rank]."""
     found = source.data["token_id"].isel(prompt=prompt).transpose(source.depth, "position", "rank")
@@ -155,14 +126,14 @@ def _ids(source: Source, prompt: int) -> np.ndarray:
 def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: list[str]) -> list[list[str]]:
     """What hovering a cell tells: place, value, and the five nearest tokens."""
     ids = _ids(source, prompt)[:, :, :5] if source.has("token_id") else None
-    score = next((s for s in ("logprob", "cosine", "similarity") if source.has(s)), None)
-    scores = None
-    if ids is not None and score is not None and "rank" in source.data[score].dims:
+    score, scores = source.score, None
+    if ids is not None and score is not None:
         found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
         scores = found.values[:, source.positions(prompt), :5]
-    name = LABELS.get(value, value)
+    name = source.title(value)
     said, places, sinks = _contexts(source, prompt), source.places(prompt), source.sinks(prompt)
-    tests = {end: source.grid(f"{score}_{end}", prompt) for end in ("p", "q") if source.has(f"{score}_{end}")}
+    found = {end: source.controls(score, end) if score else [] for end in ("p", "q")}
+    tests = {end: source.grid(names[0], prompt) for end, names in found.items() if names}
     rows = []
     for d, depth in enumerate(source.depths):
         row = []
@@ -203,188 +174,83 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
     return said
 
 
-NUMBERED = "place in the prompt (its tokens do not fit here)"
-SMALLEST = 8.0
-"""Pixels of the smallest type on paper: 6 points."""
-
-
-def lost_texts(figure: go.Figure, plot: float) -> str | None:
-    """What to do where cells `plot` pixels wide in all are too small for their tokens; None where all are shown."""
-    layout: Any = figure.layout
-    lost = [t for t in figure.select_traces({"type": "scatter", "mode": "text"}) if t.text is None]
-    if not lost or not any(lost[0].customdata):
-        return None
-    columns, rows = len(layout.meta["workbench"]["inputs"]), len(layout.meta["workbench"]["depths"])
-    fit = int(plot / (4 * 0.57 * SMALLEST + 3))
-    if columns <= fit:
-        return f"{rows} rows are too low for type: draw fewer, reading.isel(layer=...).figure(), or give height=."
-    part = f"some {fit} would do: draw a part, reading.isel(position=slice(-{fit}, None)).figure(), or " * (fit > 0)
-    return (
-        f"{columns} columns are too narrow for type, {part}give more width. "
-        "figure(text=False) has no tokens and says nothing."
-    )
-
-
-def fit_cells(figure: go.Figure, height: float | None = None, plot: float | None = None) -> None:
-    """Fit a heatmap to its width: cell texts cut or dropped, nothing overlapping.
-
-    All tokens stand below the cells or, where they do not fit, none: a row with every second one would read as a text.
-    Then places are numbered, and the axis and the caption say so.
-
-    height   pixels; by default what the layers and the labels need.  Figures without cells stay as they are.
-    plot     pixels that the cells have side by side, where that is known from a drawing
-    """
-    layout: Any = figure.layout
-    meta = (layout.meta or {}).get("workbench") if isinstance(layout.meta, dict) else None
-    if not meta or "inputs" not in meta:
-        return
-    inputs, depths = meta["inputs"], meta["depths"]
-    rows = max(len(depths), 1)
-    paper = _is_paper(layout)
-    font = layout.xaxis.tickfont.size or (8 * theme.PIXELS_PER_INCH / 72 if paper else 12)
-    letter = 0.6 * font
-    cell_width = (plot or layout.width - (100 if paper else 150)) / max(len(inputs), 1)
-
-    if cell_width < 1.15 * font:  # down to 6 points before labels are left out
-        font = float(np.clip(cell_width / 1.15, SMALLEST, font))
-        letter = 0.6 * font
-        figure.update_xaxes(tickfont_size=font)
-    numbered = cell_width < round(1.15 * font, 3) - 0.001
-    at, flat = list(range(len(inputs))), True
-    if numbered:
-        places = meta["places"]
-        room = (letter * len(str(max(places))) + 8) / cell_width
-        step = next(s for n in range(9) for s in (10**n, 2 * 10**n, 5 * 10**n) if s >= room)
-        at = [i for i in at if places[i] % step == 0]
-        labels, below = [str(places[i]) for i in at], 3.8 * font
-    else:
-        longest = int(np.clip(cell_width / letter, 1, 100))
-        flat = all(_columns(text) <= longest for text in inputs)
-        labels = [_cut(text, longest if flat else 14) for text in inputs]
-        below = 2.2 * font if flat else letter * max(map(_columns, labels), default=1) + 14
-    figure.update_layout(meta={**layout.meta, "workbench": {**meta, "numbered": numbered}})
-    figure.update_xaxes(title_text=NUMBERED if numbered else None)
-    above = 8 if paper else 44 + 18 * (layout.title.text or "").count("<br>")
-    if height is None:
-        cell = 14 if paper else 20
-        height = float(np.clip(above + below + cell * rows, 130 if paper else 220, 700 if paper else 1100))
-    cell_height = (height - above - below) / rows
-    figure.update_layout(height=height, margin={"t": above, "b": below})
-    figure.update_xaxes(
-        tickvals=at,
-        ticktext=[tokens.plotly(t) for t in labels],
-        tickangle=0 if flat else -90,
-        automargin=False,
-        range=[-0.5, len(inputs) - 0.5],
-    )
-    skip = max(1, int(np.ceil(font * 1.3 / cell_height)))
-    figure.update_yaxes(
-        tickvals=list(range(0, rows, skip)),
-        ticktext=[str(d) for d in depths[::skip]],
-        range=[-0.5, rows - 0.5],
-    )
-
-    size, least = min(font, cell_height * 0.72), SMALLEST if paper else 6
-    letters = int((cell_width - 3) / (0.57 * size)) if size >= least else 0
-    if letters < 4 and size > least + 1:  # a smaller type before no text at all
-        size = least + (not paper)
-        letters = int((cell_width - 3) / (0.57 * size))
-    for trace in figure.select_traces({"type": "scatter", "mode": "text"}):
-        readable = letters >= 4
-        trace.text = [tokens.plotly(_cut(str(t), letters)) for t in trace.customdata] if readable else None
-        trace.textfont.size = max(size, 1)
-        trace.visible = readable
-
-
-def _is_paper(layout: Any) -> bool:
-    size = layout.template.layout.font.size
-    return size is not None and size < 11.5
-
-
-def _columns(text: str) -> int:
-    """Width in letters: East Asian wide characters and emoji count double, combining marks not at all."""
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
-
-
-def _cut(text: str, letters: int) -> str:
-    if _columns(text) <= letters:
-        return text
-    out = ""
-    for char in text:
-        if _columns(out + char) > letters - 1:
-            break
-        out += char
-    if out.startswith("\u2068"):  # close the isolate that visible() opened
-        out += "\u2069"
-    return out + "…"
-
-
 # ---------------------------------------------------------------- trajectory
 
 
 def trajectory(
-    data: xr.Dataset, prompt: int = 0, position: int = -1, targets: Sequence[str] | None = None
+    data: xr.Dataset,
+    prompt: int = 0,
+    position: int = -1,
+    targets: Sequence[str] | None = None,
+    value: str | None = None,
 ) -> Figure:
-    """Log-prob of each target over depth at one position, dotted the null: the same under other positions' states.
+    """A value over depth at one position, of each target where there are several; dotted its null, where it has one.
 
     position counts the prompt's own tokens; negative from the end.  targets chooses some, by text.
+    value is any of the reading's over depth and position; by default the one of its targets (``target_logprob``), or
+    else the first.
     """
     source = Source(data)
+    value = value or source.followed or next(iter(source.values()), None)
+    if value not in source.grids():
+        raise InputError(f"trajectory(value={value!r}): this reading holds {source.grids()}. Choose one of these.")
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
-    names = source.targets(prompt, at)
+    aimed = value == source.followed and source.has("target_id")
+    names = source.targets(prompt, at) if aimed else [source.called(value, short=True)]
     chosen = list(range(len(names))) if targets is None else [source.target(t, prompt) for t in targets]
-    chosen, more = _most(chosen, "targets")
-    place = data.isel(prompt=prompt, position=at)
-    figure = _figure()
+    chosen, more = first_few(chosen, "targets")
+    units = source.about(value).get("units", "")
+    beside = [n for n in source.values() if n != value and source.data[n].dims == source.data[value].dims]
+    null = next(iter(source.controls(value, "null")), None)
+    null_name = f"null: {source.called(null, short=True)}" if null else ""
+    column = int(np.flatnonzero(source.positions(prompt) == at)[0])
+    figure = blank()
     nulls = 0
     for number, index in enumerate(chosen):
         colour = theme.HUES[number % len(theme.HUES)]
         label = tokens.labels([tokens.visible(names[index])])[0]
-        line = {"color": colour, "width": 2}
-        ranks = _along(place, "target_rank", index)
-        rank = "" if ranks is None else ", rank %{customdata}"
+        more_told = [
+            f", {source.called(n, short=True)} %{{customdata[{i}]:.5~g}}" for i, n in enumerate(beside)
+        ]  # fmt: skip
+        known = [_along(source, n, prompt, column, index) for n in beside]
         figure.add_scatter(
-            x=source.depths, y=_along(place, "target_logprob", index), name=label, mode="lines+markers",
-            line=line, marker={"size": 4}, customdata=ranks, legendgroup=label,
-            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} nats" + rank,
+            x=source.depths, y=_along(source, value, prompt, column, index), name=label, mode="lines+markers",
+            line={"color": colour, "width": 2}, marker={"size": 4}, legendgroup=label,
+            customdata=np.stack(known, -1) if known else None,
+            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} {units}{''.join(more_told)}",
         )  # fmt: skip
-        null = _along(place, "target_logprob_null", index)
-        if null is not None and not np.all(np.isnan(null)):
+        found = None if null is None else _along(source, null, prompt, column, index)
+        if found is not None and not np.all(np.isnan(found)):
             nulls += 1
             figure.add_scatter(
-                x=source.depths, y=null, mode="lines", legendgroup=label, showlegend=len(chosen) == 1,
+                x=source.depths, y=found, mode="lines", legendgroup=label, showlegend=len(chosen) == 1,
                 line={"color": colour, "width": 1.5, "dash": "dot"},
-                name=NULL if len(chosen) == 1 else f"{label}, {NULL}", hovertemplate="%{y:.3f} nats",
+                name=null_name if len(chosen) == 1 else f"{label}, {null_name}", hovertemplate=f"%{{y:.3f}} {units}",
             )  # fmt: skip
     if nulls and len(chosen) > 1:  # one entry for all of them
         grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name=NULL)
-    token = tokens.visible(source.inputs(prompt)[int(np.flatnonzero(source.positions(prompt) == at)[0])])
-    column = int(np.flatnonzero(source.positions(prompt) == at)[0])
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name=null_name)
+    token = tokens.visible(source.inputs(prompt)[column])
     sink = "a sink" if source.sinks(prompt)[:, column].any() else ""
-    said = ", ".join(filter(None, [f"log-prob after {token} (#{source.places(prompt)[column]})", sink, more]))
+    what = f"{source.called(value, short=True)} after {token} (#{source.places(prompt)[column]})"
+    said = ", ".join(filter(None, [what, sink, more]))
     figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
     figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)
     figure.update_xaxes(title_text=source.depth_label, tickformat="d")
-    figure.update_yaxes(title_text="log-prob (nats)")
-    return figure
+    figure.update_yaxes(title_text=source.title(value, short=True))
+    return shows(figure, value)
 
 
-def _most(chosen: list[Any], what: str) -> tuple[list[Any], str]:
+def first_few(chosen: list[Any], what: str) -> tuple[list[Any], str]:
     """As many as there are hues, and what a title says of the rest."""
     kept = chosen[: len(theme.HUES)]
     return kept, f"the first {len(kept)} of {len(chosen)} {what}" if len(kept) < len(chosen) else ""
 
 
-def _along(place: xr.Dataset, name: str, target: int) -> np.ndarray | None:
-    if name not in place:
-        return None
-    found = place[name]
-    found = found.isel(target=target) if "target" in found.dims else found
-    return found.values
+def _along(source: Source, name: str, prompt: int, column: int, target: int) -> np.ndarray:
+    """[depth] of one value at the column of a position, of one target where it is over targets."""
+    return source.grid(name, prompt, target if "target" in source.data[name].dims else None)[:, column]
 
 
 # ---------------------------------------------------------------- curves
@@ -402,36 +268,36 @@ def curves(
 
     Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
 
-    The null of a variable is the mean of its ``_null`` companion, where the reading has one, as target_logprob does.
-
-    value      one variable or several (one panel each); default target_rank and entropy, where there
+    value      one variable or several (one panel each); default: the first that is logarithmic (ranks of targets) and
+               the first other that is not over ranks
     level      of the percentile band; it needs two prompts, and with one there is none
     target     one of several, by text or number; default all of them, a line each
-    Ranks are averaged as log10(1 + rank) and drawn on that scale.
+    What is logarithmic by its attributes (ranks of targets) is averaged as log10(1 + x) and drawn on that scale.
     """
     source = Source(data)
     asked = [value] if isinstance(value, str) else list(value or ())
-    names = (
-        asked or [v for v in ("target_rank", "entropy", "cosine", "kl_to_final") if v in source.grids()][:2]
-    )
+    data, known = source.data, source.values()
+    plain = [v for v in known if "rank" not in data[v].dims]
+    logs = [v for v in plain if source.about(v).get("scale") == "log"][:1]
+    names = asked or [*logs, *(v for v in plain if v not in logs)][:2] or known[:1]
     if not names or (lacking := [v for v in names if v not in source.grids()]):
-        lacking = lacking if names else "any of target_rank, entropy"
+        lacking = lacking if names else "any value over depth and position"
         raise InputError(f"curves: this reading does not hold {lacking}. It holds {source.grids()}.")
     prompts = range(data.sizes.get("prompt", 1))
     aims = list(range(data.sizes.get("target", 1))) if target is None else [source.target(target, 0)]
-    aims, more = _most(aims, "targets")
+    aims, more = first_few(aims, "targets")
     if all("target" not in data[name].dims for name in names):
         aims, more = [0], ""
-    figure, nulls = _figure(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
+    figure, nulls = blank(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
     highest: dict[str, float] = {}
     for column, name in enumerate(names, start=1):
-        where = {"row": 1, "col": column}
+        where, log = {"row": 1, "col": column}, source.about(name).get("scale") == "log"
         for number, aim in enumerate(aims if "target" in data[name].dims else aims[:1]):
-            means = np.stack([_position_mean(source, name, p, aim) for p in prompts])
+            means = np.stack([_position_mean(source, name, p, aim, log) for p in prompts])
             centre, low, high = _band(means, level, resamples, seed)
             highest[name] = max(highest.get(name, 0.3), float(np.nanmax(high, initial=0.3)))
             several = len(aims) > 1 and "target" in data[name].dims
-            called = tokens.labels([_target_name(source, aim)])[0] if several else name
+            called = tokens.labels([_target_name(source, aim)])[0] if several else source.called(name, short=True)
             # Beside lines of several targets, another panel's line has none of the hues that say which target.
             colour = theme.HUES[number if several else -column if len(aims) > 1 else column - 1]
             if len(means) > 1:
@@ -446,9 +312,8 @@ def curves(
                 showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
                 hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
             )  # fmt: skip
-            if f"{name}_null" not in source.grids():
-                continue
-            null = np.stack([_position_mean(source, f"{name}_null", p, aim) for p in prompts])
+            own = [n for n in source.controls(name, "null") if n in source.grids()]
+            null = np.stack([_position_mean(source, n, p, aim, log) for n in own[:1] for p in prompts] or [np.nan])
             if not np.isnan(null).all():
                 nulls += 1
                 figure.add_scatter(
@@ -456,8 +321,8 @@ def curves(
                     line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False, legendgroup=called,
                     hovertemplate="null: %{y:.3f}<extra></extra>", **where,
                 )  # fmt: skip
-        figure.update_yaxes(title_text=LABELS.get(name, name), **where)
-        if name == "target_rank":
+        figure.update_yaxes(title_text=source.title(name), **where)
+        if log:
             top = highest[name]
             ticks = [t for t in (0, 1, 3, 9, 30, 99, 999, 9999, 99999) if np.log10(t + 1) <= top + 0.2]
             figure.update_yaxes(
@@ -472,10 +337,10 @@ def curves(
         one = ""
     said = ", ".join(filter(None, [one, more, over, source.sinks_left_out(), band, "dotted: null" * bool(nulls)]))
     width = 330 * len(names) + 60
-    figure.update_layout(title_text=tokens.plotly(_heading(source, said)), width=width, height=340)
+    figure.update_layout(title_text=tokens.plotly(heading(source, said)), width=width, height=340)
     if len(aims) > 1:
         figure.update_layout(height=380, legend={"orientation": "h", "y": -0.22})
-    return figure
+    return shows(figure, *names, controls=[band])
 
 
 def _target_name(source: Source, target: int) -> str:
@@ -483,10 +348,10 @@ def _target_name(source: Source, target: int) -> str:
     return f"{target + 1} of each prompt" if source.own_targets else tokens.visible(source.targets(0, 0)[target])
 
 
-def _position_mean(source: Source, name: str, prompt: int, target: int) -> np.ndarray:
-    """[depth], the mean over a prompt's positions, sinks apart; NaN where none has a value."""
+def _position_mean(source: Source, name: str, prompt: int, target: int, log: bool) -> np.ndarray:
+    """[depth], the mean over a prompt's positions (of log10(1 + x)), sinks apart; NaN where none has a value."""
     grid = source.grid(name, prompt, target if "target" in source.data[name].dims else None)
-    values = np.where(source.sinks(prompt), np.nan, np.log10(grid + 1) if name == "target_rank" else grid)
+    values = np.where(source.sinks(prompt), np.nan, np.log10(grid + 1) if log else grid)
     count = np.sum(~np.isnan(values), axis=1)
     return np.where(count > 0, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
 
@@ -517,11 +382,13 @@ def _band(
 def attribution(
     data: xr.Dataset, prompt: int = 0, position: int = -1, target: int | str | None = None
 ) -> Figure:
-    """What each component of the model adds to a token's logit at one position; the bars sum to the logit.
+    """What each component of the model adds at one position, such as to a token's logit; the bars add up to it.
 
-    Lines across: the same component's mean over all positions, what it adds anywhere.
+    Lines across: the null of each component, such as its mean over all positions, what it adds anywhere.
     """
     source = Source(data)
+    data, value = source.data, source.by_component()[0]
+    total, null = source.about(value).get("sums_to"), next(iter(source.controls(value, "null")), None)
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
     index = source.target(target, prompt)
@@ -531,8 +398,8 @@ def attribution(
         return (found.isel(target=index) if "target" in found.dims else found).values
 
     names = [str(c) for c in data["component"].values]
-    values = pick("contribution").astype(float)
-    figure = _figure()
+    values = pick(value).astype(float)
+    figure = blank()
     kinds = list(dict.fromkeys(n.split(".")[0] for n in names))
     hues = dict(zip(kinds, theme.HUES, strict=False))
     for kind in kinds:
@@ -542,13 +409,13 @@ def attribution(
             customdata=[tokens.plotly(names[i]) for i in own],
             hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
-    if source.has("contribution_mean"):
-        mean = data["contribution_mean"]
+    if null is not None:
+        mean, called = data[null], source.called(null, short=True)
         mean = (mean.isel(target=index) if "target" in mean.dims else mean).values
         figure.add_scatter(
-            x=list(range(len(names))), y=mean, mode="markers", name="mean over positions",
+            x=list(range(len(names))), y=mean, mode="markers", name=called,
             marker={"symbol": "line-ew", "size": 13, "line": {"width": 2, "color": "#222222"}},
-            hovertemplate="mean over positions: %{y:.4g}<extra></extra>",
+            hovertemplate=f"{called}: %{{y:.4g}}<extra></extra>",
         )  # fmt: skip
     width = float(np.clip(160 + 26 * len(names), 480, 1300))
     step = max(1, int(np.ceil(len(names) * 10 / (width - 120))))
@@ -559,172 +426,20 @@ def attribution(
         tickfont_size=float(np.clip((width - 120) / len(names) / 1.15, SMALLEST, 12)),
     )  # fmt: skip
     figure.update_yaxes(
-        title_text="contribution to logit", zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
+        title_text=source.title(value), zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
     )
     targets = source.targets(prompt, at)
-    said = f"what adds to the logit of {tokens.visible(targets[min(index, len(targets) - 1)])}"
-    if source.has("logit"):
-        said += f", {float(pick('logit')):.3g}"
-    if "target" in data["contribution"].dims and len(targets) > 1:
+    said = aimed(source.called(value), tokens.visible(targets[min(index, len(targets) - 1)]))
+    if total and source.has(total):
+        said += f", in all {float(pick(total)):.3g}"
+    if "target" in data[value].dims and len(targets) > 1:
         said += f", target {index + 1} of {len(targets)}"
     column = int(np.flatnonzero(source.positions(prompt) == at)[0])
     if len(source.positions(prompt)) > 1:
         said += f", after {tokens.visible(source.inputs(prompt)[column])} (#{source.places(prompt)[column]})"
     figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
     figure.update_layout(width=width, height=380, barmode="overlay", showlegend=True)
-    return figure
-
-
-# ---------------------------------------------------------------- leap
-
-
-def leap(data: xr.Dataset) -> Figure:
-    """From which index layer the nearest contexts of each model layer come, beside the null of random tokens.
-
-    Shares of a row add up to 1.  The null is of prompts of random tokens: what it shows, too, is
-    what the index prefers by itself (hubs, crowded layers), and not where meaning lies.
-    """
-    source = Source(data)
-    panels = [("index_layer_share", "neighbours")]
-    if source.has("index_layer_share_null"):
-        panels.append(("index_layer_share_null", "null: random tokens"))
-    names = [str(i) for i in data["index"].values]
-    titles = [title for _, title in panels]
-    figure = _figure(make_subplots(cols=len(panels), horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles))
-    for column, (name, _) in enumerate(panels, start=1):
-        shares = data[name].transpose(source.depth, "index").values
-        bounds = [data[n].transpose(source.depth, "index").values for n in (f"{name}_low", f"{name}_high") if n in data]
-        known = len(bounds) == 2 and not np.isnan(bounds).all()
-        figure.add_heatmap(
-            z=np.round(shares, 4), x=names, y=list(range(len(source.depths))), zmin=0, zmax=1,
-            colorscale=theme.stops("share"), colorbar={"title": {"text": "share"}}, showscale=column == len(panels),
-            customdata=np.stack(bounds, -1) if known else None, row=1, col=column,
-            hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}"
-            f"{' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' * known}<extra></extra>",
-        )  # fmt: skip
-        figure.update_xaxes(title_text="index layer", type="category", row=1, col=column)
-    figure.update_yaxes(
-        tickvals=list(range(len(source.depths))), ticktext=[str(d) for d in source.depths], showline=False, ticks=""
-    )
-    figure.update_yaxes(title_text=f"model {source.depth_label}", col=1)
-    figure.update_layout(title_text=tokens.plotly(_heading(source, "which index layer answers")))
-    height = float(np.clip(150 + 22 * len(source.depths), 260, 900))
-    figure.update_layout(width=float(190 + len(panels) * max(140, 44 * len(names))), height=height, margin={"t": 70})
-    return figure
-
-
-# ---------------------------------------------------------------- floors
-
-
-FLOORS = {
-    "similarity_floor_random": ("random tokens", "dash"), "similarity_floor_shuffled": ("shuffled prompts", "dashdot"),
-    "cosine_floor": ("random directions", "dash"), "cosine_floor_shuffled": ("shuffled prompts", "dashdot"),
-}  # fmt: skip
-
-
-def floors(data: xr.Dataset) -> Figure:
-    """How near the nearest is at every depth, beside what chance reaches: median and quartiles, floors dashed.
-
-    Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states
-    above each floor, the hover each depth's.
-    A state below a floor has a neighbour that says no more than one of random tokens, a random direction or a shuffled
-    prompt does.
-    """
-    source = Source(data)
-    name = "similarity" if source.has("similarity") else "cosine"
-    best = data[name].isel(rank=0).transpose(source.depth, ...)
-    if source.has("sink"):
-        best = best.where(~data["sink"].astype(bool))
-    best = best.transpose(source.depth, ...).values.reshape(len(source.depths), -1)
-    if not np.isfinite(best).any():
-        raise InputError(f"floors: this reading holds no {name} (every state is zero), so there is nothing to compare.")
-    low, middle, high = np.nanquantile(best, [0.25, 0.5, 0.75], axis=1)
-    colour = theme.HUES[0]
-    lines, told = [], []
-    for floor, (called, dash) in FLOORS.items():
-        if not source.has(floor) or np.isnan(level := data[floor].values.astype(float)).all():
-            continue
-        known, above = ~np.isnan(best + level[:, None]), best > level[:, None]
-        shares = above.sum(1) / np.maximum(known.sum(1), 1)
-        told.append(f"<br>above {called}: %{{customdata[{len(lines) + 2}]:.0%}}")
-        lines.append((level, f"floor: {called} ({above.sum() / known.sum():.0%} above)", dash, shares))
-    figure = _figure()
-    figure.add_scatter(
-        x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines",
-        fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
-    figure.add_scatter(
-        x=source.depths, y=middle, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
-        name="median (band: quartiles)", customdata=np.stack([low, high, *(shares for *_, shares in lines)], -1),
-        hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
-        f"{''.join(told)}<extra></extra>",
-    )  # fmt: skip
-    for level, called, dash, _ in lines:
-        line = {"color": theme.HUES[colours.FLOOR], "width": 1.5, "dash": dash}
-        figure.add_scatter(
-            x=source.depths, y=level, mode="lines", line=line, name=called,
-            hovertemplate="%{y:.3f}",
-        )  # fmt: skip
-    figure.update_xaxes(title_text=source.depth_label, tickformat="d")
-    figure.update_yaxes(title_text=LABELS[name])
-    states = int(np.isfinite(best).any(0).sum())
-    said = ", ".join(filter(None, [f"band: quartiles over {states:,} positions", source.sinks_left_out()]))
-    figure.update_layout(title_text=tokens.plotly(_heading(source, said)))
-    figure.update_layout(width=560, height=420, showlegend=True, legend={"orientation": "h", "y": -0.2})
-    return figure
-
-
-# ---------------------------------------------------------------- rates
-
-
-def rates(data: xr.Dataset) -> Figure:
-    """Shares over depth, one panel for each measure: rate with its interval, and its chance level dashed.
-
-    Needs rate, rate_low, rate_high, rate_chance [measure, depth], or with one more dimension of several series
-    (several lenses, say), which get a line each.
-    """
-    depth = "layer" if "layer" in data.dims else "block"
-    others = [d for d in data["rate"].dims if d not in ("measure", depth)]
-    series = [" · ".join(map(str, own)) for own in product(*(data[d].values for d in others))]  # one "" without others
-    series, more = _most(series, "series")
-    measures = [str(m) for m in data["measure"].values]
-    found = data.transpose("measure", *others, depth, ...)
-    x = data[depth].values
-    panels = make_subplots(cols=len(measures), horizontal_spacing=0.05, shared_yaxes=True, subplot_titles=measures)
-    figure = _figure(panels)
-    for column in range(len(measures)):
-        where = {"row": 1, "col": column + 1}
-        for i, name in enumerate(series):
-            own = found.isel(measure=column)
-            rate, low, high, chance = (
-                own[f"rate{end}"].transpose(*others, depth).values.reshape(-1, len(x))[i]
-                for end in ("", "_low", "_high", "_chance")
-            )
-            colour = theme.HUES[i]
-            if not np.isnan(low).all():
-                figure.add_scatter(
-                    x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines", fill="toself",
-                    fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False, **where,
-                )  # fmt: skip
-            figure.add_scatter(
-                x=x, y=chance, mode="lines", line={"color": colour, "width": 1, "dash": "dash"}, hoverinfo="skip",
-                name=f"{name} by chance".strip(), showlegend=column == 0 and len(series) == 1, **where,
-            )  # fmt: skip
-            figure.add_scatter(
-                x=x, y=rate, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
-                name=name or "rate", showlegend=column == 0 and bool(others),
-                customdata=np.stack([low, high, chance], -1),
-                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], chance %{customdata[2]:.3f}"
-                f"<extra>{tokens.plotly(name)}</extra>", **where,
-            )  # fmt: skip
-        figure.update_xaxes(title_text=depth, tickformat="d", **where)
-    figure.update_yaxes(range=[-0.02, 1.02])
-    figure.update_yaxes(title_text="share", col=1)
-    model, reader = short_name(str(data.attrs.get("model", ""))), str(data.attrs.get("reader", ""))
-    figure.update_layout(title_text=tokens.plotly(" · ".join(filter(None, [reader, model, more, "dashed: chance"]))))
-    figure.update_layout(legend={"orientation": "h", "y": -0.25})
-    figure.update_layout(width=float(100 + 250 * len(measures)), height=360, margin={"t": 70})
-    return figure
+    return shows(figure, value)
 
 
 # ---------------------------------------------------------------- choosing
@@ -732,63 +447,106 @@ def rates(data: xr.Dataset) -> Figure:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its function(data, **options) and the variables without which it cannot be drawn ("a or b": either)."""
+    """A chart: its function(data, **options), and what it cannot be drawn without.
+
+    needs    names of variables ("a or b": either)
+    lacking  (data) -> what is missing in words, [] where nothing is: for a chart that goes by what variables are and
+             not by their names (:mod:`workbench.variables`)
+    measure  of a chart that draws a measure's result: the measure (an entry point of ``workbench.measures``).  A
+             reading that has the variables ``of`` is measured first, with the measure's own defaults and those options
+             that it has and the chart has not.
+    """
 
     function: Callable[..., Figure]
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    lacking: Callable[[xr.Dataset], list[str]] | None = None
+    measure: str = ""
+    of: tuple[str, ...] = ()
+
+    def _own(self, data: xr.Dataset) -> list[str]:
+        return _absent(self.needs, data) + (self.lacking(data) if self.lacking else [])
 
     def lacks(self, data: xr.Dataset) -> list[str]:
-        return [name for name in self.needs if not any(one in data.data_vars for one in name.split(" or "))]
+        """What a reading would have to hold, in words; [] where it can be drawn."""
+        own = self._own(data)
+        return _absent(self.of, data) if own and self.measure else own
+
+    def measured(self, reading: Any, options: dict[str, Any]) -> Any:
+        """What the chart draws: the reading itself, or its measure's result; takes the measure's options out."""
+        if not self.measure or not self._own(_data(reading)):
+            return reading
+        own, measure = inspect.signature(self.function).parameters, plugins.load("measures", self.measure)
+        given = [name for name in options if name not in own and name in inspect.signature(measure).parameters]
+        return measure(reading, **{name: options.pop(name) for name in given})
+
+
+def _absent(needs: tuple[str, ...], data: xr.Dataset) -> list[str]:
+    return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
+
+
+def _data(reading: Any) -> xr.Dataset:
+    """The dataset of a reading; a dataset is its own."""
+    return reading.data if hasattr(reading, "provenance") else reading
+
+
+def _no_grid(data: xr.Dataset) -> list[str]:
+    return [] if Source(data).values() else ["a value over layer (or block) and position"]
+
+
+def _no_parts(data: xr.Dataset) -> list[str]:
+    return [] if Source(data).by_component() else ["a value over position and component"]
 
 
 CHARTS: dict[str, Chart] = {
-    "heatmap": Chart(heatmap, ("token_id",)),
-    "trajectory": Chart(trajectory, ("target_logprob",)),
-    "curves": Chart(curves, ("entropy",)),
-    "attribution": Chart(attribution, ("contribution",)),
-    "leap": Chart(leap, ("index_layer_share",)),
-    "floors": Chart(floors, ("similarity or cosine", "similarity_floor_random or cosine_floor")),
-    "rates": Chart(rates, ("rate", "rate_low", "rate_high", "rate_chance")),
+    "heatmap": Chart(heatmap, lacking=_no_grid),
+    "trajectory": Chart(trajectory, lacking=_no_grid),
+    "curves": Chart(curves, lacking=_no_grid),
+    "attribution": Chart(attribution, lacking=_no_parts),
 }
 
 
 def charts() -> dict[str, Chart]:
-    """All charts: ours, and those of probes and other packages (entry points ``workbench.charts``)."""
-    more = {p.name: p for p in metadata.entry_points(group="workbench.charts") if p.name not in CHARTS}
-    return CHARTS | {name: point.load() for name, point in more.items()}
+    """All charts: ours, and those of lenses, probes and other packages (entry points ``workbench.charts``)."""
+    return CHARTS | dict(plugins.loaded("charts", reserved=CHARTS))
 
 
-def chart(data: xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
-    """Draw `kind`, or the first chart that fits the data; options go to that chart's function."""
-    kind = kind or data.attrs.get("chart")
-    if kind in CHARTS or (kind is None and any(not c.lacks(data) for c in CHARTS.values())):
-        known = CHARTS
-    else:
-        known = charts()
-    fitting = [name for name, c in known.items() if not c.lacks(data)]
+def _first_that_fits(data: xr.Dataset) -> str | None:
+    """A chart that was made for a kind of reading goes before those that draw any, unless there are tokens to show."""
+    ours = next((name for name, c in CHARTS.items() if not c.lacks(data)), None)
+    if ours and ("token_id" in data or Source(data).by_component()):
+        return ours
+    return next((name for name, c in plugins.loaded("charts", reserved=CHARTS) if not c.lacks(data)), ours)
+
+
+def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
+    """Draw `kind`, or the first chart that fits; options go to that chart's function, or to its measure."""
+    data = _data(reading)
+    kind = kind or data.attrs.get("chart") or _first_that_fits(data)
     if kind is None:
-        if not fitting:
-            needs = "; ".join(f"{name} needs {', '.join(c.needs)}" for name, c in known.items())
-            raise InputError(
-                f"No chart fits this reading: it holds {sorted(map(str, data.data_vars))}, but {needs}. "
-                "Draw it from .data or .frame() with plotly itself."
-            )
-        kind = fitting[0]
-    if kind not in known:
-        raise InputError(f"There is no chart {kind!r}. Charts that fit this reading: {fitting}.")
-    if lacking := known[kind].lacks(data):
+        own = {name: c.needs or tuple(c.lacks(data)) for name, c in charts().items()}
+        needs = "; ".join(f"{name} needs {', '.join(what)}" for name, what in own.items())
         raise InputError(
-            f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: "
-            f"{fitting}."
+            f"No chart fits this reading: it holds {sorted(map(str, data.data_vars))}, but {needs}. "
+            "Draw it from .data or .frame() with plotly itself."
         )
-    _known_options(kind, known[kind].function, options)
-    figure = known[kind].function(data, **options)
-    return figure.describe(data) if isinstance(figure, Figure) else figure
+    known = plugins.points("charts", reserved=CHARTS)
+    chosen = CHARTS.get(kind) or (plugins.load("charts", kind, reserved=CHARTS) if kind in known else None)
+    if chosen is None or (lacking := chosen.lacks(data)):
+        fitting = [name for name, c in charts().items() if not c.lacks(data)]
+        if chosen is None:
+            raise InputError(f"There is no chart {kind!r}. Charts that fit this reading: {fitting}.")
+        raise InputError(
+            f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: {fitting}."
+        )
+    drawn = chosen.measured(reading, options)
+    _known_options(kind, chosen, options)
+    figure = chosen.function(_data(drawn), **options)
+    return figure.describe(drawn) if isinstance(figure, Figure) else figure
 
 
-def _known_options(kind: str, function: Callable[..., Figure], options: dict[str, Any]) -> None:
+def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
     """Raise InputError for options that the chart's function does not take, and say which it takes."""
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = list(inspect.signature(own.function).parameters.values())[1:]
     takes = [str(p).replace("'", "") for p in parameters if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in parameters}
     if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
@@ -797,6 +555,7 @@ def _known_options(kind: str, function: Callable[..., Figure], options: dict[str
     part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
     raise InputError(
         f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"
+        + f"; of a reading that is not measured yet also those of the measure {own.measure}" * bool(own.measure)
         + size
         + (part if unknown[0].rstrip("s") in ("layer", "position", "block", "depth") else "")
         + "."
@@ -806,7 +565,7 @@ def _known_options(kind: str, function: Callable[..., Figure], options: dict[str
 # ---------------------------------------------------------------- common
 
 
-def _figure(content: Any = None, title: str = "") -> Figure:
+def blank(content: Any = None, title: str = "") -> Figure:
     theme.register()
     figure = Figure(content)
     figure.update_layout(template="workbench")
@@ -814,10 +573,18 @@ def _figure(content: Any = None, title: str = "") -> Figure:
     return figure
 
 
-def _heading(source: Source, what: str) -> str:
+def shows(figure: Figure, *names: str, controls: Sequence[str] = ()) -> Figure:
+    """Note which variables a figure shows, and what it says itself of how sure they are (a band): for its caption."""
+    meta: Any = figure.layout["meta"] if isinstance(figure.layout["meta"], dict) else {}
+    own = {"shows": list(names), "controls": list(controls)}
+    figure.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), **own}})
+    return figure
+
+
+def heading(source: Source, what: str) -> str:
     return " · ".join(part for part in (source.reader, source.model, what) if part)
 
 
 def _title(source: Source, what: str, prompt: int) -> str:
     count = source.data.sizes.get("prompt", 1)
-    return _heading(source, what + (f" · prompt {prompt} of {count}" if count > 1 else ""))
+    return heading(source, what + (f" · prompt {prompt} of {count}" if count > 1 else ""))

@@ -1,7 +1,7 @@
 """Which colours a number has: one table for figures, explorers, pages and static tables, so that all say the same.
 
-    scale("entropy")                 "reversed": small is the strong end
-    cell("drift", -0.5)              CSS of a table's cell, half way down from zero
+    scale(data["entropy"].attrs)     "reversed": small is the strong end (``better="low"``)
+    cell("diverging", -0.5)          CSS of a table's cell, half way down from zero
     sent()                           the table, for the payloads of explorers
 
 Three scales: "sequential", the greater the lighter; "reversed", the smaller the lighter; "diverging", red above zero
@@ -10,6 +10,7 @@ and blue below, the stronger the darker.  Needs numpy only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,29 +30,18 @@ DIVERGING = [
     "#67001f",
 ]  # fmt: skip
 SCALES = {"sequential": SEQUENTIAL, "reversed": SEQUENTIAL[::-1], "diverging": DIVERGING}
-OF = {
-    **dict.fromkeys(("entropy", "kl_to_final", "target_rank"), "reversed"),
-    **dict.fromkeys(
-        ("contribution", "keyed", "drift", "margin", "difference", "lift", "gram", "cosine of updates"),
-        "diverging",
-    ),
-}
-"""Scales of numbers by name; what is not named is sequential.  Zero has to mean something where it is diverging."""
 
 
-def scale(name: str) -> str:
-    """The scale of a variable or measure."""
-    return OF.get(name) or ("diverging" if name.endswith("_difference") else "sequential")
+def scale(about: Mapping[str, Any]) -> str:
+    """The scale of a variable with these attributes (:mod:`workbench.variables`)."""
+    if about.get("scale") == "diverging":
+        return "diverging"
+    return "reversed" if about.get("better") == "low" else "sequential"
 
 
-def stops(name: str) -> list[str]:
-    """The colours of a variable or measure from its lowest value to its highest, at even distances."""
-    return SCALES[scale(name)]
-
-
-def signed(name: str) -> bool:
-    """Whether its colours are centred on zero."""
-    return scale(name) == "diverging"
+def stops(scale: str) -> list[str]:
+    """The colours of a scale from its lowest value to its highest, at even distances."""
+    return SCALES[scale]
 
 
 def rgb(colours: list[str], shares: Any) -> np.ndarray:
@@ -67,14 +57,14 @@ def ink(colours: Any) -> Any:
     return np.where(luminance > 0.179, "#000000", "#FFFFFF").tolist()
 
 
-def cell(name: str, share: float) -> str:
-    """CSS of a cell at a share of its scale, 0 to 1, or -1 to 1 about zero; "" for NaN."""
+def cell(scale: str, share: float) -> str:
+    """CSS of a cell at a share of a scale, 0 to 1, or -1 to 1 about zero ("diverging"); "" for NaN."""
     if np.isnan(share):
         return ""
-    found = rgb(stops(name), (share + 1) / 2 if signed(name) else share)
+    found = rgb(stops(scale), (share + 1) / 2 if scale == "diverging" else share)
     return f"background:rgb({','.join(map(str, found.tolist()))});color:{ink(found)};"
 
 
 def sent() -> dict[str, Any]:
     """The table for the front ends."""
-    return {"hues": HUES, "dark": HUES_DARK, "floor": FLOOR, "scales": SCALES, "of": OF}
+    return {"hues": HUES, "dark": HUES_DARK, "floor": FLOOR, "scales": SCALES}

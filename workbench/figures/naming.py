@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+import plotly.graph_objects as go
 
 from workbench import tokens
-from workbench.figures.export import Figure
 
 # Names are placed for a plot in a column of paper, the smallest that they are read on; the screen has more room.
 PLOT = np.array([235.0, 165.0])  # pixels
@@ -22,7 +22,7 @@ GREY = "#8c8c8c"
 
 
 def name_points(
-    figure: Figure,
+    figure: go.Figure,
     x: np.ndarray,
     y: np.ndarray,
     names: Sequence[str],

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.charts import ink
+from workbench.figures.caption import captions
+from workbench.figures.cells import ink
 from workbench.figures.drawing import Drawn, draw
-from workbench.figures.export import LIMIT, Figure, checked, small, told, written
+from workbench.figures.output import LIMIT, checked, small, told, written
 from workbench.figures.typeset import PIXEL, bottom, cropped, entries, fitted, legend, natural_height, typeset
 
 GAP = 10.0  # pixels between panels
@@ -75,7 +77,7 @@ class Paper:
 
     def save(
         self,
-        figure: Figure,
+        figure: go.Figure,
         path: str | os.PathLike[str],
         width: str | float = "column",
         *,
@@ -88,7 +90,7 @@ class Paper:
 
     def grid(
         self,
-        rows: Sequence[Sequence[Figure | None]],
+        rows: Sequence[Sequence[go.Figure | None]],
         *,
         width: str | float = "text",
         height: float | None = None,
@@ -164,7 +166,7 @@ class Paper:
             f"{''.join(parts)}</svg>"
         )
         # What is said of a panel is of how it was fitted here.
-        sources = [Figure(p.source).update_layout(meta=p.figure.layout["meta"]) for p in places]
+        sources = [go.Figure(p.source).update_layout(meta=p.figure.layout["meta"]) for p in places]
         return Sheet(svg, wide, whole, sources, names)
 
     def _head(self, place: _Place) -> None:
@@ -192,7 +194,7 @@ class Sheet:
     svg: str
     width: float
     height: float
-    figures: list[Figure]
+    figures: list[go.Figure]
     letters: list[str]
 
     def save(self, path: str | os.PathLike[str], *, scale: float | None = None) -> Path:
@@ -204,8 +206,6 @@ class Sheet:
 
     def caption(self, of: Sequence[Any] | None = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
-        from workbench.figures.caption import captions
-
         return captions(self.figures, self.letters, of, date)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
@@ -227,11 +227,11 @@ class Sheet:
 class _Place:
     """One panel: its figure as given and as typeset, where it stands, what is above it, and how it was drawn."""
 
-    source: Figure
+    source: go.Figure
     row: int
     column: int
     span: int = 1
-    figure: Figure = None  # type: ignore[assignment]  # these three until they are made
+    figure: go.Figure = None  # type: ignore[assignment]  # these three until they are made
     drawn: Drawn = None  # type: ignore[assignment]
     entries: list[dict[str, Any]] = field(default_factory=list)
     letter: str = ""
@@ -241,7 +241,7 @@ class _Place:
     height: float = 0.0
 
 
-def _places(rows: Sequence[Sequence[Figure | None]]) -> list[_Place]:
+def _places(rows: Sequence[Sequence[go.Figure | None]]) -> list[_Place]:
     lengths = [len(row) for row in rows]
     if len(set(lengths)) != 1 or not lengths[0]:
         raise InputError(f"grid() takes rows of the same length; these have {lengths} places. Fill up with None.")
@@ -250,7 +250,7 @@ def _places(rows: Sequence[Sequence[Figure | None]]) -> list[_Place]:
         for c, figure in enumerate(row):
             if figure is None:
                 continue
-            if not isinstance(figure, Figure):
+            if not isinstance(figure, go.Figure):
                 raise InputError(
                     f"Row {r}, column {c} of the grid holds {type(figure).__name__}. Give figures: reading.figure()."
                 )
@@ -364,7 +364,7 @@ def _one_legend(places: list[_Place], width: float) -> tuple[str, float]:
     return _at(svg, 0, 0), high + 4
 
 
-def _one_scale(figures: list[Figure]) -> dict[str, Any] | None:
+def _one_scale(figures: list[go.Figure]) -> dict[str, Any] | None:
     """Give the cells of all panels one range of colours; what their bar shows, or None where no panel has cells."""
     coloured: list[list[Any]] = [list(figure.select_traces({"type": "heatmap"})) for figure in figures]
     cells = [trace for own in coloured for trace in own]
@@ -399,9 +399,9 @@ def _one_scale(figures: list[Figure]) -> dict[str, Any] | None:
     return {"colorscale": first.colorscale, "cmin": low, "cmax": high, "colorbar": first.colorbar.to_plotly_json()}
 
 
-def _bar(like: dict[str, Any], length: float, figure: Figure) -> tuple[str, float, float]:
+def _bar(like: dict[str, Any], length: float, figure: go.Figure) -> tuple[str, float, float]:
     """A colour bar alone: svg, width and height (``OVER`` more than the bar at both ends)."""
-    alone, high = Figure(), length + 2 * OVER
+    alone, high = go.Figure(), length + 2 * OVER
     bar = {
         **like["colorbar"], "len": 1, "lenmode": "fraction", "x": 0, "xanchor": "left", "xpad": 0, "y": 0.5, "ypad": 0,
         "outlinewidth": 0, "ticks": "outside", "ticklen": 3,

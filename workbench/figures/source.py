@@ -12,6 +12,8 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import colours
+from workbench.variables import called, completed, controls_of, title
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,12 +24,14 @@ DEPTHS = ("layer", "block")
 class Source:
     """One dataset, asked in the terms that a chart or a widget thinks in.
 
+    data       the dataset; variables that do not say what they are have attributes after their bare names
+               (:func:`workbench.variables.completed`)
     depth      "layer" (residual stream, 0..L) or "block" (inside a block); None when the data has neither
     depths     int array [depth]: the layers or blocks that were read
     """
 
     def __init__(self, data: xr.Dataset):
-        self.data = data
+        self.data = data = completed(data)
         self.depth: str | None = next((d for d in DEPTHS if d in data.dims), None)
         self.depths: np.ndarray = (
             np.asarray(
@@ -57,6 +61,42 @@ class Source:
 
     def has(self, name: str) -> bool:
         return name in self.data.data_vars
+
+    def about(self, name: str) -> dict[str, Any]:
+        """The attributes of a variable."""
+        return self.data[name].attrs
+
+    def called(self, name: str, short: bool = False) -> str:
+        return called(self.data[name], short)
+
+    def title(self, name: str, short: bool = False) -> str:
+        """The name with its units."""
+        return title(self.data[name], short)
+
+    def scale(self, name: str) -> str:
+        """The scale of its colours."""
+        return colours.scale(self.data[name].attrs)
+
+    def controls(self, name: str, role: str) -> list[str]:
+        """The variables that are its nulls, floors, ..."""
+        return controls_of(self.data, name, [role]).get(role, [])
+
+    @property
+    def score(self) -> str | None:
+        """The value that the ranks are in order of: what the token ids are labels of, or the first over ranks."""
+        ranked = [name for name in self.values() if "rank" in self.data[name].dims]
+        of = self.about("token_id").get("of") if self.has("token_id") else None
+        return str(of) if of in ranked else next(iter(ranked), None)
+
+    @property
+    def followed(self) -> str | None:
+        """The value of the targets: what the target ids are labels of, or the first with a null or a target."""
+        of = self.about("target_id").get("of") if self.has("target_id") else None
+        known = self.values()
+        if of in known:
+            return str(of)
+        compared = [n for n in known if self.controls(n, "null")]
+        return next((n for n in [*compared, *known] if n in compared or "target" in self.data[n].dims), None)
 
     def text(self, token: int) -> str:
         """Raw text of a token id; "" for -1 (no token); "#123" where the reading holds no text for it."""
@@ -170,9 +210,8 @@ class Source:
                 f"position. These have them: {self.grids()}."
             )
         values = found.transpose(self.depth, "position").values[:, self.positions(prompt)]
-        if name == "target_rank":
-            return np.where(values < 0, np.nan, values.astype(float))
-        return values.astype(float)
+        # Whole numbers have no NaN: -1 is none.
+        return np.where(values < 0, np.nan, values.astype(float)) if values.dtype.kind == "i" else values.astype(float)
 
     def sinks(self, prompt: int) -> np.ndarray:
         """[depth, real position] whether a state is an attention sink; all False where the reading does not tell."""
@@ -197,14 +236,25 @@ class Source:
         return f"{count} sink position{'s' * (count > 1)} left out" if count else ""
 
     def grids(self) -> list[str]:
-        """Names of the float or rank variables that run over depth and position."""
+        """Names of the numbers that run over depth and position: values, nulls, p-values."""
         return [
             str(name)
             for name, v in self.data.data_vars.items()
-            if self.depth in v.dims
-            and "position" in v.dims
-            and (v.dtype.kind == "f" or name == "target_rank")
-            and set(v.dims) <= {"prompt", self.depth, "position", "rank", "target"}
+            if {"prompt", self.depth, "position"} <= set(v.dims) <= {"prompt", self.depth, "position", "rank", "target"}
+            and v.dtype.kind in "fiu"
+            and v.attrs["role"] not in ("label", "mask")
+        ]
+
+    def values(self) -> list[str]:
+        """Those of them that were measured, and are no control of another."""
+        return [name for name in self.grids() if self.data[name].attrs["role"] == "value"]
+
+    def by_component(self) -> list[str]:
+        """Values over positions and parts of the model, such as contributions to a logit."""
+        return [
+            str(name)
+            for name, v in self.data.data_vars.items()
+            if {"prompt", "position", "component"} <= set(v.dims) and v.dtype.kind == "f" and v.attrs["role"] == "value"
         ]
 
 

@@ -11,7 +11,9 @@ import unicodedata
 from html import unescape
 from typing import Any
 
-from workbench.figures.export import Figure, size
+import plotly.graph_objects as go
+
+from workbench.figures.output import size
 
 NARROW, WIDE = set(" .,:;'|!iljI()[]/\\·ft-rJ\u2068\u2069"), set("mwMW@%&…—#=+<>~^")
 LINE = 1.3  # of the type's size
@@ -64,9 +66,9 @@ def _head(word: str, room: float) -> str:
     return head
 
 
-def fitted(figure: Figure, grow: bool = True) -> Figure:
+def fitted(figure: go.Figure, grow: bool = True) -> go.Figure:
     """A copy whose titles are within it; the figure itself where they are.  ``grow``: in height, by the lines added."""
-    found: Any = Figure(figure)
+    found: Any = go.Figure(figure)
     layout, (wide, tall) = found.layout, size(figure)
     changed = False
     if layout.title.text:

@@ -12,10 +12,12 @@ from html import unescape
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 from workbench.figures import drawing, theme
+from workbench.figures.cells import fit_cells, lost_texts
 from workbench.figures.drawing import Drawn
-from workbench.figures.export import Figure, warn, without
+from workbench.figures.output import warn, without
 
 PIXEL = theme.PIXELS_PER_INCH / 72  # CSS pixels of one point
 THIN = 2 / 3  # lines of 2 px on the screen are 1 pt on paper, axes of 1 px half a point
@@ -30,11 +32,11 @@ Legend = tuple[str, float, float]
 
 
 def typeset(
-    figure: Figure, points: float = 8.0, family: str | None = None, template: str = "workbench_paper"
-) -> Figure:
+    figure: go.Figure, points: float = 8.0, family: str | None = None, template: str = "workbench_paper"
+) -> go.Figure:
     """A copy in a paper's type and lines, without title (papers have captions), sliders, size and margins."""
     theme.register()
-    found = Figure(figure)
+    found = go.Figure(figure)
     found.layout = without(found.layout, "title", "width", "height", "margin", "sliders", "updatemenus")
     largest = points * PIXEL
     found.update_layout(template=template, font={"size": largest} | ({"family": family} if family else {}))
@@ -58,7 +60,7 @@ def typeset(
     return found
 
 
-def _traces(figure: Figure) -> tuple[Any, ...]:
+def _traces(figure: go.Figure) -> tuple[Any, ...]:
     return figure.data  # type: ignore[return-value]  # plotly gives a tuple of traces
 
 
@@ -83,7 +85,7 @@ def _wide_columns(table: Any, letter: float) -> None:
     table.columnwidth = np.maximum(np.array(least), shares / shares.max() * max(least) * 3).tolist()
 
 
-def _unwrapped_colours(figure: Figure) -> None:
+def _unwrapped_colours(figure: go.Figure) -> None:
     """Colours that plotly would give by a trace's number, written out: a legend apart from its figure needs them."""
     hues = figure.layout["template"].layout.colorway or theme.HUES
     for i, trace in enumerate(_traces(figure)):
@@ -97,7 +99,7 @@ def _unwrapped_colours(figure: Figure) -> None:
 # ---------------------------------------------------------------- fitting
 
 
-def natural_height(figure: Figure, width: float) -> float:
+def natural_height(figure: go.Figure, width: float) -> float:
     """Height in pixels that a figure takes at a width on paper: by its proportions on the screen, within bounds."""
     layout: Any = figure.layout
     own = (layout.height or 450) / (layout.width or 700)
@@ -106,7 +108,7 @@ def natural_height(figure: Figure, width: float) -> float:
     return width * float(np.clip(0.75 * own, 0.3, 0.6))
 
 
-def fitted(figure: Figure, width: float, height: float, free: bool) -> tuple[Drawn, float]:
+def fitted(figure: go.Figure, width: float, height: float, free: bool) -> tuple[Drawn, float]:
     """Draw a typeset figure so that its labels fit; ``free``: its height may change.  Gives the height, too.
 
     Warns where labels overlap still, names are left out of an axis, or tokens out of cells.
@@ -118,8 +120,6 @@ def fitted(figure: Figure, width: float, height: float, free: bool) -> tuple[Dra
     for turn in range(ROUNDS):
         figure.update_layout(width=width, height=height)
         if cells:
-            from workbench.figures.charts import fit_cells
-
             fit_cells(figure, None if free else height, drawn.axes["xaxis"]["length"] if drawn else None)
             height = float(figure.layout["height"])
         drawn = drawing.draw(figure.to_plotly_json(), width, height)
@@ -145,8 +145,6 @@ def fitted(figure: Figure, width: float, height: float, free: bool) -> tuple[Dra
             "width or height."
         )
     if cells:
-        from workbench.figures.charts import lost_texts
-
         if said := lost_texts(figure, drawn.axes["xaxis"]["length"]):
             inches = width / theme.PIXELS_PER_INCH
             warn(f"Tokens are left out of the cells at a width of {inches:.2f} inches. {said}")
@@ -161,7 +159,7 @@ def bottom(drawn: Drawn, height: float) -> float:
     return min(height, max(ends) + 3)
 
 
-def _table_height(figure: Figure, width: float) -> float:
+def _table_height(figure: go.Figure, width: float) -> float:
     """Tables have the height of their rows: drawn once on a page that is long enough for all of them."""
     drawn = drawing.draw(figure.update_layout(width=width, height=4000).to_plotly_json(), width, 4000)
     return bottom(drawn, 4000) + drawn.size["b"] + 2
@@ -182,7 +180,7 @@ def _ticks(drawn: Drawn, axis: str) -> list[dict[str, Any]]:
     return [t for t in drawn.texts if t["kind"] == "tick" and t["axis"] == axis]
 
 
-def _every_name(figure: Figure, drawn: Drawn) -> bool:
+def _every_name(figure: go.Figure, drawn: Drawn) -> bool:
     """Names are all shown, where plotly would leave out every second one without a word."""
     changed = False
     for name, axis in drawn.axes.items():
@@ -193,7 +191,7 @@ def _every_name(figure: Figure, drawn: Drawn) -> bool:
     return changed
 
 
-def _break_titles(figure: Figure, drawn: Drawn, width: float, height: float) -> bool:
+def _break_titles(figure: go.Figure, drawn: Drawn, width: float, height: float) -> bool:
     """Titles of axes and colour bars that are longer than their place, with one more line."""
     changed = False
     for text in drawn.texts:
@@ -257,7 +255,7 @@ def _even(words: list[str], lines: int) -> list[str]:
     return found
 
 
-def _thin_ticks(figure: Figure, drawn: Drawn) -> bool:
+def _thin_ticks(figure: go.Figure, drawn: Drawn) -> bool:
     """Every second, third, ... label of an axis whose labels touch."""
     changed = False
     for name in drawn.axes:
@@ -310,7 +308,7 @@ def _step(a: dict[str, Any], b: dict[str, Any], axis: str) -> int:
     return max(1, math.ceil(needed / max(middle, 0.5) - 0.02))
 
 
-def _make_room(figure: Figure, drawn: Drawn) -> bool:
+def _make_room(figure: go.Figure, drawn: Drawn) -> bool:
     """Margins that hold what is written beyond the page's edge."""
     width, height = float(figure.layout["width"]), float(figure.layout["height"])
     over = dict.fromkeys("lrtb", 0.0)
@@ -342,7 +340,7 @@ def overlapping(drawn: Drawn) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- legends
 
 
-def entries(figure: Figure) -> list[dict[str, Any]]:
+def entries(figure: go.Figure) -> list[dict[str, Any]]:
     """The traces that a figure's legend names, as plotly would: all with names, if there are two or one asks for it.
 
     Empty for legends of other traces than lines, marks and bars: those stay where plotly puts them.
@@ -360,9 +358,9 @@ def entries(figure: Figure) -> list[dict[str, Any]]:
 KEPT = ("type", "mode", "name", "line", "marker", "fill", "fillcolor", "stackgroup", "legendgroup", "legendrank")
 
 
-def legend(found: list[dict[str, Any]], width: float, like: Figure) -> Legend:
+def legend(found: list[dict[str, Any]], width: float, like: go.Figure) -> Legend:
     """A legend alone, in as many lines as it needs at that width."""
-    figure = Figure()
+    figure = go.Figure()
     figure.update_layout(
         template=like.layout["template"], font=like.layout["font"].to_plotly_json(), width=width, height=600,
         margin={"l": 0, "r": 0, "t": 0, "b": 0, "pad": 0}, showlegend=True,

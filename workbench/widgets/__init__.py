@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.widgets.base import View, explore, static_html, to_html, views
+    from workbench.widgets.base import View
+    from workbench.widgets.dispatch import explore, static_html, to_html, views
     from workbench.widgets.explorer import LensExplorer, payload
 
 __all__ = ["LensExplorer", "View", "explore", "payload", "static_html", "to_html", "views"]
@@ -21,10 +22,10 @@ __all__ = ["LensExplorer", "View", "explore", "payload", "static_html", "to_html
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "explorer" if name in ("LensExplorer", "payload") else "base"
+        home = {"LensExplorer": "explorer", "payload": "explorer", "View": "base"}.get(name, "dispatch")
         return getattr(import_module(f"workbench.widgets.{home}"), name)
     if name.endswith(("Explorer", "Table")):
-        from workbench.widgets.base import views
+        from workbench.widgets.dispatch import views
 
         for view in views().values():
             if view.name == name:

@@ -1,9 +1,5 @@
 """What the explorers share: a payload that one small ES module draws, in a notebook and as an offline page.
 
-    explore(reading)                        the live widget: the first explorer that fits what the reading holds
-    explore(reading, "neighbours")          one of them by name
-    to_html(reading, "x.html")              the same module and payload as one file, no network
-
 An explorer is a `View`: the variables it needs, how they become a payload, the static table that stands beside the
 widget, and its module.  The lens explorer is the workbench's own; lenses, probes and other packages register theirs
 (entry points ``workbench.explorers``, name = "package.module:VIEW").
@@ -22,7 +18,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +27,11 @@ from workbench import tokens
 from workbench.errors import InputError, ReadingError, missing
 from workbench.figures import colours
 from workbench.figures.source import short_name
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     import xarray as xr
 
-GROUP = "workbench.explorers"
 COMMON = Path(__file__).with_name("common.js")
 LIMIT = 300_000
 """Bytes of a payload.  A notebook keeps a copy of each widget that it shows."""
@@ -96,101 +90,18 @@ class View:
         if not path.parent.is_dir():
             raise ReadingError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
         text = page(self._shown(reading, options), self.module, title)
-        write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        atomic_write(path, text)
         return path
 
     def _shown(self, reading: Any, options: dict[str, Any]) -> dict[str, Any]:
         data, _ = opened(reading)
         if lacking := self.lacks(data):
             raise InputError(
-                f"{self.name} needs {', '.join(self.needs)}, and {_this(data)} has no "
+                f"{self.name} needs {', '.join(self.needs)}, and {this(data)} has no "
                 f"{', '.join(lacking)}: it holds {', '.join(sorted(map(str, data.data_vars)))}."
             )
         known_options(self.name, self.payload, options)
         return {"version": 2, "view": self.name, "colours": colours.sent(), **self.payload(reading, **options)}
-
-
-def explore(readings: Any, kind: str | None = None, **options: Any) -> Any:
-    """The live explorer of a reading or dataset: ``kind`` (:func:`views`, or "lens"), or the first that fits.
-
-    Several readings, as a list or a mapping of names to them, are the lens explorer's.
-    """
-    view, reading = _chosen(readings, kind)
-    if view is None:
-        from workbench.widgets import explorer
-
-        known_options("The lens explorer", explorer.explore, options)
-        return explorer.explore(readings, **options)
-    return view.explore(reading, **options)
-
-
-def to_html(
-    readings: Any,
-    path: str | os.PathLike[str],
-    title: str | None = None,
-    *,
-    kind: str | None = None,
-    **options: Any,
-) -> Path:
-    """The same as one offline page; returns its path."""
-    view, reading = _chosen(readings, kind)
-    if view is None:
-        from workbench.widgets import page as lens
-
-        known_options("The lens explorer's page", lens.to_html, options)
-        return Path(lens.to_html(readings, path, title, **options))
-    return view.to_html(reading, path, title, **options)
-
-
-def static_html(reading: Any, kind: str | None = None, **options: Any) -> str:
-    """The table that stands beside the widget.  InputError where no explorer fits."""
-    view, reading = _chosen(reading, kind)
-    if view is None:
-        from workbench.widgets import explorer
-
-        return explorer.static_html(opened(reading)[0], **options)
-    return view.static(reading, **options)
-
-
-def views() -> dict[str, View]:
-    """All explorers besides the lens explorer, by name."""
-    return {point.name: point.load() for point in metadata.entry_points(group=GROUP)}
-
-
-def _chosen(readings: Any, kind: str | None) -> tuple[View | None, Any]:
-    """The view, None for the lens explorer, and the reading it shows."""
-    if isinstance(readings, list | tuple) and len(readings) == 1:
-        readings = readings[0]
-    several = isinstance(readings, list | tuple) or (isinstance(readings, Mapping) and not hasattr(readings, "dims"))
-    if kind == "lens" or (kind is None and (several or _has_cells(opened(readings)[0]))):
-        return None, readings
-    if several:
-        raise InputError(f"The explorer {kind!r} shows one reading at a time, and {len(readings)} were given.")
-    data, known = opened(readings)[0], views()
-    if kind is None:
-        fitting = [view for view in known.values() if not view.lacks(data)]
-        if fitting:
-            return fitting[0], readings
-        needs = "; ".join(f"{name} needs {', '.join(view.needs)}" for name, view in known.items())
-        raise InputError(
-            f"No explorer fits {_this(data)}: it holds "
-            f"{sorted(map(str, data.data_vars))}, but lens needs token_id over layers and positions; {needs}. "
-            "Use .figure() or .frame() for it."
-        )
-    if kind not in known:
-        raise InputError(f"There is no explorer {kind!r}; there are lens, {', '.join(known)}.")
-    return known[kind], readings
-
-
-def _has_cells(data: xr.Dataset) -> bool:
-    """Whether there is what the lens explorer shows: tokens over depth and position, or parts over position."""
-    from workbench.widgets.packing import gridded
-
-    try:
-        gridded(data)
-    except InputError:
-        return False
-    return True
 
 
 def known_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -201,7 +112,7 @@ def known_options(what: str, function: Callable[..., Any], options: Mapping[str,
         raise InputError(f"{what} has no option {unknown[0]!r}. Its options are: {known}.")
 
 
-def _this(data: xr.Dataset) -> str:
+def this(data: xr.Dataset) -> str:
     return " ".join(filter(None, ["this", str(data.attrs.get("reader", "")), "reading"]))
 
 
@@ -510,17 +421,17 @@ def every(count: int, limit: int) -> Sequence[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, limit).round()})
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], of: str = "share") -> str:
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], scale: str = "sequential") -> str:
     """A static HTML table.
 
-    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of what ``of``
-    names in :mod:`workbench.figures.colours`.
+    A cell is a text, or (text, share): on the colour of that share, 0 to 1 (or -1 to 1 about zero), of a ``scale`` of
+    :mod:`workbench.figures.colours`.
     """
     style = "padding:1px 5px;text-align:left;white-space:nowrap;max-width:34em;overflow:hidden;text-overflow:ellipsis;"
 
     def cell(given: Any) -> str:
         text, share = given if isinstance(given, tuple) else (given, None)
-        tint = colours.cell(of, share) if share is not None else ""
+        tint = colours.cell(scale, share) if share is not None else ""
         return f'<td style="{style}{tint}"><bdi>{tokens.html(clipped(str(text)))}</bdi></td>'
 
     top = "".join(f'<th style="{style}"><bdi>{tokens.html(clipped(str(h)))}</bdi></th>' for h in head)

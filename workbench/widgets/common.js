@@ -6,8 +6,8 @@
 //
 // Texts from the data arrive made visible and are only ever set as text, never as markup.
 
-// The payload's "colours" are the table of workbench/figures/colours.py: hues, and the scale of every number by its name.
-let COLOURS = { hues: [], dark: [], scales: {}, of: {} };
+// The payload's "colours" are the table of workbench/figures/colours.py: hues, and scales ("sequential", "diverging", ...).
+let COLOURS = { hues: [], dark: [], scales: {} };
 const hues = (list) => list.map((hue, i) => `;--h${i}:${hue}`).join("");
 const css = ({ hues: light, dark, floor }, LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;
   --accent:#b4235a;--zero:#e9edf2;--deep:45%;--floor:var(--h${floor})${hues(light)}`, DARK = `--bg:#14171f;--ink:#e2e6ee;
@@ -104,15 +104,14 @@ function decode(packed) {
 }
 
 const part = (x) => (100 * clamp(x, 0, 1)).toFixed(1);
-const signed = (name) => COLOURS.of[name] === "diverging";
-const stops = (name) => COLOURS.scales[COLOURS.of[name] || "sequential"];
+const stops = (scale) => COLOURS.scales[scale];
 const CHANNELS = {}; // of colours that were asked for
 const channels = (hex) => (CHANNELS[hex] ||= [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
 
-// The colour of a number that is called so: at a share 0 to 1 of its scale, or -1 to 1 about zero.
-function tint(name, x) {
+// The colour at a share of a scale: 0 to 1, or -1 to 1 about zero ("diverging").
+function tint(scale, x) {
   if (Number.isNaN(x)) return "transparent";
-  const list = stops(name), at = clamp(signed(name) ? (x + 1) / 2 : x, 0, 1) * (list.length - 1), low = Math.min(Math.floor(at), list.length - 2);
+  const list = stops(scale), at = clamp(scale === "diverging" ? (x + 1) / 2 : x, 0, 1) * (list.length - 1), low = Math.min(Math.floor(at), list.length - 2);
   const [a, b] = [list[low], list[low + 1]].map(channels);
   return `rgb(${a.map((c, i) => Math.round(c + (b[i] - c) * (at - low)))})`;
 }

@@ -17,9 +17,10 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError, missing
 from workbench.figures import colours
+from workbench.variables import aimed
 from workbench.widgets import packing
 from workbench.widgets.base import AS_IT_IS, Outlived, slim
-from workbench.widgets.packing import COMPONENT, SCORES, Packer, every, gridded
+from workbench.widgets.packing import Packer, every, gridded
 from workbench.widgets.packing import payload as payload
 
 if TYPE_CHECKING:
@@ -294,17 +295,19 @@ def _table(packers: Sequence[Packer]) -> str:
 def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     """A small HTML table of the top tokens of one prompt, layers rising upwards; no script, no kernel.
 
-    Large readings are thinned to what fits; the caption says so.  Attributions show their contributions.  Raises
-    InputError where there is neither.
+    Large readings are thinned to what fits; the caption says so.  Readings without tokens (attributions) show the
+    numbers of their first value.  Raises InputError where there is neither.
     """
     source = gridded(data)
+    data = source.data
     prompt = source.prompt(prompt)
     real, inputs = source.positions(prompt), source.inputs(prompt)
     rows, columns = every(len(source.depths), TABLE_ROWS), range(len(real))[-TABLE_COLUMNS:]
-    parts = source.depth == COMPONENT
-    score = "contribution" if parts else next((s for s in SCORES if source.has(s)), None)
+    numbers = not source.has("token_id")
+    score = source.values()[0] if numbers else source.score
+    scale = source.scale(score) if score else "sequential"
     shades = source.grid(score, prompt) if score else np.full((len(source.depths), len(real)), np.nan)
-    if parts:
+    if numbers:
         texts = [[f"{x:.2f}" if np.isfinite(x) else "" for x in row] for row in shades]
     else:
         ids = data["token_id"].isel(prompt=prompt, rank=0).transpose(source.depth, "position").values[:, real]
@@ -313,12 +316,15 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     finite = shades[np.isfinite(shades)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     most = max(abs(low), abs(high)) or 1.0
-    shares = shades / most if parts else (shades - low) / (high - low) if high > low else shades - low + 1
+    if scale == "diverging":
+        low, high, shares = -most, most, shades / most
+    else:
+        shares = (shades - low) / (high - low) if high > low else shades - low + 1
     held = '<bdi dir="ltr" style="white-space:nowrap">'
     lines = []
     for row in reversed(rows):
         tds = "".join(
-            f'<td style="{colours.cell(score or "", shares[row, c])}">{held}{_cell(texts[row][c], parts)}</bdi></td>'
+            f'<td style="{colours.cell(scale, shares[row, c])}">{held}{_cell(texts[row][c], numbers)}</bdi></td>'
             for c in columns
         )
         lines.append(f'<tr><th scope="row">{tokens.html(packing.label(str(source.depths[row])))}</th>{tds}</tr>')
@@ -330,10 +336,10 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         left_out.append(f"the last {len(columns)} of {len(real)} positions")
     if (count := data.sizes["prompt"]) > 1:
         left_out.append(f"prompt {prompt} of {count}")
-    what = f"contribution to the logit of {_whose(source, prompt)}" if parts else "top token"
+    what = aimed(source.called(str(score)), _whose(source, prompt)) if numbers else "top token"
     said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
     if score:
-        said += f" (colour: {score} {-most if parts else low:.2f} to {most if parts else high:.2f})"
+        said += f" (colour: {source.called(score, short=True)} {low:.2f} to {high:.2f})"
     return (
         f'<div class="lw-table {AS_IT_IS}" style="overflow-x:auto;max-width:100%">{TABLE_STYLE}'
         f'<table style="border-collapse:collapse;font-size:12px;margin:0">'
@@ -357,7 +363,7 @@ def _cell(text: str | None, number: bool = False) -> str:
 
 
 def _whose(source: Source, prompt: int) -> str:
-    """The first target, whose contributions the table shows."""
+    """The first target, whose values the table shows."""
     ids = source.data["target_id"] if source.has("target_id") else None
     if ids is not None and "position" in ids.dims and len(set(ids.values[prompt][source.positions(prompt)])) > 1:
         return "each position's own target"

@@ -1,5 +1,5 @@
 // The lens explorer: tokens x layers of one or several readings side by side, one cell at a time in detail.
-// One module, no dependency, no network.  The notebook widget and the offline page both load this file.
+// One module, no dependency, no network: loaded by the notebook widget and the offline page.
 //
 //   model.get("packed")      what packing.py packs, as bytes; in a page model.get("payload").packed, as base64
 //   model.get("selection")   see explorer.py; written back on every choice, followed when Python sets it
@@ -8,14 +8,7 @@
 // Token texts arrive made visible (spaces as "·") and are only ever set as text, never as markup.
 
 const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 420; // ROOM: the least pixels for a pane
-const NAMES = {
-  top: "top token", probability: "probability", logprob: "log-prob", cosine: "cosine", similarity: "similarity",
-  entropy: "entropy", kl_to_final: "KL to final", target_rank: "rank of target", target_logprob: "log-prob of target",
-  contribution: "contribution to the logit of target", p: "p of nearest", q: "q of nearest",
-};
-const NATS = new Set(["logprob", "entropy", "kl_to_final", "target_logprob"]);
 let COLOURS; // the table of workbench/figures/colours.py, which every reading comes with
-const stops = (name) => COLOURS.scales[COLOURS.of[name] || "sequential"];
 
 const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--bar:#35b0ab;
   color-scheme:dark`;
@@ -151,7 +144,7 @@ const refill = (box, nodes, instead) => {
 };
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
-const named = (metric) => `${NAMES[metric]}${NATS.has(metric) ? " (nats)" : ""}`;
+const named = ({ name, units }) => name + (units && ` (${units})`); // of a variable
 const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 
 // -------- what Python packed
@@ -184,9 +177,9 @@ function decode(packed, prompt) {
   return values;
 }
 
-function say(x, metric, digits) {
+function say(x, digits, whole) {
   if (Number.isNaN(x ?? NaN)) return "–";
-  if (metric === "target_rank") return String(x);
+  if (whole) return String(x);
   const text = Math.abs(x) >= 1e6 ? x.toExponential(2) : x.toFixed(clamp(digits, 0, 9));
   return Number(text) === 0 ? text.replace("-", "") : text;
 }
@@ -241,18 +234,22 @@ class View {
   get metrics() { return this.reading.metrics; }
   get targets() { return this.prompt.targets || this.reading.targets; } // a prompt's own, or all prompts'
   metric(wanted) { return this.metrics.includes(wanted) ? wanted : this.metrics[0]; }
+  // What packing.py tells of a metric or variable.
+  about(metric) { return this.reading.variables[metric]; }
+  stops(metric) { return COLOURS.scales[this.about(metric).colours]; }
   // The variable whose colours a metric has.
   unit(metric) { return metric === "top" ? this.reading.score : metric; }
   digits(metric) {
     const name = this.unit(metric);
     return name === "probability" ? 2 : this.reading.digits[name] ?? 2; // a power of e: of three, the last would be wrong
   }
-  say(x, metric) { return say(x, metric, this.digits(metric)); } // everywhere as many digits as there are: rounded once
+  say(x, metric) { return say(x, this.digits(metric), this.about(metric)?.whole); } // everywhere as many digits as there are: rounded once
   // A value with its name and unit.
   told(metric, row, at, target) {
-    const name = NAMES[metric].replace("target", () => this.aim(at, target));
-    return `${name} ${this.say(this.value(metric, row, at, target), metric)}${NATS.has(metric) ? " nats" : ""}`;
+    const { name, units } = this.about(metric);
+    return `${this.named(name, at, target)} ${this.say(this.value(metric, row, at, target), metric)}${units && " " + units}`;
   }
+  named(name, at, target) { return name.replace(/\btarget\b/, () => this.aim(at, target)); }
   target(wanted) { return clamp(wanted, 0, Math.max(this.targets.length - 1, 0)); }
   // The target at a place: one that was asked for, or the token that is on top in the end.
   aim(at, target) { return short(this.targets[target] ?? this.text(this.find((this.prompt.target || [])[at]))) || "target"; }
@@ -262,7 +259,7 @@ class View {
     const values = decode(this.prompt.grids[metric], this.prompt), wide = this.reading.wide.includes(metric);
     if (!values) return NaN;
     const x = values[this.cell(row, at, wide ? target : 0)];
-    return metric === "target_rank" && x < 0 ? NaN : x;
+    return this.about(metric)?.whole && x < 0 ? NaN : x;
   }
   domain(metric) {
     if (metric === "probability") return [0, 1];
@@ -321,7 +318,7 @@ function bar(list, text, number, [from, to], pressed, act) {
 // The top tokens as bars, each a button that follows it; of contexts, the sentence with the word marked.
 function bars(view, row, at, most, followed, follow) {
   const r = view.reading, box = make("div"), list = make("ol", "lw-bars"), found = view.list(row, at).slice(0, most);
-  const chance = r.score === "logprob", floor = r.floor ? r.floor[row] : null;
+  const about = view.about(r.score), chance = about?.log_prob, floor = r.floor ? r.floor[row] : null;
   const full = Math.max(...found.map(([, rank]) => Math.abs(view.score(row, at, rank))), floor || 0, 1e-9);
   for (const [token, rank] of found) {
     const x = view.score(row, at, rank), part = chance ? Math.exp(x) : Math.abs(x) / full;
@@ -341,33 +338,34 @@ function bars(view, row, at, most, followed, follow) {
       item.append(words);
     }
   }
-  if (r.score) box.append(make("div", "lw-facts", `${named(r.score)}${chance ? "; bars: probability" : ""}`));
+  if (r.score) box.append(make("div", "lw-facts", `${named(about)}${chance ? "; bars: probability" : ""}`));
   box.append(list);
   return box;
 }
 
 // The parts that moved the logit most, at one position.
 function parts(view, row, at, target, most, go) {
-  const list = make("ol", "lw-bars");
-  const all = view.reading.depths.map((_, d) => [d, view.value("contribution", d, at, target)]).filter(([, x]) => !Number.isNaN(x));
+  const list = make("ol", "lw-bars"), metric = view.metrics[0];
+  const all = view.reading.depths.map((_, d) => [d, view.value(metric, d, at, target)]).filter(([, x]) => !Number.isNaN(x));
   const full = Math.max(...all.map(([, x]) => Math.abs(x)), 1e-9);
   for (const [d, x] of all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, most)) {
-    const end = 0.5 + x / full / 2, line = bar(list, view.reading.depths[d], view.say(x, "contribution"), [Math.min(0.5, end), Math.max(0.5, end)], d === row, () => go(d));
-    line.fill.style.background = `rgb(${colour(stops("contribution"), x < 0 ? 0.2 : 0.8)})`;
+    const end = 0.5 + x / full / 2, line = bar(list, view.reading.depths[d], view.say(x, metric), [Math.min(0.5, end), Math.max(0.5, end)], d === row, () => go(d));
+    line.fill.style.background = `rgb(${colour(view.stops(metric), x < 0 ? 0.2 : 0.8)})`;
   }
   return list;
 }
 
 function facts(view, row, at, target) {
-  const r = view.reading, found = [], nothing = "target_logprob_null", floor = view.value(nothing, row, at, target);
+  const r = view.reading, found = [], there = (name) => !Number.isNaN(view.value(name, row, at, target));
   for (const name of Object.keys(view.prompt.grids)) {
-    if (!NAMES[name] || Number.isNaN(view.value(name, row, at, target))) continue;
-    found.push(view.told(name, row, at, target) + (name === "target_logprob" && !Number.isNaN(floor) ? ` (null ${view.say(floor, nothing)})` : ""));
+    const { role, nulls } = view.about(name);
+    if (role === "mask" || role === "null" || !there(name)) continue;
+    found.push(view.told(name, row, at, target) + nulls.filter(there).map((n) => ` (null ${view.say(view.value(n, row, at, target), n)})`).join(""));
   }
   if (view.value("sink", row, at) > 0) found.unshift(r.sink);
-  if (r.mean) found.push(`mean over positions ${view.say(r.mean[target][row], "contribution")}`);
-  if (view.prompt.logit) found.push(`logit of ${view.aim(at, target)} ${say(view.prompt.logit[target][at], "", 3)}`);
-  if (r.floor && r.floor[row] !== null) found.push(`${r.score} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
+  for (const [name, mean] of Object.entries(r.means)) found.push(`${mean.name} ${view.say((mean.values[target] || mean.values[0])[row], name)}`);
+  for (const { name, values } of Object.values(view.prompt.sums || {})) found.push(`${view.named(name, at, target)} ${say((values[target] || values[0])[at], 3)}`);
+  if (r.floor && r.floor[row] !== null) found.push(`${view.about(r.score).name} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
   return make("div", "lw-facts", found.join(" · "));
 }
 
@@ -377,22 +375,19 @@ function trajectory(view, row, at, target, followed, called, go) {
   const token = view.find(followed);
   let title, shows = "top";
   if (followed !== null && token < 0 && view.k) return make("div", "lw-facts", `${called(followed)} is in no cell of this prompt`);
-  if (r.depth === "component") {
-    lines.push({ y: along("contribution") });
-    if (r.mean) lines.push({ y: r.mean[target], dash: "0.1 4" });
-    title = `contribution to the logit of ${view.aim(at, target)} by component${r.mean ? ", mean over positions dotted" : ""}`;
-    shows = "contribution";
-  } else if (token < 0 && view.prompt.grids.target_logprob) {
-    lines.push({ y: along("target_logprob") });
-    const nothing = view.prompt.grids.target_logprob_null ? along("target_logprob_null") : [];
-    if (nothing.some((y) => !Number.isNaN(y))) lines.push({ y: nothing, dash: "0.1 4" });
-    title = `log-prob (nats) of ${view.aim(at, target)}${lines.length > 1 ? "; dotted: under other positions' states (null)" : ""}`;
-    shows = "target_logprob";
+  const own = r.depth === "component" || !view.k ? view.metrics[0] : r.followed; // without a token that is followed
+  if (token < 0 && own && view.prompt.grids[own]) {
+    const { name, units, nulls } = view.about(own), mean = r.means[own], dotted = [];
+    lines.push({ y: along(own) });
+    for (const [y, called] of [...nulls.map((n) => [along(n), view.about(n).name]), ...(mean ? [[mean.values[target] || mean.values[0], mean.name]] : [])])
+      if (y.some((x) => !Number.isNaN(x))) { lines.push({ y, dash: "0.1 4" }); dotted.push(called); }
+    title = `${view.named(named({ name, units }), at, target)} by ${r.depth}${dotted.length ? `; dotted: ${dotted.join(", ")} (null)` : ""}`;
+    shows = own;
   } else {
     const shown = token < 0 ? view.token(row, at) : token;
     if (shown < 0) return make("div");
     lines.push({ y: view.along(shown, at) });
-    title = `${r.score ? named(r.score) : "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
+    title = `${r.score ? named(view.about(r.score)) : "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
   }
   const W = 320, H = 124, L = 44, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
   const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
@@ -531,7 +526,7 @@ function pane(app, place) {
 
   const share = (shown, x) => { // 0..1 on the colour map
     let [a, b] = app.domain(view, shown);
-    if (shown === "target_rank") [x, a, b] = [Math.log1p(x), Math.log1p(Math.max(a, 0)), Math.log1p(Math.max(b, 0))];
+    if (view.about(shown).log) [x, a, b] = [Math.log1p(x), Math.log1p(Math.max(a, 0)), Math.log1p(Math.max(b, 0))];
     return b > a ? (x - a) / (b - a) : 1;
   };
 
@@ -542,7 +537,7 @@ function pane(app, place) {
     else cell.textContent = text;
     let style = `left:${gutter + at * cw()}px`;
     if (!Number.isNaN(x)) {
-      const rgb = colour(stops(shown), share(shown, x));
+      const rgb = colour(view.stops(shown), share(shown, x));
       style += `;background:rgb(${rgb});color:${ink(...rgb)}`;
     }
     cell.style.cssText = style;
@@ -634,10 +629,10 @@ function pane(app, place) {
   }
 
   function legend() {
-    const shown = metric(), ends = app.domain(view, shown), what = view.unit(shown);
-    unit.textContent = NAMES[what] ? named(what) : what || "";
-    [from.textContent, to.textContent] = ends.map((x) => say(x, shown, Math.min(view.digits(shown), 2)));
-    ramp.style.background = `linear-gradient(90deg,${stops(shown).map((c) => `rgb(${c})`)})`;
+    const shown = metric(), ends = app.domain(view, shown), what = view.about(view.unit(shown));
+    unit.textContent = what ? named(what) : "";
+    [from.textContent, to.textContent] = ends.map((x) => say(x, Math.min(view.digits(shown), 2), view.about(shown).whole));
+    ramp.style.background = `linear-gradient(90deg,${view.stops(shown).map((c) => `rgb(${c})`)})`;
     pickTarget.value = target();
   }
 
@@ -970,8 +965,9 @@ async function render({ model, el }) {
     beside.hidden = n >= Math.min(MOST_PANES, readings.reduce((sum, r) => sum + r.prompts.length, 0));
     search.hidden = !app.panes.some((p) => readings[p.reading].ranks);
     differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
-    const metrics = Object.keys(NAMES).filter((m) => app.panes.some((p) => p.view().metrics.includes(m)));
-    fill(pickMetric, metrics.map(named), metrics);
+    const views = app.panes.map((p) => p.view()), metrics = [...new Set(views.flatMap((v) => v.metrics))];
+    const called = (m) => { const about = views.find((v) => v.metrics.includes(m)).about(m); return m === "top" ? about.name : named(about); };
+    fill(pickMetric, metrics.map(called), metrics);
     pickMetric.value = metrics.includes(state.metric) ? state.metric : metrics[0];
     ranges();
   }
@@ -1005,7 +1001,7 @@ async function render({ model, el }) {
         app.choose(self, d, at);
       };
       const go = button("lw-go", undefined, "", () => visit(row));
-      go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at) + (view.k ? "" : ` · logit of ${view.aim(at, target)}`));
+      go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at) + (view.k ? "" : ` · ${view.named(view.about(view.metrics[0]).name, at, target)}`));
       title.append(go, button("", "×", "unpin", () => { state.pins.splice(i, 1); dress(); details(); tell(); }));
       card.append(title);
       if (at >= 0) card.append(view.k ? bars(view, row, at, 5, app.followed(view), (id) => app.follow(like || here(), id)) : parts(view, row, at, target, 5, visit));

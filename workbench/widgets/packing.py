@@ -31,11 +31,7 @@ from workbench.widgets.base import opened
 if TYPE_CHECKING:
     import xarray as xr
 
-VERSION = 3
-SCORES = ("logprob", "cosine", "similarity")
-GRIDS = ("entropy", "kl_to_final", "target_rank", "target_logprob", "target_logprob_null", "contribution")
-ASIDE = {"similarity_p": "p", "similarity_q": "q", "cosine_p": "p", "cosine_q": "q", "sink": "sink"}
-"""What is told of a cell and not shown as its colour, and what it is called in the block."""
+VERSION = 4
 NONE = 65535
 WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
 LONGEST = 200  # letters of one token that are sent; the front end is told how many there are
@@ -144,8 +140,9 @@ class Packer:
 
     def __init__(self, name: str, reading: Any, top_k: int | None = None) -> None:
         self.name = name
-        self.data, self.provenance = opened(reading)
-        self.source = gridded(self.data)
+        data, self.provenance = opened(reading)
+        self.source = gridded(data)
+        self.data = self.source.data
         self.depth = str(self.source.depth)
         self.count = int(self.data.sizes["prompt"])
         self.ranks = int(self.data.sizes["rank"]) if self.source.has("token_id") else 0
@@ -156,27 +153,53 @@ class Packer:
         self.model = label(short_name(str(model.get("name") or self.source.model)))
         self.fingerprint = label(str(model.get("fingerprint") or ""))
 
-    @cached_property
+    @property
     def score(self) -> str | None:
-        return next((s for s in SCORES if self.source.has(s) and "rank" in self.data[s].dims), None)
+        return self.source.score if self.ranks else None
 
     @cached_property
     def grids(self) -> dict[str, np.ndarray]:
-        """name -> [prompt, target, depth, position]"""
+        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks."""
+        names = [n for n in self.source.grids() if "rank" not in self.data[n].dims]
+        if self.source.has("sink") and self.depth in self.data["sink"].dims:
+            names.append("sink")
         found = {}
-        for name in (*GRIDS, *ASIDE):
-            if self.source.has(name) and {self.depth, "position"} <= set(self.data[name].dims):
-                grid = self.data[name]
-                grid = grid if "target" in grid.dims else grid.expand_dims("target")
-                found[ASIDE.get(name, name)] = grid.transpose("prompt", "target", self.depth, "position").values
+        for name in names:
+            grid = self.data[name]
+            grid = grid if "target" in grid.dims else grid.expand_dims("target")
+            found[name] = grid.transpose("prompt", "target", self.depth, "position").values
         return found
 
     @property
     def metrics(self) -> list[str]:
         """What its cells can show."""
-        score = [*(["probability"] if self.score == "logprob" else []), *([self.score] if self.score else [])]
-        top = [] if self.depth == COMPONENT else ["top", *score]
-        return [*top, *(name for name in self.grids if name in GRIDS and name != "target_logprob_null")]
+        top = ["top"] if self.ranks else []
+        if self.score:
+            top += [*(["probability"] if self._log_prob(self.score) else []), self.score]
+        return [*top, *(name for name in self.source.values() if name in self.grids)]
+
+    def _log_prob(self, name: str) -> bool:
+        return self.source.about(name).get("scale") == "log-prob"
+
+    @cached_property
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """What the front end knows of each variable and metric: name, units, colours, and what it is compared with."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys([*filter(None, [self.score]), *self.grids]):
+            own, source = self.source.about(name), self.source
+            found[name] = {
+                "name": label(source.called(name, short=True)), "units": label(str(own["units"])), "role": own["role"],
+                "colours": source.scale(name), "log": own.get("scale") == "log", "log_prob": self._log_prob(name),
+                "whole": self.data[name].dtype.kind in "iu",
+                "nulls": [n for n in source.controls(name, "null") if n in self.grids],
+            }  # fmt: skip
+        plain = {"units": "", "role": "value", "log": False, "log_prob": False, "whole": False, "nulls": []}
+        score = found.get(self.score or "", {**plain, "colours": "sequential"})
+        if self.ranks:
+            found["top"] = {**score, "name": "top token"}
+        if "probability" in self.metrics:
+            found["probability"] = {**plain, "colours": score["colours"], "name": "probability"}
+        return found
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -193,7 +216,7 @@ class Packer:
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each variable over the whole reading."""
-        found = {g: _range(v if g != "target_rank" else v[v >= 0]) for g, v in self.grids.items()}
+        found = {g: _range(v[v >= 0] if v.dtype.kind == "i" else v) for g, v in self.grids.items()}
         if self.score:
             found[self.score] = _range(self.data[self.score].values)
         return found
@@ -202,9 +225,9 @@ class Packer:
     def domain(self) -> dict[str, tuple[float, float]]:
         """The ends of each variable's colours: for scores, those of the top rank."""
         top = {self.score: _range(self.data[self.score].isel(rank=0).values)} if self.score else {}
-        both = [r for name, r in self.ranges.items() if name == "contribution"]
-        even = {"contribution": (-(most := max(map(abs, both[0]))), most)} if both else {}
-        return {**self.ranges, **top, **even}
+        ends = {**self.ranges, **top}
+        even = {n: max(map(abs, both)) for n, both in ends.items() if self.source.scale(n) == "diverging"}
+        return {**ends, **{name: (-most, most) for name, most in even.items()}}
 
     def head(self) -> dict[str, Any]:
         """What holds for all prompts of the reading."""
@@ -221,26 +244,32 @@ class Packer:
             "top_k": self.top_k,
             "score": self.score,
             "metrics": self.metrics,
+            "variables": self.shown,
+            "followed": self.source.followed,
             "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
             "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
             "floor": _floor(source),
-            "mean": self._mean(),
+            "means": self._means(),
             "sink": label(source.sink_said),
         }
 
     def targets(self, p: int) -> list[str]:
         return [shown(t) for t in self.source.targets(p, 0)]
 
-    def _mean(self) -> list[list[float]] | None:
-        """Mean contribution of each component, [target][component]: what one position's is compared with."""
-        if not self.source.has("contribution_mean"):
-            return None
-        found = self.data["contribution_mean"]
-        found = found if "target" in found.dims else found.expand_dims("target")
-        rows, digits = found.transpose("target", COMPONENT).values, _digits(*self.ranges["contribution"])
-        return [[_float(x, digits) or 0.0 for x in row] for row in rows]
+    def _means(self) -> dict[str, dict[str, Any]]:
+        """Value -> its null by depth alone, [target][depth], with its name: what a position's is compared with."""
+        means = {}
+        for name in self.metrics:
+            for null in self.source.controls(name, "null") if name in self.grids else ():
+                found = self.data[null]
+                if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
+                    found = found if "target" in found.dims else found.expand_dims("target")
+                    rows, digits = found.transpose("target", self.depth).values, _digits(*self.ranges[name])
+                    values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
+                    means[name] = {"name": label(self.source.called(null, short=True)), "values": values}
+        return means
 
     def stub(self, p: int) -> dict[str, Any]:
         """A prompt that is not sent: its text (where there are not too many to list) and its length."""
@@ -278,16 +307,20 @@ class Packer:
         }
         for name, values in self.grids.items():
             one_prompt = values[p][:, :, real].transpose(0, 2, 1)
-            exact = name == "target_rank"
+            exact = values.dtype.kind in "iu"
             sent["grids"][name] = integers(out, one_prompt) if exact else self._decimals(out, name, one_prompt)
         targets = np.zeros(0, dtype=int)
         if source.has("target_id") and set(data["target_id"].dims) == {"prompt", "position"}:
             targets = data["target_id"].transpose("prompt", "position").values[p][real]
             sent["target"] = [int(t) for t in targets]
-        if self.depth == COMPONENT:
-            logit = data["logit"] if "target" in data["logit"].dims else data["logit"].expand_dims("target")
-            found = logit.transpose("prompt", "target", "position").values[p][:, real]
-            sent["logit"] = [[_float(x) for x in row] for row in found]
+        sums = {name: source.about(name).get("sums_to") for name in source.values()}
+        for name, total in sums.items():
+            if total and source.has(total):
+                found = data[total] if "target" in data[total].dims else data[total].expand_dims("target")
+                found = found.transpose("prompt", "target", "position").values[p][:, real]
+                sent.setdefault("sums", {})[name] = {
+                    "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
+                }  # fmt: skip
         ids = self._tokens(out, sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
         self._vocabulary(sent, p, real, np.unique(np.concatenate([ids.ravel(), targets])))
         return sent, bytes(out)
@@ -375,15 +408,14 @@ def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
 
 
 def gridded(data: xr.Dataset) -> Source:
-    """The dataset as a Source, refused unless it has tokens over depth and position, or parts over position."""
+    """The dataset as a Source, refused unless it has values over depth and position, or over parts and position."""
     source = Source(data)
-    if source.depth is None and {COMPONENT, "position"} <= set(data.get("contribution", data).dims):
+    if source.depth is None and COMPONENT in data.dims:
         source.depth, source.depths = COMPONENT, np.asarray(data[COMPONENT].values)
-    elif source.depth is None or not source.has("token_id"):
-        source.depth = None
-    if source.depth is None or not data.sizes.get("prompt") or not data.sizes.get("position"):
+    ranked = source.has("token_id") and {"prompt", source.depth, "position", "rank"} <= set(data["token_id"].dims)
+    if not (ranked or source.values()) or not data.sizes.get("prompt") or not data.sizes.get("position"):
         raise InputError(
-            f"The explorer shows tokens over layers and positions, and this {source.reader} reading has "
+            f"The explorer shows tokens and values over layers and positions, and this {source.reader} reading has "
             f"none: it holds {sorted(map(str, data.data_vars))}. Use .figure() or .frame() for it."
         )
     return source
@@ -391,7 +423,8 @@ def gridded(data: xr.Dataset) -> Source:
 
 def _floor(source: Source) -> list[float | None] | None:
     """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
-    names = [n for n in ("cosine_floor", "similarity_floor_random", "similarity_floor_shuffled") if source.has(n)]
+    names = source.controls(source.score, "floor") if source.score else []
+    names = [name for name in names if source.data[name].dims == (source.depth,)]
     if not names:
         return None
     floors = np.stack([source.data[n].values.astype(float) for n in names])

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench import tokens
 from workbench.errors import ReadingError
-from workbench.reading import write_whole
+from workbench.files import atomic_write
 from workbench.widgets import packing
 from workbench.widgets.base import PAGE, POLICY, script_json
 from workbench.widgets.explorer import MODULE
@@ -25,7 +25,7 @@ def to_html(readings: Any, path: str | os.PathLike[str], title: str | None = Non
     if not path.parent.is_dir():
         raise ReadingError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     text = page(readings, title, top_k)
-    write_whole(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    atomic_write(path, text)
     return path
 
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.routing.adapters import measures
+from probes.results import drawn
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 from workbench.figures.source import short_name
-from workbench.reading import Reading
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str = "weight") -> Figure:
+@drawn
+def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str = "weight") -> Figure:
     """Mean weight of every adapter: labels x adapters (mean of projections), or projections x adapters of one label.
 
     by     "label" or "projection"; the latter for ``label`` (default the first)
@@ -28,7 +28,6 @@ def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str 
     """
     if by not in ("label", "projection") or value not in ("weight", "chosen"):
         raise InputError(f"by={by!r}, value={value!r}: by is 'label' or 'projection', value 'weight' or 'chosen'.")
-    table = measures.usage(Reading(data), draws=200)
     labels, names = ([str(x) for x in table[n].values] for n in ("label", "adapter"))
     if label is not None and str(label) not in labels:
         raise InputError(f"There is no label {label!r}; there are {', '.join(labels)}.")
@@ -41,8 +40,8 @@ def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str 
         rows = labels
     chance = 1 / len(names)
     marks = np.where((low <= chance) & (chance <= high), "·", "").astype(object)
-    if "oracle_adapter" in data:
-        own = data["oracle_adapter"].values
+    if "oracle_adapter" in table:
+        own = table["oracle_adapter"].values
         at = (np.arange(len(rows)), own) if by == "label" else (np.arange(len(rows)), np.full(len(rows), own[i]))
         marks[at] = "○" + marks[at]
     what = {"weight": "mean weight", "chosen": "share of tokens"}[value]
@@ -50,10 +49,10 @@ def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str 
     whose = f"{labels[i]}{one}: {what}" if by == "projection" else what
     theme.register()
     figure = Figure()
-    title = f"{short_name(str(data.attrs.get('model', '')))} · {whose} of adapters (dot: as by chance)"
+    title = f"{short_name(str(table.attrs.get('model', '')))} · {whose} of adapters (dot: as by chance)"
     figure.update_layout(template="workbench", title_text=tokens.plotly(title))
     figure.add_heatmap(
-        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("share"),
+        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("sequential"),
         zmin=0, colorbar={"title": {"text": what}}, text=marks, texttemplate="%{text}",
         hovertemplate="%{y}, %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
@@ -64,4 +63,6 @@ def adapters(data: xr.Dataset, by: str = "label", label: Any = None, value: str 
     return figure
 
 
-ADAPTERS = Chart(adapters, ("document_weight", "document_chosen"))
+ADAPTERS = Chart(
+    adapters, ("mean_weight", "mean_chosen"), "adapters.usage", ("document_weight", "document_chosen")
+)

@@ -4,7 +4,7 @@
     gram(model)  prototypes(model)                              what it routes by
     compare(model, texts, labels, oracle)  weighted(model, ..)  what it is worth beside other weights
 
-Tokens of one document are not independent: intervals (``_low``, ``_high``; 95 %) are over documents drawn again.
+Tokens of one document are not independent: intervals (``_low``, ``_high``; ``level``) are over documents drawn again.
 """
 
 from __future__ import annotations
@@ -18,21 +18,66 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.results import family, of_weights, ran
 from probes.routing.adapters.tracing import adapter_names, mixed, oracle_adapters, projections
 from probes.routing.interventions import document_nll
 from probes.routing.tracer import document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.model import Model
-from workbench.reading import Reading
-from workbench.stats import fdr, p_value
+from workbench.reading import Reading, derived
+from workbench.stats import fdr, p_value, quantiles
+from workbench.variables import about, described
+
+ENDS = ("low", "high")
+SHUFFLED = ("null", "{}, labels shuffled among documents")
+VARIABLES = {
+    **family("weight", about("mean weight of the adapter"), *ENDS),
+    **family("mean_weight", about("mean weight of the adapter, over projections"), *ENDS),
+    **family("chosen", about("share of tokens with the largest weight"), *ENDS),
+    **family("mean_chosen", about("share of tokens with the largest weight, over projections"), *ENDS),
+    "share_null": about("weight and share of tokens by chance", role="null", of="weight"),
+    **family("entropy", about("entropy of a token's routing", "nats"), *ENDS, "random"),
+    "entropy_null": about("entropy of a token's routing, of even weights", "nats", "", "chance", "entropy"),
+    **family("mean_entropy", about("entropy of a token's routing, over projections", "nats"), *ENDS),
+    "oracle_adapter": about("number of the label's own adapter", role="label"),
+    **family(
+        "rate", about("share of tokens whose largest weight is their own adapter's", better="high"),
+        *ENDS, "null", "p", "q", shuffled=SHUFFLED,
+    ),
+    **family("mean_rate", about("share of tokens with their own adapter first", better="high"), *ENDS, "p"),
+    **family(
+        "probability", about("mean weight of the tokens' own adapter", better="high"),
+        *ENDS, "null", "p", "q", shuffled=SHUFFLED,
+    ),
+    **family("mean_probability", about("mean weight of the tokens' own adapter, in all", better="high"), *ENDS, "p"),
+    **family(
+        "agreement", about("share of tokens that both projections give to one adapter"),
+        *ENDS, "null", null_label=("null", "{}, by labels alone"),
+    ),
+    **family("agreement_excess", about("agreement of projections above its null"), *ENDS),
+    "cosine": about("size of the cosine of two prototypes"),
+    "cosine_null": about("size of the cosine of random directions", role="null", of="cosine"),
+    "cosine_high": about("size of the cosine that 95 % of random directions are below", role="floor", of="cosine"),
+    "cosine_p": about("p of the cosine", "", "low", "p", "cosine"),
+    "cosine_q": about("false discovery rate of the cosine", "", "low", "q", "cosine"),
+    "exact": about("size of the cosine of the prototype with the update's first direction", better="high"),
+    "energy": about("share of the update's squared norm that its first direction has"),
+    **family("nll", about("loss", "nats a token", "low"), *ENDS),
+    **family("delta", about("loss less that under Arrow", "nats a token"), *ENDS, "p"),
+    "document_nats": about("loss of the document", "nats", "low"),
+    "document_tokens": about("tokens predicted", role="count", of="document_nats"),
+    "document_label": about("label of the document", role="label"),
+}  # fmt: skip
 
 
 class _Documents:
     """Documents of a reading, drawn again with replacement within labels."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.data = data = reading.data
+    def __init__(self, reading: Reading, draws: int, level: float, seed: int) -> None:
+        self.settings: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
+        self.reading, self.data = reading, reading.data
+        data = self.data
         if "document_weight" not in data:
             raise InputError("This is no reading of adapter_routing: it has no document_weight.")
         self.label, self.tokens = data["document_label"].values, data["document_tokens"].values
@@ -45,36 +90,35 @@ class _Documents:
         by = (label == np.arange(len(self.names))[:, None]) * (picked * self.tokens)
         return np.tensordot(by / by.sum(1, keepdims=True), values, 1)
 
-    def estimate(
-        self, name: str, dims: tuple[str, ...], statistic: Callable[..., np.ndarray], draws: int, seed: int
-    ) -> dict[str, Any]:
-        """A statistic(label, times drawn) with its 95 % interval; NaN bounds where a label has one document."""
-        rng, once = np.random.default_rng(seed), np.ones(len(self.label))
+    def estimate(self, name: str, dims: tuple[str, ...], statistic: Callable[..., np.ndarray]) -> dict[str, Any]:
+        """A statistic(label, times drawn) with its interval; NaN bounds where a label has one document."""
+        rng, once = np.random.default_rng(self.settings["seed"]), np.ones(len(self.label))
         value = statistic(self.label, once)
         low = high = np.full(np.shape(value), np.nan)
         groups = [np.flatnonzero(self.label == i) for i in range(len(self.names))]
         if min(map(len, groups)) > 1:
             found = []
-            for _ in range(draws):
+            for _ in range(self.settings["draws"]):
                 drawn = np.concatenate([rng.choice(own, len(own)) for own in groups])
                 found.append(statistic(self.label, np.bincount(drawn, minlength=len(once)).astype(float)))
-            low, high = np.quantile(found, [0.025, 0.975], axis=0)
+            low, high = quantiles(np.array(found), self.settings["level"])
         return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
 
-    def dataset(self, variables: dict[str, Any], **coords: Any) -> xr.Dataset:
+    def table(self, measure: str, variables: dict[str, Any], chart: str | None = None, **coords: Any) -> Reading:
         own = {n: self.data[n] for n in ("label", "adapter", "projection", "stage", "block", "kind")}
-        about = {"documents": len(self.label), "model": self.data.attrs["model"]}
-        return xr.Dataset(variables, {**own, **coords}, about)
+        attrs = {"documents": len(self.label)} | ({"chart": chart} if chart else {})
+        data = xr.Dataset(variables, {**own, **coords}, attrs)
+        return derived(f"adapters.{measure}", described(data, VARIABLES), self.reading, **self.settings)
 
 
-def usage(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
-    """The reading's weight, chosen and entropy by label, with 95 % intervals over documents within labels.
+def usage(reading: Reading, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+    """The reading's weight, chosen and entropy by label, with intervals over documents within labels.
 
     weight, chosen [label, projection, adapter] and their null 1/N (share_null); entropy [label, projection, stage] in
     nats, entropy_null (ln N, ln k) and entropy_random as in the reading; mean_weight, mean_chosen [label, adapter] and
-    mean_entropy [label, stage]: over projections.
+    mean_entropy [label, stage]: over projections; oracle_adapter [label], where it is known.
     """
-    documents = _Documents(reading)
+    documents = _Documents(reading, draws, level, seed)
     found: dict[str, Any] = {
         "share_null": 1 / len(documents.adapters),
         "entropy_null": reading.data["routing_entropy_uniform"],
@@ -86,11 +130,13 @@ def usage(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
             (values, "", ("label", "projection", last)),
             (values.mean(1), "mean_", ("label", last)),
         ):
-            found |= documents.estimate(prefix + name, dims, lambda a, b, v=of: documents.mean(v, a, b), draws, seed)
-    return documents.dataset(found)
+            found |= documents.estimate(prefix + name, dims, lambda a, b, v=of: documents.mean(v, a, b))
+    if "oracle_adapter" in reading:
+        found["oracle_adapter"] = reading["oracle_adapter"]
+    return documents.table("usage", found, chart="adapters")
 
 
-def oracle_rate(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def oracle_rate(reading: Reading, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """How often a label's tokens go to the adapter that was trained for it, and with what weight.
 
     rate (share of tokens whose largest weight is their own adapter's) and probability (their mean weight for it)
@@ -98,7 +144,7 @@ def oracle_rate(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Data
     their mean; _p and _q, the false discovery rate over all cells), which an adapter that is everyone's favourite does
     not pass.  mean_rate, mean_probability: over labels and projections.  (MTTL's ``expert_p``.)
     """
-    documents = _Documents(reading)
+    documents = _Documents(reading, draws, level, seed)
     if "oracle_adapter" not in reading.data:
         raise InputError("The reading knows no label's own adapter. Trace with oracle={label: adapter}.")
     own, n = reading.data["oracle_adapter"].values, len(documents.names)
@@ -118,21 +164,21 @@ def oracle_rate(reading: Reading, *, draws: int = 500, seed: int = 0) -> xr.Data
         p = p_value(statistic(documents.label, once), null) if n > 1 else np.full(null.shape[1:], np.nan)
         mean_p = p_value(mean(documents.label, once), null.mean((1, 2))) if n > 1 else np.nan
         two = ("label", "projection")
-        found |= documents.estimate(name, two, statistic, draws, seed)
-        found |= documents.estimate(f"mean_{name}", (), mean, draws, seed)
+        found |= documents.estimate(name, two, statistic)
+        found |= documents.estimate(f"mean_{name}", (), mean)
         found |= {f"{name}_null": 1 / len(documents.adapters), f"{name}_shuffled": (two, null.mean(0))}
         found |= {f"{name}_p": (two, p), f"{name}_q": (two, fdr(p)), f"mean_{name}_p": mean_p}
-    return documents.dataset(found)
+    return documents.table("oracle_rate", found)
 
 
-def agreement(reading: Reading, *, draws: int = 200, seed: int = 0) -> xr.Dataset:
+def agreement(reading: Reading, *, draws: int = 200, level: float = 0.95, seed: int = 0) -> Reading:
     """How often two projections give a token's largest weight to the same adapter.
 
     agreement [projection, projection_2] with interval; agreement_null: the product of both projections' shares, summed
     over adapters; agreement_excess above it, with interval; agreement_null_label: the same product within each label,
     which is what labels alone explain.  Needs a reading with trace=True.
     """
-    documents = _Documents(reading)
+    documents = _Documents(reading, draws, level, seed)
     if "adapter_id" not in reading.data:
         raise InputError("The reading has no token's adapters. Trace with trace=True.")
     first, n = reading.data["adapter_id"].values, len(documents.adapters)
@@ -151,10 +197,11 @@ def agreement(reading: Reading, *, draws: int = 200, seed: int = 0) -> xr.Datase
     two, once = ("projection", "projection_2"), np.ones(len(first))
     mine, by_label = pooled(share, once), documents.mean(share, documents.label, once)
     each = np.bincount(documents.label, documents.tokens) / documents.tokens.sum()
-    return documents.dataset(
+    return documents.table(
+        "agreement",
         {
-            **documents.estimate("agreement", two, lambda _, picked: pooled(same, picked), draws, seed),
-            **documents.estimate("agreement_excess", two, excess, draws, seed),
+            **documents.estimate("agreement", two, lambda _, picked: pooled(same, picked)),
+            **documents.estimate("agreement_excess", two, excess),
             "agreement_null": (two, mine @ mine.T),
             "agreement_null_label": (two, np.einsum("l,lpa,lqa->pq", each, by_label, by_label)),
         },
@@ -175,7 +222,7 @@ def prototypes(model: Model, *, names: Sequence[str] | None = None) -> dict[str,
     }
 
 
-def gram(model: Model, *, names: Sequence[str] | None = None, draws: int = 9999, seed: int = 0) -> xr.Dataset:
+def gram(model: Model, *, names: Sequence[str] | None = None, draws: int = 9999, seed: int = 0) -> Reading:
     """How alike the adapters' prototypes are: adapters with one prototype cannot be told apart by routing.
 
     cosine [projection, adapter, adapter_2]: |cos|.  Beside it, directions drawn at random in that width d:
@@ -210,7 +257,7 @@ def gram(model: Model, *, names: Sequence[str] | None = None, draws: int = 9999,
     q[:, upper[0], upper[1]] = q[:, upper[1], upper[0]] = fdr(p[:, upper[0], upper[1]])
     pair = ("projection", "adapter", "adapter_2")
     adapters = held[0]["adapter"].values
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "cosine": (pair, cosine), "cosine_p": (pair, p), "cosine_q": (pair, q), "cosine_null": (pair[:1], null),
             "cosine_high": (pair[:1], high), "exact": (pair[:2], exact), "energy": (pair[:2], energy),
@@ -219,8 +266,8 @@ def gram(model: Model, *, names: Sequence[str] | None = None, draws: int = 9999,
             "projection": np.array([x.name for x in found], object), "adapter": adapters, "adapter_2": adapters,
             "block": ("projection", [x.block for x in found]), "kind": ("projection", [x.kind for x in found]),
         },
-        {"model": model.name},
     )  # fmt: skip
+    return derived("adapters.gram", described(table, VARIABLES), of_weights(model), draws=draws, seed=seed)
 
 
 def _top(a: Tensor, b: Tensor) -> tuple[np.ndarray, float]:
@@ -268,8 +315,9 @@ def compare(
     names: Sequence[str] | None = None,
     batch_size: int | None = None,
     draws: int = 2000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Nats a token under Arrow's routing, and what other ways to use the same adapters would cost or save.
 
     routing: "arrow"; "uniform": weight 1/N for every adapter; "oracle": the adapter of the document's label alone;
@@ -317,12 +365,12 @@ def compare(
     low = high = d_low = d_high = np.full(len(nats), np.nan)
     if len(ids) > 1:
         times = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=draws)
-        low, high = np.quantile(times @ values / (times @ tokens)[:, None], [0.025, 0.975], axis=0)
-        d_low, d_high = np.quantile(times @ apart / (times @ tokens)[:, None], [0.025, 0.975], axis=0)
+        low, high = quantiles(times @ values / (times @ tokens)[:, None], level)
+        d_low, d_high = quantiles(times @ apart / (times @ tokens)[:, None], level)
     p = p_value(np.abs(apart.sum(0)), np.abs(rng.choice([-1.0, 1.0], (draws, len(ids))) @ apart))
     p[0] = np.nan
     one = ("routing",)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "nll": (one, values.sum(0) / tokens.sum()), "nll_low": (one, low), "nll_high": (one, high),
             "delta": (one, apart.sum(0) / tokens.sum()), "delta_low": (one, d_low), "delta_high": (one, d_high),
@@ -330,5 +378,7 @@ def compare(
             "document_tokens": (("prompt",), tokens), "document_label": (("prompt",), np.array(own, object)),
         },
         {"routing": list(nats)},
-        {"documents": len(ids), "model": model.name},
+        {"documents": len(ids)},
     )  # fmt: skip
+    settings = {"oracle": None if oracle is None else dict(oracle), "draws": draws, "level": level, "seed": seed}
+    return derived("adapters.compare", described(table, VARIABLES), ran(model, prompts), **settings)

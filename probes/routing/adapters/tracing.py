@@ -17,7 +17,7 @@ True, and trace both.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,36 @@ from torch import Tensor, nn
 
 from probes.routing.tracer import document_labels
 from workbench.anatomy import TOLERANCE
-from workbench.engines.hooks import hooked
+from workbench.engine.run import read
 from workbench.errors import InputError, Refused
 from workbench.inputs import Batch, Positions
 from workbench.model import Model, load
-from workbench.reader import Reader, Run, read
-from workbench.reading import Reading
+from workbench.readers import Found, Output, Plan, Reader, Rows, Run, Tap
 from workbench.sites import Site
+from workbench.variables import about
 
 STAGES = ["before", "after"]  # of the mask that leaves top_k adapters
+VARIABLES = {
+    "weight": about("mean weight of the adapter"),
+    "chosen": about("share of tokens with the largest weight"),
+    "routing_entropy": about("entropy of a token's routing", "nats"),
+    "routing_entropy_uniform": about(
+        "entropy of a token's routing, of even weights", "nats", "", "chance", "routing_entropy"
+    ),
+    "routing_entropy_random": about(
+        "entropy of a token's routing, under random prototypes", "nats", "", "null", "routing_entropy"
+    ),
+    "document_weight": about("mean weight of the adapter in the document"),
+    "document_chosen": about("share of the document's tokens with the largest weight"),
+    "document_entropy": about("entropy of a token's routing in the document", "nats"),
+    "token_count": about("tokens", "tokens", role="count", of="weight"),
+    "document_tokens": about("tokens of the document", "tokens", role="count", of="document_weight"),
+    "document_label": about("label of the document", role="label"),
+    "oracle_adapter": about("number of the label's own adapter", role="label"),
+    "proof_error": about("largest difference to the router's own update", better="low"),
+    "adapter_weight": about("weight of the adapter"),
+    "adapter_id": about("adapter with the largest weight", role="label"),
+}
 
 
 @dataclass(frozen=True)
@@ -198,105 +219,129 @@ def adapter_routing(
     projection does not run once for every token (experts, vision towers).
     """
     model = load(model)
-    tracer = _Tracer(model, labels, oracle, names, trace)
-    with hooked(after=tracer.hooks):
-        found = read(
-            model, inputs, [tracer, *readers], batch_size=batch_size, positions=positions, progress=progress,
-            padding_side=padding_side,
-        )  # fmt: skip
+    tracer = AdapterTracer(labels, oracle, names, trace)
+    found = read(
+        model, inputs, [tracer, *readers], batch_size=batch_size, positions=positions, progress=progress,
+        padding_side=padding_side,
+    )  # fmt: skip
     return found if readers else found[0]
 
 
-class _Tracer:
-    """The reader behind :func:`adapter_routing`; its two sites frame the blocks, where its hooks sit."""
+@dataclass(frozen=True, eq=False)
+class AdapterTracer(Reader):
+    """The reader behind :func:`adapter_routing`, which says what it gives."""
 
-    def __init__(self, model: Model, labels: Any, oracle: Any, names: Any, trace: bool) -> None:
+    labels: Any = None
+    oracle: Any = None
+    names: Any = None
+    trace: bool = False
+
+    name = "adapter_routing"
+
+    def plan(self, run: Run) -> Plan:
+        traced = _Traced(self, run)
+        router = traced.found[0].router
+        settings = {
+            "labels": None, "names": None, "oracle": None if traced.own is None else dict(self.oracle),
+            "peft": getattr(sys.modules.get("peft"), "__version__", None), "top_k": router.top_k,
+            "temperature": router.temperature, "prototype_seed": router.rng_seed, "not_traced": traced.outside,
+            "adapters": dict(zip(router.task_adapter_names, traced.adapters, strict=True)),
+            "general_knowledge_subtracted": list(router.gks_adapter_names) if router.use_gks else [],
+        }  # fmt: skip
+        return Plan(
+            [*traced.ends, *traced.taps], traced.outputs(), traced.observe, traced.coords, traced.finish, VARIABLES,
+            {"chart": "adapters"}, settings,
+        )  # fmt: skip
+
+
+class _Traced:
+    """One run of the tracer: a tap at every router, and what comes of a batch."""
+
+    def __init__(self, tracer: AdapterTracer, run: Run) -> None:
+        model = run.model
         every, path = projections(model), model.anatomy.blocks + "."
+        self.tracer, self.run = tracer, run
         self.found = [x for x in every if x.block >= 0]
         routed = [name for name, m in model.module.named_modules() if getattr(m, "lora_arrow", None)]
         self.outside = [name for name in routed if not name.startswith(path)]
         if not self.found:
             raise Refused(f"{model.name} has Arrow routers only outside its blocks ({', '.join(self.outside)}).")
-        self.adapters = adapter_names(every, names)
-        self.labels, self.oracle, self.trace = labels, oracle, trace
-        self.hooks = {x.router: self._hook(i, x) for i, x in enumerate(self.found)}
-        self.batch: Batch | None = None
-
-    def sites(self, model: Model) -> list[Site]:
-        return [Site("resid", 0), Site("resid", model.n_layers)]
-
-    def begin(self, run: Run) -> None:
-        self.run = run
-        self.of = document_labels(self.labels, len(run.prompts))
-        self.own = None if self.oracle is None else oracle_adapters(self.oracle, self.of, self.adapters)
-        shape = (len(run.prompts), len(self.found), len(self.adapters))
-        self.weight, self.chosen = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        self.entropy, self.random = torch.zeros(2, *shape[:2], 2, dtype=torch.float64)
+        self.adapters = adapter_names(every, tracer.names)
+        self.of = document_labels(tracer.labels, len(run.prompts))
+        self.own = None if tracer.oracle is None else oracle_adapters(tracer.oracle, self.of, self.adapters)
+        # The last state, so that every block runs.
+        self.ends = [Site("resid", 0), Site("resid", model.n_layers)]
         self.error = np.full(len(self.found), np.nan)
-        if self.trace:
-            self.each = run.empty(shape[1:2], np.float16, after=shape[2:])
-            self.first = run.empty(shape[1:2], np.int16)
+        self.taps = [self._tap(i, x) for i, x in enumerate(self.found)]
+        self.coords: dict[str, Any] = {
+            "label": np.array(sorted(set(self.of)), object), "adapter": np.array(self.adapters, object),
+            "stage": STAGES, "projection": np.array([x.name for x in self.found], object),
+            "block": ("projection", np.array([x.block for x in self.found])),
+            "kind": ("projection", np.array([x.kind for x in self.found], object)),
+        }  # fmt: skip
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        self.batch = batch if site.index == 0 else None
-        if self.batch is None:
-            missed = [x.name for i, x in enumerate(self.found) if (_Tracer, id(self), i) not in batch.scratch]
-            if missed:
+    def outputs(self) -> dict[str, Output]:
+        document, cells = ("prompt", "projection"), ("prompt", "projection", "position")
+        sums: Any = {"dtype": np.float64, "combine": "sum"}
+        found = {
+            "weights": Output((*document, "adapter"), **sums), "first": Output((*document, "adapter"), **sums),
+            "entropy": Output((*document, "stage"), **sums), "random": Output((*document, "stage"), **sums),
+        }  # fmt: skip
+        if self.tracer.trace:
+            found["adapter_weight"] = Output((*cells, "adapter"), dtype=np.float16)
+            found["adapter_id"] = Output(cells, dtype=np.int16)
+        return found
+
+    def _tap(self, i: int, x: Projection) -> Tap:
+        layout = self.run.model.anatomy.layout
+
+        def read(router: nn.Module, args: tuple, kwargs: dict[str, Any], update: Tensor) -> tuple[Tensor, ...]:
+            inputs, width = args[0], args[0].shape[-1]
+            if layout.axes == "TBW" or layout.prefix:
                 raise Refused(
-                    f"{missed[0]} of {self.run.model.name} did not run on these inputs: nothing is routed there."
+                    f"{x.name} of {self.run.model.name} is given positions of the model's own, or in another order: "
+                    "which row is which token is not known."
                 )
+            # The whole batch, pads too: the same product on other rows would round, and choose, differently.
+            tokens = inputs.reshape(-1, width).to(x.router.prototypes)
+            similarity = torch.abs(tokens @ x.router.prototypes.T)
+            weights, first = _weights(similarity, x.router.top_k, x.router.temperature)
+            flat = update.reshape(len(tokens), -1)
+            if np.isnan(self.error[i]) and len(tokens):
+                self.error[i] = self._proved(x, tokens, weights, flat, kwargs)
+            return weights, first, similarity, tokens.float().norm(dim=1, keepdim=True) / width**0.5
 
-    def _hook(self, i: int, x: Projection) -> Callable[..., None]:
-        def hook(router: nn.Module, args: tuple, kwargs: dict[str, Any], update: Tensor) -> None:
-            if self.batch is not None:
-                self._saw(i, x, args[0], kwargs, update, self.batch)
+        return Tap(x.router, read, x.name)
 
-        return hook
-
-    def _saw(self, i: int, x: Projection, inputs: Tensor, kwargs: dict[str, Any], update: Tensor, batch: Batch) -> None:
-        rows, key = batch.inputs["input_ids"].numel(), (_Tracer, id(self), i)
-        name, layout = self.run.model.name, self.run.model.anatomy.layout
-        if inputs.shape[:-1].numel() != rows or layout.axes == "TBW" or layout.prefix or key in batch.scratch:
-            raise Refused(
-                f"{x.name} of {name} ran on {tuple(inputs.shape)} for {rows} token ids, or more than once: which row "
-                "is which token is not known. Adapters in experts and in vision towers cannot be traced."
+    def observe(self, states: Rows, batch: Batch) -> dict[str, Any]:
+        noise = self._noise(batch)
+        document, at = torch.unique(batch.prompt, return_inverse=True)
+        sums: dict[str, list[Tensor]] = {name: [] for name in ("weights", "first", "entropy", "random")}
+        placed: dict[str, list[Tensor]] = {"adapter_weight": [], "adapter_id": []}
+        for x, tap in zip(self.found, self.taps, strict=True):
+            weights, first, similarity, length = states[tap]
+            router, drawn = x.router, noise.to(length.device) * length
+            noisy = _weights(drawn, router.top_k, router.temperature)[0]
+            entropy, random = (
+                _entropies(*v, router.temperature).cpu() for v in ((similarity, weights), (drawn, noisy))
             )
-        batch.scratch[key] = True
-        router, width = x.router, inputs.shape[-1]
-        # The whole batch, pads too: the same product on other rows would round, and choose, differently.
-        tokens = inputs.reshape(-1, width).to(router.prototypes)
-        similarity = torch.abs(tokens @ router.prototypes.T)
-        weights, first = (batch.take(v) for v in _weights(similarity, router.top_k, router.temperature))
-        similarity, tokens = batch.take(similarity), batch.take(tokens)
-        if np.isnan(self.error[i]) and len(tokens):
-            self.error[i] = self._proved(x, tokens, weights, batch.take(update), kwargs)
-        noise = self._noise(batch).to(tokens.device) * tokens.float().norm(dim=1, keepdim=True) / width**0.5
-        noisy = _weights(noise, router.top_k, router.temperature)[0]
-        entropy, random = (_entropies(*v, router.temperature).cpu() for v in ((similarity, weights), (noise, noisy)))
-        weights, first = weights.float().cpu(), first.cpu()
-
-        def commit() -> None:
-            for total, values in (
-                (self.weight, weights), (self.chosen, torch.zeros_like(weights).scatter_(1, first, 1)),
-                (self.entropy, entropy), (self.random, random),
-            ):  # fmt: skip
-                total[:, i].index_add_(0, batch.prompt, values.double())
-            if self.trace:
-                self.each[batch.prompt.numpy(), i, batch.slot.numpy()] = weights.numpy()
-                self.first[batch.prompt.numpy(), i, batch.slot.numpy()] = first[:, 0].numpy()
-
-        batch.done.append(commit)
+            weights, first = weights.float().cpu(), first.cpu()
+            chosen = torch.zeros_like(weights).scatter_(1, first, 1)
+            for name, values in (("weights", weights), ("first", chosen), ("entropy", entropy), ("random", random)):
+                total = torch.zeros(len(document), values.shape[1], dtype=torch.float64)
+                sums[name].append(total.index_add_(0, at, values.double()))
+            placed["adapter_weight"].append(weights)
+            placed["adapter_id"].append(first[:, 0])
+        found: dict[str, Any] = {name: (document, torch.stack(each, 1)) for name, each in sums.items()}
+        return found | ({name: torch.stack(each, 1) for name, each in placed.items()} if self.tracer.trace else {})
 
     def _noise(self, batch: Batch) -> Tensor:
         """[selected, adapter] |standard normal|, which belong to prompt and position and not to the batch."""
-        key = (_Tracer, id(self), "noise")
-        if key not in batch.scratch:
-            drawn = np.empty((len(batch), len(self.adapters)), np.float32)
-            for prompt in set(batch.prompt.tolist()):
-                mine = batch.prompt.numpy() == prompt
-                drawn[mine] = np.random.default_rng([0, prompt]).standard_normal((mine.sum(), drawn.shape[1]))
-            batch.scratch[key] = torch.from_numpy(np.abs(drawn))
-        return batch.scratch[key]
+        drawn = np.empty((len(batch), len(self.adapters)), np.float32)
+        for prompt in set(batch.prompt.tolist()):
+            mine = batch.prompt.numpy() == prompt
+            drawn[mine] = np.random.default_rng([0, prompt]).standard_normal((mine.sum(), drawn.shape[1]))
+        return torch.from_numpy(np.abs(drawn))
 
     def _proved(self, x: Projection, tokens: Tensor, weights: Tensor, update: Tensor, kwargs: dict[str, Any]) -> float:
         own = update.float()
@@ -310,28 +355,26 @@ class _Tracer:
             )
         return error
 
-    def end(self) -> Reading:
+    def finish(self, found: Found) -> dict[str, Any]:
         names = sorted(set(self.of))
         label = np.array([names.index(x) for x in self.of])
         tokens = np.array([len(p.positions) for p in self.run.prompts])
-        sums = {"weight": self.weight, "chosen": self.chosen, "entropy": self.entropy, "random": self.random}
         documents, labels = {}, {}
         by = (label == np.arange(len(names))[:, None]).astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
-            for name, total in sums.items():
-                documents[name] = (total.numpy() / tokens[:, None, None]).astype(np.float32)
-                labels[name] = np.tensordot(by, total.numpy(), 1) / (by @ tokens)[:, None, None]
+            for name in ("weights", "first", "entropy", "random"):
+                documents[name] = (found[name] / tokens[:, None, None]).astype(np.float32)
+                labels[name] = np.tensordot(by, found[name], 1) / (by @ tokens)[:, None, None]
         at, stages = ("label", "projection", "adapter"), ("label", "projection", "stage")
         k = [min(x.router.top_k, len(self.adapters)) for x in self.found]
-        uniform = np.log([[len(self.adapters), n] for n in k])
         variables: dict[str, Any] = {
-            "weight": (at, labels["weight"]),
-            "chosen": (at, labels["chosen"]),
+            "weight": (at, labels["weights"]),
+            "chosen": (at, labels["first"]),
             "routing_entropy": (stages, labels["entropy"]),
-            "routing_entropy_uniform": (stages[1:], uniform),
+            "routing_entropy_uniform": (stages[1:], np.log([[len(self.adapters), n] for n in k])),
             "routing_entropy_random": (stages, labels["random"]),
-            "document_weight": (("prompt", *at[1:]), documents["weight"]),
-            "document_chosen": (("prompt", *at[1:]), documents["chosen"]),
+            "document_weight": (("prompt", *at[1:]), documents["weights"]),
+            "document_chosen": (("prompt", *at[1:]), documents["first"]),
             "document_entropy": (("prompt", *stages[1:]), documents["entropy"]),
             "token_count": (("label",), (by @ tokens).astype(int)),
             "document_tokens": (("prompt",), tokens),
@@ -340,22 +383,4 @@ class _Tracer:
         }
         if self.own is not None:
             variables["oracle_adapter"] = (("label",), np.array([self.own[x] for x in names]))
-        if self.trace:
-            variables["adapter_weight"] = (("prompt", "projection", "position", "adapter"), self.each)
-            variables["adapter_id"] = (("prompt", "projection", "position"), self.first)
-        coords = {
-            "label": np.array(names, object), "adapter": np.array(self.adapters, object), "stage": STAGES,
-            "projection": np.array([x.name for x in self.found], object),
-            "block": ("projection", np.array([x.block for x in self.found])),
-            "kind": ("projection", np.array([x.kind for x in self.found], object)),
-        }  # fmt: skip
-        data = self.run.dataset(variables, coords, reader="adapter_routing", chart="adapters")
-        router = self.found[0].router
-        about = {
-            "name": "adapter_routing", "trace": self.trace, "oracle": self.own and dict(self.oracle),
-            "peft": getattr(sys.modules.get("peft"), "__version__", None), "top_k": router.top_k,
-            "temperature": router.temperature, "prototype_seed": router.rng_seed, "not_traced": self.outside,
-            "adapters": dict(zip(router.task_adapter_names, self.adapters, strict=True)),
-            "general_knowledge_subtracted": list(router.gks_adapter_names) if router.use_gks else [],
-        }  # fmt: skip
-        return Reading(data, {"reader": about})
+        return variables

@@ -1,13 +1,15 @@
 """What a routing trace says, each number with its null and its interval.  Documents are the unit of inference.
 
 Every function takes a :class:`RoutingTracer` reading (or a :class:`Trace` on disk, where that has what it needs) and
-gives an xarray Dataset with the measure's name, ``_low`` and ``_high`` (95 %, over documents) and ``_null`` (what
+gives a Reading with the measure's name, ``_low`` and ``_high`` (``level``, over documents) and ``_null`` (what
 chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias, as its interval
-is.  NaN: not known.  Tokens of one document are not independent: intervals and tests that take them for such are
-several times too narrow.  ``frame(table)`` is a tidy pandas table of any of them.
+is.  Attributes say what each variable is, and the provenance what it was computed from.  NaN: not known.
+Tokens of one document are not independent: intervals and tests that take them for such are several times too narrow.
+``reading.frame(dims)`` is a tidy pandas table of any of them.
 
     how much each expert serves     usage  gate  balance  reordering
     labels beside each other        divergence  information  specialisation  agreement  classes  parallel  decode
+                                    differences
     experts of a label, for export  select  export
     tokens                          vocabulary  overlap  consistency  context
     experts beside each other       coactivation  flow  paths  geometry
@@ -21,6 +23,7 @@ from probes.routing.measures.labels import (
     agreement,
     classes,
     decode,
+    differences,
     divergence,
     information,
     parallel,
@@ -29,7 +32,6 @@ from probes.routing.measures.labels import (
 from probes.routing.measures.selection import export, select
 from probes.routing.measures.tokens import consistency, context, overlap, vocabulary
 from probes.routing.measures.usage import balance, gate, reordering, usage
-from workbench.reading import tidy as frame
 
 __all__ = [
     "Documents",
@@ -40,10 +42,10 @@ __all__ = [
     "consistency",
     "context",
     "decode",
+    "differences",
     "divergence",
     "export",
     "flow",
-    "frame",
     "gate",
     "geometry",
     "information",

@@ -8,14 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from probes.results import family, of_weights
 from probes.routing.measures.documents import Documents
 from probes.routing.measures.experts import routed_blocks, router_rows
 from workbench.errors import InputError
-from workbench.reading import Reading
+from workbench.reading import Reading, derived
 from workbench.stats import bootstrap_interval, nanmean, over
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.model import Model
+
+
+ENDS, NOISE = ("low", "high"), ("floor", "{}, of the final checkpoint under noise")
+VARIABLES = {
+    **family("saturation", about("share of the final experts", better="high"), *ENDS, "null", floor=NOISE),
+    **family("top", about("share of tokens with the final first expert", better="high"), *ENDS, "null", floor=NOISE),
+    **family("weighted", about("share of the final weights", better="high"), *ENDS, floor=NOISE),
+    **family("divergence", about("KL of the gate from the final one", "nats", "low"), *ENDS, floor=NOISE),
+}
+DRIFT_VARIABLES = {
+    **family("cosine", about("cosine of an expert's router row with its final one", better="high"), "null"),
+    "cosine_spread": about("standard deviation of the cosine of unrelated rows", "", "high", "floor", "cosine"),
+    "matched": about("share of router rows nearest to their own final one", better="high"),
+    "change": about("change of the router over its final norm", better="low"),
+}
 
 
 def saturation(
@@ -25,8 +42,9 @@ def saturation(
     *,
     floor: Reading | None = None,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Of a token's experts at a checkpoint, the share that it has at the final one, too: |S_t and S_T| / k (OLMoE).
 
     Args:
@@ -49,7 +67,7 @@ def saturation(
                 "or counts alone will not do."
             )
     last = readings[final].data
-    rows = [_compared(reading.data, last, draws, seed) for reading in readings]
+    rows = [_compared(reading.data, last, draws, level, seed) for reading in readings]
     names = list(range(len(readings))) if names is None else list(names)
     if len(names) != len(readings):
         raise InputError(f"There are {len(readings)} readings and {len(names)} names. Name each.")
@@ -63,14 +81,17 @@ def saturation(
         "top_null": (("block",), 1 / documents.experts),
     }
     if floor is not None:
-        row = _compared(floor.data, last, draws, seed)
+        row = _compared(floor.data, last, draws, level, seed)
         for name in ("saturation", "top", "weighted", "divergence"):
             if name in row:
                 found[f"{name}_floor"] = (("block",), row[name])
-    return xr.Dataset(found, {"checkpoint": names, "block": last["block"].values}, {"model": last.attrs["model"]})
+    table = xr.Dataset(found, {"checkpoint": names, "block": last["block"].values}, {"chart": "saturation"})
+    sources = [*readings, *([] if floor is None else [floor])]
+    settings = {"final": final, "floor": floor is not None, "draws": draws, "level": level, "seed": seed}
+    return derived("routing.saturation", described(table, VARIABLES), *sources, **settings)
 
 
-def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, seed: int) -> dict[str, np.ndarray]:
+def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, level: float, seed: int) -> dict[str, np.ndarray]:
     if not np.array_equal(data["input_id"].values, last["input_id"].values):
         raise InputError("Saturation compares traces of the same prompts, and these are of different ones.")
     if data["block"].values.tolist() != last["block"].values.tolist():
@@ -85,7 +106,9 @@ def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, seed: int) -> dict
         tokens = (~np.isnan(each)).sum(2).astype(float)
         means = over(np.nansum(each, 2), tokens)
         found[name] = nanmean(means, tokens)
-        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(means, tokens, draws=draws, seed=seed)
+        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(
+            means, tokens, level=level, draws=draws, seed=seed
+        )
     return found
 
 
@@ -117,7 +140,7 @@ def _shared(data: xr.Dataset, last: xr.Dataset) -> dict[str, np.ndarray]:
     return found
 
 
-def router_drift(models: Mapping[Any, Model], final: Any = None) -> xr.Dataset:
+def router_drift(models: Mapping[Any, Model], final: Any = None) -> Reading:
     """How far each router's weights are from those of the final checkpoint (default the last one named).
 
     cosine [checkpoint, block, expert] of an expert's row with its own at the end; matched [checkpoint, block]: share of
@@ -146,12 +169,13 @@ def router_drift(models: Mapping[Any, Model], final: Any = None) -> xr.Dataset:
             cosine[i, j, : len(a)] = (a * b).sum(1)
             matched[i, j] = ((a @ b.T).argmax(1) == np.arange(len(a))).mean()
             change[i, j] = np.linalg.norm(rows - end) / np.linalg.norm(end)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "cosine": (("checkpoint", "block", "expert"), cosine), "matched": (("checkpoint", "block"), matched),
             "change": (("checkpoint", "block"), change), "cosine_null": (("block",), np.zeros(len(blocks))),
             "cosine_spread": (("block",), np.full(len(blocks), last.d_model**-0.5)),
         },
         {"checkpoint": names, "block": blocks, "expert": np.arange(e)},
-        {"model": last.name},
     )  # fmt: skip
+    sources = [of_weights(model) for model in models.values() if model is not last]
+    return derived("routing.router_drift", described(table, DRIFT_VARIABLES), *sources, of_weights(last))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.reading import Reading
+from workbench.reading import Reading, derived
 from workbench.stats import nanmean, over, quantiles
+from workbench.variables import described
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
 
+Table = Mapping[str, Mapping[str, Any]]
+CHARTS = {x: x for x in ("usage", "gate", "divergence", "overlap", "parallel")} | {"select": "gaps"}
+"""The chart that draws a measure's result."""
 KINDS = ("count", "weight", "probability")
 GROUPS = 20
 """Where a table for each document would be too large, documents are left out or drawn again in so many groups."""
@@ -24,7 +28,7 @@ class Documents:
     """Expert usage of documents, and their labels.
 
     Args:
-        source: a reading, or a trace on disk.
+        source: a reading, a trace on disk, or the documents of one (which are then seen another way).
         of: "count": slots; "weight": the weights applied in them; "probability": the gate's full distribution, summed
             over tokens (a reading with scores=True).
 
@@ -32,8 +36,9 @@ class Documents:
     intervals; labels cannot be shuffled without breaking documents up, so nulls by shuffling, and their p, are NaN.
     """
 
-    def __init__(self, source: Reading | Trace, of: str = "count") -> None:
-        data = counts_of(source).data
+    def __init__(self, source: Reading | Trace | Documents, of: str = "count") -> None:
+        self.source = counts_of(source)
+        data = self.source.data
         if "document_count" not in data:
             raise InputError("This is no reading of RoutingTracer: it has no document_count.")
         if of not in KINDS:
@@ -129,23 +134,33 @@ class Documents:
         sizes = [min(most, draws - i) for i in range(0, draws, most)]
         return np.concatenate([statistic(weights(m)) for m in sizes] or [statistic(self.once[None])[:0]])
 
-    def dataset(self, variables: dict[str, Any], **coords: Any) -> xr.Dataset:
+    def table(
+        self, measure: str, variables: dict[str, Any], about: Table, settings: dict[str, Any], /, **coords: Any
+    ) -> Reading:
+        """The result of a measure: its variables, which ``about`` describes, and where it comes from."""
         axes = {"label": np.array(self.names, object), "block": self.blocks, "expert": self.data["expert"].values}
-        about = {"documents": len(np.unique(self.document)), "model": self.data.attrs["model"], "of": self.of}
-        return xr.Dataset(variables, {**axes, **coords}, about)
+        attrs = {"documents": len(np.unique(self.document)), "of": self.of}
+        attrs |= {"chart": CHARTS[measure]} if measure in CHARTS else {}
+        data = xr.Dataset(variables, {**axes, **coords}, attrs)
+        return derived(f"routing.{measure}", described(data, about), self.source, **settings)
 
 
 def with_interval(
-    name: str, dims: tuple[str, ...], value: np.ndarray, found: np.ndarray, within: tuple[Any, Any] | None = None
+    name: str,
+    dims: tuple[str, ...],
+    value: np.ndarray,
+    found: np.ndarray,
+    level: float,
+    within: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
-    """A value and its 95 % interval from bootstrap draws of it [draws, ...].
+    """A value and its interval from bootstrap draws of it [draws, ...].
 
     ``within``: the least and greatest value, of a statistic that is biased in small samples (a divergence, an entropy,
     an information).  Draws of it are biased once more, so that their quantiles miss the truth and even the value: the
     interval is the basic one, quantiles reflected in the value, and a fourth variable, _corrected, is the value less
     its bias (the mean of the draws less the value).
     """
-    low, high = quantiles(found)
+    low, high = quantiles(found, level)
     if within is None:
         return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
     known = np.where(np.isnan(low), np.nan, found)
@@ -158,27 +173,19 @@ def groups_of(documents: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.arange(documents) % min(GROUPS, documents))
 
 
-def jackknife(without: np.ndarray) -> np.ndarray:
-    """Half the width of a 95 % interval from a statistic's values [groups, ...] with each group left out."""
+def jackknife(without: np.ndarray, level: float) -> np.ndarray:
+    """Half the width of an interval from a statistic's values [groups, ...] with each group left out."""
+    from scipy.special import ndtri
+
     groups = len(without)
     if groups < 2:
         return np.full(without.shape[1:], np.nan)
-    return 1.96 * np.sqrt((groups - 1) * without.var(0))
+    return ndtri((1 + level) / 2) * np.sqrt((groups - 1) * without.var(0))
 
 
 def shares(count: np.ndarray) -> np.ndarray:
     """Counts [..., expert] -> shares of the slots that reached an expert; NaN where none did."""
     return over(count, count.sum(-1, keepdims=True))
-
-
-def entropy(share: np.ndarray) -> np.ndarray:
-    """[..., expert] -> nats; NaN where a share is."""
-    return -np.sum(share * np.log(np.where(share > 0, share, 1)), -1)
-
-
-def jsd(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence over the last axis, in nats (at most ln 2); divide by ln 2 for bits."""
-    return np.maximum(0, entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2)
 
 
 def token_table(source: Reading | Trace) -> Iterator[dict[str, np.ndarray]]:
@@ -211,8 +218,10 @@ def token_table(source: Reading | Trace) -> Iterator[dict[str, np.ndarray]]:
     yield found
 
 
-def counts_of(source: Reading | Trace) -> Reading:
+def counts_of(source: Reading | Trace | Documents) -> Reading:
     """The counts of a reading, or of a trace on disk."""
+    if isinstance(source, Documents):
+        return source.source
     if not isinstance(source, Reading) and not hasattr(source, "reading"):
         raise InputError(f"This is a {type(source).__name__}, and no reading of RoutingTracer or trace on disk.")
     return source if isinstance(source, Reading) else source.reading()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from probes.routing.measures.documents import counts_of, entropy, groups_of, shares, token_table, with_interval
+from probes.results import family, of_weights
+from probes.routing.measures.documents import counts_of, groups_of, shares, token_table, with_interval
 from workbench.errors import InputError, Refused
-from workbench.reading import Reading
-from workbench.stats import over
+from workbench.reading import Reading, derived
+from workbench.stats import entropy, over
+from workbench.variables import about, described
 from workbench.weights import merged, outermost
 
 if TYPE_CHECKING:
@@ -19,7 +21,36 @@ if TYPE_CHECKING:
     from workbench.model import Model
 
 
-def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+ENDS = ("low", "high")
+VARIABLES = {
+    **family("given", about("share of an expert's tokens that the other serves, too"), *ENDS, "null"),
+    "expected": about("share of an expert's tokens that the other serves, by loads", "", "", "chance", "given"),
+    "lift": about("co-activation over what the loads give", "bits"),
+    "pmi": about("co-activation over the other's load", "bits"),
+    "phi": about("correlation of both experts' being there"),
+    "count": about("tokens", "tokens", role="count", of="follows"),
+    "follows": about("share of an expert's tokens that go to the other in the next block"),
+    **family(
+        "information", about("information of an expert on the next block's", "nats", "high"), *ENDS, "corrected", "null"
+    ),
+}
+PATH_VARIABLES = {
+    "expert": about("strongest expert of the route in the block", role="label", of="count"),
+    "count": about("tokens of the route", "tokens"),
+    **family("distinct", about("different routes", "routes", "low"), "null"),
+    **family("entropy", about("entropy of routes", "nats", "low"), "null"),
+    "tokens": about("tokens", role="count", of="entropy"),
+}
+GEOMETRY_VARIABLES = {
+    "cosine": about("cosine of two router rows"),
+    "norm": about("length of the router row"),
+    **family("mean_cosine", about("mean cosine of router rows"), "null"),
+    **family("cosine_size", about("mean size of the cosine of router rows"), "null"),
+    **family("rank", about("effective rank of the router", "directions"), "null", "p"),
+}
+
+
+def coactivation(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """Which experts serve a token together, over all pairs of slots.
 
     given [block, expert, expert_2]: P(expert_2 in the slots | expert is), with interval (NaN unless every token was
@@ -30,7 +61,8 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) ->
     since an expert does not serve a token twice; phi: correlation of the two being there.
     """
     tables = _tables(source, "pairs", seed)
-    data = counts_of(source).data
+    whole = counts_of(source)
+    data = whole.data
     exists = data["expert_exists"].values
 
     def conditional(weight: np.ndarray) -> np.ndarray:
@@ -57,15 +89,16 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) ->
             "phi": (joint - load[..., None] * load[:, None]) / (spread[..., None] * spread[:, None]),
         }
     three = ("block", "expert", "expert_2")
-    return xr.Dataset(
+    table = xr.Dataset(
         {
-            **with_interval("given", three, given, _drawn(conditional, len(tables["tokens"]), draws, seed)),
+            **with_interval("given", three, given, _drawn(conditional, len(tables["tokens"]), draws, seed), level),
             **{name: (three, values) for name, values in found.items()},
             "given_null": (("block",), others / np.maximum(1, exists.sum(1) - 1)),
         },
         {"block": data["block"].values, "expert": data["expert"].values, "expert_2": data["expert"].values},
-        {"model": data.attrs["model"]},
+        {"chart": "coactivation"},
     )  # fmt: skip
+    return derived("routing.coactivation", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
 
 
 def together(load: np.ndarray, k: int) -> np.ndarray:
@@ -102,16 +135,17 @@ def together(load: np.ndarray, k: int) -> np.ndarray:
     return pair * (k * (k - 1) / max(pair.sum(), 1e-300))
 
 
-def flow(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def flow(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """Where a token's strongest expert leads in the next traced block.
 
-    follows [block_from, expert, expert_2]: P(next | here); information [block_from]: their mutual information in nats,
-    with interval (NaN unless every token was traced), and information_null, what counts of independent experts would
-    show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).  information_corrected: less the bias that documents drawn
-    again show, which is more, since tokens of one document are alike.
+    count [block_from, expert, expert_2]: tokens; follows: P(next | here); information [block_from]: their mutual
+    information in nats, with interval (NaN unless every token was traced), and information_null, what counts of
+    independent experts would show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).  information_corrected: less the
+    bias that documents drawn again show, which is more, since tokens of one document are alike.
     """
     tables = _tables(source, "flow", seed)
-    data = counts_of(source).data
+    whole = counts_of(source)
+    data = whole.data
     count = tables["flow"].sum(0)
 
     def information(weight: np.ndarray) -> np.ndarray:
@@ -120,25 +154,29 @@ def flow(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Data
         return entropy(joint.sum(2)) + entropy(joint.sum(1)) - entropy(joint.reshape(len(joint), -1))
 
     seen = [((count.sum(axis) > 0).sum(1) - 1) for axis in (1, 2)]
-    groups = len(tables["tokens"])
-    return xr.Dataset(
+    groups, three = len(tables["tokens"]), ("block_from", "expert", "expert_2")
+    blocks, experts = data["block"].values, data["expert"].values
+    table = xr.Dataset(
         {
-            "follows": (("block_from", "expert", "expert_2"), np.nan_to_num(shares(count))),
+            "count": (three, count.astype(int)),
+            "follows": (three, np.nan_to_num(shares(count))),
             **with_interval(
                 "information",
                 ("block_from",),
                 information(np.ones(groups)),
                 _drawn(information, groups, draws, seed),
+                level,
                 (0, np.log(count.shape[1])),
             ),
             "information_null": (("block_from",), seen[0] * seen[1] / (2 * np.maximum(count.sum((1, 2)), 1))),
         },
-        {"block_from": data["block"].values[:-1], "expert": data["expert"].values, "expert_2": data["expert"].values},
-        {"model": data.attrs["model"]},
+        {"block_from": blocks[:-1], "block": blocks, "expert": experts, "expert_2": experts},
+        {"chart": "flow"},
     )
+    return derived("routing.flow", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
 
 
-def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> xr.Dataset:
+def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> Reading:
     """The routes that tokens take through all traced blocks, by their strongest expert in each.  Needs trace=True.
 
     count [path] of the ``top`` commonest, expert [path, block]; distinct: how many there are; entropy of routes in nats
@@ -146,7 +184,7 @@ def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> xr.Datase
     shuffled among the tokens (_null).
     """
     first = np.concatenate([_strongest(rows) for rows in token_table(source)])
-    data = counts_of(source).data
+    whole = counts_of(source)
     rng = np.random.default_rng(seed)
 
     def counted(routes: np.ndarray) -> Counter[bytes]:
@@ -158,16 +196,16 @@ def paths(source: Reading | Trace, *, top: int = 20, seed: int = 0) -> xr.Datase
     own = counted(first)
     null = counted(np.stack([rng.permutation(column) for column in first.T], 1))
     best = own.most_common(top)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "expert": (("path", "block"), np.array([np.frombuffer(route, np.int32) for route, _ in best])),
             "count": (("path",), np.array([n for _, n in best])),
             "distinct": len(own), "distinct_null": len(null), "entropy": spread(own), "entropy_null": spread(null),
             "tokens": len(first),
         },
-        {"block": data["block"].values},
-        {"model": data.attrs["model"]},
+        {"block": whole.data["block"].values},
     )  # fmt: skip
+    return derived("routing.paths", described(table, PATH_VARIABLES), whole, top=top, seed=seed)
 
 
 def _strongest(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -235,7 +273,7 @@ def routed_blocks(model: Model) -> list[int]:
 
 def router_rows(model: Model, block: int) -> np.ndarray:
     """[experts, width] the router's matrix; Refused where it has none of that shape."""
-    from workbench.moe import moe_of
+    from workbench.anatomy.moe import moe_of
 
     layer = moe_of(model, block)
     if layer.router:
@@ -245,7 +283,7 @@ def router_rows(model: Model, block: int) -> np.ndarray:
     raise Refused(f"{model.name}: the router of block {block} has no matrix of one row for each expert.")
 
 
-def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
+def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> Reading:
     """How the routers' rows lie: experts whose rows are alike are chosen by the same states.
 
     cosine [block, expert, expert_2]; mean_cosine [block] of all pairs, its magnitude cosine_size, and rank [block],
@@ -266,7 +304,7 @@ def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
         random = np.stack([_spread(rng.standard_normal(rows.shape))[1] for _ in range(draws)])
         null[i] = random.mean(0)
         p[i] = (1 + (random[:, 2] <= found[i, 2]).sum()) / (1 + draws)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "cosine": (("block", "expert", "expert_2"), cosine), "norm": (("block", "expert"), norm),
             **{name: (("block",), found[:, j]) for j, name in enumerate(names)},
@@ -274,8 +312,9 @@ def geometry(model: Model, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
             "rank_p": (("block",), p),
         },
         {"block": blocks, "expert": np.arange(e), "expert_2": np.arange(e)},
-        {"model": model.name},
     )  # fmt: skip
+    table = described(table, GEOMETRY_VARIABLES)
+    return derived("routing.geometry", table, of_weights(model), draws=draws, seed=seed)
 
 
 def _spread(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

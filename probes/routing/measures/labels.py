@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from probes.routing.measures.documents import Documents, entropy, jsd, shares, with_interval
+from probes.results import family
+from probes.routing.measures.documents import Documents, shares, with_interval
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import auroc, bootstrap_interval, fdr, over, p_value
+from workbench.stats import auroc, bootstrap_interval, entropy, fdr, js_divergence, nanmean, over, p_value
 from workbench.tokens import UNKNOWN
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
 
 
+ENDS = ("low", "high")
+JSD = "Jensen-Shannon divergence"
+VARIABLES = {
+    **family("jsd", about(JSD, "nats", "high"), *ENDS, "corrected", "null", "excess", "p", "q"),
+    "jsd_floor": about(f"{JSD}, of halves of one label's documents", "nats", "high", "floor", "jsd"),
+    **family(
+        "mean_jsd", about(f"mean {JSD} between labels", "nats", "high"), *ENDS, "corrected", "null", "p",
+        floor=("floor", "{}, of halves of one label's documents"),
+    ),
+    **family(
+        "information", about("information of an expert on the label, over H(label)", better="high"),
+        *ENDS, "corrected", "null", "excess", "p",
+    ),
+    **family("token_share", about("share of a label's tokens that the expert serves"), *ENDS, "null"),
+    **family("lift", about("token share over the labels' mean", "bits", "high"), "p", "q"),
+    **family(
+        "shared", about("share of experts on both lists"), *ENDS, "null", "p",
+        shuffled=("null", "{}, labels shuffled among documents"),
+    ),
+    "jaccard": about("Jaccard index of both lists of experts"),
+    "exclusivity": about("share of the expert's use that is the label's", better="high"),
+    **family("exclusive", about("experts of one label alone", "experts", "high"), *ENDS, "null", "p"),
+    **family("universal", about("experts of all labels", "experts", "low"), *ENDS, "null", "p"),
+    **family(
+        "divergence", about(f"{JSD} of translations over their mean entropy", better="low"),
+        *ENDS, "null", "excess", "p",
+    ),
+    "pairs": about("translations compared", role="count", of="divergence"),
+    **family("auroc", about("area under the ROC curve of the label", better="high"), *ENDS),
+    **family("macro", about("mean area under the ROC curve", better="high"), *ENDS, "null", "p"),
+    **family(
+        "difference", about("largest difference of expert shares between two labels", better="high"),
+        shuffled=("null", "{}, labels shuffled among their documents"),
+    ),
+    "pair_labels": about("labels of the pair", role="label", of="difference"),
+}  # fmt: skip
+
+
 def divergence(
-    source: Reading | Trace, *, of: str = "count", unit: str = "nats", draws: int = 500, seed: int = 0
-) -> xr.Dataset:
-    """Jensen-Shannon divergence between the expert usage of labels, in nats or in bits (attribute ``unit``).
+    source: Reading | Trace,
+    *,
+    of: str = "count",
+    unit: str = "nats",
+    draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
+    """Jensen-Shannon divergence between the expert usage of labels, in nats or in bits (``unit``).
 
     of: "count", shares of the slots (arXiv 2605.29714, its code); "probability", mean gate probabilities (its text);
     or "weight".
@@ -31,8 +77,9 @@ def divergence(
     of one kind differ by); jsd_excess: what is left above it; jsd_p: permutation p of each pair and block, and jsd_q:
     its false discovery rate over all of them; jsd_floor [label, block]: between random halves of a label's documents
     (half as many as a pair of labels has, so that chance alone gives them about twice its share).
-    mean_jsd [block] over pairs, with interval, null and p.  jsd and mean_jsd are as counted, and comparable with null
-    and floor: all are too high, the more so the fewer the documents; _corrected is less that bias.
+    mean_jsd [block] over pairs, with interval, null, p and floor (the mean of the labels').
+    jsd and mean_jsd are as counted, and comparable with null and floor: all are too high, the more so the fewer the
+    documents; _corrected is less that bias.
     """
     documents = Documents(source, of)
     documents.needs_labels("Divergence")
@@ -40,7 +87,7 @@ def divergence(
 
     def pairs(weights: np.ndarray) -> np.ndarray:
         share = shares(documents.by_label(weights))
-        return jsd(share[..., :, None, :, :], share[..., None, :, :, :]) / scale
+        return js_divergence(share[..., :, None, :, :], share[..., None, :, :, :]) / scale
 
     upper = np.triu_indices(n, 1)
     observed = pairs(documents.once)
@@ -53,18 +100,22 @@ def divergence(
     q = np.where(np.isnan(q), q.swapaxes(0, 1), q)
     mean, mean_null = observed[upper].mean(0), null[:, upper[0], upper[1]].mean(1)
     three, within = ("label", "label_2", "block"), (0, np.log(2) / scale)
-    table = documents.dataset(
+    floor = _halves(documents, draws, seed) / scale
+    return documents.table(
+        "divergence",
         {
-            **with_interval("jsd", three, observed, resampled, within),
+            **with_interval("jsd", three, observed, resampled, level, within),
             "jsd_null": (three, null.mean(0)), "jsd_excess": (three, observed - null.mean(0)),
             "jsd_p": (three, p), "jsd_q": (three, q),
-            "jsd_floor": (("label", "block"), _halves(documents, draws, seed) / scale),
-            **with_interval("mean_jsd", ("block",), mean, resampled[:, upper[0], upper[1]].mean(1), within),
+            "jsd_floor": (("label", "block"), floor),
+            **with_interval("mean_jsd", ("block",), mean, resampled[:, upper[0], upper[1]].mean(1), level, within),
             "mean_jsd_null": (("block",), mean_null.mean(0)), "mean_jsd_p": (("block",), p_value(mean, mean_null)),
+            "mean_jsd_floor": (("block",), nanmean(floor)),
         },
+        {name: {**x, "units": unit if x["units"] else ""} for name, x in VARIABLES.items()},
+        {"of": of, "unit": unit, "draws": draws, "level": level, "seed": seed},
         label_2=np.array(documents.names, object),
     )  # fmt: skip
-    return table.assign_attrs(unit=unit)
 
 
 def _unit(unit: str) -> float:
@@ -86,12 +137,14 @@ def _halves(documents: Documents, draws: int, seed: int) -> np.ndarray:
             order = rng.permutation(own)
             half = len(own) // 2
             a, b = documents.count[order[:half]].sum(0), documents.count[order[half : 2 * half]].sum(0)
-            values.append(jsd(shares(a), shares(b)))
+            values.append(js_divergence(shares(a), shares(b)))
         found[i] = np.mean(values, 0)
     return found
 
 
-def information(source: Reading | Trace, *, of: str = "count", draws: int = 500, seed: int = 0) -> xr.Dataset:
+def information(
+    source: Reading | Trace, *, of: str = "count", draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """I(label; expert) / H(label), labels balanced: how much of the label one slot's expert tells.
 
     information [block] with interval, information_null (labels shuffled among documents), information_excess and
@@ -106,16 +159,19 @@ def information(source: Reading | Trace, *, of: str = "count", draws: int = 500,
 
     observed, one = gained(documents.once), ("block",)
     null = documents.shuffled(gained, draws, seed + 1)
-    return documents.dataset(
+    return documents.table(
+        "information",
         {
-            **with_interval("information", one, observed, documents.resampled(gained, draws, seed), (0, 1)),
+            **with_interval("information", one, observed, documents.resampled(gained, draws, seed), level, (0, 1)),
             "information_null": (one, null.mean(0)), "information_excess": (one, observed - null.mean(0)),
             "information_p": (one, p_value(observed, null)),
-        }
+        },
+        VARIABLES,
+        {"of": of, "draws": draws, "level": level, "seed": seed},
     )  # fmt: skip
 
 
-def specialisation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def specialisation(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """Share of a label's tokens that an expert serves, P(expert in slots | label), and its lift over the labels' mean.
 
     token_share [label, block, expert] with interval and its uniform value (token_share_null: slots of a token that
@@ -141,14 +197,17 @@ def specialisation(source: Reading | Trace, *, draws: int = 500, seed: int = 0) 
     sided = np.minimum(1, 2 * np.minimum(p_value(observed, null), p_value(-observed, -null)))
     p = np.where(documents.exists, sided, np.nan)
     three = ("label", "block", "expert")
-    return documents.dataset(
+    return documents.table(
+        "specialisation",
         {
             **with_interval(
-                "token_share", three, per_token(documents.once), documents.resampled(per_token, draws, seed)
+                "token_share", three, per_token(documents.once), documents.resampled(per_token, draws, seed), level
             ),
             "token_share_null": (("block",), documents.active() / documents.experts),
             "lift": (three, observed), "lift_p": (three, p), "lift_q": (three, fdr(p)),
-        }
+        },
+        VARIABLES,
+        {"draws": draws, "level": level, "seed": seed},
     )  # fmt: skip
 
 
@@ -165,7 +224,9 @@ def _top(documents: Documents, top: int | None, default: np.ndarray) -> np.ndarr
     return np.minimum(default if top is None else top, documents.experts)
 
 
-def agreement(source: Reading | Trace, *, top: int | None = None, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def agreement(
+    source: Reading | Trace, *, top: int | None = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """Whether labels have the same most used experts: overlap of their lists of the ``top`` (default k) experts.
 
     shared [label, label_2, block] = |A and B| / top with interval, jaccard; shared_null = top / E, two lists at random
@@ -190,19 +251,28 @@ def agreement(source: Reading | Trace, *, top: int | None = None, draws: int = 5
     null = documents.shuffled(shared, draws, seed + 1)
     p = np.where(np.eye(len(documents.names), dtype=bool)[..., None], np.nan, p_value(-observed, -null))
     three = ("label", "label_2", "block")
-    return documents.dataset(
+    return documents.table(
+        "agreement",
         {
-            **with_interval("shared", three, observed, documents.resampled(shared, draws, seed)),
+            **with_interval("shared", three, observed, documents.resampled(shared, draws, seed), level),
             "jaccard": (three, over(both, sizes - both)), "shared_null": (("block",), m / documents.experts),
             "shared_shuffled": (three, null.mean(0)), "shared_p": (three, p),
         },
+        VARIABLES,
+        {"top": top, "draws": draws, "level": level, "seed": seed},
         label_2=np.array(documents.names, object),
     )  # fmt: skip
 
 
 def classes(
-    source: Reading | Trace, *, top: int | None = None, threshold: float = 0.4, draws: int = 500, seed: int = 0
-) -> xr.Dataset:
+    source: Reading | Trace,
+    *,
+    top: int | None = None,
+    threshold: float = 0.4,
+    draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """Experts that are one label's and experts that are everyone's.
 
     Only the ``top`` (default 2k) experts of a label in a block count for it.  exclusivity [label, block, expert]: the
@@ -232,20 +302,29 @@ def classes(
     null = documents.shuffled(counts, draws, seed + 1)
     p = p_value(observed, null)
     two, one = ("label", "block"), ("block",)
-    return documents.dataset(
+    return documents.table(
+        "classes",
         {
             "exclusivity": (("label", "block", "expert"), exclusivity(documents.by_label())[0]),
-            **with_interval("exclusive", two, observed[:-1], drawn[:, :-1]),
+            **with_interval("exclusive", two, observed[:-1], drawn[:, :-1], level),
             "exclusive_null": (two, null.mean(0)[:-1]), "exclusive_p": (two, p[:-1]),
-            **with_interval("universal", one, observed[-1], drawn[:, -1]),
+            **with_interval("universal", one, observed[-1], drawn[:, -1], level),
             "universal_null": (one, null.mean(0)[-1]), "universal_p": (one, p_value(-observed, -null)[-1]),
-        }
+        },
+        VARIABLES,
+        {"top": top, "threshold": threshold, "draws": draws, "level": level, "seed": seed},
     )  # fmt: skip
 
 
 def parallel(
-    source: Reading | Trace, groups: Sequence[Any], *, of: str = "probability", draws: int = 500, seed: int = 0
-) -> xr.Dataset:
+    source: Reading | Trace,
+    groups: Sequence[Any],
+    *,
+    of: str = "probability",
+    draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """Divergence between translations: documents that say the same thing, pair by pair (after arXiv 2510.04694).
 
     Args:
@@ -297,7 +376,7 @@ def parallel(
     pairs = np.zeros((n, n), int)
 
     def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return jsd(share[a], share[b]) / np.maximum((spread[a] + spread[b]) / 2, 1e-300)
+        return js_divergence(share[a], share[b]) / np.maximum((spread[a] + spread[b]) / 2, 1e-300)
 
     for x, y in zip(*np.triu_indices(n, 1), strict=True):
         both = np.flatnonzero((at[x] >= 0) & (at[y] >= 0))
@@ -315,18 +394,21 @@ def parallel(
         if len(both) >= 5:
             drawn = [apart(a, b[_moved(alike, rng.permutation)]).mean(0) for _ in range(draws)]
             chance = p_value(-mean, -np.stack(drawn))
-        own = (mean, *bootstrap_interval(each, draws=draws, seed=seed), other, chance)
+        own = (mean, *bootstrap_interval(each, level=level, draws=draws, seed=seed), other, chance)
         for table, found in zip((value, low, high, null, p), own, strict=True):
             table[x, y] = table[y, x] = found
     if not (pairs >= 3).any():
         raise InputError("No two labels share three groups, so there are no translations to compare.")
     three = ("label", "label_2", "block")
-    return documents.dataset(
+    return documents.table(
+        "parallel",
         {
             "divergence": (three, value), "divergence_low": (three, low), "divergence_high": (three, high),
             "divergence_null": (three, null), "divergence_excess": (three, value - null), "divergence_p": (three, p),
             "pairs": (three[:2], pairs),
         },
+        VARIABLES,
+        {"of": of, "draws": draws, "level": level, "seed": seed},
         label_2=np.array(documents.names, object),
     )  # fmt: skip
 
@@ -345,6 +427,46 @@ def _moved(sets: list[np.ndarray], move: Callable[[np.ndarray], np.ndarray]) -> 
     return found
 
 
+def differences(source: Reading | Trace, *, draws: int = 199, seed: int = 0) -> Reading:
+    """The largest difference of expert shares between two labels, over all blocks and experts, for each pair.
+
+    difference [pair], difference_shuffled [pair, draw]: the same in every shuffle of the pair's documents.  A
+    difference of a block and an expert is beyond chance (family-wise) where few shuffles reach it.
+    pair_labels [pair, side].
+    """
+    documents = Documents(source)
+    documents.needs_labels("A difference", whole=True)
+    pairs = list(itertools.combinations(range(len(documents.names)), 2))
+    largest = np.full((len(pairs), draws + 1), np.nan)  # the first as it is
+    for i, (a, b) in enumerate(pairs):
+        own = np.flatnonzero(np.isin(documents.label, (a, b)))
+        count = documents.count[own]
+        rng, is_a = np.random.default_rng([seed, a, b]), documents.label[own] == a
+        total, slots = count.sum(0), count.sum(2)
+        flat = count.reshape(len(own), -1).astype(np.float32)
+
+        def gaps(first: np.ndarray, total=total, slots=slots, flat=flat) -> np.ndarray:
+            picked = first.astype(np.float32)
+            a, n = (picked @ flat).reshape(-1, *total.shape), (picked @ slots)[..., None]
+            rest, m = total.astype(np.float32) - a, slots.sum(0)[:, None] - n
+            return np.abs(a / np.maximum(n, 1) - rest / np.maximum(m, 1)).reshape(len(picked), -1).max(1)
+
+        largest[i, 0] = gaps(is_a[None])[0]
+        for start in range(1, draws + 1, 20):
+            order = rng.permuted(np.tile(is_a, (min(20, draws + 1 - start), 1)), axis=1)
+            largest[i, start : start + len(order)] = gaps(order)
+    names = np.array(documents.names, object)
+    return documents.table(
+        "differences",
+        {
+            "difference": (("pair",), largest[:, 0]), "difference_shuffled": (("pair", "draw"), largest[:, 1:]),
+            "pair_labels": (("pair", "side"), names[np.array(pairs, int).reshape(-1, 2)]),
+        },
+        VARIABLES,
+        {"draws": draws, "seed": seed},
+    )  # fmt: skip
+
+
 def decode(
     source: Reading | Trace,
     *,
@@ -353,8 +475,9 @@ def decode(
     folds: int = 5,
     strength: float = 1.0,
     draws: int = 200,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Whether a document's label can be read off its routing, by ridge regression on documents held out.
 
     Features are square roots of expert shares.  Documents of one group (of one source, or translations of one text)
@@ -402,12 +525,15 @@ def decode(
         null.append([np.nanmean(areas(held_out(np.eye(n)[order]), order)) for order in orders])
     value, drawn, null = np.array(found), np.array(drawn).swapaxes(0, 1), np.array(null).T
     macro = np.nanmean(value, 1)
-    return documents.dataset(
+    return documents.table(
+        "decode",
         {
-            **with_interval("auroc", ("view", "label"), value, drawn),
-            **with_interval("macro", ("view",), macro, drawn.mean(2)),
+            **with_interval("auroc", ("view", "label"), value, drawn, level),
+            **with_interval("macro", ("view",), macro, drawn.mean(2), level),
             "macro_null": (("view",), null.mean(0)), "macro_p": (("view",), p_value(macro, null)),
         },
+        VARIABLES,
+        {"of": of, "folds": folds, "strength": strength, "draws": draws, "level": level, "seed": seed},
         view=np.array(list(views), object),
     )  # fmt: skip
 

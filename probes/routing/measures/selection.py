@@ -5,28 +5,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
+from probes.results import family
 from probes.routing.measures.documents import Documents, shares
 from probes.routing.tracer import numbered
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import max_statistic_p
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
 
 
+VARIABLES = {
+    **family("gap", about("activation gap, highest less second share", better="high"), "p"),
+    "threshold": about("activation gap that chance passes in alpha of all analyses", "", "high", "floor", "gap"),
+    "owner": about("label with the highest share", role="label", of="gap"),
+    "selected": about("experts selected for the label", role="mask"),
+    "stability": about("share of bootstraps that select the expert again", better="high"),
+    "shared": about("experts of all labels", role="mask"),
+}
+
+
 def select(
     source: Reading | Trace,
     *,
-    level: float = 0.05,
+    alpha: float = 0.05,
     shared: int | None = None,
     blocks: Any = None,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
-    """The experts of each label by activation gap, with a threshold that chance passes in ``level`` of all analyses.
+) -> Reading:
+    """The experts of each label by activation gap, with a threshold that chance passes in ``alpha`` of all analyses.
 
     A gap is the highest share among the labels less the second (arXiv 2605.29714).  Its threshold is not chosen by
     hand but from the largest gap anywhere when labels are shuffled among documents (max-statistic); where blocks have
@@ -43,8 +54,8 @@ def select(
     """
     documents = Documents(source)
     documents.needs_labels("A gap", whole=True)
-    if not 0 < level < 1:
-        raise InputError(f"level={level} is no probability. Use 0.05, or another number between 0 and 1.")
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha={alpha} is no probability. Use 0.05, or another number between 0 and 1.")
     shared = min(5, documents.experts.max()) if shared is None else shared
     if not 0 <= shared <= documents.experts.max():
         raise InputError(f"shared={shared}, and a block has {documents.experts.max()} experts.")
@@ -64,7 +75,7 @@ def select(
         return np.nan_to_num(shares(documents.by_label(weights))).argmax(-3)
 
     observed, null = gaps(documents.once), documents.shuffled(gaps, draws, seed)
-    threshold = float(np.quantile(null.reshape(len(null), -1).max(1), 1 - level))
+    threshold = float(np.quantile(null.reshape(len(null), -1).max(1), 1 - alpha))
 
     def picks(weights: np.ndarray) -> np.ndarray:
         return (gaps(weights) > threshold)[..., None, :, :] & (owners(weights)[..., None, :, :] == number)
@@ -78,17 +89,20 @@ def select(
     mean = np.where(documents.exists, np.nan_to_num(shares(documents.by_label())).mean(0), -1)
     common = (-mean).argsort(-1, kind="stable").argsort(-1, kind="stable") < shared
     one, two, three = ("block",), ("block", "expert"), ("label", "block", "expert")
-    return documents.dataset(
+    return documents.table(
+        "select",
         {
             "gap": (two, observed / scale), "gap_p": (two, max_statistic_p(observed, null)),
             "threshold": (one, threshold / scale[:, 0]), "owner": (two, np.array(documents.names, object)[owner]),
             "selected": (three, selected), "stability": (three, np.where(selected, kept.mean(0), np.nan)),
             "shared": (two, common & documents.exists & wanted[:, None]),
-        }
-    ).assign_attrs(level=level)  # fmt: skip
+        },
+        VARIABLES,
+        {"alpha": alpha, "shared": int(shared), "blocks": asked, "draws": draws, "seed": seed},
+    )  # fmt: skip
 
 
-def export(selection: xr.Dataset, model: Any = None) -> dict[str, Any]:
+def export(selection: Reading, model: Any = None) -> dict[str, Any]:
     """A selection as plain values for a fine-tuning script: label -> block -> experts, and the shared ones.
 
     An expert that is selected for a label is not listed as shared.
@@ -97,9 +111,9 @@ def export(selection: xr.Dataset, model: Any = None) -> dict[str, Any]:
     blocks = selection["block"].values.tolist()
     common = selection["shared"] & ~selection["selected"].any("label")
     plan = {
-        "model": selection.attrs["model"],
+        "model": selection.data.attrs["model"],
         "threshold": {str(b): float(selection["threshold"].sel(block=b)) for b in blocks},
-        "level": selection.attrs["level"],
+        "alpha": selection.provenance["settings"]["alpha"],
         "selected": {
             str(label): {
                 str(b): np.flatnonzero(selection["selected"].sel(label=label, block=b).values).tolist() for b in blocks

@@ -8,22 +8,59 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from probes.results import family
 from probes.routing.measures.documents import (
     Documents,
     counts_of,
     groups_of,
     jackknife,
-    jsd,
     shares,
     token_table,
     with_interval,
 )
 from workbench.errors import InputError
-from workbench.reading import Reading
-from workbench.stats import bootstrap_interval, mantel_table, nanmean, over
+from workbench.reading import Reading, derived
+from workbench.stats import bootstrap_interval, js_divergence, mantel_table, nanmean, over
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
+
+
+ENDS = ("low", "high")
+VARIABLES = {
+    "jaccard": about("Jaccard index of both vocabularies"),
+    "contained": about("shared types over the smaller vocabulary"),
+    "weighted": about("shared frequency of both vocabularies"),
+    "jsd": about("Jensen-Shannon divergence", "nats"),
+    **family(
+        "pearson", about("correlation of divergence and shared vocabulary", better="low"), *ENDS,
+    ),
+    "mantel_p": about("p of the correlation, by Mantel's permutations", "", "low", "p", "pearson"),
+    **family("spearman", about("rank correlation of divergence and shared vocabulary", better="low"), "p"),
+    **family(
+        "specialisation", about("share of a token id's occurrences that one expert serves", better="high"),
+        *ENDS, "null", "excess",
+    ),
+    "share": about("share of the occurrences that the id's expert serves", better="high"),
+    "null": about("share of the occurrences that the id's expert serves, by loads", "", "high", "null", "share"),
+    "expert": about("expert that serves the id most", role="label", of="share"),
+    "experts": about("experts of the block", "experts", role="count", of="share"),
+    "text": about("text of the token id", role="label", of="share"),
+    "count": about("occurrences of the token id", role="count", of="share"),
+    **family(
+        "adjacent", about("share of experts that neighbours have in common", better="high"), *ENDS, "null",
+    ),
+    **family(
+        "again", about("share of experts that two occurrences of a token id have in common", better="high"),
+        *ENDS, "null",
+    ),
+    "uniform": about("share of experts in common, by chance", "", "high", "chance", "adjacent"),
+    **family("by_token", about("share of the gate's variance between token ids"), *ENDS, "null"),
+    "by_token_raw": about("share of the gate's variance between token ids, not adjusted for their number"),
+    **family("by_position", about("share of the gate's variance between positions"), *ENDS),
+    **family("by_context", about("share of the gate's variance that neither id nor position explains"), *ENDS),
+}  # fmt: skip
 
 
 def overlap(
@@ -33,8 +70,9 @@ def overlap(
     given: Mapping[Any, Any] | None = None,
     draws: int = 200,
     permutations: int = 9999,
+    level: float = 0.95,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Vocabulary that labels share, and whether labels that share more are routed more alike.
 
     Args:
@@ -72,7 +110,7 @@ def overlap(
 
     def pairs(weights: np.ndarray) -> np.ndarray:
         own = shares(documents.by_label(weights))
-        return np.moveaxis(jsd(own[..., :, None, :, :], own[..., None, :, :, :]), -1, -3)
+        return np.moveaxis(js_divergence(own[..., :, None, :, :], own[..., None, :, :, :]), -1, -3)
 
     apart, drawn = pairs(documents.once), documents.resampled(pairs, draws, seed)
     same = None
@@ -88,13 +126,17 @@ def overlap(
     boot, _ = mantel_table(values, drawn.reshape(-1, n, n), draws=0, given=same)
     boot = boot.reshape(len(values), *drawn.shape[:2]).swapaxes(0, 1)
     two, by = ("label", "label_2"), ("measure", "block")
-    return documents.dataset(
+    return documents.table(
+        "overlap",
         {
             **{name: (two, values) for name, values in found.items()},
             "jsd": ((*two, "block"), np.moveaxis(apart, 0, -1)),
-            **with_interval("pearson", by, r, boot), "mantel_p": (by, p), "spearman": (by, rho),
+            **with_interval("pearson", by, r, boot, level), "mantel_p": (by, p), "spearman": (by, rho),
             "spearman_p": (by, rho_p),
         },
+        VARIABLES,
+        {"of": of, "given": None if given is None else {str(k): str(v) for k, v in given.items()},
+         "permutations": permutations, "draws": draws, "level": level, "seed": seed},
         label_2=np.array(documents.names, object), measure=list(found),
     )  # fmt: skip
 
@@ -111,8 +153,14 @@ def _ids(source: Reading | Trace) -> Any:
 
 
 def vocabulary(
-    source: Reading | Trace, *, of: str | np.ndarray = "input", least: int = 10, draws: int = 100, seed: int = 0
-) -> xr.Dataset:
+    source: Reading | Trace,
+    *,
+    of: str | np.ndarray = "input",
+    least: int = 10,
+    draws: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Reading:
     """Vocabulary specialisation: of a token id's occurrences, the share that its most frequent expert serves.
 
     Args:
@@ -123,9 +171,11 @@ def vocabulary(
     Each is compared with what as many draws of k experts with the block's own loads would show (size-matched null).
 
     specialisation [block] with interval (jackknife over 20 groups of documents), specialisation_null,
-    specialisation_excess: means over token ids; share, null, expert [block, token]; count [token].  Needs trace=True.
+    specialisation_excess: means over token ids; share, null, expert [block, token]; count and, where it
+    is known, text [token].  Needs trace=True.
     """
-    data = counts_of(source).data
+    whole = counts_of(source)
+    data = whole.data
     tokens, documents, index = _served(source, of)
     seen, at, count = np.unique(tokens, return_inverse=True, return_counts=True)
     if not (count >= least).any():
@@ -149,29 +199,34 @@ def vocabulary(
         load = np.bincount(own[own >= 0], minlength=e) / len(tokens)
         own, row = own[common], np.broadcast_to(rows[:, None], own[common].shape)
         table = np.bincount(row[own >= 0] * e + own[own >= 0], minlength=groups * len(seen) * e).reshape(groups, -1, e)
-        whole = table.sum(0)
-        share[b], expert[b] = whole.max(1) / count, whole.argmax(1)
+        every = table.sum(0)
+        share[b], expert[b] = every.max(1) / count, every.argmax(1)
         for g in range(groups):
             left = count - times[g]
             if (left > 0).any():
-                without[g, b] = np.mean(((whole - table[g]).max(1) / left.clip(1))[left > 0])
+                without[g, b] = np.mean(((every - table[g]).max(1) / left.clip(1))[left > 0])
         # For one size of sample after the other: many ids share a size.
         for n in np.unique(count):
             best = (rng.binomial(n, np.clip(load, 0, 1), size=(draws, e))).max(1) / n
             null[b, count == n] = best.mean()
-    spread = jackknife(without)
+    spread = jackknife(without, level)
     mean, two = share.mean(1), ("block", "token")
-    return xr.Dataset(
-        {
-            "specialisation": (("block",), mean), "specialisation_low": (("block",), mean - spread),
-            "specialisation_high": (("block",), mean + spread), "specialisation_null": (("block",), null.mean(1)),
-            "specialisation_excess": (("block",), (share - null).mean(1)),
-            "share": (two, share), "null": (two, null), "expert": (two, expert.astype(int)),
-            "count": (("token",), count),
-        },
-        {"block": data["block"].values, "token": seen},
-        {"model": data.attrs["model"], "least": least, "of": of if isinstance(of, str) else "ids"},
-    )  # fmt: skip
+    found: dict[str, Any] = {
+        "experts": (("block",), experts),
+        "specialisation": (("block",), mean), "specialisation_low": (("block",), mean - spread),
+        "specialisation_high": (("block",), mean + spread), "specialisation_null": (("block",), null.mean(1)),
+        "specialisation_excess": (("block",), (share - null).mean(1)),
+        "share": (two, share), "null": (two, null), "expert": (two, expert.astype(int)),
+        "count": (("token",), count),
+    }  # fmt: skip
+    if "input_token" in data:
+        ids, shown = data["input_id"].values.ravel(), data["input_token"].values.ravel()
+        text = dict(zip(ids.tolist(), shown.tolist(), strict=True))
+        found["text"] = (("token",), np.array([str(text.get(i, "")) for i in seen.tolist()], object))
+    settings = {"of": of if isinstance(of, str) else "ids", "least": least}
+    table = xr.Dataset(found, {"block": data["block"].values, "token": seen}, {**settings, "chart": "words"})
+    settings |= {"draws": draws, "level": level, "seed": seed}
+    return derived("routing.vocabulary", described(table, VARIABLES), whole, **settings)
 
 
 def _served(source: Reading | Trace, of: str | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,7 +254,7 @@ def _served(source: Reading | Trace, of: str | np.ndarray) -> tuple[np.ndarray, 
     return np.concatenate(tokens), np.concatenate(documents), np.concatenate(index)
 
 
-def consistency(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def consistency(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """How steady routing is: |S and S'| / k of a token's experts and another's.  Needs trace=True.
 
     adjacent [block]: of neighbours in a document, with interval over documents; adjacent_null: of any two tokens of
@@ -208,7 +263,8 @@ def consistency(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> 
     documents; uniform [block]: k/E.  k is the slots of a token that reach a routed expert, on average.  NaN where
     there are no such pairs.
     """
-    data = counts_of(source).data
+    whole = counts_of(source)
+    data = whole.data
     documents = data.sizes["prompt"]
     experts = data["expert_exists"].values.sum(1)
     token, document, index = _served(source, "input")
@@ -244,10 +300,10 @@ def consistency(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> 
             without[g, b], _ = _again(in_both[group != g], once[group != g], of[group != g], len(ids))
         apart = len(token) * (len(token) - 1) - (length * (length - 1)).sum()
         again_null[b] = over(_meetings(in_id.sum(0)) - _meetings(in_document).sum(), apart * k[b])
-    again, spread = over(again, k), jackknife(over(without, k))
-    low, high = bootstrap_interval(near, steps, draws=draws, seed=seed)
+    again, spread = over(again, k), jackknife(over(without, k), level)
+    low, high = bootstrap_interval(near, steps, level=level, draws=draws, seed=seed)
     one = ("block",)
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "adjacent": (one, nanmean(near, steps[:, None])), "adjacent_low": (one, low), "adjacent_high": (one, high),
             "adjacent_null": (one, nanmean(near_null, steps[:, None])),
@@ -255,8 +311,8 @@ def consistency(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> 
             "again_null": (one, again_null), "uniform": (one, k / experts),
         },
         {"block": data["block"].values},
-        {"model": data.attrs["model"]},
     )  # fmt: skip
+    return derived("routing.consistency", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
 
 
 def _again(count: np.ndarray, once: np.ndarray, of: np.ndarray, ids: int) -> tuple[float, np.ndarray]:
@@ -277,7 +333,7 @@ def _meetings(count: np.ndarray) -> np.ndarray:
     return (count * (count - 1)).sum(-1)
 
 
-def context(reading: Reading, *, bins: int = 8, seed: int = 0) -> xr.Dataset:
+def context(reading: Reading, *, bins: int = 8, level: float = 0.95, seed: int = 0) -> Reading:
     """What of the gate's scores is the token's id, what its place, and what its context.  Needs trace and scores.
 
     Of the variance of log p over tokens (less each token's mean over experts), summed over the experts: by_token
@@ -315,12 +371,13 @@ def context(reading: Reading, *, bins: int = 8, seed: int = 0) -> xr.Dataset:
             kept = np.flatnonzero(group != g)
             if len(kept):
                 without[g, :, b] = _split(x[kept], ids[kept], spot[kept], shuffled[kept])
-    spread = jackknife(without)
+    spread = jackknife(without, level)
     found: dict[str, Any] = {name: (("block",), value[i]) for i, name in enumerate(names)}
     for i, name in enumerate(names[:3]):
         found[f"{name}_low"] = (("block",), value[i] - spread[i])
         found[f"{name}_high"] = (("block",), value[i] + spread[i])
-    return xr.Dataset(found, {"block": blocks}, {"model": data.attrs["model"]})
+    table = described(xr.Dataset(found, {"block": blocks}), VARIABLES)
+    return derived("routing.context", table, reading, bins=bins, level=level, seed=seed)
 
 
 def _split(x: np.ndarray, ids: np.ndarray, spot: np.ndarray, shuffled: np.ndarray) -> np.ndarray:

@@ -6,25 +6,68 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from probes.routing.measures.documents import Documents, entropy, shares, with_interval
+from probes.results import family
+from probes.routing.measures.documents import Documents, shares, with_interval
 from probes.routing.tracer import GATE
 from workbench.reading import Reading
-from workbench.stats import over, p_value, ranked
+from workbench.stats import entropy, over, p_value, ranks
+from workbench.variables import about
 
 if TYPE_CHECKING:
     from probes.routing.store import Trace
 
 TWO, THREE = ("label", "block"), ("label", "block", "expert")
+ENDS = ("low", "high")
+VARIABLES = {
+    **family("share", about("share of slots"), *ENDS),
+    **family("weight_share", about("share of the weights applied"), *ENDS),
+    **family("probability_share", about("share of the gate's probability"), *ENDS),
+    "band_low": about("share of slots by chance, lower end", role="null", of="share"),
+    "band_high": about("share of slots by chance, upper end", role="floor", of="share"),
+    **family(
+        "entropy", about("entropy of expert usage", "nats"), *ENDS, "corrected", "null",
+        uniform=("chance", "{}, of even loads"),
+    ),
+    "effective_experts": about("effective number of experts", "experts"),
+    **family("cv", about("coefficient of variation of the loads"), "null"),
+    **family("gini", about("Gini coefficient of the loads"), "null"),
+    **family("max_violation", about("largest load over its even share, less 1"), "null"),
+    **family("dead", about("experts with less than a hundredth of their share", "experts"), "null"),
+    **family("idle", about("share of slots that reached no routed expert"), *ENDS),
+    "identity": about("share of slots that an identity expert took"),
+}
+GATE_VARIABLES = {
+    **family("entropy_share", about("entropy of the gate over ln E"), *ENDS, "null"),
+    **family("top", about("largest gate probability"), *ENDS, "null"),
+    **family("margin", about("gate probability of the k-th expert less that of the next"), *ENDS, "null"),
+    **family("chosen", about("gate probability of the experts applied"), *ENDS, "null"),
+    **family(
+        "information", about("information between token and expert", "nats", "high"), *ENDS, "corrected", "null"
+    ),
+    **family(
+        "document_information", about("information between document and expert", "nats", "high"), *ENDS, "corrected"
+    ),
+    "histogram": about("share of tokens by entropy of the gate"),
+}
+BALANCE_VARIABLES = {
+    **family("aux_loss", about("load-balancing loss", better="low"), *ENDS, "corrected", "null"),
+    **family("z_loss", about("z-loss of the router", "nats²", "low"), *ENDS),
+    "aux_loss_pooled": about("load-balancing loss of loads averaged over blocks", better="low"),
+}
+REORDERING_VARIABLES = {
+    **family("moved", about("share of slots whose expert is not among the gate's own top k"), *ENDS, "null"),
+    "bias": about("selection bias of the router"),
+    **family("bias_load", about("rank correlation of selection bias and load"), "p"),
+}
 
 
-def usage(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """How the slots of each label are shared among the experts.
 
     share [label, block, expert]: of slots, weight_share: of the weights applied in them, probability_share: of the
-    gate's full distribution (each where it is known), with interval; band_low, band_high: 95 % of the shares of one
-    expert if as many slots went to experts at random, a token's to different ones (a normal band).
+    gate's full distribution (each where it is known), with interval; band_low, band_high: ``level`` of the shares of
+    one expert if as many slots went to experts at random, a token's to different ones (a normal band).
     entropy [label, block] of share in nats, with interval; it is as counted, too low where slots are few
     (entropy_corrected is less that bias, as documents drawn again show it), and effective_experts exp(entropy).
     Imbalance of share: cv, gini, max_violation = max share * E - 1 (Wang et al. 2024), dead: experts with less than a
@@ -32,21 +75,24 @@ def usage(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dat
     idle [label, block]: slots that reached no routed expert, with interval; identity: those that an identity expert
     took.
     """
+    from scipy.special import ndtri
+
     documents = Documents(source)
     data, found = documents.data, {}
     for of in ("count", "weight", "probability"):
         if f"document_{of}" in data:
-            own = Documents(Reading(data), of)
+            own = Documents(documents, of)
             drawn = own.resampled(
                 lambda w, own=own: shares(own.by_label(w)), draws if of == "count" else min(draws, 200), seed
             )
-            found |= with_interval("share" if of == "count" else f"{of}_share", THREE, shares(own.by_label()), drawn)
+            name = "share" if of == "count" else f"{of}_share"
+            found |= with_interval(name, THREE, shares(own.by_label()), drawn, level)
     e, k = documents.experts[None, :].astype(float), documents.k[None, :]
     slots = documents.by_label().sum(-1)
     tokens = data["token_count"].values[:, None]
     # How much less than independent slots those of one token vary, since it is given no expert twice.
     apart = over(1 - np.maximum(1, over(slots, tokens)) / e, 1 - 1 / e)
-    spread = 1.96 * np.sqrt(over(apart * (1 - 1 / e), e * slots))
+    spread = ndtri((1 + level) / 2) * np.sqrt(over(apart * (1 - 1 / e), e * slots))
     found["band_low"], found["band_high"] = (TWO, np.maximum(0, 1 / e - spread)), (TWO, 1 / e + spread)
     rng = np.random.default_rng(seed)
     names = ("entropy", "cv", "gini", "max_violation", "dead")
@@ -63,16 +109,16 @@ def usage(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dat
     drawn = documents.resampled(lambda w: entropy(shares(documents.by_label(w))), draws, seed)
     for name in names:
         found[name], found[f"{name}_null"] = (TWO, own[name]), (TWO, null[name])
-    found |= with_interval("entropy", TWO, own["entropy"], drawn, (0, np.log(e)))
+    found |= with_interval("entropy", TWO, own["entropy"], drawn, level, (0, np.log(e)))
     found["entropy_uniform"] = (("block",), np.log(documents.experts))
     found["effective_experts"] = (TWO, np.exp(own["entropy"]))
 
     def idle(weights: np.ndarray) -> np.ndarray:
         return 1 - over(documents.by_label(weights).sum(-1), (weights @ documents.tokens)[..., None] * documents.k)
 
-    found |= with_interval("idle", TWO, idle(documents.once), documents.resampled(idle, min(draws, 200), seed))
+    found |= with_interval("idle", TWO, idle(documents.once), documents.resampled(idle, min(draws, 200), seed), level)
     found["identity"] = (TWO, over(data["identity_count"].values, tokens * k))
-    return documents.dataset(found)
+    return documents.table("usage", found, VARIABLES, {"draws": draws, "level": level, "seed": seed})
 
 
 def _imbalance(share: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,7 +134,7 @@ def _imbalance(share: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def gate(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """How sure the gate is of each token, and how much its choice depends on the token.  Needs scores=True.
 
     Means over tokens [label, block], each with interval and what a gate gives that is the same for every expert
@@ -121,14 +167,16 @@ def gate(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Data
     found: dict[str, Any] = {}
     for i, (name, null) in enumerate(nulls.items()):
         within = (0, np.log(e)) if "information" in name else None
-        found |= with_interval(name, TWO, value[..., i], drawn[..., i], within)
+        found |= with_interval(name, TWO, value[..., i], drawn[..., i], level, within)
         if null is not None:
             found[f"{name}_null"] = (("block",), null)
     found["histogram"] = ((*TWO, "bin"), shares(documents.data["gate_histogram"].values))
-    return documents.dataset(found, bin=documents.data["bin"].values)
+    return documents.table(
+        "gate", found, GATE_VARIABLES, {"draws": draws, "level": level, "seed": seed}, bin=documents.data["bin"].values
+    )
 
 
-def balance(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
     """Load-balancing loss and z-loss of every block by itself.  Needs scores=True.
 
     aux_loss [block] = E sum_e f_e P_e with f the shares of slots and P the mean gate probability over all documents
@@ -137,7 +185,7 @@ def balance(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.D
     transformers computes it (there times k), which hides what evens out between blocks.
     """
     gates = Documents(source, "probability")
-    documents = Documents(Reading(gates.data))
+    documents = Documents(gates)
     squares = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("log_sum_square")]
     e = documents.experts
 
@@ -148,17 +196,22 @@ def balance(source: Reading | Trace, *, draws: int = 500, seed: int = 0) -> xr.D
 
     value, drawn = losses(documents.once), documents.resampled(losses, draws, seed)
     f, p = (shares(x.count.sum(0)).mean(0) for x in (documents, gates))
-    return documents.dataset(
+    return documents.table(
+        "balance",
         {
-            **with_interval("aux_loss", ("block",), value[0], drawn[:, 0], (0, e)),
+            **with_interval("aux_loss", ("block",), value[0], drawn[:, 0], level, (0, e)),
             "aux_loss_null": (("block",), np.ones(len(e))),
-            **with_interval("z_loss", ("block",), value[1], drawn[:, 1]),
+            **with_interval("z_loss", ("block",), value[1], drawn[:, 1], level),
             "aux_loss_pooled": float(e.max() * (f * p).sum()),
-        }
+        },
+        BALANCE_VARIABLES,
+        {"draws": draws, "level": level, "seed": seed},
     )  # fmt: skip
 
 
-def reordering(source: Reading | Trace, model: Any = None, *, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def reordering(
+    source: Reading | Trace, model: Any = None, *, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """What selection biases and groups change: slots whose expert is not among the gate's own top k.
 
     moved [label, block]: share of slots, with interval; 0 (_null) where routing is the top k of the scores, as most
@@ -171,10 +224,11 @@ def reordering(source: Reading | Trace, model: Any = None, *, draws: int = 500, 
     def moved(weights: np.ndarray) -> np.ndarray:
         return over(np.tensordot(weights, own, 1), (weights @ documents.tokens)[..., None] * documents.k)
 
-    found = with_interval("moved", TWO, moved(documents.once), documents.resampled(moved, draws, seed))
+    found = with_interval("moved", TWO, moved(documents.once), documents.resampled(moved, draws, seed), level)
     found["moved_null"] = (("block",), np.zeros(len(documents.blocks)))
+    settings = {"draws": draws, "level": level, "seed": seed}
     if model is None:
-        return documents.dataset(found)
+        return documents.table("reordering", found, REORDERING_VARIABLES, settings)
     load = documents.data["usage_count"].values.sum(0).astype(float)
     biases, r, p = np.full(load.shape, np.nan), *np.full((2, len(load)), np.nan)
     rng = np.random.default_rng(seed)
@@ -184,18 +238,18 @@ def reordering(source: Reading | Trace, model: Any = None, *, draws: int = 500, 
         if bias is None:
             continue
         biases[b, :n] = bias[:n]
-        x, y = (ranked(v - 0.0) - (n - 1) / 2 for v in (bias[:n], load[b, :n]))
+        x, y = (ranks(v) - (n + 1) / 2 for v in (bias[:n], load[b, :n]))
         scale = max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-300)
         r[b] = float(x @ y) / scale
         null = np.array([rng.permutation(x) @ y for _ in range(999)]) / scale
         p[b] = p_value(np.abs(r[b]), np.abs(null))
     found |= {"bias": (("block", "expert"), biases), "bias_load": (("block",), r), "bias_load_p": (("block",), p)}
-    return documents.dataset(found)
+    return documents.table("reordering", found, REORDERING_VARIABLES, settings)
 
 
 def selection_bias(model: Any, block: int) -> np.ndarray | None:
     """[experts] what a router adds to its scores for the selection alone; None where there is no such thing."""
-    from workbench.moe import moe_of
+    from workbench.anatomy.moe import moe_of
 
     layer = moe_of(model, block)
     if not layer.router:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probes.superposition.features.measures import GRAM_LIMIT, PLATEAUS, dimensionality, random_directions
+from probes.results import drawn
+from probes.superposition.features.measures import GRAM_LIMIT, PLATEAUS
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 from workbench.figures.source import short_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 GREY = "#888888"
 
 
+@drawn
 def gram(data: xr.Dataset, sparsity: float | None = None) -> Figure:
     """W W^T between features beside their norms, coloured by interference: a ``geometry`` or one model of a ``sweep``.
 
@@ -42,14 +44,14 @@ def gram(data: xr.Dataset, sparsity: float | None = None) -> Figure:
     most = max(1.0, float(np.nanmax(np.where(norm > 0.1 * norm.max(), data["interference"].values, 0))))
     figure = _figure(data, title)
     figure.add_heatmap(
-        z=np.round(table, 4), x=names, y=names, colorscale=theme.stops("gram"), zmid=0, xaxis="x", yaxis="y",
+        z=np.round(table, 4), x=names, y=names, colorscale=theme.stops("diverging"), zmid=0, xaxis="x", yaxis="y",
         colorbar={"title": {"text": "W_i · W_j"}, "x": 1.02, "y": 0.76, "len": 0.48},
         hovertemplate="features %{y}, %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     figure.add_bar(
         y=names, x=data["norm"].values, orientation="h", xaxis="x2", yaxis="y", showlegend=False,
         marker={
-            "color": data["interference"].values, "colorscale": theme.stops("interference"), "cmin": 0, "cmax": most,
+            "color": data["interference"].values, "colorscale": theme.stops("sequential"), "cmin": 0, "cmax": most,
             "colorbar": {"title": {"text": "interference", "side": "right"}, "x": 1.02, "y": 0.24, "len": 0.48,
                          "thickness": 10, "outlinewidth": 0},
         },
@@ -65,6 +67,7 @@ def gram(data: xr.Dataset, sparsity: float | None = None) -> Figure:
     return _sized(figure, 320 + 14 * n, 200 + 10 * n)
 
 
+@drawn
 def sharing(data: xr.Dataset, least_norm: float = 0.5) -> Figure:
     """Dimensions per feature over 1/(1-S) of a ``sweep``: D* as a line, each represented feature's D_i as a point.
 
@@ -78,7 +81,10 @@ def sharing(data: xr.Dataset, least_norm: float = 0.5) -> Figure:
     width = float(np.diff(np.log(np.unique(x))).min(initial=0.5))  # points stay nearer to their place than to the next
     figure = _figure(data, "dimensions per feature")
     for j, (name, values, hue) in enumerate(
-        (("random, of the same norms", _random(data), GREY), ("D_i", data["dimensionality"].values, theme.HUES[1]))
+        (
+            ("random, of the same norms", data["dimensionality_random"].values, GREY),
+            ("D_i", data["dimensionality"].values, theme.HUES[1]),
+        )
     ):
         kept = data["norm"].values >= least_norm
         at, _ = np.nonzero(kept)
@@ -105,12 +111,7 @@ def sharing(data: xr.Dataset, least_norm: float = 0.5) -> Figure:
     return _sized(figure, 640, 460)
 
 
-def _random(data: xr.Dataset) -> np.ndarray:
-    """[sparsity, feature] dimensionality of one draw of random directions."""
-    rows = data["W"].transpose("sparsity", "feature", "hidden").values.astype(float)
-    return np.stack([dimensionality(next(random_directions(row, 1, 0))) for row in rows])
-
-
+@drawn
 def psi(data: xr.Dataset, over: str | None = None) -> Figure:
     """Effective features per dimension with the interval over documents; dashed: of states turned at random.
 
@@ -140,9 +141,9 @@ def psi(data: xr.Dataset, over: str | None = None) -> Figure:
             showlegend=len(lines) > 1, customdata=np.stack([own["F"].values, own["fvu"].values], 1),
             hovertemplate=f"{over} %{{x}}: %{{y:.3f}} (F %{{customdata[0]:.0f}}, FVU %{{customdata[1]:.3f}})",
         )  # fmt: skip
-        if "psi_rotated" in own:
+        if "psi_null" in own:
             figure.add_scatter(
-                x=x, y=own["psi_rotated"].mean("draw").values, mode="lines", line={"color": hue, "dash": "dash"},
+                x=x, y=own["psi_null"].values, mode="lines", line={"color": hue, "dash": "dash"},
                 name="turned", showlegend=False, hovertemplate="%{y:.3f}<extra>turned</extra>",
             )  # fmt: skip
     figure.add_hline(y=1, line={"dash": "dot", "width": 1, "color": GREY})
@@ -171,5 +172,5 @@ def _sized(figure: Figure, width: float, height: float) -> Figure:
 
 
 GRAM = Chart(gram, ("norm", "interference", "dimensionality"))
-SHARING = Chart(sharing, ("W", "dimensionality", "dimensions_per_feature"))
+SHARING = Chart(sharing, ("W", "dimensionality_random", "dimensions_per_feature"))
 PSI = Chart(psi, ("psi", "psi_low", "psi_high", "n_features"))

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probes.results import family
 from workbench.errors import InputError
-from workbench.stats import fdr, p_value
+from workbench.reading import Reading, derived
+from workbench.stats import entropy, fdr, p_value
+from workbench.variables import about, described
 
 PLATEAUS = {
     "alone": 1.0, "tetrahedron": 3 / 4, "triangle": 2 / 3, "antipodal pair": 1 / 2, "pentagon": 2 / 5,
@@ -26,6 +29,32 @@ PLATEAUS = {
 
 GRAM_LIMIT = 1024  # a larger gram matrix is no longer a small result, nor a figure
 CHUNK = 2**24  # numbers in a temporary table
+
+ENDS = ("low", "high")
+RANDOM = {"low": ("null", "{}, of random directions, lower end"), "high": ("floor", "{}, of random directions")}
+VARIABLES = {
+    "norm": about("length of the feature's direction", better="high"),
+    **family("interference", about("interference", better="low"), "null", "p", "q", **RANDOM),
+    **family("dimensionality", about("share of a dimension that the feature has", better="high"), "null", **RANDOM),
+    **family("capacity", about("capacity", "dimensions", "high"), "null", "p"),
+    **family("coherence", about("largest size of a cosine", better="low"), "null", "p"),
+    "welch": about("least coherence that there can be", "", "low", "floor", "coherence"),
+    **family("rank", about("effective rank", "dimensions", "high"), "null", "p"),
+    "dimensions_per_feature": about("dimensions per feature D*"),
+    "gram": about("product of two directions"),
+}
+PLATEAU_VARIABLES = {
+    **family("share", about("share of features with the shape's dimensionality", better="high"), "null", "p"),
+    "dimensionality": about("dimensionality of the shape", role="label", of="share"),
+    "features": about("features represented", "features", role="count", of="share"),
+}
+USE_VARIABLES = {
+    "share": about("share of the activity"),
+    **family("F", about("effective features", "features"), *ENDS, "rotated", "null"),
+    **family("psi", about("effective features per dimension"), *ENDS, "rotated", "null"),
+    "F_max": about("features of the dictionary", "features", role="count", of="F"),
+    "in_use": about("features that are ever active", "features"),
+}
 
 
 def interference(directions: np.ndarray) -> np.ndarray:
@@ -63,7 +92,7 @@ def coherence(directions: np.ndarray) -> float:
 def effective_rank(directions: np.ndarray) -> float:
     """exp(entropy of the squared singular values as shares): how many dimensions the directions fill."""
     power = np.linalg.eigvalsh(directions.T @ directions).clip(0)
-    return float(np.exp(_entropy(power / power.sum())))
+    return float(np.exp(entropy(power / power.sum())))
 
 
 def welch(features: int, hidden: int) -> float:
@@ -71,7 +100,7 @@ def welch(features: int, hidden: int) -> float:
     return float(np.sqrt((features - hidden) / (hidden * (features - 1)))) if features > hidden else 0.0
 
 
-def geometry(directions: Any, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
+def geometry(directions: Any, *, draws: int = 100, level: float = 0.95, seed: int = 0) -> Reading:
     """How directions [features, hidden] share their space, beside random directions of the same norms.
 
     Args:
@@ -80,7 +109,7 @@ def geometry(directions: Any, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
 
     Returns:
         norm, interference, dimensionality [feature] (:func:`interference`, :func:`dimensionality`), the latter two with
-        _null (mean of the draws), _low and _high (95 % of them).  interference_p: of a feature having so little among
+        _null (mean of the draws), _low and _high (of them).  interference_p: of a feature having so little among
         random others, and interference_q over all features (Benjamini-Hochberg).
         capacity: sum of D_i, at most ``hidden``; coherence, never below welch; rank (:func:`effective_rank`); each
         with _null and p: of so much capacity and rank, so little coherence, among random directions.
@@ -98,7 +127,7 @@ def geometry(directions: Any, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
     by_matrix = np.stack([x for _, x in null])
     found: dict[str, Any] = {"norm": (("feature",), np.linalg.norm(rows, axis=1))}
     for i, name in enumerate(("interference", "dimensionality")):
-        low, high = np.quantile(by_feature[:, i], [0.025, 0.975], axis=0)
+        low, high = np.quantile(by_feature[:, i], [(1 - level) / 2, (1 + level) / 2], axis=0)
         for ending, values in (("", whole[i]), ("_null", by_feature[:, i].mean(0)), ("_low", low), ("_high", high)):
             found[name + ending] = (("feature",), values)
     p = p_value(-whole[0], -by_feature[:, 0])
@@ -114,8 +143,9 @@ def geometry(directions: Any, *, draws: int = 100, seed: int = 0) -> xr.Dataset:
     coords = {"feature": axis}
     if len(rows) <= GRAM_LIMIT:
         found["gram"], coords["feature_2"] = (("feature", "feature_2"), rows @ rows.T), axis
-    about = {"model": f"{len(rows)} features in {rows.shape[1]} dimensions", "hidden": rows.shape[1], "draws": draws}
-    return xr.Dataset(found, coords, about)
+    attrs = {"model": f"{len(rows)} features in {rows.shape[1]} dimensions", "hidden": rows.shape[1]}
+    table = described(xr.Dataset(found, coords, {**attrs, "chart": "gram"}), VARIABLES)
+    return derived("features.geometry", table, draws=draws, level=level, seed=seed)
 
 
 def near(dimensionalities: np.ndarray, within: float) -> np.ndarray:
@@ -126,7 +156,7 @@ def near(dimensionalities: np.ndarray, within: float) -> np.ndarray:
 
 def plateaus(
     directions: Any, *, within: Sequence[float] = (0.02, 0.05), least_norm: float = 0.5, draws: int = 100, seed: int = 0
-) -> xr.Dataset:
+) -> Reading:
     """How many features have the dimensionality of a known shape, beside random directions of the same norms.
 
     share [within, plateau] of the features with a norm of ``least_norm`` or more (those that are represented), its
@@ -142,13 +172,15 @@ def plateaus(
     null = np.stack([shares(random) for random in random_directions(rows, draws, seed)])
     own = shares(rows)
     axes = ("within", "plateau")
-    return xr.Dataset(
+    table = xr.Dataset(
         {
             "share": (axes, own), "share_null": (axes, null.mean(0)), "share_p": (axes, p_value(own, null)),
             "dimensionality": (("plateau",), list(PLATEAUS.values())), "features": int(kept.sum()),
         },
         {"within": list(within), "plateau": list(PLATEAUS)},
     )  # fmt: skip
+    table = described(table, PLATEAU_VARIABLES)
+    return derived("features.plateaus", table, least_norm=least_norm, draws=draws, seed=seed)
 
 
 def effective_features(
@@ -160,7 +192,7 @@ def effective_features(
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How many features of a dictionary are in use: F = exp(H(p)), p_i = mean |a_i| / sum_j mean |a_j|.
 
     F runs from 1 (one feature does everything) to the dictionary's size (all are used alike).  psi = F / hidden, above
@@ -177,7 +209,8 @@ def effective_features(
 
     Returns:
         share [feature] (p_i), F with F_low and F_high, F_max (the number of features), in_use (how many ever are);
-        psi, psi_low, psi_high with ``hidden``; F_rotated (and psi_rotated) [draw] with ``rotated``.
+        psi, psi_low, psi_high with ``hidden``; F_rotated (and psi_rotated) [draw] with
+        ``rotated``, and F_null (psi_null), their mean.
         F itself is low where features are rarer than documents (by a tenth where a feature appears in every fiftieth of
         250).  The interval is corrected for that ("basic" bootstrap), so that it may lie above F: trust the interval.
 
@@ -214,18 +247,21 @@ def effective_features(
         if turned.ndim != 2 or turned.shape[1] != values.shape[1]:
             raise InputError(f"rotated has shape {turned.shape}, not [draw, {values.shape[1]}] as the activations ask.")
         found["F_rotated"] = (("draw",), np.array([_count(x) for x in turned]))
+        found["F_null"] = found["F_rotated"][1].mean()
     if hidden is not None:
-        for name in [n for n in ("F", "F_low", "F_high", "F_rotated") if n in found]:
+        for name in [n for n in ("F", "F_low", "F_high", "F_rotated", "F_null") if n in found]:
             value = found[name]
             psi = (value[0], value[1] / hidden) if isinstance(value, tuple) else value / hidden
             found[name.replace("F", "psi")] = psi
-    return xr.Dataset(found, {"feature": np.arange(values.shape[1])}, {"units": len(values)})
+    table = xr.Dataset(found, {"feature": np.arange(values.shape[1])}, {"units": len(values)})
+    settings = {"hidden": hidden, "draws": draws, "level": level, "seed": seed}
+    return derived("features.effective_features", described(table, USE_VARIABLES), **settings)
 
 
 def _count(total: np.ndarray) -> float:
     """exp(entropy) of sums of activity [features]; NaN where there is none."""
     size = total.sum()
-    return float(np.exp(_entropy(total / size))) if size > 0 else float("nan")
+    return float(np.exp(entropy(total / size))) if size > 0 else float("nan")
 
 
 def _interval(values: np.ndarray, f: float, level: float, draws: int, seed: int) -> tuple[float, float]:
@@ -240,11 +276,6 @@ def _interval(values: np.ndarray, f: float, level: float, draws: int, seed: int)
         found += [_count(total) for total in picked @ values]
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return f * f / high, f * f / low
-
-
-def _entropy(share: np.ndarray) -> float:
-    share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
 
 
 def _units(directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

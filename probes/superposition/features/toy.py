@@ -20,9 +20,24 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes.superposition.features.measures import dimensionality, interference, plateaus
+from probes.superposition.features.measures import VARIABLES as MEASURED
+from probes.superposition.features.measures import dimensionality, interference, plateaus, random_directions
 from workbench.errors import InputError, StateError
+from workbench.reading import Reading, derived
+from workbench.variables import about, described
 
+VARIABLES = {
+    **{name: MEASURED[name] for name in ("norm", "interference", "dimensionality", "dimensions_per_feature")},
+    "dimensionality_random": about(
+        "share of a dimension that the feature has, of random directions", "", "high", "null", "dimensionality"
+    ),
+    "W": about("weights"),
+    "b": about("bias"),
+    "loss": about("loss", better="low"),
+    "loss_all": about("loss by restart", better="low"),
+    "loss_orthogonal": about("loss, were the most important features kept whole", "", "low", "floor", "loss"),
+    "importance": about("weight in the loss"),
+}
 HELD_OUT = 16  # batches on which the loss is measured
 
 
@@ -38,7 +53,7 @@ def sweep(
     restarts: int = 1,
     seed: int = 0,
     progress: bool = False,
-) -> xr.Dataset:
+) -> Reading:
     """Train one autoencoder for each sparsity, all as one batch of matrices, and measure what they hold.
 
     Args:
@@ -51,7 +66,8 @@ def sweep(
 
     Returns:
         W [sparsity, hidden, feature], b [sparsity, feature]; norm, interference and dimensionality (D_i)
-        [sparsity, feature]; dimensions_per_feature (D* = hidden / ||W||_F^2) [sparsity].
+        [sparsity, feature], and dimensionality_random of random directions of the same norms (one draw);
+        dimensions_per_feature (D* = hidden / ||W||_F^2) [sparsity].
         loss [sparsity] on fresh samples, loss_all [sparsity, restart], and beside them loss_orthogonal: what is lost
         when the ``hidden`` most important features are kept whole and the others replaced by their mean.  Features
         share dimensions to some purpose only where loss is below that.
@@ -85,7 +101,9 @@ def sweep(
         raise StateError(f"Training at rate={rate} diverged: the loss is not finite. Train with a smaller rate.")
     losses = loss.reshape(-1, restarts).numpy()
     best = losses.argmin(1) + np.arange(len(sparsity)) * restarts
-    return _dataset(w.numpy()[best], b.numpy()[best, 0], losses, sparsity, weight.numpy(), seed, steps)
+    table = _dataset(w.numpy()[best], b.numpy()[best, 0], losses, sparsity, weight.numpy())
+    settings = {"steps": steps, "batch": batch, "rate": rate, "restarts": restarts, "seed": seed}
+    return derived("features.sweep", described(table, VARIABLES), **settings)
 
 
 def _checked(
@@ -136,7 +154,7 @@ def _counted(steps: int, progress: bool, what: str) -> Sequence[int]:
 
 
 def _dataset(
-    w: np.ndarray, b: np.ndarray, losses: np.ndarray, sparsity: np.ndarray, weight: np.ndarray, seed: int, steps: int
+    w: np.ndarray, b: np.ndarray, losses: np.ndarray, sparsity: np.ndarray, weight: np.ndarray
 ) -> xr.Dataset:
     hidden, features = w.shape[1:]
     rows = w.transpose(0, 2, 1).astype(float)
@@ -150,24 +168,25 @@ def _dataset(
             "norm": (each, np.linalg.norm(rows, axis=-1)),
             "interference": (each, np.stack([interference(r) for r in rows])),
             "dimensionality": (each, np.stack([dimensionality(r) for r in rows])),
+            "dimensionality_random": (each, np.stack([dimensionality(next(random_directions(r, 1, 0))) for r in rows])),
             "dimensions_per_feature": (("sparsity",), hidden / (rows**2).sum((1, 2))),
             "loss": (("sparsity",), losses.min(1)), "loss_all": (("sparsity", "restart"), losses),
             "loss_orthogonal": (("sparsity",), dropped),
             "importance": (("feature",), weight),
         },
         {"sparsity": sparsity, "feature": np.arange(features), "hidden": np.arange(hidden)},
-        {"model": f"{features} features in {hidden} dimensions", "seed": seed, "steps": steps},
+        {"model": f"{features} features in {hidden} dimensions", "chart": "sharing"},
     )  # fmt: skip
 
 
-def table(data: xr.Dataset, *, within: float = 0.02, draws: int = 50, seed: int = 0) -> str:
+def table(data: Reading, *, within: float = 0.02, draws: int = 50, seed: int = 0) -> str:
     """A sweep as text: D* and, for each shape, the share of represented features with its dimensionality.
 
     In brackets the share among random directions of the same norms, and a star where p < 0.05.
     """
     lines, head = [], ""
     for i, sparsity in enumerate(data["sparsity"].values):
-        found = plateaus(data["W"].values[i].T, within=[within], draws=draws, seed=seed).isel(within=0)
+        found = plateaus(data["W"].values[i].T, within=[within], draws=draws, seed=seed).data.isel(within=0)
         shapes = zip(found["share"].values, found["share_null"].values, found["share_p"].values, strict=True)
         cells = [
             f"{own:5.0%} ({null:3.0%}){'*' if p < 0.05 else ' '}" if own == own else "- " for own, null, p in shapes
@@ -178,7 +197,7 @@ def table(data: xr.Dataset, *, within: float = 0.02, draws: int = 50, seed: int 
             f"{1 / (1 - sparsity):9.2f} {float(data['dimensions_per_feature'][i]):7.3f} {ratio:9.3f} "
             f"{int(found['features']):6d}" + "".join(f"{cell:>17}" for cell in cells)
         )
-    start = f"{data.attrs['model']}: share of represented features within {within} of a shape's D (among random)\n"
+    start = f"{data.data.attrs['model']}: share of represented features within {within} of a shape's D (among random)\n"
     return start + f"{'1/(1-S)':>9} {'D*':>7} {'loss/orth':>9} {'repr.':>6}{head}\n" + "\n".join(lines)
 
 

@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.figures.stances import _figure
+from probes.values.figures.stances import _figure, drawn, sure
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 from workbench.figures.naming import name_points
 
 GREY = "#8c8c8c"
 
 
+@drawn
 def gap(table: xr.Dataset) -> Figure:
-    """Where the training data stand against how far the model moved, by topic: a table of ``data_gap``.
+    """Where the training data stand against how far the model moved, by topic: of ``data_gap``.
 
     Bars are simultaneous intervals; filled: beyond chance (family-wise).  On the dotted line the model moved as far as
     the data stand.  The title has the correlation over topics, its p by shuffling them, and what is to be said of few.
     """
     x, y = table["training"].values, table["drift"].values
-    sure = table["drift_p"].values <= 1 - table.attrs["level"] + 1e-12
     r, low, high, p = (float(table[f"pearson{end}"]) for end in ("", "_low", "_high", "_p"))
     warning = table.attrs.get("warning", "")
     said = f"r = {r:+.2f} [{low:+.2f}, {high:+.2f}], p = {p:.3f}, {table.attrs['topics']} topics"
@@ -41,7 +41,7 @@ def gap(table: xr.Dataset) -> Figure:
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     topics, band = [str(t) for t in table["topic"].values], _band(table, "drift")
-    _points(figure, x, y, sure, theme.HUES[0], band, topics)
+    _points(figure, x, y, sure(table, "drift_p"), theme.HUES[0], band, topics)
     bars = np.stack([np.broadcast_to(x, (9, len(x))), np.linspace(*band, 9)], -1).reshape(-1, 2)
     along = np.linspace(-reach, reach, 81)
     unnamed = name_points(
@@ -59,8 +59,9 @@ def gap(table: xr.Dataset) -> Figure:
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 
+@drawn
 def runs(table: xr.Dataset) -> Figure:
-    """Drift of several runs by topic: a table of ``compare``.  Filled: beyond chance; bars: simultaneous intervals.
+    """Drift of several runs by topic: of ``compare``.  Filled: beyond chance; bars: simultaneous intervals.
 
     With arms, a run has the colour of its arm and a shape of its own in it: seeds of one recipe are to be told from
     differences between recipes.
@@ -68,7 +69,7 @@ def runs(table: xr.Dataset) -> Figure:
     names, topics = ([str(x) for x in table[axis].values] for axis in ("run", "topic"))
     arms = [str(x) for x in table["run_arm"].values] if "run_arm" in table else names
     known = list(dict.fromkeys(arms))
-    sure = (table["keyed_M_p"] <= 1 - table.attrs["level"] + 1e-12).transpose("run", "topic").values
+    moved = sure(table, "keyed_M_p", "run", "topic")
     value = table["keyed_M"].transpose("run", "topic").values
     figure = _figure("keyed drift by run (filled: beyond chance)")
     row = 18 if len(names) < 4 else 8  # pixels
@@ -79,7 +80,7 @@ def runs(table: xr.Dataset) -> Figure:
         place = np.arange(len(topics)) + step * (i - (len(names) - 1) / 2)
         hue = theme.HUES[known.index(arms[i]) % len(theme.HUES)]
         _points(
-            figure, value[i], place, sure[i], hue, _band(table.isel(run=i), "keyed_M"), topics, across=True,
+            figure, value[i], place, moved[i], hue, _band(table.isel(run=i), "keyed_M"), topics, across=True,
             name=arms[i], run=name, size=min(9, row), shape=shapes[i],
         )  # fmt: skip
         figure.add_scatter(
@@ -95,8 +96,9 @@ def runs(table: xr.Dataset) -> Figure:
     return figure
 
 
+@drawn
 def agreement(table: xr.Dataset) -> Figure:
-    """Rank correlation of keyed stance between instruments over checkpoints: a table of ``agreement``.
+    """Rank correlation of keyed stance between instruments over checkpoints: of ``agreement``.
 
     Two readings by one instrument have a correlation below 1, too: its noise is the ceiling.
     """
@@ -125,8 +127,9 @@ def agreement(table: xr.Dataset) -> Figure:
     return figure
 
 
+@drawn
 def plane(table: xr.Dataset) -> Figure:
-    """Impartial beneficence against instrumental harm by checkpoint: a table of ``greatest_good.scores``.
+    """Impartial beneficence against instrumental harm by checkpoint: of ``greatest_good.scores``.
 
     The ellipse is one standard deviation of people about their mean; the grey rectangle what a model without opinion
     gives, at its widest over the checkpoints; bars: simultaneous intervals.

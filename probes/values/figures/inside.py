@@ -1,4 +1,4 @@
-"""Figures of what goes on inside, from the tables of :mod:`probes.values.white`."""
+"""Figures of what goes on inside, of what :mod:`probes.values.white` gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import xarray as xr
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from probes.values.figures.stances import _figure
+from probes.values.figures.stances import _figure, drawn, sure
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
 
 TOP = 84
 """Room for a title above the titles of panels."""
@@ -21,8 +21,9 @@ SYMBOLS = ("circle", "diamond-open", "square", "x")
 """Of topics beyond the number of hues."""
 
 
-def margins(table: xr.Dataset, *, drift: bool = False, level: float = 0.05, columns: int = 3) -> Figure:
-    """Stance margin by layer and checkpoint, a panel for each topic (a table of :func:`white.margins`); hatched: not
+@drawn
+def margins(table: xr.Dataset, *, drift: bool = False, columns: int = 3) -> Figure:
+    """Stance margin by layer and checkpoint, a panel for each topic (of :func:`white.margins`); hatched: not
     different from 0, family-wise.
 
     The line is the layer from which on the stance is settled (``depth_sure``), where there is one.  ``drift``: margin
@@ -33,14 +34,14 @@ def margins(table: xr.Dataset, *, drift: bool = False, level: float = 0.05, colu
     figure, places = _panels(topics, columns, f"{title} (hatched: not beyond chance)")
     x = [str(c) for c in table["checkpoint"].values]
     value = table[name].transpose("topic", "checkpoint", "layer").values
-    sure = table[f"{name}_p"].transpose("topic", "checkpoint", "layer").values <= level
+    beyond = sure(table, f"{name}_p", "topic", "checkpoint", "layer")
     depth = table["depth_sure"].transpose("topic", "checkpoint").values
     reach = float(np.nanmax(np.abs(value), initial=1e-6))
     for t, at in enumerate(places):
         figure.add_heatmap(
-            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.stops("margin"), showscale=t == 0,
+            z=value[t].T, x=x, y=layers, zmin=-reach, zmax=reach, colorscale=theme.stops("diverging"), showscale=t == 0,
             colorbar={"title": {"text": "log-odds (nats)"}}, texttemplate="%{text}",
-            text=np.where(sure[t] | np.isnan(value[t]), "", "///").T, textfont={"size": 8},
+            text=np.where(beyond[t] | np.isnan(value[t]), "", "///").T, textfont={"size": 8},
             hovertemplate=f"{tokens.plotly(topics[t])}, layer %{{y}} at %{{x}}: %{{z:+.3f}}<extra></extra>", **at,
         )  # fmt: skip
         if not drift:
@@ -56,9 +57,10 @@ def margins(table: xr.Dataset, *, drift: bool = False, level: float = 0.05, colu
     return figure
 
 
+@drawn
 def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Figure:
-    """The stance direction over checkpoints, a line for each layer (a table of :func:`white.directions`): how far it
-    has turned, and how well the baseline's and a refitted one tell labels apart (held-out AUC, mean over topics).
+    """The stance direction over checkpoints, a line for each layer (of :func:`white.directions`): how far it has
+    turned, and how well the baseline's and a refitted one tell labels apart (held-out AUC, mean over topics).
 
     ``fitted``: "pooled" or a topic, of the rotation; AUCs are those of the pooled direction.
     """
@@ -95,10 +97,10 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Figure:
     return figure
 
 
-def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.05) -> Figure:
+@drawn
+def behaviour(table: xr.Dataset, *, layer: int | None = None) -> Figure:
     """Projection drift against keyed stance drift, topics by checkpoints, with the bars in which null directions lie;
-    beside, r of every layer against what the best layer of a null direction reaches (a table of
-    :func:`white.behaviour`).
+    beside, r of every layer against what the best layer of a null direction reaches (of :func:`white.behaviour`).
 
     ``layer``: which; None: that of the largest \\|r\\|, which is what the null is the best of, too.
     """
@@ -135,16 +137,15 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.0
             row=1, col=1,
         )  # fmt: skip
     bound = float(table["r_null_high"].max())
-    shown = 100 * float(table.attrs["level"])
+    shown, beyond = 100 * float(table.attrs["level"]), sure(table, "r_battery_p")
     figure.add_scatter(
         x=[*layers, *layers[::-1]], y=[bound] * len(layers) + [-bound] * len(layers), mode="lines", fill="toself",
         line={"width": 0}, fillcolor="rgba(128,128,128,0.25)", hoverinfo="skip", row=1, col=2,
         name=f"best layer of null directions ({shown:.0f} %)",
     )  # fmt: skip
-    sure = table["r_battery_p"].values <= level
     figure.add_scatter(
         x=layers, y=r, mode="lines+markers", line={"color": "#000000", "width": 1.5}, row=1, col=2, showlegend=False,
-        marker={"size": 7, "symbol": np.where(sure, "circle", "circle-open").tolist(), "color": "#000000"},
+        marker={"size": 7, "symbol": np.where(beyond, "circle", "circle-open").tolist(), "color": "#000000"},
         error_y=_bars(r, table["r_low"].values, table["r_high"].values, "#000000"),
         hovertemplate="layer %{x}: r = %{y:+.2f}<extra></extra>",
     )  # fmt: skip
@@ -156,8 +157,9 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None, level: float = 0.0
     return figure
 
 
+@drawn
 def weights(table: xr.Dataset, *, value: str = "change") -> Figure:
-    """How far each module's weights are from the first checkpoint's, relative to their norm (a table of
+    """How far each module's weights are from the first checkpoint's, relative to their norm (of
     :func:`white.weights`); ``value``: "change", "update", or "cosine" of successive updates."""
     titles = {
         "change": "weights less the first checkpoint's, over their norm",
@@ -170,10 +172,9 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Figure:
     x, y = [str(c) for c in table["checkpoint"].values], tokens.labels(table["module"].values, 60)
     figure = _figure(titles[value])
     reasons = table["reason"].transpose("module", "checkpoint").values
-    name = "cosine of updates" if value == "cosine" else value
     figure.add_heatmap(
-        z=z, x=x, y=y, colorscale=theme.stops(name), zmin=-1 if value == "cosine" else 0,
-        zmax=1 if value == "cosine" else None, customdata=reasons,
+        z=z, x=x, y=y, colorscale=theme.stops("diverging" if value == "cosine" else "sequential"),
+        zmin=-1 if value == "cosine" else 0, zmax=1 if value == "cosine" else None, customdata=reasons,
         hovertemplate="%{y} at %{x}: %{z:.4g} %{customdata}<extra></extra>", hoverongaps=False,
         colorbar={"title": {"text": value}},
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,40 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probes.values.explorer import SIDES
+from probes.values.units import opened
 from workbench import tokens
-from workbench.errors import InputError
 from workbench.figures import theme
-from workbench.figures.export import Figure
+from workbench.figures.figure import Figure
+from workbench.reading import Reading
 
 
-def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Figure:
-    """Keyed stance of every topic over checkpoints with its interval: a table of :func:`stance`, or several runs'.
+def drawn(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Have a chart of data take readings, too, and its figure know what it is of."""
+
+    @wraps(function)
+    def draw(reading: Reading | xr.Dataset, **options: Any) -> Figure:
+        reading = opened(reading)
+        return function(reading.data, **options).describe(reading)
+
+    return draw
+
+
+def sure(table: xr.Dataset, name: str, *dims: str) -> np.ndarray:
+    """Where the p of a variable is beyond chance, at the table's own level."""
+    p = table[name].transpose(*dims) if dims else table[name]
+    return p.values <= 1 - table.attrs.get("level", 0.95) + 1e-12
+
+
+def trajectories(table: Reading | xr.Dataset | Mapping[str, Reading | xr.Dataset], *, columns: int = 4) -> Figure:
+    """Keyed stance of every topic over checkpoints with its interval (:func:`~probes.values.measures.stance`), of one
+    run or of several by name.
 
     Dashed, where the table has it: mass, what the answers offered have of the probability.  Where it is low, stances
     are of little that the model would say.
     """
-    runs = dict(table) if isinstance(table, Mapping) and not isinstance(table, xr.Dataset) else {"": table}
+    several = isinstance(table, Mapping) and not isinstance(table, xr.Dataset)
+    readings = {name: opened(own) for name, own in (table if several else {"": table}).items()}
+    runs = {name: own.data for name, own in readings.items()}
     first = next(iter(runs.values()))
     topics = [str(t) for t in first["topic"].values]
     columns = min(columns, len(topics))
@@ -59,21 +81,25 @@ def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int =
     figure.update_layout(
         width=170 * columns + 90, height=150 * rows + 130, legend={"orientation": "h", "y": -0.25}, margin={"t": 70},
     )  # fmt: skip
-    return figure
+    one = next(iter(readings.values()))
+    named = {"step": "runs", "model": {"name": ", ".join(runs)}}
+    return figure.describe(one if len(runs) == 1 else Reading(first, [*one.provenance, named]))
 
 
-def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
-    """Keyed drift by topic and checkpoint (a table of :func:`drift`); hatched: not beyond chance (family-wise)."""
+@drawn
+def drifts(table: xr.Dataset) -> Figure:
+    """Keyed drift by topic and checkpoint (:func:`~probes.values.measures.drift`); hatched: not beyond chance
+    (family-wise)."""
     value = table["keyed_M"].transpose("topic", "checkpoint").values
-    sure = table["keyed_M_p"].transpose("topic", "checkpoint").values <= level
+    beyond = sure(table, "keyed_M_p", "topic", "checkpoint")
     figure = _figure("keyed drift (hatched: not beyond chance)")
     x = [str(c) for c in table["checkpoint"].values]
     y = tokens.labels(table["topic"].values)
     reach = float(np.nanmax(np.abs(value), initial=0.05))
     figure.add_heatmap(
-        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.stops("drift"),
+        z=value, x=x, y=y, zmin=-reach, zmax=reach, colorscale=theme.stops("diverging"),
         colorbar={"title": {"text": "drift"}},
-        text=np.where(sure | np.isnan(value), "", "///"), texttemplate="%{text}", textfont={"size": 16},
+        text=np.where(beyond | np.isnan(value), "", "///"), texttemplate="%{text}", textfont={"size": 16},
         hovertemplate="%{y} at %{x}: %{z:+.3f}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title_text="checkpoint", type="category")
@@ -82,6 +108,7 @@ def drifts(table: xr.Dataset, *, level: float = 0.05) -> Figure:
     return figure
 
 
+@drawn
 def times(table: xr.Dataset) -> Figure:
     """When a topic's keyed stance was where it went farthest, as a share of the steps; significant drifts only."""
     figure = _figure("drift time (significant drifts only)")
@@ -101,36 +128,24 @@ def times(table: xr.Dataset) -> Figure:
     return figure
 
 
-def sides(readings: xr.Dataset, start: Any = None, end: Any = None, *, topic: str | None = None) -> Figure:
-    """Which items changed sides between two checkpoints: the likeliest stance of each.  What is uncommitted (refused,
-    none of the answers offered) is a side of its own."""
-    steps = readings["checkpoint"].values.tolist()
-    chosen = [steps[0] if start is None else start, steps[-1] if end is None else end]
-    if missing := [s for s in chosen if s not in steps]:
-        raise InputError(
-            f"There is no checkpoint {missing[0]} in the readings; there are {', '.join(map(str, steps))}."
-        )
-    data = readings if topic is None else readings.isel(item=np.flatnonzero(readings["topic"].values == topic))
-    if not data.sizes["item"]:
-        raise InputError(f"There is no topic {topic!r}; there are {', '.join(sorted(set(readings['topic'].values)))}.")
-    mean = data["p"].mean("sample").sel(checkpoint=chosen)
-    names = [str(s) for s in mean["stance"].values]
-    known = ~mean.isnull().any("stance").any("checkpoint").values
-    best = mean.fillna(0).argmax("stance").values[:, known]
-    table = np.zeros((len(names), len(names)), int)
-    np.add.at(table, (best[0], best[1]), 1)
-    source, target = np.nonzero(table)
-    figure = _figure(f"items from {chosen[0]} to {chosen[1]}" + (f": {topic}" if topic else ""))
+@drawn
+def sides(table: xr.Dataset) -> Figure:
+    """Which items changed sides between two checkpoints (:func:`~probes.values.measures.sides`).  What is uncommitted
+    (refused, none of the answers offered) is a side of its own."""
+    names, count = [str(s) for s in table["before"].values], table["changed"].transpose("before", "after").values
+    source, target = np.nonzero(count)
+    start, end, topic = (table.attrs.get(name) for name in ("start", "end", "topic"))
+    figure = _figure(f"items from {start} to {end}" + (f": {topic}" if topic else ""))
     hues = [theme.HUES[SIDES.get(n, 6)] for n in names]
     shown = [f"{n}{' or refused' if n == 'uncommitted' else ''}: " for n in names]
-    counts = [*table.sum(1), *table.sum(0)]
+    counts = [*count.sum(1), *count.sum(0)]
     figure.add_sankey(
         node={
-            "label": [f"{n}{count}" for n, count in zip(shown * 2, counts, strict=True)], "color": hues * 2, "pad": 14,
-            "thickness": 14,
+            "label": [f"{n}{number}" for n, number in zip(shown * 2, counts, strict=True)], "color": hues * 2,
+            "pad": 14, "thickness": 14,
         },
         link={
-            "source": source, "target": target + len(names), "value": table[source, target],
+            "source": source, "target": target + len(names), "value": count[source, target],
             "color": [theme.faded(hues[s]) for s in source],
         },
     )  # fmt: skip

@@ -10,7 +10,7 @@
     behaviour     whether projections move with what the model says, more than random directions do
     weights       how far weights move, module by module (of checkpoints, without prompts)
 
-Each gives an xarray.Dataset with its controls beside the values, for probes.values.figures.
+Each gives a Reading with its controls beside the values, for probes.values.figures.
 """
 
 from probes.values.white.behaviour import behaviour

@@ -5,23 +5,40 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probes.values.units import Units
-from probes.values.white.directions import NULLS, moves
+from probes.values.units import StanceUnits, family, opened
+from probes.values.white.directions import NULLS, moves, tested
 from probes.values.white.series import Series
 from workbench.errors import InputError
+from workbench.reading import Reading
 from workbench.stats import over, p_value, quantiles
+from workbench.variables import about
+
+SAID = "correlation of projection drift and stance drift"
+VARIABLES = {
+    **family("r", SAID, ends=("low", "high")),
+    "r_p": about(f"p of the {SAID}, by null", role="p", of="r"),
+    **tested("r", f"the {SAID}"),
+    **family("topic_r", f"{SAID}, of a topic", ends=("low", "high")),
+    "topic_r_p": about(f"p of the {SAID}, of a topic, by null", role="p", of="topic_r"),
+    **tested("topic_r", f"the {SAID}, of a topic"),
+    "effective": about("independent checkpoints that two series are worth", "checkpoints", role="count"),
+    "said": about("keyed stance drift"),
+    "projected": about("projection drift", "SD"),
+    "projected_null_low": about("lower end of projection drift on null directions", "SD", role="null", of="projected"),
+    "projected_null_high": about("upper end of projection drift on null directions", "SD", role="null", of="projected"),
+}
 
 
 def behaviour(
-    data: xr.Dataset,
-    readings: xr.Dataset | None = None,
+    data: Reading | xr.Dataset,
+    readings: Reading | xr.Dataset | None = None,
     *,
     direction: str = "pooled",
     changes: bool = False,
     level: float = 0.95,
     draws: int = 500,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """Correlation of projection drift with keyed stance drift, and of drift on directions that mean nothing with it.
 
     In training nearly everything moves one way, and what moves one way correlates: in one replication of persona
@@ -51,13 +68,14 @@ def behaviour(
     Raises InputError for readings of other items, and fewer than three checkpoints besides the baseline.
     """
     series = Series(data)
-    names = data["direction"].values.tolist()
+    names = series.data["direction"].values.tolist()
     if direction not in names:
         raise InputError(f"There is no direction {direction!r}. Use one of: {', '.join(map(repr, names))}.")
     own = names.index(direction)
     change, null = moves(series)
     change, null = change[..., own], null[..., own]
-    spoken, at, where = _said(series, readings)
+    others = [] if readings is None else [opened(readings)]
+    spoken, at, where = _said(series, *others)
     if len(at) - 1 < 3:
         raise InputError(
             f"{len(at) - 1} checkpoints besides the baseline have both projections and readings, and a correlation "
@@ -97,25 +115,21 @@ def behaviour(
     for name, q in (("low", tail), ("high", 1 - tail)):
         bound = np.quantile(null, q, axis=1)
         found[f"projected_null_{name}"] = (("null", "topic", "checkpoint", "layer"), bound)
-    about = {"level": level, "draws": draws, "direction": direction, "changes": int(changes)}
-    table = xr.Dataset(
-        found,
-        {
-            "checkpoint": steps[1:] if changes else np.delete(steps, where), "layer": series.layers,
-            "topic": np.array(units.topics, object), "null": list(NULLS),
-        },
-        about,
-    )  # fmt: skip
-    return table.transpose("null", "checkpoint", "topic", "layer", missing_dims="ignore")
+    attrs = {"level": level, "draws": draws, "direction": direction, "changes": int(changes)}
+    coords = {"checkpoint": steps[1:] if changes else np.delete(steps, where), "null": list(NULLS)}
+    order = ("null", "checkpoint", "topic", "layer")
+    return series.derived("behaviour", found, VARIABLES, coords, order, attrs, *others, **attrs, seed=seed)
 
 
-def _said(series: Series, readings: xr.Dataset | None) -> tuple[np.ndarray, np.ndarray, int]:
+def _said(series: Series, other: Reading | None = None) -> tuple[np.ndarray, np.ndarray, int]:
     """Keyed stance less the baseline's [checkpoint, item, sample], of checkpoints that both have; their numbers in the
     series, and which of them is the baseline."""
-    if readings is None:
+    if other is None:
         p = series.data["p"].rename(framing="sample")
-        about = {x: ("item", series.data[x].values) for x in ("topic", "polarity", "cluster")}
-        readings = xr.Dataset({"p": p, **about}).drop_vars("sample", errors="ignore")
+        columns = {x: ("item", series.data[x].values) for x in ("topic", "polarity", "cluster")}
+        readings = xr.Dataset({"p": p, **columns}).drop_vars("sample", errors="ignore")
+    else:
+        readings = other.data
     items = series.data["item"].values.astype(str)
     if "item" not in readings.coords or set(readings["item"].values.astype(str)) != set(items):
         raise InputError(
@@ -123,7 +137,7 @@ def _said(series: Series, readings: xr.Dataset | None) -> tuple[np.ndarray, np.n
             "from one tracker."
         )
     order = np.argsort(readings["item"].values.astype(str))[np.argsort(np.argsort(items))]
-    spoken = Units(readings.isel(item=order))
+    spoken = StanceUnits(readings.isel(item=order))
     both = [step for step in series.steps.tolist() if step in spoken.steps]
     base = int(series.steps[series.base])
     if base not in both:

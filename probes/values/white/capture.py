@@ -5,33 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 import workbench
 from probes.values.answers import Asker, Pieces, Seam, Turn, answer_pieces
 from probes.values.framings import OFFERED, Framing, letter_framings, scale_framings
-from probes.values.white.groups import Groups, units_of
-from probes.values.white.measured import axes, measured
+from probes.values.units import Units
+from probes.values.white.groups import Groups
+from probes.values.white.measured import VARIABLES, axes, measured
 from workbench.errors import InputError, ReadingError
+from workbench.files import atomic_write
 from workbench.inputs import in_head
-from workbench.reading import Reading, write_whole
+from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
+from workbench.reading import Reading
 from workbench.readout import Readout
 from workbench.sites import Site, resolve
+from workbench.variables import about, described
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reader import Run
+    
+
+INSIDE = {
+    "margin": about("log-odds of support against opposition under the logit lens", "nats"),
+    "p": about("probability of the stance at the last layer"),
+    "states": about("state where the answer begins, mean over an item's prompts", "stream units"),
+    "stance": about("stance", role="label"),
+}
 
 
-class AnswerStates:
+@dataclass(frozen=True, eq=False)
+class AnswerStates(Reader):
     """A reader: where an answer would begin, the states of every layer and what the logit lens makes of the answers.
 
     Args:
@@ -46,57 +57,58 @@ class AnswerStates:
         states [item, layer, width]: float32, means over an item's prompts.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[int],
-        answers: Sequence[Mapping[str, Sequence[int]]],
-        layers: int | Iterable[int] | None = None,
-    ) -> None:
-        self.rows, self.layers = np.array(rows), layers
-        width = max(sum(map(len, own.values())) for own in answers)
-        self._ids = np.zeros((len(answers), width), np.int64)
-        self._side = np.full((len(answers), width), -1)
+    rows: Sequence[int]
+    answers: Sequence[Mapping[str, Sequence[int]]]
+    layers: Layers = None
+
+    def plan(self, run: Run) -> Plan:
+        rows, answers = np.array(self.rows), self.answers
+        size = max(sum(map(len, own.values())) for own in answers)
+        ids, side = np.zeros((len(answers), size), np.int64), np.full((len(answers), size), -1)
         for p, own in enumerate(answers):
             pairs = [(token, k) for k, stance in enumerate(OFFERED) for token in own.get(stance, ())]
             for j, (token, k) in enumerate(pairs):
-                self._ids[p, j], self._side[p, j] = token, k
-
-    def sites(self, model: Model) -> list[Site]:
-        last = Site("resid", model.n_layers)
-        self._wanted = sorted({*resolve(model, "resid", self.layers), last})
-        return self._wanted
-
-    def begin(self, run: Run) -> None:
-        self._readout = Readout(run.model)
-        for token in np.unique(self._ids).tolist():
+                ids[p, j], side[p, j] = token, k
+        last = Site("resid", run.model.n_layers)
+        wanted = sorted({*resolve(run.model, "resid", self.layers), last})
+        readout = Readout(run.model)
+        for token in np.unique(ids).tolist():
             in_head(run.model, token, "An answer's token")
-        n, depth = int(self.rows.max()) + 1, len(self._wanted)
-        self._margin = np.full((len(self._ids), depth), np.nan)
-        self._p = np.full((len(self._ids), len(OFFERED)), np.nan)
-        self._sum = torch.zeros(n, depth, run.model.d_model)
 
-    def observe(self, site: Site, states: Tensor, batch: Batch) -> None:
-        rows, p, depth = batch.take(states), batch.prompt.numpy(), self._wanted.index(site)
-        features = self._readout.features(rows)
-        logit = self._readout.logits_at(features, torch.from_numpy(self._ids[p]).to(features.device)).double().cpu()
-        side = torch.from_numpy(self._side[p])
-        said = torch.stack([logit.masked_fill(side != k, -torch.inf).logsumexp(-1) for k in range(len(OFFERED))], -1)
-        self._margin[p, depth] = (said[:, 0] - said[:, 2]).numpy()
-        if depth == len(self._wanted) - 1:
-            total = self._readout.read(features[None], 1).logsumexp[0].double().cpu()
-            self._p[p] = (said - total[:, None]).exp().numpy()
-        kept, item = rows.float().cpu(), torch.from_numpy(self.rows[p])
-        batch.done.append(lambda: self._sum[:, depth].index_add_(0, item, kept))
+        def observe(states: Rows, batch: Batch) -> dict[str, Any]:
+            p = batch.prompt.numpy()
+            own = torch.from_numpy(side[p])
+            margins = []
+            for site in wanted:
+                features = readout.features(states[site])
+                logit = readout.logits_at(features, torch.from_numpy(ids[p]).to(features.device)).double().cpu()
+                each = [logit.masked_fill(own != k, -torch.inf).logsumexp(-1) for k in range(len(OFFERED))]
+                said = torch.stack(each, -1)
+                margins.append(said[:, 0] - said[:, 2])
+            total = readout.read(features[None], 1).logsumexp[0].double().cpu()  # of the last site
+            kept = torch.stack([states[site].float() for site in wanted], 1)
+            return {
+                "margin": torch.stack(margins, 1), "p": (said - total[:, None]).exp(),
+                "states": (rows[p], kept),
+            }  # fmt: skip
 
-    def end(self) -> Reading:
-        times = np.bincount(self.rows, minlength=len(self._sum))
-        states = self._sum.numpy() / times[:, None, None].astype(np.float32)
-        variables = {
-            "margin": (("prompt", "layer"), self._margin), "p": (("prompt", "stance"), self._p),
-            "states": (("item", "layer", "width"), states),
+        outputs = {
+            "margin": Output(("prompt", "layer"), dtype=np.float64),
+            "p": Output(("prompt", "stance"), dtype=np.float64),
+            "states": Output(("item", "layer", "width"), combine="sum"),
+        }
+
+        def finish(found: Found) -> dict[str, Any]:
+            times = np.bincount(rows, minlength=len(found["states"]))
+            states = found["states"] / times[:, None, None].astype(np.float32)
+            return {"states": (outputs["states"].dims, states)}
+
+        coords = {
+            "layer": [site.index for site in wanted], "stance": list(OFFERED), "item": int(rows.max()) + 1,
+            "width": run.model.d_model,
         }  # fmt: skip
-        coords = {"layer": [site.index for site in self._wanted], "stance": list(OFFERED)}
-        return Reading(xr.Dataset(variables, coords), {"reader": {"name": "AnswerStates"}})
+        settings = {"rows": None, "answers": None}
+        return Plan(wanted, outputs, observe, coords, finish, INSIDE, {}, settings, tokens=False)
 
 
 class WhiteBox(Asker):
@@ -130,6 +142,13 @@ class WhiteBox(Asker):
     """
 
     name = "whitebox"
+    variables = {
+        **VARIABLES,
+        "margin": about("log-odds of support against opposition under the logit lens", "nats"),
+        "label": about("label of the item", role="label"),
+        "baseline": about("fingerprint of the baseline's weights", role="label"),
+        "fingerprint": about("fingerprint of the weights", role="label"),
+    }
     apart = False
     """Directions and nulls are of all items together."""
 
@@ -175,7 +194,7 @@ class WhiteBox(Asker):
 
     def read(
         self, model: Any, items: Iterable[Any], *, batch_size: int | None = None, seed: int = 0, progress: bool = True
-    ) -> xr.Dataset:
+    ) -> Reading:
         """Ask every item in every framing.  ``seed`` is taken for the other instruments' sake."""
         items, turn = self.opened(model, items)
         model = turn.model
@@ -197,8 +216,10 @@ class WhiteBox(Asker):
             "margin": (("item", "framing", "layer"), margin), "label": (("item",), groups.label[groups.group]),
             "baseline": ((), base.attrs["fingerprint"]), "fingerprint": ((), model.fingerprint), **kept,
         }  # fmt: skip
-        table = self.stances(items, p, "framing", [x.name for x in self.framings], more, turn)
-        return table.assign_coords(layer=layers, **axes(groups))
+        table = self.stances(items, p, "framing", [x.name for x in self.framings], more, turn, reading)
+        return Reading(
+            described(table.data.assign_coords(layer=layers, **axes(groups)), self.variables), table.provenance
+        )
 
     # ---------------------------------------------------------------- inside
 
@@ -211,7 +232,7 @@ class WhiteBox(Asker):
                 raise InputError(f"There is a label for {sorted(alone)[0]!r}, and no item has this id.")
             label = np.array([int(self.labels.get(str(item.item_id), 0)) for item in items])
         clusters = [str(item.cluster or item.item_id) for item in items]
-        return Groups(units_of([item.topic for item in items], key.tolist(), clusters), label, key)
+        return Groups(Units([item.topic for item in items], clusters), label, key)
 
     def _asked(
         self, turn: Turn, items: Sequence[Any]
@@ -270,10 +291,10 @@ class WhiteBox(Asker):
                     "folder."
                 ) from error
         if base is None:
-            about = {"fingerprint": model.fingerprint, "items": digest, "settings": self.settings}
-            base = xr.Dataset({"states": states}, attrs=about)
+            attrs = {"fingerprint": model.fingerprint, "items": digest, "settings": self.settings}
+            base = xr.Dataset({"states": states}, attrs=attrs)
             if self._file is not None:
-                write_whole(self._file, lambda name: base.to_netcdf(name, engine="h5netcdf"))
+                atomic_write(self._file, lambda name: base.to_netcdf(name, engine="h5netcdf"))
         if base.attrs.get("items") != digest or base.attrs.get("settings") != self.settings:
             where = f" in {self._file}" if self._file else ""
             raise InputError(

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
+from probes.values.units import family
 from probes.values.white.groups import Groups
 from probes.values.white.measured import rotations
 from probes.values.white.series import Series
 from workbench.errors import InputError
+from workbench.reading import Reading
 from workbench.stats import nanmean, over, p_value, quantiles
+from workbench.variables import about
 
 KINDS = ("fixed", "refit")
 NULLS = ("shuffled labels", "gaussian", "shuffled keys")
 
 
-def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
+def tested(name: str, long_name: str, units: str = "", **more: Any) -> dict[str, Any]:
+    """Attributes of what is compared with directions that mean nothing."""
+    return {
+        f"{name}_null_p": about(f"p of {long_name}, by null", role="p", of=name),
+        f"{name}_battery_p": about(f"p of {long_name}, the largest of the nulls'", role="p", of=name),
+        f"{name}_null_high": about(f"quantile of {long_name} on null directions", units, role="floor", of=name),
+    }  # fmt: skip
+
+
+PROJECTIONS = {
+    **family("D", "projection drift", "SD", ends=("low", "high", "p")),
+    **tested("D", "projection drift", "SD"),
+    **family("overall", "projection drift, mean over topics", "SD", ends=("low", "high")),
+    **tested("overall", "projection drift, mean over topics", "SD"),
+}
+DIRECTION_VARIABLES = {
+    "kind": about("direction: the baseline's, or fitted anew", role="label"),
+    **family("auc", "AUC of the direction", better="high", ends=("low", "high")),
+    **family("auc_lost", "AUC of the refitted direction less the baseline's", ends=("low", "high")),
+    **family("mean_auc", "AUC of the direction, mean over topics", better="high", ends=("low", "high")),
+    **family("mean_auc_lost", "AUC lost, mean over topics", ends=("low", "high")),
+    **family("cosine", "cosine with the baseline's direction", ends=("low", "high")),
+    **family("ceiling", "cosine that directions of other items would have", ends=("low", "high")),
+    **family("rotation", "cosine of directions, corrected for attenuation", ends=("low", "high")),
+}
+SIMILARITY = {
+    key: value
+    for name, said in (("cka", "CKA with the baseline"), ("cka_debiased", "debiased CKA with the baseline"))
+    for key, value in family(name, said, ends=("low", "high", "null", "null_high", "p")).items()
+}
+
+
+def projections(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Reading:
     """How far states move along the baseline's stance direction, and whether what means nothing shows as much.
 
     An item's state is projected on the direction, of length 1, to which its own cluster did not contribute: on one that
@@ -63,11 +100,11 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
     averaged = _largest(nanmean(np.moveaxis(null, 2, 0)))
     overall_null_p, overall_bound = _beyond(np.moveaxis(overall, 1, -1), averaged, level)
     dims, short = ("topic", "checkpoint", "layer", "direction"), ("checkpoint", "layer", "direction")
-    tested = ("null", "topic", "checkpoint", "direction", "layer")
+    against = ("null", "topic", "checkpoint", "direction", "layer")
     found = {
         "D": (dims, value), "D_low": (dims, low), "D_high": (dims, high), "D_p": (dims, p),
-        "D_null_p": (tested, null_p), "D_null_high": (tested[:-1], bound),
-        "D_battery_p": (tested[1:], null_p.max(0)),
+        "D_null_p": (against, null_p), "D_null_high": (against[:-1], bound),
+        "D_battery_p": (against[1:], null_p.max(0)),
         "overall": (short, overall), "overall_low": (short, overall_low), "overall_high": (short, overall_high),
         "overall_null_p": (("null", "checkpoint", "direction", "layer"), overall_null_p),
         "overall_null_high": (("null", "checkpoint", "direction"), overall_bound),
@@ -78,9 +115,12 @@ def projections(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, see
         if name.endswith(("_p", "_null_high")):
             axis = found[name][0].index("checkpoint")
             np.moveaxis(found[name][1], axis, 0)[series.base] = np.nan
-    about = {"level": level, "draws": draws, "nulls": data.sizes["draw"], "baseline": int(series.steps[series.base])}
-    table = series.dataset(found | units.about(), **about).assign_coords(null=list(NULLS))
-    return table.transpose("null", "checkpoint", "direction", "topic", "layer")
+    asked = {"level": level, "draws": draws, "seed": seed}
+    attrs = {
+        "level": level, "draws": draws, "nulls": series.data.sizes["draw"], "baseline": int(series.steps[series.base]),
+    }  # fmt: skip
+    order, coords = ("null", "checkpoint", "direction", "topic", "layer"), {"null": list(NULLS)}
+    return series.derived("projections", found | units.counts(), PROJECTIONS, coords, order, attrs, **asked)
 
 
 def moves(series: Series) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +177,7 @@ def _beyond(value: np.ndarray, largest: np.ndarray, level: float) -> tuple[np.nd
     return p, np.stack([np.quantile(x, level, axis=0) for x in largest])
 
 
-def directions(data: xr.Dataset, *, level: float = 0.95, draws: int = 500, seed: int = 0) -> xr.Dataset:
+def directions(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 500, seed: int = 0) -> Reading:
     """Does the baseline's stance direction still tell the two labels apart, and how far has the direction turned?
 
     A direction that was found once can stop working while the information stays (or the reverse: Du et al. 2025, arXiv
@@ -181,15 +221,16 @@ def directions(data: xr.Dataset, *, level: float = 0.95, draws: int = 500, seed:
         ("mean_auc_lost", ("checkpoint", "direction", "layer"), gone, gone_ends),
     ):
         found |= {name: (own, x), f"{name}_low": (own, bounds[0]), f"{name}_high": (own, bounds[1])}
-    turned = rotations(data["turn"].transpose("again", "checkpoint", "fitted", "layer", "product").values)
+    turned = rotations(series.data["turn"].transpose("again", "checkpoint", "fitted", "layer", "product").values)
     for name, x in turned.items():
         low, high = quantiles(x[1:], level)
         sure = np.isnan(x[1:]).mean(0) <= 1 - level  # else one of the ends is not known
         own = ("checkpoint", "fitted", "layer")
         found |= {name: (own, x[0]), f"{name}_low": (own, np.where(sure, low, np.nan))}
         found |= {f"{name}_high": (own, np.where(sure, high, np.nan))}
-    table = series.dataset(found | series.units.about(), level=level, draws=draws)
-    return table.assign_coords(kind=list(KINDS))
+    attrs, coords = {"level": level, "draws": draws}, {"kind": list(KINDS)}
+    found |= series.units.counts()
+    return series.derived("directions", found, DIRECTION_VARIABLES, coords, (...,), attrs, **attrs, seed=seed)
 
 
 def _aucs(series: Series, t: int, kind: str, times: np.ndarray) -> np.ndarray:
@@ -215,7 +256,7 @@ def _aucs(series: Series, t: int, kind: str, times: np.ndarray) -> np.ndarray:
     return found
 
 
-def similarity(data: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
+def similarity(reading: Reading | xr.Dataset, *, level: float = 0.95) -> Reading:
     """Linear CKA of the states of clusters with the baseline's, layer by layer.
 
     Returns, for cka (|H_t'H_0|_F^2 / (|H_t'H_t|_F |H_0'H_0|_F) of centred states) and cka_debiased (with HSIC_1: where
@@ -226,14 +267,15 @@ def similarity(data: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
         cka_null, cka_null_high: mean and ``level`` quantile when each cluster's baseline is another cluster's of its
             topic: what topics alone give.  cka_p: how often that reaches the value.
     """
-    series, dims, found = Series(data), ("checkpoint", "layer"), {}
+    series, dims, found = Series(reading), ("checkpoint", "layer"), {}
+    data = series.data
     for name in ("cka", "cka_debiased"):
-        value = data[name].transpose(*dims).values
-        half, mixed = (data[f"{name}_{x}"].transpose("half", *dims).values.astype(float) for x in ("half", "shuffled"))
+        value, drawn = data[name].transpose(*dims).values, (data[f"{name}_{x}"] for x in ("half", "shuffled"))
+        half, mixed = (x.transpose("half", *dims).values.astype(float) for x in drawn)
         low, high = quantiles(half - nanmean(half), level)
         found |= {
             name: (dims, value), f"{name}_low": (dims, value + low),
             f"{name}_high": (dims, np.minimum(1, value + high)), f"{name}_null": (dims, nanmean(mixed)),
             f"{name}_null_high": (dims, np.quantile(mixed, level, axis=0)), f"{name}_p": (dims, p_value(value, mixed)),
         }  # fmt: skip
-    return series.dataset(found, level=level)
+    return series.derived("similarity", found, SIMILARITY, {}, (...,), {"level": level}, level=level)

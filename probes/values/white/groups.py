@@ -11,29 +11,14 @@ A direction is a sum of states, so its products with states and with other direc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import xarray as xr
 
-from probes.values.units import STANCES, Units
+from probes.values.units import Units
 from workbench.stats import over
 
 SIDES = (1, -1)
 DIRECTIONS = ("pooled", "own topic")
 """The direction that an item is read on: that of all topics, or that of its own."""
-
-
-def units_of(
-    topic: Sequence[Any], polarity: Sequence[int], cluster: Sequence[Any], steps: Sequence[int] = (0,)
-) -> Units:
-    """Clusters within topics, as readings of these items have them."""
-    n, k = len(topic), len(steps)
-    about = {"topic": np.array(topic, object), "cluster": np.array(cluster, object), "polarity": np.array(polarity)}
-    data = {"p": (("checkpoint", "item", "sample", "stance"), np.full((k, n, 1, 4), 0.25))}
-    axes = {"checkpoint": np.array(steps), "item": np.arange(n), "stance": list(STANCES)}
-    return Units(xr.Dataset({**data, **{name: ("item", x) for name, x in about.items()}}, axes))
 
 
 class Groups:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from probes.values.units import family
 from probes.values.white.series import Series
+from workbench.reading import Reading
 from workbench.stats import nanmean, quantiles
+from workbench.variables import about
 
 EXACT = 1e-5
 """Share of a framing's margin below which the mean over framings is rounding: margins that cancel are 0."""
 
 
-def margins(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> xr.Dataset:
+VARIABLES = {
+    **family("margin", "stance margin", "nats", ends=("low", "high", "p")),
+    **family("M", "stance margin less the baseline's", "nats", ends=("low", "high", "p")),
+    **family("depth", "commitment depth", "layers", ends=("low", "high")),
+    "depth_sure": about("first layer from which on each margin is different from 0", "layers"),
+}
+
+
+def margins(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> Reading:
     """The stance margin of every layer, and from which layer on the stance is settled.
 
     An item's margin is the log-odds of support against opposition where the answer begins, under the logit lens (final
@@ -36,7 +47,7 @@ def margins(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: i
     """
     series = Series(data)
     units, base = series.units, series.base
-    raw = data["margin"].transpose("checkpoint", "item", "framing", "layer").values
+    raw = series.data["margin"].transpose("checkpoint", "item", "framing", "layer").values
     mean = nanmean(np.moveaxis(raw, 2, 0))
     size = nanmean(np.moveaxis(np.abs(raw), 2, 0))
     x = series.keyed(np.where(np.abs(mean) <= EXACT * size, 0.0, mean))
@@ -58,8 +69,9 @@ def margins(data: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: i
         found[name] = (dims[:2], np.where(sure, depth, np.nan))
     firm = np.where(p <= 1 - level + 1e-12, value, 0.0)
     found["depth_sure"] = (dims[:2], _settled(firm, series.layers))
-    table = series.dataset(found | units.about(), level=level, draws=draws, baseline=int(series.steps[base]))
-    return table.transpose("checkpoint", "topic", "layer")
+    attrs = {"level": level, "draws": draws, "baseline": int(series.steps[base])}
+    order, asked = ("checkpoint", "topic", "layer"), {"level": level, "draws": draws, "seed": seed}
+    return series.derived("margins", found | units.counts(), VARIABLES, {}, order, attrs, **asked)
 
 
 def _settled(margin: np.ndarray, layers: np.ndarray) -> np.ndarray:

@@ -10,11 +10,35 @@ import numpy as np
 from probes.values.white.groups import DIRECTIONS, Groups
 from probes.values.white.similarity import cka, shuffled
 from workbench.stats import over
+from workbench.variables import about
 
 NULLS = ("shuffled labels", "gaussian")
 PRODUCTS = ("across", "across fair", "now", "now fair", "baseline", "baseline fair")
 HALVES = 200
 """Half-samples, and shuffles, of CKA."""
+VARIABLES: dict[str, Any] = {
+    "layer": about("layer", role="label"),
+    "direction": about("stance direction", role="label"),
+    "null": about("null", role="label"),
+    "topic_name": about("topic", role="label"),
+    "fitted": about("items that the direction was fitted on", role="label"),
+    "product": about("product of two directions", role="label"),
+    "projection": about("projection on the baseline's stance direction", "SD"),
+    "null_projection": about(
+        "keyed mean projection on directions that mean nothing", "SD", role="null", of="projection"
+    ),
+    "fixed_score": about("projection on the baseline's direction, centred by topic"),
+    "refit_score": about("projection on this checkpoint's direction, centred by topic"),
+    "turn": about("inner products of directions"),
+    "cka": about("CKA with the baseline"),
+    "cka_half": about("CKA with the baseline, of half of the clusters"),
+    "cka_shuffled": about("CKA with the baseline's clusters shuffled", role="null", of="cka"),
+    "cka_debiased": about("debiased CKA with the baseline"),
+    "cka_debiased_half": about("debiased CKA with the baseline, of half of the clusters"),
+    "cka_debiased_shuffled": about(
+        "debiased CKA with the baseline's clusters shuffled", role="null", of="cka_debiased"
+    ),
+}
 
 
 def measured(now: np.ndarray, base: np.ndarray, groups: Groups, *, draws: int = 500, seed: int = 0) -> dict[str, Any]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
-from probes.values.units import Units
-from probes.values.white.groups import units_of
+from probes.values.units import AXES, Units, opened
 from workbench.errors import InputError
+from workbench.reading import Reading, derived
+from workbench.variables import about, described
 
-TABLE = ("checkpoint", "topic", "layer")
+VARIABLES: dict[str, Any] = {
+    **AXES,
+    "layer": about("layer", role="label"),
+    "direction": about("stance direction", role="label"),
+    "fitted": about("items that the direction was fitted on", role="label"),
+    "null": about("null", role="label"),
+}
 
 
 class Series:
@@ -19,8 +29,10 @@ class Series:
     whose baseline is not among them.
     """
 
-    def __init__(self, data: xr.Dataset) -> None:
-        if not isinstance(data, xr.Dataset) or not {"margin", "projection", "baseline"} <= set(data.variables):
+    def __init__(self, reading: Reading | xr.Dataset) -> None:
+        self.reading = opened(reading)
+        data = self.reading.data
+        if not {"margin", "projection", "baseline"} <= set(data.variables):
             raise InputError(
                 'This is no table of what WhiteBox gave. Take tracker.table("whitebox"), with all checkpoints.'
             )
@@ -45,10 +57,7 @@ class Series:
         self.others = np.delete(np.arange(len(self.steps)), self.base)
         self.layers = data["layer"].values.astype(int)
         self.key = data["polarity"].values.astype(float)
-        self.units: Units = units_of(
-            data["topic"].values.tolist(), self.key.astype(int).tolist(), data["cluster"].values.tolist(),
-            self.steps.tolist(),
-        )  # fmt: skip
+        self.units = Units(data["topic"].values, data["cluster"].values)
 
     def keyed(self, x: np.ndarray) -> np.ndarray:
         """[checkpoint, item, ...] -> [checkpoint, item, 1, ...], of items with a key, signed by it."""
@@ -62,11 +71,23 @@ class Series:
                 f"Drift is from the baseline to other checkpoints, and there is {self.steps[0]} alone. Read another."
             )
 
-    def dataset(self, variables: dict[str, tuple], **about: object) -> xr.Dataset:
-        """The variables with their coordinates, topics and checkpoints first."""
+    def derived(
+        self,
+        step: str,
+        variables: Mapping[str, Any],
+        table: Mapping[str, Any],
+        coords: Mapping[str, Any],
+        order: tuple[str, ...],
+        attrs: Mapping[str, Any],
+        *sources: Reading,
+        **settings: Any,
+    ) -> Reading:
+        """A result with these variables, described by ``table``, and the coordinates that they need."""
         known = {
             "checkpoint": self.steps, "layer": self.layers, "topic": np.array(self.units.topics, object),
-            **{x: self.data[x].values for x in ("direction", "fitted")},
+            **{x: self.data[x].values for x in ("direction", "fitted")}, **coords,
         }  # fmt: skip
         used = {name for dims, *_ in variables.values() for name in dims}
-        return xr.Dataset(variables, {k: v for k, v in known.items() if k in used}, about)
+        data = xr.Dataset(variables, {k: v for k, v in known.items() if k in used}, attrs)
+        data = described(data, {**VARIABLES, **table}).transpose(*order, missing_dims="ignore")
+        return derived(f"values.white.{step}", data, self.reading, *sources, **settings)

@@ -19,11 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from probes.values.answers import model_step
 from probes.values.tracker import opened
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import plain_names
 from workbench.fingerprint import weights as running
+from workbench.reading import Reading
 from workbench.stats import over
+from workbench.variables import about, described
 from workbench.weights import merged
 
 if TYPE_CHECKING:
@@ -32,9 +35,20 @@ if TYPE_CHECKING:
 PARTS = ("attention", "mlp", "norm", "other")
 PIECE = 2**22
 """Elements of a parameter that are in double precision at one time."""
+VARIABLES = {
+    "checkpoint": about("checkpoint", "steps", role="label"),
+    "module": about("module", role="label"),
+    "change": about("weights less the first checkpoint's, over their norm"),
+    "update": about("weights less the checkpoint's before, over the norm of the first"),
+    "cosine": about("cosine of an update with the one before"),
+    "cosine_null": about("standard deviation of the cosine of independent updates", role="null", of="cosine"),
+    "parameters": about("parameters of the module", "parameters", role="count"),
+    "norm": about("norm of the first checkpoint's weights"),
+    "reason": about("why a value is missing", role="label"),
+}
 
 
-def weights(checkpoints: Mapping[int, Any]) -> xr.Dataset:
+def weights(checkpoints: Mapping[int, Any]) -> Reading:
     """How far weights have moved from the first checkpoint, and whether they keep to one way.
 
     Args:
@@ -56,6 +70,7 @@ def weights(checkpoints: Mapping[int, Any]) -> xr.Dataset:
     if len(steps) < 2:
         raise InputError(f"Weights move between checkpoints, and there are {len(steps)}. Give two or more.")
     first = opened(checkpoints[steps[0]])
+    origin = model_step(first, 0)
     shapes, shared = _parameters(first)
     modules = _modules(first, shapes)
     names = list(dict.fromkeys(modules.values()))
@@ -87,7 +102,11 @@ def weights(checkpoints: Mapping[int, Any]) -> xr.Dataset:
     counts = np.bincount(list(at.values()), [np.prod(shapes[x]) for x in at], len(names))
     names, counts, norm = [*names, "all"], np.append(counts, counts.sum()), np.append(norm, norm.sum())
     moved, update, along = (np.concatenate([x, x.sum(1, keepdims=True)], 1) for x in (moved, update, along))
-    return _table(steps, names, counts, np.sqrt(norm), np.sqrt(moved), np.sqrt(update), along)
+    data = _table(steps, names, counts, np.sqrt(norm), np.sqrt(moved), np.sqrt(update), along)
+    model = f"{origin['model']['name']} ({len(steps)} checkpoints)"
+    data.attrs |= {"model": model, "measure": "weights"}
+    last = {"step": "values.white.weights", "settings": {"checkpoints": steps}, "model": {"name": model}}
+    return Reading(data, [origin, last])
 
 
 def _table(
@@ -110,7 +129,7 @@ def _table(
     reason[2:] = np.where(np.isnan(cosine[2:]), still, "")
     reason[:, norm == 0] = "all weights are 0 at the first checkpoint"
     dims = ("checkpoint", "module")
-    return xr.Dataset(
+    data = xr.Dataset(
         {
             "change": (dims, over(moved, norm)), "update": (dims, over(update, norm)), "cosine": (dims, cosine),
             "cosine_null": (("module",), over(1.0, np.sqrt(counts))), "parameters": (("module",), counts.astype(int)),
@@ -119,6 +138,7 @@ def _table(
         {"checkpoint": steps, "module": np.array(names, object)},
         {"baseline": steps[0]},
     )  # fmt: skip
+    return described(data, VARIABLES)
 
 
 # ---------------------------------------------------------------- what belongs to what

@@ -11,6 +11,7 @@ from tiny import tiny
 import workbench
 from lenses import ContextIndex, LogitLens, States
 from lenses.latent import IndexRefused, LatentLens, logit_agreement
+from lenses.latent.hubness import hubness
 from workbench.errors import InputError
 from workbench.organisms.story.grammar import stories
 
@@ -341,7 +342,7 @@ def test_a_planted_hub_is_found_and_csls_takes_its_advantage(tmp_path):
         module.transformer.wpe.weight.zero_()
     model = workbench.load(module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=raw))
     index = ContextIndex.build(model, list(tokens), tmp_path / "hub", layers=[0], progress=False)
-    found = index.hubness(top_k=5)
+    found = hubness(index, top_k=5)
     assert found.calibration.values.tolist() == ["none", "centre", "z-score", "csls"]
     plain, csls = found.sel(calibration="none"), found.sel(calibration="csls")
     assert plain.hub_sentence.values[0] == "w7" and int(plain.hub_count[0]) > 150

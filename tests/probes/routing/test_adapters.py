@@ -267,7 +267,7 @@ def test_prototypes_beside_each_other(planted, everywhere):
         layer = everywhere.module.base_model.model.model.layers[1].mlp.down_proj
         a, b = (m[f"task_{e}"].weight.detach().double() for m in (layer.lora_A, layer.lora_B))
         _, s, v = torch.linalg.svd(b @ a)
-        cell = table.sel(projection="1.mlp.down_proj", adapter=f"task_{e}")
+        cell = table.data.sel(projection="1.mlp.down_proj", adapter=f"task_{e}")
         want = float((v[0] @ layer.lora_arrow["arrow_router"].prototypes[e].double()).abs())
         assert float(cell["exact"]) == pytest.approx(want, abs=1e-5)
         assert float(cell["energy"]) == pytest.approx(float(s[0] ** 2 / (s**2).sum()), abs=1e-6)
@@ -408,15 +408,15 @@ def test_wrong_arguments(planted):
 def test_the_figure_and_the_file(planted, tmp_path):
     ids, labels = documents(9)
     reading = adapter_routing(planted, ids, labels, oracle=ORACLE, trace=True, progress=False)
-    drawn = figure(reading.data)
+    drawn = figure(usage(reading))
     cells = drawn.data[0]
     assert list(cells.x) == ["task_0", "task_1", "task_2"] and list(cells.y) == LABELS
     np.testing.assert_allclose(cells.z, reading.data["weight"].mean("projection").values, atol=1e-5)
     assert [str(cells.text[i][i]) for i in range(TASKS)] == ["○"] * TASKS
-    cells = figure(reading.data, by="projection", label="L1", value="chosen").data[0]
+    cells = reading.figure(by="projection", label="L1", value="chosen").data[0]
     assert list(cells.y) == reading.data["projection"].values.tolist()
     with pytest.raises(InputError, match="no label 'L7'"):
-        figure(reading.data, label="L7")
+        figure(usage(reading, draws=2), label="L7")
     again = workbench.open(reading.save(tmp_path / "adapters.nc"))
     assert again.data["kind"].values.tolist() == reading.data["kind"].values.tolist()
     assert float(oracle_rate(again, draws=20)["mean_rate"]) == float(oracle_rate(reading, draws=20)["mean_rate"])

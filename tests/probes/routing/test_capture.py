@@ -12,8 +12,8 @@ import transformers
 from tiny import tiny
 
 import workbench
+from workbench.anatomy.moe import record
 from workbench.errors import Refused
-from workbench.moe import record
 
 NO_SUM = {
     "aria",

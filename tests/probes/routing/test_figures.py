@@ -40,7 +40,7 @@ def table(**claims: tuple[dict[int, list[int]], bool]) -> xr.Dataset:
 
 
 def test_every_registered_chart_of_a_trace_draws_from_one_call(found):
-    mine = [name for name, chart in charts().items() if chart.function.__module__ == "probes.routing.figures"]
+    mine = [name for name, chart in charts().items() if chart.measure.startswith("routing.")]
     assert set(mine) >= {
         "usage", "entropy", "gate", "words", "divergence", "layers", "overlap", "gaps", "coactivation", "flow",
     }  # fmt: skip
@@ -67,7 +67,7 @@ def test_numbers_of_the_figures_are_those_of_the_measures(found):
 
 
 def test_shares_that_chance_gives_are_hatched(found):
-    usage = measures.usage(found, draws=0).sel(label="L0")
+    usage = measures.usage(found, draws=0).data.sel(label="L0")
     inside = (usage["share"] >= usage["band_low"]) & (usage["share"] <= usage["band_high"])
     assert 0 < int(inside.sum()) < inside.size
     np.testing.assert_array_equal(np.array(found.figure("usage").data[0].text) == "///", inside)

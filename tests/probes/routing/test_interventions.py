@@ -15,9 +15,10 @@ import workbench
 from probes.routing import RoutingTracer, figures, intervene, interventions
 from probes.routing.interventions import document_nll, effect, effects, regret
 from workbench import stats
+from workbench.anatomy.moe import record
 from workbench.errors import InputError, Refused
-from workbench.moe import record
 from workbench.organisms.polyglot import twins
+from workbench.reading import Reading
 from workbench.stats import sign_flip_p
 
 
@@ -287,7 +288,7 @@ def test_what_cannot_be_done_says_why(model):
         ({1: 3}, None, "Give a list"), ({}, None, "nothing to drop"), ({1: [8]}, None, "and not 8"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
-            effects(model, {"claim": (TEXTS, experts)}, loads=loads, draws=2)
+            effects(model, {"claim": (TEXTS, experts)}, loads=loads, sets=2)
     with pytest.raises(InputError, match="fewer than the 2 slots"), intervene(model, replace={1: range(7)}):
         pass
     from tiny import tiny
@@ -323,8 +324,8 @@ def test_other_sets_are_different_sets_matched_in_these_documents(model):
     texts, labels = twins.documents(16, languages=True, tokens=20)
     own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
     count = workbench.read(model, own, RoutingTracer(), progress=False).data["usage_count"].sum("label").values
-    found = effect(model, own, {-1: [0, 1]}, draws=20)
-    assert json.loads(found.attrs["experts"]) == {"1": [0, 1]}
+    found = effect(model, own, {-1: [0, 1]}, sets=20)
+    assert json.loads(found.data.attrs["experts"]) == {"1": [0, 1]}
     # Of six others there are 15 pairs: all of them.
     costs, lost = [], []
     plain, tokens = document_nll(model, own)
@@ -338,7 +339,7 @@ def test_other_sets_are_different_sets_matched_in_these_documents(model):
     reach = sum(c >= float(found["delta"]) for c in costs)
     assert float(found["p_random"]) == pytest.approx((1 + reach) / 16)
     assert float(found["excess"]) == pytest.approx(float(found["delta"]) - np.mean(costs), abs=1e-6)
-    few = effect(model, own, {1: [0], 0: [1]}, draws=6)
+    few = effect(model, own, {1: [0], 0: [1]}, sets=6)
     assert int(few["sets"]) == 6 and not np.isnan(few["delta_random"]).any()
     # The nearest in load of each half: the least alike is never it.
     mixed = twins.documents(8, languages=False, tokens=20)[0]
@@ -346,7 +347,7 @@ def test_other_sets_are_different_sets_matched_in_these_documents(model):
     near = interventions._matched({1: [3]}, {1: load.values[1].astype(float)}, 6, np.random.default_rng(0))
     apart = np.abs(load.values[1] - load.values[1, 3])
     assert len(near) >= 4 and max(apart[x[1][0]] for x in near) == np.sort(np.delete(apart, 3))[3]
-    table = effects(model, {"L0": (own, {1: [0, 1]}), "two": (own, {1: [0], 0: [1]})}, draws=20)
+    table = effects(model, {"L0": (own, {1: [0, 1]}), "two": (own, {1: [0], 0: [1]})}, sets=20)
     assert table["sets"].values.tolist() == [15, 20]
     assert len(figures.forest(table).data) == 3
 
@@ -356,7 +357,7 @@ def test_an_effect_stands_beside_experts_of_the_same_load(model):
     data = workbench.read(model, texts, RoutingTracer(labels), progress=False).data
     own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
     loads = data["usage_count"].sum("label")
-    found = effect(model, own, {1: twins.MAP["L0"]}, loads=loads, draws=3)
+    found = effect(model, own, {1: twins.MAP["L0"]}, loads=loads, sets=3)
     plain = document_nll(model, own)
     with intervene(model, drop={1: twins.MAP["L0"]}):
         without = document_nll(model, own)
@@ -372,9 +373,9 @@ def test_an_effect_stands_beside_other_routes_of_the_same_compute(model, monkeyp
     encode = interventions.encode
     monkeypatch.setattr(interventions, "encode", lambda *a: encoded.append(1) or encode(*a))
     experts = {np.int64(1): np.array([0, 5])}
-    found = effect(model, own, experts, draws=3, seed=7)
+    found = effect(model, own, experts, sets=3, seed=7)
     assert len(encoded) == 1
-    assert json.loads(found.attrs["experts"]) == {"1": [0, 5]}
+    assert json.loads(found.data.attrs["experts"]) == {"1": [0, 5]}
     plain, tokens = document_nll(model, own)
     routes = []
     for i in range(3):
@@ -402,17 +403,17 @@ def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):
         for name in ("L0", "L1")
     }
     claims["not L0"] = (claims["L0"][0], {1: twins.MAP["L1"]})
-    table = effects(model, claims, draws=2)
+    table = effects(model, claims, sets=2)
     assert table["claim"].values.tolist() == ["L0", "L1", "not L0"]
-    one = effect(model, *claims["L1"], draws=2)
-    for name in one.data_vars:
+    one = effect(model, *claims["L1"], sets=2)
+    for name in one.data.data_vars:
         np.testing.assert_array_equal(table[name].sel(claim="L1").values, one[name].values)
     assert json.loads(str(table["experts"].sel(claim="L1").item())) == {"1": [2, 3]}
     np.testing.assert_array_equal(table["q"].values, stats.fdr(table["p"].values))
     np.testing.assert_array_equal(table["q_random"].values, stats.fdr(table["p_random"].values))
     # Documents in L0 never reach the experts of L1: exactly nothing.
     assert float(table["delta"].sel(claim="not L0")) == float(table["replaced"].sel(claim="not L0")) == 0
-    path = workbench.reading.Reading(table).save(tmp_path / "claims.nc")
+    path = table.save(tmp_path / "claims.nc")
     assert workbench.open(path).data["experts"].values.tolist() == table["experts"].values.tolist()
     with pytest.raises(InputError, match="no claim"):
         effects(model, {})
@@ -429,7 +430,7 @@ def test_a_claim_is_backed_where_its_experts_are_missed_more_than_all_others(mod
     def effect(model, inputs, experts):
         delta, draws, low, p = made[inputs]
         values = {"delta": delta, "delta_random": ("draw", draws), "excess_low": low, "p": p, "p_random": 0.5}
-        return xr.Dataset(values, attrs={"documents": 9})
+        return Reading(xr.Dataset(values, attrs={"documents": 9}))
 
     monkeypatch.setattr(interventions, "effect", effect)
     table = effects(model, {name: (name, {}) for name in made})
@@ -439,7 +440,7 @@ def test_a_claim_is_backed_where_its_experts_are_missed_more_than_all_others(mod
 
 def test_regret_is_what_random_routes_cost(model):
     texts, _ = twins.documents(5, languages=False, tokens=12)
-    found = regret(model, texts, 1, draws=3, seed=2)
+    found = regret(model, texts, 1, routes=3, seed=2)
     plain, tokens = document_nll(model, texts)
     routes = []
     for i in range(3):
@@ -457,7 +458,7 @@ def test_a_trained_router_chooses_better_than_chance():
 
     texts = [text for language in LANGUAGES for text in documents(4, language, 4242)]
     trained = workbench.load("organism:polyglot")
-    found = regret(trained, texts, 3, draws=2)
+    found = regret(trained, texts, 3, routes=2)
     assert float(found["regret_high"]) < -0.2
     assert float(found["p"]) < 0.01
     with intervene(trained, jitter=2**-8):  # the rounding of bfloat16 costs next to nothing

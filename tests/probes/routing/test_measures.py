@@ -196,9 +196,9 @@ def test_a_token_seen_once_scores_nothing(nothing):
     table = measures.vocabulary(nothing, least=50)
     ids = nothing.data["input_id"].values
     seen, count = np.unique(ids[ids >= 0], return_counts=True)
-    assert set(table.token.values) == set(seen[count >= 50]) and (count < 50).any()
+    assert set(table["token"].values) == set(seen[count >= 50]) and (count < 50).any()
     # By hand for one token in one block.
-    token, block = int(table.token.values[3]), 1
+    token, block = int(table["token"].values[3]), 1
     slots = nothing.data["expert_id"].values[:, block][ids == token]
     best = max((slots == e).any(1).mean() for e in range(twins.EXPERTS))
     assert float(table["share"].sel(token=token)[block]) == pytest.approx(best)
@@ -402,7 +402,7 @@ def test_thresholds_of_blocks_with_more_and_fewer_experts(nothing):
 def test_blocks_and_levels_that_are_not_there_are_refused(found):
     for wrong, says in (
         ({"blocks": [15]}, "Block 15 is not in the reading"), ({"blocks": [-9]}, "Block -9 is not"),
-        ({"blocks": []}, "blocks is empty"), ({"level": 2}, "no probability"), ({"shared": 50}, "has 8 experts"),
+        ({"blocks": []}, "blocks is empty"), ({"alpha": 2}, "no probability"), ({"shared": 50}, "has 8 experts"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             measures.select(found, draws=10, **wrong)

@@ -58,7 +58,7 @@ def test_contributions_are_the_loop_over_tokens_and_slots(models, name):
         found = contributions(model, PROMPTS, labels, batch_size=batch_size)
         for block in found["block"].values:
             experts = model.blocks[block].mlp.experts
-            mass, size, count = np.zeros((3, 2, found.sizes["expert"]))
+            mass, size, count = np.zeros((3, 2, found.data.sizes["expert"]))
             for ids, label in zip(PROMPTS, labels, strict=True):
                 seen = calls(model, block, ids)
                 for x, chosen, weights in zip(seen["x"], seen["index"], seen["weight"], strict=True):
@@ -67,7 +67,7 @@ def test_contributions_are_the_loop_over_tokens_and_slots(models, name):
                         mass["ab".index(label), e] += w * loud
                         size["ab".index(label), e] += loud
                         count["ab".index(label), e] += 1
-            own = found.sel(block=block)
+            own = found.data.sel(block=block)
             np.testing.assert_array_equal(own["count"].values, count)
             np.testing.assert_allclose(own["total"].values, mass, rtol=1e-4)
             with np.errstate(invalid="ignore"):
@@ -114,7 +114,7 @@ def test_the_shared_expert_stands_beside_the_routed_ones(models, name):
             torch.testing.assert_close(value + seen["routed"], seen["whole"], rtol=1e-3, atol=1e-3)
             own.append(value.norm(dim=1))
             routed.append(seen["routed"].norm(dim=1))
-        at = found.sel(block=block)
+        at = found.data.sel(block=block)
         assert float(at["shared"]) == pytest.approx(float(torch.cat(own).mean()), rel=1e-3)
         assert float(at["routed"]) == pytest.approx(float(torch.cat(routed).mean()), rel=1e-3)
         assert float(at["ratio"]) == pytest.approx(float(torch.cat(own).sum() / torch.cat(routed).sum()), rel=1e-3)

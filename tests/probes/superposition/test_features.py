@@ -83,7 +83,7 @@ def test_random_directions_pass_for_random_and_arranged_ones_do_not():
     pairs = geometry(np.r_[np.eye(8), -np.eye(8)], draws=99)
     # Pairs fill the space as evenly as anything, at the cost of the largest coherence there is.
     assert float(pairs["capacity_p"]) == 0.01 and float(pairs["rank_p"]) == 0.01 and float(pairs["coherence_p"]) == 1
-    found = plateaus(np.r_[np.eye(8), -np.eye(8)], draws=99).sel(within=0.02, plateau="antipodal pair")
+    found = plateaus(np.r_[np.eye(8), -np.eye(8)], draws=99).data.sel(within=0.02, plateau="antipodal pair")
     assert float(found["share"]) == 1 and float(found["share_null"]) < 0.1 and float(found["share_p"]) == 0.01
     # The null of interference: each of the others gives its squared norm / width.
     np.testing.assert_allclose(pairs["interference_null"], 15 / 8, rtol=0.1)
@@ -127,7 +127,7 @@ def test_intervals_are_over_documents():
     by_token = effective_features(tokens)
     assert float(by_document["F"]) == float(by_token["F"])
     wide, narrow = (float(x["F_high"] - x["F_low"]) for x in (by_document, by_token))
-    assert wide > 4 * narrow and by_document.attrs["units"] == 12
+    assert wide > 4 * narrow and by_document.data.attrs["units"] == 12
     assert np.isnan(float(effective_features(tokens, units=np.zeros(600))["F_low"]))
 
 
@@ -410,10 +410,10 @@ def test_figures_show_what_was_measured(trained):
     np.testing.assert_allclose(bars.x, trained["norm"][0])
     np.testing.assert_allclose(bars.marker.color, trained["interference"][0])
     table = geometry(np.eye(4), draws=5)
-    assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table)
+    assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table.data)
     lines = {t.name: t for t in figures.sharing(trained).data}
     np.testing.assert_allclose(lines["D* = m / |W|²"].x, [2.5, 10])
-    assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained)
+    assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained.data)
     with pytest.raises(InputError, match="sweep"):
         figures.sharing(table)
     with pytest.raises(InputError, match="too many"):

@@ -8,7 +8,16 @@ from test_belief import graph, made
 from tiny import tiny
 
 import workbench
-from probes.superposition import CandidateBelief, SoftThought, figures, mass, mixture_entropy, soft_versus_hard, use
+from probes.superposition import (
+    CandidateBelief,
+    SoftThought,
+    figures,
+    focus,
+    mass,
+    mixture_entropy,
+    soft_versus_hard,
+    use,
+)
 from probes.superposition.belief import normalised
 from probes.superposition.thoughts import ContinuousThought
 from workbench.errors import InputError
@@ -35,7 +44,7 @@ def test_belief_in_the_target_by_layer(problems):
     prompts = [[5, 6, 7 + i] for i in range(12)]
     names = [[10 + v for v in range(16)]] * 12
     reading = workbench.read(model, prompts, CandidateBelief(names), progress=False)
-    figure = figures.depths(reading.data, problems)
+    figure = figures.depths(focus(reading, problems))
     belief = reading.data["belief"].values
     mean = np.mean([belief[i, :, :, p.target] for i, p in enumerate(problems)], 0)
     np.testing.assert_allclose(figure.data[0].z, mean)
@@ -44,7 +53,7 @@ def test_belief_in_the_target_by_layer(problems):
     table = use(model, prompts, problems, names, ContinuousThought(1), then=[4])
     drawn = figures.uses(table)
     np.testing.assert_allclose(drawn.data[0].x, table["effect"].values[1:])
-    assert len(drawn.layout.yaxis.ticktext) == table.sizes["condition"] - 1
+    assert len(drawn.layout.yaxis.ticktext) == table.data.sizes["condition"] - 1
 
 
 def test_mixtures_and_soft_thoughts_are_drawn():
@@ -52,7 +61,7 @@ def test_mixtures_and_soft_thoughts_are_drawn():
     table = soft_versus_hard(model, [[5, 6], [7, 8]], SoftThought(1, temperature=2.0, keep=3))
     np.testing.assert_allclose([d.y for d in figures.soft(table).data if d.name == "largest token"][0], table["kl"])
     assert [d.name for d in figures.entropies(table).data if d.name] == ["soft", "hard"]
-    tables = {"early": mixture_entropy(model, [[5, 6]], sizes=(1, 2), draws=2)}
+    tables = {"early": mixture_entropy(model, [[5, 6]], sizes=(1, 2), mixtures=2)}
     assert "early" in [d.name for d in figures.mixtures(tables).data]
 
 

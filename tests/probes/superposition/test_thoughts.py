@@ -11,11 +11,11 @@ from tiny import tiny
 
 import workbench
 from lenses import LogitLens
-from lenses.states import States
 from probes.routing import RoutingTracer
 from probes.superposition import CandidateBelief, ContinuousThought, ForcedMixture, Given, SoftThought, think
 from workbench.errors import InputError, Refused
 from workbench.organisms.polyglot import twins
+from workbench.readers import States
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23]]
 THEN = [4, 17]
@@ -69,7 +69,7 @@ def test_cache_and_batches_change_nothing(model, how):
         runs.append((think(model, PROMPTS, ContinuousThought(4), readers=[states, lens], then=THEN, **options), states))
     (a, x), (b, y) = runs
     np.testing.assert_allclose(a.vectors, b.vectors, atol=1e-5)
-    np.testing.assert_allclose(x.found, y.found, atol=1e-4)
+    np.testing.assert_allclose(a.readings[0]["state"], b.readings[0]["state"], atol=1e-4)
     np.testing.assert_array_equal(a.readings[1].data["token_id"], b.readings[1].data["token_id"])
 
 

@@ -10,7 +10,6 @@ from test_belief import graph, made
 from tiny import tiny
 
 import workbench
-from lenses.states import States
 from probes.superposition import (
     ContinuousThought,
     SoftThought,
@@ -24,9 +23,11 @@ from probes.superposition import (
 )
 from probes.superposition.used import _remover, _victims
 from workbench.errors import InputError
+from workbench.readers import States
+from workbench.reading import Reading
 
 
-def uses(problems, matter: bool, seed: int) -> xr.Dataset:
+def uses(problems, matter: bool, seed: int) -> Reading:
     """What `use` would give for an answer that reads the thoughts, and for one that was known before."""
     rng = np.random.default_rng(seed)
     n = len(problems)
@@ -34,9 +35,8 @@ def uses(problems, matter: bool, seed: int) -> xr.Dataset:
     if matter:
         odds["resampled"] -= 4
         odds["edit optimal"] -= 2
-    return xr.Dataset(
-        {"logodds": (("condition", "problem"), np.stack(list(odds.values())))}, {"condition": list(odds)}
-    )  # fmt: skip
+    values = {"logodds": (("condition", "problem"), np.stack(list(odds.values())))}
+    return Reading(xr.Dataset(values, {"condition": list(odds)}))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def uses(problems, matter: bool, seed: int) -> xr.Dataset:
 def test_the_verdict_is_right_on_a_hundred_instances_of_each_kind(kind, matter, word):
     for seed in range(100):
         problems = [graph(1000 * seed + i) for i in range(25)]
-        held = frontier(made(problems, kind, seed), problems, draws=5, seed=seed)
+        held = frontier(made(problems, kind, seed), problems, graphs=5, seed=seed)
         found = verdict(held, uses(problems, matter, seed))
         assert found.word == word, (seed, str(found))
 
@@ -61,16 +61,16 @@ def test_shuffled_graphs_are_at_chance():
     inside = 0
     for seed in range(40):
         problems = [graph(500 * seed + i) for i in range(25)]
-        table = frontier(made(problems, "all", seed), problems, draws=10, seed=seed)
+        table = frontier(made(problems, "all", seed), problems, graphs=10, seed=seed)
         inside += bool(table["auc_null_low"][1] <= 0.5 <= table["auc_null_high"][1])
     assert inside >= 33  # 95 % of 40, less what 25 problems allow
 
 
 def test_a_verdict_needs_problems_that_branch_and_interventions_for_use():
     problems = [graph(i) for i in range(25)]
-    held = frontier(made(problems, "all", 0), problems, draws=5)
+    held = frontier(made(problems, "all", 0), problems, graphs=5)
     assert verdict(held).word == "held but unused" and "no intervention" in str(verdict(held))
-    line = held.assign(evenness_each=held["evenness_each"] * np.nan)
+    line = Reading(held.data.assign(evenness_each=held["evenness_each"] * np.nan))
     with pytest.raises(InputError, match="problems that branch"):
         verdict(line)
 
@@ -170,7 +170,7 @@ def test_soft_and_hard_are_compared_layer_by_layer():
 
 def test_entropy_behind_mixtures():
     model = workbench.load(tiny("gpt2"))
-    table = mixture_entropy(model, [[5, 6, 7], [8, 9]], sizes=(1, 4), draws=3)
+    table = mixture_entropy(model, [[5, 6, 7], [8, 9]], sizes=(1, 4), mixtures=3)
     assert table["entropy"].shape == (2,) and (table["entropy"] <= table["entropy_even"]).all()
     assert (table["entropy_low"] <= table["entropy"]).all()
 
@@ -204,7 +204,7 @@ def test_states_of_thoughts_go_into_the_probe(setting):
 
 def test_a_verdict_without_an_interval_is_refused_and_one_on_an_edge_is_not_sure():
     problems = [graph(i) for i in range(25)]
-    held = frontier(made(problems, "all", 0), problems, draws=5)
+    held = frontier(made(problems, "all", 0), problems, graphs=5)
     assert verdict(held, uses(problems, True, 0)).sure
     one = problems[:1]
     with pytest.raises(InputError, match="no interval"):
@@ -214,7 +214,7 @@ def test_a_verdict_without_an_interval_is_refused_and_one_on_an_edge_is_not_sure
     noise = np.random.default_rng(0).normal(-0.4, 2.0, 25)
     odds = weak["logodds"].values.copy()
     odds[1] = odds[0] + noise - noise.mean() - 0.4
-    found = verdict(held, weak.assign(logodds=(weak["logodds"].dims, odds)))
+    found = verdict(held, Reading(weak.data.assign(logodds=(weak["logodds"].dims, odds))))
     assert found.word == "held but unused" and not found.sure
 
 

@@ -34,7 +34,7 @@ def words() -> workbench.Model:
 @pytest.mark.parametrize("orders", ["cyclic", "all"])
 def test_probabilities_of_options_are_brute_force_enumeration(words, orders):
     """Every order written out, one forward pass each, the softmax over the whole vocabulary."""
-    data = Choices(orders=orders).read(words, QUESTIONS, progress=False)
+    data = Choices(orders=orders).read(words, QUESTIONS, progress=False).data
     for item in QUESTIONS:
         n, rows, mass = len(item.options), [], []
         for order in itertools.permutations(range(n)):
@@ -74,7 +74,7 @@ def test_the_order_in_which_options_are_given_changes_nothing(words):
 
 @pytest.mark.parametrize("habit", ["A", "C"])
 def test_a_model_that_always_says_one_letter_chooses_nothing(habit):
-    data = Choices().read(word_model({habit: 200.0}, extra=("D", "E", "F")), QUESTIONS[1:], progress=False)
+    data = Choices().read(word_model({habit: 200.0}, extra=("D", "E", "F")), QUESTIONS[1:], progress=False).data
     np.testing.assert_allclose(data["p_option"].values[0, :3], 1 / 3, atol=1e-6)
     np.testing.assert_allclose(data["p_option"].values[1], 1 / 4, atol=1e-6)
     assert (data["mass"] > 0.99).all()
@@ -126,7 +126,7 @@ def test_likeness_is_one_less_the_distances_of_scipy():
     items, p = survey(40, rng)
     p = np.where(np.isnan(p), np.nan, p**2 + 0.05)
     p /= np.nansum(p, 1, keepdims=True)
-    found = likeness(read_as(items, p), items, ordinal=[i.item_id for i in items if len(i.options) == 5], draws=50)
+    found = likeness(read_as(items, p), items, ordinal=[i.item_id for i in items if len(i.options) == 5], draws=50).data
     for group in ("ours", "theirs"):
         similar, aligned, even = [], [], []
         for i, item in enumerate(items):
@@ -150,7 +150,7 @@ def test_likeness_is_one_less_the_distances_of_scipy():
 def test_the_null_knows_who_was_asked_the_question():
     """Answers that are one group's are nearer to it than shuffled shares are; nearer to an independent group, not."""
     items, p = survey(120, np.random.default_rng(1))
-    found = likeness(read_as(items, p), items, ordinal=True, draws=500)
+    found = likeness(read_as(items, p), items, ordinal=True, draws=500).data
     ours, theirs = found.sel(group="ours"), found.sel(group="theirs")
     assert float(ours["similarity"]) == pytest.approx(1) and float(ours["similarity_p"]) == pytest.approx(1 / 501)
     assert float(ours["alignment_p"]) == pytest.approx(1 / 501)
@@ -160,7 +160,7 @@ def test_the_null_knows_who_was_asked_the_question():
     false = 0
     for seed in range(80):
         items, p = survey(30, np.random.default_rng(100 + seed))
-        own = likeness(read_as(items, p), items, draws=99, seed=seed).sel(group="theirs")
+        own = likeness(read_as(items, p), items, draws=99, seed=seed).data.sel(group="theirs")
         false += bool(own["similarity_p"] <= 0.05)
     assert false <= 10  # of 80 at 5 %: more than 10 are as rare as 1 in 1000
 
@@ -169,8 +169,8 @@ def test_a_duplicate_counts_once():
     items, p = survey(12, np.random.default_rng(2))
     copies = [replace(items[1], item_id=f"copy {k}", cluster=items[1].cluster) for k in range(30)]
     even = p * 0 + 1 / (~np.isnan(p)).sum(1, keepdims=True)
-    once = likeness(read_as(items, even), items, draws=20)
-    twice = likeness(read_as(items + copies, np.concatenate([even, np.repeat(even[1:2], 30, 0)])), items + copies)
+    once = likeness(read_as(items, even), items, draws=20).data
+    twice = likeness(read_as(items + copies, np.concatenate([even, np.repeat(even[1:2], 30, 0)])), items + copies).data
     np.testing.assert_allclose(twice["similarity"], once["similarity"])
     np.testing.assert_allclose(once["similarity"], once["similarity_uniform"])
 
@@ -185,7 +185,7 @@ def test_a_survey_in_the_published_form_is_read_asked_and_compared(tmp_path, wor
             shares = {"Peru": np.eye(n)[k % n].tolist(), "Mali": [1 / n] * n}
             writer.writerow([item.text, f"defaultdict(<class 'list'>, {shares})", str(list(item.options)), "GAS"])
     items = load_choices(path)
-    table = likeness(Choices().read(words, items, progress=False), items, draws=50)
+    table = likeness(Choices().read(words, items, progress=False).data, items, draws=50).data
     assert table["group"].values.tolist() == ["Peru", "Mali"] and table["questions"].values.tolist() == [3, 3]
     assert float(table["similarity_uniform"].sel(group="Mali")) == pytest.approx(1)
     with pytest.raises(InputError, match="nobody to compare with"):

@@ -10,9 +10,9 @@ import xarray as xr
 
 from probes.values import cli
 from probes.values.cli import checkpoints
-from probes.values.drift import agreement
 from probes.values.instruments import Pmf, SequenceLikelihood
 from probes.values.items import Items, own
+from probes.values.measures import agreement
 from probes.values.tracker import ValueTracker
 from workbench.cli import main
 from workbench.errors import InputError
@@ -52,14 +52,14 @@ def test_several_instruments_are_shown_with_their_agreement(tmp_path, capsys):
     capsys.readouterr()
     main(["values", "show", here, *given])
     shown = capsys.readouterr().out
-    pair = tracker.agreement().sel(pair="pmf - sequence", checkpoint=10)
+    pair = tracker.agreement().data.sel(pair="pmf - sequence", checkpoint=10)
     assert f"pmf - sequence               at 10: {float(pair['spearman']):+.2f}" in shown
     assert "\npmf\n" in "\n" + shown and "\nsequence\n" in shown
     main(["values", "show", there, *given])
     assert "agreement" not in capsys.readouterr().out
     # The tracker's table is that of the two instruments' readings.
-    want = agreement({name: tracker.readings(name) for name in ("pmf", "sequence")})
-    xr.testing.assert_identical(tracker.agreement(), want)
+    want = agreement({name: tracker.readings(name) for name in ("pmf", "sequence")}).data
+    xr.testing.assert_identical(tracker.agreement().data, want)
     assert ValueTracker(tmp_path / "b", items, [Pmf()]).agreement() is None
     main(["values", "figure", here, *given])
     names = {f"{kind}-{name}" for kind in ("trajectories", "drifts", "times", "sides") for name in ("pmf", "sequence")}

@@ -8,7 +8,7 @@ import xarray as xr
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from probes.values.drift import (
+from probes.values.measures import (
     STANCES,
     agreement,
     checked,
@@ -19,7 +19,7 @@ from probes.values.drift import (
     resampling_null,
     stance,
 )
-from probes.values.units import Units
+from probes.values.units import StanceUnits
 from workbench.errors import InputError
 from workbench.stats import quantiles
 
@@ -88,7 +88,7 @@ def by_loops(data, value):
 def test_stance_is_what_loops_give():
     data = untidy()
     p, polarity = data.p.values, data.polarity.values
-    found = stance(data, draws=50)
+    found = stance(data, draws=50).data
     for (k, topic), (v, _) in by_loops(data, lambda k, i, s: p[k, i, s]).items():
         cell = found.isel(checkpoint=k).sel(topic=topic)
         np.testing.assert_allclose(cell.v, v)
@@ -108,7 +108,7 @@ def test_stance_is_what_loops_give():
 def test_drift_is_what_loops_give_paired_by_sample():
     data = untidy()
     p = data.p.values
-    found = drift(data, draws=50)
+    found = drift(data, draws=50).data
     differences = by_loops(data, lambda k, i, s: p[k, i, s] - p[0, i, s])
     middles = by_loops(data, lambda k, i, s: (p[k, i, s] + p[0, i, s]) / 2)
     for (k, topic), (m, _) in differences.items():
@@ -136,7 +136,7 @@ def test_drift_is_what_loops_give_paired_by_sample():
 def test_raw_statistics_are_the_published_ones():
     data = simulate(3, topics=2, items=9, checkpoints=7)
     p = data.p.values[..., :3] / data.p.values[..., :3].sum(-1, keepdims=True)
-    found = drift(data, draws=9)
+    found = drift(data, draws=9).data
     for t in range(2):
         own = p[:, 9 * t : 9 * t + 9].mean(2)  # [checkpoint, item, label]
         v = own.mean(1)
@@ -168,7 +168,7 @@ def test_p_is_that_of_all_sign_flips():
     observed = t_of([1] * 10)
     largest = np.array([t_of(signs).max() for signs in itertools.product((1, -1), repeat=10)])
     exact = (largest[:, None] >= observed - 1e-9).mean(0).reshape(2, 2, 6)
-    found = drift(data, draws=4000)
+    found = drift(data, draws=4000).data
     np.testing.assert_allclose(found.M_p.values[1:], exact[..., :4], atol=0.03)
     np.testing.assert_allclose(found.keyed_M_p.values[1:], exact[..., 4], atol=0.03)
     np.testing.assert_allclose(found.commitment_M_p.values[1:], exact[..., 5], atol=0.03)
@@ -180,7 +180,7 @@ def test_without_drift_the_family_wise_error_is_kept_and_the_raw_statistic_claim
     pointwise, redrawn = [], []
     for seed in range(runs):
         data = simulate(seed)
-        found = drift(data, seed=seed, **COUNTS)
+        found = drift(data, seed=seed, **COUNTS).data
         wrong += smallest(found) <= 0.05
         shown += bool(np.isfinite(found.eta).any())
         moved += np.nanmin(found.moved_p) <= 0.05
@@ -193,7 +193,7 @@ def test_without_drift_the_family_wise_error_is_kept_and_the_raw_statistic_claim
         raw.append(np.abs(found.M_raw.values[..., :3]).max(0))
         eta.append(found.eta_raw.values[:, :3])
         if seed < 40:
-            units = Units(data)
+            units = StanceUnits(data)
             low, high = quantiles(units.bootstrap(units.x - units.x[[0]], 399, seed, redraw=True), 0.95)
             redrawn.append(((low <= 0) & (high >= 0))[:, 1:, :4].mean())
     low, high = stats.binom.interval(0.95, runs, 0.05)
@@ -235,7 +235,7 @@ def test_planted_drift_is_found_where_it_is_with_its_sign_and_bands_that_hold_th
     truth = np.zeros((12, 3, 4))
     truth[:, 0] = m
     for seed in range(runs):
-        found = drift(simulate(seed, shift=shift), seed=seed, **COUNTS)
+        found = drift(simulate(seed, shift=shift), seed=seed, **COUNTS).data
         at = found.M_p.values[1:, 0, 0] <= 0.05
         found_it += at.any()
         signs += bool((found.M.values[1:, 0, 0][at] > 0).all())
@@ -256,7 +256,7 @@ def test_planted_drift_is_found_where_it_is_with_its_sign_and_bands_that_hold_th
 def test_sign_and_key():
     shift = np.zeros((4, 100, 4))
     shift[1:, :50:2, 0] = shift[1:, 1:50:2, 2] = 3  # items of polarity -1 are supported, those of +1 opposed
-    found = drift(simulate(0, topics=2, checkpoints=4, shift=shift), draws=999)
+    found = drift(simulate(0, topics=2, checkpoints=4, shift=shift), draws=999).data
     assert (found.keyed_M.values[1:, 0] < -0.3).all() and (found.keyed_M_p.values[1:, 0] < 0.01).all()
     assert (found.keyed_M_high.values[1:, 0] < 0).all()
     assert (found.commitment_M.values[1:, 0] > 0.1).all()
@@ -271,12 +271,12 @@ def test_minima_have_an_eta_too_and_steps_set_the_clock():
     p = np.zeros((5, 20, 1, 4))
     p[..., 0, 0] = v[:, None] + 0.02 * rng.standard_normal((5, 20))
     p[..., 1] = 1 - p[..., 0]
-    found = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), draws=999)
+    found = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), draws=999).data
     assert found.eta.sel(stance="support").item() == pytest.approx(0.01)
     assert found.eta_checkpoints.sel(stance="support").item() == pytest.approx(0.5)
     assert found.eta_low.sel(stance="support") <= 0.01 <= found.eta_high.sel(stance="support")
     assert np.isnan(found.eta.sel(stance="oppose")).all()
-    later = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), baseline=1, draws=99)
+    later = drift(readings(p, ["x"] * 20, steps=[0, 1, 10, 100, 1000]), baseline=1, draws=99).data
     assert later.M.values[0, 0, 0] == pytest.approx(-later.M.values[1, 0, 0] + 0.2, abs=0.05)
     assert np.isnan(later.M_p.values[1]).all() and not np.isnan(later.M_p.values[0]).any()
 
@@ -285,16 +285,16 @@ def test_duplicates_count_once():
     data = simulate(2, topics=2, items=12, checkpoints=4, shift=planted(1.0, 4, 2, 12)[0])
     copy = data.assign_coords(item=[f"{x} again" for x in data.item.values])
     twice = xr.concat([data, copy], "item")
-    a, b = drift(data, draws=499), drift(twice, draws=499)
+    a, b = drift(data, draws=499).data, drift(twice, draws=499).data
     skip = ("items", "eta_raw")  # the published eta has an interval over items, copies included
     for name in set(a) - set(skip):
         np.testing.assert_allclose(a[name].values, b[name].values, atol=1e-9, err_msg=str(name))
     # As clusters of their own the copies would pass for evidence.
-    free = drift(twice.assign(cluster=("item", [f"c{i}" for i in range(48)])), draws=499)
+    free = drift(twice.assign(cluster=("item", [f"c{i}" for i in range(48)])), draws=499).data
     assert np.nanmin(free.M_p) < np.nanmin(a.M_p)
     assert (free.M_band_high - free.M_band_low).sum() < (a.M_band_high - a.M_band_low).sum()
     one = xr.concat([data, copy.isel(item=[0] * 9).assign_coords(item=[f"copy {i}" for i in range(9)])], "item")
-    v = [stance(x, draws=9).v.values[0, 0] for x in (data, one)]
+    v = [stance(x, draws=9).data.v.values[0, 0] for x in (data, one)]
     own, rest = data.p.values[0, :1].mean((0, 1)), data.p.values[0, 1:12].mean((0, 1))
     np.testing.assert_allclose(v[0], (own + 11 * rest) / 12)
     np.testing.assert_allclose(v[1], v[0])
@@ -305,7 +305,7 @@ def test_opposing_flips_are_churn():
     p = np.zeros((2, 40, 4, 4))
     p[0, :, :, 0], p[0, :, :, 2] = 0.5, 0.5
     p[1, ::2, :, 0], p[1, 1::2, :, 2] = 1, 1
-    churned = drift(readings(p, ["x"] * 40), **COUNTS)
+    churned = drift(readings(p, ["x"] * 40), **COUNTS).data
     assert churned.tv.values[1, 0] == pytest.approx(0, abs=1e-12)
     assert churned.churn.values[1, 0] == pytest.approx(1)
     assert churned.moved.values[1, 0] == pytest.approx(0.5)
@@ -315,9 +315,9 @@ def test_opposing_flips_are_churn():
     assert churned.keyed_M_p.values[1, 0] < 0.01
     p[1] = 0
     p[1, ..., 0] = 1
-    moved = drift(readings(p, ["x"] * 40), **COUNTS)
+    moved = drift(readings(p, ["x"] * 40), **COUNTS).data
     assert moved.churn.values[1, 0] == pytest.approx(0) and moved.churn_null.values[1, 0] > 0.8
-    still = drift(readings(np.repeat(p[:1], 2, 0), ["x"] * 40), **COUNTS)
+    still = drift(readings(np.repeat(p[:1], 2, 0), ["x"] * 40), **COUNTS).data
     assert still.moved_p.values[1, 0] == 1 and (still.M_p.values[1] == 1).all() and np.isnan(still.eta).all()
 
 
@@ -329,11 +329,11 @@ def test_null_of_moved_is_the_mean_over_all_swaps():
                  for signs in itertools.product((1, -1), repeat=3)])
         for i in range(6)
     ]  # fmt: skip
-    assert drift(data, draws=4000).moved_null.values[1, 0] == pytest.approx(np.mean(each), abs=0.01)
+    assert drift(data, draws=4000).data.moved_null.values[1, 0] == pytest.approx(np.mean(each), abs=0.01)
 
 
 def test_one_sample_says_nothing_of_noise():
-    found = drift(simulate(0, topics=1, samples=1, checkpoints=3), **COUNTS)
+    found = drift(simulate(0, topics=1, samples=1, checkpoints=3), **COUNTS).data
     assert (found.moved_p.values[1:] == 1).all()
     np.testing.assert_allclose(found.moved_null.values[1:], found.moved.values[1:])
 
@@ -344,7 +344,7 @@ def test_missing_readings():
     p[2, :20] = np.nan  # a topic at one checkpoint
     p[3, 25:] = np.nan
     p[:, 30, 2:] = np.nan
-    found = drift(data.assign(p=(data.p.dims, p)), **COUNTS)
+    found = drift(data.assign(p=(data.p.dims, p)), **COUNTS).data
     gone = found.isel(checkpoint=2, topic=0)
     for name in ("M", "M_low", "M_p", "M_band_low", "keyed_M", "tv", "jsd", "churn", "moved_p", "M_raw"):
         assert np.isnan(gone[name]).all(), name
@@ -355,9 +355,9 @@ def test_missing_readings():
     alone = data.assign(p=(data.p.dims, np.where(np.arange(40)[:, None, None] < 30, data.p.values, np.nan)))
     assert not np.allclose(alone.p.mean("item"), data.p.mean("item"))
     same = np.stack([data.p.values[0], alone.p.values[0]])
-    assert np.abs(drift(readings(same, data.topic.values), draws=9).M).max() < 1e-12
+    assert np.abs(drift(readings(same, data.topic.values), draws=9).data.M).max() < 1e-12
     # One cluster alone has a mean and no interval.
-    single = stance(readings(data.p.values[:, :1], ["x"]), draws=9)
+    single = stance(readings(data.p.values[:, :1], ["x"]), draws=9).data
     assert not np.isnan(single.v).any() and np.isnan(single.v_low).all()
 
 
@@ -368,7 +368,7 @@ def test_the_plain_two_stage_bootstrap_is_there_and_as_wide_as_loops_make_it():
     for _ in range(4000):
         chosen = rng.integers(15, size=15)
         draws.append(np.mean([d[i, rng.integers(5, size=5)].mean() for i in chosen]))
-    units = Units(data)
+    units = StanceUnits(data)
     x = units.x - units.x[[0]]
     plain, again = (units.bootstrap(x, 4000, 0, redraw=r)[:, 0, 1, 0].std() for r in (False, True))
     assert again == pytest.approx(np.std(draws), rel=0.05)
@@ -382,13 +382,13 @@ def test_convergence():
     p[..., 0, 0] = v[:, None] + 0.01 * rng.standard_normal((6, 40))
     p[..., 1] = 1 - p[..., 0]
     data = readings(p, ["x"] * 40, steps=[0, 1, 2, 4, 8, 16])
-    found = convergence(data, 0.05, draws=499)
+    found = convergence(data, 0.05, draws=499).data
     assert found.converged.sel(topic="x", stance="support") == 2 and found.rests_on.values[0, 0] == 3
     assert found.converged.sel(topic="x", stance="oppose") == 0
-    assert convergence(data, 0.005, draws=499).converged.isnull().values[0, 0]
+    assert convergence(data, 0.005, draws=499).data.converged.isnull().values[0, 0]
     np.testing.assert_allclose(found.gap.values[:, 0, 0], p[..., 0, 0].mean(1) - p[-1, :, 0, 0].mean())
     for eps in (0.01, 0.05, 0.25, 0.5):
-        found = convergence(data, eps, draws=99)
+        found = convergence(data, eps, draws=99).data
         inside = [
             bool(found.gap_band_low.values[k, 0, 0] >= -eps and found.gap_band_high.values[k, 0, 0] <= eps)
             for k in range(5)
@@ -399,7 +399,7 @@ def test_convergence():
     # Leaving the end again counts: only what stays there has converged.
     back = p.copy()
     back[4] = p[0]
-    assert np.isnan(convergence(readings(back, ["x"] * 40), 0.05, draws=99).converged.values[0, 0])
+    assert np.isnan(convergence(readings(back, ["x"] * 40), 0.05, draws=99).data.converged.values[0, 0])
     with pytest.raises(InputError, match="eps is 0"):
         convergence(data, 0)
 
@@ -407,7 +407,7 @@ def test_convergence():
 def test_resampling_null():
     twice = simulate(0, checkpoints=2)
     a, b = (twice.isel(checkpoint=[k]).assign_coords(checkpoint=[500]) for k in range(2))
-    found = resampling_null(a, b, **COUNTS)
+    found = resampling_null(a, b, **COUNTS).data
     m = [
         abs(np.mean(a.p.values[0, 50 * t : 50 * t + 50, :, s]) - np.mean(b.p.values[0, 50 * t : 50 * t + 50, :, s]))
         for t in range(3)
@@ -415,11 +415,11 @@ def test_resampling_null():
     ]
     assert found.largest.item() == pytest.approx(max(m))
     assert found.largest_p.item() > 0.01 and found.null.shape == (399, 1)
-    assert resampling_null(a, b, checkpoints=12, **COUNTS).bound > found.bound
+    assert resampling_null(a, b, checkpoints=12, **COUNTS).data.bound > found.bound
     shifted = simulate(0, checkpoints=2, shift=planted(1.5)[0][[0, 11]])
     other = shifted.isel(checkpoint=[1]).assign_coords(checkpoint=[500])
-    assert resampling_null(a, other, **COUNTS).largest_p.item() < 0.01
-    assert resampling_null(a, a, **COUNTS).bound == 0
+    assert resampling_null(a, other, **COUNTS).data.largest_p.item() < 0.01
+    assert resampling_null(a, a, **COUNTS).data.bound == 0
     with pytest.raises(InputError, match="same checkpoints twice"):
         resampling_null(a, twice)
 
@@ -430,9 +430,9 @@ def test_runs_without_drift_stay_below_the_bound_of_the_resampling_null():
     for seed in range(runs):
         data = simulate(seed, checkpoints=14)
         a, b = (data.isel(checkpoint=[k]).assign_coords(checkpoint=[0]) for k in (12, 13))
-        bound = resampling_null(a, b, checkpoints=12, **COUNTS).bound.item()
+        bound = resampling_null(a, b, checkpoints=12, **COUNTS).data.bound.item()
         above += (
-            np.abs(stance(data.isel(checkpoint=slice(12)), draws=2).v.diff("checkpoint").cumsum("checkpoint")).max()
+            np.abs(stance(data.isel(checkpoint=slice(12)), draws=2)["v"].diff("checkpoint").cumsum("checkpoint")).max()
             > bound
         )
     print(f"\n{above / runs:.3f} of runs without drift exceed the bound of the null (nominal .05)")
@@ -444,16 +444,16 @@ def test_compare():
     runs = {"plain": simulate(0, checkpoints=3), "planted": simulate(1, checkpoints=3, shift=shift),
             "again": simulate(2, checkpoints=5)}  # fmt: skip
     runs["again"] = runs["again"].isel(item=slice(None, None, -1))  # another order of items
-    found = compare(runs, **COUNTS)
+    found = compare(runs, **COUNTS).data
     for name in runs:
-        end = drift(runs[name], draws=9).M.isel(checkpoint=-1)
+        end = drift(runs[name], draws=9).data.M.isel(checkpoint=-1)
         np.testing.assert_allclose(found.M.sel(run=name), end.sel(topic=found.topic))
     assert found.pair.values.tolist() == ["plain - planted", "plain - again", "planted - again"]
     np.testing.assert_allclose(found.difference.values[0], found.M.values[0] - found.M.values[1], atol=1e-12)
     at = found.sel(pair="plain - planted", topic="topic 0", stance="support")
     assert at.difference < -0.15 and at.difference_p < 0.05 and at.difference_band_high < 0
     assert (found.difference_p.sel(pair="plain - again") > 0.05).all()
-    assert set(compare({"one": runs["plain"]}, draws=9).dims) == {"run", "topic", "stance"}
+    assert set(compare({"one": runs["plain"]}, draws=9).data.dims) == {"run", "topic", "stance"}
 
 
 def test_spread_over_seeds():
@@ -463,7 +463,7 @@ def test_spread_over_seeds():
         shift[1, :50, 0] = i - 1  # seeds that end in different places, in one topic
         runs[f"b{i}"] = simulate(10 + i, topics=2, checkpoints=2, shift=shift)
     runs["c"] = simulate(30, topics=2, checkpoints=2)
-    found = compare(runs, arm={name: name[0] for name in runs}, **COUNTS)
+    found = compare(runs, arm={name: name[0] for name in runs}, **COUNTS).data
     m = found.M.sel(run=["b0", "b1", "b2"]).values
     np.testing.assert_allclose(found.spread.sel(arm="b").values, m.std(0, ddof=1))
     np.testing.assert_allclose(found["mean"].sel(arm="b").values, m.mean(0))
@@ -485,9 +485,9 @@ def test_data_gap():
     data = simulate(0, topics=6, items=40, checkpoints=2, shift=shift)
     names = [f"topic {t}" for t in range(6)]
     training = xr.Dataset({"keyed": ("topic", sizes[::-1] / 2)}, {"topic": names[::-1]})
-    found = data_gap(training, data, **COUNTS)
+    found = data_gap(training, data, **COUNTS).data
     np.testing.assert_allclose(found.training, sizes / 2)
-    np.testing.assert_allclose(found.drift, drift(data, draws=9).keyed_M.isel(checkpoint=-1))
+    np.testing.assert_allclose(found.drift, drift(data, draws=9).data.keyed_M.isel(checkpoint=-1))
     assert found.pearson.item() == pytest.approx(stats.pearsonr(sizes, found.drift).statistic)
     assert found.spearman.item() == pytest.approx(stats.spearmanr(sizes, found.drift).statistic)
     reach = [
@@ -497,12 +497,12 @@ def test_data_gap():
     assert found.spearman_p.item() == pytest.approx(np.mean(reach))
     assert found.pearson_low <= found.pearson <= found.pearson_high and found.pearson_p < 0.05
     pairs = xr.Dataset({"chosen": ("topic", sizes), "rejected": ("topic", sizes / 2)}, {"topic": names})
-    assert data_gap(pairs, data, **COUNTS).pearson == pytest.approx(found.pearson)
+    assert data_gap(pairs, data, **COUNTS).data.pearson == pytest.approx(found.pearson)
     with pytest.warns(UserWarning, match="over 4 topics: p is at least 0.042"):
-        few = data_gap(training, data.isel(item=slice(160)), **COUNTS)
+        few = data_gap(training, data.isel(item=slice(160)), **COUNTS).data
     assert "4 topics" in few.attrs["warning"] and few.pearson_p >= 1 / 24
     with pytest.warns(UserWarning):
-        assert np.isnan(data_gap(training, data.isel(item=slice(80)), **COUNTS).pearson)
+        assert np.isnan(data_gap(training, data.isel(item=slice(80)), **COUNTS).data.pearson)
     with pytest.raises(InputError, match="lacks topic 'topic 0'"):
         data_gap(training.isel(topic=slice(5)), data)
     with pytest.raises(InputError, match="chosen and rejected"):
@@ -513,7 +513,7 @@ def test_agreement_is_what_scipy_and_loops_give():
     a, b, c = (simulate(s, topics=2, items=15, samples=4, sd=2.0) for s in (0, 0, 1))
     b = b.isel(checkpoint=slice(None, None, 1)).assign(p=(b.p.dims, np.roll(b.p.values, 1, 0)))  # read again
     c = c.isel(sample=slice(2), checkpoint=[0, 3])
-    found = agreement({"a": a, "b": b, "c": c}, **COUNTS)
+    found = agreement({"a": a, "b": b, "c": c}, **COUNTS).data
     assert found.pair.values.tolist() == ["a - b", "a - c", "b - c"]
     key = np.where(np.arange(30) % 2, 1, -1)
     x, y = (d.p.values[3].mean(1) for d in (a, b))
@@ -529,7 +529,7 @@ def test_agreement_is_what_scipy_and_loops_give():
     assert chance.spearman_low < 0 < chance.spearman_high and chance.spearman_p > 0.01
     assert found.spearman.isel(pair=1).notnull().sum() == 2 and found.n.isel(pair=0).values.tolist() == [30] * 12
     copied = [xr.concat([d, d.assign_coords(item=[f"{i} again" for i in d.item.values])], "item") for d in (a, b)]
-    twice = agreement({"a": copied[0], "b": copied[1]}, **COUNTS)
+    twice = agreement({"a": copied[0], "b": copied[1]}, **COUNTS).data
     for name in twice:
         np.testing.assert_allclose(twice[name].values[0], found[name].values[0], atol=1e-9, err_msg=str(name))
     with pytest.raises(InputError, match="no checkpoint in common"):
@@ -548,18 +548,19 @@ def test_weighted_rank_correlation_is_that_of_rows_repeated():
 
 def test_same_indices_and_seed():
     data = untidy()
-    xr.testing.assert_identical(drift(data, draws=99), drift(data, draws=99))
+    xr.testing.assert_identical(drift(data, draws=99).data, drift(data, draws=99).data)
     still = readings(np.repeat(simulate(0, checkpoints=1).p.values, 3, 0), ["x"] * 150)
-    found = drift(still, draws=99)  # the same draws at all checkpoints: what has not moved has not moved in any draw
+    # The same draws at all checkpoints: what has not moved has not moved in any draw.
+    found = drift(still, draws=99).data
     assert (found.M_low == 0).all() and (found.M_high == 0).all()
     mixed = data.isel(stance=[2, 0, 3, 1]).transpose("stance", "sample", "item", "checkpoint")
-    xr.testing.assert_identical(drift(data, draws=99), drift(mixed, draws=99))
+    xr.testing.assert_identical(drift(data, draws=99).data, drift(mixed, draws=99).data)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["p"], "this is a DataArray"),
+        (lambda d: d["p"], "got a DataArray"),
         (lambda d: d.drop_vars("p"), "The readings have variables"),
         (lambda d: d.isel(sample=0), "a single sample is an axis of length 1"),
         (lambda d: d.isel(item=[]), "axis 'item' is empty"),
@@ -615,8 +616,8 @@ def test_a_few_clusters_have_no_simultaneous_interval():
     p = rng.dirichlet(np.ones(4), (2, 9, 1))
     data = readings(p, ["three"] * 3 + ["six"] * 6, [1] * 9)
     # Of three clusters' sign flips the rarest are 2 of 8: nothing can be said with 95 %; of six, 2 of 64.
-    table = drift(data, **COUNTS).isel(checkpoint=-1)
+    table = drift(data, **COUNTS).data.isel(checkpoint=-1)
     assert np.isinf(table["M_band_high"].sel(topic="three")).all()
     assert np.isfinite(table["M_band_high"].sel(topic="six")).all()
-    strict = drift(data, level=0.99, **COUNTS).isel(checkpoint=-1)
+    strict = drift(data, level=0.99, **COUNTS).data.isel(checkpoint=-1)
     assert np.isinf(strict["M_band_high"]).all()

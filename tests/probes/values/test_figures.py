@@ -10,8 +10,8 @@ from test_greatest_good import drawn
 from test_greatest_good import readings as scored
 
 from probes.values import figures
-from probes.values.drift import agreement, compare, data_gap, drift, stance
 from probes.values.greatest_good import scores
+from probes.values.measures import agreement, compare, data_gap, drift, sides, stance
 from workbench.errors import InputError
 
 
@@ -22,7 +22,7 @@ def readings() -> xr.Dataset:
 
 
 def test_trajectories_of_one_run_and_of_two(readings):
-    table = stance(readings, draws=100)
+    table = stance(readings, draws=100).data
     lines = [line for line in figures.trajectories(table).data if line.hoverinfo != "skip"]
     for line, topic in zip(lines, table["topic"].values, strict=True):
         np.testing.assert_allclose(line.y, table["keyed"].sel(topic=topic))
@@ -31,7 +31,7 @@ def test_trajectories_of_one_run_and_of_two(readings):
 
 
 def test_what_is_not_beyond_chance_is_hatched_and_has_no_time(readings):
-    table = drift(readings, draws=400)
+    table = drift(readings, draws=400).data
     figure = figures.drifts(table)
     hatched = np.array(figure.data[0].text) == "///"
     names = [str(t) for t in table["topic"].values]
@@ -41,7 +41,7 @@ def test_what_is_not_beyond_chance_is_hatched_and_has_no_time(readings):
 
 
 def test_items_change_sides_and_none_is_lost(readings):
-    figure = figures.sides(readings, topic="moved")
+    figure = figures.sides(sides(readings, topic="moved"))
     flow = figure.data[0].link
     assert sum(flow.value) == 40
     mean = readings["p"].mean("sample").values[:, :40]
@@ -51,13 +51,13 @@ def test_items_change_sides_and_none_is_lost(readings):
     # What is not committed is a side of its own, in a colour of its own.
     silent = readings.copy(deep=True)
     silent["p"][-1, :7] = [0.05, 0.05, 0.05, 0.85]
-    node = figures.sides(silent, topic="moved").data[0].node
+    node = figures.sides(sides(silent, topic="moved")).data[0].node
     assert node.label[7] == "uncommitted or refused: 7" and node.label[3] == "uncommitted or refused: 0"
     assert len(set(node.color[4:])) == 4
     with pytest.raises(InputError, match="There is no checkpoint 7"):
-        figures.sides(readings, 7)
+        sides(readings, 7)
     with pytest.raises(InputError, match="There is no topic 'other'"):
-        figures.sides(readings, topic="other")
+        sides(readings, topic="other")
 
 
 def dots(figure) -> list:
@@ -67,7 +67,7 @@ def dots(figure) -> list:
 def test_data_and_drift_are_shown_with_their_correlation_and_what_few_topics_can_say(readings):
     training = xr.Dataset({"keyed": ("topic", [0.8, -0.1, 0.1])}, {"topic": ["moved", "still", "calm"]})
     with pytest.warns(UserWarning, match="3 topics"):
-        table = data_gap(training, readings, draws=200)
+        table = data_gap(training, readings, draws=200).data
     figure = figures.gap(table)
     (own,) = dots(figure)
     assert list(own.x) == [0.8, -0.1, 0.1] and list(own.text) == ["moved", "still", "calm"]
@@ -83,7 +83,7 @@ def test_data_and_drift_are_shown_with_their_correlation_and_what_few_topics_can
 
 def test_runs_stand_beside_each_other_by_topic_with_bands_and_the_colour_of_their_arm(readings):
     back = readings.isel(checkpoint=[0, 0]).assign_coords(checkpoint=[0, 40])
-    table = compare({"a1": readings, "a2": readings, "b1": back}, arm={"a1": "a", "a2": "a", "b1": "b"}, draws=200)
+    table = compare({"a1": readings, "a2": readings, "b1": back}, arm={"a1": "a", "a2": "a", "b1": "b"}, draws=200).data
     figure = figures.runs(table)
     rows = dots(figure)
     assert len(rows) == 3 and rows[0].marker.color == rows[1].marker.color != rows[2].marker.color
@@ -100,7 +100,7 @@ def test_runs_stand_beside_each_other_by_topic_with_bands_and_the_colour_of_thei
 
 def test_many_runs_and_topics_stay_on_a_page_and_apart(readings):
     back = readings.isel(checkpoint=[0, 0]).assign_coords(checkpoint=[0, 40])
-    table = compare({f"r{i}": back for i in range(7)}, draws=50)
+    table = compare({f"r{i}": back for i in range(7)}, draws=50).data
     wide = xr.concat([table.isel(topic=[0])] * 10, "topic").assign_coords(topic=[f"topic {i}" for i in range(10)])
     figure = figures.runs(wide.assign_attrs(table.attrs))
     assert figure.layout.height < 900
@@ -127,7 +127,7 @@ def test_topics_at_one_place_share_a_label(readings):
 
 def test_agreement_is_shown_where_both_instruments_read(readings):
     late = readings.isel(checkpoint=[2, 4])
-    table = agreement({"pmf": readings, "sequence": readings, "sampled": late}, draws=100)
+    table = agreement({"pmf": readings, "sequence": readings, "sampled": late}, draws=100).data
     figure = figures.agreement(table)
     lines = {t.name: t for t in figure.data if t.showlegend}
     assert list(lines) == ["pmf - sequence", "pmf - sampled", "sequence - sampled"]
@@ -140,7 +140,7 @@ def test_agreement_is_shown_where_both_instruments_read(readings):
 def test_the_plane_has_harm_across_and_beneficence_up_and_people_where_they_are():
     rng = np.random.default_rng(0)
     value = np.concatenate([drawn([4.0, 5.5], 50, rng, 0.1), drawn([4.0, 2.5], 40, rng, 0.1)], 1)
-    table = scores(scored(value, ["IB"] * 50 + ["IH"] * 40, [f"c{k}" for k in range(90)]), draws=200)
+    table = scores(scored(value, ["IB"] * 50 + ["IH"] * 40, [f"c{k}" for k in range(90)]), draws=200).data
     figure = figures.plane(table)
     named = {t.name: t for t in figure.data if t.name}
     np.testing.assert_allclose(named["checkpoints"].x, table["score"].sel(scale="IH"))

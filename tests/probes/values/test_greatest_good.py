@@ -43,7 +43,7 @@ def test_a_model_with_a_habit_scores_4_on_both_scales(tmp_path, habit):
     model = word_model(
         {habit: 200.0 if habit.isdigit() else 30.0}, scale=4.0 if habit.isdigit() else 0.0, extra=("agree",)
     )
-    table = greatest_good.study(tmp_path / "track", {0: model, 10: model}, path, progress=False)
+    table = greatest_good.study(tmp_path / "track", {0: model, 10: model}, path, progress=False).data
     np.testing.assert_allclose(table["score"], 4, atol=1e-4)
     assert (table["score_p"] == 1).all() and (table["null"] < 1e-3).all()
     if habit.isdigit():
@@ -58,7 +58,7 @@ def test_scores_are_means_of_expected_values_and_rows_may_stand_in_any_order(tmp
     """Against a loop over the instrument's own probabilities, and against the file turned over: the label is the data's
     ``type``, and never the number of a row."""
     models = {0: word_model(seed=1), 5: word_model(seed=2)}
-    found = greatest_good.study(tmp_path / "a", models, written(tmp_path / "x", STATEMENTS), progress=False)
+    found = greatest_good.study(tmp_path / "a", models, written(tmp_path / "x", STATEMENTS), progress=False).data
     assert found["scale"].values.tolist() == ["IB", "IH"] and found["clusters"].values.tolist() == [4, 3]
     for step, model in models.items():
         for scale in ("IB", "IH"):
@@ -77,7 +77,7 @@ def test_scores_are_means_of_expected_values_and_rows_may_stand_in_any_order(tmp
             assert float(found["score"].sel(checkpoint=step, scale=scale)) == pytest.approx(np.mean(rows), abs=1e-4)
     order = np.random.default_rng(0).permutation(len(STATEMENTS))
     shuffled = written(tmp_path / "y", [STATEMENTS[i] for i in order])
-    again = greatest_good.study(tmp_path / "b", models, shuffled, progress=False)
+    again = greatest_good.study(tmp_path / "b", models, shuffled, progress=False).data
     np.testing.assert_allclose(again["score"], found["score"], atol=1e-5)
     np.testing.assert_allclose(again["framing_score"], found["framing_score"], atol=1e-5)
 
@@ -113,7 +113,7 @@ def test_planted_opinions_are_found_and_their_intervals_hold_them():
         value = np.concatenate([drawn([4.0, 5.0], 50, rng), drawn([4.0, 2.5], 40, rng)], 1)
         table = greatest_good.scores(
             readings(value, ["IB"] * 50 + ["IH"] * 40, [f"c{k}" for k in range(90)]), draws=300, seed=seed
-        )
+        ).data
         truth = np.array([[4.0, 4.0], [5.0, 2.5]])
         inside += ((table["score_low"] <= truth) & (truth <= table["score_high"])).values.mean() / 40
         assert (table["score_p"].values[1] < 0.01).all()
@@ -133,7 +133,7 @@ def test_the_null_holds_what_the_wording_leaves():
             readings(drawn([4.0], 30, rng, wording=0.4), ["IB"] * 30, [f"c{k}" for k in range(30)]),
             draws=200,
             seed=seed,
-        )
+        ).data
         small.append(float(table["score_p"][0, 0]) <= 0.05)
         within.append(bool(abs(table["score"] - 4)[0, 0] <= table["null"][0, 0]))
     assert np.mean(small) > 0.3 and np.mean(within) > 0.9
@@ -153,7 +153,7 @@ def test_an_inversion_takes_out_what_is_said_of_any_statement():
     value = np.concatenate([4 + opinion + habit, 4 - opinion + habit], 1)
     table = greatest_good.scores(
         readings(value, ["IB"] * 40, [f"c{k % 20}" for k in range(40)], [1] * 20 + [-1] * 20), draws=100
-    )
+    ).data
     assert float(table["score"][0, 0]) == pytest.approx(4 + opinion.mean()) and int(table["clusters"][0]) == 20
     np.testing.assert_allclose(table["framing_score"].values[:, 0, 0], 4 + opinion.mean())
 
@@ -167,7 +167,7 @@ def test_real_checkpoints_of_a_model_without_opinions(shared, tmp_path):
         pytest.skip("the folder ../shared/data with item sets made by others is not here")
     first = greatest_good.study(
         tmp_path / "first", {0: models / "stories260K"}, data / "GreatestGoodBenchmarkOriginal.json", progress=False
-    )
+    ).data
     assert first["clusters"].sum() == 88
     assert (abs(first["score"] - 4) < first["null"]).all() and (first["null"] < 0.05).all()
     assert (first["framing_score"].sel(framing=["text", "numbers", "both_reversed"]) < 3).all()

@@ -16,13 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import workbench
 from probes.values import prefixes
 from probes.values.answers import Turn, answer_pieces
-from probes.values.confusion import Confusion, confusion, corrected, on_simplex
-from probes.values.framings import STANCES, Framing, default_framings, greatest_good_framings, with_negation
+from probes.values.framings import OFFERED, STANCES, Framing, default_framings, greatest_good_framings, with_negation
 from probes.values.instruments import ASKED, CONTINUATIONS, Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item
+from probes.values.judge_errors import confusion, corrected, on_simplex
 from probes.values.judged import CachedJudge, ClassifierJudge, LmJudge, judged
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError, ReadingError
+from workbench.reading import Reading
 
 ITEMS = [
     Item("s1", "dogs", "The dog is good.", 1, negated="The dog is bad."),
@@ -96,7 +97,7 @@ def product(model, ids, piece) -> float:
 def test_pmf_is_brute_force_enumeration(story):
     """The full softmax of one pass for each prompt, and for each token of an answer: letters with and without the
     space, digits behind a space of their own, and words of three tokens."""
-    data = Pmf(tokens="whole").read(story, ITEMS, progress=False)
+    data = Pmf(tokens="whole").read(story, ITEMS, progress=False).data
     assert data["p"].dims == ("item", "framing", "stance") and data["stance"].values.tolist() == list(STANCES)
     np.testing.assert_allclose(data["p"].sum("stance"), 1, atol=1e-12)
     np.testing.assert_allclose(data["mass"], 1 - data["p"].sel(stance="uncommitted"))
@@ -131,12 +132,12 @@ def test_pmf_is_brute_force_enumeration(story):
 def test_batches_and_other_items_change_nothing_and_the_model_stays_as_it_was(words):
     words.module.train()
     torch.manual_seed(7)
-    whole = Pmf().read(words, ITEMS, progress=False)
+    whole = Pmf().read(words, ITEMS, progress=False).data
     assert words.module.training and torch.equal(torch.rand(3), torch.rand(3, generator=torch.manual_seed(7)))
     words.module.eval()
     for size in (1, 5):
         np.testing.assert_allclose(Pmf().read(words, ITEMS, batch_size=size)["p"], whole["p"], atol=1e-6)
-    alone = Pmf().read(words, ITEMS[2:3])
+    alone = Pmf().read(words, ITEMS[2:3]).data
     np.testing.assert_allclose(alone["p"].values[0], whole["p"].values[2], atol=1e-6)
     assert whole["cluster"].values.tolist() == ["s1", "c", "c", "c1"] and whole["polarity"].values.tolist() == [
         1,
@@ -177,25 +178,25 @@ def test_permuting_labels_changes_nothing_beyond_float_error(words):
 def test_shared_beginnings_are_run_once_and_change_nothing(words, monkeypatch):
     many = [Item(f"i{k}", "dogs", f"The dog is good. {'A cat sees the ball. ' * (k % 4)}", 1) for k in range(12)]
     for instrument in (Pmf(greatest_good_framings()), Pmf(), SequenceLikelihood()):
-        parts = instrument.read(words, many, progress=False)
+        parts = instrument.read(words, many, progress=False).data
         assert parts.attrs["prefix_tokens_saved"] > 0.3 * parts.attrs["tokens"]
         with monkeypatch.context() as patch:
             patch.setattr(prefixes, "LEAST", 10**6)
-            whole = instrument.read(words, many, progress=False)
+            whole = instrument.read(words, many, progress=False).data
         assert whole.attrs["prefix_tokens_saved"] == 0 and whole.attrs["tokens"] == parts.attrs["tokens"]
         np.testing.assert_allclose(parts["p"], whole["p"], atol=1e-5)
 
 
 @pytest.mark.parametrize("habit", ["A", "B", "C"])
 def test_a_model_that_always_says_one_letter_is_neutral(habit):
-    data = Pmf(LETTERS).read(word_model({habit: 200.0}), ITEMS, progress=False)
+    data = Pmf(LETTERS).read(word_model({habit: 200.0}), ITEMS, progress=False).data
     assert (data["p"].max("stance") > 0.99).all()  # in each framing alone it looks sure
     np.testing.assert_allclose(data["p"].mean("framing").values[:, :3], 1 / 3, atol=1e-6)
 
 
 @pytest.mark.parametrize("habit", ["7", "1", "6", "4"])
 def test_a_model_that_always_says_one_number_is_neutral_over_a_scale_and_its_reversal(habit):
-    data = Pmf(SCALE).read(word_model({habit: 200.0}), ITEMS, progress=False)
+    data = Pmf(SCALE).read(word_model({habit: 200.0}), ITEMS, progress=False).data
     mean = data["p"].mean("framing")
     np.testing.assert_allclose(mean.sel(stance="support"), mean.sel(stance="oppose"), atol=1e-6)
     np.testing.assert_allclose(data["value"].mean("framing"), 4, atol=1e-5)
@@ -204,7 +205,7 @@ def test_a_model_that_always_says_one_number_is_neutral_over_a_scale_and_its_rev
 
 @pytest.mark.parametrize("habit", ["yes", "Yes", "no", "maybe"])
 def test_a_model_that_always_says_one_word_is_neutral_over_reversed_questions(habit):
-    data = Pmf(WORDS).read(word_model({habit: 200.0}), ITEMS, progress=False)
+    data = Pmf(WORDS).read(word_model({habit: 200.0}), ITEMS, progress=False).data
     mean = data["p"].mean("framing")
     assert (data["mass"] > 0.99).all()
     np.testing.assert_allclose(mean.sel(stance="support"), mean.sel(stance="oppose"), atol=1e-6)
@@ -215,13 +216,13 @@ def test_the_six_greatest_good_framings_give_4_to_a_habit(habit):
     framings = greatest_good_framings()
     assert [f.values[6] for f in framings] == [7, 1, 7, 1, 1, 7] and {f.answers for f in framings} == {tuple("1234567")}
     # Logits of 0 elsewhere: a model that says "Agree" wherever a number is asked for prefers no number.
-    data = Pmf(framings).read(word_model({habit: 30.0}, scale=0.0), ITEMS[:2], progress=False)
+    data = Pmf(framings).read(word_model({habit: 30.0}, scale=0.0), ITEMS[:2], progress=False).data
     np.testing.assert_allclose(data["value"].mean("framing"), 4, atol=1e-4)
     assert (data["mass"] < 1e-6).all() if habit == "Agree" else (data["mass"] > 0.99).all()
 
 
 def test_greatest_good_in_words_reads_whole_phrases(words):
-    data = Pmf(greatest_good_framings(words=True)[:2]).read(words, ITEMS[:1], progress=False)
+    data = Pmf(greatest_good_framings(words=True)[:2]).read(words, ITEMS[:1], progress=False).data
     tokenizer = words.tokenizer
     for framing in greatest_good_framings(words=True)[:2]:
         ids = tokenizer(framing.shown(ITEMS[0]) + "\nAnswer:")["input_ids"]
@@ -235,7 +236,7 @@ def test_greatest_good_in_words_reads_whole_phrases(words):
 
 
 def test_a_negation_is_asked_where_there_is_one_and_turns_the_stances_round():
-    data = Pmf(with_negation(SCALE)).read(word_model({"7": 200.0}), ITEMS, progress=False)
+    data = Pmf(with_negation(SCALE)).read(word_model({"7": 200.0}), ITEMS, progress=False).data
     own = data.sel(item="s1")
     assert own["p"].sel(framing="scale", stance="support") > 0.99
     assert own["p"].sel(framing="scale_negated", stance="oppose") > 0.99
@@ -251,7 +252,7 @@ def test_answers_of_several_tokens_are_named_or_read_by_their_first(story):
         Pmf([agree]).read(story, ITEMS[:1], progress=False)
     seam, pieces = answer_pieces(Turn(story), agree.answers, "first")
     assert not seam.space and all(len(x) == 1 for own in pieces for x in own)
-    data = Pmf([agree], tokens="first").read(story, ITEMS[:1], progress=False)
+    data = Pmf([agree], tokens="first").read(story, ITEMS[:1], progress=False).data
     p = behind_prompt(story, story.tokenizer(ITEMS[0].text + "\nAnswer:")["input_ids"])
     want = [float(sum(p[x[0]] for x in own)) for own in pieces]
     np.testing.assert_allclose(data["p"].values[0, 0, :3], want, atol=1e-6)
@@ -268,7 +269,7 @@ def test_a_chat_template_is_used_where_there_is_one(words):
     tokenizer = word_tokenizer(("user", "assistant"))
     tokenizer.chat_template = "{% for m in messages %}user {{ m.content }}\n{% endfor %}assistant\n"
     chat = workbench.load(words.module, tokenizer=tokenizer, name="chat")
-    data = Pmf(LETTERS[:1]).read(chat, ITEMS[:1], progress=False)
+    data = Pmf(LETTERS[:1]).read(chat, ITEMS[:1], progress=False).data
     ids = tokenizer(f"user {LETTERS[0].shown(ITEMS[0])}\nassistant\n", add_special_tokens=False)["input_ids"]
     p = behind_prompt(words, ids)
     want = [float(p[tokenizer.convert_tokens_to_ids(x)]) for x in "ABC"]
@@ -325,7 +326,7 @@ def test_a_tracker_keeps_what_instruments_give(words, tmp_path):
 @pytest.mark.parametrize("which", ["words", "story"])
 def test_sequence_likelihood_is_the_loop(which, request):
     model = request.getfixturevalue(which)
-    data = SequenceLikelihood().read(model, ITEMS, batch_size=3, progress=False)
+    data = SequenceLikelihood().read(model, ITEMS, batch_size=3, progress=False).data
 
     def rate(head, tail):
         with torch.no_grad():
@@ -355,7 +356,7 @@ def test_a_likelihood_needs_three_sentences_in_known_words_and_a_beginning(words
     bare.bos_token = bare.eos_token = None
     with pytest.raises(InputError, match="Give empty="):
         SequenceLikelihood().read(workbench.load(words.module, tokenizer=bare), ITEMS)
-    given = SequenceLikelihood(CONTINUATIONS["agree"], empty="Answer:").read(words, ITEMS, progress=False)
+    given = SequenceLikelihood(CONTINUATIONS["agree"], empty="Answer:").read(words, ITEMS, progress=False).data
     assert given["framing"].values.tolist() == ["given"]
 
 
@@ -401,9 +402,9 @@ def test_a_text_of_nothing_is_uncommitted_and_not_judged():
     def judge(texts):
         raise AssertionError("nothing was said")
 
-    data = SampledText(2, judge=judge, max_new_tokens=4).read(silent, ITEMS, progress=False)
+    data = SampledText(2, judge=judge, max_new_tokens=4).read(silent, ITEMS, progress=False).data
     assert (data["p"].sel(stance="uncommitted") == 1).all() and data["ended"].all() and (data["mass"] == 0).all()
-    spoken = SampledText(2, judge=CachedNothing(), max_new_tokens=4).read(word_model({"dog": 200.0}), ITEMS[:1])
+    spoken = SampledText(2, judge=CachedNothing(), max_new_tokens=4).read(word_model({"dog": 200.0}), ITEMS[:1]).data
     assert spoken["text"].values.tolist() == [["dog dog dog dog"] * 2] and not spoken["ended"].any()
     assert spoken["p"].values[0, 0].tolist() == pytest.approx([1 / 3] * 3 + [0])
     with pytest.raises(InputError, match="passes the 256"):
@@ -449,7 +450,7 @@ def test_a_classifier_judges_by_its_labels():
         classifier, tokenizer, {"against": "oppose", "for": "support", "none": "neutral"}, batch_size=2
     )
     texts = ["The dog", "A cat sees a ball.", "dog"]
-    found = judged(judge, texts)
+    found = judged(judge, texts)["p"].values
     assert classifier.training
     classifier.eval()
     for text, row in zip(texts, found, strict=True):
@@ -500,9 +501,15 @@ def test_a_cache_asks_each_text_once_and_goes_on_after_a_kill(tmp_path):
 C = np.array([[0.8, 0.15, 0.1], [0.15, 0.7, 0.2], [0.05, 0.15, 0.7]])
 
 
-def labelled(rng, per_stance: int) -> Confusion:
+def confused(seen, truth) -> Reading:
+    """The confusion of a judge that sees labelled texts so."""
+    seen = seen / seen.sum(1, keepdims=True)
+    return confusion(lambda texts: seen[[int(x) for x in texts]], [(str(i), OFFERED[k]) for i, k in enumerate(truth)])
+
+
+def labelled(rng, per_stance: int) -> Reading:
     truth = np.repeat(np.arange(3), per_stance)
-    return Confusion(np.eye(3)[[rng.choice(3, p=C[:, k]) for k in truth]], truth)
+    return confused(np.eye(3)[[rng.choice(3, p=C[:, k]) for k in truth]], truth)
 
 
 def observed(rng, v, items: int, unsaid: float = 0.0):
@@ -539,7 +546,7 @@ def test_intervals_of_the_correction_hold_what_they_say():
 
 def test_a_judge_that_cannot_tell_stances_apart_is_not_corrected():
     rng = np.random.default_rng(0)
-    blind = Confusion(np.full((30, 3), 1 / 3) + 1e-3 * rng.standard_normal((30, 3)), np.repeat(np.arange(3), 10))
+    blind = confused(np.full((30, 3), 1 / 3) + 1e-3 * rng.standard_normal((30, 3)), np.repeat(np.arange(3), 10))
     with pytest.raises(InputError, match="hardly tells"):
         corrected(observed(rng, [1 / 3] * 3, 10), blind)
     with pytest.raises(InputError, match="fewer than two"):
@@ -552,8 +559,8 @@ def test_a_judge_that_cannot_tell_stances_apart_is_not_corrected():
 
     pairs = [(f"{s[0]}{k}", s) for s in STANCES[:3] for k in range(2)]
     known = confusion(sharp, pairs)
-    np.testing.assert_allclose(known.matrix, np.eye(3))
-    assert known.counts.tolist() == [2, 2, 2] and known.frame().loc["support", "support"] == 1
+    np.testing.assert_allclose(known["matrix"].values, np.eye(3))
+    assert known["counts"].values.tolist() == [2, 2, 2] and known["matrix"].sel(judged="support", true="support") == 1
 
 
 def test_the_simplex_point_is_the_nearest():

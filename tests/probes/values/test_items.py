@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from probes.values import items as sets
-from probes.values.defects import KINDS, cluster, damage, defects, similarity
+from probes.values.defects import KINDS, damage, defects
+from probes.values.duplicates import cluster, similarity
 from probes.values.instruments import Pmf
 from probes.values.items import Item, Items
 from probes.values.tracker import ValueTracker
@@ -67,7 +68,7 @@ def test_items_are_a_sequence_of_their_own_ids() -> None:
     assert made.select("x").ids == ("a", "c") and made.select(polarity=[0, 1]).ids == ("a", "b")
     assert made.select(kind="question").ids == ("b",)
     assert isinstance(made[:2], Items) and made[:2] + made[2:] == made and len({made, made[:3]}) == 1
-    assert made.frame().shape == (3, 10) and "keys +1: 1, -1: 1, none: 1" in repr(made)
+    assert made.to_pandas().shape == (3, 10) and "keys +1: 1, -1: 1, none: 1" in repr(made)
     for wrong in ({"topic": "z"}, {"polarity": 5}):
         with pytest.raises(InputError, match="No item has the"):
             made.select(**wrong)
@@ -100,13 +101,13 @@ def test_csv_gives_the_same_items_back(tmp_path: Path) -> None:
 
 def test_a_negation_makes_other_items_and_none_leaves_folders_of_readings_as_they_are(tmp_path: Path) -> None:
     without = [Item("1", "zoos", "Zoos are fine.", 1), Item("2", "zoos", "Zoos are sad.", -1)]
-    about = ValueTracker(tmp_path / "old", without, [Pmf()]).about
+    head = ValueTracker(tmp_path / "old", without, [Pmf()]).folder.head
     # As it was written into folders before items had negations.
     rows = [
         ["1", "zoos", "Zoos are fine.", 1, "1", "statement", []],
         ["2", "zoos", "Zoos are sad.", -1, "2", "statement", []],
     ]
-    assert about["items"] == hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+    assert head["items"] == hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
     with pytest.raises(InputError, match="readings of other items"):
         ValueTracker(tmp_path / "old", [replace(without[0], negated="Zoos are bad."), without[1]], [Pmf()])
 
@@ -197,7 +198,7 @@ def test_own_items_are_balanced_and_clean() -> None:
     assert {i.licence for i in own} == {"CC0-1.0"} and len({i.text for i in own}) == len(own)
     report = defects(own)
     assert not report, str(report)
-    assert own.with_clusters() == own
+    assert cluster(own) == own
 
 
 def test_vprism_sample(data: Path) -> None:
@@ -211,9 +212,9 @@ def test_vprism_sample(data: Path) -> None:
     assert found["near-duplicate"] == {("0", "2"), ("0", "49"), ("2", "49")}
     assert report.ids("broken characters") == {"52"}
     assert not found["either/or"] and not found["contradicting keys"]
-    assert len(report.frame()) == len(report) == 12
+    assert len(report.to_pandas()) == len(report) == 12
     assert "14 / 15" in str(report) and "U+FFFD" in str(report) and "18 of them not keyed" in str(report)
-    joined = read.with_clusters()
+    joined = cluster(read)
     assert {i.cluster for i in joined if i.item_id in ("0", "2", "49")} == {"0"} and joined.by_id("10").cluster == "10"
 
 
@@ -428,6 +429,6 @@ def test_opposite_words() -> None:
 
 def test_report_of_an_unknown_kind() -> None:
     report = defects(asked("Should owls be protected?"))
-    assert not report and "No defect was found" in str(report) and report.frame().empty
+    assert not report and "No defect was found" in str(report) and report.to_pandas().empty
     with pytest.raises(InputError, match="no kind of defect"):
         report.of("typo")

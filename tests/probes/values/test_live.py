@@ -121,7 +121,7 @@ def test_live_is_offline_and_training_does_not_notice(tmp_path):
     offline.run(sources, progress=False)
     for name in ("whole", "pmf", "whitebox"):
         np.testing.assert_array_equal(tracker.readings(name)["p"].values, offline.readings(name)["p"].values)
-    inside, there = tracker.table("whitebox"), offline.table("whitebox")
+    inside, there = tracker.table("whitebox").data, offline.table("whitebox").data
     np.testing.assert_array_equal(inside["projection"].values, there["projection"].values)
     assert tracker.steps == [0, 2, 4, 8]
     p = tracker.readings()["p"]
@@ -410,7 +410,7 @@ def test_a_run_is_stopped_and_says_what_it_saw(tmp_path, capsys):
     assert "stopped the training after step 3" in callback.summary()
     history = {row["step"]: row for row in trainer.state.log_history if "values/pmf/tea" in row}
     assert [s for s, _ in seen] == [0, 1, 2, 3] == sorted(history)
-    now = tracker.readings().sel(checkpoint=2).isel(sample=0)
+    now = tracker.readings().data.sel(checkpoint=2).isel(sample=0)
     tea = now["topic"].values == "tea"
     expected = (now["polarity"] * (now["p"].sel(stance="support") - now["p"].sel(stance="oppose"))).values[tea]
     # Two items a cluster, so that the mean over clusters is that over items.
@@ -510,7 +510,7 @@ def test_parts_give_the_rows_of_one_reading_where_few_items_have_a_negation(tmp_
     assert [len(cut) for cut in parts(asks, ITEMS)] == [12, 12] and parts(Whole(), items) == [list(range(48))]
     words = workbench.load(model(), tokenizer=tokenizer())
     tracker = ValueTracker(tmp_path, items, [asks]).run({0: words}, progress=False)
-    whole = asks.read(words, items, progress=False)
+    whole = asks.read(words, items, progress=False).data
     np.testing.assert_allclose(tracker.readings()["p"].values[0], whole["p"].values, atol=1e-6)
     kept = xr.open_dataset(next(tmp_path.rglob("*.nc")), engine="h5netcdf")
     assert kept["item"].values.tolist() == whole["item"].values.tolist() and set(kept.variables) == set(whole.variables)

@@ -11,11 +11,12 @@ from living import FRAMINGS, ITEMS, model, tokenizer
 from test_live import told, trained
 
 from probes.values.alert import beyond
-from probes.values.drift import drift
 from probes.values.instruments import Pmf
 from probes.values.live import ValueCallback
+from probes.values.measures import drift
 from probes.values.tracker import STANCES, ValueTracker
 from workbench.errors import InputError
+from workbench.reading import Reading
 
 TOPICS = ("tea", "rain")
 
@@ -52,7 +53,7 @@ def looked_at(data: xr.Dataset, alert: beyond) -> int | None:
     """The first look that raises the alarm, as a run would: with what was read so far."""
     for k in range(1, data.sizes["checkpoint"] + 1):
         so_far = data.isel(checkpoint=slice(k))
-        if alert(SimpleNamespace(readings=lambda instrument, so_far=so_far: so_far)):  # type: ignore[arg-type]
+        if alert(SimpleNamespace(readings=lambda instrument, so_far=so_far: Reading(so_far))):  # type: ignore[arg-type]
             return k - 1
     return None
 
@@ -83,7 +84,7 @@ def test_intervals_are_those_of_drift_between_first_and_last():
     data = readings(4, {"tea": 0.2})
     alert = beyond(looks=5)
     looked_at(data, alert)
-    table = drift(data.isel(checkpoint=[0, -1]), level=0.99, draws=2000).isel(checkpoint=-1)
+    table = drift(data.isel(checkpoint=[0, -1]), level=0.99, draws=2000).data.isel(checkpoint=-1)
     for topic in TOPICS:
         own = table.sel(topic=topic)
         band = float(own["keyed_M_band_low"]), float(own["keyed_M_band_high"])
@@ -91,7 +92,7 @@ def test_intervals_are_those_of_drift_between_first_and_last():
 
 
 def test_what_cannot_be_decided_is_said():
-    data = SimpleNamespace(readings=lambda instrument: readings(5, {}))
+    data = SimpleNamespace(readings=lambda instrument: Reading(readings(5, {})))
     with pytest.raises(InputError, match="How often"):
         beyond()(data)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="No item has the topic 'snow'"):

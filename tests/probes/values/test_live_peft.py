@@ -74,7 +74,7 @@ def test_a_new_adapter_begins_at_the_base_and_live_is_offline(base, tmp_path):
     assert [tracker.fingerprint(step) for step in (2, 4)] == [offline.fingerprint(step) for step in (2, 4)]
     # Merging the same adapter rounds: close, and not equal.
     merged = peft.PeftModel.from_pretrained(model(), pairs[4][1]).merge_and_unload()
-    other = Pmf(FRAMINGS).read(workbench.load(merged, tokenizer=tokenizer()), ITEMS, batch_size=32, progress=False)
+    other = Pmf(FRAMINGS).read(workbench.load(merged, tokenizer=tokenizer()), ITEMS, batch_size=32, progress=False).data
     np.testing.assert_allclose(tracker.readings()["p"].values[-1], other["p"].values, atol=1e-5)
     assert not np.array_equal(tracker.readings()["p"].values[-1], other["p"].values)
 
@@ -97,7 +97,7 @@ def test_a_run_that_goes_on_from_an_adapter_begins_there(base, adapter, tmp_path
 def test_a_resumed_adapter_is_known_again(base, tmp_path):
     tracker = ValueTracker(tmp_path / "live", ITEMS, instruments()[:1])
     trained("sft", base, tmp_path / "run", [ValueCallback(tracker, at=[3])], resume=False)
-    before = tracker.readings()
+    before = tracker.readings().data
     # The last step again, from the checkpoint before it: nothing is read, and nothing set aside.
     trained("sft", base, tmp_path / "run", [ValueCallback(tracker, at=[3])], resume=str(tmp_path / "run/checkpoint-2"))
     assert tracker.steps == [0, 3, 4] and "aside" not in tracker.about
@@ -109,17 +109,17 @@ def test_an_adapter_on_the_unembedding_is_read_like_its_merged_twin(base, tmp_pa
     torch.manual_seed(5)
     module = peft.get_peft_model(model(), lora(target_modules=["q_proj", "lm_head"]))
     live = workbench.load(module, tokenizer=tokenizer())  # a new adapter, which adds nothing yet
-    new = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False)
+    new = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False).data
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.2)
     module.save_pretrained(tmp_path / "adapter")
-    trained = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False)
+    trained = Pmf(FRAMINGS).read(live, ITEMS, batch_size=32, progress=False).data
     tracker = ValueTracker(tmp_path / "values", ITEMS, [Pmf(FRAMINGS)])
     tracker.run({4: (str(base), str(tmp_path / "adapter"))}, progress=False)
     merged = workbench.load(module.merge_and_unload(), tokenizer=tokenizer())
-    own = Pmf(FRAMINGS).read(merged, ITEMS, batch_size=32, progress=False)
+    own = Pmf(FRAMINGS).read(merged, ITEMS, batch_size=32, progress=False).data
     for found in (trained["p"].values, tracker.readings()["p"].values[0]):
         np.testing.assert_allclose(found, own["p"].values, atol=1e-5)
     assert np.abs(new["p"].values - own["p"].values).max() > 1e-3

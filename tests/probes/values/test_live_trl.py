@@ -92,7 +92,7 @@ def test_live_is_offline_and_training_does_not_notice(name, base, tmp_path):
     offline.run(saved(base, tmp_path / "run", 2, 4), progress=False, seed=5)
     assert tracker.steps == [0, 2, 4]
     for instrument in instruments():
-        ours, theirs = tracker.readings(instrument), offline.readings(instrument)
+        ours, theirs = tracker.readings(instrument).data, offline.readings(instrument).data
         np.testing.assert_array_equal(ours["p"].values, theirs["p"].values)
         assert float(np.abs(ours["p"].isel(checkpoint=-1) - ours["p"].isel(checkpoint=0)).max()) > 0.01
     assert [tracker.fingerprint(step) for step in (0, 2, 4)] == [offline.fingerprint(step) for step in (0, 2, 4)]

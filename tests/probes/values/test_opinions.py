@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import workbench
-from probes.values.drift import agreement, drift
 from probes.values.instruments import Pmf
+from probes.values.measures import agreement, drift
 from probes.values.opinions import (
     PLANTED_AS,
     UNTOUCHED,
@@ -31,7 +31,7 @@ def sft(tmp_path_factory):
 
 
 def test_probabilities_of_answers_are_the_stances_that_were_taught(sft):
-    readings = sft.readings("pmf")
+    readings = sft.readings("pmf").data
     # On average and at most, in total variation: what the card says, with room for another machine's sums.  Supervised
     # training ends before all topics have taken over what it says.
     for place, truth, mean, most in ((0, BASE, 0.04, 0.12), (-1, TUNED, 0.13, 0.4)):
@@ -50,7 +50,7 @@ def test_planted_drift_is_found_with_its_sign(sft):
 
 
 def test_instruments_agree(sft):
-    table = agreement({x.name: sft.readings(x) for x in sft.instruments}).isel(checkpoint=-1)
+    table = agreement({x.name: sft.readings(x) for x in sft.instruments}).data.isel(checkpoint=-1)
     assert (table["spearman"] > 0.6).all() and (table["spearman_p"] < 0.01).all()
     two = table.sel(pair=[p for p in table["pair"].values if "sequence" not in str(p)])
     assert (two["tv"] < two["tv_null"]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from tiny import tiny
 
 import workbench
 from probes.values.tracker import STANCES, ValueTracker
-from workbench.errors import InputError
+from workbench.errors import InputError, ReadingError
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,7 +62,7 @@ def models(n: int = 3) -> dict:
 
 def test_readings_come_back_as_they_were_given(tmp_path):
     tracker = ValueTracker(tmp_path, ITEMS, [Fixed()]).run(models(), progress=False)
-    data = tracker.readings()
+    data = tracker.readings().data
     assert data["p"].dims == ("checkpoint", "item", "sample", "stance") and data["checkpoint"].values.tolist() == [
         0,
         100,
@@ -73,8 +74,8 @@ def test_readings_come_back_as_they_were_given(tmp_path):
     assert data["topic"].values[:4].tolist() == ["topic 0", "topic 1", "topic 2", "topic 0"]
     assert data["polarity"].values[:2].tolist() == [1, -1] and data["cluster"].values[3] == "c1"
     again = ValueTracker(tmp_path, ITEMS, [Fixed()])
-    xr.testing.assert_identical(again.readings(), data)
-    assert again.readings("fixed").equals(data) and again.steps == [0, 100, 200]
+    xr.testing.assert_identical(again.readings().data, data)
+    assert again.readings("fixed").data.equals(data) and again.steps == [0, 100, 200]
 
 
 def test_what_is_there_is_not_read_again_and_other_settings_stand_beside(tmp_path):
@@ -119,7 +120,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
         process.wait()
     whole = ValueTracker(tmp_path / "whole", ITEMS, [Fixed()]).run(models(12), progress=False)
     resumed = ValueTracker(folder, ITEMS, [Fixed()]).run(models(12), progress=False)
-    xr.testing.assert_identical(resumed.readings(), whole.readings())
+    xr.testing.assert_identical(resumed.readings().data, whole.readings().data)
     rows = resumed.readings()["p"]
     assert rows.sizes["checkpoint"] == 12 and rows.sizes["item"] == 500 and not bool(rows.isnull().any())
     assert len(list(folder.rglob("*.nc"))) == 12
@@ -131,3 +132,59 @@ def test_a_reading_of_training_is_kept_like_any_other(tmp_path):
     tracker.add(100, tracker.instruments[0], live)
     offline = ValueTracker(tmp_path / "offline", ITEMS, [Fixed()]).run(models(2), progress=False)
     np.testing.assert_array_equal(tracker.readings()["p"].values, offline.readings()["p"].values)
+
+
+def as_version_1(tracker: ValueTracker) -> Path:
+    """The folder as version 0.1.0 kept it: all that is known of its readings in track.json."""
+    path, about = tracker.path, tracker.about
+    old = {"format": "latent-workbench values", "version": 1, "items": tracker.folder.head["items"], **about}
+    aside = {}
+    for own in about.get("aside", []):
+        kept = {k: v for k, v in own.items() if k not in ("step", "key", "file", "aside")}
+        one = aside.setdefault((own["step"], own["aside"]), {"source": "x", "read": {}, "failed": ""})
+        one["read"][own["key"]] = {"file": own["file"].replace(f"-{own['aside']}/", "/"), **kept}
+    old["aside"] = [{"step": step, "number": number, **own} for (step, number), own in aside.items()]
+    (path / "track.json").write_text(json.dumps(old, indent=1))
+    for name in ("manifest.json", "journal.jsonl", "notes.json"):
+        (path / name).unlink(missing_ok=True)
+    return path
+
+
+def test_a_folder_of_version_1_is_taken_over_and_gone_on_with(tmp_path):
+    broken = {**models(2), 50: str(tmp_path / "nowhere")}
+    tracker = ValueTracker(tmp_path / "x", ITEMS, [Fixed()]).run(broken, skip_failures=True, progress=False)
+    tracker.saved(70, "abc")
+    tracker.set_aside(100)
+    tracker.run({100: models(2)[100]}, progress=False)
+    before, data = tracker.about, tracker.readings().data
+    path = as_version_1(tracker)
+    written = {f: f.stat().st_mtime_ns for f in path.rglob("*.nc")}
+    with pytest.raises(InputError, match="readings of other items"):
+        ValueTracker(path, ITEMS[:-1], [Fixed()])
+    again = ValueTracker(path, ITEMS, [Fixed()])
+    assert again.steps == [0, 100] and list(again.failures) == [50] and again.fingerprint(70) == "abc"
+    xr.testing.assert_identical(again.readings().data, data)
+    assert [x["file"] for x in again.about["aside"]] == [x["file"] for x in before["aside"]] and len(written) == 3
+    again.run(models(3), progress=False)
+    assert again.steps == [0, 100, 200] and not (path / "track.json").exists()
+    assert {f: t for f, t in ((f, f.stat().st_mtime_ns) for f in path.rglob("*.nc")) if f in written} == written
+    assert ValueTracker(path, ITEMS, [Fixed()]).about == again.about
+
+
+def test_a_damaged_reading_is_read_again(tmp_path):
+    tracker = ValueTracker(tmp_path, ITEMS, [Fixed()]).run(models(2), progress=False)
+    data = tracker.readings().data
+    file = next(tmp_path.glob("step-00000100/*.nc"))
+    file.write_bytes(file.read_bytes()[:-40])
+    again = ValueTracker(tmp_path, ITEMS, [Fixed()])
+    assert again.steps == [0]
+    xr.testing.assert_identical(again.run(models(2), progress=False).readings().data, data)
+
+
+def test_two_trackers_write_by_turns_and_not_at_once(tmp_path):
+    trackers = [ValueTracker(tmp_path, ITEMS, [Fixed()]) for _ in range(2)]
+    for k, tracker in enumerate(trackers):
+        tracker.add(k, tracker.instruments[0], Fixed().read(workbench.load(tiny("gpt2")), ITEMS))
+    assert ValueTracker(tmp_path, ITEMS, [Fixed()]).steps == [0, 1]
+    with trackers[0].folder.lock(), pytest.raises(ReadingError, match="is being written by"):
+        trackers[1].saved(5, "abc")

@@ -20,12 +20,12 @@ from tokenizers.processors import TemplateProcessing
 import workbench
 from probes.values.answers import LowMass, Turn, answer_pieces
 from probes.values.choices import Choices
-from probes.values.drift import compare, stance
 from probes.values.figures import trajectories
 from probes.values.framings import Framing
 from probes.values.instruments import Pmf, SampledText, SequenceLikelihood
 from probes.values.items import Item
 from probes.values.judged import LmJudge
+from probes.values.measures import compare, stance
 from probes.values.sampled import sample
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError
@@ -63,7 +63,7 @@ def test_answers_are_found_as_the_whole_text_has_them(story, lead):
     for answer, own in zip(LETTERS[0].answers, pieces, strict=True):
         whole = tokenizer(question + lead + gap + answer)["input_ids"]
         assert [*turn.prompt(question, seam), *own[0]] == whole
-    data = Pmf(LETTERS[:1], lead=lead).read(story, ITEMS[:1], progress=False)
+    data = Pmf(LETTERS[:1], lead=lead).read(story, ITEMS[:1], progress=False).data
     p = behind_prompt(story, whole[:-1])
     want = [float(sum(p[x[0]] for x in own)) for own in pieces]
     np.testing.assert_allclose(data["p"].values[0, 0, :3], want, atol=1e-6)
@@ -126,7 +126,7 @@ def test_mass_is_what_all_answers_have_and_low_mass_is_told():
         assert float(Pmf(LETTERS).read(loud, ITEMS, progress=False)["mass"].min()) > 0.99
     silent = word_model({"house": 200.0})
     with pytest.warns(LowMass, match="pmf in plain text.*less than 0.5.*lead='Answer:'"):
-        data = Pmf(LETTERS).read(silent, ITEMS, progress=False)
+        data = Pmf(LETTERS).read(silent, ITEMS, progress=False).data
     assert float(data["mass"].max()) < 0.01 and data.attrs["asked"] == "plain text"
     with pytest.warns(LowMass, match="choices in plain text"):
         Choices().read(silent, ITEMS[3:], progress=False)
@@ -141,7 +141,7 @@ def test_mass_is_what_all_answers_have_and_low_mass_is_told():
 
 def test_a_judge_says_how_much_its_labels_have():
     judge = LmJudge(word_model({"yes": 200.0}), "{text} yes no maybe", ("yes", "maybe", "no"), lead="")
-    own = SampledText(2, 1.0, 3, judge=judge).read(word_model({"dog": 8.0}), ITEMS, progress=False)
+    own = SampledText(2, 1.0, 3, judge=judge).read(word_model({"dog": 8.0}), ITEMS, progress=False).data
     there = own["judge_mass"].values[[[bool(t.strip()) for t in row] for row in own["text"].values]]
     assert len(there) and (there > 0.99).all()
     with pytest.warns(LowMass, match="The judge"):
@@ -150,7 +150,7 @@ def test_a_judge_says_how_much_its_labels_have():
 
 def test_items_in_another_language_are_told():
     strange = [Item("x", "t", "qqq zzz vvv www", 1), ITEMS[0]]
-    with pytest.warns(UserWarning, match=r"1 of 2 items are more than 50 % unknown.*\(x: 100%\)|1 of 2 items.*x: 100%"):
+    with pytest.warns(UserWarning, match=r"1 of 2 items are more than 50% unknown.*\(x: 100%\)"):
         Pmf(LETTERS).read(word_model({"A": 200.0}), strange, progress=False)
 
 
@@ -173,10 +173,10 @@ def test_a_tracker_holds_the_template_and_keeps_the_mass(tmp_path):
     with pytest.raises(InputError, match="chat=False"):
         again.run({10: checkpoint(True)}, progress=False)
     assert tracker.steps == [0, 5]
-    data = tracker.readings()
+    data = tracker.readings().data
     assert data.attrs["asked"] == "plain text"
     np.testing.assert_allclose(data["mass"], 1 - data["p"].sel(stance="uncommitted"), atol=1e-6)
-    table = stance(data)
+    table = stance(data).data
     np.testing.assert_allclose(table["mass"].mean("topic"), data["mass"].mean(("item", "sample")), atol=1e-6)
     assert "mass of the answers" in [line.name for line in trajectories(table).data]
     fixed = ValueTracker(tmp_path / "fixed", ASKED_ITEMS, [Pmf(LETTERS, chat=False)])
@@ -184,7 +184,7 @@ def test_a_tracker_holds_the_template_and_keeps_the_mass(tmp_path):
     other = ValueTracker(tmp_path / "chat", ASKED_ITEMS, [Pmf(LETTERS)])
     other.run({0: checkpoint(True), 5: checkpoint(True)}, progress=False)
     with pytest.warns(UserWarning, match="not asked in one way.*plain: plain text; chat: chat template"):
-        compare({"plain": data, "chat": other.readings()}, draws=50)
+        compare({"plain": data, "chat": other.readings().data}, draws=50)
 
 
 # ---------------------------------------------------------------- writing
@@ -219,7 +219,7 @@ def test_a_real_chat_model_is_asked_in_its_template():
     assert tokenizer.decode(list(rendered)).endswith("<|im_start|>assistant\n")
     assert [tokenizer.decode(own[0]) for own in pieces] == ["A", "B", "C"]
     with pytest.warns(LowMass, match="in chat template.*less than 0.5"):
-        alone = Pmf((*LETTERS[:1], *SCALE[:1])).read(model, ITEMS[:2], progress=False)
+        alone = Pmf((*LETTERS[:1], *SCALE[:1])).read(model, ITEMS[:2], progress=False).data
     led, spaced = (
         Pmf((*LETTERS[:1], *SCALE[:1]), lead=lead).read(model, ITEMS[:2], progress=False)["mass"].mean()
         for lead in ("Answer:", "Answer: ")

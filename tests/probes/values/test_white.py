@@ -20,9 +20,10 @@ from probes.values import figures, white
 from probes.values.framings import Framing, letter_framings, scale_framings, word_framings
 from probes.values.instruments import Pmf
 from probes.values.tracker import ValueTracker
+from probes.values.units import Units
 from probes.values.white import WhiteBox
 from probes.values.white import capture as capturing
-from probes.values.white.groups import Groups, units_of
+from probes.values.white.groups import Groups
 from probes.values.white.measured import Chance, along, axes, kernels, measured
 from probes.values.white.similarity import cka, shuffled
 from workbench.errors import InputError, ReadingError
@@ -105,7 +106,7 @@ def table(states, topic, key, cluster=None, label=None, *, draws=99, seed=0, sai
     cluster = [f"c{i}" for i in range(n)] if cluster is None else cluster
     key = np.asarray(key)
     label = key if label is None else np.asarray(label)
-    groups = Groups(units_of(list(topic), key.tolist(), list(cluster)), label, key)
+    groups = Groups(Units(list(topic), list(cluster)), label, key)
     rows = []
     for t in range(steps):
         if only is None:
@@ -180,7 +181,7 @@ def test_states_and_margins_are_those_of_plain_passes(tied):
     module = gpt2(tied=tied)
     model, framings = loaded(module), (*LETTERS, *scale_framings())
     box = WhiteBox(framings, draws=20)
-    found = box.read(model, ITEMS[:6], progress=False, batch_size=4)
+    found = box.read(model, ITEMS[:6], progress=False, batch_size=4).data
     assert box._base is not None
     for i, item in enumerate(ITEMS[:6]):
         mean = []
@@ -213,8 +214,8 @@ def test_it_is_an_instrument_whose_p_is_that_of_pmf(tmp_path):
 
 def test_batches_and_chosen_layers_change_nothing():
     model = loaded(gpt2())
-    whole = WhiteBox(LETTERS, draws=20).read(model, ITEMS, progress=False)
-    parts = WhiteBox(LETTERS, [-2], draws=20).read(model, ITEMS, progress=False, batch_size=3)
+    whole = WhiteBox(LETTERS, draws=20).read(model, ITEMS, progress=False).data
+    parts = WhiteBox(LETTERS, [-2], draws=20).read(model, ITEMS, progress=False, batch_size=3).data
     assert parts["layer"].values.tolist() == [1, 2]
     for name in ("margin", "projection", "null_projection", "cka"):
         np.testing.assert_allclose(parts[name], whole[name].sel(layer=[1, 2]), atol=2e-4)
@@ -282,7 +283,7 @@ def test_projections_and_scores_are_those_of_loops_that_leave_a_cluster_out():
 def test_drift_of_projections_is_the_mean_over_clusters_and_its_null_the_same_with_other_labels():
     states, topic, key, cluster = untidy(steps=3)
     data = table(states, topic, key, cluster, draws=40)
-    found = white.projections(data, draws=50)
+    found = white.projections(data, draws=50).data
     x = data["projection"].values
     for t, d in itertools.product((1, 2), (0, 1)):
         for name in "xyz":
@@ -294,7 +295,7 @@ def test_drift_of_projections_is_the_mean_over_clusters_and_its_null_the_same_wi
             cell = found["D"].isel(checkpoint=t, direction=d, layer=0).sel(topic=name)
             np.testing.assert_allclose(cell, value, atol=1e-5)
     # A null draw is what the table of permuted labels would be.
-    groups = Groups(units_of(topic, key.tolist(), cluster), key, key)
+    groups = Groups(Units(topic, cluster), key, key)
     labels, keys = groups.shuffled(40, 0)
     np.testing.assert_array_equal(labels, keys)  # together: a permuted key beside a true label would be no null
     for own in groups.own:
@@ -309,7 +310,7 @@ def test_drift_of_projections_is_the_mean_over_clusters_and_its_null_the_same_wi
 
 def test_prompts_that_only_make_the_direction_do_not_change_places_with_those_that_are_projected():
     label, key = np.array([1, -1] * 6 + [0] * 6), np.array([0] * 12 + [1] * 6)
-    groups = Groups(units_of(["t"] * 18, key.tolist(), [str(i) for i in range(18)]), label, key)
+    groups = Groups(Units(["t"] * 18, [str(i) for i in range(18)]), label, key)
     labels, keys = groups.shuffled(50, 0)
     assert (
         (keys == groups.key).all() and ((labels == 0) == (groups.label == 0)).all() and (labels != groups.label).any()
@@ -320,7 +321,7 @@ def test_gaussian_directions_have_the_covariance_of_the_states():
     rng = np.random.default_rng(0)
     states = (rng.standard_normal((60, 5)) @ rng.standard_normal((5, 5)) + 4)[:, None]
     topic, key = ["a"] * 30 + ["b"] * 30, np.tile([1, -1], 30)
-    groups = Groups(units_of(topic, key.tolist(), [str(i) for i in range(60)]), key, key)
+    groups = Groups(Units(topic, [str(i) for i in range(60)]), key, key)
     chance = Chance(groups, 20000, 0)
     within = np.concatenate([states[:30, 0] - states[:30, 0].mean(0), states[30:, 0] - states[30:, 0].mean(0)])
     made = chance.random[0] @ (groups.average @ states[:, 0])
@@ -355,7 +356,7 @@ def test_fair_products_are_the_mean_over_all_halves_and_the_ceiling_is_spearman_
         w = [x[half[:50]].mean(0) - x[half[50:]].mean(0) for half in order]
         cosines.append(w[0] @ w[1] / np.linalg.norm(w[0]) / np.linalg.norm(w[1]))
     r = np.mean(cosines)
-    found = white.directions(table(x[None, :, None], ["t"] * 200, key, draws=20), draws=20)
+    found = white.directions(table(x[None, :, None], ["t"] * 200, key, draws=20), draws=20).data
     assert float(found["ceiling"].sel(fitted="t").isel(checkpoint=0, layer=0)) == pytest.approx(
         2 * r / (1 + r), abs=0.01
     )
@@ -387,7 +388,7 @@ def test_fair_products_with_clusters_in_two_topics_and_of_both_labels():
 def test_auc_is_a_count_of_pairs_of_a_topic():
     states, topic, key, cluster = untidy()
     data = table(states, topic, key, cluster, draws=5)
-    found = white.directions(data, draws=50)
+    found = white.directions(data, draws=50).data
     for kind, d, name in itertools.product(("fixed", "refit"), (0, 1), "xy"):
         score = data[f"{kind}_score"].values[1, :, 0, d]
         top = bottom = 0.0
@@ -411,7 +412,7 @@ def test_left_out_scores_of_noise_lean_to_no_side():
     aucs = []
     for seed in range(60):
         x = rng.standard_normal((1, 16, 1, 300)) + 5
-        found = white.directions(table(x, ["t"] * 16, key, draws=2, seed=seed), draws=2)
+        found = white.directions(table(x, ["t"] * 16, key, draws=2, seed=seed), draws=2).data
         aucs.append(float(found["auc"].sel(kind="fixed", direction="own topic")[0, 0, 0]))
     assert abs(np.mean(aucs) - 0.5) < 2.6 * np.std(aucs) / np.sqrt(60)
 
@@ -447,7 +448,7 @@ def test_cka_is_the_published_formula():
 def test_unrelated_states_are_alike_by_cka_and_unlike_by_the_debiased():
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 40, 1, 400))
-    found = white.similarity(table(x, ["t"] * 40, np.tile([1, -1], 20), draws=3)).isel(checkpoint=1, layer=0)
+    found = white.similarity(table(x, ["t"] * 40, np.tile([1, -1], 20), draws=3)).data.isel(checkpoint=1, layer=0)
     assert found["cka"] > 0.8 and abs(found["cka_debiased"]) < 0.1
     assert found["cka_p"] > 0.02 and found["cka_null"] > 0.8
     assert found["cka_debiased_low"] < 0 < found["cka_debiased_high"]
@@ -472,12 +473,12 @@ def test_a_planted_rotation_is_found_with_its_angle(tmp_path):
     box = WhiteBox([BARE], [0], draws=100, lead="")
     series = {0: changed(nothing), 1: changed(turned_by(40)), 2: changed(turned_by(90))}
     tracker = ValueTracker(tmp_path, ITEMS, [box]).run(series, progress=False)
-    found = white.directions(tracker.table(), draws=50).sel(layer=0, fitted="pooled")
+    found = white.directions(tracker.table().data, draws=50).data.sel(layer=0, fitted="pooled")
     np.testing.assert_allclose(found["cosine"], np.cos(np.deg2rad([0, 40, 90])), atol=1e-3)
     np.testing.assert_allclose(found["rotation"], np.cos(np.deg2rad([0, 40, 90])), atol=1e-3)
     assert (found["rotation_low"] <= found["rotation"] + 1e-6).all()
-    np.testing.assert_allclose(white.similarity(tracker.table())["cka"].sel(layer=0), 1, atol=1e-5)
-    refit = white.directions(tracker.table(), draws=50)["mean_auc"].sel(layer=0, kind="refit", direction="pooled")
+    np.testing.assert_allclose(white.similarity(tracker.table().data)["cka"].sel(layer=0), 1, atol=1e-5)
+    refit = white.directions(tracker.table().data, draws=50)["mean_auc"].sel(layer=0, kind="refit", direction="pooled")
     np.testing.assert_allclose(refit, refit[0])
 
 
@@ -488,7 +489,7 @@ def test_a_planted_shift_is_found_with_its_size_and_place(tmp_path):
     box = WhiteBox([BARE], labels={i.item_id: i.polarity for i in ITEMS}, draws=99, lead="")
     series = {0: changed(nothing), 7: changed(lambda m: m.transformer.h[0].mlp.c_proj.bias.add_(shift))}
     tracker = ValueTracker(tmp_path, items, [box]).run(series, progress=False)
-    found = white.projections(tracker.table(), draws=200).sel(checkpoint=7, direction="pooled")
+    found = white.projections(tracker.table().data, draws=200).data.sel(checkpoint=7, direction="pooled")
     np.testing.assert_allclose(found["D"].sel(layer=0), 0, atol=1e-6)
     module = gpt2()
     states = np.stack([plain_states(module, TOKENIZER(i.text)["input_ids"])[0][1] for i in items])
@@ -510,19 +511,19 @@ def test_a_planted_shift_is_found_with_its_size_and_place(tmp_path):
 def test_where_nothing_changes_nothing_is_found(tmp_path):
     box = WhiteBox([BARE, *LETTERS], draws=60, lead="")
     tracker = ValueTracker(tmp_path, ITEMS, [box]).run({t: changed(nothing) for t in (0, 3, 9, 20)}, progress=False)
-    data = tracker.table()
-    moved = white.projections(data, draws=100)
+    data = tracker.table().data
+    moved = white.projections(data, draws=100).data
     assert (moved["D"].fillna(0) == 0).all() and (moved["D_low"].fillna(0) == 0).all()
     for name in ("D_p", "D_null_p", "D_battery_p", "overall_battery_p"):
         assert (moved[name].fillna(1) == 1).all() and moved[name].notnull().any()
-    turned = white.directions(data, draws=50)
+    turned = white.directions(data, draws=50).data
     sure = turned["rotation"].notnull()
     assert sure.any() and np.allclose(turned["rotation"].values[sure.values], 1, atol=1e-5)
     assert (turned["auc_lost"].fillna(0) == 0).all()
-    alike = white.similarity(data)
+    alike = white.similarity(data).data
     assert np.allclose(alike["cka"].values, 1) and np.allclose(alike["cka_debiased"].values, 1)
     assert np.allclose(alike["cka_low"].values, 1)
-    table = white.margins(data, draws=100)
+    table = white.margins(data, draws=100).data
     assert (table["M"].fillna(0) == 0).all() and (table["M_p"].fillna(1) == 1).all() and table["M_p"].notnull().any()
     with pytest.raises(InputError, match="there is 0 alone"):
         white.projections(data.isel(checkpoint=[0]))
@@ -535,12 +536,12 @@ def test_a_habit_of_saying_one_letter_is_no_stance(tmp_path):
         module.lm_head.weight[word] += module.transformer.ln_f.bias * 3
 
     tracker = ValueTracker(tmp_path, ITEMS, [WhiteBox(LETTERS, draws=20)])
-    data = tracker.run({0: changed(nothing), 1: changed(habit)}, progress=False).table()
+    data = tracker.run({0: changed(nothing), 1: changed(habit)}, progress=False).table().data
     single = data["margin"].diff("checkpoint").isel(layer=-1)
     assert float(np.abs(single).max()) > 1
     moved = white.margins(data, draws=50)["M"].isel(layer=-1, checkpoint=1)
     assert float(np.abs(moved).max()) < 0.5 * float(np.abs(single).max())
-    first = white.margins(data, draws=50)
+    first = white.margins(data, draws=50).data
     # The state of layer 0 is that of the word before the answer: the same in every prompt, at its own position.
     assert float(np.abs(first["margin"].sel(layer=0)).max()) < 1.0
 
@@ -563,7 +564,7 @@ def test_margins_depth_and_their_tests_where_the_truth_is_known():
         .drop_dims("framing")
         .assign(margin=(("checkpoint", "item", "framing", "layer"), margin))
     )
-    found = white.margins(data, draws=400)
+    found = white.margins(data, draws=400).data
     keyed = (margin.mean(2) * key[None, :, None]).reshape(3, 3, 20, 5).mean(2)
     np.testing.assert_allclose(found["margin"], keyed, atol=1e-6)
     assert (found["margin"].sel(layer=0) == 0).all() and (found["margin_p"].sel(layer=0) == 1).all()
@@ -608,7 +609,7 @@ def test_the_battery_finds_drift_along_labels_that_mean_nothing_as_rarely_as_it_
         for seed in range(runs):
             states, topic, key = drifting(seed, layers=2, apart=apart)
             data = table(states, topic, key, draws=59, seed=seed, only=along)
-            series = white.projections(data, draws=3).isel(checkpoint=-1, direction=0)
+            series = white.projections(data, draws=3).data.isel(checkpoint=-1, direction=0)
             p.append([*series["overall_null_p"].min("layer").values, float(series["overall_battery_p"].min())])
         found[apart] = (np.array(p) <= 0.05).sum(0), runs
     (shuffled_labels, *_, every), runs = found[0.0]
@@ -621,7 +622,8 @@ def test_a_drift_along_the_stance_direction_passes_the_battery():
     states, topic, key = drifting(0, steps=3, width=128, apart=0.2, decay=0)
     w = np.stack([states[0, key == 1, l].mean(0) - states[0, key == -1, l].mean(0) for l in range(3)])
     states[2, :16, 1] -= 0.5 * key[:16, None] * w[1]
-    found = white.projections(table(states, topic, key, draws=199), draws=300).sel(checkpoint=20, direction="pooled")
+    found = white.projections(table(states, topic, key, draws=199), draws=300).data
+    found = found.sel(checkpoint=20, direction="pooled")
     at = found.sel(topic="a")
     assert float(at["D_battery_p"].sel(layer=1)) <= 0.02 and float(at["D_p"].sel(layer=1)) <= 0.05
     assert float(at["D"].sel(layer=1)) < 0 and float(at["D_high"].sel(layer=1)) < 0
@@ -639,7 +641,7 @@ def test_where_all_trends_random_directions_correlate_as_highly_and_that_is_said
     # Every item moves its own way, evenly; and so does what is said.
     states = states + 1.5 * t[:, None, None, None] * rng.standard_normal((1, 32, 3, 12))
     said = t[:, None] * key * np.where(np.array(topic) == "a", 0.5, 0.2) + 0.02 * rng.standard_normal((8, 32))
-    found = white.behaviour(table(states, topic, key, draws=199, said=said), draws=50)
+    found = white.behaviour(table(states, topic, key, draws=199, said=said), draws=50).data
     best = found["topic_r"].sel(topic="a")
     assert float(np.abs(best).max()) > 0.9
     published = found["topic_r_null_high"].sel(topic="a", null=["shuffled labels", "gaussian"])
@@ -657,17 +659,17 @@ def test_projections_that_go_with_behaviour_up_and_down_are_found():
     states[:, :, 1] += (wave[:, None] * sides * key)[..., None] * w[1] * 0.2
     said = 0.4 * wave[:, None] * sides * key + 0.02 * np.random.default_rng(8).standard_normal((10, 32))
     data = table(states, topic, key, draws=199, said=said)
-    found = white.behaviour(data, draws=100)
+    found = white.behaviour(data, draws=100).data
     assert float(found["r"].sel(layer=1)) > 0.9 and float(found["r_low"].sel(layer=1)) > 0.8
     assert float(found["r_battery_p"].sel(layer=1)) <= 0.02
-    steps = white.behaviour(data, changes=True, draws=50)
+    steps = white.behaviour(data, changes=True, draws=50).data
     assert steps.sizes["checkpoint"] == 9 and float(steps["r_battery_p"].sel(layer=1)) <= 0.02
     # By hand: means of both over the items of a topic, signed.
     x = white.projections(data, draws=5)["D"].sel(direction="pooled", layer=1).isel(checkpoint=slice(1, None)).values
     y = ((said - said[0]) * key).reshape(10, 2, 16).mean(2)[1:]
     assert float(found["r"].sel(layer=1)) == pytest.approx(np.corrcoef(x.ravel(), y.ravel())[0, 1], abs=1e-4)
     spoken = data.rename(framing="sample").drop_vars("sample")[["p", "topic", "polarity", "cluster"]]
-    turned_round = white.behaviour(data, spoken.isel(item=slice(None, None, -1)), draws=5)
+    turned_round = white.behaviour(data, spoken.isel(item=slice(None, None, -1)), draws=5).data
     np.testing.assert_allclose(turned_round["r"], found["r"])
     with pytest.raises(InputError, match="fewer than 3"):
         white.behaviour(data.isel(checkpoint=[0, 1, 2]), draws=5)
@@ -682,11 +684,12 @@ def test_projections_that_go_with_behaviour_up_and_down_are_found():
 
 def test_a_series_is_read_once_and_gone_on_with_and_keeps_no_states_but_the_baseline(tmp_path):
     series = {0: changed(nothing), 5: changed(nothing, 1), 9: changed(nothing, 2)}
-    whole = ValueTracker(tmp_path / "whole", ITEMS, [WhiteBox(LETTERS, draws=30)]).run(series, progress=False).table()
+    whole = ValueTracker(tmp_path / "whole", ITEMS, [WhiteBox(LETTERS, draws=30)]).run(series, progress=False)
+    whole = whole.table().data
     part = tmp_path / "part"
     ValueTracker(part, ITEMS, [WhiteBox(LETTERS, draws=30)]).run({0: series[0]}, progress=False)
     tracker = ValueTracker(part, ITEMS, [WhiteBox(LETTERS, draws=30)]).run(series, progress=False)
-    xr.testing.assert_identical(tracker.table(), whole)
+    xr.testing.assert_identical(tracker.table().data, whole)
     assert len(list(part.glob("baseline-*.nc"))) == 1
     with xr.open_dataset(next(part.glob("step-00000005/*.nc")), engine="h5netcdf") as kept:
         assert "width" not in kept.dims
@@ -758,7 +761,7 @@ def test_weights_move_as_state_dicts_say(tmp_path, tied):
         shards = {"max_shard_size": "20KB"} if t == 2 else {}
         sources[10 * t] = saved(tmp_path / str(t), module, **shards)
     assert (tmp_path / "2" / "model.safetensors.index.json").exists()
-    found = white.weights(sources)
+    found = white.weights(sources).data
     parts = {
         "embedding": ["transformer.wte.weight", "transformer.wpe.weight"],
         "block 0 attention": [k for k in dicts[0] if ".h.0.attn." in k],
@@ -790,12 +793,12 @@ def test_weights_move_as_state_dicts_say(tmp_path, tied):
         module.load_state_dict(dicts[t])
         return loaded(module)
 
-    xr.testing.assert_allclose(white.weights({10 * t: lambda t=t: in_memory(t) for t in range(5)}), found)
+    xr.testing.assert_allclose(white.weights({10 * t: lambda t=t: in_memory(t) for t in range(5)}).data, found)
     if tied:  # a file may hold a shared weight under its other name, and need no model to be understood
         stored = {k: v for k, v in dicts[1].items() if k != "transformer.wte.weight"}
         (tmp_path / "other").mkdir()
         save_file(stored, tmp_path / "other" / "model.safetensors")
-        again = white.weights({**sources, 10: str(tmp_path / "other")})
+        again = white.weights({**sources, 10: str(tmp_path / "other")}).data
         xr.testing.assert_allclose(again, found)
     assert (found["change"].sel(module="block 0 mlp") == 0).all()
     assert found["cosine"].sel(module="block 0 mlp").isnull().all()
@@ -811,9 +814,9 @@ def test_weights_of_models_in_memory_and_of_adapters_are_those_of_the_merged(tmp
     config = peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
     adapted = peft.get_peft_model(gpt2(), config)
     adapted.save_pretrained(tmp_path / "adapter")
-    found = white.weights({0: base, 1: (base, str(tmp_path / "adapter"))})
+    found = white.weights({0: base, 1: (base, str(tmp_path / "adapter"))}).data
     merged = adapted.merge_and_unload()
-    other = white.weights({0: changed(nothing), 1: lambda: loaded(merged)})
+    other = white.weights({0: changed(nothing), 1: lambda: loaded(merged)}).data
     np.testing.assert_allclose(found["change"], other["change"], rtol=1e-5)
     assert float(found["change"].sel(module="block 0 attention")[1]) > 0.01
     assert float(found["change"].sel(module="block 0 mlp")[1]) == 0
@@ -821,9 +824,9 @@ def test_weights_of_models_in_memory_and_of_adapters_are_those_of_the_merged(tmp
         r=2, target_modules=["c_attn"], use_dora=True, fan_in_fan_out=True, init_lora_weights=False
     )
     peft.get_peft_model(gpt2(), magnitude).save_pretrained(tmp_path / "dora")
-    moved = white.weights({0: base, 1: (base, str(tmp_path / "dora"))})
+    moved = white.weights({0: base, 1: (base, str(tmp_path / "dora"))}).data
     with_magnitude = peft.PeftModel.from_pretrained(gpt2(), str(tmp_path / "dora")).merge_and_unload()
-    other = white.weights({0: changed(nothing), 1: lambda: loaded(with_magnitude)})
+    other = white.weights({0: changed(nothing), 1: lambda: loaded(with_magnitude)}).data
     np.testing.assert_allclose(moved["change"], other["change"], rtol=1e-4, atol=1e-7)
 
 
@@ -837,8 +840,8 @@ def test_weights_of_modules_that_were_saved_whole_are_those_of_the_merged(tmp_pa
             if "modules_to_save" in name:
                 parameter.add_(0.5)
     adapted.save_pretrained(tmp_path / "adapter")
-    found = white.weights({0: base, 1: (base, str(tmp_path / "adapter"))})
-    other = white.weights({0: changed(nothing), 1: lambda: loaded(adapted.merge_and_unload())})
+    found = white.weights({0: base, 1: (base, str(tmp_path / "adapter"))}).data
+    other = white.weights({0: changed(nothing), 1: lambda: loaded(adapted.merge_and_unload())}).data
     np.testing.assert_allclose(found["change"], other["change"], rtol=1e-5)
     assert float(found["change"].sel(module="norm")[1]) > 0.1
 
@@ -872,13 +875,13 @@ def test_a_real_series_moves(shared, tmp_path):
     ]
     items = [Asked(f"{n}{k}", n, f"{n} {text}? ", key) for n in NOUNS for k, (text, key) in enumerate(SAYS)]
     tracker = ValueTracker(tmp_path, items, [WhiteBox(framings[:1], draws=99)]).run(sources, progress=False)
-    data = tracker.table()
-    alike = white.similarity(data)
+    data = tracker.table().data
+    alike = white.similarity(data).data
     assert (alike["cka"].isel(checkpoint=0) > 0.9999).all() and float(alike["cka"].isel(checkpoint=-1).min()) < 0.95
     assert (alike["cka_high"].isel(checkpoint=-1) < 1).all()
-    moved = white.projections(data, draws=100)
+    moved = white.projections(data, draws=100).data
     assert float(np.abs(moved["D"].isel(checkpoint=-1)).max()) > 0.2
-    turned = white.directions(data, draws=100)
+    turned = white.directions(data, draws=100).data
     assert float(turned["cosine"].sel(fitted="pooled").isel(checkpoint=-1, layer=-1)) < 0.9
     changes = white.weights(sources)["change"].sel(module="all").values
     assert changes[0] == 0 and (changes[1:] > 0.5).all()
@@ -892,7 +895,7 @@ def test_figures_show_the_numbers_and_hatch_what_is_chance(tmp_path):
     margin[2:, :16, :, 2] += key[:16, None]
     said = 0.1 * np.cumsum(rng.standard_normal((5, 32)), 0)
     data = table(states, topic, key, draws=30, said=said, margin=margin)
-    table_m = white.margins(data, draws=200)
+    table_m = white.margins(data, draws=200).data
     drawn = figures.margins(table_m)
     maps = [x for x in drawn.data if x.type == "heatmap"]
     assert len(maps) == 2
@@ -902,13 +905,13 @@ def test_figures_show_the_numbers_and_hatch_what_is_chance(tmp_path):
         assert ((np.array(own.text) == "///") == ~sure).all()
     assert (np.array(maps[0].text)[2, 2:] == "").all() and (np.array(maps[1].text) == "///").all()
     np.testing.assert_allclose(figures.margins(table_m, drift=True).data[0].z, table_m["M"][:, 0].T)
-    turned = white.directions(data, draws=30)
+    turned = white.directions(data, draws=30).data
     lines = figures.directions(turned).data
     np.testing.assert_allclose(lines[0].y, turned["rotation"].sel(fitted="pooled", layer=0))
     np.testing.assert_allclose(lines[1].y, turned["mean_auc"].sel(kind="fixed", direction="pooled", layer=0))
     with pytest.raises(InputError, match="no direction of 'c'"):
         figures.directions(turned, fitted="c")
-    linked = white.behaviour(data, draws=30)
+    linked = white.behaviour(data, draws=30).data
     drawn = figures.behaviour(linked, layer=1)
     points = [x for x in drawn.data if x.name in ("a", "b")]
     for own in points:
@@ -916,7 +919,7 @@ def test_figures_show_the_numbers_and_hatch_what_is_chance(tmp_path):
         np.testing.assert_allclose(own.y, linked["projected"].sel(topic=own.name, layer=1))
     with pytest.raises(InputError, match="no layer 9"):
         figures.behaviour(linked, layer=9)
-    moved = white.weights({0: changed(nothing), 1: changed(nothing, 1), 2: changed(nothing, 2)})
+    moved = white.weights({0: changed(nothing), 1: changed(nothing, 1), 2: changed(nothing, 2)}).data
     np.testing.assert_allclose(figures.weights(moved).data[0].z, moved["change"].T)
     figures.weights(moved, value="cosine")
     with pytest.raises(InputError, match="not in the table"):

@@ -1,14 +1,15 @@
 """How stances move in training: how far, how soon, and whether it is more than the noise of reading them.
 
 Every function takes readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units` has the format), and
-gives an xarray.Dataset with a value, _low and _high (95 %, over clusters of prompts), _band_low and _band_high
-(simultaneous over all cells of the result), _p (family-wise over them) or _null (what chance gives).  Probabilities are
-shares of 1, divergences nats, checkpoints steps.
+gives a :class:`~workbench.reading.Reading` with a value, _low and _high (95 %, over clusters of prompts), _band_low and
+_band_high (simultaneous over all cells of the result), _p (family-wise over them) or _null (what chance gives).
+Probabilities are shares of 1, divergences nats, checkpoints steps.
 
     stance            where a model stands, by topic and checkpoint
     drift             how far from a baseline, with eta, churn and the raw statistics beside it
     convergence       from when on it is where it ends
     resampling_null   how far the same checkpoint is from itself, read twice
+    sides             which items changed sides between two checkpoints
     compare           runs beside each other            (probes.values.beside, as the next two)
     data_gap          what the training data say, against the drift
     agreement         instruments beside each other
@@ -19,13 +20,29 @@ training would do, they do not know (``compare`` has the spread of seeds).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from probes.values.beside import agreement, compare, data_gap
-from probes.values.units import MEASURES, STANCES, Units, aligned, checked, named
+from probes.values.units import (
+    AXES,
+    MEASURES,
+    STANCES,
+    StanceUnits,
+    Units,
+    aligned,
+    by_stance,
+    checked,
+    family,
+    named,
+    opened,
+)
 from workbench.errors import InputError
-from workbench.stats import max_statistic_p, over, p_value, quantiles
+from workbench.reading import Reading, derived
+from workbench.stats import js_divergence, max_statistic_p, over, p_value, quantiles
+from workbench.variables import about, described
 
 __all__ = [
     "MEASURES",
@@ -37,16 +54,46 @@ __all__ = [
     "data_gap",
     "drift",
     "resampling_null",
+    "sides",
     "stance",
 ]
+
+ENDS = ("low", "high", "band_low", "band_high", "p")
+VARIABLES: dict[str, Any] = {
+    **AXES,
+    **family("v", "stance vector", ends=ENDS[:2]),
+    **family("keyed", "keyed stance", ends=ENDS[:2]),
+    **family("commitment", "commitment", ends=ENDS[:2]),
+    "mass": about("probability of the answers offered", better="high"),
+    **by_stance("M", "drift", ends=ENDS),
+    **family("tv", "total variation between stance vectors", ends=("low", "high", "null")),
+    **family("jsd", "Jensen-Shannon divergence of stance vectors", "nats", ends=("low", "high", "null")),
+    **family("moved", "mean total variation that items moved", ends=("low", "high", "null", "p")),
+    **family("churn", "share of the items' moves that cancels", ends=("low", "high", "null")),
+    **by_stance("eta", "drift time, as a share of steps,", ends=("low", "high")),
+    **by_stance("eta_checkpoints", "drift time, as a share of checkpoints,"),
+    **by_stance("extremum", "step of the largest drift", "steps"),
+    "M_raw": about("drift as published"),
+    "eta_raw": about("drift time as published, as a share of steps"),
+    **by_stance("gap", "distance from the last checkpoint", ends=("band_low", "band_high")),
+    **by_stance("converged", "step of convergence", "steps"),
+    **by_stance("rests_on", "checkpoints that show convergence", "checkpoints"),
+    "largest": about("largest drift between two readings of one checkpoint"),
+    "largest_p": about("p of the largest drift", role="p", of="largest"),
+    "null": about("largest drift of a run without drift, by draw", role="null", of="largest"),
+    "bound": about("quantile of the largest drift of a run without drift", role="floor", of="largest"),
+    "before": about("stance before", role="label"),
+    "after": about("stance after", role="label"),
+    "changed": about("items by their likeliest stance, before and after", "items", role="count"),
+}
 
 PATTERNS = 64
 """So many ways to swap an item's samples are drawn from, where there are more."""
 
 
 def stance(
-    readings: xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0, redraw: bool = False
-) -> xr.Dataset:
+    readings: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0, redraw: bool = False
+) -> Reading:
     """Where the model stands: means over a topic's clusters, each the mean of its readings.
 
     Returns, each with _low and _high:
@@ -61,26 +108,28 @@ def stance(
         redraw: draw the samples of a drawn cluster with replacement, too.  Intervals are then too wide: they have the
             noise of sampling twice (see :meth:`Units.bootstrap`).
     """
-    units = Units(readings)
+    readings = opened(readings)
+    units = StanceUnits(readings)
     low, high = quantiles(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
     value = units.mean(units.means(units.x))
-    found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.about()
+    found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.counts()
     if "mass" in readings:
         mass = checked(readings)["mass"].transpose("checkpoint", "item", "sample").values.astype(float)
         found["mass"] = (("topic", "checkpoint"), units.mean(units.means(mass)))
-    about = {"asked": readings.attrs["asked"]} if readings.attrs.get("asked") else {}
-    return _dataset(units, found, level=level, **about)
+    asked = readings.data.attrs.get("asked")
+    data = _dataset(units, found, level=level, **({"asked": asked} if asked else {}))
+    return derived("values.stance", data, readings, level=level, draws=draws, seed=seed, redraw=redraw)
 
 
 def drift(
-    readings: xr.Dataset,
+    readings: Reading | xr.Dataset,
     baseline: int | None = None,
     *,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
     redraw: bool = False,
-) -> xr.Dataset:
+) -> Reading:
     """How far each stance has moved from a baseline, and which moves are more than chance.
 
     Differences are paired: of each item, the samples that were read at both checkpoints.  A sample that is a framing
@@ -107,7 +156,8 @@ def drift(
             included, of probabilities over three labels, and eta with an interval over items of v at the extremum,
             where M is significant or not.  For printing beside: with no drift at all they look like early drift.
     """
-    units = Units(readings)
+    readings = opened(readings)
+    units = StanceUnits(readings)
     base = units.number(baseline)
     if len(units.steps) < 2 or base == len(units.steps) - 1:
         raise InputError(
@@ -135,7 +185,10 @@ def drift(
     found |= _biased("jsd", jsd, _jsd(there["star"], star[..., :4]), _jsd(there["at"], flips), np.log(2), level)
     found |= _churn(units, x[..., :4], tv, tv_star, tv_flip, others, draws, seed, level)
     found |= _raw(units, base)
-    return _dataset(units, found | units.about(), level=level, baseline=int(units.steps[base]), draws=draws)
+    step = int(units.steps[base])
+    data = _dataset(units, found | units.counts(), level=level, baseline=step, draws=draws)
+    asked = {"baseline": step, "level": level, "draws": draws, "seed": seed, "redraw": redraw}
+    return derived("values.drift", data, readings, **asked)
 
 
 def _tv(m: np.ndarray) -> np.ndarray:
@@ -144,11 +197,7 @@ def _tv(m: np.ndarray) -> np.ndarray:
 
 def _jsd(middle: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence of middle + m / 2 and middle - m / 2, in nats."""
-
-    def entropy(p: np.ndarray) -> np.ndarray:
-        return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
-
-    return np.maximum(0, entropy(middle) - (entropy(middle + m / 2) + entropy(middle - m / 2)) / 2)
+    return js_divergence(middle + m / 2, middle - m / 2)
 
 
 def _biased(
@@ -221,7 +270,7 @@ def _reached(curve: np.ndarray, low: np.ndarray, high: np.ndarray, clock: np.nda
 
 
 def _eta(
-    units: Units,
+    units: StanceUnits,
     base: int,
     m: np.ndarray,
     low: np.ndarray,
@@ -247,7 +296,7 @@ def _eta(
     return found
 
 
-def _raw(units: Units, base: int) -> dict[str, tuple]:
+def _raw(units: StanceUnits, base: int) -> dict[str, tuple]:
     """M and eta as published, [topic, checkpoint, stance] and [topic, stance]; no "uncommitted" (NaN)."""
     shape = (len(units.topics), len(units.steps), len(STANCES))
     v, half = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -268,8 +317,8 @@ def _raw(units: Units, base: int) -> dict[str, tuple]:
 
 
 def convergence(
-    readings: xr.Dataset, eps: float, *, level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> xr.Dataset:
+    readings: Reading | xr.Dataset, eps: float, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> Reading:
     """From which checkpoint on a stance is where it ends, within ``eps``.
 
     Returns:
@@ -282,7 +331,8 @@ def convergence(
     """
     if not eps > 0:
         raise InputError(f"eps is {eps}. Give how far from the end still counts as there, above 0.")
-    units = Units(readings)
+    readings = opened(readings)
+    units = StanceUnits(readings)
     if len(units.steps) < 2:
         raise InputError("Convergence is between checkpoints, and there is one. Read two or more.")
     d = units.means(units.x - units.x[[-1]])
@@ -295,18 +345,19 @@ def convergence(
     found = named("gap", ("topic", "checkpoint", "stance"), gap, band_low=gap - half, band_high=gap + half)
     found |= named("converged", ("topic", "stance"), np.where(last > 0, step, np.nan))
     found |= named("rests_on", ("topic", "stance"), last)
-    return _dataset(units, found | units.about(), level=level, eps=eps, draws=draws)
+    data = _dataset(units, found | units.counts(), level=level, eps=eps, draws=draws)
+    return derived("values.convergence", data, readings, eps=eps, level=level, draws=draws, seed=seed)
 
 
 def resampling_null(
-    readings_a: xr.Dataset,
-    readings_b: xr.Dataset,
+    readings_a: Reading | xr.Dataset,
+    readings_b: Reading | xr.Dataset,
     *,
     checkpoints: int = 2,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> xr.Dataset:
+) -> Reading:
     """How far a checkpoint is from itself: the same one read twice, with other seeds of generation.
 
     Half of the difference between the two readings of a sample is its noise; runs without drift are made by giving it
@@ -324,7 +375,8 @@ def resampling_null(
     """
     if checkpoints < 2:
         raise InputError(f"checkpoints is {checkpoints}. Drift is between two checkpoints or more.")
-    a, b = aligned([readings_a, readings_b], ["the first reading", "the second reading"])
+    both = [opened(readings_a), opened(readings_b)]
+    a, b = aligned(both, ["the first reading", "the second reading"])
     if a.steps.tolist() != b.steps.tolist() or a.p.shape != b.p.shape:
         raise InputError(
             f"The readings are of checkpoints {a.steps.tolist()} and {b.steps.tolist()}, with {a.p.shape[2]} and "
@@ -343,7 +395,7 @@ def resampling_null(
     null = two = _most(noise(1) - first)
     for number in range(2, checkpoints):
         null = np.maximum(null, _most(noise(number) - first))
-    return xr.Dataset(
+    data = xr.Dataset(
         {
             "largest": (("checkpoint",), largest), "largest_p": (("checkpoint",), p_value(largest, two)),
             "null": (("draw", "checkpoint"), null), "bound": (("checkpoint",), np.quantile(null, level, axis=0)),
@@ -351,6 +403,58 @@ def resampling_null(
         {"checkpoint": a.steps, "draw": np.arange(draws)},
         {"checkpoints": checkpoints, "level": level},
     )  # fmt: skip
+    asked = {"checkpoints": checkpoints, "level": level, "draws": draws, "seed": seed}
+    return derived("values.resampling_null", described(data, VARIABLES), *both, **asked)
+
+
+def sides(
+    readings: Reading | xr.Dataset, start: int | None = None, end: int | None = None, *, topic: str | None = None
+) -> Reading:
+    """Which items changed sides between two checkpoints.
+
+    Parameters
+    ----------
+    readings
+        p [checkpoint, item, sample, stance].
+    start, end
+        Steps; the first and the last by default.
+    topic
+        Its items alone.
+
+    Returns
+    -------
+    Reading
+        changed [before, after]: how many items have these likeliest stances (of the mean over their samples) at the two
+        checkpoints, of those that were read at both.  What is uncommitted (refused, none of the answers offered) is a
+        side of its own.
+
+    Raises
+    ------
+    InputError
+        For a checkpoint or a topic that was not read.
+    """
+    readings = opened(readings)
+    data = checked(readings)
+    steps = data["checkpoint"].values.tolist()
+    chosen = [steps[0] if start is None else start, steps[-1] if end is None else end]
+    if missing := [s for s in chosen if s not in steps]:
+        raise InputError(
+            f"There is no checkpoint {missing[0]} in the readings; there are {', '.join(map(str, steps))}."
+        )
+    topics = data["topic"].values.astype(str)
+    data = data if topic is None else data.isel(item=np.flatnonzero(topics == topic))
+    if not data.sizes["item"]:
+        raise InputError(f"There is no topic {topic!r}; there are {', '.join(sorted(set(topics)))}.")
+    mean = data["p"].sel(checkpoint=chosen).mean("sample").transpose("checkpoint", "item", "stance")
+    known = ~mean.isnull().any(("stance", "checkpoint")).values
+    best = mean.fillna(0).argmax("stance").values[:, known]
+    count = np.zeros((len(STANCES), len(STANCES)), int)
+    np.add.at(count, (best[0], best[1]), 1)
+    asked = {"start": chosen[0], "end": chosen[1], **({} if topic is None else {"topic": topic})}
+    found = xr.Dataset(
+        {"changed": (("before", "after"), count)}, {"before": list(STANCES), "after": list(STANCES)}, asked
+    )
+    return derived("values.sides", described(found, VARIABLES), readings, **asked)
 
 
 def _most(m: np.ndarray) -> np.ndarray:
@@ -359,7 +463,7 @@ def _most(m: np.ndarray) -> np.ndarray:
     return np.where(size < 0, np.nan, size)
 
 
-def _dataset(units: Units, found: dict[str, tuple], **about: object) -> xr.Dataset:
+def _dataset(units: StanceUnits, found: dict[str, tuple], **attrs: object) -> xr.Dataset:
     axes = {"checkpoint": units.steps, "topic": np.array(units.topics, object), "stance": list(STANCES)}
-    data = xr.Dataset(found, axes, about)
+    data = described(xr.Dataset(found, axes, attrs), VARIABLES)
     return data.transpose("draw", "checkpoint", "topic", "stance", missing_dims="ignore")

@@ -11,14 +11,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from workbench.engines.hooks import hooked, run, untouched
+from workbench.anatomy.probe import alone, probe, probe_inputs, rows_of
+from workbench.engine.hooks import hooked, untouched
 from workbench.errors import Refused
 from workbench.weights import aside
 
@@ -175,6 +176,14 @@ ADAPTERS: dict[str, tuple[Callable[..., Routing], int]] = {
 # ---------------------------------------------------------------- finding
 
 
+def routed_experts(model: Model) -> dict[int, MoE]:
+    """The mixture-of-experts layers of a model, by block, proved; found once, until the model is proved again."""
+    if "moe" not in model.known:
+        layers = find_moe(model)
+        model.known["moe"] = prove(model, layers) if layers else layers
+    return model.known["moe"]
+
+
 def find_moe(model: Model) -> dict[int, MoE]:
     """The mixture-of-experts layers of a model, by block.  Empty for a dense model."""
     found: dict[int, MoE] = {}
@@ -261,46 +270,29 @@ def prove(model: Model, layers: dict[int, MoE]) -> dict[int, MoE]:
     Layers that route differently are marked (``causal=False``): capacity, or a router that mixes tokens.  Raises
     Refused where the rows are not one for each token.
     """
-    import dataclasses
-
-    from workbench.anatomy import accepted
-    from workbench.inputs import Prompt, collate
-
-    rng = torch.Generator().manual_seed(0)
-    limit = min(11, (model.context_length or 11) - 1)
-    prompts = [
-        Prompt(
-            torch.randint(3, max(4, min(model.vocab_size, 96)), (n,), generator=rng).tolist(),
-            "",
-            positions=list(range(n)),
-        )
-        for n in (limit, max(2, limit - 4))
-    ]
+    module = model.module
+    inputs, real = probe_inputs(module, seed=4)
+    padded = "right" in model.anatomy.pad_sides
     seen: list[dict[int, Routing]] = []
     scores: dict[int, Tensor] = {}
-    padded = "right" in model.anatomy.pad_sides
-    with untouched(model.module):
-        for members in ([0, 1], [0], [1]) if padded else ([0], [0], [1]):
-            batch = collate(model, prompts, members)
+    with untouched(module):
+        for given, where in [(inputs, real) if padded else alone(inputs, real)[0], *alone(inputs, real)]:
             caught: dict[int, Routing] = {}
 
-            def catch(block: int, value: Any, caught: dict[int, Routing] = caught, batch: Any = batch) -> None:
+            def catch(block: int, value: Any, caught: dict = caught, where: Tensor = where) -> None:
                 if isinstance(value, Routing):
                     caught.setdefault(block, value)
                 elif value is not None and not seen:
-                    scores[block] = batch.take(value)
+                    scores[block] = rows_of(value, where)
 
-            before, after = hooks(model, layers, catch, dict.fromkeys(layers, {"experts", "router"}))
-            with hooked(before, after):
-                run(model.module, accepted(model.module, batch.inputs))
+            probe(module, given, *hooks(model, layers, catch, dict.fromkeys(layers, {"experts", "router"})))
             for block, routing in caught.items():
-                total = batch.inputs["input_ids"].numel() if "input_ids" in batch.inputs else None
-                if total is not None and len(routing.index) != total:
+                if len(routing.index) != where.numel():
                     raise Refused(
                         f"{model.name}: the experts of block {block} were called with {len(routing.index)} rows for "
-                        f"{total} tokens, so it cannot be said which token went where."
+                        f"{where.numel()} tokens, so it cannot be said which token went where."
                     )
-            seen.append({b: Routing(batch.take(r.index), batch.take(r.weight)) for b, r in caught.items()})
+            seen.append({b: Routing(rows_of(r.index, where), rows_of(r.weight, where)) for b, r in caught.items()})
     proved = {}
     for block, layer in layers.items():
         if block not in seen[0]:
@@ -308,13 +300,13 @@ def prove(model: Model, layers: dict[int, MoE]) -> dict[int, MoE]:
                 f"{model.name}: the experts of block {block} ({layer.name}) were not called in a forward pass where "
                 "hooks could see it. A compiled model or a fused kernel may do that; load it without them."
             )
-        alone = [torch.cat([s[block][i] for s in seen[1:]]) for i in (0, 1)]
-        both = seen[0][block] if padded else Routing(*alone)
-        causal = both.index.shape == alone[0].shape and bool(
-            (_sorted(both.index) == _sorted(alone[0])).float().mean() > 0.99
+        each = [torch.cat([s[block][i] for s in seen[1:]]) for i in (0, 1)]
+        both = seen[0][block] if padded else Routing(*each)
+        causal = both.index.shape == each[0].shape and bool(
+            (_sorted(both.index) == _sorted(each[0])).float().mean() > 0.99
         )
         gate = _gate(seen[0][block], scores[block]) if block in scores else ""
-        proved[block] = dataclasses.replace(layer, top_k=int(both.index.shape[1]), causal=causal, gate=gate)
+        proved[block] = replace(layer, top_k=int(both.index.shape[1]), causal=causal, gate=gate)
     return proved
 
 
@@ -410,10 +402,11 @@ def moe_of(model: Model, block: int) -> MoE:
     """The experts of one block (below 0: counted from the last); Refused where there are none."""
     block = int(block)
     block += model.n_layers * (-model.n_layers <= block < 0)
-    if block not in model.moe:
-        sparse = sorted(model.moe)
+    layers = routed_experts(model)
+    if block not in layers:
+        sparse = sorted(layers)
         raise Refused(
             f"{model.name}: block {block} has no routed experts. "
             + (f"Blocks with experts: {sparse}." if sparse else "No block has: it is a dense model.")
         )
-    return model.moe[block]
+    return layers[block]

@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workbench.anatomy import _config_numbers, _constants, _probe_inputs, _record, accepted, unit_roundoff
-from workbench.engines.hooks import untouched
+from workbench.anatomy.config import config_numbers
+from workbench.anatomy.constants import constants, unit_roundoff
+from workbench.anatomy.probe import probe_inputs, record
+from workbench.engine.hooks import untouched
 from workbench.errors import Refused
 from workbench.sites import Site
 
@@ -64,14 +66,14 @@ def find_writes(model: Model) -> list[Parts | str]:
         return [f"block {i} carries its states as {model.anatomy.layout.axes}" for i in range(model.n_layers)]
     prefix = model.anatomy.blocks + "."
     with untouched(module):
-        inputs, real = _probe_inputs(module, seed=2)
+        inputs, real = probe_inputs(module, seed=2)
         # The names of modules at most three below a block: deeper ones are projections inside the parts.
-        events, _ = _record(
+        events, _ = record(
             module,
-            accepted(module, inputs),
+            inputs,
             keep=lambda name: name.startswith(prefix) and name.removeprefix(prefix).count(".") <= 3,
         )
-    numbers = _config_numbers(getattr(module, "config", None))
+    numbers = config_numbers(getattr(module, "config", None))
     found: list[Parts | str] = []
     for index in range(model.n_layers):
         block = f"{prefix}{index}"
@@ -133,7 +135,7 @@ def _solve(
                 continue
             # How far rounding can turn the fit, as a share of each coefficient.
             errors = (ROUNDINGS * u * len(start) ** 0.5 / (fitted.abs() * length)).clamp(max=0.05)
-            likely = [_constants(c, numbers, e) for c, e in zip(fitted.tolist(), errors.tolist(), strict=True)]
+            likely = [constants(c, numbers, e) for c, e in zip(fitted.tolist(), errors.tolist(), strict=True)]
             for alpha, beta in product(*likely):
                 if is_sum(end, start, alpha * a, beta * m):
                     # The shallowest modules, and plain addition before fitted factors.
@@ -168,9 +170,16 @@ def _is_mlp(name: str) -> bool:
     return any(word in name.lower() for word in ("mlp", "ffn", "feed_forward", "feedforward", "ff_", "moe", "fc2"))
 
 
+def block_writes(model: Model) -> list[Parts | str]:
+    """What :func:`find_writes` gives; found once, until the model is proved again."""
+    if "parts" not in model.known:
+        model.known["parts"] = find_writes(model)
+    return model.known["parts"]
+
+
 def parts_of(model: Model, block: int) -> Parts:
     """The parts of one block; Refused with the reason when they are not known."""
-    found = model.parts[block]
+    found = block_writes(model)[block]
     if isinstance(found, str):
         raise Refused(f"{model.name}: {found}. Read the residual stream (at='resid') instead.")
     return found

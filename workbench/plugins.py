@@ -1,0 +1,161 @@
+"""What packages add to the workbench: readers, commands, demos, charts, explorers and measures, by entry points.
+
+    [project.entry-points."workbench.readers"]
+    mine = "my_package.module:MyReader"
+
+Ours are found in the same way.  A plug-in that cannot be imported is reported once and left out, so that one broken
+package does not take the others with it.  A name that two packages take is an error: whichever came first would win,
+and results would depend on the order of installation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import InputError, PluginError, WorkbenchError
+
+GROUPS = ("readers", "commands", "demos", "charts", "explorers", "measures")
+OWN = "latent-workbench"
+_reported: set[tuple[str, str]] = set()
+
+
+def points(group: str, reserved: Iterable[str] = ()) -> dict[str, metadata.EntryPoint]:
+    """The entry points of a group by name; nothing is imported.
+
+    Parameters
+    ----------
+    group
+        One of :data:`GROUPS`.
+    reserved
+        Names that the workbench itself has in this group without an entry point.
+
+    Raises
+    ------
+    PluginError
+        For a name that is taken twice; it names both distributions.
+    """
+    assert group in GROUPS, group
+    found: dict[str, metadata.EntryPoint] = {}
+    reserved = set(reserved)
+    for point in metadata.entry_points(group=f"workbench.{group}"):
+        if point.name in reserved or point.name in found:
+            other = found.get(point.name)
+            first = OWN if other is None else f"{_distribution(other)} ({other.value})"
+            raise PluginError(
+                f"The name {point.name!r} of workbench.{group} is taken twice: by {first} and by "
+                f"{_distribution(point)} ({point.value}). Uninstall one of them, or rename the entry point in the "
+                "package that is yours."
+            )
+        found[point.name] = point
+    return found
+
+
+def load(group: str, name: str, reserved: Iterable[str] = ()) -> Any:
+    """One plug-in by name.
+
+    Raises
+    ------
+    PluginError
+        When it is not installed or cannot be imported.
+    """
+    known = points(group, reserved)
+    if name not in known:
+        raise PluginError(f"No package adds {name!r} to workbench.{group}. Installed: {', '.join(known) or 'none'}.")
+    try:
+        return known[name].load()
+    except Exception as error:
+        raise PluginError(_broken(group, known[name], error)) from error
+
+
+def loaded(group: str, reserved: Iterable[str] = ()) -> Iterator[tuple[str, Any]]:
+    """The plug-ins of a group that can be imported, one by one: (name, object).
+
+    A broken one is left out, with a RuntimeWarning the first time.
+
+    Raises
+    ------
+    PluginError
+        For a name that is taken twice.
+    """
+    for name, point in points(group, reserved).items():
+        try:
+            value = point.load()
+        except Exception as error:
+            if (group, name) not in _reported:
+                _reported.add((group, name))
+                warnings.warn(f"{_broken(group, point, error)} It is left out.", RuntimeWarning, stacklevel=3)
+            continue
+        yield name, value
+
+
+# ---------------------------------------------------------------- readers
+
+
+def readers() -> list[str]:
+    """Names of the installed readers; the logit lens first: it is what most people look for."""
+    return sorted(points("readers"), key=lambda name: (name != "logit", name))
+
+
+def make_reader(name: str, **options: Any) -> Any:
+    """One reader by its name, given those of the options that it takes.
+
+    Raises
+    ------
+    InputError
+        For a name that is not installed, and where an option is missing that the reader cannot do without.
+    PluginError
+        For a reader that cannot be imported.
+    """
+    known = readers()
+    if name not in known:
+        raise InputError(f"There is no lens {name!r}. Installed: {', '.join(sorted(known)) or 'none'}.")
+    return _made(name, load("readers", name), options)
+
+
+def _made(name: str, kind: Any, options: dict[str, Any]) -> Any:
+    takes = inspect.signature(kind).parameters
+    lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
+    if lacking:
+        raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
+    return kind(**{k: v for k, v in options.items() if k in takes and v is not None})
+
+
+def working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Readers that can work on this model, by name; and why the others cannot.
+
+    ``folder`` is where a reader that needs more than a model (an index) may make a small one for show.
+    """
+    good, bad = {}, {}
+    for name in readers():
+        try:
+            kind = load("readers", name)
+            if not getattr(kind, "applies", lambda model: True)(model):
+                continue  # routing in a dense model: there is nothing that could be refused
+            show = getattr(kind, "demo", None)
+            reader = show(model, folder / name) if show and folder else _made(name, kind, {})
+            reader.sites(model)
+            if name == "embedding":
+                _ = model.embedding
+            good[name] = reader
+        except WorkbenchError as error:
+            bad[name] = str(error)
+    return good, bad
+
+
+# ---------------------------------------------------------------- common
+
+
+def _broken(group: str, point: metadata.EntryPoint, error: Exception) -> str:
+    return (
+        f"{point.name!r} of workbench.{group} ({point.value}), which {_distribution(point)} adds, cannot be imported: "
+        f"{type(error).__name__}: {error}."
+    )
+
+
+def _distribution(point: metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "a package without metadata"
