@@ -44,12 +44,23 @@ def cases(model_name: str, quick: bool) -> dict[str, Callable[[], Any]]:
     from workbench.organisms.polyglot import twins
     from workbench.organisms.story.grammar import stories
 
-    model = workbench.load(model_name, progress=False)
+    if model_name:
+        model = workbench.load(model_name, progress=False)
+    else:
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=32_000, hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=1024,
+        )  # fmt: skip
+        model = workbench.load(transformers.LlamaForCausalLM(config).eval(), name="random llama", progress=False)
     story = workbench.load("organism:story", progress=False)
     moe = twins.planted()
     rng = np.random.default_rng(0)
     texts = [s.text for s in stories(60 if quick else 400, 5)]
-    documents = twins.documents(30 if quick else 120, languages=True, tokens=40)[0]
+    documents = twins.documents(60 if quick else 600, languages=True, tokens=100)[0]
     items = [replace(i, item_id=f"{i.item_id}-{k}", text=f"{lead}{i.text}") for k, lead in enumerate(
         ("", "As many would say: ", "Few would doubt this: ")) for i in own()][: 50 if quick else 550]  # fmt: skip
 
@@ -111,7 +122,7 @@ class Tree:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revision", default="v0.1.0")
-    parser.add_argument("--model", default="organism:story", help="what the lens reads")
+    parser.add_argument("--model", default="", help="what the lens reads; default: a random Llama of 8 layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -139,7 +150,7 @@ def main() -> None:
         subprocess.run(["git", "-C", here, "worktree", "remove", "--force", folder / "before"], check=False)
         shutil.rmtree(folder, ignore_errors=True)
     if chosen.out:
-        about = {"revision": chosen.revision, "model": Path(chosen.model).name, "date": time.strftime("%Y-%m-%d")}
+        about = {"revision": chosen.revision, "model": Path(chosen.model).name or "random llama", "date": time.strftime("%Y-%m-%d")}
         chosen.out.write_text(json.dumps({**about, "cases": found}, indent=1) + "\n")
 
 
