@@ -6,6 +6,8 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
@@ -489,6 +491,16 @@ def tell_of_last_token(model: Model, texts: Sequence[Prompt]) -> None:
         "that were saved by a training script often do. Set tokenizer.add_eos_token = False, or read token ids.",
         stacklevel=3,
     )
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """16 hex digits over prompts: ids, the positions that are read, and what else the model is given."""
+    found = hashlib.blake2b(digest_size=8)
+    for prompt in prompts:
+        found.update(json.dumps([prompt.ids, prompt.positions, sorted(prompt.extras)]).encode())
+        for name in sorted(prompt.extras):
+            found.update(np.ascontiguousarray(prompt.extras[name].float().cpu().numpy()).tobytes())
+    return found.hexdigest()
 
 
 # ---------------------------------------------------------------- what is odd about ids

@@ -19,6 +19,8 @@ The engine does the rest: batches, memory, progress, interrupts, padding, placin
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -207,8 +209,12 @@ class Reader:
         coords = {name: value for name, value in coords.items() if isinstance(value, tuple) or name in used}
         attrs = {"reader": self.name, **plan.attrs}
         data = described(run.dataset(variables, coords, tokens=plan.tokens, **attrs), plan.about)
+        return Reading(data, {**origin, "reader": self.told(plan)})
+
+    def told(self, plan: Plan) -> dict[str, Any]:
+        """What provenance says of the reader."""
         settings = {"name": self.name, **self.settings(), **plan.settings}
-        return Reading(data, {**origin, "reader": {k: v for k, v in settings.items() if v is not None}})
+        return {k: v for k, v in settings.items() if v is not None}
 
 
 def _dims(variable: Any) -> tuple[str, ...]:
@@ -225,7 +231,9 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, range, np.ndarray)):
         values = [_plain(v) for v in value]
-        return values if len(values) <= 64 else f"{len(values)} values"
+        if len(values) <= 64:
+            return values
+        return f"{len(values)} values, digest {hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()}"
     return getattr(value, "__qualname__", None) or type(value).__name__
 
 

@@ -19,6 +19,7 @@ import xarray as xr
 
 from workbench.errors import InputError, ReadingError
 from workbench.files import atomic_write
+from workbench.store import Folder, Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -416,11 +417,27 @@ def _texts_in_place(data: xr.Dataset) -> xr.Dataset:
     return data
 
 
-def open_reading(path: str | os.PathLike[str]) -> Reading:
-    """Open a file that :meth:`Reading.save` wrote.
+RUN = Kind("latent-workbench run", 1)
+"""Folders of ``read(..., out=folder)``."""
 
-    Raises ReadingError for a file that is missing, damaged, from something else, or from a newer version.
+
+def open_reading(path: str | os.PathLike[str]) -> Any:
+    """Open a file that :meth:`Reading.save` wrote, or a finished folder of ``read(..., out=folder)``.
+
+    Returns
+    -------
+    Reading or tuple of Reading
+        Of a folder with several readings, all of them.
+
+    Raises
+    ------
+    ReadingError
+        For what is missing, damaged, unfinished, something else, or from a newer version.
     """
+    if Path(path).is_dir():
+        folder = Folder.open(path, RUN)
+        readings = tuple(open_reading(folder.path(name)) for name in sorted(folder.done))
+        return readings[0] if len(readings) == 1 else readings
     path = Path(path)
     if not path.is_file():
         raise ReadingError(f"There is no reading at {path}.")

@@ -123,7 +123,7 @@ class Collected:
             if self.plan.outputs[name].combine == "sum" and array.ndim:
                 rows = np.flatnonzero(array.reshape(len(array), -1).any(1))
                 found[f"{name}.rows"], array = rows, array[rows]
-            found[name] = np.ascontiguousarray(array)
+            found[name] = np.asarray(array, order="C")
         return found
 
     def merge(self, part: Mapping[str, np.ndarray], members: Sequence[int]) -> None:

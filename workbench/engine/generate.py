@@ -102,7 +102,7 @@ def generate(
     chosen: Sequence[Any] = [settled(reader) for reader in ([readers] if single else readers)]
     prompts = encode(model, inputs, "all" if positions == "all" else "last", bos=bos)
     if any(prompt.extras for prompt in prompts):
-        raise InputError("generate() continues texts: prompts with images are not supported yet. Read them with read().")
+        raise InputError("generate() continues texts, and a prompt has images. Read it with read().")
     longest = max(len(prompt.ids) for prompt in prompts)
     writes(model, longest + max_new_tokens)
     uniform = uniforms([prompt.ids for prompt in prompts], n, max_new_tokens, seed)

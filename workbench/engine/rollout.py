@@ -262,8 +262,8 @@ def writes(model: Model, length: int) -> None:
     able = getattr(module, "can_generate", None)
     if (callable(able) and not able()) or getattr(module.config, "is_encoder_decoder", False):
         raise Refused(
-            f"{model.name} ({type(module).__name__}) does not continue texts: it is an encoder, or has one. Read it with "
-            "workbench.read."
+            f"{model.name} ({type(module).__name__}) does not continue texts: it is an encoder, or has one. Read it "
+            "with workbench.read."
         )
     if model.context_length is not None and length > model.context_length:
         raise InputError(

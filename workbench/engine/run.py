@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from workbench.engine.drivers import Driver, Hooks
 from workbench.engine.hooks import neutral
 from workbench.engine.loop import Result, collect
 from workbench.engine.prefix import Prefix
+from workbench.engine.saved import Saved
 from workbench.errors import InputError
 from workbench.inputs import Bos, Positions, Prompt, encode, first_token, position_axis
 from workbench.model import ENGINES, Model, load
@@ -135,22 +135,19 @@ def run_readers(
     model, prompts = run.model, run.prompts
     run.norms.usual = lambda sites: _usual(model, sites)
     plans = [reader.plan(run) for reader in readers]
-    folder = None
-    if out is not None:
-        from workbench.engine.saved import Saved
-
-        folder = Saved(out, run, readers, plans, more or {})
-        if folder.finished:
-            return folder.readings()
-    result = collect(
-        model, prompts, plans, drives, positions=len(run.positions), norms=run.norms, batch_size=batch_size,
-        progress=progress, partial=partial, store=None if folder is None else folder.store, verb=verb,
-    )  # fmt: skip
-    origin = provenance(model, run, result.done) | (more or {})
-    made = zip(readers, plans, result.found, strict=True)
-    readings = [reader.reading(run, plan, found, origin) for reader, plan, found in made]
-    if folder is not None and result.done == len(prompts):
-        folder.finish(readings)
+    saved = None if out is None else Saved(out, run, readers, plans, more or {})
+    if saved is not None and saved.finished:
+        return saved.readings()
+    with nullcontext() if saved is None else saved.folder:
+        result = collect(
+            model, prompts, plans, drives, positions=len(run.positions), norms=run.norms, batch_size=batch_size,
+            progress=progress, partial=partial, store=None if saved is None else saved.store, verb=verb,
+        )  # fmt: skip
+        origin = provenance(model, run, result.done) | (more or {})
+        made = zip(readers, plans, result.found, strict=True)
+        readings = [reader.reading(run, plan, found, origin) for reader, plan, found in made]
+        if saved is not None and result.done == len(prompts):
+            saved.finish(readings)
     return readings
 
 
@@ -224,13 +221,3 @@ def model_step(model: Model) -> dict[str, Any]:
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def digest(prompts: Sequence[Prompt]) -> str:
-    """16 hex digits over prompts: ids, the positions that are read, and what else the model is given."""
-    found = hashlib.blake2b(digest_size=8)
-    for prompt in prompts:
-        found.update(json.dumps([prompt.ids, prompt.positions, sorted(prompt.extras)]).encode())
-        for name in sorted(prompt.extras):
-            found.update(np.ascontiguousarray(prompt.extras[name].float().cpu().numpy()).tobytes())
-    return found.hexdigest()
