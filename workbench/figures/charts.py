@@ -459,9 +459,9 @@ class Chart:
 
     function: Callable[..., Figure]
     needs: tuple[str, ...] = ()
-    lacking: Callable[[xr.Dataset], list[str]] | None = None
     measure: str = ""
     of: tuple[str, ...] = ()
+    lacking: Callable[[xr.Dataset], list[str]] | None = None
 
     def _own(self, data: xr.Dataset) -> list[str]:
         return _absent(self.needs, data) + (self.lacking(data) if self.lacking else [])
