@@ -150,7 +150,8 @@ def main() -> None:
         subprocess.run(["git", "-C", here, "worktree", "remove", "--force", folder / "before"], check=False)
         shutil.rmtree(folder, ignore_errors=True)
     if chosen.out:
-        about = {"revision": chosen.revision, "model": Path(chosen.model).name or "random llama", "date": time.strftime("%Y-%m-%d")}
+        name = Path(chosen.model).name or "random llama"
+        about = {"revision": chosen.revision, "model": name, "date": time.strftime("%Y-%m-%d")}
         chosen.out.write_text(json.dumps({**about, "cases": found}, indent=1) + "\n")
 
 

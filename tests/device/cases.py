@@ -147,9 +147,8 @@ def latent(device: str, folder: Path) -> Any:
     index = ContextIndex(index.path, model)
     kinds = [LatentLens(index, calibration=c) for c in CALIBRATIONS]
     found = read(model, TEXTS, *kinds, LatentLens(index, [1, 2], index_layers=[2], distinct=False), LogitLens())
-    held = States(2)
-    workbench.read(model, TEXTS, held, progress=False)
-    queries = held.found.flatten(0, -2)
+    held = torch.from_numpy(workbench.read(model, TEXTS, States(2), progress=False)["state"].values)
+    queries = held.flatten(0, -2)
     queries = queries[~queries.isnan().any(1)].to(device)
     found += [index.search(queries, 4), hubness(index, queries)]
     found += [index.search(queries.cpu(), 4, device=device)]
