@@ -185,11 +185,10 @@ class LogitLens(Reader):
                 "feature": readout.weight.shape[1],
             },
             finish,
-            {**VARIABLES, **{name: {**VARIABLES[name], "null": said} for name in controls}},
+            {**VARIABLES, **{name: {**VARIABLES[name], "reason": said} for name in controls}},
             {"at": self.at, "target": "given" if followed.ids is not None else self.targets or "final"},
             {
-                "top_k": k, "chunk": None, "kl": "KL(final || layer), nats", "null": said,
-                "null_positions": len(others.places),
+                "top_k": k, "chunk": None, "null": said, "null_positions": len(others.places),
             },
             also=others.places,
         )  # fmt: skip

@@ -118,7 +118,7 @@ def logit_bf16(device: str, folder: Path) -> Any:
     return data[["entropy", "target_logprob"]]
 
 
-@case("EmbeddingLens", "nulls._Rows")
+@case("EmbeddingLens")
 def embedding(device: str, folder: Path) -> Any:
     return read(story(device), TEXTS, EmbeddingLens(), EmbeddingLens([0, 2], 3))
 
@@ -139,7 +139,7 @@ def corpus() -> list[str]:
     return [s.strip() + "." for text in stories(25, 5) for s in text.text.split(".") if s.strip()]
 
 
-@case("LatentLens", "build._Writer", close=5e-3)
+@case("LatentLens", close=5e-3)
 def latent(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus()[:80], folder / "index", contexts_per_token=10, progress=False)
@@ -167,7 +167,7 @@ def latent_approximate(device: str, folder: Path) -> Any:
     return read(model, TEXTS, lens)[0][["similarity"]]
 
 
-@case("LatentLens", "build._Writer", close=5e-3)
+@case("LatentLens", close=5e-3)
 def latent_int8(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus(), folder / "index", layers=[2, 4], storage="int8", progress=False)
@@ -220,7 +220,7 @@ def routing_effects(device: str, folder: Path) -> Any:
     return found
 
 
-@case("tracing._Tracer")
+@case("AdapterTracer")
 def adapters(device: str, folder: Path) -> Any:
     from test_adapters import LABELS, ORACLE, arrow, documents
 
@@ -238,7 +238,7 @@ def adapters(device: str, folder: Path) -> Any:
 # ---------------------------------------------------------------- superposition
 
 
-@case("CandidateBelief", "thoughts._Last")
+@case("CandidateBelief")
 def thoughts(device: str, folder: Path) -> Any:
     found: list[Any] = []
     questions = Questions(6)
@@ -259,7 +259,7 @@ def thoughts(device: str, folder: Path) -> Any:
     return found
 
 
-@case("CandidateBelief", "thoughts._Last")
+@case("CandidateBelief")
 def thoughts_plain(device: str, folder: Path) -> Any:
     model = story(device)
     found: list[Any] = []
@@ -271,7 +271,7 @@ def thoughts_plain(device: str, folder: Path) -> Any:
     return found
 
 
-@case("soft._States", "soft._Entropy")
+@case("States", "soft._Entropy")
 def soft(device: str, folder: Path) -> Any:
     model = story(device)
     return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), mixtures=2)]
@@ -309,7 +309,7 @@ def dictionary(device: str, folder: Path) -> Any:
 # ---------------------------------------------------------------- values
 
 
-@case("ChosenTokens", "prefixes._Last")
+@case("ChosenTokens")
 def pmf(device: str, folder: Path) -> Any:
     model = placed(living.model().eval(), device, tokenizer=living.tokenizer())
     long = [replace(item, text=f"{living.ITEMS[0].text} for all of us " * 6 + item.text) for item in living.ITEMS]
