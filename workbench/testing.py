@@ -266,7 +266,7 @@ class _Trial:
         order = [*self.all[1::2], *self.all[::2]][::-1]
         found = self._read(self.made(order), order)
         pairs = [(order.index(i), i) for i in self.all]
-        self.same("order", found, pairs, what=f"prompts in the order {order} give")
+        self.same("order", found, pairs, what=f"prompts in the order {order} give", summed=None)
 
     def check_alone(self) -> None:
         lengths = [len(p.ids) for p in self.prompts]
@@ -427,30 +427,35 @@ class _Trial:
 
     def same(
         self, check: str, found: Reading, prompts: list[tuple[int, int]] | None = None,
-        positions: list[list[int]] | None = None, *, what: str, expected: Reading | None = None, summed: bool = False,
+        positions: list[list[int]] | None = None, *, what: str, expected: Reading | None = None,
+        summed: bool | None = False,
     ) -> None:  # fmt: skip
         """ContractBroken where a reading has other values than that of all inputs.
 
         prompts: (here, there) numbers of those to compare; None: all, and what is over all prompts, too.
         positions: for each prompt those that were read here; None: as there.
-        summed: compare what has no prompts.
+        summed: what has no prompts, alone (True) or as well (None).
         """
         mine, other = found.data, (expected or self.plain).data
-        # The set of prompts is the same, but for the order of the sums.
         whole = prompts is None
         for name, variable in other.variables.items():
-            role = variable.attrs.get("role", "label")
-            dims = set(variable.dims)
+            dims, role = set(variable.dims), variable.attrs.get("role", "label")
+            by_prompt = "prompt" in dims
             if not whole:
-                by_prompt = "prompt" in dims and (positions is None or "position" in dims)
-                if name in other.dims or role in (*CONTROLS, "mask") or by_prompt == summed:
+                # Controls are drawn at random, from the prompts that there are; a sink is one beside the others.
+                if name in other.dims or role in (*CONTROLS, "mask"):
                     continue
-                if summed and (role != "value" or not dims or "prompt" in dims or not _alike(mine, other, str(name))):
+                if by_prompt and (summed or (positions is not None and "position" not in dims)):
+                    continue
+                if not by_prompt and (summed is False or role != "value" or not _alike(mine, other, str(name))):
                     continue
             if name not in mine.variables:
                 raise ContractBroken(check, f"{what} no {name!r}.", str(name))
             here, there = xr.DataArray(mine.variables[name]), xr.DataArray(variable)
-            for a, b in [(None, None)] if whole or summed else prompts or []:
+            for dim in dims - {"prompt", "position"}:  # of fewer prompts there may be fewer labels
+                if not whole and dim in mine.coords and dim in other.coords and not mine[dim].equals(other[dim]):
+                    there = there.isel({dim: np.flatnonzero(np.isin(other[dim].values, mine[dim].values))})
+            for a, b in prompts if prompts is not None and by_prompt else [(None, None)]:
                 x, y = (here, there) if a is None else (here.isel(prompt=a), there.isel(prompt=b))
                 if a is not None and "position" in dims:
                     rows = self.prompts[b].positions if positions is None else positions[b]  # type: ignore[index]
@@ -596,7 +601,8 @@ def _fields(reader: Any) -> dict[str, Any]:
 
     def kept(value: Any) -> Any:
         if isinstance(value, (dict, list, set)):
-            return copy.copy(value) if any(map(_heavy, value)) else copy.deepcopy(value)
+            held = value.values() if isinstance(value, dict) else value
+            return copy.copy(value) if any(map(_heavy, held)) else copy.deepcopy(value)
         return value.copy() if isinstance(value, np.ndarray) else value.clone() if isinstance(value, Tensor) else value
 
     return {name: kept(value) for name, value in vars(reader).items()} if hasattr(reader, "__dict__") else {}

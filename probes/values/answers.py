@@ -56,7 +56,7 @@ class ChosenTokens(Reader):
 
         def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:
             features = readout.features(states[site])
-            ids = torch.from_numpy(chosen[batch.prompt, batch.slot]).to(features.device)
+            ids = torch.from_numpy(chosen[batch.prompt.numpy(), batch.slot.numpy()]).to(features.device)
             logits = readout.logits_at(features, ids.clamp_min(0))
             total = readout.read(features[None], 1).logsumexp[0]
             found = (logits.double() - total[:, None].double()).masked_fill(ids < 0, torch.nan)

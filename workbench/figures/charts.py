@@ -450,18 +450,18 @@ class Chart:
     """A chart: its function(data, **options), and what it cannot be drawn without.
 
     needs    names of variables ("a or b": either)
-    lacking  (data) -> what is missing in words, [] where nothing is: for a chart that goes by what variables are and
-             not by their names (:mod:`workbench.variables`)
     measure  of a chart that draws a measure's result: the measure (an entry point of ``workbench.measures``).  A
              reading that has the variables ``of`` is measured first, with the measure's own defaults and those options
              that it has and the chart has not.
+    lacking  (data) -> what is missing in words, [] where nothing is: for a chart that goes by what variables are and
+             not by their names (:mod:`workbench.variables`)
     """
 
     function: Callable[..., Figure]
     needs: tuple[str, ...] = ()
-    lacking: Callable[[xr.Dataset], list[str]] | None = None
     measure: str = ""
     of: tuple[str, ...] = ()
+    lacking: Callable[[xr.Dataset], list[str]] | None = None
 
     def _own(self, data: xr.Dataset) -> list[str]:
         return _absent(self.needs, data) + (self.lacking(data) if self.lacking else [])
