@@ -105,7 +105,7 @@ def check_reader(
         At least three prompts, as :func:`workbench.read` takes them.  None: seven lists of random token ids
         (:func:`inputs_for`): different lengths, one of them twice, one of one token, one with a token that returns.
     positions
-        As of :func:`workbench.read`; other than "all" for readers that need them so, and without the check of positions.
+        As of :func:`workbench.read`; other than "all" for readers that need them so; then without that check.
     skip
         Names of :data:`CHECKS` that are left out.  Say why where you leave out one.
     close
@@ -363,7 +363,10 @@ class _Trial:
 
     def check_file(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            opened = workbench.open(self.plain.save(Path(folder) / "reading.nc"))
+            try:
+                opened = workbench.open(self.plain.save(Path(folder) / "reading.nc"))
+            except Exception as error:
+                raise ContractBroken("file", f"it cannot be kept: {type(error).__name__}: {error}") from error
         self.identical("file", opened, self.plain, "A file")
 
     def check_metadata(self) -> None:
@@ -378,7 +381,8 @@ class _Trial:
     def check_provenance(self) -> None:
         told = self.plain.provenance.get("reader")
         if not isinstance(told, Mapping) or told.get("name") != self._name:
-            raise ContractBroken("provenance", f"the reading does not name its reader {self._name!r}, but {told!r:.80}.")
+            said = f"the reading does not name its reader {self._name!r}, but {told!r:.80}."
+            raise ContractBroken("provenance", said)
         _, plan = self._planned()
         for name, value in self.reader.settings().items():
             if value is not None and name not in told and name not in plan.settings:
