@@ -52,6 +52,8 @@ VARIABLES = {
     "expert_id": about("expert of the slot", role="label"),
     "expert_weight": about("weight of the slot"),
     "gate_probability": about("gate probability"),
+    "label": about("label", role="label"),
+    "statistic": about("statistic of the gate", role="label"),
 }
 
 if TYPE_CHECKING:

@@ -78,27 +78,6 @@ def test_last_layer_is_the_models_own_output(any_model):
         np.testing.assert_allclose(here.logprob, own.topk(10, -1).values, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [
-    {"padding_side": "left"}, {"batch_size": 1}, {"batch_size": 3}, {"batch_size": 16}, {"chunk": 5}, {"chunk": 96},
-], ids=str)  # fmt: skip
-def test_padding_batches_and_chunks_change_nothing(any_model, options):
-    plain = workbench.read(any_model, prompts(), LogitLens(), progress=False).data
-    lens = LogitLens(chunk=options.get("chunk"))
-    given = {k: v for k, v in options.items() if k != "chunk"}
-    other = workbench.read(any_model, prompts(), lens, progress=False, **given).data
-    for name in ("logprob", "entropy", "kl_to_final", "target_logprob", "target_logprob_null"):
-        np.testing.assert_allclose(plain[name], other[name], atol=1e-4, rtol=1e-5, err_msg=name)
-    np.testing.assert_array_equal(plain.input_id, other.input_id)
-
-
-def test_shuffled_prompts_only_change_places(any_model):
-    order = [4, 2, 0, 8, 6, 1, 3, 5, 7]
-    plain = workbench.read(any_model, prompts(), LogitLens(), progress=False).data
-    given = [prompts()[i] for i in order]
-    shuffled = workbench.read(any_model, given, LogitLens(), progress=False).data
-    np.testing.assert_allclose(plain.logprob.values[order], shuffled.logprob, atol=1e-4, rtol=1e-5)
-
-
 def test_inside_a_block_the_lens_reads_what_the_part_adds(any_model):
     """attn_out and mlp_out must be what takes the stream from one layer to the next."""
     captured = {}

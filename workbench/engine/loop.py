@@ -175,9 +175,11 @@ class _Job:
                 commits = self._batch(batch, into)
             except (torch.OutOfMemoryError, MemoryError):
                 self.driver.forget()
-                if len(batch) == 1 or not self.driver.supports("halving"):
+                waited = any(waiting.rows for waiting in self.waiting.values())
+                if (len(batch) == 1 and not waited) or not self.driver.supports("halving"):
                     raise
                 torch.cuda.empty_cache()
+                self.flush(into)  # what waits takes memory, too
                 # Shorter batches from here on: the rest of the queue is as large as the one that failed.
                 rest, queue = [batch, *queue], []
                 for own in rest:
@@ -245,11 +247,21 @@ class _Job:
         return _adding(into[i], values, batch)
 
     def flush(self, into: list[Collected]) -> None:
+        """Show readers what waits for them: in parts, by prompts, where memory does not suffice."""
         for i, waiting in self.waiting.items():
-            if waiting.rows:
-                states, batch = waiting.joined()
-                self._adding(i, self.plans[i].observe(states, batch), batch, into)()
-                waiting.clear()
+            queue = [waiting.joined()] if waiting.rows else []
+            waiting.clear()
+            while queue:
+                states, batch = queue.pop(0)
+                try:
+                    values = self.plans[i].observe(dict(states), batch)
+                except (torch.OutOfMemoryError, MemoryError):
+                    if len(batch.prompts) == 1:
+                        raise
+                    torch.cuda.empty_cache()
+                    queue = [*_halves(states, batch), *queue]
+                    continue
+                self._adding(i, values, batch, into)()
 
 
 def _adding(own: Collected, values: Mapping[str, Any], batch: Batch) -> Callable[[], None]:
@@ -306,10 +318,29 @@ class _Waiting:
             return parts[0]
         states = {site: _joined([own[site] for own, _ in parts]) for site in parts[0][0]}
         batches = [batch for _, batch in parts]
-        columns = {
-            name: torch.cat([getattr(b, name) for b in batches]) for name in ("prompt", "slot", "position", "input_ids")
-        }
-        return states, Batch([p for b in batches for p in b.prompts], {}, torch.zeros(0, dtype=torch.long), **columns)
+        prompts = [p for b in batches for p in b.prompts]
+        return states, Batch(prompts, {}, torch.zeros(0, dtype=torch.long), **_columns(batches))
+
+
+def _halves(states: dict[Any, Any], batch: Batch) -> list[tuple[dict[Any, Any], Batch]]:
+    """The rows of the first half of a batch's prompts, and those of the others."""
+    middle, found = (len(batch.prompts) + 1) // 2, []
+    for prompts in (batch.prompts[:middle], batch.prompts[middle:]):
+        rows = torch.isin(batch.prompt, torch.tensor(prompts)).nonzero()[:, 0]
+        own = {site: _taken(value, rows) for site, value in states.items()}
+        found.append((own, Batch(prompts, {}, torch.zeros(0, dtype=torch.long), **_columns([batch], rows))))
+    return [(own, part) for own, part in found if len(part)]
+
+
+def _columns(batches: list[Batch], rows: Any = slice(None)) -> dict[str, Tensor]:
+    names = ("prompt", "slot", "position", "input_ids")
+    return {name: torch.cat([getattr(b, name) for b in batches])[rows] for name in names}
+
+
+def _taken(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    return type(value)(*(_taken(column, rows) for column in value))
 
 
 def _joined(values: list[Any]) -> Any:

@@ -450,11 +450,11 @@ class Chart:
     """A chart: its function(data, **options), and what it cannot be drawn without.
 
     needs    names of variables ("a or b": either)
-    lacking  (data) -> what is missing in words, [] where nothing is: for a chart that goes by what variables are and
-             not by their names (:mod:`workbench.variables`)
     measure  of a chart that draws a measure's result: the measure (an entry point of ``workbench.measures``).  A
              reading that has the variables ``of`` is measured first, with the measure's own defaults and those options
              that it has and the chart has not.
+    lacking  (data) -> what is missing in words, [] where nothing is: for a chart that goes by what variables are and
+             not by their names (:mod:`workbench.variables`)
     """
 
     function: Callable[..., Figure]

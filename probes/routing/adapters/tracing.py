@@ -35,6 +35,7 @@ from workbench.readers import Found, Output, Plan, Reader, Rows, Run, Tap
 from workbench.sites import Site
 from workbench.variables import about
 
+PROVED = 64  # tokens of each batch
 STAGES = ["before", "after"]  # of the mask that leaves top_k adapters
 VARIABLES = {
     "weight": about("mean weight of the adapter"),
@@ -56,6 +57,11 @@ VARIABLES = {
     "proof_error": about("largest difference to the router's own update", better="low"),
     "adapter_weight": about("weight of the adapter"),
     "adapter_id": about("adapter with the largest weight", role="label"),
+    "label": about("label", role="label"),
+    "adapter": about("adapter", role="label"),
+    "stage": about("before or after the mask that leaves the largest weights", role="label"),
+    "projection": about("adapted Linear", role="label"),
+    "kind": about("kind of the adapted Linear", role="label"),
 }
 
 
@@ -192,7 +198,8 @@ def adapter_routing(
     """Which adapters serve which tokens in every projection, in one pass; every prompt is a document.
 
     The weights are no module's output: they are computed again from the input of each router, by PEFT's own steps and
-    in its dtype.  In the first batch they must give the update that the router itself gave, in every projection.
+    in its dtype.  For 64 tokens of each batch they must give the update that the router itself gave, in every
+    projection.
 
     Args:
         labels: one for each prompt (a language, a task); None: all are "all".
@@ -271,7 +278,6 @@ class _Traced:
         self.own = None if tracer.oracle is None else oracle_adapters(tracer.oracle, self.of, self.adapters)
         # The last state, so that every block runs.
         self.ends = [Site("resid", 0), Site("resid", model.n_layers)]
-        self.error = np.full(len(self.found), np.nan)
         self.taps = [self._tap(i, x) for i, x in enumerate(self.found)]
         self.coords: dict[str, Any] = {
             "label": np.array(sorted(set(self.of)), object), "adapter": np.array(self.adapters, object),
@@ -286,6 +292,8 @@ class _Traced:
         found = {
             "weights": Output((*document, "adapter"), **sums), "first": Output((*document, "adapter"), **sums),
             "entropy": Output((*document, "stage"), **sums), "random": Output((*document, "stage"), **sums),
+            "tokens": Output(("prompt",), dtype=np.int64, combine="sum"),
+            "error": Output(document, dtype=np.float64),
         }  # fmt: skip
         if self.tracer.trace:
             found["adapter_weight"] = Output((*cells, "adapter"), dtype=np.float16)
@@ -307,9 +315,10 @@ class _Traced:
             similarity = torch.abs(tokens @ x.router.prototypes.T)
             weights, first = _weights(similarity, x.router.top_k, x.router.temperature)
             flat = update.reshape(len(tokens), -1)
-            if np.isnan(self.error[i]) and len(tokens):
-                self.error[i] = self._proved(x, tokens, weights, flat, kwargs)
-            return weights, first, similarity, tokens.float().norm(dim=1, keepdim=True) / width**0.5
+            some = slice(None, None, max(1, len(tokens) // PROVED))
+            error = self._proved(x, tokens[some], weights[some], flat[some], kwargs)
+            length = tokens.float().norm(dim=1, keepdim=True) / width**0.5
+            return weights, first, similarity, length, torch.full_like(length, error)
 
         return Tap(x.router, read, x.name)
 
@@ -318,8 +327,10 @@ class _Traced:
         document, at = torch.unique(batch.prompt, return_inverse=True)
         sums: dict[str, list[Tensor]] = {name: [] for name in ("weights", "first", "entropy", "random")}
         placed: dict[str, list[Tensor]] = {"adapter_weight": [], "adapter_id": []}
+        errors: list[Tensor] = []
         for x, tap in zip(self.found, self.taps, strict=True):
-            weights, first, similarity, length = states[tap]
+            weights, first, similarity, length, error = states[tap]
+            errors.append(error[:, 0].cpu())
             router, drawn = x.router, noise.to(length.device) * length
             noisy = _weights(drawn, router.top_k, router.temperature)[0]
             entropy, random = (
@@ -333,6 +344,7 @@ class _Traced:
             placed["adapter_weight"].append(weights)
             placed["adapter_id"].append(first[:, 0])
         found: dict[str, Any] = {name: (document, torch.stack(each, 1)) for name, each in sums.items()}
+        found |= {"tokens": (batch.prompt, torch.ones_like(batch.prompt)), "error": torch.stack(errors, 1)}
         return found | ({name: torch.stack(each, 1) for name, each in placed.items()} if self.tracer.trace else {})
 
     def _noise(self, batch: Batch) -> Tensor:
@@ -358,7 +370,7 @@ class _Traced:
     def finish(self, found: Found) -> dict[str, Any]:
         names = sorted(set(self.of))
         label = np.array([names.index(x) for x in self.of])
-        tokens = np.array([len(p.positions) for p in self.run.prompts])
+        tokens = found["tokens"]
         documents, labels = {}, {}
         by = (label == np.arange(len(names))[:, None]).astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -379,7 +391,7 @@ class _Traced:
             "token_count": (("label",), (by @ tokens).astype(int)),
             "document_tokens": (("prompt",), tokens),
             "document_label": (("prompt",), label),
-            "proof_error": (("projection",), self.error),
+            "proof_error": (("projection",), np.fmax.reduce(found["error"])),
         }
         if self.own is not None:
             variables["oracle_adapter"] = (("label",), np.array([self.own[x] for x in names]))

@@ -33,6 +33,7 @@ VARIABLES = {
     "token_count": about("tokens", "tokens", role="count", of="F"),
     "mean_activation": about("mean activation of the feature"),
     "density": about("share of tokens where the feature is active"),
+    "dictionary": about("dictionary", role="label"),
 }  # fmt: skip
 GROUPS = 256
 """Documents beyond this many share a sum, so that what is kept does not grow with the corpus."""

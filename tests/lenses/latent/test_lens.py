@@ -51,17 +51,6 @@ def test_the_word_is_marked_where_it_stands(reading):
         assert text[a:b] in word and word in text
 
 
-@pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 2, "padding_side": "left"}])
-def test_batches_and_padding_change_nothing(story, index, reading, how):
-    other = workbench.read(story, PROMPTS, LatentLens(index, self_matches=True), progress=False, **how).data
-    same = reading.data.row.values == other.row.values
-    near = np.abs(reading.data.similarity.values - other.similarity.values)
-    assert np.nanmax(near) < 1e-5
-    assert same.mean() > 0.99  # ties may be broken by the last bit
-    for floor in ("similarity_floor_random", "similarity_floor_shuffled", "similarity_p", "similarity_q"):
-        np.testing.assert_allclose(other[floor].values, reading.data[floor].values, atol=1e-4)
-
-
 def test_pads_have_no_neighbours(story, reading):
     data = reading.data
     short = len(story.tokenizer(PROMPTS[0])["input_ids"])

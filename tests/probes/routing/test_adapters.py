@@ -235,20 +235,15 @@ def test_usage_and_agreement_have_their_nulls(planted):
     np.testing.assert_allclose(same["agreement_null_label"].values, want, atol=0.05)
 
 
-def test_pads_batches_and_other_readers_change_nothing(everywhere):
+def test_other_readers_and_positions_change_nothing(everywhere):
     from lenses.logit import LogitLens
 
     ids, labels = documents(7)
-    alone = adapter_routing(everywhere, ids, labels, trace=True, batch_size=1, progress=False)
-    before = everywhere.module.training, [len(m._forward_hooks) for m in everywhere.module.modules()]
-    for options in ({"batch_size": 7}, {"batch_size": 3, "padding_side": "left"}):
-        both = adapter_routing(everywhere, ids, labels, trace=True, progress=False, readers=[LogitLens()], **options)
-        assert both[1].data.attrs["reader"] == "LogitLens"
-        for name, variable in alone.data.data_vars.items():
-            if variable.dtype.kind in "fi" and name != "proof_error":
-                near = 2e-3 if name == "adapter_weight" else 1e-5  # float16
-                np.testing.assert_allclose(both[0].data[name].values, variable.values, atol=near)
-    assert before == (everywhere.module.training, [len(m._forward_hooks) for m in everywhere.module.modules()])
+    alone = adapter_routing(everywhere, ids, labels, trace=True, progress=False)
+    both = adapter_routing(everywhere, ids, labels, trace=True, progress=False, readers=[LogitLens()])
+    assert both[1].data.attrs["reader"] == "LogitLens"
+    for name in alone.data.data_vars:
+        np.testing.assert_array_equal(both[0].data[name].values, alone.data[name].values)
     some = adapter_routing(everywhere, ids, labels, trace=True, positions=slice(1, None), progress=False).data
     np.testing.assert_array_equal(some["document_tokens"].values, [len(x) - 1 for x in ids])
 

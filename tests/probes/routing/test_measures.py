@@ -74,21 +74,6 @@ def test_counts_are_those_of_transformers_own_router():
     np.testing.assert_array_equal(data["document_count"].values.sum(0), count.sum(0))
 
 
-@pytest.mark.parametrize("how", [{"batch_size": 1}, {"batch_size": 7, "padding_side": "left"}])
-def test_batches_and_padding_change_nothing(found, how):
-    texts, labels = twins.documents(200, languages=True)
-    other = workbench.read(
-        twins.planted(),
-        texts,
-        RoutingTracer(labels, trace=True, scores=True, pairs=True),
-        progress=False,
-        **how,
-    ).data
-    for name in ("usage_count", "document_count", "token_count", "pair_count", "flow_count", "expert_id"):
-        np.testing.assert_array_equal(other[name].values, found.data[name].values)
-    np.testing.assert_allclose(other["usage_weight"].values, found.data["usage_weight"].values, rtol=1e-4)
-
-
 def test_labels_by_token():
     model = twins.null()
     ids = [[5, 6, 7, 8], [9, 10, 11]]
