@@ -314,10 +314,10 @@ def pmf(device: str, folder: Path) -> Any:
     model = placed(living.model().eval(), device, tokenizer=living.tokenizer())
     long = [replace(item, text=f"{living.ITEMS[0].text} for all of us " * 6 + item.text) for item in living.ITEMS]
     parted = Pmf(living.FRAMINGS).read(model, long, progress=False)
-    assert parted.attrs["prefix_tokens_saved"], "what prompts share is run once, or the model's cache failed here"
+    assert parted.data.attrs["prefix_tokens_saved"], "what prompts share is run once, or the model's cache failed here"
     asked = [Pmf(default_framings()[:1], chat=False), SequenceLikelihood()]
     found = [i.read(model, living.ITEMS[:6], progress=False, **how) for i in asked for how in ({}, {"batch_size": 2})]
-    return [parted, parted.attrs["prefix_tokens_saved"], found]
+    return [parted, parted.data.attrs["prefix_tokens_saved"], found]
 
 
 @case()
