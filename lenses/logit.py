@@ -157,12 +157,14 @@ class LogitLens(Reader):
         outputs = {
             "token_id": Output((*cells, "rank"), dtype=np.int32), "logprob": Output((*cells, "rank")),
             "entropy": Output(cells), "target_rank": Output(each, dtype=np.int32), "target_logprob": Output(each),
-            "followed": Output(("prompt", "position"), dtype=np.int32), "norm": Output(cells),
+            "followed": Output(("prompt", "position"), dtype=np.int32),
             "null_place": Output(("null",), dtype=np.int64, combine="concat", key=True),
             "null_features": Output(("null", axis, "feature"), combine="concat"),
             "null_total": Output(("null", axis), dtype=np.float64, combine="concat"),
             "null_norm": Output(("null", axis), combine="concat"),
         }  # fmt: skip
+        if others.places:
+            outputs["norm"] = Output(cells)
         if self.compare:
             outputs["kl_to_final"] = Output(cells)
 

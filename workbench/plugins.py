@@ -146,10 +146,18 @@ def _located(where: str, name: str) -> Any:
 
 
 def made(name: str, kind: Any, options: dict[str, Any]) -> Any:
+    """A reader of a class, given those of the options that it takes; a reader that is one already is itself."""
+    if not callable(kind):
+        return kind
     takes = inspect.signature(kind).parameters
     lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
     if lacking:
-        raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
+        if lacking[0] in options:
+            raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
+        raise InputError(
+            f"The {name} lens cannot do without {lacking[0]!r}, which the command line does not know. Give it a "
+            "default, or name an instance in its file: FILE.py:MINE."
+        )
     return kind(**{k: v for k, v in options.items() if k in takes and v is not None})
 
 # ---------------------------------------------------------------- common

@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from workbench.errors import InputError
+from workbench.errors import InputError, WorkbenchError
 from workbench.reading import Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site, resolve
@@ -201,7 +201,7 @@ class Reader:
             for name, output in plan.outputs.items()
             if (output.about is not None or name in plan.about) and name in found
         }
-        variables |= plan.finish(found) if plan.finish is not None else {}
+        variables |= self._finished(plan, found)
         coords = {name: np.arange(value) if isinstance(value, int) else value for name, value in plan.coords.items()}
         if plan.axis is not None and plan.axis not in coords:
             coords[plan.axis] = run.depths(plan)
@@ -210,6 +210,23 @@ class Reader:
         attrs = {"reader": self.name, **plan.attrs}
         data = described(run.dataset(variables, coords, tokens=plan.tokens, **attrs), plan.about)
         return Reading(data, {**origin, "reader": self.told(plan)})
+
+    def _finished(self, plan: Plan, found: Found) -> dict[str, Any]:
+        """What ``finish`` gave; WorkbenchError where that is no mapping to (dims, values), or has other dimensions."""
+        more: Any = {} if plan.finish is None else plan.finish(found)
+        known = {"prompt", "position", plan.axis, *plan.coords} | {d for o in plan.outputs.values() for d in o.dims}
+        for name, value in more.items() if isinstance(more, Mapping) else [("it", more)]:
+            if not hasattr(value, "dims") and not (isinstance(value, tuple) and len(value) >= 2):
+                raise WorkbenchError(
+                    f"finish() of {self.name} gave a {type(value).__name__} for {name!r}. Expected "
+                    "{name: (dims, values)} or (dims, values, attributes)."
+                )
+            if lost := [dim for dim in _dims(value) if dim not in known]:
+                raise WorkbenchError(
+                    f"finish() of {self.name} gave {name!r} the dimension {lost[0]!r}, which the plan does not have. "
+                    "Name its size or labels in coords."
+                )
+        return dict(more)
 
     def told(self, plan: Plan) -> dict[str, Any]:
         """What provenance says of the reader."""

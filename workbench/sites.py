@@ -56,6 +56,8 @@ def resolve(model: Model, kind: str, indices: int | Iterable[int] | None) -> lis
     )
     axis = "layer" if kind == "resid" else "block"
     found = set()
+    if isinstance(indices, str) or not all(hasattr(index, "__index__") for index in wanted):
+        raise InputError(f"Expected {axis}s as whole numbers, one or several, or None for all; got {indices!r}.")
     for index in wanted:
         if not -n <= index < n:
             raise InputError(

@@ -522,10 +522,11 @@ def _same(root: Path, there: dict[str, Any], fresh: dict[str, Any]) -> None:
     if other := _difference(there["head"], fresh["head"]):
         field, *values = other
         old, new = ("absent" if x is _ABSENT else json.dumps(x, ensure_ascii=False) for x in values)
-        old, new = (x if len(x) <= 60 else f"{x[:40]}... ({len(x)} characters)" for x in (old, new))
+        start = max(0, next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0) - 30)
+        old, new = (x if len(x) <= 60 else f"{'...' * (start > 0)}{x[start : start + 60]}..." for x in (old, new))
         raise InputError(
-            f"{root} holds other work: its {field} is {old}, and here it is {new}. Choose another folder, or delete "
-            "that one first."
+            f"{root} holds other work: {field} there is {old}, and here {new}. Choose another folder, or delete that "
+            "one first."
         )
 
 

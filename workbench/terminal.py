@@ -160,7 +160,8 @@ def _values(source: Any, first: str, more: list[str], lasts: list[int], where: d
 
     def told(name: str, place: dict[str, int]) -> str:
         x = data[name].isel(place).item()
-        nulls = [data[n].isel(place).item() for n in source.controls(name, "null") if data[n].dims == data[name].dims]
+        known = [n for n in source.controls(name, "null") if set(data[n].dims) <= set(place)]
+        nulls = [data[n].isel({dim: place[dim] for dim in data[n].dims}).item() for n in known]
         text = f"{x}" if isinstance(x, int) else f"{x:.2f}"
         return text + "".join(f" ({null:.2f})" for null in nulls if not math.isnan(null))
 

@@ -57,6 +57,10 @@ class Collected:
             raise WorkbenchError(
                 f"observe() gave {sorted(unknown)[0]!r}, which is no output. Outputs: {', '.join(self.plan.outputs)}."
             )
+        outputs = self.plan.outputs
+        left = [n for n, a in self._arrays.items() if outputs[n].combine == "place" and a.size and n not in values]
+        if left:
+            raise WorkbenchError(f"observe() left out {left[0]!r}, which the plan names as an output of every row.")
         prompt, slot = batch.prompt.numpy(), batch.slot.numpy()
         if self.members is not None:
             prompt = np.searchsorted(self.members, prompt)

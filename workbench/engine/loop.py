@@ -24,8 +24,8 @@ from workbench.sites import STREAM, Site
 if TYPE_CHECKING:
     from workbench.model import Model
 
-SHARD_TOKENS = 16_384
-"""Tokens of a shard of a run that is saved as it goes."""
+SHARD_TOKENS, SHARDS = 2048, 1000
+"""Tokens of a shard of a run that is saved as it goes, and how many shards there are at most."""
 
 
 @dataclass
@@ -363,9 +363,9 @@ _NORMS = Plan(
 def _shards(prompts: Sequence[Prompt]) -> list[list[int]]:
     """Prompts in a row, as many as make a shard; the same however often a run is resumed."""
     found: list[list[int]] = []
-    size = SHARD_TOKENS
+    most = size = max(SHARD_TOKENS, -(-sum(len(prompt.ids) for prompt in prompts) // SHARDS))
     for i, prompt in enumerate(prompts):
-        if size + len(prompt.ids) > SHARD_TOKENS:
+        if size + len(prompt.ids) > most:
             found.append([])
             size = 0
         found[-1].append(i)

@@ -71,8 +71,9 @@ def read(
         The first token of texts: None: as the tokenizer does; True: put its beginning-of-sequence token; False: none;
         or a token, as text or id.
     out
-        A folder that keeps what is read as it comes.  A call with the same arguments goes on where another was
-        interrupted or killed, to the same result; :func:`workbench.open` opens what is finished.
+        A folder that keeps what is read, part by part (2048 tokens, or a thousandth of the run).  A call with the same
+        arguments goes on behind the last part where another was interrupted or killed, to the same result;
+        :func:`workbench.open` opens what is finished.
     engine
         How the model is run: "hooks" (whole prompts) or "prefix" (beginnings that prompts share are run once; for
         ``positions`` behind them).  None: as the model was loaded.

@@ -189,6 +189,8 @@ def _origin(known: dict[str, Any], figure: go.Figure) -> list[str]:
 def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str) and value != value.strip():  # a space that would not be seen
+        return f"'{value}'"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

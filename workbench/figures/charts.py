@@ -312,7 +312,7 @@ def curves(
                 showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
                 hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
             )  # fmt: skip
-            own = [n for n in source.controls(name, "null") if n in source.grids()]
+            own = [n for n in source.controls(name, "null") if n in source.grids() or data[n].dims == (source.depth,)]
             null = np.stack([_position_mean(source, n, p, aim, log) for n in own[:1] for p in prompts] or [np.nan])
             if not np.isnan(null).all():
                 nulls += 1

@@ -204,6 +204,8 @@ class Source:
             picks["target"] = self.target(target, prompt)
         for dim, at in picks.items():
             found = found.isel({dim: at}) if dim in found.dims else found
+        if found.dims == (self.depth,):  # a control of a whole layer is the same at every position
+            found = found.expand_dims(position=self.data.sizes["position"])
         if set(found.dims) != {self.depth, "position"}:
             raise InputError(
                 f"{name!r} has the dimensions {tuple(self.data[name].dims)}; a grid needs {self.depth} and "
