@@ -459,13 +459,15 @@ class _Trial:
             for dim in dims - {"prompt", "position"}:  # of fewer prompts there may be fewer labels
                 if not whole and dim in mine.coords and dim in other.coords and not mine[dim].equals(other[dim]):
                     there = there.isel({dim: np.flatnonzero(np.isin(other[dim].values, mine[dim].values))})
-            for a, b in prompts if prompts is not None and by_prompt else [(None, None)]:
-                x, y = (here, there) if a is None else (here.isel(prompt=a), there.isel(prompt=b))
-                if a is not None and "position" in dims:
-                    rows = self.prompts[b].positions if positions is None else positions[b]  # type: ignore[index]
-                    slots = [self.prompts[b].positions.index(at) for at in rows]  # type: ignore[index]
+            if whole or not by_prompt:
+                self._compare(check, what, str(name), here, there, {}, other)
+                continue
+            for a, b in prompts or ():
+                x, y, read = here.isel(prompt=a), there.isel(prompt=b), self.prompts[b].positions
+                if "position" in dims:
+                    slots = [read.index(at) for at in (read if positions is None else positions[b])]
                     x, y = x.isel(position=slice(len(slots))), y.isel(position=slots)
-                self._compare(check, what, str(name), x, y, {} if b is None else {"prompt": b}, other)
+                self._compare(check, what, str(name), x, y, {"prompt": b}, other)
 
     def _compare(
         self, check: str, what: str, name: str, found: xr.DataArray, expected: xr.DataArray, place: dict[str, Any],
