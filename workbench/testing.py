@@ -498,7 +498,8 @@ class _Trial:
             for dim, i in zip(expected.dims, at, strict=True):
                 labels = data.coords[dim].values if dim in data.coords else None
                 known = labels is not None and dim not in ("prompt", "position") and i < len(labels)
-                place[str(dim)] = labels[i].item() if known and hasattr(labels[i], "item") else int(i)
+                label: Any = labels[i] if labels is not None and known else int(i)
+                place[str(dim)] = label.item() if hasattr(label, "item") else label
             shown = ", ".join(f"{k} {v}" for k, v in place.items()) or "its only place"
             said = f"{what} another {name!r}: {a[at]} instead of {b[at]} at {shown}; "
             if a.dtype.kind in "fc":
@@ -507,9 +508,7 @@ class _Trial:
                 said += f"{int(difference)} of {a.size} places differ."
             raise ContractBroken(check, said, name, place, difference)
 
-    def identical(
-        self, check: str, found: Reading, expected: Reading, what: str, apart: tuple[str, ...] = ()
-    ) -> None:
+    def identical(self, check: str, found: Reading, expected: Reading, what: str, apart: tuple[str, ...] = ()) -> None:
         """ContractBroken where two readings are not the same to the last bit."""
         for name in sorted({*map(str, found.data.variables), *map(str, expected.data.variables)}):
             if (name in found.data.variables) != (name in expected.data.variables):
@@ -559,20 +558,25 @@ def _alike(a: xr.Dataset, b: xr.Dataset, name: str) -> bool:
 
 @contextlib.contextmanager
 def _counted(model: Model, watched: _Watched, stop: int | None = None) -> Iterator[list[int]]:
-    """The passes that a run makes of its prompts; KeyboardInterrupt at the start of one."""
+    """The passes that a run makes of its prompts; in one of them a hook raises KeyboardInterrupt."""
     passes: list[int] = []
 
-    def hook(module: nn.Module, args: Any) -> None:
-        if watched.planned:
-            passes.append(1)
-            if len(passes) == stop:
-                raise KeyboardInterrupt
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
 
-    handle = model.module.register_forward_pre_hook(hook)
-    try:
+    def capture(*args: Any, **options: Any) -> Any:
+        passes.extend([1] * watched.planned)
+        if len(passes) != stop:
+            return own(*args, **options)
+        handle = model.module.register_forward_pre_hook(interrupt)
+        try:
+            return own(*args, **options)
+        finally:
+            handle.remove()
+
+    own = loop.capture
+    with mock.patch.object(loop, "capture", capture):
         yield passes
-    finally:
-        handle.remove()
 
 
 def _interrupted(model: Model, watched: _Watched) -> Any:
