@@ -142,22 +142,17 @@ def cases(name: str, length: int, device: str, only: str | None = None) -> dict[
     return found
 
 
-class _Look:
+class _Look(workbench.Reader):
     """A reader that only looks at layer 3: what a pass that stops early costs."""
 
-    def sites(self, model: Any) -> list[workbench.Site]:
-        return [workbench.Site("resid", 3)]
+    def plan(self, run: Any) -> workbench.Plan:
+        site = workbench.Site("resid", 3)
 
-    def begin(self, run: Any) -> None:
-        pass
+        def observe(states: Any, batch: Any) -> dict[str, Any]:
+            states[site].norm(dim=-1)
+            return {}
 
-    def observe(self, site: Any, states: torch.Tensor, batch: Any) -> None:
-        batch.take(states).norm(dim=-1)
-
-    def end(self) -> Any:
-        import xarray
-
-        return workbench.Reading(xarray.Dataset())
+        return workbench.Plan([site], {}, observe)
 
 
 def timed(name: str, length: int, device: str, rounds: int, memory: bool) -> dict[str, Any]:

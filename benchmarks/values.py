@@ -31,13 +31,13 @@ from measure import arguments, finish, machine, written
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import workbench
-from probes.values import prefixes
 from probes.values.answers import Turn, answer_pieces
 from probes.values.framings import Framing, default_framings, greatest_good_framings
 from probes.values.instruments import Pmf
 from probes.values.items import Item, own
-from workbench.inputs import collate, encode, plan
+from workbench.engine import prefix
 from workbench.engine.drivers import token_budget
+from workbench.inputs import collate, encode, plan
 
 FRAMINGS = {"greatest_good": greatest_good_framings, "default": lambda: default_framings()[:6]}
 LEAD = "\nAnswer:"
@@ -64,11 +64,11 @@ def tokenizer(texts: list[str], size: int) -> transformers.PreTrainedTokenizerFa
 @contextmanager
 def whole_prompts() -> Iterator[None]:
     """Nothing is shared."""
-    least, prefixes.LEAST = prefixes.LEAST, 10**9
+    least, prefix.LEAST = prefix.LEAST, 10**9
     try:
         yield
     finally:
-        prefixes.LEAST = least
+        prefix.LEAST = least
 
 
 def cases(model: workbench.Model, framings: tuple[Framing, ...], some: list[Item]) -> dict[str, Callable[[], Any]]:

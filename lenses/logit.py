@@ -125,9 +125,13 @@ class LogitLens(Reader):
             if not wanted:
                 return found
             targets = targets.to(readout.weight.device)
-            norms = torch.stack([states[site].float().norm(dim=-1) for site in wanted])
-            # One site after the other, so that the model's own states are let go of.
-            features = torch.stack([readout.features(states.pop(site)) for site in wanted])
+            size, width = len(states[wanted[0]]), readout.weight.shape[1]
+            norms = torch.empty(len(wanted), size)
+            features = torch.empty(len(wanted), size, width, device=readout.weight.device)
+            for i, site in enumerate(wanted):
+                # One site after the other, so that the model's own states are let go of.
+                rows = states.pop(site)
+                norms[i], features[i] = rows.float().norm(dim=-1), readout.features(rows)
             read = readout.read(features[:, :n], k, final=last, targets=targets.clamp_min(0))
             missing = (targets < 0)[None]
             found |= {
@@ -185,11 +189,10 @@ class LogitLens(Reader):
                 "feature": readout.weight.shape[1],
             },
             finish,
-            {**VARIABLES, **{name: {**VARIABLES[name], "null": said} for name in controls}},
+            {**VARIABLES, **{name: {**VARIABLES[name], "reason": said} for name in controls}},
             {"at": self.at, "target": "given" if followed.ids is not None else self.targets or "final"},
             {
-                "top_k": k, "chunk": None, "kl": "KL(final || layer), nats", "null": said,
-                "null_positions": len(others.places),
+                "top_k": k, "chunk": None, "null": said, "null_positions": len(others.places),
             },
             also=others.places,
         )  # fmt: skip

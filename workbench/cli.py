@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench import plugins
 from workbench.errors import InputError, WorkbenchError
-from workbench.terminal import DEMO, describe, integers, load_model, make_folder, table, write_page
+from workbench.terminal import DEMO, describe, integers, load_model, make_folder, table, working, write_page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lens",
         action="append",
         metavar="NAME",
-        help="logit (default), embedding, attribution, latent, or an installed one; repeatable",
+        help="logit (default), embedding, attribution, latent, an installed one, or FILE.py:NAME; repeatable",
     )
     read.add_argument("--layers", type=integers, metavar="0,6,-1", help="layers to read; default: all")
     read.add_argument("--top-k", type=int, default=10, metavar="N", help="tokens to keep at each place; default: 10")
@@ -142,7 +142,7 @@ def _read(chosen: argparse.Namespace) -> None:
     if chosen.out:
         make_folder(chosen.out)
     found = workbench.read(load_model(chosen), prompts, lenses, bos=chosen.bos)
-    named = dict(zip(names, found, strict=True))
+    named = {name.rsplit(":", 1)[-1]: reading for name, reading in zip(names, found, strict=True)}
     for i, reading in enumerate(found):
         if i:
             print()
@@ -163,7 +163,7 @@ def _ids(text: str) -> list[int]:
 def _info(chosen: argparse.Namespace) -> None:
     model = load_model(chosen)
     describe(model)
-    good, bad = plugins.working(model)
+    good, bad = working(model)
     print(f"  readers      {', '.join(good)}")
     for name in plugins.readers():
         if name not in good:

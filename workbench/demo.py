@@ -70,7 +70,7 @@ def demo(chosen: argparse.Namespace) -> None:
     model = terminal.load_model(chosen)
     out: Path = chosen.out or Path("out") / re.sub(r"[^\w.-]+", "-", model.name)
     terminal.make_folder(out)
-    good, bad = plugins.working(model, out)
+    good, bad = terminal.working(model, out)
     prompts = _prompts(model, chosen.model)
     named, late = _read_all(model, prompts, good)
     bad |= late

@@ -10,14 +10,17 @@ and results would depend on the order of installation.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import InputError, PluginError, WorkbenchError
+from workbench.errors import InputError, PluginError
 
 GROUPS = ("readers", "commands", "demos", "charts", "explorers", "measures")
 OWN = "latent-workbench"
@@ -104,6 +107,11 @@ def readers() -> list[str]:
 def make_reader(name: str, **options: Any) -> Any:
     """One reader by its name, given those of the options that it takes.
 
+    Parameters
+    ----------
+    name
+        Of an installed reader; or where it is, "my_package.module:MyLens" or "path/to/file.py:MyLens".
+
     Raises
     ------
     InputError
@@ -111,41 +119,38 @@ def make_reader(name: str, **options: Any) -> Any:
     PluginError
         For a reader that cannot be imported.
     """
+    if ":" in name:
+        return made(name, _located(*name.rsplit(":", 1)), options)
     known = readers()
     if name not in known:
-        raise InputError(f"There is no lens {name!r}. Installed: {', '.join(sorted(known)) or 'none'}.")
-    return _made(name, load("readers", name), options)
+        raise InputError(
+            f"There is no lens {name!r}. Installed: {', '.join(sorted(known)) or 'none'}; one of your own is named by "
+            "its file, norm.py:NormLens."
+        )
+    return made(name, load("readers", name), options)
 
 
-def _made(name: str, kind: Any, options: dict[str, Any]) -> Any:
+def _located(where: str, name: str) -> Any:
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(spec.name, module)  # dataclasses look their module up
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return getattr(module, name)
+    except Exception as error:
+        raise PluginError(f"{where}:{name} cannot be imported ({type(error).__name__}: {error}).") from error
+
+
+def made(name: str, kind: Any, options: dict[str, Any]) -> Any:
     takes = inspect.signature(kind).parameters
     lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
     if lacking:
         raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
     return kind(**{k: v for k, v in options.items() if k in takes and v is not None})
-
-
-def working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Readers that can work on this model, by name; and why the others cannot.
-
-    ``folder`` is where a reader that needs more than a model (an index) may make a small one for show.
-    """
-    good, bad = {}, {}
-    for name in readers():
-        try:
-            kind = load("readers", name)
-            if not getattr(kind, "applies", lambda model: True)(model):
-                continue  # routing in a dense model: there is nothing that could be refused
-            show = getattr(kind, "demo", None)
-            reader = show(model, folder / name) if show and folder else _made(name, kind, {})
-            reader.sites(model)
-            if name == "embedding":
-                _ = model.embedding
-            good[name] = reader
-        except WorkbenchError as error:
-            bad[name] = str(error)
-    return good, bad
-
 
 # ---------------------------------------------------------------- common
 

@@ -102,20 +102,12 @@ class Folder:
         root, head = Path(path), _plain(head, "head")
         fresh = {"layout": LAYOUT, "format": kind.format, "version": kind.version, "state": "open", "head": head}
 
-        def same(there: Manifest | None) -> Manifest:
-            _same(root, there := there or fresh, fresh)
-            if there["state"] == "open" and not (root / MANIFEST).exists():
-                _save(root, there)
-            return there
-
         if (there := _manifest(root, kind)) is None:
             _make(root)
         else:
             _same(root, there, fresh)
-        if there is not None and there["state"] == "sealed":
-            folder = cls(root, kind, there, {})
-        else:
-            folder = cls._locked(root, kind, same)
+        sealed = there is not None and there["state"] == "sealed"
+        folder = cls(root, kind, there, {}) if sealed else cls._locked(root, kind, fresh)
         if folder.sealed:
             folder._tidy()
         return folder
@@ -144,15 +136,17 @@ class Folder:
 
         The parts that are sealed cannot be written; :meth:`seal` leaves out those that are not to stay.
         """
-        cls.open(path, kind)
-        return cls._locked(Path(path), kind, lambda there: there or {})
+        return cls._locked(Path(path), kind, cls.open(path, kind)._manifest)
 
     @classmethod
-    def _locked(cls, root: Path, kind: Kind, checked: Callable[[Manifest | None], Manifest]) -> Folder:
+    def _locked(cls, root: Path, kind: Kind, fresh: Manifest) -> Folder:
         journal = _journal(root)
         try:
             _sweep(root)
-            return cls(root, kind, checked(_manifest(root, kind)), _lines(root), journal)
+            _same(root, there := _manifest(root, kind) or fresh, fresh)
+            if there["state"] == "open" and not (root / MANIFEST).exists():
+                _save(root, there)
+            return cls(root, kind, there, _lines(root), journal)
         except BaseException:
             journal.close()
             raise
@@ -201,9 +195,8 @@ class Folder:
 
     def verify(self) -> None:
         """Read every part again.  Raises ReadingError for one that is missing or damaged."""
-        self._parts = {name: Checked(part.path, part.entry) for name, part in self._parts.items()}
         for part in self._parts.values():
-            part.verify()
+            Checked(part.path, part.entry).verify()
 
     # ---------------------------------------------------------------- writing
 
@@ -272,6 +265,7 @@ class Folder:
     # ---------------------------------------------------------------- inside
 
     def _adopt(self, manifest: Manifest) -> None:
+        self._manifest = manifest
         self.version, self.head, self.sealed = manifest["version"], manifest["head"], manifest["state"] == "sealed"
         self.extra, self._files = manifest.get("extra", {}), manifest.get("files", {})
 

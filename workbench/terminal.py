@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from workbench import plugins
+
 DEMO = "organism:story"
 SHOWN_PARTS = 6
 PROMPTS_ABREAST = 5
@@ -38,6 +40,31 @@ def load_model(chosen: argparse.Namespace) -> Any:
     return workbench.load(chosen.model, device=device, dtype=dtype)
 
 
+def working(model: Any, folder: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Readers that can work on this model, by name; and why the others cannot.
+
+    ``folder`` is where a reader that needs more than a model (an index) may make a small one for show.
+    """
+    from workbench.errors import WorkbenchError
+    from workbench.inputs import Prompt
+    from workbench.readers import Run
+
+    run = Run(model, [Prompt([0], "", positions=[0])], [0])
+    good, bad = {}, {}
+    for name in plugins.readers():
+        try:
+            kind = plugins.load("readers", name)
+            if not getattr(kind, "applies", lambda model: True)(model):
+                continue  # routing in a dense model: there is nothing that could be refused
+            show = getattr(kind, "demo", None)
+            reader = show(model, folder / name) if show and folder else plugins.made(name, kind, {})
+            reader.plan(run)
+            good[name] = reader
+        except WorkbenchError as error:
+            bad[name] = str(error)
+    return good, bad
+
+
 def make_folder(out: Path) -> None:
     """Make the folder of ``--out``, before any work that would be lost without it."""
     from workbench.errors import ReadingError
@@ -49,10 +76,11 @@ def make_folder(out: Path) -> None:
 
 
 def write_page(named: dict[str, Any], path: Path) -> Path | None:
-    """The explorer of all readings that have tokens over depth (an attribution has none: its bars are a figure)."""
+    """The explorer of all readings that have something over depth and position (an attribution is a figure)."""
+    from workbench.figures.source import Source
     from workbench.widgets.page import to_html
 
-    grids = [reading for reading in named.values() if "token_id" in reading.data]
+    grids = [reading for reading in named.values() if "token_id" in reading.data or Source(reading.data).values()]
     return to_html(grids, path) if grids else None
 
 

@@ -188,7 +188,7 @@ class LatentLens(Reader):
             "without": 0 if self.without is None else len(self.without),  # type: ignore[arg-type]
             "interval": "95 % percentile bootstrap over prompts, of index_layer_share",
         }  # fmt: skip
-        if self.method == "approximate":
+        if self.method == "approximate" and "approximate" in made:  # else the search says what is missing
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
         outputs = {
             "similarity": Output(ranks), "index_layer": Output(ranks, dtype=np.int32),

@@ -240,12 +240,11 @@ def _compare(
             raise IndexRefused(
                 f"The cache has layer {layer} and {model.name} has {model.n_layers}: another model made it."
             )
-    states = States(list(caches))
-    workbench.read(model, [kept.tokens(kept.sentence[i])[: kept.position[i] + 1] for i in good], states,
-                   positions="last", progress=False)  # fmt: skip
+    prompts = [kept.tokens(kept.sentence[i])[: kept.position[i] + 1] for i in good]
+    states = workbench.read(model, prompts, States(list(caches)), positions="last", progress=False)["state"].values
     for depth, layer in enumerate(caches):
         theirs = caches[layer]["embeddings"][torch.from_numpy(rows[layer][good])].float()
-        cosine = torch.nn.functional.cosine_similarity(states.found[:, depth, 0].float(), theirs, dim=1)
+        cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(states[:, depth, 0]), theirs, dim=1)
         if float(cosine.median()) < NEAR:
             raise IndexRefused(
                 f"The cache's states of layer {layer} are not those of {model.name}: at {len(good)} contexts the "

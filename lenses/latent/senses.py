@@ -152,10 +152,9 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
     # A prompt up to each occurrence, so that its last position is the word's last token.
     prompts = [list(encoded[o.story]["input_ids"][: p + 1]) for o, p in zip(wanted, place, strict=True)]
     layers = list(range(model.n_layers + 1))
-    states = States(layers)
-    logit, near = workbench.read(
-        model, prompts, [LogitLens(layers, TOP), EmbeddingLens(layers, TOP), states], positions="last", progress=False
-    )[:2]
+    readers = [LogitLens(layers, TOP), EmbeddingLens(layers, TOP), States(layers)]
+    logit, near, kept = workbench.read(model, prompts, readers, positions="last", progress=False)
+    states = torch.from_numpy(kept["state"].values)
     corpus = _Corpus(index, tokenizer, known, np.random.default_rng(0))
     shape = (len(MEASURES), len(LENSES), len(layers))
     each, null = np.full((*shape, len(wanted)), np.nan), np.full((*shape, len(wanted)), np.nan)
@@ -177,7 +176,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
     for m, key in ((1, prefixes), (2, [(o.word, o.clause) for o in wanted])):
         for k, members in _by(key).items():
             without = np.array(k) if m == 1 else corpus.same_clause(*k)
-            found = index.nearest(states.found[members, :, 0].flatten(0, 1), TOP, without=without)
+            found = index.nearest(states[members, :, 0].flatten(0, 1), TOP, without=without)
             rows = found.row.reshape(len(members), len(layers), TOP)
             for q, own in zip(members, rows, strict=True):
                 right = corpus.word[own] == corpus.number[wanted[q].word]

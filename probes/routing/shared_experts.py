@@ -94,7 +94,7 @@ def shared(
 
 
 def _taps(model: Model, layer: MoE) -> dict[str, Tap]:
-    """The shared expert of a block, the routed ones, the gate, what they make together, and the stream that is in it."""
+    """The shared expert of a block, the routed ones, the gate, what they make together, and the stream in it."""
 
     def tap(path: str, *, given: bool = False) -> Tap:
         """What a module gives, or what it is given, [rows, width]."""

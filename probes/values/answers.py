@@ -489,7 +489,8 @@ class Asker:
         described(found, {**VARIABLES, **self.variables})
         if "mass" in found:
             tell_of_mass(found, self.shares)
-        steps = source.provenance if source is not None else [{**model_step(turn.model), "prompts": prompts or len(items)}]
+        own = {**model_step(turn.model), "prompts": prompts or len(items)}
+        steps = source.provenance if source is not None else [own]
         return Reading(found, [*steps, self.step(items, asked=turn.asked, **cost)])
 
     def step(self, items: Sequence[Any], **more: Any) -> dict[str, Any]:

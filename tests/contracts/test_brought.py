@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitLens
 from probes.superposition.thoughts import Given, think
-from probes.values.prefixes import read_prompts
+from workbench.engine.prefix import Prefix
+from workbench.engine.run import observe
 from workbench.errors import InputError, Refused, StateError
 from workbench.inputs import collate, encode
 
@@ -90,13 +91,14 @@ def test_no_cache_is_kept_over_the_trained_length():
     model = workbench.load(longrope(40))
     deep, shallow = drawn((25, 18))
     ids = [[*deep, *end] for end in drawn((3,) * 12)] + [[*shallow, *end] for end in drawn((9, 30) * 6)]
-    given = encode(model, ids, "last")
-    reading, told = read_prompts(model, given, LogitLens(top_k=2, layers=[-1]), progress=False)
+    lens = LogitLens(top_k=2, layers=[-1])
+    reading = workbench.read(model, ids, lens, positions="last", engine="prefix", progress=False)
     expected = [plainly(longrope(40), own)[-1] for own in ids]
     assert abs(reading.data.entropy.values[:, 0, 0] - expected).max() < 1e-4
     short = [i for i in ids if len(i) <= 40]
-    told = read_prompts(model, encode(model, short, "last"), LogitLens(top_k=2, layers=[-1]), progress=False)[1]
-    assert told["prefix_tokens_saved"] > 0
+    drives = Prefix(model, encode(model, short, "last"))
+    observe(model, drives.prompts, lens, drives)
+    assert drives.saved > 0
 
 
 def test_thoughts_beyond_the_trained_length_are_those_of_a_whole_pass():

@@ -118,7 +118,7 @@ def logit_bf16(device: str, folder: Path) -> Any:
     return data[["entropy", "target_logprob"]]
 
 
-@case("EmbeddingLens", "nulls._Rows")
+@case("EmbeddingLens")
 def embedding(device: str, folder: Path) -> Any:
     return read(story(device), TEXTS, EmbeddingLens(), EmbeddingLens([0, 2], 3))
 
@@ -139,7 +139,7 @@ def corpus() -> list[str]:
     return [s.strip() + "." for text in stories(25, 5) for s in text.text.split(".") if s.strip()]
 
 
-@case("LatentLens", "build._Writer", close=5e-3)
+@case("LatentLens", close=5e-3)
 def latent(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus()[:80], folder / "index", contexts_per_token=10, progress=False)
@@ -147,9 +147,8 @@ def latent(device: str, folder: Path) -> Any:
     index = ContextIndex(index.path, model)
     kinds = [LatentLens(index, calibration=c) for c in CALIBRATIONS]
     found = read(model, TEXTS, *kinds, LatentLens(index, [1, 2], index_layers=[2], distinct=False), LogitLens())
-    held = States(2)
-    workbench.read(model, TEXTS, held, progress=False)
-    queries = held.found.flatten(0, -2)
+    held = torch.from_numpy(workbench.read(model, TEXTS, States(2), progress=False)["state"].values)
+    queries = held.flatten(0, -2)
     queries = queries[~queries.isnan().any(1)].to(device)
     found += [index.search(queries, 4), hubness(index, queries)]
     found += [index.search(queries.cpu(), 4, device=device)]
@@ -168,7 +167,7 @@ def latent_approximate(device: str, folder: Path) -> Any:
     return read(model, TEXTS, lens)[0][["similarity"]]
 
 
-@case("LatentLens", "build._Writer", close=5e-3)
+@case("LatentLens", close=5e-3)
 def latent_int8(device: str, folder: Path) -> Any:
     model = story(device)
     index = ContextIndex.build(model, corpus(), folder / "index", layers=[2, 4], storage="int8", progress=False)
@@ -221,7 +220,7 @@ def routing_effects(device: str, folder: Path) -> Any:
     return found
 
 
-@case("tracing._Tracer")
+@case("AdapterTracer")
 def adapters(device: str, folder: Path) -> Any:
     from test_adapters import LABELS, ORACLE, arrow, documents
 
@@ -239,7 +238,7 @@ def adapters(device: str, folder: Path) -> Any:
 # ---------------------------------------------------------------- superposition
 
 
-@case("CandidateBelief", "thoughts._Last")
+@case("CandidateBelief")
 def thoughts(device: str, folder: Path) -> Any:
     found: list[Any] = []
     questions = Questions(6)
@@ -260,7 +259,7 @@ def thoughts(device: str, folder: Path) -> Any:
     return found
 
 
-@case("CandidateBelief", "thoughts._Last")
+@case("CandidateBelief")
 def thoughts_plain(device: str, folder: Path) -> Any:
     model = story(device)
     found: list[Any] = []
@@ -272,7 +271,7 @@ def thoughts_plain(device: str, folder: Path) -> Any:
     return found
 
 
-@case("soft._States", "soft._Entropy")
+@case("States", "soft._Entropy")
 def soft(device: str, folder: Path) -> Any:
     model = story(device)
     return [soft_versus_hard(model, TEXTS), mixture_entropy(model, TEXTS, (1, 2), mixtures=2)]
@@ -310,15 +309,15 @@ def dictionary(device: str, folder: Path) -> Any:
 # ---------------------------------------------------------------- values
 
 
-@case("ChosenTokens", "prefixes._Last")
+@case("ChosenTokens")
 def pmf(device: str, folder: Path) -> Any:
     model = placed(living.model().eval(), device, tokenizer=living.tokenizer())
     long = [replace(item, text=f"{living.ITEMS[0].text} for all of us " * 6 + item.text) for item in living.ITEMS]
     parted = Pmf(living.FRAMINGS).read(model, long, progress=False)
-    assert parted.attrs["prefix_tokens_saved"], "what prompts share is run once, or the model's cache failed here"
+    assert parted.data.attrs["prefix_tokens_saved"], "what prompts share is run once, or the model's cache failed here"
     asked = [Pmf(default_framings()[:1], chat=False), SequenceLikelihood()]
     found = [i.read(model, living.ITEMS[:6], progress=False, **how) for i in asked for how in ({}, {"batch_size": 2})]
-    return [parted, parted.attrs["prefix_tokens_saved"], found]
+    return [parted, parted.data.attrs["prefix_tokens_saved"], found]
 
 
 @case()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -20,20 +21,20 @@ from make_believe_cuda import MakeBelieveCuda
 
 import lenses
 import probes
+import workbench
 from workbench.reading import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def found_readers() -> dict[str, type]:
-    """Every class of the packages that observes states, by name."""
-    found: dict[str, type] = {}
+    """Every reader of the packages by name; of those that are not public, the module, too."""
+    found: dict[str, type] = {"States": workbench.States}
     for package in (lenses, probes):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             module = importlib.import_module(info.name)
             for name, kind in vars(module).items():
-                if inspect.isclass(kind) and kind.__module__ == info.name and hasattr(kind, "observe"):
-                    # Private ones of several modules may have one name.
+                if inspect.isclass(kind) and kind.__module__ == info.name and issubclass(kind, workbench.Reader):
                     found[f"{info.name.split('.')[-1]}.{name}" if name.startswith("_") else name] = kind
     return found
 
@@ -65,18 +66,23 @@ def seen(monkeypatch) -> set[tuple[str, str]]:
     """(reader, device) of all states that readers were shown."""
     there: set[tuple[str, str]] = set()
     for name, kind in READERS.items():
-        if "observe" in vars(kind):
-            monkeypatch.setattr(kind, "observe", _noted(kind.observe, name, there))
+        monkeypatch.setattr(kind, "plan", _noted(kind.plan, name, there))
     return there
 
 
-def _noted(observe: Any, name: str, there: set[tuple[str, str]]) -> Any:
-    def noted(self: Any, site: Any, states: Any, *more: Any) -> Any:
-        tensor = states if isinstance(states, torch.Tensor) else states.index
-        there.add((name, tensor.device.type))
-        return observe(self, site, states, *more)
+def _noted(plan: Any, name: str, there: set[tuple[str, str]]) -> Any:
+    def planned(self: Any, run: Any) -> Any:
+        own = plan(self, run)
 
-    return noted
+        def observe(states: Any, batch: Any) -> Any:
+            for rows in states.values():
+                tensor = rows if isinstance(rows, torch.Tensor) else rows[0]
+                there.add((name, tensor.device.type))
+            return own.observe(states, batch)
+
+        return dataclasses.replace(own, observe=observe)
+
+    return planned
 
 
 CPU: dict[str, Any] = {}

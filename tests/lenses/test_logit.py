@@ -197,7 +197,7 @@ def test_the_null_in_parts_in_bf16_and_where_there_is_none(llama, fast_bf16):
     # What the state itself chooses has no null, and says so.
     own = workbench.read(llama, prompts(), LogitLens(), progress=False).data
     for name in ("target_logprob_null", "target_logprob_p"):
-        assert np.isnan(own[name]).all() and "chosen by the state itself" in own[name].attrs["null"]
+        assert np.isnan(own[name]).all() and "chosen by the state itself" in own[name].attrs["reason"]
 
 
 def test_a_sink_is_compared_with_sinks_alone(llama):

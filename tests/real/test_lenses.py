@@ -74,9 +74,9 @@ def test_padding_batches_and_chunks_change_nothing(real_model, held):
 
 def test_the_first_position_is_a_sink_and_floors_do_not_see_it(real_model, held):
     layers = [0, 1, 12, 16, 20, 24, 28]
-    states = States(layers)
-    reading = workbench.read(real_model, held[:24], [states, EmbeddingLens(layers, top_k=1)], progress=False)
-    norm = states.found.norm(dim=-1).numpy()
+    reading = workbench.read(real_model, held[:24], [States(layers), EmbeddingLens(layers, top_k=1)], progress=False)
+    states = torch.from_numpy(reading[0]["state"].values)
+    norm = states.norm(dim=-1).numpy()
     usual = np.nanmedian(norm[:, :, 1:], axis=(0, 2))
     sink = reading[0].data.sink.values
     assert (norm[:, 2:, 0] > 20 * usual[2:]).all(), "the model has massive activations at the first position"
@@ -86,7 +86,7 @@ def test_the_first_position_is_a_sink_and_floors_do_not_see_it(real_model, held)
     assert alone.sink.values[0, 2:, 0].all() and not alone.sink.values[0, :2].any()
     # With sinks in it the covariance has one direction; its nearest embedding would be the floor at every layer.
     assert reading[1].data.cosine_floor.values[2:].max() < 0.22
-    mixed = states.found[:, 4].flatten(0, 1)
+    mixed = states[:, 4].flatten(0, 1)
     mixed = mixed[~mixed[:, 0].isnan()]
     share = torch.linalg.svdvals(mixed - mixed.mean(0))[:2] ** 2
     assert share[0] / share[1] > 100

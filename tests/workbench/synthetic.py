@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from lenses import attribution, embedding, logit
-from workbench import reader
+from workbench import readers
 from workbench.variables import described
 
 HOSTILE = [
@@ -95,12 +95,12 @@ def logit_lens(lengths=(14, 12, 9), layers=7, top_k=5, targets=None, seed=0):
     )  # fmt: skip
     if targets:
         data["target_id"] = (("target",), np.array([VOCAB.index(t) for t in targets], dtype="int32"))
-        return described(data.assign_coords(target=list(targets)), reader.VARIABLES | logit.VARIABLES)
+        return described(data.assign_coords(target=list(targets)), readers.VARIABLES | logit.VARIABLES)
     data["target_id"] = (
         ("prompt", "position"),
         np.where(data["input_id"].values >= 0, 15, -1).astype("int32"),
     )
-    return described(data, reader.VARIABLES | logit.VARIABLES)
+    return described(data, readers.VARIABLES | logit.VARIABLES)
 
 
 def embedding_lens(lengths=(14, 12, 9), layers=7, top_k=5, seed=1):
@@ -133,4 +133,4 @@ def logit_attribution(lengths=(14, 12), blocks=6, seed=2):
         {"reader": "LogitAttribution", "model": "made-up", "n_layers": blocks},
     )
     data["target_id"] = (("prompt", "position"), np.full((len(lengths), width), 15, dtype="int32"))
-    return described(data, reader.VARIABLES | attribution.VARIABLES)
+    return described(data, readers.VARIABLES | attribution.VARIABLES)

@@ -186,11 +186,11 @@ def test_the_demo_without_a_browser_has_its_figures_on_a_page_and_says_how_to_ge
 def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: object, site: object, states: object, batch: object) -> None:
+    def refuse(*arguments: object) -> None:
         raise Refused("not with these states")
 
     monkeypatch.setattr("workbench.demo._figures", lambda named, out: ({}, []))
-    monkeypatch.setattr("lenses.embedding.EmbeddingLens.observe", refuse)
+    monkeypatch.setattr("lenses.embedding.nearest_rows", refuse)
     assert main(["demo", "--model", str(folder), "--out", str(tmp_path)]) == 0
     assert "embedding cannot read this model: not with these states" in capsys.readouterr().out
     others = {"logit.nc", "attribution.nc", "latent.nc"}

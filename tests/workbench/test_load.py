@@ -81,7 +81,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             workbench.load(source)
-    with pytest.raises(InputError, match="no engine"):
+    with pytest.raises(InputError, match="engine='warp' is unknown"):
         workbench.load(tiny("llama"), engine="warp")
     with pytest.raises(InputError, match="revision="):
         workbench.load(tiny("llama"), revision="main")

@@ -48,10 +48,11 @@ def test_a_broken_plugin_is_reported_once_and_left_out(install, source, said):
     install("bad", "[workbench.measures]\nsize = made_up_bad:VALUE\n", source, "3.2")
     install("good", "[workbench.measures]\nlength = made_up_good:VALUE\n")
     with pytest.warns(RuntimeWarning, match=rf"'size' of workbench.measures .*bad 3\.2 adds.* be imported: {said}"):
-        assert dict(plugins.loaded("measures")) == {"length": 7}
+        found = dict(plugins.loaded("measures"))
+    assert found["length"] == 7 and "size" not in found
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dict(plugins.loaded("measures")) == {"length": 7}
+        assert "size" not in dict(plugins.loaded("measures"))
     with pytest.raises(PluginError, match=said):
         plugins.load("measures", "size")
 

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +200,6 @@ def provenance(model: Model, run: Run, done: int) -> dict[str, Any]:
 
 def model_step(model: Model) -> dict[str, Any]:
     """What provenance says of a model, and of the programs that ran it."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("latent-workbench", "transformers", "numpy", "xarray"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "model": {
             "name": model.name,
@@ -218,6 +213,17 @@ def model_step(model: Model) -> dict[str, Any]:
         "matmul_precision": torch.get_float32_matmul_precision(),
         "anatomy": {k: v for k, v in model.anatomy.describe().items() if k != "masked"},
         "readout": model.anatomy.formula,
-        "versions": versions,
+        "versions": dict(_versions()),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("latent-workbench", "transformers", "numpy", "xarray"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -70,7 +70,7 @@ def weights(checkpoints: Mapping[int, Any]) -> Reading:
     if len(steps) < 2:
         raise InputError(f"Weights move between checkpoints, and there are {len(steps)}. Give two or more.")
     first = opened(checkpoints[steps[0]])
-    origin = model_step(first, 0)
+    origin = model_step(first)
     shapes, shared = _parameters(first)
     modules = _modules(first, shapes)
     names = list(dict.fromkeys(modules.values()))

@@ -83,26 +83,29 @@ def test_a_build_stopped_by_hand_goes_on(story, sentences, index, tmp_path, monk
     from lenses.latent import build
 
     monkeypatch.setattr(build, "JOURNAL_SECONDS", 0.0)
-    calls, real = [], build.observe_batch
+    calls, real = [], build._put
 
-    def counting(model, batch, sites):
-        calls.append(len(batch.prompts))
-        if len(calls) == 6:
+    def counting(*arguments):
+        calls.append(1)
+        if len(calls) == 60:
             raise KeyboardInterrupt
-        real(model, batch, sites)
+        real(*arguments)
 
-    monkeypatch.setattr(build, "observe_batch", counting)
+    monkeypatch.setattr(build, "_put", counting)
     with pytest.raises(KeyboardInterrupt):
         ContextIndex.build(story, sentences, tmp_path / "x", contexts_per_token=20, progress=False)
     with pytest.raises(WorkbenchError, match="not finished"):
         ContextIndex.open(tmp_path / "x")
-    first = len(calls)
+    calls[:] = [1] * 100
     ContextIndex.build(story, sentences, tmp_path / "x", contexts_per_token=20, progress=False)
-    monkeypatch.setattr(build, "observe_batch", real)
+    second = len(calls) - 100
     assert tree(tmp_path / "x") == tree(index.path)
-    calls.clear()
     ContextIndex.build(story, sentences, tmp_path / "x", contexts_per_token=20, progress=False)
-    assert not calls and first == 6
+    assert len(calls) - 100 == second
+    ContextIndex.build(story, sentences, tmp_path / "y", contexts_per_token=20, progress=False)
+    whole = len(calls) - 100 - second
+    assert whole - 60 <= second < whole - 40  # what was written of the step that was stopped is written again
+    assert tree(tmp_path / "y") == tree(index.path)
 
 
 def damage(path, draw: random.Random) -> str:

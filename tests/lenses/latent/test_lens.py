@@ -68,12 +68,11 @@ def test_positions_and_layers_that_were_asked_for(story, index):
 
 
 def test_a_state_of_zeros_has_no_neighbours_and_is_no_error(story, index):
-    lens = LatentLens(index, floors=False)
+    lens = LatentLens(index, floors=False, foreign=True)
     with torch.no_grad():
         module = workbench.load("organism:story").module
         module.get_input_embeddings().weight[5] = 0
     model = workbench.load(module, tokenizer=story.tokenizer)
-    lens.foreign = True
     data = workbench.read(model, [[1, 5, 9]], lens, progress=False).data
     assert (data.row.values[0, 0, 1] == -1).all() and (data.row.values[0, 0, 2] >= 0).all()
 
@@ -216,9 +215,8 @@ def test_shares_of_index_layers_have_an_interval_over_prompts(story, index):
 
 def test_noise_stays_under_the_random_floor(story, index):
     """States without any structure but mean and covariance pass the floor of random tokens no more often."""
-    states = States(3)
-    workbench.read(story, [s.text for s in stories(30, 9)], states, progress=False)
-    real = states.found[:, 0].flatten(0, 1)
+    states = workbench.read(story, [s.text for s in stories(30, 9)], States(3), progress=False)["state"].values
+    real = torch.from_numpy(states[:, 0]).flatten(0, 1)
     real = real[~real.isnan().any(1)].double()
     lens = LatentLens(index, 3)
     floor = float(

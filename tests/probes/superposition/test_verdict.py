@@ -196,9 +196,8 @@ def test_a_probe_finds_the_frontier_where_it_is_and_nothing_by_names_alone():
 
 def test_states_of_thoughts_go_into_the_probe(setting):
     model, problems, inputs, names = setting
-    states = States()
-    think(model, inputs, ContinuousThought(2), readers=[states])
-    found = decode_frontier(states.found.numpy(), problems, names, seeds=1, steps=5, kinds=["linear"])
+    states = think(model, inputs, ContinuousThought(2), readers=[States()]).readings[0]["state"].values
+    found = decode_frontier(states, problems, names, seeds=1, steps=5, kinds=["linear"])
     assert found["auc"].shape == (1, 1, model.n_layers + 1, 3)
 
 

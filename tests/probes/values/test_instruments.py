@@ -14,7 +14,6 @@ from tiny import SMALL
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import workbench
-from probes.values import prefixes
 from probes.values.answers import Turn, answer_pieces
 from probes.values.framings import OFFERED, STANCES, Framing, default_framings, greatest_good_framings, with_negation
 from probes.values.instruments import ASKED, CONTINUATIONS, Pmf, SampledText, SequenceLikelihood
@@ -22,6 +21,7 @@ from probes.values.items import Item
 from probes.values.judge_errors import confusion, corrected, on_simplex
 from probes.values.judged import CachedJudge, ClassifierJudge, LmJudge, judged
 from probes.values.tracker import ValueTracker
+from workbench.engine import prefix
 from workbench.errors import InputError, ReadingError
 from workbench.reading import Reading
 
@@ -181,7 +181,7 @@ def test_shared_beginnings_are_run_once_and_change_nothing(words, monkeypatch):
         parts = instrument.read(words, many, progress=False).data
         assert parts.attrs["prefix_tokens_saved"] > 0.3 * parts.attrs["tokens"]
         with monkeypatch.context() as patch:
-            patch.setattr(prefixes, "LEAST", 10**6)
+            patch.setattr(prefix, "LEAST", 10**6)
             whole = instrument.read(words, many, progress=False).data
         assert whole.attrs["prefix_tokens_saved"] == 0 and whole.attrs["tokens"] == parts.attrs["tokens"]
         np.testing.assert_allclose(parts["p"], whole["p"], atol=1e-5)

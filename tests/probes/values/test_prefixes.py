@@ -11,8 +11,8 @@ import transformers
 from tiny import CONFIGS, SMALL, tiny
 
 import workbench
-from probes.values import prefixes
 from probes.values.answers import chosen_logprobs
+from workbench.engine import prefix
 
 MORE = {
     "mistral, window of 7": lambda: transformers.MistralConfig(**SMALL, sliding_window=7),
@@ -154,8 +154,8 @@ def partitions(members: list[int]):
 
 def test_no_choice_of_beginnings_saves_more(monkeypatch):
     """Of all partitions into groups that take every prompt with their beginning."""
-    monkeypatch.setattr(prefixes, "LEAST", 1)
-    monkeypatch.setattr(prefixes, "SHARE", 0.0)
+    monkeypatch.setattr(prefix, "LEAST", 1)
+    monkeypatch.setattr(prefix, "SHARE", 0.0)
     rng = np.random.default_rng(0)
 
     def alike(rows: list[list[int]]) -> int:
@@ -163,7 +163,7 @@ def test_no_choice_of_beginnings_saves_more(monkeypatch):
 
     for _ in range(150):
         prompts = [rng.integers(0, 2, int(rng.integers(0, 7))).tolist() for _ in range(int(rng.integers(1, 7)))]
-        groups = prefixes.shared(prompts)
+        groups = prefix.shared(prompts)
         saved = 0
         for members, depth in groups:
             assert len(members) > 1 and depth == alike([prompts[i] for i in members])
@@ -180,7 +180,7 @@ def test_no_choice_of_beginnings_saves_more(monkeypatch):
 
 def test_short_beginnings_are_left_alone():
     head = list(range(20))
-    assert prefixes.shared([[*head, k] for k in range(30, 33)]) == [([0, 1, 2], 20)]
-    assert prefixes.shared([[*head[:15], k] for k in range(30, 33)]) == []
-    assert prefixes.shared([[*head, *range(100 * k, 100 * k + 90)] for k in range(1, 4)]) == []
-    assert prefixes.shared([]) == [] and prefixes.shared([head]) == []
+    assert prefix.shared([[*head, k] for k in range(30, 33)]) == [([0, 1, 2], 20)]
+    assert prefix.shared([[*head[:15], k] for k in range(30, 33)]) == []
+    assert prefix.shared([[*head, *range(100 * k, 100 * k + 90)] for k in range(1, 4)]) == []
+    assert prefix.shared([]) == [] and prefix.shared([head]) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from older import as_version_1
 from tiny import tiny
 
 import workbench
@@ -132,22 +132,6 @@ def test_a_reading_of_training_is_kept_like_any_other(tmp_path):
     tracker.add(100, tracker.instruments[0], live)
     offline = ValueTracker(tmp_path / "offline", ITEMS, [Fixed()]).run(models(2), progress=False)
     np.testing.assert_array_equal(tracker.readings()["p"].values, offline.readings()["p"].values)
-
-
-def as_version_1(tracker: ValueTracker) -> Path:
-    """The folder as version 0.1.0 kept it: all that is known of its readings in track.json."""
-    path, about = tracker.path, tracker.about
-    old = {"format": "latent-workbench values", "version": 1, "items": tracker.folder.head["items"], **about}
-    aside = {}
-    for own in about.get("aside", []):
-        kept = {k: v for k, v in own.items() if k not in ("step", "key", "file", "aside")}
-        one = aside.setdefault((own["step"], own["aside"]), {"source": "x", "read": {}, "failed": ""})
-        one["read"][own["key"]] = {"file": own["file"].replace(f"-{own['aside']}/", "/"), **kept}
-    old["aside"] = [{"step": step, "number": number, **own} for (step, number), own in aside.items()]
-    (path / "track.json").write_text(json.dumps(old, indent=1))
-    for name in ("manifest.json", "journal.jsonl", "notes.json"):
-        (path / name).unlink(missing_ok=True)
-    return path
 
 
 def test_a_folder_of_version_1_is_taken_over_and_gone_on_with(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from older import as_version_1
 
 import workbench
 from probes import values
@@ -223,6 +224,7 @@ def test_a_track_of_version_0_1_0_still_opens(tmp_path):
     old = _opened(file).data.drop_attrs().assign_attrs(name=asks.name, settings=asks.settings)
     file.unlink()
     old.to_netcdf(file, engine="h5netcdf")  # as it was written then
+    as_version_1(tracker)
     again = values.ValueTracker(tmp_path, statements(), [asks]).readings()
     xr.testing.assert_equal(again.data, now)
     assert lacking(again.data) == [] and lacking(values.drift(pmf(), **FEW).data) == []

@@ -22,7 +22,6 @@ from probes.values.instruments import Pmf
 from probes.values.tracker import ValueTracker
 from probes.values.units import Units
 from probes.values.white import WhiteBox
-from probes.values.white import capture as capturing
 from probes.values.white.groups import Groups
 from probes.values.white.measured import Chance, along, axes, kernels, measured
 from probes.values.white.similarity import cka, shuffled
@@ -934,4 +933,3 @@ def test_memory_holds_one_checkpoint_of_states(monkeypatch):
         data = table(states, ["t"] * 16, np.tile([1, -1], 8), draws=10)
         sizes.append(sum(x.nbytes for x in data.data_vars.values()))
     assert sizes[0] == sizes[1]
-    assert capturing.AnswerStates([0], [{"support": [1], "oppose": [2]}])._ids.shape == (1, 2)
