@@ -128,8 +128,8 @@ def test_adapter_tracer_keeps_its_promises(tmp_path):
 # ---------------------------------------------------------------- elsewhere
 
 
-TWINS = ("LogitLens", "EmbeddingLens", "LogitAttribution", "States", "CandidateBelief", "DictionaryFeatures",
-         "ChosenTokens", "AnswerStates", "RoutingTracer, traced")  # fmt: skip
+TWINS = ("LogitLens", "LogitLens, next", "EmbeddingLens", "LogitAttribution", "States", "CandidateBelief",
+         "DictionaryFeatures", "ChosenTokens", "AnswerStates", "RoutingTracer, traced")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TWINS)
