@@ -144,13 +144,14 @@ class LogitLens(Reader):
             found = {name: value.transpose(0, 1) if value.ndim > 1 else value for name, value in found.items()}
             if others.places:
                 found |= {"norm": norms[:, :n].T, "null_place": batch.also}
-                rows = torch.from_numpy(batch.also_row).to(features.device)
+                here = torch.from_numpy(batch.also_row)
+                rows = here.to(features.device)
                 total = read.logsumexp
                 if features.shape[1] > n:
                     total = torch.cat([total, readout.read(features[:, n:], 1).logsumexp], 1)
                 found |= {
                     "null_features": features[:, rows].transpose(0, 1), "null_total": total[:, rows].double().T,
-                    "null_norm": norms[:, rows].T,
+                    "null_norm": norms[:, here].T,
                 }  # fmt: skip
             return found
 

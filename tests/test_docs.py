@@ -35,6 +35,7 @@ DOCS = ROOT / "docs"
 
 WITH_CODE = [
     "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/instrument.md",
+    "testing.md",
 ]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -121,6 +122,13 @@ def test_the_page_of_the_vocabulary_tells_all_of_it():
     assert set(re.findall(r"(?m)^\| `(\w+)` \|", roles)) == set(ROLES)
     assert {name: suffix for name, (suffix, _) in rows.items() if suffix} == {name: f"_{name}" for name in CONTROLS}
     assert {name: rows[name][1] for name in SCALES} == SCALES
+
+
+def test_the_page_of_testing_has_all_checks():
+    from workbench.testing import CHECKS
+
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (DOCS / "testing.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == CHECKS
 
 
 def test_all_pages_with_code_are_run():

@@ -459,13 +459,15 @@ class _Trial:
             for dim in dims - {"prompt", "position"}:  # of fewer prompts there may be fewer labels
                 if not whole and dim in mine.coords and dim in other.coords and not mine[dim].equals(other[dim]):
                     there = there.isel({dim: np.flatnonzero(np.isin(other[dim].values, mine[dim].values))})
-            for a, b in prompts if prompts is not None and by_prompt else [(None, None)]:
-                x, y = (here, there) if a is None else (here.isel(prompt=a), there.isel(prompt=b))
-                if a is not None and "position" in dims:
-                    rows = self.prompts[b].positions if positions is None else positions[b]  # type: ignore[index]
-                    slots = [self.prompts[b].positions.index(at) for at in rows]  # type: ignore[index]
+            if whole or not by_prompt:
+                self._compare(check, what, str(name), here, there, {}, other)
+                continue
+            for a, b in prompts or ():
+                x, y, read = here.isel(prompt=a), there.isel(prompt=b), self.prompts[b].positions
+                if "position" in dims:
+                    slots = [read.index(at) for at in (read if positions is None else positions[b])]
                     x, y = x.isel(position=slice(len(slots))), y.isel(position=slots)
-                self._compare(check, what, str(name), x, y, {} if b is None else {"prompt": b}, other)
+                self._compare(check, what, str(name), x, y, {"prompt": b}, other)
 
     def _compare(
         self, check: str, what: str, name: str, found: xr.DataArray, expected: xr.DataArray, place: dict[str, Any],
@@ -496,7 +498,8 @@ class _Trial:
             for dim, i in zip(expected.dims, at, strict=True):
                 labels = data.coords[dim].values if dim in data.coords else None
                 known = labels is not None and dim not in ("prompt", "position") and i < len(labels)
-                place[str(dim)] = labels[i].item() if known and hasattr(labels[i], "item") else int(i)
+                label: Any = labels[i] if labels is not None and known else int(i)
+                place[str(dim)] = label.item() if hasattr(label, "item") else label
             shown = ", ".join(f"{k} {v}" for k, v in place.items()) or "its only place"
             said = f"{what} another {name!r}: {a[at]} instead of {b[at]} at {shown}; "
             if a.dtype.kind in "fc":
@@ -505,9 +508,7 @@ class _Trial:
                 said += f"{int(difference)} of {a.size} places differ."
             raise ContractBroken(check, said, name, place, difference)
 
-    def identical(
-        self, check: str, found: Reading, expected: Reading, what: str, apart: tuple[str, ...] = ()
-    ) -> None:
+    def identical(self, check: str, found: Reading, expected: Reading, what: str, apart: tuple[str, ...] = ()) -> None:
         """ContractBroken where two readings are not the same to the last bit."""
         for name in sorted({*map(str, found.data.variables), *map(str, expected.data.variables)}):
             if (name in found.data.variables) != (name in expected.data.variables):
@@ -557,20 +558,25 @@ def _alike(a: xr.Dataset, b: xr.Dataset, name: str) -> bool:
 
 @contextlib.contextmanager
 def _counted(model: Model, watched: _Watched, stop: int | None = None) -> Iterator[list[int]]:
-    """The passes that a run makes of its prompts; KeyboardInterrupt at the start of one."""
+    """The passes that a run makes of its prompts; in one of them a hook raises KeyboardInterrupt."""
     passes: list[int] = []
 
-    def hook(module: nn.Module, args: Any) -> None:
-        if watched.planned:
-            passes.append(1)
-            if len(passes) == stop:
-                raise KeyboardInterrupt
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
 
-    handle = model.module.register_forward_pre_hook(hook)
-    try:
+    def capture(*args: Any, **options: Any) -> Any:
+        passes.extend([1] * watched.planned)
+        if len(passes) != stop:
+            return own(*args, **options)
+        handle = model.module.register_forward_pre_hook(interrupt)
+        try:
+            return own(*args, **options)
+        finally:
+            handle.remove()
+
+    own = loop.capture
+    with mock.patch.object(loop, "capture", capture):
         yield passes
-    finally:
-        handle.remove()
 
 
 def _interrupted(model: Model, watched: _Watched) -> Any:

@@ -144,6 +144,33 @@ def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama):
     assert int(hungry.data.rows) == sum(map(len, prompts()))
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_rows_that_wait_for_each_other_are_halved_too(llama, batch_size):
+    """What is gathered from several batches, and what waits at the end, by prompts."""
+    shown, failures = [], []
+
+    class Gathers(workbench.Reader):
+        def plan(self, run):
+            def observe(states, batch):
+                if len(batch) > 16 and len(batch.prompts) > 1:
+                    failures.append(len(batch))
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                shown.extend(zip(batch.prompt.tolist(), batch.position.tolist(), strict=True))
+                return {"rows": len(batch), "norm": states[site].norm(dim=-1)}
+
+            site = workbench.Site("resid", 2)
+            outputs = {
+                "rows": workbench.Output((), about("rows"), dtype=int, combine="sum"),
+                "norm": workbench.Output(("prompt", "position"), about("norm")),
+            }
+            return workbench.Plan([site], outputs, observe, gather=30)
+
+    found = workbench.read(llama, prompts(), Gathers(), batch_size=batch_size, progress=False).data
+    assert failures and int(found.rows) == len(shown) == len(set(shown)) == sum(map(len, prompts()))
+    state = workbench.read(llama, prompts(), workbench.States(2), progress=False)["state"].values[:, 0]
+    np.testing.assert_allclose(found.norm, np.linalg.norm(state, axis=-1), rtol=1e-5)
+
+
 def test_not_a_number_is_named(llama):
     module = tiny("llama")
     with torch.no_grad():
