@@ -68,9 +68,9 @@ class Followed:
             return torch.from_numpy(self.ids[batch.prompt.numpy()]).long()
         if not self.next:
             return None
-        places = zip(batch.prompt.tolist(), batch.slot.tolist(), strict=True)
+        places = zip(batch.prompt.tolist(), batch.position.tolist(), strict=True)
         prompts = self.run.prompts
-        following = [(prompts[p].ids + [-1])[prompts[p].positions[s] + 1] for p, s in places]
+        following = [(prompts[p].ids[at + 1 : at + 2] or [-1])[0] for p, at in places]
         following = [i if i < self.run.model.vocab_size else -1 for i in following]
         return torch.tensor(following, dtype=torch.long)[:, None]
 

@@ -146,11 +146,13 @@ class _Traced:
         self.tracer, self.run, self.layers = tracer, run, layers
         self.names, of = _labels(tracer.labels, [p.ids for p in run.prompts])
         parts: list[tuple[int, int]] = []
-        self._part = torch.zeros(len(of), max(len(p.positions) for p in run.prompts), dtype=torch.long)
+        self._part = torch.zeros(len(of), len(run.positions), dtype=torch.long)
         for i, (own, p) in enumerate(zip(of, run.prompts, strict=True)):
             number = {label: len(parts) + j for j, label in enumerate(sorted({own[at] for at in p.positions}))}
             parts += [(i, label) for label in number]
             self._part[i, : len(p.positions)] = torch.tensor([number[own[at]] for at in p.positions])
+            # What the model writes behind a prompt goes on under the prompt's last label.
+            self._part[i, len(p.positions) :] = number[own[p.positions[-1]]] if p.positions else 0
         self.prompt, self.label = np.array(parts).reshape(-1, 2).T
         self.experts, self.slots = max(x.n_experts for x in layers), max(x.top_k for x in layers)
         self.sites = [Site("experts", layer.block) for layer in layers]
