@@ -109,7 +109,7 @@ def test_an_index_has_the_first_token_that_was_asked_for(story, sentences, tmp_p
         for row in where.nonzero()[0][::17]:
             part = texts_of[table["sentence"][row]][table["char_start"][row] : table["char_end"][row]]
             assert part == story.tokenizer.decode([int(table["token_id"][row])]).strip()
-    with pytest.raises(InputError, match="other sentences, settings"):
+    with pytest.raises(InputError, match="settings.bos"):
         ContextIndex.build(story, texts, tmp_path / "bare", layers=[2, 4], progress=False)
     with pytest.raises(workbench.errors.WorkbenchError, match="settings"):
         ContextIndex.merge([tmp_path / "bare", tmp_path / "other"], tmp_path / "m", progress=False)

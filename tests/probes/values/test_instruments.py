@@ -407,7 +407,7 @@ def test_a_text_of_nothing_is_uncommitted_and_not_judged():
     spoken = SampledText(2, judge=CachedNothing(), max_new_tokens=4).read(word_model({"dog": 200.0}), ITEMS[:1]).data
     assert spoken["text"].values.tolist() == [["dog dog dog dog"] * 2] and not spoken["ended"].any()
     assert spoken["p"].values[0, 0].tolist() == pytest.approx([1 / 3] * 3 + [0])
-    with pytest.raises(InputError, match="passes the 256"):
+    with pytest.raises(InputError, match="reads at most 256"):
         SampledText(judge=judge).read(silent, ITEMS, progress=False)
     with pytest.raises(InputError, match="has no name"):
         SampledText(judge=lambda texts: texts)
