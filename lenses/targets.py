@@ -77,7 +77,7 @@ class Followed:
     @property
     def names(self) -> np.ndarray:
         """Labels of the dimension ``target``: texts; numbers where a target has no name that holds for all prompts."""
-        if not self.listed or self.by_prompt:
+        if self.ids is None or not self.listed or self.by_prompt:
             return np.arange(self.count)
         return np.array(token_texts(self.run.model.tokenizer, self.ids[0].tolist()), dtype=object)
 

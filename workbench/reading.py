@@ -36,8 +36,8 @@ class Provenance(list):
     """
 
     def __init__(self, steps: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None) -> None:
-        steps = [steps] if isinstance(steps, Mapping) else steps or []
-        super().__init__({"step": "read", **step} for step in steps if step)
+        given: Any = [steps] if isinstance(steps, Mapping) else steps or []
+        super().__init__({"step": "read", **step} for step in given if step)
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):

@@ -308,7 +308,9 @@ def _nll(
 
 def _said(readout: Readout, rows: Tensor, target: Tensor) -> Tensor:
     """[rows] log-probability (nats) of each row's own token [rows, 1]."""
-    return readout.read(readout.features(rows)[None], 1, targets=target).target_logprob[0, :, 0].double()
+    said = readout.read(readout.features(rows)[None], 1, targets=target).target_logprob
+    assert said is not None
+    return said[0, :, 0].double()
 
 
 def _mean(values: np.ndarray, tokens: np.ndarray, **settings: Any) -> tuple[float, float, float]:

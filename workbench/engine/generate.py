@@ -132,10 +132,12 @@ def generate(
 class _Written(Reader):
     """The texts.  Its ``finish`` comes first, and tells the prompts which positions they have now."""
 
-    name = "generate"
-
     def __init__(self, drives: Writing, n: int) -> None:
         self.drives, self.n = drives, n
+
+    @property
+    def name(self) -> str:
+        return "generate"
 
     def settings(self) -> dict[str, Any]:
         return {}

@@ -243,7 +243,9 @@ class AdapterTracer(Reader):
     names: Any = None
     trace: bool = False
 
-    name = "adapter_routing"
+    @property
+    def name(self) -> str:
+        return "adapter_routing"
 
     def plan(self, run: Run) -> Plan:
         traced = _Traced(self, run)
