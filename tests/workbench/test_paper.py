@@ -590,9 +590,10 @@ def test_captions_say_what_the_reading_says():
     from probes.routing.figures import forest
 
     table = gallery.effects()
-    assert forest(table).caption(table) == r"What dropping experts costs. Model: \texttt{planted}. Data: 60 documents."
+    said = r"What dropping experts costs. Model: \texttt{planted}. Data: 60 documents."
+    assert forest(table).caption(table) == forest(table).caption() == said
     with pytest.raises(InputError, match=r"does not know what it is of.*figure.caption\(reading\)"):
-        forest(table).caption()
+        Figure().caption()
 
 
 OWN = "target_logprob"

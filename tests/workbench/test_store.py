@@ -168,11 +168,11 @@ def test_a_part_that_vanishes_before_the_seal_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": "other"}, 'its model is "abc", and here it is "other"'),
-        ({"settings": {"seed": 4, "layers": [1, 2]}}, "its settings.seed is 3, and here it is 4"),
-        ({"settings": {"seed": 3, "layers": [1, 5]}}, r"settings.layers is \[1, 2\], and here it is \[1, 5\]"),
-        ({"settings": {"seed": 3}}, r"settings.layers is \[1, 2\], and here it is absent"),
-        ({"text": "x" * 500}, r"its text is absent, and here it is \"x{39}\.\.\. \(502 characters\)"),
+        ({"model": "other"}, 'model there is "abc", and here "other"'),
+        ({"settings": {"seed": 4, "layers": [1, 2]}}, "settings.seed there is 3, and here 4"),
+        ({"settings": {"seed": 3, "layers": [1, 5]}}, r"settings.layers there is \[1, 2\], and here \[1, 5\]"),
+        ({"settings": {"seed": 3}}, r"settings.layers there is \[1, 2\], and here absent"),
+        ({"text": "x" * 500}, r"text there is absent, and here \"x{59}\.\.\."),
     ],
 )
 @pytest.mark.parametrize("fill", [begun, work])

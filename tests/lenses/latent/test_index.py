@@ -277,7 +277,7 @@ def test_what_cannot_be_merged_is_refused(index, story, sentences, tmp_path):
     other = ContextIndex.build(story, sentences[:20], tmp_path / "seed", contexts_per_token=20, seed=1, progress=False)
     with pytest.raises(IndexRefused, match="differ in 'settings'"):
         ContextIndex.merge([index.path, other.path], tmp_path / "no")
-    with pytest.raises(InputError, match="its corpus.sentences is 20, and here it is 30"):
+    with pytest.raises(InputError, match="corpus.sentences there is 20, and here 30"):
         ContextIndex.build(story, sentences[:30], other.path, contexts_per_token=20, seed=1, progress=False)
 
 
