@@ -1,4 +1,4 @@
-"""Reading while a model writes: the numbers of a pass over the whole text, whatever the batch, the cache or the others."""
+"""Reading while a model writes: the numbers of a pass over the whole text, whatever batch, cache and other prompts."""
 
 import numpy as np
 import pytest
