@@ -528,7 +528,7 @@ def _search() -> xr.Dataset:
 def _hubness() -> xr.Dataset:
     from lenses.latent.hubness import hubness
 
-    return hubness(index(), hubs=3)
+    return hubness(index(), hubs=3).data
 
 
 @source("lenses.latent.logit_agreement")

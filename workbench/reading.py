@@ -73,6 +73,15 @@ class Reading:
     def __contains__(self, name: object) -> bool:
         return name in self.data
 
+    def __getattr__(self, name: str) -> Any:
+        """A variable or label by its name, ``reading.similarity``, and how long dimensions are, ``reading.sizes``."""
+        if not name.startswith("_") and "data" in self.__dict__:
+            if name in self.data.variables:
+                return self.data[name]
+            if name in ("sizes", "dims", "attrs", "coords", "data_vars"):
+                return getattr(self.data, name)
+        raise AttributeError(f"{type(self).__name__} has no {name!r}; .data is its xarray.Dataset.")
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in self.data.sizes.items() if name != "vocab")
         names = ", ".join(str(v) for v in self.data.data_vars)

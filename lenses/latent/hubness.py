@@ -10,6 +10,7 @@ import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
 from workbench.engine.hooks import neutral
+from workbench.reading import Reading, derived
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def hubness(
     calibrations: Iterable[str] = CALIBRATIONS,
     top_k: int = 10,
     hubs: int = 10,
-) -> xr.Dataset:
+) -> Reading:
     """How unevenly the contexts of an index are found, for each calibration.
 
     A context's *k-occurrence* is in how many queries' ``top_k`` it stands.  If all were found equally often it would
@@ -99,4 +100,4 @@ def hubness(
         {"calibration": names, "index": layers},
         {"queries": len(states), "top_k": k},
     )
-    return described(data, VARIABLES)
+    return derived("lenses.latent.hubness", described(data, VARIABLES), index.origin(), top_k=k, queries=len(states))

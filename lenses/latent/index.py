@@ -23,6 +23,7 @@ from lenses.latent.store import KIND, IndexRefused, Store
 from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.inputs import Bos
+from workbench.reading import Reading
 from workbench.store import Folder
 from workbench.tokens import token_texts, word_span
 from workbench.variables import described
@@ -407,6 +408,14 @@ class ContextIndex:
             attrs["recall_at_10"] = min(made["recall_at_10"][str(x)] for x in self.chosen_layers(layers))
             attrs["recall_wanted"] = made["wanted"]
         return described(xr.Dataset(variables, {"rank": np.arange(top_k)}, attrs), searching.VARIABLES)
+
+    def origin(self) -> Reading:
+        """The index itself, as the source of what is found in it."""
+        made = self.manifest
+        known = {name: made[name] for name in ("contexts", "n_rows", "corpus", "settings", "storage")}
+        model = {k: v for k, v in made["model"].items() if k != "source"}
+        name = {"model": model["name"]} if model.get("name") else {}
+        return Reading(xr.Dataset(attrs=name), {"step": "index", "index": known, "model": model})
 
     def same_beginnings(
         self, prompts: Sequence[Sequence[int]], query: np.ndarray, position: np.ndarray, *, whole: bool = False

@@ -36,7 +36,8 @@ def as_version_1(index: ContextIndex, path: Path) -> Path:
 def test_it_is_read_and_known_again(index, dense, story, sentences, tmp_path):
     path = as_version_1(index, tmp_path / "old")
     before, old = tree(path), ContextIndex.open(path)
-    assert old.search(dense[4][::60], 5).identical(index.search(dense[4][::60], 5).assign_attrs(index=str(path)))
+    now = index.search(dense[4][::60], 5).assign_attrs(index=str(path))
+    assert old.search(dense[4][::60], 5).identical(now)
     assert {**old.info(), "path": ""} == {**index.info(), "path": ""}
     assert ContextIndex.merge([path], tmp_path / "merged", progress=False).manifest == index.manifest
     ContextIndex.build(story, sentences, path, contexts_per_token=20, progress=False)
