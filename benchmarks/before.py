@@ -137,7 +137,7 @@ def main() -> None:
         trees = Tree(here, chosen), Tree(folder / "before", chosen)
         found: dict[str, Any] = {}
         for case in CASES:
-            rounds = [[tree.run(case) for tree in trees] for _ in range(1 + (1 if chosen.quick else chosen.rounds))][1:]
+            rounds = [[tree.run(case) for tree in trees] for _ in range(1 + chosen.rounds)][1:]
             seconds, memory = ([(now[i], then[i]) for now, then in rounds] for i in (0, 1))
             found[case] = {
                 "seconds": round(statistics.median(a for a, _ in seconds), 3),

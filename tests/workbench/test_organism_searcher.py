@@ -113,7 +113,6 @@ def test_walks_are_walks():
 def test_the_smoke_recipe_runs(tmp_path):
     card = recipe.make(tmp_path, smoke=True)
     assert list(card["regimes"]) == list(recipe.REGIMES) == list(regimes())
-    assert sum(run["seconds"] for x in card["regimes"].values() for run in x["seeds"]) < 20
     for name in recipe.REGIMES:
         assert workbench.load(str(recipe.place(tmp_path, name))).n_layers == 2
     assert "## Measured" in (tmp_path / "CARD.md").read_text()
