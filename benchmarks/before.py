@@ -124,7 +124,8 @@ def main() -> None:
     parser.add_argument("--revision", default="v0.1.0")
     parser.add_argument("--model", default="", help="what the lens reads; default: a random Llama of 8 layers")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--only", choices=CASES, help="one case")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -136,7 +137,7 @@ def main() -> None:
     try:
         trees = Tree(here, chosen), Tree(folder / "before", chosen)
         found: dict[str, Any] = {}
-        for case in CASES:
+        for case in [chosen.only] if chosen.only else CASES:
             rounds = [[tree.run(case) for tree in trees] for _ in range(1 + chosen.rounds)][1:]
             seconds, memory = ([(now[i], then[i]) for now, then in rounds] for i in (0, 1))
             found[case] = {
