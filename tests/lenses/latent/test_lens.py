@@ -326,7 +326,7 @@ def test_a_planted_hub_is_found_and_csls_takes_its_advantage(tmp_path):
         module.transformer.wpe.weight.zero_()
     model = workbench.load(module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=raw))
     index = ContextIndex.build(model, list(tokens), tmp_path / "hub", layers=[0], progress=False)
-    found = hubness(index, top_k=5)
+    found = hubness(index, top_k=5).data
     assert found.calibration.values.tolist() == ["none", "centre", "z-score", "csls"]
     plain, csls = found.sel(calibration="none"), found.sel(calibration="csls")
     assert plain.hub_sentence.values[0] == "w7" and int(plain.hub_count[0]) > 150
