@@ -36,7 +36,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from workbench.errors import InputError, ReadingError
-from workbench.files import atomic_write
+from workbench.files import atomic_write, checksums
 
 LAYOUT, MANIFEST, JOURNAL = 1, "manifest.json", "journal.jsonl"
 BLOCK = 1 << 20
@@ -368,8 +368,7 @@ def measured(path: Path) -> Entry:
 def _checksums(path: Path, block: int) -> list[int]:
     """CRC-32 of each block of a file."""
     try:
-        with path.open("rb") as file:
-            return [zlib.crc32(part) for part in iter(lambda: file.read(block), b"")]
+        return checksums(path, block)
     except OSError as error:
         raise ReadingError(f"{path} cannot be read: {error}. {_CURE}") from error
 

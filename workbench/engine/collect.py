@@ -34,7 +34,6 @@ class Collected:
         self.sizes = dict(sizes) if members is None else {**sizes, "prompt": len(members)}
         self._arrays: dict[str, np.ndarray] = {}
         self._rows: dict[str, list[np.ndarray]] = {}
-        self._counted = 0
         for name, output in plan.outputs.items():
             if output.combine == "concat":
                 self._rows[name] = []

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 FEATURES = {
     "whole": "its passes show whole prompts, so that norms of all positions, and rows beside those read, are known",
-    "all positions": "any position can be read",
-    "images": "prompts may have images",
     "halving": "a batch that runs out of memory can run again in halves",
     "shards": "prompts can run in any order and grouping, and so be resumed",
 }

@@ -17,7 +17,7 @@ from workbench.engine.drivers import Driver
 from workbench.engine.hooks import untouched
 from workbench.errors import InputError
 from workbench.inputs import Batch, Prompt
-from workbench.readers import Output, Plan
+from workbench.readers import Output, Plan, Run
 from workbench.sinks import BINS, Norms
 from workbench.sites import STREAM, Site
 
@@ -157,8 +157,7 @@ class _Job:
         made = []
         for plan in self.plans:
             sizes = {name: value if isinstance(value, int) else len(value) for name, value in plan.coords.items()}
-            depth = {plan.axis: len({s.index for s in plan.sites if isinstance(s, Site) and s.axis == plan.axis})}
-            made.append(Collected(plan, {**depth, **sizes, **self._sizes}, members))
+            made.append(Collected(plan, {plan.axis: len(Run.depths(plan)), **sizes, **self._sizes}, members))
         if self.measured:
             made.append(Collected(_NORMS, {"site": len(self.measured), "kind": 2, "bin": BINS, **self._sizes}, members))
         return made

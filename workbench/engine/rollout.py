@@ -115,7 +115,7 @@ class Rollout(Hooks):
         self.cached = exact if cached is None else cached
 
     def supports(self, feature: str) -> bool:
-        return feature in FEATURES and feature not in ("images", "shards")
+        return feature in FEATURES and feature != "shards"
 
     def batches(self, members: Sequence[int], batch_size: int | None) -> list[list[int]]:
         # Room for what they grow to.

@@ -177,7 +177,7 @@ def observe(
 
 
 def driver(engine: str, model: Model, prompts: Sequence[Prompt], padding_side: str = "right") -> Driver:
-    """The driver of a name.  InputError for an unknown one, or one that cannot read these prompts."""
+    """The driver of a name.  InputError for an unknown one."""
     if engine in ("auto", "hooks"):
         return Hooks(model, prompts, padding_side)
     if engine == "prefix":
