@@ -39,9 +39,10 @@ KILLER = textwrap.dedent("""
             os._exit(0)
         return pid
 
-    begin = time.time()
-    os.waitpid(start(folder + "/whole"), 0)
-    took = time.time() - os.path.getmtime(folder + "/whole.ready")
+    took = 1e9
+    for name in ("/whole", "/twice"):  # the quicker of two: a busy moment is not how long it takes
+        os.waitpid(start(folder + name), 0)
+        took = min(took, time.time() - os.path.getmtime(folder + name + ".ready"))
     draw, report = random.Random(0), []
     for trial in range(trials):
         path = f"{folder}/{trial}"
@@ -73,7 +74,7 @@ def test_a_build_killed_at_any_moment_ends_with_the_same_bytes(sentences, tmp_pa
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     kills = json.loads(run.stdout.splitlines()[-1])["kills"]
-    assert sum(k > 0 for k in kills) >= KILLS // 5  # the others were done before
+    assert sum(k > 0 for k in kills) >= 0.6 * KILLS  # the others were done before
     whole = tree(tmp_path / "whole")
     assert whole and all(tree(tmp_path / str(trial)) == whole for trial in range(KILLS))
 
