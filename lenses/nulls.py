@@ -1,16 +1,20 @@
 """States that say nothing of their context: what the nearest neighbours of a real state are compared with.
 
-The null of a state must be like it: the same kind of position (text, no attention sink), in prompts of the same length,
-made of tokens such as the prompts'.  Two kinds are run through the model, in one further pass:
+The null of a state must be like it: at the same position, no attention sink, in prompts of the same length, made of
+tokens such as the prompts'.  Two kinds are run through the model, each in one further pass:
 
 * *shuffled*: the prompts with their tokens in random order.  Of a prompt whose order means nothing (random tokens) the
   shuffled versions are exchangeable with the prompt itself, so that a rank p-value is valid.
 * *random*: prompts of the same lengths whose tokens are drawn at random.
+
+A Gaussian draw with the mean and the covariance of the states is no such null: states of tokens in random order exceed
+the 95th percentile of its best cosines in a quarter to all of the places of ``organism:story``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from workbench.readers import Output, Plan, Rows
 from workbench.sinks import Norms, placeholder_ids
 from workbench.sites import Site
 from workbench.stats import fdr
+from workbench.variables import about
 from workbench.weights import TOLERANCE
 
 if TYPE_CHECKING:
@@ -31,13 +36,16 @@ if TYPE_CHECKING:
     from workbench.readers import Run
 
 ROWS, EACH = (256, 1024), 3
-"""Null states at each depth: three for each place that is read, within these limits."""
+"""Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits."""
 PRIOR = 3
 """A token's own null scores weigh as n / (n + PRIOR)."""
 FEWEST = 20
 """With fewer there is no floor and no p: NaN, and the reason."""
 ROUNDING = 1e-5
 """Scores this close count as equal."""
+NEAR = 8
+"""Where there are too few null states at the very positions that are read: those up to an eighth of the way before or
+behind (none before position 8)."""
 _VARIANTS, _TOKENS = 256, 1024
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -70,21 +78,45 @@ class Null:
         return np.split(values, np.cumsum([len(rows) for rows in self.states])[:-1])
 
 
+def variables(score: str, nearest: str) -> dict[str, dict[str, Any]]:
+    """What the controls of a best score are (:func:`workbench.variables.about`), of a lens that shows the ``nearest``."""
+    told: Mapping[str, Any] = {"better": "low", "of": score}
+    return {
+        f"{score}_floor_shuffled": about(
+            f"95th percentile of the best {score} in shuffled prompts", role="floor", of=score,
+            short_name="shuffled prompts",
+        ),
+        f"{score}_p": about(
+            f"p of the nearest {nearest} among states of shuffled prompts", role="p", short_name="p of nearest", **told
+        ),
+        f"{score}_q": about(
+            f"p of the nearest {nearest}, adjusted for the number of cells", role="q", short_name="q of nearest", **told
+        ),
+    }  # fmt: skip
+
+
 def null_states(
-    run: Run, sites: list[Site], rows: int | None = None, *, draw: Draw | None = None, seed: int = 0
+    run: Run, sites: list[Site], draws: int | None = None, *, draw: Draw | None = None, seed: int = 0
 ) -> Null:
     """States at ``sites`` of the run's prompts with their tokens in random order, or drawn anew with ``draw``.
 
-    Special tokens, and pieces of images, stay where they are and are no null states.  ``rows``: how many; default:
-    three for each place that the run reads, but no fewer than 256 and no more than 1024.
+    Each is at the position of a place that the run reads, all places alike; in long prompts of which little is read
+    also nearby (:data:`NEAR`), since each further one would take a pass over a whole prompt.  Special tokens, and
+    pieces of images, stay where they are and are no null states.
+
+    Parameters
+    ----------
+    draws
+        How many; None: three for each place that the run reads, but no fewer than 256 and no more than 1024, and so
+        many as a pass over as many tokens as the prompts have, or 1024, gives.
     """
     places = sum(len(prompt.positions) for prompt in run.prompts)
-    rows = rows or min(max(EACH * places, ROWS[0]), ROWS[1])
+    rows = draws or min(max(EACH * places, ROWS[0]), ROWS[1])
     # Readers of one run share what they need alike: one pass serves them all.
-    kept = run.kept.setdefault(("nulls", seed, rows, draw), {})
+    kept = run.kept.setdefault(("nulls", seed, draws or rows, draw), {})
     missing = [site for site in sites if site not in kept]
     if missing:
-        variants, chosen = _variants(run, rows, draw, seed)
+        variants, chosen = _variants(run, rows, draw, seed, limited=draws is None)
         if not variants:
             none = np.zeros(0, np.int64)
             kept |= {site: (torch.zeros(0, run.model.d_model), none, none) for site in missing}
@@ -92,34 +124,39 @@ def null_states(
             kept |= states_at(run.model, variants, missing, chosen, progress=run.progress)
         kept["prompts"] = variants
     states, prompt, position = (list(x) for x in zip(*(kept[site] for site in sites), strict=True))
-    reason = "" if kept["prompts"] else "no prompt has two text tokens to shuffle"
+    reason = "" if kept["prompts"] else "no prompt has two text tokens to shuffle, one of them at a place that is read"
     return Null(states, kept["prompts"], prompt, position, reason)
 
 
-def _variants(run: Run, rows: int, draw: Draw | None, seed: int) -> tuple[list[list[int]], list[np.ndarray]]:
+def _variants(
+    run: Run, rows: int, draw: Draw | None, seed: int, *, limited: bool
+) -> tuple[list[list[int]], list[np.ndarray]]:
     """Prompts with other tokens in the places of text, and at which positions of each a null state is taken."""
     rng = np.random.default_rng(seed)
     fixed = fixed_ids(run.model)
     movable = [np.flatnonzero(~np.isin(prompt.ids, fixed)) for prompt in run.prompts]
-    usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and not prompt.extras]
+    read = [np.intersect1d(prompt.positions, own) for prompt, own in zip(run.prompts, movable, strict=True)]
+    usable = [i for i, prompt in enumerate(run.prompts) if len(movable[i]) > 1 and len(read[i]) and not prompt.extras]
     if not usable:
         return [], []
-    # As many tokens as the prompts have are run again, at least 1024 (and so often more prompts than these).
-    room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
-    mean = max(1, round(float(np.mean([len(run.prompts[i].ids) for i in usable]))))
-    count = max(1, min(_VARIANTS, room // mean))
+    count = -(-rows // max(1, int(np.mean([len(read[i]) for i in usable]))))
+    if limited:
+        # As many tokens as the prompts have are run again, at least 1024 (and so often more prompts than these).
+        room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
+        count = min(count, _VARIANTS, max(4, room // round(np.mean([len(run.prompts[i].ids) for i in usable]))))
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
-    # Small prompts are shuffled whole: several tokens' states come from one pass.
-    each = max(-(-rows // count), min(16, rows))
-    variants, chosen = [], []
-    for i in order:
+    each = -(-rows // sum(len(read[i]) for i in order))
+    variants, places = [], []
+    for number, i in enumerate(order):
         ids, free = np.array(run.prompts[i].ids), movable[i]
         ids[free] = rng.permutation(ids[free]) if draw is None else draw(rng, len(free))
         variants.append(ids.tolist())
-        chosen.append(rng.permutation(free)[: min(each, rows - sum(map(len, chosen)))])
-        if sum(map(len, chosen)) >= rows:
-            break
-    return variants, chosen
+        near = [rng.permutation(free[(free != at) & (abs(free - at) <= at // NEAR)])[: each - 1] for at in read[i]]
+        places += [(number, at) for at in np.unique(np.concatenate([read[i], *near])).tolist()]
+    kept = [places[k] for k in rng.permutation(len(places))[:rows]]
+    chosen = [np.array([at for k, at in kept if k == number], int) for number in range(len(variants))]
+    some = [k for k, own in enumerate(chosen) if len(own)]
+    return [variants[k] for k in some], [np.sort(chosen[k]) for k in some]
 
 
 def fixed_ids(model: Model) -> list[int]:
@@ -140,39 +177,88 @@ def looks_ahead(model: Model) -> bool:
     return model.known["looks_ahead"]
 
 
-def p_and_q(best: np.ndarray, run: Run, null: Null, scores: list[np.ndarray], left_out: np.ndarray) -> Any:
-    """Rank p of each cell's best score among its depth's null scores, and q over all cells (Benjamini-Hochberg).
+def tested(
+    score: str, best: np.ndarray, run: Run, sites: list[Site], null: Null, scores: list[np.ndarray]
+) -> dict[str, Any]:
+    """Floor, p and q of the best scores of a reading, as :func:`variables` describes them.
 
     Some tokens are near to something in any context.  So a score counts by how far it lies above what its token reaches
     without context: the mean of all null scores and, as far as they tell, of its token's,
 
-        r = s - m - sum_i (s_i - m) / (n + 3)        over the n null scores s_i of the same token,
+        r = s - m - sum_i (s_i - m) / (n + 3)        over the n other scores s_i of the same token.
 
-    where a null score is not counted for itself.  p = (1 + how many null r reach the cell's) / (1 + how many there
-    are).
+    p = (1 + how many null r reach the cell's) / (1 + how many there are), where the cell is one of the n scores for
+    null states of its own token, so that cell and null states are treated alike: where they are exchangeable, p holds
+    its level at any number of them (as in conformal prediction; Vovk et al. 2005).
 
-    Args: best [prompt, depth, position], NaN where nothing was read; scores of the null's states for each depth; cells
-    ``left_out`` (as best) that the null is not like.  Returns: p and q, as best.
+    Parameters
+    ----------
+    best
+        [prompt, depth, position], NaN where nothing was read.
+    scores
+        Of the null's states, for each depth.
+
+    Returns
+    -------
+    Variables with dimensions and the reason for what is NaN.  Cells that the null is not like (:func:`left_out`) have
+    no p.
     """
     p = np.full(best.shape, np.nan, np.float32)
     tokens = np.full((len(best), best.shape[2]), -1)
     for i, prompt in enumerate(run.prompts):
         tokens[i, : len(prompt.positions)] = np.array(prompt.ids)[prompt.positions]
     for depth, own in enumerate(scores):
-        if len(own) < FEWEST:
-            continue
-        places = zip(null.prompt[depth], null.position[depth], strict=True)
-        of = np.array([null.prompts[i][at] for i, at in places])
-        centred, kinds = own - own.mean(), np.unique(of)
-        place = np.searchsorted(kinds, of)
-        total, count = np.bincount(place, centred), np.bincount(place)
-        null_r = centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
-        at = np.searchsorted(kinds, tokens).clip(0, len(kinds) - 1)
-        r = best[:, depth] - own.mean() - np.where(kinds[at] == tokens, total[at] / (count[at] + PRIOR), 0)
-        # The same state in another batch is the same number but for rounding.
-        p[:, depth] = (1 + len(own) - np.searchsorted(np.sort(null_r), r - ROUNDING)) / (1 + len(own))
-    p[np.isnan(best) | left_out] = np.nan
-    return p, fdr(p).astype(np.float32)
+        if len(own) >= FEWEST:
+            places = zip(null.prompt[depth], null.position[depth], strict=True)
+            p[:, depth] = _rank(best[:, depth], tokens, own, np.array([null.prompts[i][at] for i, at in places]))
+    p[np.isnan(best) | left_out(run, sites)] = np.nan
+    q = fdr(p).astype(np.float32)
+    told_of_resolution(p, q, min(map(len, scores), default=0), f"{score}_q")
+    reason = {"reason": null.reason}
+    cells = ("prompt", sites[0].axis, "position")
+    return {
+        f"{score}_floor_shuffled": ((sites[0].axis,), floors(scores), reason),
+        f"{score}_p": (cells, p, reason),
+        f"{score}_q": (cells, q, reason),
+    }
+
+
+def _rank(best: np.ndarray, tokens: np.ndarray, own: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """p of scores of ``tokens``, among scores ``own`` of null states of tokens ``of`` (:func:`tested`)."""
+    kinds, place = np.unique(of, return_inverse=True)
+    centred = own - own.mean()
+    total, count = np.bincount(place, centred), np.bincount(place)
+    null_r = centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
+    at = np.searchsorted(kinds, tokens).clip(0, len(kinds) - 1)
+    known = kinds[at] == tokens
+    r = best - own.mean() - np.where(known, total[at] / (count[at] + PRIOR), 0)
+    reach = _reach(null_r, r)
+    for k in np.unique(at[known]):
+        # With the cell among the scores of its own token, r of one of these reaches the cell's where its score does.
+        cells, mine = known & (at == k), place == k
+        reach[cells] += _reach(own[mine], best[cells]) - _reach(null_r[mine], r[cells])
+    return (1 + reach) / (1 + len(own))
+
+
+def _reach(null: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How many of ``null`` reach each value.  The same state in another batch is the same number but for rounding."""
+    return len(null) - np.searchsorted(np.sort(null), values - ROUNDING)
+
+
+def told_of_resolution(p: np.ndarray, q: np.ndarray, draws: int, name: str, level: float = 0.05) -> None:
+    """Warn where no q reaches ``level`` because no p can be small enough, with so many null states."""
+    if not draws or np.isnan(p).all():
+        return
+    cells, lowest = int((~np.isnan(p)).sum()), 1 / (1 + draws)
+    at_limit = int((p <= lowest * 1.001).sum())
+    # Some p are at the limit by chance; q says whether there are more of them than that.
+    if at_limit and level < (least := float(np.nanmin(q))) <= 0.5 and cells * lowest / at_limit <= least * 1.001:
+        warnings.warn(
+            f"{name}: none of {cells:,} cells reaches {level:g}, and the least, {least:.2g}, is of the {at_limit} cells "
+            f"whose p is as small as {draws:,} null states allow ({lowest:.2g}). Read fewer cells (layers=, positions=), "
+            f"or take more null states: draws={draws_for(level, cells, at_limit):,}.",
+            stacklevel=2,
+        )
 
 
 def left_out(run: Run, sites: list[Site]) -> np.ndarray:
