@@ -26,7 +26,7 @@ from workbench.inputs import encode
 from workbench.readers import Output, Plan, Rows
 from workbench.sinks import Norms, placeholder_ids
 from workbench.sites import Site
-from workbench.stats import fdr
+from workbench.stats import draws_for, fdr, least_q
 from workbench.variables import about
 from workbench.weights import TOLERANCE
 
@@ -46,6 +46,12 @@ ROUNDING = 1e-5
 NEAR = 8
 """Where there are too few null states at the very positions that are read: those up to an eighth of the way before or
 behind (none before position 8)."""
+SETTINGS = {
+    "floor": f"95th percentile of the best score of states of the prompts with their tokens in random order, at the "
+    f"positions that are read (unless draws says how many, {ROWS[0]} to {ROWS[1]}); sinks are left out",
+    "p": "rank among the same states, less what a token reaches in any context; q: over all cells",
+}  # fmt: skip
+"""What provenance says of them."""
 _VARIANTS, _TOKENS = 256, 1024
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -182,14 +188,14 @@ def tested(
 ) -> dict[str, Any]:
     """Floor, p and q of the best scores of a reading, as :func:`variables` describes them.
 
-    Some tokens are near to something in any context.  So a score counts by how far it lies above what its token reaches
-    without context: the mean of all null scores and, as far as they tell, of its token's,
+    Some tokens are near to something in any context.  So a score counts by how far it lies above the mean of all scores
+    and, as far as they tell, of the others of its token,
 
-        r = s - m - sum_i (s_i - m) / (n + 3)        over the n other scores s_i of the same token.
+        r = s - m - sum_i (s_i - m) / (n + 3)        over the n other scores s_i of the same token,
 
-    p = (1 + how many null r reach the cell's) / (1 + how many there are), where the cell is one of the n scores for
-    null states of its own token, so that cell and null states are treated alike: where they are exchangeable, p holds
-    its level at any number of them (as in conformal prediction; Vovk et al. 2005).
+    and p = (1 + how many null r reach the cell's) / (1 + how many there are).  m and s_i are of cells and null states
+    together, so that both are treated alike: where a prompt is exchangeable with its shuffled versions, changing places
+    with one of them changes no r, and p holds its level (a permutation test; conformal prediction, Vovk et al. 2005).
 
     Parameters
     ----------
@@ -207,11 +213,17 @@ def tested(
     tokens = np.full((len(best), best.shape[2]), -1)
     for i, prompt in enumerate(run.prompts):
         tokens[i, : len(prompt.positions)] = np.array(prompt.ids)[prompt.positions]
+    known = ~np.isnan(best) & ~left_out(run, sites)
     for depth, own in enumerate(scores):
-        if len(own) >= FEWEST:
+        cells = known[:, depth]
+        if len(own) >= FEWEST and cells.any():
             places = zip(null.prompt[depth], null.position[depth], strict=True)
-            p[:, depth] = _rank(best[:, depth], tokens, own, np.array([null.prompts[i][at] for i, at in places]))
-    p[np.isnan(best) | left_out(run, sites)] = np.nan
+            of = np.array([null.prompts[i][at] for i, at in places])
+            r = _above_token(np.r_[own, best[:, depth][cells]], np.r_[of, tokens[cells]])
+            null_r, r = np.sort(r[: len(own)]), r[len(own) :]
+            # The same state in another batch is the same number but for rounding.
+            reach = len(own) - np.searchsorted(null_r, r - ROUNDING)
+            p[:, depth][cells] = (1 + reach) / (1 + len(own))
     q = fdr(p).astype(np.float32)
     told_of_resolution(p, q, min(map(len, scores), default=0), f"{score}_q")
     reason = {"reason": null.reason}
@@ -223,26 +235,12 @@ def tested(
     }
 
 
-def _rank(best: np.ndarray, tokens: np.ndarray, own: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """p of scores of ``tokens``, among scores ``own`` of null states of tokens ``of`` (:func:`tested`)."""
-    kinds, place = np.unique(of, return_inverse=True)
-    centred = own - own.mean()
+def _above_token(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """r of scores [n] of states of these tokens (:func:`tested`)."""
+    _, place = np.unique(tokens, return_inverse=True)
+    centred = scores - scores.mean()
     total, count = np.bincount(place, centred), np.bincount(place)
-    null_r = centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
-    at = np.searchsorted(kinds, tokens).clip(0, len(kinds) - 1)
-    known = kinds[at] == tokens
-    r = best - own.mean() - np.where(known, total[at] / (count[at] + PRIOR), 0)
-    reach = _reach(null_r, r)
-    for k in np.unique(at[known]):
-        # With the cell among the scores of its own token, r of one of these reaches the cell's where its score does.
-        cells, mine = known & (at == k), place == k
-        reach[cells] += _reach(own[mine], best[cells]) - _reach(null_r[mine], r[cells])
-    return (1 + reach) / (1 + len(own))
-
-
-def _reach(null: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How many of ``null`` reach each value.  The same state in another batch is the same number but for rounding."""
-    return len(null) - np.searchsorted(np.sort(null), values - ROUNDING)
+    return centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
 
 
 def told_of_resolution(p: np.ndarray, q: np.ndarray, draws: int, name: str, level: float = 0.05) -> None:
@@ -250,13 +248,13 @@ def told_of_resolution(p: np.ndarray, q: np.ndarray, draws: int, name: str, leve
     if not draws or np.isnan(p).all():
         return
     cells, lowest = int((~np.isnan(p)).sum()), 1 / (1 + draws)
-    at_limit = int((p <= lowest * 1.001).sum())
+    at_limit, least = int((p <= lowest * 1.001).sum()), float(np.nanmin(q))
     # Some p are at the limit by chance; q says whether there are more of them than that.
-    if at_limit and level < (least := float(np.nanmin(q))) <= 0.5 and cells * lowest / at_limit <= least * 1.001:
+    if at_limit and level < least <= 0.5 and least_q(draws, cells, at_limit) <= least * 1.001:
         warnings.warn(
-            f"{name}: none of {cells:,} cells reaches {level:g}, and the least, {least:.2g}, is of the {at_limit} cells "
-            f"whose p is as small as {draws:,} null states allow ({lowest:.2g}). Read fewer cells (layers=, positions=), "
-            f"or take more null states: draws={draws_for(level, cells, at_limit):,}.",
+            f"{name}: none of {cells:,} cells reaches {level:g}, and the least, {least:.2g}, is of the {at_limit} whose p "
+            f"is as small as {draws:,} draws of the null allow ({lowest:.2g}). If they are found at all, it is among fewer "
+            f"cells (layers=, positions=) or with more draws: draws={draws_for(level, cells, at_limit):,}.",
             stacklevel=2,
         )
 
