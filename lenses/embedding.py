@@ -65,6 +65,7 @@ class EmbeddingLens(Reader):
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise InputError(f"top_k={self.top_k} keeps no token. Use 1 or more.")
+        nulls.checked(self.draws)
 
     def plan(self, run: Run) -> Plan:
         wanted, weight = resolve(run.model, self.at, self.layers), run.model.embedding

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.run import observe
+from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.readers import Output, Plan, Rows
 from workbench.sinks import Norms, placeholder_ids
@@ -40,7 +41,7 @@ ROWS, EACH = (256, 1024), 3
 PRIOR = 3
 """A token's own null scores weigh as n / (n + PRIOR)."""
 FEWEST = 20
-"""With fewer there is no floor and no p: NaN, and the reason."""
+"""With fewer null states there is no floor and no p: NaN, and the reason."""
 ROUNDING = 1e-5
 """Scores this close count as equal."""
 NEAR = 8
@@ -99,6 +100,12 @@ def variables(score: str, nearest: str) -> dict[str, dict[str, Any]]:
             f"p of the nearest {nearest}, adjusted for the number of cells", role="q", short_name="q of nearest", **told
         ),
     }  # fmt: skip
+
+
+def checked(draws: int | None) -> None:
+    """Raise InputError for ``draws`` that are too few for a p-value."""
+    if draws is not None and draws < FEWEST:
+        raise InputError(f"draws={draws} gives no p-value: it takes {FEWEST} null states or more.")
 
 
 def null_states(
@@ -224,8 +231,7 @@ def tested(
             # The same state in another batch is the same number but for rounding.
             reach = len(own) - np.searchsorted(null_r, r - ROUNDING)
             p[:, depth][cells] = (1 + reach) / (1 + len(own))
-    q = fdr(p).astype(np.float32)
-    told_of_resolution(p, q, min(map(len, scores), default=0), f"{score}_q")
+    q = adjusted(p, min((len(own) for own in scores if len(own) >= FEWEST), default=0), f"{score}_q")
     reason = {"reason": null.reason}
     cells = ("prompt", sites[0].axis, "position")
     return {
@@ -243,20 +249,26 @@ def _above_token(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
 
 
-def told_of_resolution(p: np.ndarray, q: np.ndarray, draws: int, name: str, level: float = 0.05) -> None:
-    """Warn where no q reaches ``level`` because no p can be small enough, with so many null states."""
+def adjusted(p: np.ndarray, draws: int, name: str, level: float = 0.05) -> np.ndarray:
+    """q of all cells (Benjamini-Hochberg), called ``name``.
+
+    Warns where none reaches ``level`` since, with so many draws of the null, no p can be small enough.
+    """
+    q = fdr(p).astype(np.float32)
     if not draws or np.isnan(p).all():
-        return
+        return q
     cells, lowest = int((~np.isnan(p)).sum()), 1 / (1 + draws)
-    at_limit, least = int((p <= lowest * 1.001).sum()), float(np.nanmin(q))
+    # A cell that is itself among the draws has one fewer.
+    at_limit, least = int((p <= 1.001 / draws).sum()), float(np.nanmin(q))
     # Some p are at the limit by chance; q says whether there are more of them than that.
     if at_limit and level < least <= 0.5 and least_q(draws, cells, at_limit) <= least * 1.001:
         warnings.warn(
-            f"{name}: none of {cells:,} cells reaches {level:g}, and the least, {least:.2g}, is of the {at_limit} whose p "
-            f"is as small as {draws:,} draws of the null allow ({lowest:.2g}). If they are found at all, it is among fewer "
-            f"cells (layers=, positions=) or with more draws: draws={draws_for(level, cells, at_limit):,}.",
+            f"{name}: the least of {cells:,} cells is {least:.2g}, that of the {at_limit:,} whose p is as small as {draws:,} "
+            f"draws of the null allow ({lowest:.2g}). To see whether they pass {level:g}, read fewer cells (layers=, "
+            f"positions=) or take more draws: draws={draws_for(level, cells, at_limit):,}.",
             stacklevel=2,
         )
+    return q
 
 
 def left_out(run: Run, sites: list[Site]) -> np.ndarray:

@@ -116,6 +116,7 @@ class LatentLens(Reader):
             raise InputError(f"top_k={self.top_k} keeps no neighbour. Use 1 or more.")
         if self.calibration not in CALIBRATIONS:
             raise InputError(f"calibration={self.calibration!r} is unknown. Use one of {', '.join(CALIBRATIONS)}.")
+        nulls.checked(self.draws)
         if not isinstance(self.index, ContextIndex):
             object.__setattr__(self, "index", ContextIndex.open(self.index))
         if self.without is not None:

@@ -17,9 +17,9 @@ the same clause is, neither as a context nor in the odds ("new clause"), so that
 wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.
 
 Chance: "word" of random contexts or tokens; "sense" with the senses of the corpus shuffled among the occurrences of
-each word.  Intervals are bootstrap intervals over clauses, the unit that repeats: a few hundred occurrences share a
-hundred clauses, and a lens that knows one clause knows it in every story.  (Stories drawn again would take the clauses
-for given, and say how the rate varies over more stories of the very same clauses.)
+each word.  Intervals are over clauses, the unit that repeats: a few hundred occurrences share a hundred clauses, and a
+lens that knows one clause knows it in every story.  (Stories drawn again would take the clauses for given, and say how
+the rate varies over more stories of the very same clauses.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from workbench.errors import InputError
 from workbench.organisms.story.grammar import SENSES, Story, stories
 from workbench.readers import States
 from workbench.reading import Reading
-from workbench.stats import bootstrap_interval
+from workbench.stats import Design, Interval
 from workbench.variables import about, described
 
 CORPUS_SEED, QUERY_SEED = 5, 2
@@ -54,8 +54,8 @@ LENSES = ("LatentLens", "LogitLens", "EmbeddingLens")
 MEASURES = ("word", "sense, new story", "sense, new clause")
 VARIABLES = {
     "rate": about("share of answers that name the word or tell its sense", better="high", short_name="share"),
-    "rate_low": about("95 % bootstrap interval over clauses", role="low", of="rate"),
-    "rate_high": about("95 % bootstrap interval over clauses", role="high", of="rate"),
+    "rate_low": about("95 % interval over clauses", role="low", of="rate"),
+    "rate_high": about("95 % interval over clauses", role="high", of="rate"),
     "rate_chance": about(
         "share of random answers, or with the senses of the corpus shuffled", role="chance", of="rate"
     ),
@@ -186,9 +186,8 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
                     each[0, 0, :, q] = right.mean(-1)
                     null[0, 0, :, q] = (corpus.word == corpus.number[wanted[q].word]).mean()
     dims = ("measure", "lens", "layer")
-    rate = each.mean(-1)
-    low, high = over_clauses(each, wanted)
-    rates = {"rate": rate, "rate_low": low, "rate_high": high, "rate_chance": null.mean(-1)}
+    found = over_clauses(each, wanted)
+    rates = {"rate": found.value, "rate_low": found.low, "rate_high": found.high, "rate_chance": null.mean(-1)}
     made = xr.Dataset(
         {name: (dims, values) for name, values in rates.items()},
         {"measure": list(MEASURES), "lens": list(LENSES), "layer": layers},
@@ -196,7 +195,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
             "model": model.name, "n_layers": model.n_layers, "reader": "senses of known words", "series": "lens",
             "occurrences": len(wanted), "stories": len({o.story for o in wanted}),
             "clauses": len({(o.word, o.clause) for o in wanted}), "contexts": len(index), "corpus": len(known),
-            "index_layers": list(index.layers),
+            "index_layers": list(index.layers), "interval": found.said("clauses"),
         },
     )  # fmt: skip
     data = described(made, VARIABLES)
@@ -204,11 +203,10 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
     return Reading(data, {"reader": {"name": "senses", **settings}, "model": {"name": model.name}})
 
 
-def over_clauses(each: np.ndarray, wanted: list[Occurrence]) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over occurrences (last axis), clauses drawn again with all their occurrences."""
-    groups = list(_by([(o.word, o.clause) for o in wanted]).values())
-    means = np.stack([each[..., own].mean(-1) for own in groups])
-    return bootstrap_interval(means, np.array([len(own) for own in groups], float))
+def over_clauses(each: np.ndarray, wanted: list[Occurrence]) -> Interval:
+    """Mean over occurrences (last axis) and its 95 % interval, clauses drawn again with all their occurrences."""
+    clauses = [f"{o.word}: {o.clause}" for o in wanted]
+    return Design(clauses).bootstrap(np.moveaxis(each, -1, 0), bounds=(0, 1))
 
 
 def _own_and_chance(vote: np.ndarray, sense: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,12 +93,17 @@ def _controls(data: Any) -> dict[str, list[str]]:
             kind = "interval" if role in ("low", "high") else role
             for own in (data[n] for n in names):
                 if own.dtype.kind != "f" or not np.isnan(own.values).all():
-                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}")
+                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}{_how(own, role)}")
                 elif own.attrs.get("reason"):
                     said.append(f"no {kind}: {own.attrs['reason']}")
         if said:
             found[name] = list(dict.fromkeys(said))
     return found
+
+
+def _how(variable: Any, role: str) -> str:
+    """How an interval was made, where its variable says so."""
+    return f" ({how})" if role in ("low", "high") and (how := variable.attrs.get("interval")) else ""
 
 
 def latex(text: str) -> str:
