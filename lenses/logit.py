@@ -190,7 +190,9 @@ class LogitLens(Reader):
             own = {
                 "target_rank": (found["target_rank"],), "target_logprob": (target,),
                 "target_logprob_null": (null, {"reason": few}), "target_logprob_p": (p, {"reason": no_p}),
-                "target_logprob_q": (adjusted(p, len(others.places), "target_logprob_q"), {"reason": no_p}),
+                "target_logprob_q": (
+                    adjusted(p, len(others.places), "target_logprob_q", others.more), {"reason": no_p},
+                ),
             }  # fmt: skip
             return {
                 name: (dims, array if followed.listed else array[..., 0], *more) for name, (array, *more) in own.items()
@@ -228,6 +230,7 @@ class _Others:
         rng = np.random.default_rng(0)
         kept = sorted(rng.choice(len(every), draws, replace=False)) if len(every) > draws else range(len(every))
         self.places = [every[i] for i in kept]
+        self.more = "draws=" if len(every) > draws else "positions of further prompts, in all "
 
     def lacking(self, p: np.ndarray) -> tuple[str, str]:
         """Why there is no null, and no p, where that is so everywhere; else ""."""

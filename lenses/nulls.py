@@ -13,6 +13,7 @@ the 95th percentile of its best cosines in a quarter to all of the places of ``o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from workbench.model import Model
     from workbench.readers import Run
 
-ROWS, EACH = (256, 1024), 3
-"""Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits."""
+ROWS, EACH, HELD = (256, 4096), 3, 2**28
+"""Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits, but
+over all depths of the model no more than so many numbers beyond 1024 states."""
 PRIOR = 3
 """A token's own null scores weigh as n / (n + PRIOR)."""
 FEWEST = 20
@@ -53,7 +55,7 @@ SETTINGS = {
     "p": "rank among the same states, less what a token reaches in any context; q: over all cells",
 }  # fmt: skip
 """What provenance says of them."""
-_VARIANTS, _TOKENS = 256, 1024
+_TOKENS = 1024
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -120,11 +122,12 @@ def null_states(
     Parameters
     ----------
     draws
-        How many; None: three for each place that the run reads, but no fewer than 256 and no more than 1024, and so
-        many as a pass over as many tokens as the prompts have, or 1024, gives.
+        How many; None: three for each place that the run reads, no fewer than 256 and no more than 4096, as far as a
+        pass over as many tokens as the prompts have (at least 1024) gives them.
     """
     places = sum(len(prompt.positions) for prompt in run.prompts)
-    rows = draws or min(max(EACH * places, ROWS[0]), ROWS[1])
+    held = max(1024, HELD // ((run.model.n_layers + 1) * run.model.d_model))
+    rows = draws or min(max(EACH * places, ROWS[0]), ROWS[1], held)
     # Readers of one run share what they need alike: one pass serves them all.
     kept = run.kept.setdefault(("nulls", seed, draws or rows, draw), {})
     missing = [site for site in sites if site not in kept]
@@ -154,9 +157,9 @@ def _variants(
         return [], []
     count = -(-rows // max(1, int(np.mean([len(read[i]) for i in usable]))))
     if limited:
-        # As many tokens as the prompts have are run again, at least 1024 (and so often more prompts than these).
+        # As many tokens as the prompts have are run again, at least 1024, and four prompts.
         room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
-        count = min(count, _VARIANTS, max(4, room // round(np.mean([len(run.prompts[i].ids) for i in usable]))))
+        count = min(count, max(4, room // round(np.mean([len(run.prompts[i].ids) for i in usable]))))
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
     each = -(-rows // sum(len(read[i]) for i in order))
     variants, places = [], []
@@ -249,10 +252,11 @@ def _above_token(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return centred - (total[place] - centred) / (count[place] - 1 + PRIOR)
 
 
-def adjusted(p: np.ndarray, draws: int, name: str, level: float = 0.05) -> np.ndarray:
+def adjusted(p: np.ndarray, draws: int, name: str, more: str = "draws=", level: float = 0.05) -> np.ndarray:
     """q of all cells (Benjamini-Hochberg), called ``name``.
 
-    Warns where none reaches ``level`` since, with so many draws of the null, no p can be small enough.
+    Warns where none reaches ``level`` since, with so many draws of the null, no p can be small enough; ``more`` says
+    how there can be more.
     """
     q = fdr(p).astype(np.float32)
     if not draws or np.isnan(p).all():
@@ -261,11 +265,11 @@ def adjusted(p: np.ndarray, draws: int, name: str, level: float = 0.05) -> np.nd
     # A cell that is itself among the draws has one fewer.
     at_limit, least = int((p <= 1.001 / draws).sum()), float(np.nanmin(q))
     # Some p are at the limit by chance; q says whether there are more of them than that.
-    if at_limit and level < least <= 0.5 and least_q(draws, cells, at_limit) <= least * 1.001:
+    if at_limit and level < least <= 0.25 and least_q(draws, cells, at_limit) <= least * 1.001:
         warnings.warn(
             f"{name}: the least of {cells:,} cells is {least:.2g}, that of the {at_limit:,} whose p is as small as {draws:,} "
             f"draws of the null allow ({lowest:.2g}). To see whether they pass {level:g}, read fewer cells (layers=, "
-            f"positions=) or take more draws: draws={draws_for(level, cells, at_limit):,}.",
+            f"positions=) or with a larger null: {more}{draws_for(level, cells, at_limit):,}.",
             stacklevel=2,
         )
     return q
@@ -282,8 +286,13 @@ def left_out(run: Run, sites: list[Site]) -> np.ndarray:
 
 
 def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
-    """[depth] what ``level`` of the null scores stay under; NaN where there are too few."""
-    found = [np.quantile(scores, level) if len(scores) >= FEWEST else np.nan for scores in null]
+    """[depth] what ``level`` of the null scores stay under; NaN where there are too few.
+
+    The score of rank (n + 1) level, rounded up, which one more score of the same kind exceeds no more often than that.
+    """
+    found = [
+        np.sort(own)[math.ceil((len(own) + 1) * level - 1e-9) - 1] if len(own) >= FEWEST else np.nan for own in null
+    ]
     return np.array(found, np.float32)
 
 

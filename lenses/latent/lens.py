@@ -62,9 +62,9 @@ class LatentLens(Reader):
         distinct: a context counts once, in the index layer where it is nearest.
         method: "exact" or "approximate".
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
-        floors: compute floors and p-values (two further passes; 356 to 1124 of their states are searched a layer).
-        draws: null states at each depth, in place of three for each place that is read (256 to 1024).  With more, p
-            can be smaller.
+        floors: compute floors and p-values (two further passes over as many tokens, or 1024).
+        draws: null states at each depth; None: three for each place that is read, from 256 to 4096, as far as the
+            further pass gives them.  With more, p can be smaller.
         foreign: read a model with an index that another one built.
         without: numbers of rows that are never found.
         self_matches: also find contexts whose sentence begins with the very tokens of the prompt, up to the position

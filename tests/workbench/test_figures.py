@@ -176,7 +176,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1
     np.testing.assert_array_equal(floors[1].y, shuffled)
     near = chart(embedding_lens(), "floors")
-    assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
+    assert [t.name for t in near.data[2:]] == ["floor: shuffled prompts (100% above)"]
     with pytest.raises(InputError, match="a floor of its score"):
         chart(data.drop_vars(list(names)), "floors")
 
