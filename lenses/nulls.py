@@ -229,6 +229,7 @@ def tested(
         if len(own) >= FEWEST and cells.any():
             places = zip(null.prompt[depth], null.position[depth], strict=True)
             of = np.array([null.prompts[i][at] for i, at in places])
+            own, of = own[~np.isnan(own)], of[~np.isnan(own)]  # a state of zeros has no score
             r = _above_token(np.r_[own, best[:, depth][cells]], np.r_[of, tokens[cells]])
             null_r, r = np.sort(r[: len(own)]), r[len(own) :]
             # The same state in another batch is the same number but for rounding.
@@ -290,8 +291,9 @@ def floors(null: list[np.ndarray], level: float = 0.95) -> np.ndarray:
 
     The score of rank (n + 1) level, rounded up, which one more score of the same kind exceeds no more often than that.
     """
+    known = [own[~np.isnan(own)] for own in null]
     found = [
-        np.sort(own)[math.ceil((len(own) + 1) * level - 1e-9) - 1] if len(own) >= FEWEST else np.nan for own in null
+        np.sort(own)[math.ceil((len(own) + 1) * level - 1e-9) - 1] if len(own) >= FEWEST else np.nan for own in known
     ]
     return np.array(found, np.float32)
 
