@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NULLS = 128
 """How many positions the null is taken from, unless ``draws`` says it."""
 NULL = "median of the target under the states of other positions, same layer; p: its rank among them"
-NO_NULL = "none: the target is chosen by the state itself, so any state would give it more than others do"
+NO_NULL = "the target is chosen by the state itself, so any state would give it more than others do"
 VARIABLES = {
     "token_id": about("top token", role="label", of="logprob"),
     "logprob": about("log-probability of the top token", "nats", "high", short_name="log-prob", scale="log-prob"),
@@ -198,7 +198,7 @@ class LogitLens(Reader):
                 name: (dims, array if followed.listed else array[..., 0], *more) for name, (array, *more) in own.items()
             } | followed.labels(ids)
 
-        said = NULL if others.places else NO_NULL
+        said = NULL if others.places else f"none: {NO_NULL}"
         return Plan(
             sorted({*wanted, final} if self.compare else {*wanted}),
             outputs,
@@ -208,7 +208,7 @@ class LogitLens(Reader):
                 "feature": readout.weight.shape[1],
             },
             finish,
-            VARIABLES,
+            followed.named(VARIABLES),
             {"at": self.at, "target": "given" if followed.ids is not None else self.targets or "final"},
             {
                 "top_k": k, "chunk": None, "null": said, "null_positions": len(others.places),
