@@ -36,7 +36,7 @@ class EmbeddingLens(Reader):
         top_k: how many tokens to keep.
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         floors: compute the floor and p-values (a further pass over as many tokens, or 1024).
-        draws: null states at each depth; None: three for each place that is read, from 256 to 4096, as far as
+        draws: null states at each depth; None: three for each place that is read, from 512 to 4096, as far as
             the further pass gives them.  With more, p can be smaller.
 
     The reading's variables:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from workbench.model import Model
     from workbench.readers import Run
 
-ROWS, EACH, HELD = (256, 4096), 3, 2**28
+ROWS, EACH, HELD = (512, 4096), 3, 2**28
 """Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits, but
 over all depths of the model no more than so many numbers beyond 1024 states."""
 PRIOR = 3
@@ -122,7 +122,7 @@ def null_states(
     Parameters
     ----------
     draws
-        How many; None: three for each place that the run reads, no fewer than 256 and no more than 4096, as far as a
+        How many; None: three for each place that the run reads, no fewer than 512 and no more than 4096, as far as a
         pass over as many tokens as the prompts have (at least 1024) gives them.
     """
     places = sum(len(prompt.positions) for prompt in run.prompts)

@@ -157,7 +157,7 @@ def band(shape: str, n: int, depths: int = 20) -> Trial:
 @cache
 def population(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares of index layers [layer, index] and agreement [measure, layer] over many prompts."""
-    latent, agreement = both(drawn(np.random.default_rng(seed), [4, 9] * 1000))
+    latent, agreement = both(drawn(np.random.default_rng(seed), [4, 9] * 400))
     return latent["index_layer_share"].values, agreement["rate"].values
 
 

@@ -63,7 +63,7 @@ class LatentLens(Reader):
         method: "exact" or "approximate".
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         floors: compute floors and p-values (two further passes over as many tokens, or 1024).
-        draws: null states at each depth; None: three for each place that is read, from 256 to 4096, as far as the
+        draws: null states at each depth; None: three for each place that is read, from 512 to 4096, as far as the
             further pass gives them.  With more, p can be smaller.
         foreign: read a model with an index that another one built.
         without: numbers of rows that are never found.
