@@ -237,7 +237,7 @@ class _Others:
         if not self.places:
             return NO_NULL, NO_NULL
         if len(self.places) < 2:
-            return ("no other position",) * 2
+            return "no other position", "no other position"
         few = f"fewer than {FEWEST} other positions" if np.isnan(p).all() else ""
         return "", few
 

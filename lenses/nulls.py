@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from workbench.readers import Run
 
 ROWS, EACH, HELD = (512, 4096), 3, 2**28
-"""Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits, but
-over all depths of the model no more than so many numbers beyond 1024 states."""
+"""Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits;
+beyond 1024 states no more than so many numbers over all depths of the model."""
 PRIOR = 3
 """A token's own null scores weigh as n / (n + PRIOR)."""
 FEWEST = 20
@@ -88,7 +88,7 @@ class Null:
 
 
 def variables(score: str, nearest: str) -> dict[str, dict[str, Any]]:
-    """What the controls of a best score are (:func:`workbench.variables.about`), of a lens that shows the ``nearest``."""
+    """What the controls of a best score are (:func:`workbench.variables.about`); the lens shows the ``nearest``."""
     told: Mapping[str, Any] = {"better": "low", "of": score}
     return {
         f"{score}_floor_shuffled": about(
@@ -268,9 +268,9 @@ def adjusted(p: np.ndarray, draws: int, name: str, more: str = "draws=", level: 
     # Some p are at the limit by chance; q says whether there are more of them than that.
     if at_limit and level < least <= 0.25 and least_q(draws, cells, at_limit) <= least * 1.001:
         warnings.warn(
-            f"{name}: the least of {cells:,} cells is {least:.2g}, that of the {at_limit:,} whose p is as small as {draws:,} "
-            f"draws of the null allow ({lowest:.2g}). To see whether they pass {level:g}, read fewer cells (layers=, "
-            f"positions=) or with a larger null: {more}{draws_for(level, cells, at_limit):,}.",
+            f"{name}: the least of {cells:,} cells is {least:.2g}, that of the {at_limit:,} whose p is as small as "
+            f"{draws:,} draws of the null allow ({lowest:.2g}). To see whether they pass {level:g}, read fewer cells "
+            f"(layers=, positions=) or with a larger null: {more}{draws_for(level, cells, at_limit):,}.",
             stacklevel=2,
         )
     return q

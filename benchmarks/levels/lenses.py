@@ -256,7 +256,8 @@ def label_free(rng: np.random.Generator) -> bool:
 READ: dict[str, int] = {"quick": 60, "full": 300}
 WHERE = {
     "similarity": "lenses.LatentLens: similarity", "cosine": "lenses.EmbeddingLens: cosine",
-    "next": 'lenses.LogitLens(targets="next"): target_logprob', "given": "lenses.LogitLens(targets=[5]): target_logprob",
+    "next": 'lenses.LogitLens(targets="next"): target_logprob',
+    "given": "lenses.LogitLens(targets=[5]): target_logprob",
 }  # fmt: skip
 LAST = {"6 prompts of 12, last position": ([12] * 6, "last"), "second position": ([12] * 6, [1])}
 TARGETS = {"24 tokens": [24], "6 prompts of 8": [8] * 6, "12 prompts of 12": [12] * 12}
@@ -283,7 +284,10 @@ CASES: list[Case] = [
         for kind in TESTED
     ),
     *(
-        Case(f"lenses.{floor}.random tokens", "level", 0.05, above(floor), "random tokens, 6 prompts of 8", where, **READ)
+        Case(
+            f"lenses.{floor}.random tokens", "level", 0.05, above(floor), "random tokens, 6 prompts of 8", where,
+            **READ,
+        )
         for floor, where in {
             "similarity_floor_shuffled": "lenses.LatentLens: similarity_floor_shuffled",
             "similarity_floor_random": "lenses.LatentLens: similarity_floor_random",
@@ -300,8 +304,8 @@ CASES: list[Case] = [
     ),
     *(
         Case(
-            f"lenses.index_layer_share.{n} prompts", "coverage", 0.95, shares(n), f"{n} prompts of 4 or 9 random tokens",
-            "lenses.LatentLens: index_layer_share_low", **READ,
+            f"lenses.index_layer_share.{n} prompts", "coverage", 0.95, shares(n),
+            f"{n} prompts of 4 or 9 random tokens", "lenses.LatentLens: index_layer_share_low", **READ,
         )
         for n in (5, 12)
     ),

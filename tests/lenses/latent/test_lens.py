@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scipy.stats import t
+from scipy import stats
 from tiny import tiny
 
 import workbench
@@ -208,7 +208,7 @@ def test_shares_of_index_layers_have_an_interval_over_prompts(story, index):
     left = np.stack([(s := np.delete(counts, i, 0).sum(0)) / s.sum(0) for i in range(len(texts))])
     error = np.sqrt((len(texts) - 1) / len(texts) * ((left - left.mean(0)) ** 2).sum(0))
     weight = counts.sum((1, 2)) / counts.sum()
-    half = error * t.ppf(0.975, (weight**2).sum() ** 2 / (weight**4).sum() - 1)
+    half = error * stats.t.ppf(0.975, (weight**2).sum() ** 2 / (weight**4).sum() - 1)
     low, high = np.clip(share - half, 0, 1), np.clip(share + half, 0, 1)
     np.testing.assert_allclose(data.index_layer_share_low.values.T, low, atol=0.004)
     np.testing.assert_allclose(data.index_layer_share_high.values.T, high, atol=0.004)
