@@ -69,7 +69,7 @@ class LogitLens(Reader):
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         compare: compare with the final layer (``kl_to_final``).  False lets a pass stop at the deepest layer
             asked for.
-        draws: how many other positions the null is taken from.  With more, p can be smaller.
+        draws: how many other positions the null is taken from; None: 128.  With more, p can be smaller.
         precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.  On a CPU the
             gain is measured when a pass begins, and bf16 refused where there is none.
 
@@ -101,7 +101,7 @@ class LogitLens(Reader):
     _: KW_ONLY
     at: str = "resid"
     compare: bool = True
-    draws: int = NULLS
+    draws: int | None = None
     precision: str = "fp32"
     chunk: int | None = None
 
@@ -120,7 +120,7 @@ class LogitLens(Reader):
         readout = Readout(model, self.precision, self.chunk)
         followed = Followed(run, self.targets)
         k = min(self.top_k, model.vocab_size)
-        others = _Others(run, self.draws if followed.ids is not None or followed.next else 0)
+        others = _Others(run, (self.draws or NULLS) if followed.ids is not None or followed.next else 0)
         axis = "layer" if self.at == "resid" else "block"
         cells = ("prompt", axis, "position")
         each = (*cells, "target")
