@@ -157,7 +157,7 @@ def band(shape: str, n: int, depths: int = 20) -> Trial:
 @cache
 def population(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares of index layers [layer, index] and agreement [measure, layer] over many prompts."""
-    latent, agreement = both(drawn(np.random.default_rng(seed), [4, 9] * 400))
+    latent, agreement = both(drawn(np.random.default_rng(seed), [4, 9] * 150))
     return latent["index_layer_share"].values, agreement["rate"].values
 
 
@@ -253,7 +253,7 @@ def label_free(rng: np.random.Generator) -> bool:
 
 # ---------------------------------------------------------------- cases
 
-READ: dict[str, int] = {"quick": 60, "full": 300}
+READ: dict[str, int] = {"quick": 40, "full": 300}
 WHERE = {
     "similarity": "lenses.LatentLens: similarity", "cosine": "lenses.EmbeddingLens: cosine",
     "next": 'lenses.LogitLens(targets="next"): target_logprob',
