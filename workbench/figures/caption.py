@@ -93,7 +93,7 @@ def _controls(data: Any) -> dict[str, list[str]]:
             kind = "interval" if role in ("low", "high") else role
             for own in (data[n] for n in names):
                 if own.dtype.kind != "f" or not np.isnan(own.values).all():
-                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}{_how(own, role)}")
+                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}{_how(own, data)}")
                 elif own.attrs.get("reason"):
                     absent.setdefault(own.attrs["reason"], {})[kind] = None
         said += [f"no {_listed(kinds)}: {reason}" for reason, kinds in absent.items()]
@@ -107,9 +107,10 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _how(variable: Any, role: str) -> str:
-    """How an interval was made, where its variable says so."""
-    return f" ({how})" if role in ("low", "high") and (how := variable.attrs.get("interval")) else ""
+def _how(variable: Any, data: Any) -> str:
+    """How an interval was made and over how many units, where its variable or the whole table says so."""
+    how = variable.attrs.get("interval") or data.attrs.get("interval")
+    return f" ({how})" if how and variable.attrs.get("role") in ("low", "high") else ""
 
 
 def latex(text: str) -> str:
