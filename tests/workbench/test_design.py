@@ -57,7 +57,7 @@ def test_shuffled_labels_are_a_studentised_permutation_test():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=4), rng.normal(1, 2, 5)
     found = Design(n=9).permute(np.r_[a, b], [0] * 4 + [1] * 5, draws=20_000)
-    size = lambda x, y: abs(stats.ttest_ind(x, y, equal_var=False).statistic)  # noqa: E731
+    size = lambda x, y: -stats.ttest_ind(x, y, equal_var=False).pvalue  # noqa: E731
     expected = stats.permutation_test((a, b), size, n_resamples=np.inf, alternative="greater")
     assert found.p == pytest.approx(expected.pvalue, abs=0.01)
     assert found.resolution == pytest.approx(1 / 126)
@@ -71,6 +71,15 @@ def test_more_labels_have_welch_and_jamess_statistic():
     expected = (weight * (mean - (weight * mean).sum() / weight.sum()) ** 2).sum()
     found = Design(n=15).permute(np.concatenate(groups), np.repeat(["x", "y", "z"], [4, 6, 5]), draws=9)
     assert found.statistic == pytest.approx(expected)
+
+
+def test_more_labels_are_compared_by_welchs_p():
+    rng = np.random.default_rng(2)
+    groups = [rng.normal(0, 1, 3), rng.normal(0, 3, 2), rng.normal(1, 1, 3)]
+    found = Design(n=8).permute(np.concatenate(groups), [0, 0, 0, 1, 1, 2, 2, 2], draws=20_000)
+    size = lambda *x: -stats.f_oneway(*x, equal_var=False).pvalue  # noqa: E731
+    expected = stats.permutation_test(groups, size, n_resamples=np.inf, alternative="greater", vectorized=False)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.01)
 
 
 def test_the_jackknife_of_a_mean_is_that_of_the_statistic():
@@ -193,9 +202,9 @@ def test_of_missing_values_the_shuffles_that_leave_too_few_do_not_count():
     def size(first: tuple[int, ...]) -> float:
         groups = [values[[i for i in range(8) if (i in first) == own]] for own in (True, False)]
         groups = [x[~np.isnan(x)] for x in groups]
-        return min(map(len, groups)) > 1 and abs(stats.ttest_ind(*groups, equal_var=False).statistic)
+        return -stats.ttest_ind(*groups, equal_var=False).pvalue if min(map(len, groups)) > 1 else np.nan
 
-    sizes = np.array([x for x in map(size, combinations(range(8), 4)) if x is not False])
+    sizes = np.array([x for x in map(size, combinations(range(8), 4)) if not np.isnan(x)])
     found = Design(n=8).permute(values, labels, draws=20_000)
     assert found.p == found.p_family == pytest.approx((sizes >= size((0, 1, 2, 3)) - 1e-9).mean(), abs=0.01)
 

@@ -619,8 +619,9 @@ class Design:
 
         The statistic is studentised, so that labels may differ in spread and in the number of clusters: Welch's t of
         two labels (signed, the second's mean less the first's, in sorted order; the test has two sides), Welch and
-        James's sum of squares of more.  Without that, a label of few and noisy documents is called different far too
-        often, or never (Janssen 1997; Chung & Romano 2013).
+        James's sum of squares of more.  Draws and cells are compared by what Welch's degrees of freedom make of it
+        (Welch 1951; Beran 1988), since a label of few and noisy clusters has far larger ones by chance.  Without that,
+        it is called different far too often, or never (Janssen 1997; Chung & Romano 2013).
 
         Parameters
         ----------
@@ -642,10 +643,10 @@ class Design:
         if k < 2:
             nothing = np.full(shape, np.nan)
             return Test(nothing, nothing, nothing, 1.0)
-        observed = _welch(*self.mean_and_variance(values, labels[None], k))[0]
-        reached = Reached(np.abs(observed))
-        for drawn in self._relabelled(labels, _blocks(draws, k * max(self.rows, observed.size)), seed):
-            reached.add(np.abs(_welch(*self.mean_and_variance(values, drawn, k))))
+        observed, size = (part[0] for part in _welch(*self._labelled(values, labels[None], k)))
+        reached = Reached(size)
+        for drawn in self._relabelled(labels, _blocks(draws, k * max(self.rows, size.size)), seed):
+            reached.add(_welch(*self._labelled(values, drawn, k))[1])
         return Test(observed, reached.p(), reached.step_down(), max(1 / (1 + draws), self._least(labels, k)))
 
     def _least(self, labels: np.ndarray, k: int) -> float:
@@ -660,9 +661,7 @@ class Design:
         alike = np.unique(count, axis=1, return_counts=True)[1] if free.all() else np.ones(1)
         return float(min(1.0, np.exp(gammaln(alike + 1).sum() - ways)))
 
-    def mean_and_variance(
-        self, values: ArrayLike, labels: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def mean_and_variance(self, values: ArrayLike, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Weighted means of labels, and their cluster-robust variances: what studentised statistics are made of.
 
         Parameters
@@ -677,6 +676,10 @@ class Design:
         mean, variance
             [draws, label, ...]; the variance is NaN where a label has fewer than two clusters.
         """
+        return self._labelled(values, labels, k)[:2]
+
+    def _labelled(self, values: ArrayLike, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means, variances and numbers of clusters [draws, label, ...]."""
         labels = np.atleast_2d(labels)
         labels = np.where(labels < k, np.maximum(labels, -1), -1)
         # Rows of a cluster that have one label in all draws are one piece.
@@ -695,8 +698,8 @@ class Design:
         # Rounding may leave a little where the pieces are all alike.
         square = np.where(square > 1e-12 * (once @ x**2), square, 0)
         variance = over(square * there, np.where(there > 1, total**2 * (there - 1), 0))
-        mean = mean + centre
-        return tuple(part.reshape(len(labels), k, *shape) for part in (mean, variance))  # type: ignore[return-value]
+        parts = (mean + centre, variance, np.broadcast_to(there, mean.shape))
+        return tuple(part.reshape(len(labels), k, *shape) for part in parts)  # type: ignore[return-value]
 
 
 def _codes(labels: ArrayLike) -> np.ndarray:
@@ -779,16 +782,24 @@ def _t(times: np.ndarray, x: np.ndarray, w: np.ndarray, empty: float = 0.0) -> n
     return found
 
 
-def _welch(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """[draws, label, ...] -> [draws, ...] Welch's t of two labels, or Welch and James's statistic of more."""
+def _welch(mean: np.ndarray, variance: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[draws, label, ...] -> [draws, ...] Welch's t of two labels, its square summed of more; -log of its p."""
+    from scipy.special import fdtrc
+
+    k = mean.shape[1]
     mean = mean - mean[:, :1]
     # A label that does not vary varies next to nothing, on the scale of the cell.
     least = 1e-20 * (variance.max(1, keepdims=True) + np.abs(mean).max(1, keepdims=True) ** 2)
     variance = np.maximum(variance, np.maximum(least, 1e-300))
-    if mean.shape[1] == 2:
-        return mean[:, 1] / np.sqrt(variance.sum(1))
-    centre = (mean / variance).sum(1, keepdims=True) / (1 / variance).sum(1, keepdims=True)
-    return ((mean - centre) ** 2 / variance).sum(1)
+    weight = 1 / variance
+    share = weight / weight.sum(1, keepdims=True)
+    found = ((mean - (mean * share).sum(1, keepdims=True)) ** 2 * weight).sum(1)
+    lost = over((1 - share) ** 2, clusters - 1).sum(1)
+    f = found / (k - 1) / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
+    p = fdtrc(k - 1, over((k**2 - 1) / 3, lost), f)
+    # Rounded: labels that are exchanged whole are no other draw.
+    size = np.round(-np.log(np.maximum(p, 1e-300)), 9)
+    return (mean[:, 1] / np.sqrt(variance.sum(1)) if k == 2 else found), size
 
 
 def _side(alternative: str) -> Callable[[np.ndarray], np.ndarray]:
