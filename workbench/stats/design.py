@@ -621,7 +621,8 @@ class Design:
         two labels (signed, the second's mean less the first's, in sorted order; the test has two sides), Welch and
         James's sum of squares of more.  Draws and cells are compared by what Welch's degrees of freedom make of it
         (Welch 1951; Beran 1988), since a label of few and noisy clusters has far larger ones by chance.  Without that,
-        it is called different far too often, or never (Janssen 1997; Chung & Romano 2013).
+        it is called different far too often, or never (Janssen 1997; Chung & Romano 2013).  Where spreads differ, p is
+        right as clusters become many, and of many cells ``p_family`` and q need more of them.
 
         Parameters
         ----------
