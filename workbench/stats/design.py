@@ -256,7 +256,8 @@ class Design:
             np.add.at(found[0], place, w)
             np.add.at(found[1], place, x)
         shape = (*(() if by is None else (groups,)), *values.shape[1:])
-        return *found.reshape(2, groups, self.n, -1), shape
+        w, x = found.reshape(2, groups, self.n, -1)
+        return w, x, shape
 
     def _groups(self, by: np.ndarray | None) -> np.ndarray:
         group = np.zeros(self.rows, int) if by is None else np.asarray(by)
