@@ -226,29 +226,33 @@ def stories_index() -> Any:
     return ContextIndex.build(story, texts, temporary() / "stories", layers=[3, 6], progress=False)
 
 
-def label_free(rng: np.random.Generator) -> bool:
-    """Senses that mean nothing: three clauses of each word, at random, are "one sense".  Is any layer's sense told?"""
-    from lenses.latent import senses as module
-    from workbench.organisms.story.grammar import SENSES
+def label_free(measure: str) -> Trial:
+    """Senses that mean nothing: three clauses of each word, at random, are "one sense".  Does the last layer tell it?"""
 
-    sense = {
-        (word, clause): int(k >= 3)
-        for word, both_ in SENSES.items()
-        for k, clause in enumerate(rng.permutation([c for _, own in both_ for c in own]))
-    }
-    real = module.occurrences
+    def trial(rng: np.random.Generator) -> bool:
+        from lenses.latent import senses as module
+        from workbench.organisms.story.grammar import SENSES
 
-    def relabelled(texts: Any) -> list[Any]:
-        found = real(texts)
-        return [module.Occurrence(o.story, o.word, sense[o.word, o.clause], o.clause, o.end) for o in found]
+        sense = {
+            (word, clause): int(k >= 3)
+            for word, known in SENSES.items()
+            for k, clause in enumerate(rng.permutation([c for _, own in known for c in own]))
+        }
+        real = module.occurrences
 
-    module.occurrences = relabelled
-    try:
-        data = module.senses("organism:story", index=stories_index(), queries=60).data
-    finally:
-        module.occurrences = real
-    own = data.sel(measure="sense, new clause", lens="LatentLens")
-    return bool((own["rate_low"] > own["rate_chance"]).isel(layer=-1))
+        def relabelled(texts: Any) -> list[Any]:
+            found = real(texts)
+            return [module.Occurrence(o.story, o.word, sense[o.word, o.clause], o.clause, o.end) for o in found]
+
+        module.occurrences = relabelled
+        try:
+            data = module.senses("organism:story", index=stories_index(), queries=60).data
+        finally:
+            module.occurrences = real
+        own = data.sel(measure=measure, lens="LatentLens").isel(layer=-1)
+        return bool(own["rate_low"] > own["rate_chance"])
+
+    return trial
 
 
 # ---------------------------------------------------------------- cases
@@ -324,9 +328,15 @@ CASES: list[Case] = [
         )
         for count in (60, 600) for shape in ("known or not", "graded")
     ),
-    Case(
-        "lenses.senses.label-free", "level", 0.025, label_free,
-        "clauses are given senses at random: the sense is told above chance at the last layer, in new clauses",
-        "lenses.latent.senses: rate_low > rate_chance", quick=10, full=200,
+    *(
+        Case(
+            f"lenses.senses.label-free, {measure.removeprefix('sense, ')}", "level", 0.025, label_free(measure),
+            "clauses are given senses at random: the sense is told above chance at the last layer",
+            "lenses.latent.senses: rate_low > rate_chance", quick=5, full=full, labelled=labelled,
+        )
+        for measure, full, labelled in (
+            ("sense, new clause", 200, ""),
+            ("sense, new story", 40, "only new clauses speak of senses (attribute claim)"),
+        )
     ),
 ]  # fmt: skip

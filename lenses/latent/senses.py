@@ -14,7 +14,9 @@ its five best answers.  Two questions are asked of them:
 
 Two conditions: contexts with the query's own prefix are never among the neighbours ("new story"); or nothing with
 the same clause is, neither as a context nor in the odds ("new clause"), so that the sense must carry over to other
-wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.
+wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.  Only
+"new clause" speaks of senses: where these are dealt out to clauses at random, "new story" is nearly as good, since it
+is enough to recognise the clause.
 
 Chance: "word" of random contexts or tokens; "sense" with the senses of the corpus shuffled among the occurrences of
 each word.  Intervals are over clauses, the unit that repeats: a few hundred occurrences share a hundred clauses, and a
@@ -52,6 +54,7 @@ CORPUS_SEED, QUERY_SEED = 5, 2
 TOP, SHUFFLES = 5, 10
 LENSES = ("LatentLens", "LogitLens", "EmbeddingLens")
 MEASURES = ("word", "sense, new story", "sense, new clause")
+CLAIM = '"sense, new story" is above chance wherever clauses are recognised; only "new clause" speaks of their senses'
 VARIABLES = {
     "rate": about("share of answers that name the word or tell its sense", better="high", short_name="share"),
     "rate_low": about("95 % interval over clauses", role="low", of="rate"),
@@ -106,7 +109,8 @@ def senses(
             senses are known.  Its own layers are looked in; a new one has 1 to L.
 
     Returns:
-        A reading with rate, rate_low, rate_high, rate_chance [measure, lens, layer].
+        A reading with rate, rate_low, rate_high, rate_chance [measure, lens, layer].  Its attribute ``claim`` says
+        which measure speaks of senses, ``interval`` how the intervals over clauses were made.
 
     Raises:
         InputError: an index of other sentences, and ``index`` together with ``corpus`` or ``path``.
@@ -195,7 +199,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
             "model": model.name, "n_layers": model.n_layers, "reader": "senses of known words", "series": "lens",
             "occurrences": len(wanted), "stories": len({o.story for o in wanted}),
             "clauses": len({(o.word, o.clause) for o in wanted}), "contexts": len(index), "corpus": len(known),
-            "index_layers": list(index.layers), "interval": found.said("clauses"),
+            "index_layers": list(index.layers), "interval": found.said("clauses"), "claim": CLAIM,
         },
     )  # fmt: skip
     data = described(made, VARIABLES)
