@@ -130,6 +130,19 @@ def above(floor: str) -> Trial:
     return trial
 
 
+def of_stories(rng: np.random.Generator) -> Any:
+    """Which words of stories are nearer to an embedding than in shuffled stories, at the last layer."""
+    from lenses import EmbeddingLens
+    from workbench.organisms.story.grammar import stories
+
+    texts = [story.text for story in stories(12, int(rng.integers(1000, 2**31)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        story = workbench.load("organism:story", progress=False)
+        p = workbench.read(story, texts, EmbeddingLens([6], top_k=1), progress=False).data["cosine_p"].values
+    return p[~np.isnan(p)] <= 0.05
+
+
 # ---------------------------------------------------------------- intervals
 
 
@@ -227,7 +240,7 @@ def stories_index() -> Any:
 
 
 def label_free(measure: str) -> Trial:
-    """Senses that mean nothing: three clauses of each word, at random, are "one sense".  Does the last layer tell it?"""
+    """Senses that mean nothing: three clauses of each word, at random, are one.  Does the last layer tell it?"""
 
     def trial(rng: np.random.Generator) -> bool:
         from lenses.latent import senses as module
@@ -297,6 +310,10 @@ CASES: list[Case] = [
             "similarity_floor_random": "lenses.LatentLens: similarity_floor_random",
             "cosine_floor_shuffled": "lenses.EmbeddingLens: cosine_floor_shuffled",
         }.items()
+    ),
+    Case(
+        "lenses.cosine_p.stories", "power", float("nan"), of_stories, "12 stories of organism:story, last layer",
+        f"{WHERE['cosine']}_p", quick=15, full=60, before=0.255,
     ),
     *(
         Case(
