@@ -176,8 +176,9 @@ without thoughts (the pause control stays at chance), so there is no way around 
 have one. Soft thoughts without training are worth less than the same model's own chains (69 % beside 82
 %); they hold two nodes where the model hesitates between two, and less after that. The first state of
 all four holds the root's neighbours: that is read off the prompt, before any thought, and only the
-later places tell the regimes apart: pauses hold nothing there. Pauses are one token for all problems, so that swapping them
-changes nothing by construction; what pauses are worth is the control's accuracy."""
+later places tell the regimes apart: pauses do not hold the frontier there. Pauses are one token for
+all problems, so that swapping them changes nothing by construction; what pauses are worth is the
+control's accuracy."""
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 

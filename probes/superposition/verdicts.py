@@ -99,8 +99,8 @@ class Verdict:
         The sentence of the evidence that decided: of what is held the one nearest to its line, of what is not the
         first that fails.
     evidence
-        All sentences, each with its numbers and, in brackets, the line that they have to be above; of the places in
-        the order that the first sentence says.
+        All sentences, each with its numbers and the line that they have to be above; of the places in the order that
+        the first sentence says.
     reading
         These numbers, by place and for all places together ("all").
     """
@@ -200,7 +200,8 @@ def verdict(
     for name, three in (("holding", found.holding), ("agreement", found.agreement)):
         numbers |= {f"{name}{end}": x for end, x in zip(("", "_low", "_high"), three, strict=True)}
     word, sure, decided = found.word()
-    evidence = [f"at place {', '.join(called[:-1])}, {found.said}:", *found.sentences]
+    where = f"place{'s' * (len(places) > 1)} {', '.join(called[:-1])}"
+    evidence = [f"{where}, in this order; intervals: {found.said}", *found.sentences]
     change = _Use(used, design, settings) if used is not None else None
     if change is not None:
         evidence += change.sentences
@@ -247,7 +248,7 @@ class _Found:
         self.sentences = [self._sentence(i) for i in range(len(each))]
         self.holding, self.agreement = self._holding(rest[:, -1]), self._agreement(rest[:, :-1])
         self.sentences += [
-            f"{SHARE} {_three(*self.holding, 2)} ({MOST:g}), {design.n} graphs",
+            f"{SHARE} {_three(*self.holding, 2)} (line {MOST:g})",
             f"agreement of a problem's places about it (correlation): {_three(*self.agreement, 2)}",
         ]
 
@@ -268,7 +269,7 @@ class _Found:
         line = (*REQUIRED, *BESIDE)[i]
         sign = "+" if line.minus else ""
         told = "; ".join(_three(self.value[i, p], self.low[i, p], self.high[i, p], 3, sign) for p in places)
-        return f"{line.said} {told} ({line.line:g})"
+        return f"{line.said} {told} (line {line.line:g})"
 
     def _holding(self, rest: np.ndarray) -> tuple[float, float, float]:
         """Estimated share of problems that hold more than one node, with interval, from their AUC without the top."""
