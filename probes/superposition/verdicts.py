@@ -346,7 +346,8 @@ class _Use:
             self.clear, self.decided = False, self.sentences[-1]
             return
         what = "without the branch to the target, beside one out of reach"
-        self.specific, plain = self._fewer("specific", used, "edit optimal", "edit not reachable", what, design, settings)
+        edits = "edit optimal", "edit not reachable"
+        self.specific, plain = self._fewer("specific", used, *edits, what, design, settings)
         if self.necessary:
             self.clear, self.decided = plain, self.sentences[1]
 

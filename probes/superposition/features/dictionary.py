@@ -212,7 +212,7 @@ class _States:
             setattr(self, name.removeprefix(f"{self.key}."), torch.from_numpy(found[name]))
 
     def variance(self, drawn: np.ndarray, real: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """[...] sum of squared distances from the mean, each of these documents drawn so many times [..., documents]."""
+        """[...] sum of squared distances from the mean, these documents drawn so many times each [..., documents]."""
         tokens = np.maximum(drawn @ self.tokens.numpy()[real], 1e-300)
         found = drawn @ self.square.numpy()[real] - ((drawn @ self.sum.numpy()[real]) ** 2).sum(-1) / tokens
         return np.maximum(found, 0)

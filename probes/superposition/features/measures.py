@@ -28,6 +28,7 @@ PLATEAUS = {
 """Dimensionality of each member of the shapes that toy models form: dimensions over members."""
 
 GRAM_LIMIT = 1024  # a larger gram matrix is no longer a small result, nor a figure
+FEW = ", which covers 91 to 94 % in place of 95 % below 100 documents"
 CHUNK = 2**24  # numbers in a temporary table
 
 ENDS = ("low", "high")
@@ -260,7 +261,7 @@ def effective_features(
             value = found[name]
             psi = (value[0], value[1] / hidden) if isinstance(value, tuple) else value / hidden
             found[name.replace("F", "psi")] = psi
-    attrs = {"units": len(values), "interval": where.said("documents")}
+    attrs = {"units": len(values), "interval": where.said("documents") + FEW * (len(values) < 100)}
     table = xr.Dataset(found, {"feature": np.arange(values.shape[1])}, attrs)
     settings = {"hidden": hidden, "draws": draws, "level": level, "seed": seed}
     return derived("features.effective_features", described(table, USE_VARIABLES), **settings)
