@@ -175,7 +175,7 @@ def features(documents: int, rare: float = 0.5) -> Callable[[np.random.Generator
 ONE = ("held", "some")
 """What must not be said where one node stands out: that the frontier is held, anywhere."""
 
-SKEWED = "effect_p: right for symmetric changes of any number, for skewed ones of many"
+SKEWED = "effect_p assumes symmetric changes, or many problems: right for skewed changes as these become many"
 
 CASES = [
     # ------------------------------------------------ nothing there: no word but "absent"
@@ -239,8 +239,8 @@ CASES = [
     ),
     # ------------------------------------------------ used
     Case(
-        "superposition.used.level", "level", 0.05, used(25, 0.0), "held, and the answer owes nothing to it: used", WHERE,
-        15,
+        "superposition.used.level", "level", 0.05, used(25, 0.0),
+        "held, and the answer owes nothing to it: used", WHERE, 15,
     ),
     Case("superposition.used.skewed", "level", 0.05, used(25, 0.0, True), "the same, skewed changes: used", WHERE, 15),
     Case(

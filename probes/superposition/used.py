@@ -33,6 +33,7 @@ VARIABLES = {
     **family("free_accuracy", about("share of first choices that are right", better="high"), *ENDS),
     **family("effect", about("change of the target's log-odds", "nats", "low"), *ENDS, "p"),
 }
+VARIABLES["effect_p"]["assumes"] = "symmetric changes, or many problems: right for skewed changes as these become many"
 
 
 def answers(

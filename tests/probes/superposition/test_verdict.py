@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from test_belief import graph, made
 from tiny import tiny
 
@@ -93,6 +93,58 @@ def test_what_numbers_alone_tell_is_not_held():
     assert not found.word.startswith("held") and (found.reading["above_null_low"] <= 0).any()
 
 
+def thoughts(problems: list[Problem], kind: str, seed: int, size: float = 3.0) -> np.ndarray:
+    """Noise, and what the kind puts on it."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(len(problems), 3, len(problems[0].names)))
+    for i, p in enumerate(problems):
+        for t in range(3):
+            ring = np.flatnonzero(p.depth == t + 1)
+            one = rng.choice(ring, 1) if len(ring) else ring
+            put = {
+                "all": ring, "one": one, "reachable": p.depth >= 0, "third": ring if t == 1 else [],
+                "part": ring if i % 5 < 2 else one, "answer": [p.target],
+            }[kind]  # fmt: skip
+            found[i, t, put] += size
+    return found
+
+
+@pytest.mark.parametrize(("kind", "size", "word", "decided"), [
+    ("all", 3, "held but unused", "no intervention"),
+    ("one", 2, "one node", "without its highest node"),
+    ("answer", 4, "collapsed", "lead of the first node"),
+    ("reachable", 2, "reachability without steps", "reachable nodes at other distances"),
+    ("third", 3, "some places only", "frontier above all other nodes"),
+    ("part", 4, "some problems only", "share of problems"),
+])  # fmt: skip
+def test_mixed_cases_have_words_of_their_own_at_any_scale(kind, size, word, decided):
+    problems = [graph(i) for i in range(100)]
+    logit = thoughts(problems, kind, 5, size)
+    found = [verdict(frontier(scale * logit + 7, problems, others=5)) for scale in (1, 10, 20)]
+    assert {(x.word, x.sure) for x in found} == {(word, kind != "all")} and decided in found[0].decided_by
+    # What decides does not change with the scale; belief does.
+    for name in found[0].reading.data.data_vars:
+        np.testing.assert_allclose(found[2].reading[name], found[0].reading[name], atol=1e-6)
+
+
+def test_one_node_among_reachable_ones_is_one_node():
+    """Reachable nodes lift the frontier without its highest node above all others, and not above each other."""
+    problems = [graph(i) for i in range(100)]
+    logit = thoughts(problems, "one", 0, 2.5)
+    for i, p in enumerate(problems):
+        logit[i, :, p.depth >= 0] += 1.5
+    found = verdict(frontier(logit, problems))
+    assert found.word == "one node" and "above reachable ones" in found.decided_by
+    assert (found.reading["auc_without_top_low"] > 0.5).all()
+
+
+def test_problems_of_interventions_are_those_of_the_thoughts():
+    problems = [graph(i) for i in range(25)]
+    held = frontier(made(problems, "all", 0), problems, others=5)
+    with pytest.raises(InputError, match="one row for each"):
+        verdict(held, uses(problems[:20], True, 0))
+
+
 def test_a_verdict_needs_problems_that_branch_and_interventions_for_use():
     problems = [graph(i) for i in range(25)]
     held = frontier(made(problems, "all", 0), problems, others=5)
@@ -138,6 +190,9 @@ def test_conditions_are_what_they_say(setting):
         assert np.abs(np.array(resampled) - float(table["logodds"].sel(condition="resampled")[i])).min() < 2e-4
     plain = table["logodds"].sel(condition="plain").values
     assert float(table["accuracy"].sel(condition="plain")) == pytest.approx((plain > 0).mean())
+    exact = binomtest(int((plain > 0).sum()), len(plain)).proportion_ci()
+    ends = [float(table[f"accuracy_{end}"].sel(condition="plain")) for end in ("low", "high")]
+    assert ends == pytest.approx([exact.low, exact.high]) and "exact over 6 graphs" in table.data.attrs["interval"]
     assert float(table["effect"].sel(condition="plain")) == 0 and float(table["effect_p"].sel(condition="plain")) == 1
 
 
