@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from levels.case import Case
-from probes.superposition.features import effective_features
+from probes.superposition.features import effective_features, geometry
 from probes.superposition.held import frontier
 from probes.superposition.problems import Problem
 from probes.superposition.verdicts import verdict
@@ -172,6 +172,18 @@ def features(documents: int, rare: float = 0.5) -> Callable[[np.random.Generator
     return trial
 
 
+def arranged(name: str) -> Callable[[np.random.Generator], bool]:
+    """Random directions of varied lengths, called arranged."""
+
+    def trial(rng: np.random.Generator) -> bool:
+        rows = rng.standard_normal((24, 8))
+        rows *= rng.lognormal(0, 0.5, (24, 1)) / np.linalg.norm(rows, axis=1, keepdims=True)
+        draws = 499 if name.endswith("q") else 39
+        return bool((geometry(rows, draws=draws, seed=int(rng.integers(2**31)))[name] <= 0.05).any())
+
+    return trial
+
+
 ONE = ("held", "some")
 """What must not be said where one node stands out: that the frontier is held, anywhere."""
 
@@ -284,5 +296,13 @@ CASES = [
             labelled="attribute interval: covers 91 to 94 % in place of 95 % below 100 documents",
         )
         for n, before in ((5, 0.90), (12, 0.95), (80, 0.91))
+    ),
+    *(
+        Case(
+            f"superposition.features.geometry.{name}", "level", 0.05, arranged(name),
+            "24 random directions of varied lengths in 8 dimensions", f"probes.superposition.features.geometry: {name}",
+            100,
+        )
+        for name in ("capacity_p", "coherence_p", "rank_p", "interference_q")
     ),
 ]  # fmt: skip
