@@ -225,6 +225,8 @@ CASES = [
     false("reachable", "all reachable nodes, +2 nats: held, or held in part", 1.0, *ONE, kind="reachable", size=2),
     false("third", "the frontier in one thought of three: held", 1.0, kind="third"),
     false("part", "40 % of problems full, the others one node: held", 1.0, kind="part"),
+    false("part.25-problems", "the same of 25 problems: held", None, kind="part", n=25),
+    false("part.10-problems", "the same of 10 problems: held", None, kind="part", n=10),
     false("part.clear", "the same, nearly without noise: held", 1.0, kind="part", size=6, noise=0.3),
     # ------------------------------------------------ the word that is right
     power("way.4.word", "one node on the way, +4 nats: collapsed", 1.0, "collapsed", kind="way", size=4),
@@ -239,7 +241,7 @@ CASES = [
     # ------------------------------------------------ power: the frontier is there
     *(
         power(f"full.{size:g}", f"the whole frontier, +{size:g} nats: held", before, kind="full", size=size)
-        for size, before in ((3.0, 1.0), (2.0, 1.0), (1.5, 1.0), (1.0, 1.0))
+        for size, before in ((3.0, 1.0), (2.0, 1.0), (1.5, 1.0), (1.0, 1.0), (0.7, 1.0))
     ),
     *(
         power(f"full.x{scale}", f"the whole frontier, +3 nats, logits x{scale}: held", before, kind="full", scale=scale)
