@@ -36,7 +36,9 @@ def test_p_is_the_rank_among_null_states_above_what_their_tokens_reach():
     p = found["score_p"][1]
     assert found["score_p"][0] == ("prompt", "layer", "position") and np.isnan(p[1, :, 2]).all()
     for depth in range(2):
-        pool: list[tuple[float, int, tuple[int, ...]]] = [(s, drawn[i][j], ()) for s, (i, j) in zip(scores[depth], at, strict=True)]
+        pool: list[tuple[float, int, tuple[int, ...]]] = [
+            (s, drawn[i][j], ()) for s, (i, j) in zip(scores[depth], at, strict=True)
+        ]
         pool = [one for one in pool if not np.isnan(one[0])]
         pool += [(best[i, depth, k], ids[i][a], (i, k)) for i in range(2) for k, a in enumerate(positions[i])]
         mean = np.mean([s for s, *_ in pool])
