@@ -1,6 +1,7 @@
 """Every claimed level, simulated: how often a p-value, a star or an interval is wrong where it may be wrong so often.
 
-    python benchmarks/calibration.py [--quick] [--only routing.,values.] [--seed 1] [--jobs 2] [--seconds 60] [--out FILE.json]
+    python benchmarks/calibration.py [--quick] [--only routing.,values.] [--seed 1] [--jobs 2] [--seconds 60]
+                                     [--out FILE.json]
 
 Prints one row for each case: the claimed rate, the measured one with its exact 95 % interval, and whether they agree.
 The cases are in ``benchmarks/levels``; ``--quick`` takes the trials of the tests.  With ``--out`` the rows that were
