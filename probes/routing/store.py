@@ -1,7 +1,8 @@
 """Full routing traces on disk: every token's experts and weights, in a folder of :mod:`workbench.store`.
 
-    manifest.json             head: what was traced: model, documents, blocks, experts; extra: unknown, of each document
-                              the share of tokens that the tokenizer does not know
+    manifest.json             head: what was traced: model, documents, blocks, experts; extra: of each document
+                              unknown, the share of tokens that the tokenizer does not know, and clusters, a number
+                              that near-duplicates share
     shard-00000.safetensors   index [tokens, blocks, slots] int16 (-1: no expert), weight float16 (absent where it is
                           not known), token [tokens] int32, document [tokens] int32, position [tokens] int32
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from probes.routing.duplicates import near_duplicates
 from probes.routing.tracer import RoutingTracer, assembled, document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
@@ -105,7 +107,7 @@ def trace(
                 folder.write(name, lambda file, data=data, members=members: _write(file, data, members))
             bar.update(sum(len(prompts[i].ids) for i in members))
         if not folder.sealed:
-            folder.seal({"unknown": unknown})
+            folder.seal({"unknown": unknown, "clusters": near_duplicates(p.ids for p in prompts).tolist()})
     return Trace(path)
 
 
@@ -137,6 +139,8 @@ class Trace:
         )  # fmt: skip
         if "unknown" in a:
             found.data["document_unknown"] = (("prompt",), np.array(a["unknown"]))
+        if "clusters" in a:
+            found.data["document_cluster"] = (("prompt",), np.array(a["clusters"]))
         return found
 
 
