@@ -218,17 +218,15 @@ def warn_of(what: str, draws: int, cells: int, ways: float, level: float = 0.05,
         return
     if cells / ways > level:
         warnings.warn(
-            f"{what}: there are {ways:.0f} ways in which the labels of these documents could have fallen, so the least "
-            f"it can be is {min(1, cells / ways):.2g}, and no single one of {cells} can be below {level:g}. "
-            "Read more documents.",
+            f"{what}: the labels of these documents could have fallen in {ways:.0f} ways, so the least that a single "
+            f"one of {cells} can be is {min(1, cells / ways):.2g}, above {level:g}. Read more documents.",
             TooFew,
             stacklevel=stacklevel,
         )
     elif least_q(draws, cells) > level:
         warnings.warn(
-            f"{what}: with draws={draws} and {cells} tested, the least that a single one can be is "
-            f"{least_q(draws, cells):.2g}, above {level:g}: it is only seen together with others. "
-            f"Use draws={draws_for(level, cells)}.",
+            f"{what}: with draws={draws}, the least that a single one of {cells} can be is "
+            f"{least_q(draws, cells):.2g}, above {level:g}. Use draws={draws_for(level, cells)}.",
             TooFew,
             stacklevel=stacklevel,
         )
