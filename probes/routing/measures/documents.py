@@ -299,7 +299,8 @@ def clustered(data: xr.Dataset, clusters: Clusters = None) -> tuple[np.ndarray, 
         found = near_duplicates(ids[ids >= 0] for ids in data["input_id"].values)
     else:
         # Counts alone: the same text has the same usage everywhere.
-        found = np.unique(data["document_count"].values.reshape(n, -1), axis=0, return_inverse=True)[1].reshape(-1)
+        usage = data["document_count" if "document_count" in data else "document_weight"].values
+        found = np.unique(usage.reshape(n, -1), axis=0, return_inverse=True)[1].reshape(-1)
     return found, said(found)
 
 

@@ -100,10 +100,10 @@ def select(
     observed, null = every.test(lambda found: np.where(searched, gap(found), np.nan), draws, seed)
     p = np.where(refused.any(), np.nan, step_down(observed, null))
     warn_of("gap_p", draws, 1, every.ways(), alpha)
-    # From which statistic on an expert is selected: the largest of those that are not, by chance.
-    left = searched & ~(p <= alpha)
-    largest = np.where(left, null, -np.inf).max((1, 2))
-    critical = float(np.quantile(largest, 1 - alpha, method="higher")) if left.any() else 0.0
+    # The statistic that chance passes too seldom to matter, among the experts that are not selected.
+    left, few = searched & ~(p <= alpha), int(alpha * (1 + len(null)) + 1e-9) - 1
+    largest = np.sort(np.where(left, null, -np.inf).max((1, 2)))[::-1]
+    critical = 0.0 if not left.any() else largest[few] if few >= 0 else np.inf
     ordered = np.sort(np.nan_to_num(share), 0)
     gaps = np.where(searched, ordered[-1] - ordered[-2], 0)
     threshold = np.where(searched, critical * over(gaps, observed), np.nan)

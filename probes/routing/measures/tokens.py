@@ -105,9 +105,9 @@ def overlap(
     Notes
     -----
     Pairs share labels, so that a correlation's ordinary p would be far too small.  Labels of fewer tokens have a
-    smaller vocabulary and a larger divergence by chance, which is a correlation, too: p is therefore of vocabularies of as many
-    tokens each (those of the label that has the fewest, drawn at random) and of divergences less what chance gives
-    (jsd_null of :func:`divergence`).
+    smaller vocabulary and a larger divergence by chance, which is a correlation, too: p is therefore of vocabularies of
+    as many tokens each (those of the label that has the fewest, drawn at random) and of divergences less what chance
+    gives (jsd_null of :func:`probes.routing.measures.divergence`).
     """
     documents = Documents(source, of, clusters=clusters)
     documents.needs_labels("Shared vocabulary", whole=True)
