@@ -30,6 +30,9 @@ class Confounded(UserWarning):
 def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
     """Variables that go beside a p, and [label, label] True where a pair of labels has none.
 
+    Pairs of labels whose documents have no length (no share of unknown tokens) in common are named in the table's
+    attribute "confounded", whether they have a p or not.
+
     A pair of labels is not compared where its documents have no length in common (the longest of one are shorter than
     the shortest of the other) and routing follows length within labels, at p <= .05: what is the label's and what the
     length's is then not told apart by any statistic of these documents.  The same of the share of unknown tokens; and
@@ -42,7 +45,7 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
     """
     n = len(documents.names)
     found: dict[str, Any] = {}
-    refused, why = np.zeros((n, n), bool), []
+    refused, why, named = np.zeros((n, n), bool), [], []
     if documents.mixed:
         return found, refused
     sides = {"length": np.asarray(documents.length, float)}
@@ -57,12 +60,14 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
             x, y = sorted((each[a], each[b]), key=lambda own: own.min(initial=np.inf))
             if not len(x) or not len(y) or x.max() >= y.min():
                 continue
+            what = "length" if name == "length" else "share of unknown tokens"
+            named.append(f"{documents.names[a]} and {documents.names[b]}: no {what} in common")
             lost = name == "unknown" and x.max() <= UNKNOWN < y.min()
             if lost or p <= SURE:
                 refused[a, b] = refused[b, a] = True
-                what = "length" if name == "length" else "share of unknown tokens"
                 how = "one is of unknown tokens" if lost else f"routing follows it within labels (p = {p:.2g})"
-                why.append(f"{documents.names[a]} and {documents.names[b]}: no {what} in common, and {how}")
+                why.append(f"{named[-1]}, and {how}")
+    documents.notes |= {"confounded": "; ".join(named)} if named else {}
     if why:
         warnings.warn(
             f"No p for {len(why)} of {n * (n - 1) // 2} pairs of labels ({'; '.join(why[:3])}"

@@ -110,6 +110,7 @@ class Documents:
         self.once = self._weights(self.label[None], np.ones((1, len(self.label))))[0]
         """[label, part] 1 where a part has the label: the weights of the documents as they are."""
         self.methods: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def _equalise(self, tokens: int | str, seed: int) -> None:
         """Keep so many tokens of each document, and leave out those that have fewer."""
@@ -264,7 +265,7 @@ class Documents:
         attrs |= {"chart": CHARTS[measure]} if measure in CHARTS else {}
         attrs |= intervals(self.methods)
         attrs |= {"clusters": self.said} if self.said else {}
-        attrs |= {"tokens": self.kept} if self.kept else {}
+        attrs |= ({"tokens": self.kept} if self.kept else {}) | self.notes
         data = xr.Dataset(variables, {**axes, **coords}, attrs)
         return derived(f"routing.{measure}", described(data, about), self.source, **settings)
 

@@ -174,9 +174,8 @@ def _halves(documents: Documents, draws: int, seed: int) -> np.ndarray:
         half = n // 2
         order = rng.permuted(np.tile(np.arange(n), (min(draws, 100), 1)), axis=1)[:, cluster]
         sides = ((order < half).astype(float), ((order >= half) & (order < 2 * half)).astype(float))
-        values = [js_divergence(*(shares(np.tensordot(x[j], documents.count[own], 1)) for x in sides))
-                  for j in range(len(order))]  # fmt: skip
-        found[i] = np.mean(values, 0) if values else np.nan
+        if len(order):
+            found[i] = js_divergence(*(shares(np.tensordot(x, documents.count[own], 1)) for x in sides)).mean(0)
     return found
 
 
