@@ -283,40 +283,44 @@ class Design:
         Notes
         -----
         Percentiles of the bootstrap are too narrow for few clusters (5 of them, normal: 83 % in place of 95 %), so the
-        number of clusters that have a value decides: fewer than 8, Student's t on the delete-one-cluster jackknife's
-        standard error, with degrees of freedom from the effective number of clusters (Kish); up to 999, bootstrap-t of
-        a mean (Efron & Tibshirani 1993, chapter 12) and the jackknife's t of another statistic; from 1000 on,
-        percentiles.  Proportions: Clopper & Pearson (1934).  Where bootstrap-t has no finite end, t stands in.
+        number of clusters that have a value decides: fewer than 8, or several strata, Student's t on the
+        delete-one-cluster jackknife's standard error, with degrees of freedom from the effective number of clusters
+        (Kish), which is conservative where weights differ much; up to 999, bootstrap-t of
+        a mean (Efron & Tibshirani 1993, chapter 12), each end no nearer than Student's (heavy tails), and the
+        jackknife's t of another statistic; from 1000 on, percentiles.  Proportions: Clopper & Pearson (1934).  Where
+        bootstrap-t has no finite end, t stands in.
         """
         tail = (1 - level) / 2
         if callable(what):
             return self._bootstrap_statistic(what, level, draws, seed, bounds, reflect)
         given = np.asarray(what, float)
         w, x, shape = self._sums(given, by)
-        knife = self._jackknife(w, x)
         units = (w > 0).sum(1)
-        value = knife.value
-        half = knife.error * _student(knife.dof, 1 - tail)
+        value, error, dof, _ = self._jackknife(w, x)
+        half = error * _student(dof, 1 - tail)
         low, high = value - half, value + half
         method = np.full(units.shape, "t", object)
-        for jobs in _passes((units >= FEW) & ~np.isnan(knife.error), draws):
-            for (g, cells), ends in zip(jobs, self._resampled(jobs, w, x, knife, draws, seed, tail), strict=True):
+        # Between strata nothing varies, which a t that is studentised over all clusters does not know.
+        one = sum((w[:, own] > 0).any(1) for own in self._strata()) == 1
+        for jobs in _passes((units >= FEW) & one, draws):
+            for (g, cells), ends in zip(jobs, self._resampled(jobs, w, x, draws, seed, tail), strict=True):
                 good = np.isfinite(ends).all(0)
-                low[g, cells[good]], high[g, cells[good]] = ends[:, good]
+                wider = [np.minimum(ends[0], low[g, cells]), np.maximum(ends[1], high[g, cells])]
+                wider = np.where(units[g, cells] >= MANY, ends, wider)
+                low[g, cells[good]], high[g, cells[good]] = wider[:, good]
                 method[g, cells[good]] = np.where(units[g, cells] >= MANY, "percentile", "bootstrap-t")[good]
         if bounds == (0, 1) or bounds == (0.0, 1.0):
             self._exact(given, by, units, value, low, high, method, tail)
-        known = ~np.isnan(knife.error)
+        known = ~np.isnan(error)
         low, high = (np.where(known, np.clip(end, *bounds), np.nan).reshape(shape) for end in (low, high))
         said = ", ".join(sorted(set(method[known].tolist()))) or "no interval"
         return Interval(
-            value.reshape(shape), low, high, knife.error.reshape(shape), np.zeros(shape), units.reshape(shape), said
+            value.reshape(shape), low, high, error.reshape(shape), np.zeros(shape), units.reshape(shape), said
         )
 
     def _resampled(
-        self, jobs: list[tuple[int, np.ndarray]], w: np.ndarray, x: np.ndarray, knife: Jackknife, draws: int, seed: int,
-        tail: float,
-    ) -> Iterator[np.ndarray]:  # fmt: skip
+        self, jobs: list[tuple[int, np.ndarray]], w: np.ndarray, x: np.ndarray, draws: int, seed: int, tail: float
+    ) -> Iterator[np.ndarray]:
         """Ends [2, cell] of the intervals of the means of each (group, cells): bootstrap-t, or percentiles of many."""
         found: list[list[np.ndarray]] = [[] for _ in jobs]
         rows = [np.flatnonzero((w[g][:, cells] > 0).any(1)) for g, cells in jobs]
@@ -324,11 +328,14 @@ class Design:
             for (g, cells), own, kept in zip(jobs, rows, found, strict=True):
                 kept.append(_resampled(times[:, own], w[g][np.ix_(own, cells)], x[g][np.ix_(own, cells)]))
         for (g, cells), kept in zip(jobs, found, strict=True):
-            drawn, value, error = np.concatenate(kept), knife.value[g, cells], knife.error[g, cells]
+            drawn, n = np.concatenate(kept), (w[g][:, cells] > 0).sum(0)
+            total = w[g][:, cells].sum(0)
+            value = over(x[g][:, cells].sum(0), total)
+            square = ((x[g][:, cells] - value * w[g][:, cells]) ** 2).sum(0)
+            error = np.sqrt(square * n / (n - 1)) / total
             top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
             bottom = np.nanquantile(drawn, tail, axis=0, method="lower")
-            many = (w[g][:, cells] > 0).sum(0) >= MANY
-            yield np.where(many, [bottom, top], [value - top * error, value - bottom * error])
+            yield np.where(n >= MANY, [bottom, top], [value - top * error, value - bottom * error])
 
     def _exact(
         self, given: np.ndarray, by: np.ndarray | None, units: np.ndarray, value: np.ndarray, low: np.ndarray,
