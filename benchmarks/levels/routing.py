@@ -50,7 +50,7 @@ def drawn(
 ) -> np.ndarray:
     """Slots [document, block, expert] around a mean [block, expert] or [document, block, expert]."""
     mean = np.broadcast_to(mean, (len(tokens), *mean.shape[-2:]))
-    p = mean if spread is None else np.array([[rng.dirichlet(spread * x + 1e-3) for x in own] for own in mean])
+    p = mean if spread is None else np.array([[rng.dirichlet(spread * x + 1e-9) for x in own] for own in mean])
     return np.array([[rng.multinomial(K * n, x) for x in own] for n, own in zip(tokens, p, strict=True)])
 
 
@@ -183,8 +183,7 @@ def covers(name: str, n: int, size: float, spread: float | None = SPREAD, expert
     def trial(rng: np.random.Generator) -> bool:
         mean = shares(rng, 1, experts)
         other = mean * np.exp(size * rng.standard_normal(mean.shape))
-        means = [(m * (spread or 1) + 1e-3 * (spread is not None)) for m in (mean, other / other.sum())]
-        means = [m / m.sum() for m in means]
+        means = [mean, other / other.sum()]
         tokens = rng.integers(60, 140, n)
         count = np.concatenate([drawn(rng, m, tokens, spread) for m in means])
         made = reading(count, np.tile(tokens, 2), np.repeat([0, 1], n))
@@ -266,17 +265,23 @@ DESIGNS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "few-long": ("5 documents of 300 tokens against 50 of 30", nothing(LONG_SHORT), {"jsd": 0.0, "any": 0.0}),
     "twice": ("2 x 10 documents, each twice", nothing(fixed((10, 100), (10, 100)), times=2), {"jsd": 0.445, "any": 0.27}),
     "four-times": ("2 x 10 documents, each four times", nothing(fixed((10, 100), (10, 100)), times=4), {"jsd": 0.82, "any": 0.72}),
-    "spread-differs": ("8 documents much alike against 30 that are not", None, {}),  # type: ignore[dict-item]
 }  # fmt: skip
 
 
-def spreads(rng: np.random.Generator) -> Reading:
-    mean, tokens = shares(rng), (np.full(8, 100), np.full(30, 100))
-    count = np.concatenate([drawn(rng, mean, own, spread) for own, spread in zip(tokens, (8.0, 200.0), strict=True)])
-    return reading(count, np.concatenate(tokens), np.repeat([0, 1], [8, 30]))
+def spreads(documents: tuple[int, int], by: tuple[float, float]) -> Callable[[np.random.Generator], Reading]:
+    """Two labels of equal usage, whose documents vary around it by different amounts."""
+
+    def make(rng: np.random.Generator) -> Reading:
+        mean = shares(rng) + 1e-3
+        mean = mean / mean.sum()
+        tokens = [np.full(n, 100) for n in documents]
+        count = np.concatenate([drawn(rng, mean, own, spread) for own, spread in zip(tokens, by, strict=True)])
+        return reading(count, np.concatenate(tokens), np.repeat([0, 1], documents))
+
+    return make
 
 
-DESIGNS["spread-differs"] = ("8 unlike documents against 30 that are alike", spreads, {})
+DESIGNS["spread-differs"] = ("8 documents against 30 that vary a fifth as much", spreads((8, 30), (20.0, 100.0)), {})
 WHERE = "probes.routing.measures."
 DISTANT = 6
 EIGHT = fixed(*[(8, 100)] * 2)
@@ -302,8 +307,14 @@ def _cases() -> list[Case]:
             Case(f"routing.select.{name}", "familywise", 0.05, selected(make), what, WHERE + "select: selected",
                  before=any_),
         ]  # fmt: skip
-    short = DESIGNS["few-short"][1]
-    alike = DESIGNS["few-short-alike"][1]
+    short, unlike = DESIGNS["few-short"][1], spreads((30, 30), (8.0, 200.0))
+    said = "spread, and the attribute confounded: documents of the first vary 15 times as much"
+    found += [
+        Case("routing.mean_jsd.spread-extreme", "level", 0.05, mean_jsd(unlike), "30 documents, each with experts of its "
+             "own, against 30 all but alike", WHERE + "divergence: mean_jsd_p", labelled=said),
+        Case("routing.select.spread-extreme", "familywise", 0.05, selected(unlike), "the same", WHERE + "select: selected",
+             labelled=said),
+    ]  # fmt: skip
     for name, (what, make, before) in list(DESIGNS.items())[3:5]:
         found += [
             Case(f"routing.information.{name}", "level", 0.05, information(make), what,
@@ -348,7 +359,7 @@ def _cases() -> list[Case]:
         Case("routing.refused.independent", "level", 0.05, refused(long_routes(_no_overlap, 0.0)),
              "lengths with nothing in common, routing follows nothing: no p for want of one",
              WHERE + "divergence: mean_jsd_p is NaN"),
-        Case("routing.refused.length-routes", "power", np.nan, refused(long_routes(_no_overlap, 0.5)),
+        Case("routing.refused.length-routes", "power", np.nan, refused(long_routes(_no_overlap, 1.5)),
              "lengths with nothing in common, and routing follows length: refused", WHERE + "divergence: mean_jsd_p is NaN"),
         Case("routing.length.length-routes", "level", 0.05, mean_jsd(long_routes(_no_overlap, 0.5)),
              "the same: called a difference of labels", WHERE + "divergence: mean_jsd_p",

@@ -1,8 +1,7 @@
 """Full routing traces on disk: every token's experts and weights, in a folder of :mod:`workbench.store`.
 
-    manifest.json             head: what was traced: model, documents, blocks, experts; extra: of each document
-                              unknown, the share of tokens that the tokenizer does not know, and clusters, a number
-                              that near-duplicates share
+    manifest.json             head: what was traced: model, documents, blocks, experts; extra: unknown, of each document
+                              the share of tokens that the tokenizer does not know
     shard-00000.safetensors   index [tokens, blocks, slots] int16 (-1: no expert), weight float16 (absent where it is
                           not known), token [tokens] int32, document [tokens] int32, position [tokens] int32
 
@@ -107,7 +106,7 @@ def trace(
                 folder.write(name, lambda file, data=data, members=members: _write(file, data, members))
             bar.update(sum(len(prompts[i].ids) for i in members))
         if not folder.sealed:
-            folder.seal({"unknown": unknown, "clusters": near_duplicates(p.ids for p in prompts).tolist()})
+            folder.seal({"unknown": unknown})
     return Trace(path)
 
 
@@ -130,17 +129,24 @@ class Trace:
             yield load_file(self.folder.path(name))
 
     def reading(self, labels: Sequence[Any] | None = None) -> Reading:
-        """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
+        """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's, and the token ids."""
         a = self.about
         given = a["labels"] if labels is None else labels
+        ids = [np.zeros(0, np.int32)] * a["documents"]
+
+        def shards() -> Iterator[dict[str, np.ndarray]]:
+            for shard in self.shards():
+                for document in np.unique(shard["document"]).tolist():
+                    ids[document] = shard["token"][shard["document"] == document]
+                yield shard
+
         found = counted(
-            self.shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
+            shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
             modules=a["modules"], n_layers=a.get("n_layers"),
         )  # fmt: skip
         if "unknown" in a:
             found.data["document_unknown"] = (("prompt",), np.array(a["unknown"]))
-        if "clusters" in a:
-            found.data["document_cluster"] = (("prompt",), np.array(a["clusters"]))
+        found.data["document_cluster"] = (("prompt",), near_duplicates(ids))
         return found
 
 

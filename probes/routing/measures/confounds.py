@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from probes.routing.measures.contrast import Contrast
 from probes.routing.measures.documents import Documents
 from workbench.stats import Design, over, p_value
 from workbench.tokens import UNKNOWN
@@ -18,9 +19,10 @@ CONFOUNDS = {
     "length_p": about("p of routing that follows the length of documents, within labels", "", "low", "p", "length"),
     "unknown": about("share of unknown tokens, mean over documents of the label", better="low"),
     "unknown_p": about("p of routing that follows the share of unknown tokens", "", "low", "p", "unknown"),
+    "spread": about("variance between documents of the label, over that of as many independent slots"),
 }
 """Described beside the p of every measure that compares labels."""
-SURE = 0.05
+SURE, UNLIKE = 0.05, 10
 
 
 class Confounded(UserWarning):
@@ -31,7 +33,9 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
     """Variables that go beside a p, and [label, label] True where a pair of labels has none.
 
     Pairs of labels whose documents have no length (no share of unknown tokens) in common are named in the table's
-    attribute "confounded", whether they have a p or not.
+    attribute "confounded", whether they have a p or not; so are those of which documents of one vary more than ten times
+    as much as the other's, since p of few or very skewed documents is then too small (twice its nominal value, simulated
+    with 30 documents each).
 
     A pair of labels is not compared where its documents have no length in common (the longest of one are shorter than
     the shortest of the other) and routing follows length within labels, at p <= .05: what is the label's and what the
@@ -46,8 +50,17 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
     n = len(documents.names)
     found: dict[str, Any] = {}
     refused, why, named = np.zeros((n, n), bool), [], []
-    if documents.mixed:
+    if documents.mixed or n < 2:
         return found, refused
+    spread = Contrast.of(documents).spread()
+    found["spread"] = (("label",), spread)
+    for a, b in itertools.combinations(range(n), 2):
+        if max(spread[a], spread[b]) > UNLIKE * min(spread[a], spread[b]):
+            more, less = (a, b) if spread[a] > spread[b] else (b, a)
+            named.append(
+                f"{documents.names[more]} and {documents.names[less]}: documents of the first vary "
+                f"{spread[more] / spread[less]:.0f} times as much"
+            )
     sides = {"length": np.asarray(documents.length, float)}
     if "document_unknown" in documents.data:
         sides["unknown"] = documents.data["document_unknown"].values[documents.document]

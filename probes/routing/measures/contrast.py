@@ -56,8 +56,8 @@ class Contrast:
     A label's share of an expert is its count over its total, p = C / N.  Its variance is cluster-robust, from the
     clusters' residuals r = c - n p, each over 1 less its leverage h (its part of the label's tokens): V = sum of
     r^2 / (1 - h) / N^2 (CR2; Bell & McCaffrey 2002).  Of few documents, the variance of a rare expert is often 0 by
-    chance; it is moderated (Smyth 2004): with d degrees of freedom it is (4 V0 + d V) / (4 + d), where V0 is in
-    proportion to p(1 - p) of all labels together, and adds up to what V does over the block's experts.
+    chance; it is moderated (Smyth 2004): with d degrees of freedom it is (4 V0 + d V) / (4 + d) and no smaller than V0,
+    which is in proportion to p(1 - p) of all labels together and adds up to what V does over the block's experts.
     """
 
     def __init__(
@@ -120,7 +120,15 @@ class Contrast:
         spread = over(variance.sum(-1), self.base.sum(-1))[..., None]
         degrees = there - 1
         moderated = (PRIOR * spread * self.base + degrees * variance) / (PRIOR + degrees)
-        return Shares(share, np.where(there > 1, moderated, np.nan))
+        return Shares(share, np.where(there > 1, np.maximum(moderated, spread * self.base), np.nan))
+
+    def spread(self) -> np.ndarray:
+        """[label] how much more documents vary than as many independent slots would, mean over blocks."""
+        share, variance = self.shares(self.label[None])
+        total = (np.arange(self.k)[:, None] == self.label).astype(float) @ self.total
+        alone = over((share[0] * (1 - share[0])).sum(-1), total)
+        # Of moderated variances, a block's sum is what it was or more: the raw one is not kept.
+        return over(variance[0].sum(-1), alone).mean(-1)
 
     def test(self, statistic: Statistic, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """A statistic as it is, and under ``draws`` shuffles [draws, ...]; these are NaN where there are none."""
