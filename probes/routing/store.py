@@ -129,7 +129,10 @@ class Trace:
             yield load_file(self.folder.path(name))
 
     def reading(self, labels: Sequence[Any] | None = None) -> Reading:
-        """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's, and the token ids."""
+        """The counts of :class:`RoutingTracer`, under these labels or those of the trace.
+
+        Memory is one shard's, and the token ids (by which near-duplicates are known).
+        """
         a = self.about
         given = a["labels"] if labels is None else labels
         ids = [np.zeros(0, np.int32)] * a["documents"]

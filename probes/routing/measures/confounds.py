@@ -33,9 +33,9 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
     """Variables that go beside a p, and [label, label] True where a pair of labels has none.
 
     Pairs of labels whose documents have no length (no share of unknown tokens) in common are named in the table's
-    attribute "confounded", whether they have a p or not; so are those of which documents of one vary more than ten times
-    as much as the other's, since p of few or very skewed documents is then too small (twice its nominal value, simulated
-    with 30 documents each).
+    attribute "confounded", whether they have a p or not; so are those of which documents of one vary more than ten
+    times as much as the other's, since p of few or very skewed documents is then too small (twice its nominal value,
+    simulated with 30 documents each).
 
     A pair of labels is not compared where its documents have no length in common (the longest of one are shorter than
     the shortest of the other) and routing follows length within labels, at p <= .05: what is the label's and what the

@@ -126,9 +126,7 @@ class Contrast:
         """[label] how much more documents vary than as many independent slots would, mean over blocks."""
         share, variance = self.shares(self.label[None])
         total = (np.arange(self.k)[:, None] == self.label).astype(float) @ self.total
-        alone = over((share[0] * (1 - share[0])).sum(-1), total)
-        # Of moderated variances, a block's sum is what it was or more: the raw one is not kept.
-        return over(variance[0].sum(-1), alone).mean(-1)
+        return over(variance[0].sum(-1), over((share[0] * (1 - share[0])).sum(-1), total)).mean(-1)
 
     def test(self, statistic: Statistic, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """A statistic as it is, and under ``draws`` shuffles [draws, ...]; these are NaN where there are none."""

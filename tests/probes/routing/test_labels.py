@@ -206,11 +206,11 @@ def test_documents_of_one_group_never_stand_on_both_sides():
         twins.null(), [t for t in texts for _ in range(4)],
         RoutingTracer([str(of[i // 4]) for i in range(80)]), progress=False,
     )  # fmt: skip
-    leaky = measures.decode(reading, draws=5, strength=0.01)["macro"].sel(view="all")
-    honest = measures.decode(reading, draws=5, strength=0.01, clusters=[i // 4 for i in range(80)])["macro"].sel(
-        view="all"
+    leaky, given, found = (
+        float(measures.decode(reading, draws=5, strength=0.01, clusters=clusters)["macro"].sel(view="all"))
+        for clusters in (False, [i // 4 for i in range(80)], None)
     )
-    assert float(leaky) > 0.95 and float(honest) < 0.8
+    assert leaky > 0.95 and given < 0.8 and found == given
 
 
 def test_area_under_the_curve_is_the_rank_sum():

@@ -374,7 +374,7 @@ def test_what_is_not_known_is_nan_and_the_rest_is_not(found):
 
 
 def test_each_experts_threshold_is_the_gap_from_which_on_it_is_selected(nothing, found):
-    """Gaps are in units of their standard errors: what chance passes is one such number for all experts of all blocks."""
+    """Gaps are in units of standard errors: what chance passes is one number for all experts of all blocks."""
     data = nothing.data.copy(deep=True)
     data["document_count"][:, 0, :4] += data["document_count"][:, 0, 4:].values
     data["document_count"][:, 0, 4:] = 0
@@ -396,7 +396,7 @@ def test_each_experts_threshold_is_the_gap_from_which_on_it_is_selected(nothing,
             residual = count[own] - slots[own, None] * share[i]
             raw = (residual**2 / (1 - leverage[:, None])).sum(0) / slots[own].sum() ** 2
             prior = raw.sum() / (pooled * (1 - pooled)).sum() * pooled * (1 - pooled)
-            errors.append((4 * prior + (n - 1) * raw) / (4 + n - 1))
+            errors.append(np.maximum((4 * prior + (n - 1) * raw) / (4 + n - 1), prior))
         top = share.argsort(0)[-2:]
         scale = np.sqrt(np.take_along_axis(np.array(errors), top, 0).sum(0))
         ratio = table["threshold"].values[1] / scale
