@@ -306,7 +306,8 @@ def _cases() -> list[Case]:
         case("level", "mean_jsd.spread-extreme", mean_jsd(unlike), what, "divergence: mean_jsd_p", labelled=said),
         case("familywise", "select.spread-extreme", selected(unlike), what, "select: selected", labelled=said),
     ]
-    for name in ("few-short", "few-short-alike"):
+    lifts = {"few-short": 0.26, "few-short-alike": 0.91}
+    for name in lifts:
         what, make, before = DESIGNS[name]
         jsd, gaps = before["jsd"], least(measures.differences, "difference_p", make, DRAWS)
         lift = least(measures.specialisation, "lift_q", make)
@@ -315,7 +316,7 @@ def _cases() -> list[Case]:
         equal = mean_jsd(make, tokens="equal")
         found += [
             case("level", f"information.{name}", information(make), what, "information: information_p", before=jsd),
-            case("familywise", f"lift.{name}", lift, what, "specialisation: lift_q"),
+            case("familywise", f"lift.{name}", lift, what, "specialisation: lift_q", before=lifts[name]),
             case("familywise", f"differences.{name}", gaps, what, "differences: difference_p"),
             case("level", f"agreement.{name}", shared, what, "agreement: shared_p"),
             case("level", f"classes.{name}", exclusive, what, "classes: exclusive_p"),
@@ -333,19 +334,19 @@ def _cases() -> list[Case]:
         case("familywise", "jsd_q.lengths", any_q(many), "3 labels of short and 5 of long documents: any pair", jsd_q),
         case("level", "jsd_p.beside-distant", pair(lone),
              "two labels alike, of short documents, beside six distant ones of long documents", jsd_p, before=0.92),
-        case("power", "jsd_p.power-alone", alone, "two labels of 8 documents that differ", jsd_p),
+        case("power", "jsd_p.power-alone", alone, "two labels of 8 documents that differ", jsd_p, before=0.46),
         case("power", "jsd_p.power-beside", beside, "the same two beside six distant labels", jsd_p, before=0.0),
         case("power", "select.power-even", selected(apart(fixed((20, 100), (20, 100)), 0.3)),
-             "2 x 20 documents, all experts differ by .3 of a logarithm", "select: selected"),
+             "2 x 20 documents, all experts differ by .3 of a logarithm", "select: selected", before=0.8),
         case("power", "mean_jsd.power-even", mean_jsd(apart(fixed((20, 100), (20, 100)), 0.2)),
-             "2 x 20 documents, all experts differ by .2 of a logarithm", mean_p),
+             "2 x 20 documents, all experts differ by .2 of a logarithm", mean_p, before=0.59),
         case("power", "mean_jsd.power-few-long", mean_jsd(apart(LONG_SHORT, 0.4)),
-             "5 long documents against 50 short ones that differ", mean_p),
+             "5 long documents against 50 short ones that differ", mean_p, before=0.29),
         case("power", "mean_jsd.power-few-short", mean_jsd(apart(SHORT_LONG, 0.4)),
-             "5 short documents against 50 long ones that differ", mean_p),
+             "5 short documents against 50 long ones that differ (before, with a level of .21)", mean_p, before=0.84),
         case("level", "overlap.lengths", correlated(many), "8 labels alike, of 30 or 300 tokens a document",
-             "overlap: mantel_p"),
-        case("level", "overlap.even", correlated(even), "8 labels alike", "overlap: mantel_p"),
+             "overlap: mantel_p", before=0.17),
+        case("level", "overlap.even", correlated(even), "8 labels alike", "overlap: mantel_p", before=0.07),
         case("level", "refused.independent", refused(long_routes(_no_overlap, 0.0)),
              "lengths with nothing in common, routing follows nothing: no p", "divergence: mean_jsd_p is NaN"),
         case("power", "refused.length-routes", refused(follows),
@@ -374,9 +375,45 @@ def _cases() -> list[Case]:
              before=0.025),
         case("level", "mean_jsd.polyglot-long", mean_jsd(polyglot(long=8)), f"{real} eight", mean_p),
     ]  # fmt: skip
+    found += [
+        case("power", f"select.planted-{4 * n}", found_what_was_planted(n),
+             f"four languages x {n} documents of 20 tokens, two experts planted for each: all eight and no other",
+             "select: selected") for n in (4, 8, 50)
+    ]  # fmt: skip
     return found
 
 
+def planted(each: int) -> Callable[[np.random.Generator], Reading]:
+    """Documents of the model whose last block has two experts for each of four languages."""
+
+    def make(rng: np.random.Generator) -> Reading:
+        if not _PLANTED:
+            import workbench
+            from probes.routing import RoutingTracer
+            from workbench.organisms.polyglot import twins
+
+            texts, labels = twins.documents(400, languages=True, tokens=20, seed=77)
+            data = workbench.read(twins.planted(), texts, RoutingTracer(labels), progress=False).data
+            _PLANTED["count"], _PLANTED["tokens"] = (data[f"document_{x}"].values for x in ("count", "label_count"))
+        count, tokens = _PLANTED["count"], _PLANTED["tokens"]
+        some = np.concatenate([rng.choice(np.flatnonzero(tokens[:, i]), each, replace=False) for i in range(4)])
+        return reading(count[some], tokens[some].sum(1), tokens[some].argmax(1))
+
+    return make
+
+
+def found_what_was_planted(each: int) -> Trial:
+    """Exactly the planted experts are selected in the last block."""
+
+    def trial(rng: np.random.Generator) -> bool:
+        table = quietly(measures.select, planted(each)(rng), draws=DRAWS, seed=seed(rng))
+        right = [np.arange(EXPERTS) // 2 == i for i in range(4)]
+        return bool((table["selected"].values[:, 1] == np.array(right)).all())
+
+    return trial
+
+
+_PLANTED: dict[str, np.ndarray] = {}
 POWER = 0.25
 
 

@@ -201,20 +201,16 @@ class Documents:
     ) -> dict[str, Any]:  # fmt: skip
         """A statistic of weights [..., label, part] with its interval, over documents drawn within labels.
 
-        ``biased``: in small samples, as a divergence, an entropy and an information are.  The interval is then about a
-        fourth variable, _corrected: the value less its bias, kept ``within`` its bounds.
+        ``biased``: in small samples, as a divergence, an entropy and an information are; see :func:`corrected`.
         """
         found = self.design.bootstrap(
             lambda times: self._each(statistic, np.broadcast_to(self.label, times.shape), times), level=level,
-            draws=draws, seed=seed, bounds=within or (-np.inf, np.inf), reflect=biased,
+            draws=draws, seed=seed, reflect=biased,
         )  # fmt: skip
         self._noted(name, found)
-        value = np.asarray(statistic(self.once))
-        known = np.isnan(found.low)
-        parts = {"": value, "_low": found.low, "_high": found.high}
-        if biased:
-            parts["_corrected"] = np.where(known, np.nan, np.clip(value - found.bias, *(within or (None, None))))
-        return {f"{name}{x}": (dims, part) for x, part in parts.items()}
+        ends = corrected(found) if biased else {"_low": found.low, "_high": found.high}
+        kept = {x: np.clip(part, *(within or (None, None))) for x, part in ends.items()}
+        return {f"{name}{x}": (dims, part) for x, part in ({"": np.asarray(statistic(self.once))} | kept).items()}
 
     def drawn(self, statistic: Statistic, draws: int, seed: int) -> np.ndarray:
         """[draws, ...] of a statistic of weights [..., label, part] when documents are drawn again."""
@@ -274,6 +270,16 @@ def chosen(clusters: Clusters, tokens: int | str | None) -> dict[str, Any]:
     """The settings of documents, as provenance keeps them."""
     given = clusters if clusters is None or isinstance(clusters, bool) else [str(x) for x in clusters]
     return {"clusters": given, "tokens": tokens}
+
+
+def corrected(found: Interval) -> dict[str, np.ndarray]:
+    """_corrected, _low and _high of a statistic that is biased in small samples.
+
+    _corrected is the value less its bias.  The interval is about it, and reaches as far beyond the value as counted on
+    that side: how large the bias is is itself not sure.
+    """
+    high, low = found.high + np.maximum(found.bias, 0), found.low + np.minimum(found.bias, 0)
+    return {"_low": low, "_high": high, "_corrected": np.where(np.isnan(low), np.nan, found.value - found.bias)}
 
 
 def intervals(methods: Mapping[str, str]) -> dict[str, str]:

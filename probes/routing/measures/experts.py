@@ -12,6 +12,7 @@ from probes.results import family, of_weights
 from probes.routing.measures.documents import (
     Clusters,
     Statistic,
+    corrected,
     counts_of,
     grouped,
     intervals,
@@ -168,17 +169,14 @@ def flow(
 
     seen = [((count.sum(axis) > 0).sum(1) - 1) for axis in (1, 2)]
     three, one, most = ("block_from", "expert", "expert_2"), ("block_from",), np.log(count.shape[1])
-    ends = _over_groups(information, len(tables["tokens"]), level, draws, seed, (0, most), biased=True)
-    corrected = np.where(np.isnan(ends.low), np.nan, np.clip(ends.value - ends.bias, 0, most))
+    ends = _over_groups(information, len(tables["tokens"]), level, draws, seed, biased=True)
     blocks, experts = data["block"].values, data["expert"].values
     table = xr.Dataset(
         {
             "count": (three, count.astype(int)),
             "follows": (three, np.nan_to_num(shares(count))),
             "information": (one, ends.value),
-            "information_low": (one, ends.low),
-            "information_high": (one, ends.high),
-            "information_corrected": (one, corrected),
+            **{f"information{x}": (one, np.clip(part, 0, most)) for x, part in corrected(ends).items()},
             "information_null": (("block_from",), seen[0] * seen[1] / (2 * np.maximum(count.sum((1, 2)), 1))),
         },
         {"block_from": blocks[:-1], "block": blocks, "expert": experts, "expert_2": experts},
@@ -271,8 +269,8 @@ def _tables(
 
 
 def _over_groups(
-    statistic: Statistic, groups: int, level: float, draws: int, seed: int, bounds: tuple[float, float],
-    *, biased: bool = False,
+    statistic: Statistic, groups: int, level: float, draws: int, seed: int,
+    bounds: tuple[float, float] = (-np.inf, np.inf), *, biased: bool = False,
 ) -> Interval:  # fmt: skip
     """Interval of a statistic of how often each group of documents is there."""
     return Design(n=groups).bootstrap(
