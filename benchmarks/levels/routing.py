@@ -378,7 +378,7 @@ def _cases() -> list[Case]:
     found += [
         case("power", f"select.planted-{4 * n}", found_what_was_planted(n),
              f"four languages x {n} documents of 20 tokens, two experts planted for each: all eight and no other",
-             "select: selected") for n in (4, 8, 50)
+             "select: selected", before=1.0) for n in (4, 8, 50)
     ]  # fmt: skip
     return found
 

@@ -67,7 +67,7 @@ def divergence(
     unit: str = "nats",
     clusters: Clusters = None,
     tokens: int | str | None = None,
-    draws: int = 500,
+    draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Reading:
