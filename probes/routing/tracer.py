@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.routing.duplicates import near_duplicates
 from workbench.anatomy.moe import MoE, moe_of
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
@@ -87,7 +86,6 @@ class RoutingTracer(Reader):
             of a document are not independent: whatever is inferred is inferred over documents.
         document_label_count [prompt, label]: tokens of each label in each document.
         document_unknown [prompt]: share of tokens that are the tokenizer's unknown one.
-        document_cluster [prompt]: near-duplicate documents share a number; measures draw and shuffle them together.
         part_count, part_weight [part, block, expert], part_prompt, part_label [part]: where labels are by token, the
             tokens of one label in one document.
         usage_probability [label, block, expert], gate_entropy [label, block] (nats), document_probability (mean over
@@ -307,11 +305,7 @@ class _Traced:
                 variables["part_probability"] = (("part", *three), p / tokens.clip(1).reshape(-1, 1, 1))
                 variables["part_gate"] = (("part", "block", "statistic"), gate / tokens.clip(1).reshape(-1, 1, 1))
         unknown = [unknown_share(self.run.model.tokenizer, p.ids) for p in self.run.prompts]
-        return {
-            **variables,
-            "document_unknown": (("prompt",), np.array(unknown)),
-            "document_cluster": (("prompt",), near_duplicates(p.ids for p in self.run.prompts)),
-        }
+        return {**variables, "document_unknown": (("prompt",), np.array(unknown))}
 
 
 def assembled(

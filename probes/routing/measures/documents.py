@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -304,12 +304,19 @@ def clustered(data: xr.Dataset, clusters: Clusters = None) -> tuple[np.ndarray, 
     if "document_cluster" in data:
         found = data["document_cluster"].values
     elif "input_id" in data:
-        found = near_duplicates(ids[ids >= 0] for ids in data["input_id"].values)
+        ids = data["input_id"].values.astype(np.int64)
+        found = _near_duplicates(ids.tobytes(), ids.shape)
     else:
         # Counts alone: the same text has the same usage everywhere.
         usage = data["document_count" if "document_count" in data else "document_weight"].values
         found = np.unique(usage.reshape(n, -1), axis=0, return_inverse=True)[1].reshape(-1)
     return found, said(found)
+
+
+@lru_cache(maxsize=4)
+def _near_duplicates(ids: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """Of ids [prompt, position], -1 where there is none; once for a reading, however many measures ask."""
+    return near_duplicates(own[own >= 0] for own in np.frombuffer(ids, np.int64).reshape(shape))
 
 
 def grouped(data: xr.Dataset, clusters: Clusters, seed: int) -> tuple[np.ndarray, str]:
