@@ -85,7 +85,7 @@ def payload(
     pairs, tested_p = [], np.zeros((0, *found.count.shape[1:]))
     if 1 < n <= MOST_LABELS and not found.mixed:
         pairs = list(itertools.combinations(range(n), 2))
-        tested_p = differences(found.source, draws=999)["difference_p"].values
+        tested_p = differences(found.source)["difference_p"].values
     if found.mixed and len(found.names) > 1:
         left_out.append("tests of differences (labels are by token, and cannot be shuffled among documents)")
     elif len(found.names) > MOST_LABELS:

@@ -408,7 +408,7 @@ def test_differences_are_tested_for_all_blocks_and_experts_of_a_pair():
         workbench.load("organism:polyglot"), texts, RoutingTracer(labels=[*"aaaaaacccccc"]), progress=False
     )
     shown = view("routing").payload(reading)
-    table = measures.differences(reading, draws=999)
+    table = measures.differences(reading)
     p = numbers(shown["difference_p"])
     np.testing.assert_allclose(p, table["difference_p"].values.ravel(), atol=6e-4)
     assert p.min() < 0.05 and shown["pairs"] == [[0, 1]]
