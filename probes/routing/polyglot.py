@@ -145,7 +145,7 @@ def text(found: dict[str, Any]) -> str:
     return f"""
 ### Routing, over {found["documents"]} parallel held-out documents
 
-Mean Jensen-Shannon divergence between languages in nats; in brackets with languages shuffled among documents:
+Mean Jensen-Shannon divergence between languages in nats; in brackets what languages that differ in nothing would have:
 
 {head}
 {apart}
@@ -162,7 +162,7 @@ noise of bf16's size has {min(found["saturation_floor"]):.3f} or more):
 {head}
 {kept}
 
-Experts that the activation gap gives a language (its threshold passed by chance in 5 % of analyses), and what dropping
+Experts that the activation gap gives a language (thresholds that chance passes in 5 % of analyses), and what dropping
 them costs that language, in nats a token with 95 % over documents, beside other sets, no two the same, as near in load
 in these documents as there are: the slots lost say how near. Last, the cost when the same slots go to random others.
 

@@ -38,6 +38,7 @@ VARIABLES = {
     "document_gate": about("mean statistics of the gate in the document"),
     "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
     "document_unknown": about("share of unknown tokens in the document", better="low"),
+    "document_cluster": about("number that near-duplicate documents share", role="label", of="document_count"),
     "part_count": about("slots of the part in which the expert was applied", "slots"),
     "part_weight": about("sum of the weights applied in the part"),
     "part_probability": about("mean gate probability in the part"),

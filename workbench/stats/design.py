@@ -428,9 +428,12 @@ class Design:
         """[draws, ...] of a statistic of blocks [draws, row], in parts that fit in memory."""
         found: list[np.ndarray] = []
         for times in blocks:
-            size = max(self.rows, found[0][0].size if found else AT_ONCE)
-            step = max(1, AT_ONCE // size)
-            found += [np.asarray(statistic(times[i : i + step])) for i in range(0, len(times), step)]
+            start = 0
+            while start < len(times):
+                # One draw first, to see how large its result is.
+                step = max(1, AT_ONCE // max(self.rows, found[0][0].size)) if found else 1
+                found.append(np.asarray(statistic(times[start : start + step])))
+                start += step
         return np.concatenate(found)
 
     def jackknife(self, what: ArrayLike | Statistic, *, by: np.ndarray | None = None) -> Jackknife:
@@ -500,13 +503,15 @@ class Design:
         return found
 
     def _without(self, left_out: np.ndarray, weigh: bool) -> Iterator[np.ndarray]:
-        """[1, row] without each group; ``weigh``: with the others of the stratum in its place."""
+        """[draws, row] without each group; ``weigh``: with the others of the stratum in its place."""
         size = np.bincount(left_out[left_out >= 0])
-        for g in range(len(size)):
-            times = 1.0 - (left_out == g)
+        step = max(1, AT_ONCE // self.rows)
+        for start in range(0, len(size), step):
+            group = np.arange(start, min(start + step, len(size)))
+            times = 1.0 - (left_out == group[:, None])
             if weigh and len(size) > 1:
-                times[(left_out >= 0) & (left_out != g)] = size.sum() / (size.sum() - size[g])
-            yield times[None, self.cluster]
+                times[:, left_out >= 0] *= (size.sum() / (size.sum() - size[group]))[:, None]
+            yield times[:, self.cluster]
 
     # ------------------------------------------------------------ tests
 

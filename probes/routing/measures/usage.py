@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.results import family
-from probes.routing.measures.documents import Documents, shares, with_interval
+from probes.routing.measures.documents import Clusters, Documents, shares
 from probes.routing.tracer import GATE
 from workbench.reading import Reading
 from workbench.stats import entropy, over, p_value, ranks
@@ -62,7 +62,9 @@ REORDERING_VARIABLES = {
 }
 
 
-def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def usage(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How the slots of each label are shared among the experts.
 
     share [label, block, expert]: of slots, weight_share: of the weights applied in them, probability_share: of the
@@ -77,16 +79,13 @@ def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, see
     """
     from scipy.special import ndtri
 
-    documents = Documents(source)
+    documents = Documents(source, clusters=clusters)
     data, found = documents.data, {}
     for of in ("count", "weight", "probability"):
         if f"document_{of}" in data:
-            own = Documents(documents, of)
-            drawn = own.resampled(
-                lambda w, own=own: shares(own.by_label(w)), draws if of == "count" else min(draws, 200), seed
-            )
-            name = "share" if of == "count" else f"{of}_share"
-            found |= with_interval(name, THREE, shares(own.by_label()), drawn, level)
+            own, name = Documents(documents, of), "share" if of == "count" else f"{of}_share"
+            found |= own.shares(name, THREE, level=level, draws=draws if of == "count" else min(draws, 200), seed=seed)
+            documents.methods |= own.methods
     e, k = documents.experts[None, :].astype(float), documents.k[None, :]
     slots = documents.by_label().sum(-1)
     tokens = data["token_count"].values[:, None]
@@ -106,17 +105,19 @@ def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, see
             null[name][i, b] = value.mean()
         for name, value in _imbalance(share[i, b, :n]).items():
             own[name][i, b] = value
-    drawn = documents.resampled(lambda w: entropy(shares(documents.by_label(w))), draws, seed)
     for name in names:
         found[name], found[f"{name}_null"] = (TWO, own[name]), (TWO, null[name])
-    found |= with_interval("entropy", TWO, own["entropy"], drawn, level, (0, np.log(e)))
+    found |= documents.estimate(
+        "entropy", TWO, lambda w: entropy(shares(documents.by_label(w))), level=level, draws=draws, seed=seed,
+        within=(0, np.log(e)), biased=True,
+    )  # fmt: skip
     found["entropy_uniform"] = (("block",), np.log(documents.experts))
     found["effective_experts"] = (TWO, np.exp(own["entropy"]))
-
-    def idle(weights: np.ndarray) -> np.ndarray:
-        return 1 - over(documents.by_label(weights).sum(-1), (weights @ documents.tokens)[..., None] * documents.k)
-
-    found |= with_interval("idle", TWO, idle(documents.once), documents.resampled(idle, min(draws, 200), seed), level)
+    all_slots = documents.tokens[:, None] * documents.k
+    found |= documents.means(
+        "idle", TWO, 1 - documents.count.sum(-1) / all_slots, all_slots, level=level, draws=min(draws, 200), seed=seed,
+        bounds=(0, 1),
+    )  # fmt: skip
     found["identity"] = (TWO, over(data["identity_count"].values, tokens * k))
     return documents.table("usage", found, VARIABLES, {"draws": draws, "level": level, "seed": seed})
 
@@ -134,7 +135,9 @@ def _imbalance(share: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def gate(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How sure the gate is of each token, and how much its choice depends on the token.  Needs scores=True.
 
     Means over tokens [label, block], each with interval and what a gate gives that is the same for every expert
@@ -145,7 +148,7 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
     part has no null: documents whose tokens are of one kind show some of it, too.
     histogram [label, block, bin]: share of tokens by H(p) / ln E.
     """
-    documents = Documents(source, "probability")
+    documents = Documents(source, "probability", clusters=clusters)
     sums = documents.data[f"{documents.kind}_gate"].values * documents.tokens[:, None, None]
     e = documents.experts.astype(float)
     each = entropy(documents.count / documents.tokens[:, None, None]) * documents.tokens[:, None]
@@ -163,11 +166,13 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
         "entropy_share": np.ones(len(e)), "top": 1 / e, "margin": 0 * e, "chosen": documents.active() / e,
         "information": 0 * e, "document_information": None,
     }  # fmt: skip
-    value, drawn = means(documents.once), documents.resampled(means, draws, seed)
     found: dict[str, Any] = {}
     for i, (name, null) in enumerate(nulls.items()):
-        within = (0, np.log(e)) if "information" in name else None
-        found |= with_interval(name, TWO, value[..., i], drawn[..., i], level, within)
+        biased = "information" in name
+        found |= documents.estimate(
+            name, TWO, lambda w, i=i: means(w)[..., i], level=level, draws=draws, seed=seed,
+            within=(0, np.log(e)) if biased else None, biased=biased,
+        )  # fmt: skip
         if null is not None:
             found[f"{name}_null"] = (("block",), null)
     found["histogram"] = ((*TWO, "bin"), shares(documents.data["gate_histogram"].values))
@@ -176,7 +181,9 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
     )
 
 
-def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def balance(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """Load-balancing loss and z-loss of every block by itself.  Needs scores=True.
 
     aux_loss [block] = E sum_e f_e P_e with f the shares of slots and P the mean gate probability over all documents
@@ -184,7 +191,7 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
     (ST-MoE, eq. 5).  Both with interval.  aux_loss_pooled (a number): of f and P averaged over the blocks first, as
     transformers computes it (there times k), which hides what evens out between blocks.
     """
-    gates = Documents(source, "probability")
+    gates = Documents(source, "probability", clusters=clusters)
     documents = Documents(gates)
     squares = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("log_sum_square")]
     e = documents.experts
@@ -194,14 +201,16 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
         weight = weights.sum(-2) * documents.tokens
         return np.stack([e * (f * p).sum(-1), weight @ squares / weight.sum(-1, keepdims=True)], -2)
 
-    value, drawn = losses(documents.once), documents.resampled(losses, draws, seed)
+    settings = {"level": level, "draws": draws, "seed": seed}
     f, p = (shares(x.count.sum(0)).mean(0) for x in (documents, gates))
     return documents.table(
         "balance",
         {
-            **with_interval("aux_loss", ("block",), value[0], drawn[:, 0], level, (0, e)),
+            **documents.estimate(
+                "aux_loss", ("block",), lambda w: losses(w)[..., 0, :], within=(0, e), biased=True, **settings
+            ),
             "aux_loss_null": (("block",), np.ones(len(e))),
-            **with_interval("z_loss", ("block",), value[1], drawn[:, 1], level),
+            **documents.estimate("z_loss", ("block",), lambda w: losses(w)[..., 1, :], within=(0, np.inf), **settings),
             "aux_loss_pooled": float(e.max() * (f * p).sum()),
         },
         BALANCE_VARIABLES,
@@ -210,23 +219,21 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
 
 
 def reordering(
-    source: Reading | Trace, model: Any = None, *, draws: int = 500, level: float = 0.95, seed: int = 0
-) -> Reading:
+    source: Reading | Trace, model: Any = None, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95,
+    seed: int = 0,
+) -> Reading:  # fmt: skip
     """What selection biases and groups change: slots whose expert is not among the gate's own top k.
 
     moved [label, block]: share of slots, with interval; 0 (_null) where routing is the top k of the scores, as most
     tools take it to be.  Needs scores=True.  With ``model`` and a router that has a bias for each expert: bias [block,
     expert], bias_load [block]: Spearman's correlation of bias and load, bias_load_p over permutations of the experts.
     """
-    documents = Documents(source, "probability")
+    documents = Documents(source, "probability", clusters=clusters)
     own = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("moved")] * documents.tokens[:, None]
-
-    def moved(weights: np.ndarray) -> np.ndarray:
-        return over(np.tensordot(weights, own, 1), (weights @ documents.tokens)[..., None] * documents.k)
-
-    found = with_interval("moved", TWO, moved(documents.once), documents.resampled(moved, draws, seed), level)
-    found["moved_null"] = (("block",), np.zeros(len(documents.blocks)))
+    slots = documents.tokens[:, None] * documents.k
     settings = {"draws": draws, "level": level, "seed": seed}
+    found = documents.means("moved", TWO, own / slots, slots, bounds=(0, 1), **settings)
+    found["moved_null"] = (("block",), np.zeros(len(documents.blocks)))
     if model is None:
         return documents.table("reordering", found, REORDERING_VARIABLES, settings)
     load = documents.data["usage_count"].values.sum(0).astype(float)
