@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probes.results import family, of_weights, ran
 from probes.routing.adapters.tracing import adapter_names, mixed, oracle_adapters, projections
-from probes.routing.interventions import document_nll
+from probes.routing.costs import document_nll
 from probes.routing.tracer import document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
