@@ -6,12 +6,14 @@ Most cases simulate the costs of sets of experts and judge them as ``effects`` d
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from levels.case import Case
 
 from probes.routing.costs import Costs, judged
@@ -33,39 +35,45 @@ def together(own: np.ndarray, how: str) -> np.ndarray:
     return own.sum(0) if how == "additive" else np.sqrt(np.abs(own).sum(0))
 
 
-def table(
+def claimed(
     rng: np.random.Generator, *, size: int, claims: int, sets: int | None, experts: int = 64, law: str = "normal",
     how: str = "additive", documents: int = 12, blocks: int = 1, caliper: float = 0.5, spread: float = 0.5,
-    planted: int = 0, smallest: float = 0.0, by_load: bool = False,
-) -> Any:  # fmt: skip
-    """A table of claims of ``size`` experts drawn at random in each of ``blocks`` blocks.
+    planted: int = 0, by_load: bool = False, most: bool = False,
+) -> dict[str, Costs]:  # fmt: skip
+    """Claims of ``size`` experts drawn at random in each of ``blocks`` blocks; with ``most`` the most used.
 
-    ``planted``: so many of the claims are of experts that cost 0.1 nats a token each.
+    ``by_load``: what an expert costs goes with its load.  ``planted``: so many of the claims are of experts that cost
+    0.1 nats a token each.
     """
     tokens = rng.integers(20, 300, documents)
     load = {b: rng.lognormal(0, spread, experts) for b in range(blocks)}
     mean = {b: LAWS[law](rng, experts) * (load[b] if by_load else 1) for b in load}
     own = {}
-    with warnings.catch_warnings(action="ignore"):
-        for i in range(claims):
-            claim = {b: rng.choice(experts, size, replace=False).tolist() for b in load}
-            each = {b: mean[b][:, None] + rng.normal(0, 0.01, (experts, documents)) for b in load}
-            if i < planted:
-                for b, chosen in claim.items():
-                    each[b][chosen] += 0.1
-            family = alike(claim, load, caliper)
-            others = family.draw(sets or 20 * claims - 1, int(rng.integers(2**31)))
-            cost = [
-                together(np.concatenate([each[b][one[b]] for b in load]), how) * tokens for one in (claim, *others)
-            ]
-            rows = np.array(cost[1:]).reshape(len(others), documents)
-            own[f"claim {i}"] = Costs(tokens, cost[0], rows, np.zeros((0, documents)), family.others)
-        return judged(own, smallest=smallest, draws=DRAWS)
+    for i in range(claims):
+        claim = {
+            b: (np.argsort(-own)[:size] if most else rng.choice(experts, size, replace=False)).tolist()
+            for b, own in load.items()
+        }
+        each = {b: mean[b][:, None] + rng.normal(0, 0.01, (experts, documents)) for b in load}
+        if i < planted:
+            for b, chosen in claim.items():
+                each[b][chosen] += 0.1
+        family = alike(claim, load, caliper)
+        others = family.draw(sets or 20 * claims - 1, int(rng.integers(2**31)))
+        cost = [together(np.concatenate([each[b][one[b]] for b in load]), how) * tokens for one in (claim, *others)]
+        rows = np.array(cost[1:]).reshape(len(others), documents)
+        own[f"claim {i}"] = Costs(tokens, cost[0], rows, np.zeros((0, documents)), family.others)
+    return own
+
+
+def table(rng: np.random.Generator, smallest: float = 0.0, **settings: Any) -> xr.Dataset:
+    with warnings.catch_warnings(action="ignore"):  # of too few sets
+        return judged(claimed(rng, **settings), smallest=smallest, draws=DRAWS)
 
 
 def p_of_sets(rng: np.random.Generator, **settings: Any) -> list[bool]:
-    found = table(rng, claims=1, **settings)["p_random"].values
-    return [bool(p <= LEVEL) for p in found if not np.isnan(p)]
+    (costs,) = claimed(rng, claims=1, **settings).values()
+    return [bool(costs.told(draws=20)["p_random"] <= LEVEL)] if len(costs.others) else []
 
 
 def any_star(rng: np.random.Generator, **settings: Any) -> bool:
@@ -152,9 +160,11 @@ def untrained(rng: np.random.Generator, *, chosen: str, smallest: float) -> bool
 
 STAR = "probes.routing.effects: backed"
 SETS = "probes.routing.effects: p_random"
+AS_MANY = "p of skewed costs is right as documents become many; no star rests on it"
 
 
-def case(name: str, kind: str, nominal: float | None, trial: Any, what: str, where: str, **more: Any) -> Case:
+def case(name: str, kind: Any, nominal: float, trial: Any, what: str, where: str, **more: Any) -> Case:
+    more = {"quick": 20 if where == STAR else 100, **more}
     return Case(f"effects.{name}", kind, nominal, trial, what=what, where=where, **more)
 
 
@@ -172,7 +182,7 @@ CASES = [
             (4, 1, "skewed", "damped", {}), (2, 3, "normal", "additive", {}), (2, 1, "skewed", "redundant", {}),
         )
     ),
-    case("sets-whole-block", "level", LEVEL, partial(p_of_sets, size=7, experts=8, sets=19, caliper=1, blocks=2),
+    case("sets-most-of-a-block", "level", LEVEL, partial(p_of_sets, size=7, experts=8, sets=19, caliper=1, blocks=2),
          "exchangeable experts, claims of 7 of 8 experts in each of two blocks", SETS),
     case("sets-few", "level", LEVEL, partial(p_of_sets, size=1, experts=24, sets=199, spread=0.2),
          "exchangeable experts, one claimed, all of the others taken", SETS),
@@ -186,11 +196,18 @@ CASES = [
          "one claim of four exchangeable experts, skewed costs", STAR, before=0.25),
     case("star-load", "fdr", LEVEL, partial(any_star, size=1, claims=4, sets=None, experts=256, law="skewed", by_load=True),
          "four claims at random where costs go with load", STAR),
+    case("load-caliper-0.25", "level", LEVEL,
+         partial(p_of_sets, size=2, sets=19, law="skewed", by_load=True, most=True, caliper=0.25),
+         "costs go with load and nothing else, the two most used experts claimed, loads within a quarter", SETS),
+    case("load-caliper-0.5", "level", LEVEL,
+         partial(p_of_sets, size=2, sets=19, law="skewed", by_load=True, most=True),
+         "the same, loads within a half (the default)", SETS,
+         labelled="slots and slots_random: the claim loses more of them, so that part of the excess is the load"),
     case("star-half-true", "fdr", LEVEL, partial(false_share, size=2, claims=10, planted=5, sets=None),
          "five claims of ten hold: share of false stars", STAR),
-    case("star-power", "power", None, partial(found_share, size=2, claims=6, planted=3, sets=None, smallest=1e-3),
+    case("star-power", "power", math.nan, partial(found_share, size=2, claims=6, planted=3, sets=None, smallest=1e-3),
          "three claims of six hold at 0.2 nats a token: share of them starred", STAR),
-    case("star-power-19", "power", None, partial(found_share, size=2, claims=3, planted=3, sets=19, smallest=1e-3),
+    case("star-power-19", "power", math.nan, partial(found_share, size=2, claims=3, planted=3, sets=19, smallest=1e-3),
          "three claims of three hold, 19 sets: share of them starred", STAR),
     case("smallest", "level", LEVEL / 2, partial(above_smallest, n=12),
          "a cost that is just the smallest of interest", STAR),
@@ -206,11 +223,11 @@ CASES = [
     ),
     *(
         case(f"p-{name}", "level", LEVEL, partial(p_of_documents, **settings), f"excess over documents: {what}",
-             "probes.routing.effects: p")
-        for name, what, settings in (
-            ("12-documents", "symmetric, 12 documents", {"n": 12}),
-            ("skewed", "skewed, 40 documents", {"n": 40, "skewed": True}),
-            ("copies", "12 documents, each four times, told as clusters", {"n": 12, "copies": 4}),
+             "probes.routing.effects: p", **more)
+        for name, what, settings, more in (
+            ("12-documents", "symmetric, 12 documents", {"n": 12}, {}),
+            ("skewed", "skewed, 40 documents", {"n": 40, "skewed": True}, {"labelled": AS_MANY}),
+            ("copies", "12 documents, each four times, told as clusters", {"n": 12, "copies": 4}, {}),
         )
     ),
     case("untrained", "fdr", LEVEL, partial(untrained, chosen="at random", smallest=0.0),

@@ -45,7 +45,7 @@ ENDS, NATS = ("low", "high"), "nats a token"
 VARIABLES = {
     **family(
         "delta", about("cost of dropping the experts", NATS, "high"), *ENDS,
-        random=("null", "cost of dropping others near in load"),
+        random=("null", "cost of dropping other sets"),
         replaced=("null", "cost of giving their slots to random others"),
         untrained=("null", "{}, in a model that has learned nothing"),
     ),
@@ -56,7 +56,7 @@ VARIABLES = {
     **family("replaced", about("mean cost of giving the slots to random others", NATS, "high"), *ENDS),
     **family("slots", about("slots lost", "slots"), random=("null", "slots that others lose")),
     "sets": about("other sets that were dropped", "sets", role="count", of="delta_random"),
-    "possible": about("other sets near in load", "sets", role="count", of="delta_random"),
+    "possible": about("other sets that there are", "sets", role="count", of="delta_random"),
     "shared": about("experts that another set has in common with the claim", "experts", role="count", of="delta_random"),
     "p": about("p of the excess, over documents", "", "low", "p", "excess"),
     "q": about("false discovery rate of the excess, over documents", "", "low", "q", "excess"),
@@ -195,17 +195,24 @@ def judged(
 
 def _table(names: list[str], rows: list[xr.Dataset], smallest: float, level: float) -> xr.Dataset:
     """Claims beside each other, with the false discovery rate over them, and which are backed."""
-    said = sorted({row.attrs["interval"] for row in rows})
-    for size in ("draw", "route"):
-        most = max(row.sizes[size] for row in rows)
-        rows = [row.pad({size: (0, most - row.sizes[size])}, constant_values=np.nan) for row in rows]
-    rows = [row.assign({n: row.attrs[n] for n in OWN if n in row.attrs}).drop_attrs() for row in rows]
-    table = xr.concat(rows, "claim").assign_coords(claim=np.array(names, object))
+    most = {size: max(row.sizes[size] for row in rows) for size in ("draw", "route")}
+
+    def beside(name: Any) -> tuple[tuple[Any, ...], np.ndarray]:
+        dims = rows[0][name].dims
+        values = [row[name].values for row in rows]
+        if dims:  # NaN behind the last set or route of a claim that has fewer
+            values = [np.r_[own, np.full(most[str(dims[0])] - len(own), np.nan)] for own in values]
+        return ("claim", *dims), np.stack(values)
+
+    own: dict[str, Any] = {str(name): beside(name) for name in rows[0].data_vars}
+    own |= {name: ("claim", [row.attrs[name] for row in rows]) for name in OWN if name in rows[0].attrs}
+    table = xr.Dataset(own, {"claim": np.array(names, object)})
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
     lower = np.minimum(table["delta_low"], table["excess_low"])
     table["backed"] = (table["q_random"] <= 1 - level + 1e-12) & (lower >= smallest)
     _warn(table, level)
-    return table.assign_attrs(interval="; ".join(said), smallest=smallest, level=level)
+    said = "; ".join(sorted({row.attrs["interval"] for row in rows}))
+    return table.assign_attrs(interval=said, smallest=smallest, level=level)
 
 
 def _warn(table: xr.Dataset, level: float) -> None:
