@@ -174,8 +174,8 @@ def _intervals(design: Design, nats: Mapping[str, np.ndarray], **settings: Any) 
     for i, name in enumerate(nats):
         for end, values in (("", interval.value), ("_low", interval.low), ("_high", interval.high)):
             found[name + end] = float(values[i])
-    units = "documents" if design.n == design.rows else "clusters of documents"
-    return found, interval.said(units)
+    there = interval._replace(units=interval.units[interval.units > 0])  # of no sets or routes there is no mean
+    return found, there.said("documents" if design.n == design.rows else "clusters of documents")
 
 
 def judged(
