@@ -1,6 +1,6 @@
 """Every claimed level, simulated: how often a p-value, a star or an interval is wrong where it may be wrong so often.
 
-    python benchmarks/calibration.py [--quick] [--only routing.] [--seed 1] [--jobs 2] [--out benchmarks/results/calibration.json]
+    python benchmarks/calibration.py [--quick] [--only routing.,values.] [--seed 1] [--jobs 2] [--out FILE.json]
 
 Prints one row for each case: the claimed rate, the measured one with its exact 95 % interval, and whether they agree.
 The cases are in ``benchmarks/levels``; ``--quick`` takes the trials of the tests.  With ``--out`` the rows that were
@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file whose rows are replaced")
     parser.add_argument("--device", default="cpu", help="not used: these are simulations")
     given = parser.parse_args()
-    known = {} if given.out is None or not given.out.exists() else {r["name"]: r for r in json.loads(given.out.read_text())}
+    old = json.loads(given.out.read_text()) if given.out is not None and given.out.exists() else []
+    known = {r["name"]: r for r in old}
     with ProcessPoolExecutor(given.jobs) as pool:
         waiting = [pool.submit(row, case.name, given.quick, given.seed) for case in cases(given.only)]
         for done in as_completed(waiting):

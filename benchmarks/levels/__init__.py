@@ -1,1 +1,1 @@
-"""Simulations of every claimed level, one module for each family of numbers; ``benchmarks/calibration.py`` runs them."""
+"""Simulations of every claimed level, a module for each family of numbers: ``benchmarks/calibration.py`` runs them."""

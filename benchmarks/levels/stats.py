@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from levels.case import Case
 
+from levels.case import Case
 from workbench.stats import Design, fdr
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -95,7 +95,7 @@ def false_discoveries(rng: np.random.Generator) -> float:
     return float((q[6:] <= 0.05).sum() / max(1, (q <= 0.05).sum()))
 
 
-MEAN, TWO = "Design.bootstrap", "Design.permute"
+MEAN, TWO, BAND = "Design.bootstrap", "Design.permute", "Design.max_t, intervals"
 CASES = [
     *(
         Case(
@@ -141,8 +141,8 @@ CASES = [
         for null in ("flip", "both") for shape in SHAPES for n in (5, 8, 24, 100)
     ),
     *(
-        Case(f"stats.band.{shape}-{n}", "coverage", 0.95, band(n, shape), f"4 means of {n} units, {shape}", "Design.max_t")
+        Case(f"stats.band.{shape}-{n}", "coverage", 0.95, band(n, shape), f"4 means of {n} units, {shape}", BAND)
         for shape in ("normal", "t3") for n in (6, 8, 24)
     ),
-    Case("stats.fdr.20-units", "fdr", 0.05, false_discoveries, "6 of 30 cells one SD off, 20 units", "fdr of Design.flip"),
+    Case("stats.fdr.20-units", "fdr", 0.05, false_discoveries, "6 of 30 means of 20 units one SD off", "fdr of flips"),
 ]  # fmt: skip
