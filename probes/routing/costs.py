@@ -41,6 +41,8 @@ SMALLEST = 1e-3
 effects of some 1e-4, which documents enough make as sure as any other."""
 CALIPER = 0.5
 """Loads within a factor of two."""
+CONTROLS = 8
+"""Other sets in an untrained twin, whose mean is all that is told of them."""
 ENDS, NATS = ("low", "high"), "nats a token"
 VARIABLES = {
     **family(
@@ -337,7 +339,7 @@ def _effect(
     table = Costs(clusters=clusters, **costs).told(level, draws, seed).assign(extra)
     table = table.pad(draw=(0, sets - table.sizes["draw"]), constant_values=np.nan)
     if control is not None:
-        null = _measured(control, prompts, experts, None, caliper, min(sets, 19), 0, renormalise, batch_size, seed)[0]
+        null = _measured(control, prompts, experts, None, caliper, min(sets, CONTROLS), 0, renormalise, batch_size, seed)[0]
         own, others, total = null["own"].sum(), null["others"].sum(1), null["tokens"].sum()
         table["delta_untrained"] = own / total
         table["excess_untrained"] = (own - others.mean()) / total if len(others) else np.nan

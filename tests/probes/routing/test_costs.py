@@ -220,7 +220,7 @@ def test_a_star_needs_more_than_other_sets_and_more_than_the_smallest_effect():
     # Sure over documents alone says nothing of other sets.
     sure = judged({"as others": made(rng, 0.2, 0.2, n=40)}, draws=200, smallest=0)
     assert not sure["backed"].any()
-    assert table.attrs["interval"] == "bootstrap-t over 20 documents"
+    assert table.attrs["interval"].endswith("over 20 documents")
 
 
 def test_a_table_says_where_no_claim_could_be_backed_by_itself():
