@@ -208,7 +208,7 @@ class Model:
         if self.adapters or self.quantization or getattr(getattr(module, "config", None), "quantization_config", None):
             raise Refused(f"{of}: it is adapted or quantised. Load the plain base model, and take its twin.")
         if not isinstance(module, transformers.PreTrainedModel):
-            raise Refused(f"{of}: {type(module).__name__} is no model of transformers, so its configuration is not known.")
+            raise Refused(f"{of}: {type(module).__name__} is no model of transformers, so its config is not known.")
         auto, _ = _auto_class(module.config, self.name)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)

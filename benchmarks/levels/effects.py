@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from levels.case import Case
 
+from levels.case import Case
 from probes.routing.costs import Costs, judged
 from probes.routing.matched import alike
 
@@ -23,7 +23,7 @@ LEVEL, DRAWS = 0.05, 199
 LAWS: Mapping[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(0, 0.01, n),
     "skewed": lambda rng, n: 0.01 * rng.exponential(1, n) ** 2,
-    "few matter": lambda rng, n: np.where(rng.random(n) < 0.1, 0.05, 0.0) + rng.normal(0, 1e-5, n),
+    "sparse": lambda rng, n: np.where(rng.random(n) < 0.1, 0.05, 0.0) + rng.normal(0, 1e-5, n),
 }
 """What dropping an expert costs, in nats a token."""
 
@@ -177,9 +177,9 @@ CASES = [
             f"costs {law} and {how}", SETS, **more,
         )
         for size, blocks, law, how, more in (
-            (1, 1, "normal", "additive", {}), (1, 1, "skewed", "additive", {}), (2, 1, "normal", "additive", {"before": 0.098}),
-            (2, 1, "few matter", "additive", {}), (4, 1, "normal", "additive", {"before": 0.128}),
-            (4, 1, "skewed", "damped", {}), (2, 3, "normal", "additive", {}), (2, 1, "skewed", "redundant", {}),
+            (1, 1, "normal", "additive", {}), (1, 1, "skewed", "additive", {}),
+            (2, 1, "normal", "additive", {"before": 0.098}), (2, 1, "sparse", "additive", {}),
+            (4, 1, "normal", "additive", {"before": 0.128}), (4, 1, "skewed", "damped", {}), (2, 3, "normal", "additive", {}), (2, 1, "skewed", "redundant", {}),
         )
     ),
     case("sets-most-of-a-block", "level", LEVEL, partial(p_of_sets, size=7, experts=8, sets=19, caliper=1, blocks=2),
@@ -194,7 +194,8 @@ CASES = [
          "ten claims of two exchangeable experts, 19 sets: any star", STAR, before=32 / 50),
     case("star-four", "level", LEVEL, partial(any_star, size=4, claims=1, sets=19, law="skewed"),
          "one claim of four exchangeable experts, skewed costs", STAR, before=0.25),
-    case("star-load", "fdr", LEVEL, partial(any_star, size=1, claims=4, sets=None, experts=256, law="skewed", by_load=True),
+    case("star-load", "fdr", LEVEL,
+         partial(any_star, size=1, claims=4, sets=None, experts=256, law="skewed", by_load=True),
          "four claims at random where costs go with load", STAR),
     case("load-caliper-0.25", "level", LEVEL,
          partial(p_of_sets, size=2, sets=19, law="skewed", by_load=True, most=True, caliper=0.25),

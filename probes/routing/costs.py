@@ -59,7 +59,7 @@ VARIABLES = {
     **family("slots", about("slots lost", "slots"), random=("null", "slots that others lose")),
     "sets": about("other sets that were dropped", "sets", role="count", of="delta_random"),
     "possible": about("other sets that there are", "sets", role="count", of="delta_random"),
-    "shared": about("experts that another set has in common with the claim", "experts", role="count", of="delta_random"),
+    "shared": about("experts that the set shares with the claim", "experts", role="count", of="delta_random"),
     "p": about("p of the excess, over documents", "", "low", "p", "excess"),
     "q": about("false discovery rate of the excess, over documents", "", "low", "q", "excess"),
     "p_random": about("p of the cost, over sets", "", "low", "p", "delta"),
@@ -233,7 +233,9 @@ def _warn(table: xr.Dataset, level: float) -> None:
         said = f"{name!r} stands beside {sets} other sets: p_random is {1 / (1 + sets):.2g} or more"
         if claims > 1:
             said += f", and q_random {least_q(int(sets), claims):.2g} or more where no other of {claims} claims holds"
-        cure = f"give sets={needed}" if possible >= needed else f"these are {'all' if sets == possible else 'nearly all'} near in load: widen the caliper (caliper=1: experts of any load)"
+        cure = f"give sets={needed}" if possible >= needed else (
+            f"there are {possible} within the caliper: widen it (caliper=1: experts of any load), or make fewer claims"
+        )
         lines.append(f"{said}; {cure}")
     if lines:
         warnings.warn(f"Too few sets for a level of {1 - level:.2g}. " + " ".join(lines), stacklevel=4)
@@ -335,11 +337,12 @@ def _effect(
     prompts = encode(model, inputs)
     if clusters is not None and len(clusters) != len(prompts):
         raise InputError(f"clusters has {len(clusters)} labels for {len(prompts)} documents. Give one for each.")
-    costs, extra, plain = _measured(model, prompts, experts, loads, caliper, sets, routes, renormalise, batch_size, seed)
+    passes = {"caliper": caliper, "renormalise": renormalise, "batch_size": batch_size, "seed": seed}
+    costs, extra, plain = _measured(model, prompts, experts, loads=loads, sets=sets, routes=routes, **passes)
     table = Costs(clusters=clusters, **costs).told(level, draws, seed).assign(extra)
     table = table.pad(draw=(0, sets - table.sizes["draw"]), constant_values=np.nan)
     if control is not None:
-        null = _measured(control, prompts, experts, None, caliper, min(sets, CONTROLS), 0, renormalise, batch_size, seed)[0]
+        null, *_ = _measured(control, prompts, experts, loads=None, sets=min(sets, CONTROLS), routes=0, **passes)
         own, others, total = null["own"].sum(), null["others"].sum(1), null["tokens"].sum()
         table["delta_untrained"] = own / total
         table["excess_untrained"] = (own - others.mean()) / total if len(others) else np.nan
@@ -368,8 +371,8 @@ def _asked(model: Model, experts: Experts) -> dict[int, list[int]]:
 
 
 def _measured(
-    model: Model, prompts: list[Prompt], experts: Mapping[int, list[int]], loads: xr.DataArray | None, caliper: float,
-    sets: int, routes: int, renormalise: bool, batch_size: int | None, seed: int,
+    model: Model, prompts: list[Prompt], experts: Mapping[int, list[int]], *, loads: xr.DataArray | None, sets: int,
+    routes: int, caliper: float, renormalise: bool, batch_size: int | None, seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:  # fmt: skip
     """What documents lose, which sets there were, and the nats of documents as they are."""
     total = {block: np.zeros(moe_of(model, block).n_experts) for block in experts}
@@ -477,8 +480,8 @@ def effects(
     for _, experts in claims.values():
         _asked(model, experts)
     given: dict[str, Any] = {
-        "loads": None, "caliper": CALIPER, "routes": 8, "renormalise": True, "batch_size": None, "draws": 2000, "seed": 0,
-        **settings, "sets": draws_for(1 - level, len(claims)) if sets is None else sets, "level": level,
+        "loads": None, "caliper": CALIPER, "routes": 8, "renormalise": True, "batch_size": None, "draws": 2000,
+        "seed": 0, **settings, "sets": draws_for(1 - level, len(claims)) if sets is None else sets, "level": level,
         "control": _control(model, control),
     }  # fmt: skip
     found = [

@@ -312,7 +312,8 @@ def flow(table: xr.Dataset, least: float = 0.02) -> Figure:
 def forest(table: xr.Dataset) -> Figure:
     """What dropping experts costs (the table of :func:`probes.routing.effects`), beside other sets of as many.
 
-    Ticks: other sets, near in load unless the caliper is 1; crosses: their slots given to random others (equal compute); star: ``backed``.
+    Ticks: other sets, near in load unless the caliper is 1; crosses: their slots given to random others (equal
+    compute); star: ``backed``.
     """
     theme.register()
     figure = Figure()
@@ -330,7 +331,8 @@ def forest(table: xr.Dataset) -> Figure:
     figure.add_scatter(
         x=own, y=rows, mode="markers", name="dropped", marker={"size": 9, "color": theme.HUES[0]},
         error_x={"type": "data", "array": high - own, "arrayminus": own - low, "symmetric": False},
-        text=[f"q over sets = {q:.2g}" for q in table["q_random"].values], hovertemplate="%{x:.4f} nats a token, %{text}<extra></extra>",
+        text=[f"q over sets = {q:.2g}" for q in table["q_random"].values],
+        hovertemplate="%{x:.4f} nats a token, %{text}<extra></extra>",
     )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1})
     title = f"{short_name(str(table.attrs['model']))} · what dropping experts costs"

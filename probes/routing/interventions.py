@@ -1,4 +1,4 @@
-"""Doing something to the routing: drop, replace, force, steer or jitter (what that costs: :mod:`probes.routing.costs`)."""
+"""Doing something to the routing: drop, replace, force, steer or jitter.  What it costs: :mod:`probes.routing.costs`."""
 
 from __future__ import annotations
 

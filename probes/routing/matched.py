@@ -38,7 +38,7 @@ class Family:
     the rank of its cost among sets drawn evenly from the family (without replacement, the claim left out) is even as
     well: p = (1 + sets that cost as much) / (1 + sets) is valid for claims of any size (a permutation test with random
     permutations; Phipson & Smyth 2010).  That needs sets which may share experts with the claim.  Sets of other experts
-    alone are more alike among themselves than they are like the claim, and p of a claim of several experts is too small.
+    alone are more alike among themselves than like the claim, and p of a claim of several experts is too small.
     """
 
     pools: tuple[Pool, ...]
@@ -102,7 +102,7 @@ def alike(experts: Mapping[int, Sequence[int]], loads: Mapping[int, np.ndarray],
         For a caliper outside 0 to 1.
     """
     if not 0 <= caliper <= 1:
-        raise InputError(f"caliper={caliper} is a share of the larger load. Give 0.5 (a factor of two), or another of 0 to 1.")
+        raise InputError(f"caliper={caliper} is no share of the larger load. Give 0.5 (a factor of two), or 0 to 1.")
     pools = []
     for block, own in experts.items():
         load = np.asarray(loads[block], float)

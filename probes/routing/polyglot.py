@@ -113,12 +113,12 @@ words are routed most alike in every block (p by the 120 permutations that five 
 sees the words themselves), the middle least, as in studies of parallel text; and the one-language base, to which four
 languages are noise, already routes them apart. Translations are routed no more alike than other sentences, unless they
 share words: what these routers see is words and language. And not every expert that seems to be a language's is missed
-by it. A language's experts are its most used ones: of the eight of a block few are near in load (within a factor of two,
-a and b have 15 other sets), too few for 5 % over four claims. Beside sets of any load, which lose 45 % (b) to 60 % (e)
-as many slots, dropping those of a costs more than any other set, and those of e more than nearly all: both are missed
-(q 0.05), and slot for slot they cost three times what others do. Beside sets near in load those of a still cost the most,
-and some other fives of e's most used experts cost as much as those that were named. Those of b and c are not missed more than
-others. An untrained twin loses nothing by any of them (0.002 nats or less)."""
+by it. A language's experts are its most used ones: of the eight of a block few are near in load (within a factor of
+two, a and b have 15 other sets), too few for 5 % over four claims. Beside sets of any load, which lose 45 % (b) to
+60 % (e) as many slots, dropping those of a costs more than any other set, and those of e more than nearly all: both
+are missed (q 0.05), and slot for slot they cost three times what others do. Beside sets near in load those of a
+still cost the most, and some other fives of e's most used experts cost as much as those that were named. Those of b
+and c are not missed more than others. An untrained twin loses nothing by any of them (0.002 nats or less)."""
 """Said of the shipped weights; tests/workbench/test_organism_polyglot.py holds it to their numbers."""
 
 
@@ -154,8 +154,8 @@ def text(found: dict[str, Any]) -> str:
 
     backed = "\n".join(
         f"| {x}{' ★' * c['backed']} | {', '.join(f'{b}.{e}' for b, own in c['experts'].items() for e in own)} | "
-        f"{range_(c, 'delta')} | {c['delta_untrained']:.4f} | {range_(c, 'excess')} | {c['slots']:.0f} | {reached(c)} | "
-        f"{reached(c, '_near')} | {range_(c, 'replaced')} |"
+        f"{range_(c, 'delta')} | {c['delta_untrained']:.4f} | {range_(c, 'excess')} | {c['slots']:.0f} | "
+        f"{reached(c)} | {reached(c, '_near')} | {range_(c, 'replaced')} |"
         for x, c in found["experts"].items()
     )
     return f"""
@@ -179,12 +179,12 @@ noise of bf16's size has {min(found["saturation_floor"]):.3f} or more):
 {kept}
 
 Experts that the activation gap gives a language (its threshold passed by chance in 5 % of analyses), and what dropping
-them costs that language, in nats a token with 95 % over documents; in an untrained twin; and above other sets of as many,
-of any load. Then how many of those sets cost as much, with the slots that they lose, and how many of those near in load
-(within a factor of two). Last, the cost when the same slots go to random others. ★: missed, at a false discovery rate
-over sets of 5 %.
+them costs that language, in nats a token with 95 % over documents; in an untrained twin; and above other sets of as
+many, of any load. Then how many of those sets cost as much, with the slots that they lose, and how many of those near
+in load (within a factor of two). Last, the cost when the same slots go to random others. ★: missed, at a false
+discovery rate over sets of 5 %.
 
-| language | experts (block.expert) | cost | untrained | more than others | slots | sets as costly (slots) | near in load | to random others |
+| language | experts (block.expert) | cost | untrained | above others | slots | as costly | near in load | at random |
 |---|---|---|---|---|---|---|---|---|
 {backed}
 

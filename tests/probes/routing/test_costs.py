@@ -228,10 +228,11 @@ def test_a_table_says_where_no_claim_could_be_backed_by_itself():
     with pytest.warns(UserWarning, match=r"'a' stands beside 8 other sets: p_random is 0.11 or more; give sets=19"):
         judged({"a": made(rng, 0.3, sets=8, possible=500)}, draws=50)
     pair = {"a": made(rng, 0.3, sets=19, possible=500), "b": made(rng, 0.3, sets=39, possible=60)}
-    with pytest.warns(UserWarning, match=r"q_random 0.1 or more where no other of 2 claims holds; give sets=39") as said:
+    says = r"q_random 0.1 or more where no other of 2 claims holds; give sets=39"
+    with pytest.warns(UserWarning, match=says) as said:
         judged(pair, draws=50)
     assert "'b'" not in str(said[0].message)
-    with pytest.warns(UserWarning, match="these are all near in load: widen the caliper"):
+    with pytest.warns(UserWarning, match="there are 8 within the caliper: widen it"):
         judged({"a": made(rng, 0.3, sets=8, possible=8)}, draws=50)
     with pytest.warns(UserWarning, match="'a' has no other experts of nearly the load"):
         table = judged({"a": made(rng, 0.3, sets=0)}, draws=50)
