@@ -192,7 +192,9 @@ def judged(
     smallest, level, draws, seed
         As :func:`effects` says.
     """
-    return _table(list(costs), [own.told(level, draws, seed) for own in costs.values()], smallest, level)
+    table = _table(list(costs), [own.told(level, draws, seed) for own in costs.values()], smallest, level)
+    _warn(table, level, 3)
+    return table
 
 
 def _table(names: list[str], rows: list[xr.Dataset], smallest: float, level: float) -> xr.Dataset:
@@ -212,12 +214,11 @@ def _table(names: list[str], rows: list[xr.Dataset], smallest: float, level: flo
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
     lower = np.minimum(table["delta_low"], table["excess_low"])
     table["backed"] = (table["q_random"] <= 1 - level + 1e-12) & (lower >= smallest)
-    _warn(table, level)
     said = "; ".join(sorted({row.attrs["interval"] for row in rows}))
     return table.assign_attrs(interval=said, smallest=smallest, level=level)
 
 
-def _warn(table: xr.Dataset, level: float) -> None:
+def _warn(table: xr.Dataset, level: float, stack: int) -> None:
     """Say where no claim of the table could be backed by itself, and what would help."""
     names, claims = [str(name) for name in table["claim"].values], table.sizes["claim"]
     needed, lines = draws_for(1 - level, claims), []
@@ -238,7 +239,7 @@ def _warn(table: xr.Dataset, level: float) -> None:
         )
         lines.append(f"{said}; {cure}")
     if lines:
-        warnings.warn(f"Too few sets for a level of {1 - level:.2g}. " + " ".join(lines), stacklevel=4)
+        warnings.warn(f"Too few sets for a level of {1 - level:.2g}. " + " ".join(lines), stacklevel=stack)
 
 
 @neutral()
@@ -324,7 +325,7 @@ def effect(
         routes=routes, control=_control(model, control), clusters=clusters, renormalise=renormalise,
         batch_size=batch_size, draws=draws, level=level, seed=seed,
     )  # fmt: skip
-    _warn(found.data.expand_dims(claim=["the claim"]), level)
+    _warn(found.data.expand_dims(claim=["the claim"]), level, 4)
     return found
 
 
@@ -489,6 +490,7 @@ def effects(
         for name, (inputs, experts) in claims.items()
     ]
     table = described(_table(list(claims), [x.data for x in found], smallest, level), VARIABLES)
+    _warn(table, level, 4)
     return derived("routing.effects", table.assign_attrs(chart="forest"), *found, smallest=smallest, level=level)
 
 

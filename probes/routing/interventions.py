@@ -1,4 +1,4 @@
-"""Doing something to the routing: drop, replace, force, steer or jitter.  What it costs: :mod:`probes.routing.costs`."""
+"""Act on the routing: drop, replace, force, steer or jitter.  What it costs is told by :mod:`probes.routing.costs`."""
 
 from __future__ import annotations
 
