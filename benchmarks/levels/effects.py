@@ -71,9 +71,9 @@ def table(rng: np.random.Generator, smallest: float = 0.0, **settings: Any) -> x
         return judged(claimed(rng, **settings), smallest=smallest, draws=DRAWS)
 
 
-def p_of_sets(rng: np.random.Generator, **settings: Any) -> list[bool]:
+def p_of_sets(rng: np.random.Generator, **settings: Any) -> float:
     (costs,) = claimed(rng, claims=1, **settings).values()
-    return [bool(costs.told(draws=20)["p_random"] <= LEVEL)] if len(costs.others) else []
+    return float(costs.told(draws=20)["p_random"] <= LEVEL) if len(costs.others) else math.nan
 
 
 def any_star(rng: np.random.Generator, **settings: Any) -> bool:
