@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from probes.results import family, ran
+from probes.routing.duplicates import near_duplicates, said
 from probes.routing.interventions import Experts, by_block, checked, intervene, listed
 from probes.routing.matched import alike
 from workbench.anatomy.moe import moe_of
@@ -76,6 +77,7 @@ REGRET_VARIABLES = {
     "p": about("p of the regret, over documents", "", "low", "p", "regret"),
     **family("regret_best", about("loss less that under each document's best random route", NATS, "low"), *ENDS),
 }
+Clusters = Sequence[Any] | Literal[False] | None
 OWN = ("documents", "nll", "experts")
 """Attributes of one claim that are variables of a table of several."""
 
@@ -156,7 +158,7 @@ class Costs:
         excess = self.own - self.others.mean(0) if sets else nothing
         replaced = self.routes.mean(0) if len(self.routes) else nothing
         design = Design(self.clusters, weights=self.tokens)
-        found, said = _intervals(
+        found, how = _intervals(
             design, {"delta": self.own, "excess": excess, "replaced": replaced}, level=level, draws=draws, seed=seed
         )
         found["delta_random"] = ("draw",), self.others.sum(1) / total
@@ -165,7 +167,7 @@ class Costs:
         found["p"] = float(design.max_t(over(excess, self.tokens), level=level, draws=draws, seed=seed).p)
         found["p_random"] = float(p_value(self.own.sum(), self.others.sum(1))) if sets else np.nan
         found["p_random_least"] = 1 / (1 + sets) if sets else np.nan
-        return xr.Dataset(found, attrs={"interval": said})
+        return xr.Dataset(found, attrs={"interval": how})
 
 
 def _intervals(design: Design, nats: Mapping[str, np.ndarray], **settings: Any) -> tuple[dict[str, Any], str]:
@@ -214,8 +216,10 @@ def _table(names: list[str], rows: list[xr.Dataset], smallest: float, level: flo
     table["q"], table["q_random"] = ("claim", fdr(table["p"].values)), ("claim", fdr(table["p_random"].values))
     lower = np.minimum(table["delta_low"], table["excess_low"])
     table["backed"] = (table["q_random"] <= 1 - level + 1e-12) & (lower >= smallest)
-    said = "; ".join(sorted({row.attrs["interval"] for row in rows}))
-    return table.assign_attrs(interval=said, smallest=smallest, level=level)
+    for name in ("interval", "clusters"):
+        if how := sorted({row.attrs[name] for row in rows if name in row.attrs}):
+            table.attrs[name] = "; ".join(how)
+    return table.assign_attrs(smallest=smallest, level=level)
 
 
 def _warn(table: xr.Dataset, level: float, stack: int) -> None:
@@ -231,13 +235,13 @@ def _warn(table: xr.Dataset, level: float, stack: int) -> None:
                 "(caliper=1: experts of any load)."
             )
             continue
-        said = f"{name!r} stands beside {sets} other sets: p_random is {1 / (1 + sets):.2g} or more"
+        short = f"{name!r} stands beside {sets} other sets: p_random is {1 / (1 + sets):.2g} or more"
         if claims > 1:
-            said += f", and q_random {least_q(int(sets), claims):.2g} or more where no other of {claims} claims holds"
+            short += f", and q_random {least_q(int(sets), claims):.2g} or more where no other of {claims} claims holds"
         cure = f"give sets={needed}" if possible >= needed else (
             f"there are {possible} within the caliper: widen it (caliper=1: experts of any load), or make fewer claims"
         )
-        lines.append(f"{said}; {cure}")
+        lines.append(f"{short}; {cure}")
     if lines:
         warnings.warn(f"Too few sets for a level of {1 - level:.2g}. " + " ".join(lines), stacklevel=stack)
 
@@ -253,7 +257,7 @@ def effect(
     sets: int | None = None,
     routes: int = 8,
     control: Model | str | None = None,
-    clusters: Sequence[Any] | None = None,
+    clusters: Clusters = None,
     renormalise: bool = True,
     batch_size: int | None = None,
     draws: int = 2000,
@@ -284,7 +288,8 @@ def effect(
         (:meth:`workbench.Model.untrained`), as delta_untrained and excess_untrained, which takes the memory of the
         model once more, and its passes; or another model (an early checkpoint).
     clusters
-        [document] labels of documents that count as one: near-duplicates, passages of one book.
+        [document] labels of documents that were not sampled independently and count as one: passages of one book.
+        None: near-duplicates (:func:`probes.routing.duplicates.near_duplicates`); False: each document by itself.
     draws, level, seed
         Of intervals and p over documents.
 
@@ -331,26 +336,26 @@ def effect(
 
 def _effect(
     model: Model, inputs: Any, experts: Experts, *, sets: int, loads: xr.DataArray | None, caliper: float, routes: int,
-    control: Model | None, clusters: Sequence[Any] | None, renormalise: bool, batch_size: int | None, draws: int,
+    control: Model | None, clusters: Clusters, renormalise: bool, batch_size: int | None, draws: int,
     level: float, seed: int,
 ) -> Reading:  # fmt: skip
     experts = _asked(model, experts)
     prompts = encode(model, inputs)
-    if clusters is not None and len(clusters) != len(prompts):
-        raise InputError(f"clusters has {len(clusters)} labels for {len(prompts)} documents. Give one for each.")
+    cluster, note = _clusters(prompts, clusters)
     passes = {"caliper": caliper, "renormalise": renormalise, "batch_size": batch_size, "seed": seed}
     costs, extra, plain = _measured(model, prompts, experts, loads=loads, sets=sets, routes=routes, **passes)
-    table = Costs(clusters=clusters, **costs).told(level, draws, seed).assign(extra)
+    table = Costs(clusters=cluster, **costs).told(level, draws, seed).assign(extra)
     table = table.pad(draw=(0, sets - table.sizes["draw"]), constant_values=np.nan)
     if control is not None:
         null, *_ = _measured(control, prompts, experts, loads=None, sets=min(sets, CONTROLS), routes=0, **passes)
         own, others, total = null["own"].sum(), null["others"].sum(1), null["tokens"].sum()
         table["delta_untrained"] = own / total
         table["excess_untrained"] = (own - others.mean()) / total if len(others) else np.nan
-    attrs = {"documents": len(plain), "nll": float(plain.sum() / costs["tokens"].sum()), "experts": json.dumps(experts)}
+    nll = float(plain.sum() / costs["tokens"].sum())
+    attrs = {"documents": len(plain), "nll": nll, "experts": json.dumps(experts), **note}
     settings = {
         "experts": experts, "sets": sets, "routes": routes, "caliper": caliper, "renormalise": renormalise,
-        "loads": loads is not None, "clusters": clusters is not None, "control": control and control.name,
+        "loads": loads is not None, "clusters": _kind(clusters), "control": control and control.name,
         "draws": draws, "level": level, "seed": seed,
     }  # fmt: skip
     return derived("routing.effect", described(table.assign_attrs(attrs), VARIABLES), ran(model, prompts), **settings)
@@ -405,6 +410,22 @@ def _measured(
     return costs, extra, plain
 
 
+def _clusters(prompts: list[Prompt], clusters: Clusters) -> tuple[Any, dict[str, str]]:
+    """[document] the cluster of each, and what an attribute says of it."""
+    if clusters is None:
+        found = near_duplicates(prompt.ids for prompt in prompts)
+        return found, {"clusters": said(found)} if said(found) else {}
+    if clusters is False:
+        return None, {"clusters": "near-duplicate documents were not looked for"}
+    if len(clusters) != len(prompts):
+        raise InputError(f"clusters has {len(clusters)} labels for {len(prompts)} documents. Give one for each.")
+    return clusters, {"clusters": f"{len(prompts)} documents in {len({*map(str, clusters)})} clusters, as given"}
+
+
+def _kind(clusters: Clusters) -> str:
+    return "near-duplicates" if clusters is None else "none" if clusters is False else "as given"
+
+
 def _given(loads: xr.DataArray, like: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Loads of the blocks."""
     if not isinstance(loads, xr.DataArray) or loads.dims != ("block", "expert"):
@@ -434,7 +455,7 @@ def effects(
     smallest: float = SMALLEST,
     sets: int | None = None,
     control: Model | str | None = None,
-    clusters: Mapping[str, Sequence[Any]] | None = None,
+    clusters: Mapping[str, Sequence[Any]] | Literal[False] | None = None,
     level: float = 0.95,
     **settings: Any,
 ) -> Reading:
@@ -450,7 +471,7 @@ def effects(
     control
         As in :func:`effect`; one model for all claims.
     clusters
-        Claim -> [document] labels, as in :func:`effect`.
+        Claim -> [document] labels, as in :func:`effect`, or False.
     level
         Of intervals; and 1 - ``level`` is the false discovery rate of the star.
     settings
@@ -486,7 +507,7 @@ def effects(
         "control": _control(model, control),
     }  # fmt: skip
     found = [
-        _effect(model, inputs, experts, clusters=(clusters or {}).get(name), **given)
+        _effect(model, inputs, experts, clusters=False if clusters is False else (clusters or {}).get(name), **given)
         for name, (inputs, experts) in claims.items()
     ]
     table = described(_table(list(claims), [x.data for x in found], smallest, level), VARIABLES)
@@ -501,7 +522,7 @@ def regret(
     block: int,
     *,
     routes: int = 8,
-    clusters: Sequence[Any] | None = None,
+    clusters: Clusters = None,
     batch_size: int | None = None,
     draws: int = 2000,
     level: float = 0.95,
@@ -520,7 +541,7 @@ def regret(
     routes
         How many random routes.
     clusters
-        [document] labels of documents that count as one.
+        As in :func:`effect`.
     draws, level, seed
         Of intervals and p over documents.
 
@@ -540,13 +561,14 @@ def regret(
     for i in range(routes):
         with intervene(model, force={block: "random"}, seed=seed + i):
             taken.append(_nll(model, prompts, batch_size)[0])
-    random, total, design = np.stack(taken), tokens.sum(), Design(clusters, weights=tokens)
+    cluster, note = _clusters(prompts, clusters)
+    random, total, design = np.stack(taken), tokens.sum(), Design(cluster, weights=tokens)
     settings: dict[str, Any] = {"level": level, "draws": draws, "seed": seed}
     nats = {"regret": plain - random.mean(0), "regret_best": plain - random.min(0)}
-    found, said = _intervals(design, nats, **settings)
+    found, how = _intervals(design, nats, **settings)
     found |= {"nll": plain.sum() / total, "nll_random": ("route", random.sum(1) / total)}
     found["p"] = float(design.max_t(over(nats["regret"], tokens), **settings).p)
-    attrs = {"block": block, "documents": len(plain), "interval": said}
+    attrs = {"block": block, "documents": len(plain), "interval": how} | note
     table = described(xr.Dataset(found, attrs=attrs), REGRET_VARIABLES)
-    settings |= {"clusters": clusters is not None}
+    settings |= {"clusters": _kind(clusters)}
     return derived("routing.regret", table, ran(model, prompts), block=block, routes=routes, **settings)

@@ -262,6 +262,14 @@ def test_clusters_are_those_of_a_claims_documents(model):
     claims = {"a": (own, {1: [0]}), "b": (own, {1: [1]})}
     table = effects(model, claims, sets=1, routes=0, caliper=1, clusters={"a": [0, 0, 1, 1]}, draws=50)
     assert table.data.attrs["interval"] == "t over 2 clusters of documents; t over 4 documents"
+    # Near-duplicates are found.
+    twice = effect(model, [*own, *own], {1: [0]}, sets=1, routes=0, caliper=1, draws=50)
+    assert twice.data.attrs["interval"] == "t over 4 clusters of documents"
+    assert twice.data.attrs["clusters"] == "8 of 8 documents are near-duplicates: 4 clusters"
+    apart = regret(model, [*own, *own], 1, routes=1, clusters=False, draws=50)
+    assert apart.data.attrs["interval"].endswith("over 8 documents")
+    found = regret(model, [*own, *own], 1, routes=1, draws=50)
+    assert found.data.attrs["interval"].endswith("over 4 clusters of documents")
     with pytest.raises(InputError, match="names the claim 'c'"):
         effects(model, claims, clusters={"c": [0]})
     with pytest.raises(InputError, match="2 labels for 4 documents"):
