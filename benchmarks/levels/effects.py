@@ -38,12 +38,12 @@ def together(own: np.ndarray, how: str) -> np.ndarray:
 def claimed(
     rng: np.random.Generator, *, size: int, claims: int, sets: int | None, experts: int = 64, law: str = "normal",
     how: str = "additive", documents: int = 12, blocks: int = 1, caliper: float = 0.5, spread: float = 0.5,
-    planted: int = 0, by_load: bool = False, most: bool = False,
+    planted: int = 0, strength: float = 0.02, by_load: bool = False, most: bool = False,
 ) -> dict[str, Costs]:  # fmt: skip
     """Claims of ``size`` experts drawn at random in each of ``blocks`` blocks; with ``most`` the most used.
 
     ``by_load``: what an expert costs goes with its load.  ``planted``: so many of the claims are of experts that cost
-    0.1 nats a token each.
+    ``strength`` nats a token more.
     """
     tokens = rng.integers(20, 300, documents)
     load = {b: rng.lognormal(0, spread, experts) for b in range(blocks)}
@@ -57,7 +57,7 @@ def claimed(
         each = {b: mean[b][:, None] + rng.normal(0, 0.01, (experts, documents)) for b in load}
         if i < planted:
             for b, chosen in claim.items():
-                each[b][chosen] += 0.1
+                each[b][chosen] += strength
         family = alike(claim, load, caliper)
         others = family.draw(sets or 20 * claims - 1, int(rng.integers(2**31)))
         cost = [together(np.concatenate([each[b][one[b]] for b in load]), how) * tokens for one in (claim, *others)]
@@ -171,7 +171,7 @@ def case(name: str, kind: Any, nominal: float, trial: Any, what: str, where: str
 CASES = [
     *(
         case(
-            f"sets-{size}{'' if blocks == 1 else f'-in-{blocks}'}-{law}", "level", LEVEL,
+            f"p_random.{size}{'' if blocks == 1 else f'-in-{blocks}-blocks'}-{law}-{how}", "level", LEVEL,
             partial(p_of_sets, size=size, sets=19, law=law, how=how, blocks=blocks),
             f"exchangeable experts, claims of {size}{'' if blocks == 1 else f' in each of {blocks} blocks'}, "
             f"costs {law} and {how}", SETS, **more,
@@ -182,40 +182,43 @@ CASES = [
             (4, 1, "skewed", "damped", {}), (2, 3, "normal", "additive", {}), (2, 1, "skewed", "redundant", {}),
         )
     ),
-    case("sets-most-of-a-block", "level", LEVEL, partial(p_of_sets, size=7, experts=8, sets=19, caliper=1, blocks=2),
+    case("p_random.7-of-8", "level", LEVEL, partial(p_of_sets, size=7, experts=8, sets=19, caliper=1, blocks=2),
          "exchangeable experts, claims of 7 of 8 experts in each of two blocks", SETS),
-    case("sets-few", "level", LEVEL, partial(p_of_sets, size=1, experts=24, sets=199, spread=0.2),
+    case("p_random.all-others", "level", LEVEL, partial(p_of_sets, size=1, experts=24, sets=199, spread=0.2),
          "exchangeable experts, one claimed, all of the others taken", SETS),
-    case("star-8-sets", "level", LEVEL, partial(any_star, size=1, claims=1, sets=8),
+    case("backed.8-sets", "level", LEVEL, partial(any_star, size=1, claims=1, sets=8),
          "one claim, 8 sets", STAR, before=0.127),
-    case("star-ten-claims-of-two", "fdr", LEVEL, partial(any_star, size=2, claims=10, sets=None),
+    case("backed.ten-claims", "fdr", LEVEL, partial(any_star, size=2, claims=10, sets=None),
          "ten claims of two exchangeable experts: any star", STAR, before=51 / 60),
-    case("star-ten-claims-19-sets", "fdr", LEVEL, partial(any_star, size=2, claims=10, sets=19),
+    case("backed.ten-claims-19-sets", "fdr", LEVEL, partial(any_star, size=2, claims=10, sets=19),
          "ten claims of two exchangeable experts, 19 sets: any star", STAR, before=32 / 50),
-    case("star-four", "level", LEVEL, partial(any_star, size=4, claims=1, sets=19, law="skewed"),
+    case("backed.four-experts", "level", LEVEL, partial(any_star, size=4, claims=1, sets=19, law="skewed"),
          "one claim of four exchangeable experts, skewed costs", STAR, before=0.25),
-    case("star-load", "fdr", LEVEL,
+    case("backed.costs-by-load", "fdr", LEVEL,
          partial(any_star, size=1, claims=4, sets=None, experts=256, law="skewed", by_load=True),
          "four claims at random where costs go with load", STAR),
-    case("load-caliper-0.25", "level", LEVEL,
+    case("p_random.most-used-caliper-0.25", "level", LEVEL,
          partial(p_of_sets, size=2, sets=19, law="skewed", by_load=True, most=True, caliper=0.25),
          "costs go with load and nothing else, the two most used experts claimed, loads within a quarter", SETS),
-    case("load-caliper-0.5", "level", LEVEL,
+    case("p_random.most-used-caliper-0.5", "level", LEVEL,
          partial(p_of_sets, size=2, sets=19, law="skewed", by_load=True, most=True),
          "the same, loads within a half (the default)", SETS,
          labelled="slots and slots_random: the claim loses more of them, so that part of the excess is the load"),
-    case("star-half-true", "fdr", LEVEL, partial(false_share, size=2, claims=10, planted=5, sets=None),
+    case("backed.half-hold", "fdr", LEVEL, partial(false_share, size=2, claims=10, planted=5, sets=None),
          "five claims of ten hold: share of false stars", STAR),
-    case("star-power", "power", math.nan, partial(found_share, size=2, claims=6, planted=3, sets=None, smallest=1e-3),
-         "three claims of six hold at 0.2 nats a token: share of them starred", STAR),
-    case("star-power-19", "power", math.nan, partial(found_share, size=2, claims=3, planted=3, sets=19, smallest=1e-3),
-         "three claims of three hold, 19 sets: share of them starred", STAR),
-    case("smallest", "level", LEVEL / 2, partial(above_smallest, n=12),
+    case("backed.power-half-hold", "power", math.nan,
+         partial(found_share, size=2, claims=6, planted=3, sets=None, smallest=1e-3),
+         "three claims of six hold: two experts of 0.02 nats a token among 64 of 0 +- 0.01; share of them starred", STAR,
+         before=0.91),
+    case("backed.power-all-hold", "power", math.nan,
+         partial(found_share, size=2, claims=3, planted=3, sets=None, smallest=1e-3),
+         "the same, three claims of three hold", STAR, before=0.82),
+    case("backed.smallest", "level", LEVEL / 2, partial(above_smallest, n=12),
          "a cost that is just the smallest of interest", STAR),
-    case("smallest-skewed", "level", LEVEL / 2, partial(above_smallest, n=40, skewed=True),
+    case("backed.smallest-skewed", "level", LEVEL / 2, partial(above_smallest, n=40, skewed=True),
          "a cost that is just the smallest of interest, skewed over documents", STAR),
     *(
-        case(f"delta-{name}", "coverage", 0.95, partial(covers, **settings), f"documents of unequal length: {what}",
+        case(f"delta.{name}", "coverage", 0.95, partial(covers, **settings), f"documents of unequal length: {what}",
              "probes.routing.effects: delta_low, delta_high")
         for name, what, settings in (
             ("5-documents", "5 documents", {"n": 5}), ("24-documents", "24 documents", {"n": 24}),
@@ -223,7 +226,7 @@ CASES = [
         )
     ),
     *(
-        case(f"p-{name}", "level", LEVEL, partial(p_of_documents, **settings), f"excess over documents: {what}",
+        case(f"p.{name}", "level", LEVEL, partial(p_of_documents, **settings), f"excess over documents: {what}",
              "probes.routing.effects: p", **more)
         for name, what, settings, more in (
             ("12-documents", "symmetric, 12 documents", {"n": 12}, {}),
@@ -231,9 +234,9 @@ CASES = [
             ("copies", "12 documents, each four times, told as clusters", {"n": 12, "copies": 4}, {}),
         )
     ),
-    case("untrained", "fdr", LEVEL, partial(untrained, chosen="at random", smallest=0.0),
+    case("backed.untrained", "fdr", LEVEL, partial(untrained, chosen="at random", smallest=0.0),
          "models that have learned nothing, three claims at random, no smallest effect: any star", STAR,
          before=7 / 18, quick=4, full=200),
-    case("untrained-by-load", "fdr", LEVEL, partial(untrained, chosen="by load", smallest=1e-3),
+    case("backed.untrained-by-load", "fdr", LEVEL, partial(untrained, chosen="by load", smallest=1e-3),
          "models that have learned nothing, each label's most used experts: any star", STAR, quick=4, full=200),
 ]  # fmt: skip
