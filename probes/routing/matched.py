@@ -34,11 +34,12 @@ class Family:
 
     Notes
     -----
-    If the experts of a pool are exchangeable, the claim is as likely to be any set of the family as any other, so that
-    the rank of its cost among sets drawn evenly from the family (without replacement, the claim left out) is even as
-    well: p = (1 + sets that cost as much) / (1 + sets) is valid for claims of any size (a permutation test with random
-    permutations; Phipson & Smyth 2010).  That needs sets which may share experts with the claim.  Sets of other experts
-    alone are more alike among themselves than like the claim, and p of a claim of several experts is too small.
+    Permutations of experts within pools take the claim to each set of the family, equally often.  If the experts of a
+    pool are exchangeable (what one costs does not depend on whether it is claimed), all ranks of the claim's cost among
+    sets drawn evenly from the family, without replacement, are as likely: p = (1 + sets that cost as much) / (1 + sets)
+    is valid for claims of any size (Phipson & Smyth 2010).  That needs sets which may share experts with the claim.
+    Sets of other experts alone are more alike among themselves than like the claim, and p of a claim of several experts
+    is too small.
     """
 
     pools: tuple[Pool, ...]
@@ -93,8 +94,8 @@ def alike(experts: Mapping[int, Sequence[int]], loads: Mapping[int, np.ndarray],
     -------
     Family
         An expert may stand for a claimed one if their loads are within the caliper.  Claimed experts that some expert
-        may both stand for share a pool: a caliper of each expert, and not of the sum over the set, keeps the family the
-        same whichever of its sets is the claim, and so p exact.
+        may both stand for share a pool.  (A caliper of the sum over the set would leave sets that no permutation of
+        experts takes into each other, and p would not be exact.)
 
     Raises
     ------
