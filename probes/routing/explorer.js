@@ -22,7 +22,7 @@ const line = (e) => LINES[Math.floor(e / 8) % 4]; // beyond eight experts, hues 
 export default explorer("routing", STYLE, ({ payload: p, root, tell, announce }) => {
   const B = p.blocks.length, E = p.experts, L = p.labels.length;
   const shares = decode(p.share), low = p.low && decode(p.low), high = p.low && decode(p.high);
-  const chance = [decode(p.chance_low), decode(p.chance_high)], largest = decode(p.largest);
+  const chance = [decode(p.chance_low), decode(p.chance_high)], tested_p = decode(p.difference_p);
   const cell = (l, b, e) => (l * B + b) * E + e;
   const state = { label: 0, compare: -1, doc: [null, null], block: B - 1, expert: -1, token: [-1, -1], last: 0, hover: null };
 
@@ -59,13 +59,9 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
 
   const within = (l, b, e) => { const x = shares[cell(l, b, e)]; return x >= chance[0][l * B + b] && x <= chance[1][l * B + b]; };
   const gap = (b, e) => shares[cell(state.label, b, e)] - shares[cell(state.compare, b, e)];
-  function beyond(x) { // family-wise p of a difference between the two labels; NaN: not tested
+  function beyond(b, e) { // family-wise p of the difference between the two labels; NaN: not tested
     const pair = p.pairs.findIndex(([a, b]) => a === Math.min(state.label, state.compare) && b === Math.max(state.label, state.compare));
-    if (pair < 0) return NaN;
-    const n = largest.length / p.pairs.length;
-    let reach = 1;
-    for (let i = 0; i < n; i++) if (largest[pair * n + i] >= Math.abs(x) - 1e-4) reach++; // ties as rounded
-    return reach / (n + 1);
+    return pair < 0 || !(e < p.exists[b]) ? NaN : tested_p[cell(pair, b, e)];
   }
 
   let drawn = "";
@@ -95,11 +91,11 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
     });
     if (two) {
       titles[2].textContent = `${p.names[state.label]} less ${p.names[state.compare]}`;
-      const tested = !Number.isNaN(beyond(0));
+      const tested = p.exists.some((n, b) => Array.from({ length: n }, (_, e) => beyond(b, e)).some((x) => !Number.isNaN(x)));
       heats[2].fill({
         rows, columns, title: "expert", wide: 28, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
-          const b = B - 1 - r, x = e < p.exists[b] ? gap(b, e) : NaN, test = beyond(x);
+          const b = B - 1 - r, x = e < p.exists[b] ? gap(b, e) : NaN, test = beyond(b, e);
           return { fill: tint("diverging", x / (reach[1] || 1)), mark: test > 0.05 ? "hatch" : null, title: `block ${p.blocks[b]}, expert ${e}: ${say(100 * x, 1)} points, p ${say(test, 3)}` };
         },
       });
@@ -114,7 +110,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
     const one = (l) => `${p.names[l]} ${share(shares[cell(l, b, e)])} ${low ? `[${share(low[cell(l, b, e)])}, ${share(high[cell(l, b, e)])}]` : ""}, chance ${share(chance[0][l * B + b])} to ${share(chance[1][l * B + b])}`;
     const said = [`block ${p.blocks[b]}, expert ${e}`, one(state.label)];
     if (state.compare >= 0) {
-      const test = beyond(gap(b, e));
+      const test = beyond(b, e);
       said.push(one(state.compare), `difference ${say(100 * gap(b, e), 1)} points${Number.isNaN(test) ? ", not tested" : `, p = ${say(test, 3)} over all blocks and experts`}`);
     }
     facts.textContent = said.join(" · ");

@@ -82,10 +82,10 @@ def payload(
     used = usage(found.source)
     left_out: list[str] = []
     n = len(found.names)
-    pairs, largest = [], np.zeros((0, 0))
+    pairs, tested_p = [], np.zeros((0, *found.count.shape[1:]))
     if 1 < n <= MOST_LABELS and not found.mixed:
         pairs = list(itertools.combinations(range(n), 2))
-        largest = differences(found.source)["difference_shuffled"].values
+        tested_p = differences(found.source, draws=999)["difference_p"].values
     if found.mixed and len(found.names) > 1:
         left_out.append("tests of differences (labels are by token, and cannot be shuffled among documents)")
     elif len(found.names) > MOST_LABELS:
@@ -109,7 +109,7 @@ def payload(
         "chance_low": decimals(used["band_low"].values[kept], 4),
         "chance_high": decimals(used["band_high"].values[kept], 4),
         "pairs": [[where[i] for i in pairs[k]] for k in tested],
-        "largest": decimals(largest[tested], 4),
+        "difference_p": decimals(tested_p[tested], 3),
     }
     if weight(shown) + 2 * weight(shown["share"]) < 0.6 * limit:
         shown |= {end: decimals(used[f"share_{end}"].values[kept], 4) for end in ("low", "high")}

@@ -257,7 +257,11 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
             },
             text=[str(j) for j in own], hovertemplate="expert %{text}: %{y:.4f}<extra></extra>",
         )  # fmt: skip
-    figure.add_hline(y=float(table["threshold"][at]), line={"dash": "dash", "width": 1})
+    figure.add_scatter(
+        x=list(range(len(order))), y=table["threshold"].values[at][order], mode="markers", name="threshold",
+        marker={"symbol": ["line-ew-open"] * len(order), "size": 14},
+        text=[str(j) for j in order], hovertemplate="expert %{text}: threshold %{y:.4f}<extra></extra>",
+    )  # fmt: skip
     figure.update_xaxes(title_text="expert", tickvals=list(range(len(order))), ticktext=[str(j) for j in order])
     figure.update_yaxes(title_text="highest less second share", rangemode="tozero")
     return _sized(figure, 200 + 22 * len(order), 360)

@@ -16,6 +16,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from probes.results import family, ran
+from probes.routing.duplicates import near_duplicates, said
+from probes.routing.measures.documents import intervals
 from probes.routing.tracer import document_labels, numbered
 from workbench.anatomy.moe import Call, MoE, moe_of
 from workbench.engine.hooks import neutral, tensors
@@ -25,7 +27,7 @@ from workbench.inputs import Batch, encode
 from workbench.readers import Output, Plan, Rows, Tap
 from workbench.reading import Reading, derived
 from workbench.readout import Readout
-from workbench.stats import bootstrap_interval, js_divergence, over, p_value
+from workbench.stats import Design, js_divergence, over, p_value
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -74,8 +76,8 @@ def contributions(
 
     Returns:
         [label, block, expert], sizes as Euclidean norms in the units of the stream, NaN for experts without a token:
-        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with bootstrap over
-        documents, within labels (_low, _high).  total: sum of weight * |f(x)|; count: slots.
+        reap: mean of weight * |f(x)| (REAP, arXiv 2510.13999); norm: mean of |f(x)|; both with an interval
+        over documents (_low, _high).  total: sum of weight * |f(x)|; count: slots.
     """
     prompts, layers = encode(model, inputs), layers_of(model, blocks)
     names, of = np.unique(document_labels(labels, len(prompts), "documents"), return_inverse=True)
@@ -96,20 +98,22 @@ def contributions(
     output = Output(("prompt", "statistic", "block", "expert"), dtype=np.float64, combine="sum")
     coords = {"statistic": 3, "block": len(layers), "expert": experts}
     sums = observed(model, prompts, Plan(taps, {"sums": output}, observe, coords), batch_size=batch_size)["sums"]
-    found: dict[str, list[Any]] = {}
-    for label in range(len(names)):
-        mass, size, count = sums[of == label].swapaxes(0, 1)
-        for name, values in (("reap", mass), ("norm", size)):
-            for end, value in zip(("", "_low", "_high"), ratio(values, count, draws, level, seed), strict=True):
-                found.setdefault(name + end, []).append(value)
-        found.setdefault("total", []).append(mass.sum(0))
-        found.setdefault("count", []).append(count.sum(0).astype(int))
-    table = xr.Dataset(
-        {name: (("label", "block", "expert"), np.stack(value)) for name, value in found.items()},
-        {"label": names.astype(object), "block": [x.block for x in layers], "expert": np.arange(experts)},
-        {"documents": len(prompts)},
-    )
+    mass, size, count = sums.swapaxes(0, 1)
+    cluster = near_duplicates(p.ids for p in prompts)
     settings = {"draws": draws, "level": level, "seed": seed}
+    found, methods = {}, {}
+    for name, values in (("reap", mass), ("norm", size)):
+        own, methods[name] = ratio(name, values, count, Design(cluster), by=of, **settings)
+        found |= own
+    by_label = np.eye(len(names))[of].T
+    found["total"] = np.tensordot(by_label, mass, 1)
+    found["count"] = np.tensordot(by_label, count, 1).astype(int)
+    attrs = {"documents": len(prompts), **intervals(methods)} | ({"clusters": said(cluster)} if said(cluster) else {})
+    table = xr.Dataset(
+        {name: (("label", "block", "expert"), value) for name, value in found.items()},
+        {"label": names.astype(object), "block": [x.block for x in layers], "expert": np.arange(experts)},
+        attrs,
+    )
     return derived("routing.contributions", described(table, VARIABLES), ran(model, prompts), **settings)
 
 
@@ -299,8 +303,13 @@ def same(model: Model, layer: MoE, whole: Tensor, total: Tensor, what: str, of: 
 
 
 def ratio(
-    above: np.ndarray, below: np.ndarray, draws: int, level: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratio of sums over documents [documents, ...] and its interval when documents are drawn again."""
-    low, high = bootstrap_interval(over(above, below), below, level=level, draws=draws, seed=seed)
-    return over(above.sum(0), below.sum(0)), low, high
+    name: str, above: np.ndarray, below: np.ndarray, design: Design, *, by: np.ndarray | None = None,
+    draws: int, level: float, seed: int,
+) -> tuple[dict[str, np.ndarray], str]:  # fmt: skip
+    """Ratio of sums over documents [document, ...] with its interval, by name, and how that was made.
+
+    ``by``: of groups of documents, [document].
+    """
+    weighed = Design(design.cluster, weights=below)
+    ends = weighed.bootstrap(over(above, below), by=by, level=level, draws=draws, seed=seed, bounds=(0, np.inf))
+    return {name: ends.value, f"{name}_low": ends.low, f"{name}_high": ends.high}, ends.said("documents")

@@ -10,6 +10,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from probes.results import family, ran
+from probes.routing.duplicates import near_duplicates, said
+from probes.routing.measures.documents import intervals
 from probes.routing.outputs import Blocks, layers_of, ratio, same
 from workbench.anatomy.moe import MoE
 from workbench.engine.hooks import tensors
@@ -18,6 +20,7 @@ from workbench.errors import Refused
 from workbench.inputs import Batch, encode
 from workbench.readers import Output, Plan, Rows, Tap
 from workbench.reading import Reading, derived
+from workbench.stats import Design
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -85,11 +88,13 @@ def shared(
     own, routed, gate, tokens = sums
     found: dict[str, Any] = {}
     means = {"shared": (own, tokens), "routed": (routed, tokens), "ratio": (own, routed), "gate": (gate, tokens)}
-    for name, (over, under) in means.items():
-        for end, value in zip(("", "_low", "_high"), ratio(over, under, draws, level, seed), strict=True):
-            found[name + end] = (("block",), value)
-    table = xr.Dataset(found, {"block": [x.block for x in layers]}, {"documents": len(prompts)})
+    cluster, methods = near_duplicates(p.ids for p in prompts), {}
     settings = {"draws": draws, "level": level, "seed": seed}
+    for name, (over, under) in means.items():
+        ends, methods[name] = ratio(name, over, under, Design(cluster), **settings)
+        found |= {end: (("block",), value) for end, value in ends.items()}
+    attrs = {"documents": len(prompts), **intervals(methods)} | ({"clusters": said(cluster)} if said(cluster) else {})
+    table = xr.Dataset(found, {"block": [x.block for x in layers]}, attrs)
     return derived("routing.shared", described(table, VARIABLES), ran(model, prompts), **settings)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from probes.routing.duplicates import near_duplicates
 from probes.routing.tracer import RoutingTracer, assembled, document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
@@ -128,15 +129,27 @@ class Trace:
             yield load_file(self.folder.path(name))
 
     def reading(self, labels: Sequence[Any] | None = None) -> Reading:
-        """The counts of :class:`RoutingTracer`, under these labels or those of the trace; memory is one shard's."""
+        """The counts of :class:`RoutingTracer`, under these labels or those of the trace.
+
+        Memory is one shard's, and the token ids (by which near-duplicates are known).
+        """
         a = self.about
         given = a["labels"] if labels is None else labels
+        ids = [np.zeros(0, np.int32)] * a["documents"]
+
+        def shards() -> Iterator[dict[str, np.ndarray]]:
+            for shard in self.shards():
+                for document in np.unique(shard["document"]).tolist():
+                    ids[document] = shard["token"][shard["document"] == document]
+                yield shard
+
         found = counted(
-            self.shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
+            shards(), a["documents"], given, a["blocks"], a["experts"], a["top_k"], model=a["model"],
             modules=a["modules"], n_layers=a.get("n_layers"),
         )  # fmt: skip
         if "unknown" in a:
             found.data["document_unknown"] = (("prompt",), np.array(a["unknown"]))
+        found.data["document_cluster"] = (("prompt",), near_duplicates(ids))
         return found
 
 

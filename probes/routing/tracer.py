@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.routing.duplicates import near_duplicates
 from workbench.anatomy.moe import MoE, moe_of
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
@@ -38,6 +39,7 @@ VARIABLES = {
     "document_gate": about("mean statistics of the gate in the document"),
     "document_label_count": about("tokens of the label in the document", "tokens", role="count", of="document_count"),
     "document_unknown": about("share of unknown tokens in the document", better="low"),
+    "document_cluster": about("number that near-duplicate documents share", role="label", of="document_count"),
     "part_count": about("slots of the part in which the expert was applied", "slots"),
     "part_weight": about("sum of the weights applied in the part"),
     "part_probability": about("mean gate probability in the part"),
@@ -85,6 +87,7 @@ class RoutingTracer(Reader):
             of a document are not independent: whatever is inferred is inferred over documents.
         document_label_count [prompt, label]: tokens of each label in each document.
         document_unknown [prompt]: share of tokens that are the tokenizer's unknown one.
+        document_cluster [prompt]: near-duplicate documents share a number; measures draw and shuffle them together.
         part_count, part_weight [part, block, expert], part_prompt, part_label [part]: where labels are by token, the
             tokens of one label in one document.
         usage_probability [label, block, expert], gate_entropy [label, block] (nats), document_probability (mean over
@@ -304,7 +307,11 @@ class _Traced:
                 variables["part_probability"] = (("part", *three), p / tokens.clip(1).reshape(-1, 1, 1))
                 variables["part_gate"] = (("part", "block", "statistic"), gate / tokens.clip(1).reshape(-1, 1, 1))
         unknown = [unknown_share(self.run.model.tokenizer, p.ids) for p in self.run.prompts]
-        return {**variables, "document_unknown": (("prompt",), np.array(unknown))}
+        return {
+            **variables,
+            "document_unknown": (("prompt",), np.array(unknown)),
+            "document_cluster": (("prompt",), near_duplicates(p.ids for p in self.run.prompts)),
+        }
 
 
 def assembled(

@@ -399,26 +399,19 @@ def _strong(routing, prompt):
     return np.take_along_axis(ids, np.argsort(-weight.astype(float), -1, kind="stable"), -1)
 
 
-def test_differences_are_tested_against_every_shuffle_of_documents():
-    """Two documents against two: all six ways to deal labels out, written out."""
-    from probes.routing import RoutingTracer
-    from probes.routing.measures.documents import Documents
+def test_differences_are_tested_for_all_blocks_and_experts_of_a_pair():
+    from probes.routing import RoutingTracer, measures
     from workbench.organisms.polyglot.grammar import documents
 
-    texts = [*documents(2, "a", seed=3), *documents(2, "b", seed=3)]
+    texts = [*documents(6, "a", seed=3), *documents(6, "c", seed=3)]
     reading = workbench.read(
-        workbench.load("organism:polyglot"), texts, RoutingTracer(labels=list("aabb")), progress=False
+        workbench.load("organism:polyglot"), texts, RoutingTracer(labels=[*"aaaaaacccccc"]), progress=False
     )
     shown = view("routing").payload(reading)
-    count = Documents(reading).count
-
-    def largest(first):
-        rest = [i for i in range(4) if i not in first]
-        gaps = [own / own.sum(-1, keepdims=True) for own in (count[list(first)].sum(0), count[rest].sum(0))]
-        return np.abs(gaps[0] - gaps[1]).max()
-
-    every = {round(largest(first), 4) for first in itertools.combinations(range(4), 2)}
-    assert set(np.round(numbers(shown["largest"]), 4)) == every
+    table = measures.differences(reading, draws=999)
+    p = numbers(shown["difference_p"])
+    np.testing.assert_allclose(p, table["difference_p"].values.ravel(), atol=6e-4)
+    assert p.min() < 0.05 and shown["pairs"] == [[0, 1]]
     assert shown["left_out"] == ["each token's experts (the reading was made without trace=True)"]
 
 
@@ -465,8 +458,8 @@ def test_routing_answers_to_keys_and_says_what_the_data_says(pages, routing):
     a, c = (share[x][0] / share[x].sum() for x in "ac")
     assert f"difference {100 * (round(a, 4) - round(c, 4)):.1f} points" in out["facts"] and "chance" in out["facts"]
     shown = view("routing").payload(routing)
-    null = numbers(shown["largest"]).reshape(3, -1)[shown["pairs"].index([0, 2])]
-    p = (1 + (null >= abs(round(a, 4) - round(c, 4)) - 1e-4).sum()) / (1 + null.size)
+    cells = (3, *data["usage_count"].shape[1:])
+    p = numbers(shown["difference_p"]).reshape(cells)[shown["pairs"].index([0, 2]), 2, 0]
     assert f"p = {p:.3f}" in out["facts"] and f"p {p:.3f}" in out["label"]
     assert out["documents"].startswith("13: ") and out["labels"] == "c"
     assert out["numbers"] == [str(e) for e in _strong(routing, 13)[0, :, 0]]

@@ -399,9 +399,12 @@ class Design:
         """[draws, ...] of a statistic of blocks [draws, row], in parts that fit in memory."""
         found: list[np.ndarray] = []
         for times in blocks:
-            size = max(self.rows, found[0][0].size if found else AT_ONCE)
-            step = max(1, AT_ONCE // size)
-            found += [np.asarray(statistic(times[i : i + step])) for i in range(0, len(times), step)]
+            start = 0
+            while start < len(times):
+                # One draw first, to see how large its result is.
+                step = max(1, AT_ONCE // max(self.rows, found[0][0].size)) if found else 1
+                found.append(np.asarray(statistic(times[start : start + step])))
+                start += step
         return np.concatenate(found)
 
     def jackknife(self, what: ArrayLike | Statistic, *, by: np.ndarray | None = None) -> Jackknife:
@@ -446,7 +449,9 @@ class Design:
         strata = list(self._strata())
         for own in strata:
             left_out = self._left_out(own, max(FEW, GROUPS // len(strata)))
-            blocks = (1.0 - (left_out[None, self.cluster] == g) for g in range(left_out.max() + 1))
+            number = np.arange(left_out.max() + 1)
+            parts = np.array_split(number, math.ceil(len(number) * self.rows / AT_ONCE))
+            blocks = (1.0 - (left_out[self.cluster] == part[:, None]) for part in parts)
             without = self._applied(statistic, blocks)
             n = len(without)
             if n == 1:

@@ -4,7 +4,8 @@
     gram(model)  prototypes(model)                              what it routes by
     compare(model, texts, labels, oracle)  weighted(model, ..)  what it is worth beside other weights
 
-Tokens of one document are not independent: intervals (``_low``, ``_high``; ``level``) are over documents drawn again.
+Tokens of one document are not independent: intervals (``_low``, ``_high``; ``level``) are over documents, of which
+near-duplicates count as one (``clusters=``: those of your own; False: none).
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from torch import Tensor, nn
 
 from probes.results import family, of_weights, ran
 from probes.routing.adapters.tracing import adapter_names, mixed, oracle_adapters, projections
+from probes.routing.duplicates import near_duplicates, said
 from probes.routing.costs import document_nll
+from probes.routing.measures.contrast import Contrast, Shares, against_mean, warn_of
+from probes.routing.measures.documents import Clusters, clustered, intervals
 from probes.routing.tracer import document_labels
 from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.model import Model
 from workbench.reading import Reading, derived
-from workbench.stats import fdr, p_value, quantiles
+from workbench.stats import Design, Interval, fdr, over, p_value
 from workbench.variables import about, described
 
 ENDS = ("low", "high")
@@ -72,9 +76,9 @@ VARIABLES = {
 
 
 class _Documents:
-    """Documents of a reading, drawn again with replacement within labels."""
+    """Documents of a reading: their labels, and intervals over them."""
 
-    def __init__(self, reading: Reading, draws: int, level: float, seed: int) -> None:
+    def __init__(self, reading: Reading, draws: int, level: float, seed: int, clusters: Any = None) -> None:
         self.settings: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
         self.reading, self.data = reading, reading.data
         data = self.data
@@ -84,41 +88,49 @@ class _Documents:
         if not self.tokens.all():
             raise InputError(f"Document {int(self.tokens.argmin())} has no token that was read. Leave it out.")
         self.names, self.adapters = (data[n].values.tolist() for n in ("label", "adapter"))
+        self.cluster, self.said = clustered(data, clusters)
+        self.design = Design(self.cluster, weights=self.tokens)
+        self.methods: dict[str, str] = {}
 
-    def mean(self, values: np.ndarray, label: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        """Means over the tokens of documents [prompt, ...] -> over those of labels [label, ...]."""
-        by = (label == np.arange(len(self.names))[:, None]) * (picked * self.tokens)
-        return np.tensordot(by / by.sum(1, keepdims=True), values, 1)
+    def means(self, name: str, dims: tuple[str, ...], values: np.ndarray) -> dict[str, Any]:
+        """Means [label, ...] over tokens of documents' values [prompt, ...], with their intervals."""
+        return self._ends(name, dims, self.design.bootstrap(values, by=self.label, **self.settings))
 
-    def estimate(self, name: str, dims: tuple[str, ...], statistic: Callable[..., np.ndarray]) -> dict[str, Any]:
-        """A statistic(label, times drawn) with its interval; NaN bounds where a label has one document."""
-        rng, once = np.random.default_rng(self.settings["seed"]), np.ones(len(self.label))
-        value = statistic(self.label, once)
-        low = high = np.full(np.shape(value), np.nan)
-        groups = [np.flatnonzero(self.label == i) for i in range(len(self.names))]
-        if min(map(len, groups)) > 1:
-            found = []
-            for _ in range(self.settings["draws"]):
-                drawn = np.concatenate([rng.choice(own, len(own)) for own in groups])
-                found.append(statistic(self.label, np.bincount(drawn, minlength=len(once)).astype(float)))
-            low, high = quantiles(np.array(found), self.settings["level"])
-        return {name: (dims, value), f"{name}_low": (dims, low), f"{name}_high": (dims, high)}
+    def estimate(
+        self, name: str, dims: tuple[str, ...], statistic: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, Any]:
+        """A statistic of how often documents are there, [draws, prompt] -> [draws, ...], with its interval."""
+        pure = len(np.unique(self.cluster * len(self.names) + self.label)) == len(np.unique(self.cluster))
+        design = Design(self.cluster, self.label if pure else None)
+        return self._ends(name, dims, design.bootstrap(statistic, **self.settings))
+
+    def by_label(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """[draws, label, ...] means over tokens."""
+        there = np.where(self.label == np.arange(len(self.names))[:, None], times[:, None] * self.tokens, 0)
+        return np.tensordot(over(there, there.sum(-1, keepdims=True)), values, 1)
+
+    def _ends(self, name: str, dims: tuple[str, ...], found: Interval) -> dict[str, Any]:
+        self.methods[name] = found.said("documents")
+        return {name: (dims, found.value), f"{name}_low": (dims, found.low), f"{name}_high": (dims, found.high)}
 
     def table(self, measure: str, variables: dict[str, Any], chart: str | None = None, **coords: Any) -> Reading:
         own = {n: self.data[n] for n in ("label", "adapter", "projection", "stage", "block", "kind")}
-        attrs = {"documents": len(self.label)} | ({"chart": chart} if chart else {})
+        attrs = {"documents": len(self.label)} | ({"chart": chart} if chart else {}) | intervals(self.methods)
+        attrs |= {"clusters": self.said} if self.said else {}
         data = xr.Dataset(variables, {**own, **coords}, attrs)
         return derived(f"adapters.{measure}", described(data, VARIABLES), self.reading, **self.settings)
 
 
-def usage(reading: Reading, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def usage(
+    reading: Reading, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """The reading's weight, chosen and entropy by label, with intervals over documents within labels.
 
     weight, chosen [label, projection, adapter] and their null 1/N (share_null); entropy [label, projection, stage] in
     nats, entropy_null (ln N, ln k) and entropy_random as in the reading; mean_weight, mean_chosen [label, adapter] and
     mean_entropy [label, stage]: over projections; oracle_adapter [label], where it is known.
     """
-    documents = _Documents(reading, draws, level, seed)
+    documents = _Documents(reading, draws, level, seed, clusters)
     found: dict[str, Any] = {
         "share_null": 1 / len(documents.adapters),
         "entropy_null": reading.data["routing_entropy_uniform"],
@@ -130,55 +142,70 @@ def usage(reading: Reading, *, draws: int = 500, level: float = 0.95, seed: int 
             (values, "", ("label", "projection", last)),
             (values.mean(1), "mean_", ("label", last)),
         ):
-            found |= documents.estimate(prefix + name, dims, lambda a, b, v=of: documents.mean(v, a, b))
+            found |= documents.means(prefix + name, dims, of)
     if "oracle_adapter" in reading:
         found["oracle_adapter"] = reading["oracle_adapter"]
     return documents.table("usage", found, chart="adapters")
 
 
-def oracle_rate(reading: Reading, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def oracle_rate(
+    reading: Reading, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How often a label's tokens go to the adapter that was trained for it, and with what weight.
 
     rate (share of tokens whose largest weight is their own adapter's) and probability (their mean weight for it)
     [label, projection], each with interval, and two nulls: _null, 1/N; and labels shuffled among documents (_shuffled,
     their mean; _p and _q, the false discovery rate over all cells), which an adapter that is everyone's favourite does
-    not pass.  mean_rate, mean_probability: over labels and projections.  (MTTL's ``expert_p``.)
+    not pass.  mean_rate, mean_probability: over labels and projections.  (MTTL's ``expert_p``.)  p is of how far a
+    label is above the mean of all labels, in standard errors
+    (:class:`probes.routing.measures.contrast.Contrast`), so that documents of labels may differ in number and length.
     """
-    documents = _Documents(reading, draws, level, seed)
+    documents = _Documents(reading, draws, level, seed, clusters)
     if "oracle_adapter" not in reading.data:
         raise InputError("The reading knows no label's own adapter. Trace with oracle={label: adapter}.")
     own, n = reading.data["oracle_adapter"].values, len(documents.names)
+    labels, two = np.arange(n), ("label", "projection")
     found: dict[str, Any] = {}
     for name, source in (("rate", "chosen"), ("probability", "weight")):
-        values = reading.data[f"document_{source}"].values.astype(float)[..., own]
+        values = reading.data[f"document_{source}"].values.astype(float)
 
-        def statistic(label: np.ndarray, picked: np.ndarray, values: np.ndarray = values) -> np.ndarray:
-            return np.diagonal(documents.mean(values, label, picked), axis1=0, axis2=2).T
+        def cells(shares: np.ndarray) -> np.ndarray:
+            """[draws, label, projection, adapter] -> [draws, label, projection], of each label's own."""
+            return shares[:, labels, :, own].swapaxes(0, 1)
 
-        def mean(label: np.ndarray, picked: np.ndarray, cells: Callable[..., Any] = statistic) -> np.ndarray:
-            return cells(label, picked).mean()
+        def mean(times: np.ndarray, values: np.ndarray = values, cells: Callable = cells) -> np.ndarray:
+            return cells(documents.by_label(values, times)).mean((1, 2))
 
-        rng, once = np.random.default_rng(seed + 1), np.ones(len(documents.label))
-        null = np.stack([statistic(rng.permutation(documents.label), once) for _ in range(draws)])
+        def both(shares: Shares, cells: Callable = cells) -> np.ndarray:
+            return np.stack([cells(against_mean(shares)), cells(shares.share)], 1)
+
         # With one label there is nothing to shuffle.
-        p = p_value(statistic(documents.label, once), null) if n > 1 else np.full(null.shape[1:], np.nan)
-        mean_p = p_value(mean(documents.label, once), null.mean((1, 2))) if n > 1 else np.nan
-        two = ("label", "projection")
-        found |= documents.estimate(name, two, statistic)
+        tokens = documents.tokens.astype(float)
+        total = np.broadcast_to(tokens[:, None], values.shape[:2])
+        contrast = Contrast(
+            values * tokens[:, None, None], total, tokens, documents.label, documents.cluster, fixed=n < 2
+        )
+        observed, null = contrast.test(both, draws, seed + 1)
+        p = p_value(observed[0], null[:, 0])
+        found |= documents.means(name, two, values[np.arange(len(values)), :, own[documents.label]])
         found |= documents.estimate(f"mean_{name}", (), mean)
-        found |= {f"{name}_null": 1 / len(documents.adapters), f"{name}_shuffled": (two, null.mean(0))}
-        found |= {f"{name}_p": (two, p), f"{name}_q": (two, fdr(p)), f"mean_{name}_p": mean_p}
+        found |= {f"{name}_null": 1 / len(documents.adapters), f"{name}_shuffled": (two, null[:, 1].mean(0))}
+        found |= {f"{name}_p": (two, p), f"{name}_q": (two, fdr(p))}
+        found[f"mean_{name}_p"] = p_value(observed[0].mean(), null[:, 0].mean((1, 2)))
+        warn_of(f"{name}_q", draws, int((~np.isnan(p)).sum()), contrast.ways())
     return documents.table("oracle_rate", found)
 
 
-def agreement(reading: Reading, *, draws: int = 200, level: float = 0.95, seed: int = 0) -> Reading:
+def agreement(
+    reading: Reading, *, clusters: Clusters = None, draws: int = 200, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How often two projections give a token's largest weight to the same adapter.
 
     agreement [projection, projection_2] with interval; agreement_null: the product of both projections' shares, summed
     over adapters; agreement_excess above it, with interval; agreement_null_label: the same product within each label,
     which is what labels alone explain.  Needs a reading with trace=True.
     """
-    documents = _Documents(reading, draws, level, seed)
+    documents = _Documents(reading, draws, level, seed, clusters)
     if "adapter_id" not in reading.data:
         raise InputError("The reading has no token's adapters. Trace with trace=True.")
     first, n = reading.data["adapter_id"].values, len(documents.adapters)
@@ -187,20 +214,21 @@ def agreement(reading: Reading, *, draws: int = 200, level: float = 0.95, seed: 
     same = np.stack([x @ x.T for x in flat]) / documents.tokens[:, None, None]
     share = held.sum(2) / documents.tokens[:, None, None]
 
-    def pooled(values: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        return np.tensordot(picked * documents.tokens / (picked @ documents.tokens), values, 1)
+    def pooled(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        weight = times * documents.tokens
+        return np.tensordot(weight / weight.sum(-1, keepdims=True), values, 1)
 
-    def excess(label: np.ndarray, picked: np.ndarray) -> np.ndarray:
-        mine = pooled(share, picked)
-        return pooled(same, picked) - mine @ mine.T
+    def excess(times: np.ndarray) -> np.ndarray:
+        mine = pooled(share, times)
+        return pooled(same, times) - mine @ mine.swapaxes(-1, -2)
 
-    two, once = ("projection", "projection_2"), np.ones(len(first))
-    mine, by_label = pooled(share, once), documents.mean(share, documents.label, once)
+    two, once = ("projection", "projection_2"), np.ones((1, len(first)))
+    mine, by_label = pooled(share, once)[0], documents.by_label(share, once)[0]
     each = np.bincount(documents.label, documents.tokens) / documents.tokens.sum()
     return documents.table(
         "agreement",
         {
-            **documents.estimate("agreement", two, lambda _, picked: pooled(same, picked)),
+            **documents.estimate("agreement", two, lambda times: pooled(same, times)),
             **documents.estimate("agreement_excess", two, excess),
             "agreement_null": (two, mine @ mine.T),
             "agreement_null_label": (two, np.einsum("l,lpa,lqa->pq", each, by_label, by_label)),
@@ -325,8 +353,8 @@ def compare(
     the middle need ``oracle``, a mapping label -> adapter.
 
     nll [routing], over all predicted tokens, with interval; delta [routing] = nll less Arrow's (positive: Arrow is
-    better), with interval, both over the same documents drawn again (paired); delta_p: two-sided, the signs of the
-    documents' differences flipped at random.
+    better), with interval, both over the same documents (paired); delta_p: two-sided and family-wise over the routings
+    (:meth:`workbench.stats.Design.max_t` of the documents' differences; near-duplicates count as one).
 
     document_nats [prompt, routing]; document_tokens, document_label [prompt].
     """
@@ -362,23 +390,21 @@ def compare(
     nats["base"] = under({})
     values = np.stack(list(nats.values()), 1)
     apart = values - values[:, :1]
-    low = high = d_low = d_high = np.full(len(nats), np.nan)
-    if len(ids) > 1:
-        times = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=draws)
-        low, high = quantiles(times @ values / (times @ tokens)[:, None], level)
-        d_low, d_high = quantiles(times @ apart / (times @ tokens)[:, None], level)
-    p = p_value(np.abs(apart.sum(0)), np.abs(rng.choice([-1.0, 1.0], (draws, len(ids))) @ apart))
-    p[0] = np.nan
+    cluster = near_duplicates(ids)
+    design, alike = Design(cluster, weights=tokens), {"level": level, "draws": draws, "seed": seed}
+    loss, delta = (design.bootstrap(x / tokens[:, None], **alike) for x in (values, apart))
+    p = design.max_t(apart[:, 1:] / tokens[:, None], draws=draws, seed=seed).p
     one = ("routing",)
     table = xr.Dataset(
         {
-            "nll": (one, values.sum(0) / tokens.sum()), "nll_low": (one, low), "nll_high": (one, high),
-            "delta": (one, apart.sum(0) / tokens.sum()), "delta_low": (one, d_low), "delta_high": (one, d_high),
-            "delta_p": (one, p), "document_nats": (("prompt", "routing"), values),
+            "nll": (one, loss.value), "nll_low": (one, loss.low), "nll_high": (one, loss.high),
+            "delta": (one, delta.value), "delta_low": (one, delta.low), "delta_high": (one, delta.high),
+            "delta_p": (one, np.r_[np.nan, p]), "document_nats": (("prompt", "routing"), values),
             "document_tokens": (("prompt",), tokens), "document_label": (("prompt",), np.array(own, object)),
         },
         {"routing": list(nats)},
-        {"documents": len(ids)},
+        {"documents": len(ids), "interval": delta.said("documents")}
+        | ({"clusters": said(cluster)} if said(cluster) else {}),
     )  # fmt: skip
     settings = {"oracle": None if oracle is None else dict(oracle), "draws": draws, "level": level, "seed": seed}
     return derived("adapters.compare", described(table, VARIABLES), ran(model, prompts), **settings)

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from probes.results import family, of_weights
-from probes.routing.measures.documents import Documents
+from probes.routing.measures.documents import Clusters, Documents, clustered, intervals
 from probes.routing.measures.experts import routed_blocks, router_rows
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import bootstrap_interval, nanmean, over
+from workbench.stats import Design, over
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def saturation(
     final: int = -1,
     *,
     floor: Reading | None = None,
+    clusters: Clusters = None,
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -67,7 +68,9 @@ def saturation(
                 "or counts alone will not do."
             )
     last = readings[final].data
-    rows = [_compared(reading.data, last, draws, level, seed) for reading in readings]
+    cluster, text = clustered(last, clusters)
+    methods: dict[str, str] = {}
+    rows = [_compared(reading.data, last, cluster, methods, draws, level, seed) for reading in readings]
     names = list(range(len(readings))) if names is None else list(names)
     if len(names) != len(readings):
         raise InputError(f"There are {len(readings)} readings and {len(names)} names. Name each.")
@@ -81,17 +84,21 @@ def saturation(
         "top_null": (("block",), 1 / documents.experts),
     }
     if floor is not None:
-        row = _compared(floor.data, last, draws, level, seed)
+        row = _compared(floor.data, last, cluster, {}, draws, level, seed)
         for name in ("saturation", "top", "weighted", "divergence"):
             if name in row:
                 found[f"{name}_floor"] = (("block",), row[name])
-    table = xr.Dataset(found, {"checkpoint": names, "block": last["block"].values}, {"chart": "saturation"})
+    attrs = {"chart": "saturation", **intervals(methods)} | ({"clusters": text} if text else {})
+    table = xr.Dataset(found, {"checkpoint": names, "block": last["block"].values}, attrs)
     sources = [*readings, *([] if floor is None else [floor])]
     settings = {"final": final, "floor": floor is not None, "draws": draws, "level": level, "seed": seed}
     return derived("routing.saturation", described(table, VARIABLES), *sources, **settings)
 
 
-def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, level: float, seed: int) -> dict[str, np.ndarray]:
+def _compared(
+    data: xr.Dataset, last: xr.Dataset, cluster: np.ndarray, methods: dict[str, str], draws: int, level: float,
+    seed: int,
+) -> dict[str, np.ndarray]:  # fmt: skip
     if not np.array_equal(data["input_id"].values, last["input_id"].values):
         raise InputError("Saturation compares traces of the same prompts, and these are of different ones.")
     if data["block"].values.tolist() != last["block"].values.tolist():
@@ -104,11 +111,12 @@ def _compared(data: xr.Dataset, last: xr.Dataset, draws: int, level: float, seed
     for name, values in parts.items():
         each = np.stack(values, 1)  # [prompt, block, position]
         tokens = (~np.isnan(each)).sum(2).astype(float)
-        means = over(np.nansum(each, 2), tokens)
-        found[name] = nanmean(means, tokens)
-        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(
-            means, tokens, level=level, draws=draws, seed=seed
-        )
+        ends = Design(cluster, weights=tokens).bootstrap(
+            over(np.nansum(each, 2), tokens), level=level, draws=draws, seed=seed,
+            bounds=(0, np.inf if name == "divergence" else 1),
+        )  # fmt: skip
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = ends.value, ends.low, ends.high
+        methods[name] = ends.said("documents")
     return found
 
 

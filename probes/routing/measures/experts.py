@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from probes.results import family, of_weights
-from probes.routing.measures.documents import counts_of, groups_of, shares, token_table, with_interval
+from probes.routing.measures.documents import (
+    Clusters,
+    Statistic,
+    corrected,
+    counts_of,
+    grouped,
+    intervals,
+    shares,
+    token_table,
+)
 from workbench.errors import InputError, Refused
 from workbench.reading import Reading, derived
-from workbench.stats import entropy, over
+from workbench.stats import Design, Interval, entropy, over
 from workbench.variables import about, described
 from workbench.weights import merged, outermost
 
@@ -50,7 +59,9 @@ GEOMETRY_VARIABLES = {
 }
 
 
-def coactivation(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def coactivation(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """Which experts serve a token together, over all pairs of slots.
 
     given [block, expert, expert_2]: P(expert_2 in the slots | expert is), with interval (NaN unless every token was
@@ -60,7 +71,7 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, level: float = 0.
     lift = log2(given / expected); pmi = log2(given / load of expert_2), which is below 0 where nothing is going on,
     since an expert does not serve a token twice; phi: correlation of the two being there.
     """
-    tables = _tables(source, "pairs", seed)
+    tables, text = _tables(source, "pairs", clusters, seed)
     whole = counts_of(source)
     data = whole.data
     exists = data["expert_exists"].values
@@ -69,7 +80,8 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, level: float = 0.
         pairs, own = (np.tensordot(weight, tables[x], 1) for x in ("pairs", "usage"))
         return np.divide(pairs, own[..., None], out=np.full(pairs.shape, np.nan), where=own[..., None] > 0)
 
-    given = conditional(np.ones(len(tables["tokens"])))
+    ends = _over_groups(conditional, len(tables["tokens"]), level, draws, seed, (0, 1))
+    given = ends.value
     load = tables["usage"].sum(0) / max(1, tables["tokens"].sum())
     total = tables["pairs"].sum((0, 2, 3)) / max(1, tables["tokens"].sum())
     others = np.nan_to_num(over(total, load.sum(1)))
@@ -91,12 +103,12 @@ def coactivation(source: Reading | Trace, *, draws: int = 500, level: float = 0.
     three = ("block", "expert", "expert_2")
     table = xr.Dataset(
         {
-            **with_interval("given", three, given, _drawn(conditional, len(tables["tokens"]), draws, seed), level),
+            "given": (three, given), "given_low": (three, ends.low), "given_high": (three, ends.high),
             **{name: (three, values) for name, values in found.items()},
             "given_null": (("block",), others / np.maximum(1, exists.sum(1) - 1)),
         },
         {"block": data["block"].values, "expert": data["expert"].values, "expert_2": data["expert"].values},
-        {"chart": "coactivation"},
+        {"chart": "coactivation", **intervals({"given": ends.said("groups of documents")}), **_clusters(text)},
     )  # fmt: skip
     return derived("routing.coactivation", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
 
@@ -135,7 +147,9 @@ def together(load: np.ndarray, k: int) -> np.ndarray:
     return pair * (k * (k - 1) / max(pair.sum(), 1e-300))
 
 
-def flow(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def flow(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """Where a token's strongest expert leads in the next traced block.
 
     count [block_from, expert, expert_2]: tokens; follows: P(next | here); information [block_from]: their mutual
@@ -143,35 +157,30 @@ def flow(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
     independent experts would show for want of tokens ((E-1)(E'-1)/2N; Miller 1955).  information_corrected: less the
     bias that documents drawn again show, which is more, since tokens of one document are alike.
     """
-    tables = _tables(source, "flow", seed)
+    tables, text = _tables(source, "flow", clusters, seed)
     whole = counts_of(source)
     data = whole.data
     count = tables["flow"].sum(0)
 
     def information(weight: np.ndarray) -> np.ndarray:
         joint = np.tensordot(weight, tables["flow"], 1)
-        joint = joint / np.maximum(joint.sum((1, 2), keepdims=True), 1)
-        return entropy(joint.sum(2)) + entropy(joint.sum(1)) - entropy(joint.reshape(len(joint), -1))
+        joint = joint / np.maximum(joint.sum((-2, -1), keepdims=True), 1)
+        return entropy(joint.sum(-1)) + entropy(joint.sum(-2)) - entropy(joint.reshape(*joint.shape[:-2], -1))
 
     seen = [((count.sum(axis) > 0).sum(1) - 1) for axis in (1, 2)]
-    groups, three = len(tables["tokens"]), ("block_from", "expert", "expert_2")
+    three, one, most = ("block_from", "expert", "expert_2"), ("block_from",), np.log(count.shape[1])
+    ends = _over_groups(information, len(tables["tokens"]), level, draws, seed, biased=True)
     blocks, experts = data["block"].values, data["expert"].values
     table = xr.Dataset(
         {
             "count": (three, count.astype(int)),
             "follows": (three, np.nan_to_num(shares(count))),
-            **with_interval(
-                "information",
-                ("block_from",),
-                information(np.ones(groups)),
-                _drawn(information, groups, draws, seed),
-                level,
-                (0, np.log(count.shape[1])),
-            ),
+            "information": (one, ends.value),
+            **{f"information{x}": (one, np.clip(part, 0, most)) for x, part in corrected(ends).items()},
             "information_null": (("block_from",), seen[0] * seen[1] / (2 * np.maximum(count.sum((1, 2)), 1))),
         },
         {"block_from": blocks[:-1], "block": blocks, "expert": experts, "expert_2": experts},
-        {"chart": "flow"},
+        {"chart": "flow", **intervals({"information": ends.said("groups of documents")}), **_clusters(text)},
     )
     return derived("routing.flow", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
 
@@ -218,19 +227,24 @@ def _strongest(rows: dict[str, np.ndarray]) -> np.ndarray:
     return np.take_along_axis(rows["index"], weight.argmax(-1)[..., None], -1)[..., 0]
 
 
-def _tables(source: Reading | Trace, what: str, seed: int) -> dict[str, np.ndarray]:
-    """Counts by random groups of documents: usage [group, block, expert], tokens [group], and pairs or flow."""
+def _tables(
+    source: Reading | Trace, what: str, clusters: Clusters, seed: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Counts by random groups of documents: usage [group, block, expert], tokens [group], and pairs or flow.
+
+    And what is said of documents' clusters.
+    """
     data = counts_of(source).data
     if isinstance(source, Reading) and "expert_id" not in data:
         name = {"pairs": "pair_count", "flow": "flow_count"}[what]
         if name not in data:
             raise InputError(f"The reading has no {what}. Trace with pairs=True or trace=True.")
         found = {"usage": data["usage_count"].sum("label"), "tokens": data["token_count"].sum(), what: data[name]}
-        return {name: values.values[None].astype(float) for name, values in found.items()}
-    documents, blocks, e = data.sizes["prompt"], data.sizes["block"], data.sizes["expert"]
+        return {name: values.values[None].astype(float) for name, values in found.items()}, ""
+    blocks, e = data.sizes["block"], data.sizes["expert"]
     if what == "flow" and blocks < 2:
         raise InputError("Flow is from block to block, and one block was traced.")
-    group = groups_of(documents, seed)
+    group, text = grouped(data, clusters, seed)
     groups = int(group.max()) + 1
     usage, tokens = np.zeros((groups, blocks, e)), np.zeros(groups)
     table = np.zeros((groups, blocks - (what == "flow"), e, e))
@@ -251,17 +265,21 @@ def _tables(source: Reading | Trace, what: str, seed: int) -> dict[str, np.ndarr
                     here, there = first[mine, b], first[mine, b + 1]
                     both = (here >= 0) & (there >= 0)
                     np.add.at(table[g, b], (here[both], there[both]), 1)
-    return {"usage": usage, "tokens": tokens, what: table}
+    return {"usage": usage, "tokens": tokens, what: table}, text
 
 
-def _drawn(statistic: Any, groups: int, draws: int, seed: int) -> np.ndarray:
-    """[draws, ...] of a statistic of how often each group of documents is drawn."""
-    if groups < 2:
-        return np.full((1, *statistic(np.ones(groups)).shape), np.nan)
-    rng = np.random.default_rng(seed)
-    return np.stack(
-        [statistic(rng.multinomial(groups, np.full(groups, 1 / groups)).astype(float)) for _ in range(draws)]
+def _over_groups(
+    statistic: Statistic, groups: int, level: float, draws: int, seed: int,
+    bounds: tuple[float, float] = (-np.inf, np.inf), *, biased: bool = False,
+) -> Interval:  # fmt: skip
+    """Interval of a statistic of how often each group of documents is there."""
+    return Design(n=groups).bootstrap(
+        statistic, level=level, draws=draws, seed=seed, bounds=bounds, reflect=biased
     )
+
+
+def _clusters(text: str) -> dict[str, str]:
+    return {"clusters": text} if text else {}
 
 
 def routed_blocks(model: Model) -> list[int]:

@@ -9,18 +9,23 @@ import numpy as np
 import xarray as xr
 
 from probes.results import family
+from probes.routing.measures.confounds import CONFOUNDS, confounds
+from probes.routing.measures.contrast import Contrast, by_chance
 from probes.routing.measures.documents import (
+    Clusters,
     Documents,
+    chosen,
+    clustered,
     counts_of,
-    groups_of,
-    jackknife,
+    grouped,
+    intervals,
+    left_out,
     shares,
     token_table,
-    with_interval,
 )
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import bootstrap_interval, js_divergence, mantel_table, nanmean, over
+from workbench.stats import Design, Interval, js_divergence, mantel_table, nanmean, over
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -60,6 +65,7 @@ VARIABLES = {
     "by_token_raw": about("share of the gate's variance between token ids, not adjusted for their number"),
     **family("by_position", about("share of the gate's variance between positions"), *ENDS),
     **family("by_context", about("share of the gate's variance that neither id nor position explains"), *ENDS),
+    **CONFOUNDS,
 }  # fmt: skip
 
 
@@ -68,6 +74,7 @@ def overlap(
     *,
     of: str = "count",
     given: Mapping[Any, Any] | None = None,
+    clusters: Clusters = None,
     draws: int = 200,
     permutations: int = 9999,
     level: float = 0.95,
@@ -75,19 +82,36 @@ def overlap(
 ) -> Reading:
     """Vocabulary that labels share, and whether labels that share more are routed more alike.
 
-    Args:
-        of: which divergence of usage: "count", "weight" or "probability".
-        given: label -> group (a script, a family): the correlation is then what is left among pairs once it is taken
-            out whether a pair is of one group (partial Mantel; Smouse, Long & Sokal 1986).
+    Parameters
+    ----------
+    of
+        Which divergence of usage: "count", "weight" or "probability".
+    given
+        Label -> group (a script, a family): the correlation is then what is left among pairs once it is taken out
+        whether a pair is of one group (partial Mantel; Smouse, Long & Sokal 1986).
+    clusters
+        Documents that count as one, as in :class:`Documents` (default: near-duplicates).
+    draws, permutations, level, seed
+        Shuffles for what divergence chance gives, permutations for p, and the interval's level.
 
-    jaccard, contained (shared types over the smaller vocabulary), weighted (sum of the smaller of both frequencies)
-    [label, label_2], of token ids; jsd [label, label_2, block] in nats; pearson, spearman [measure, block]:
-    correlation over pairs of labels, pearson with interval (documents drawn again), and mantel_p, spearman_p by
-    Mantel's permutations.  Pairs share labels, so that a correlation's ordinary p would be far too small.  Fewer than
-    five labels cannot reach p < 0.05.
+    Returns
+    -------
+    Reading
+        jaccard, contained (shared types over the smaller vocabulary), weighted (sum of the smaller of both frequencies)
+        [label, label_2], of token ids; jsd [label, label_2, block] in nats; pearson, spearman [measure, block]:
+        correlation over pairs of labels, pearson with interval (over documents), and mantel_p, spearman_p by Mantel's
+        permutations.  Fewer than five labels cannot reach p < 0.05.
+
+    Notes
+    -----
+    Pairs share labels, so that a correlation's ordinary p would be far too small.  Labels of fewer tokens have a
+    smaller vocabulary and a larger divergence by chance, which is a correlation, too: p is therefore of vocabularies of
+    as many tokens each (those of the label that has the fewest, drawn at random) and of divergences less what chance
+    gives (jsd_null of :func:`probes.routing.measures.divergence`).
     """
-    documents = Documents(source, of)
+    documents = Documents(source, of, clusters=clusters)
     documents.needs_labels("Shared vocabulary", whole=True)
+    beside, _ = confounds(documents, seed=seed)
     n = len(documents.names)
     counts: list[dict[int, int]] = [{} for _ in range(n)]
     for rows in _ids(source):
@@ -96,23 +120,17 @@ def overlap(
             for token, times in zip(*np.unique(rows["token"][label == i], return_counts=True), strict=True):
                 counts[i][int(token)] = counts[i].get(int(token), 0) + int(times)
     ids = {token: j for j, token in enumerate(sorted({t for own in counts for t in own}))}
-    table = np.zeros((n, len(ids)))
+    table = np.zeros((n, len(ids)), np.int64)
     for i, own in enumerate(counts):
         table[i, [ids[t] for t in own]] = list(own.values())
-    held, share = table > 0, table / table.sum(1, keepdims=True).clip(1)
-    both = held.astype(float) @ held.T.astype(float)
-    sizes = held.sum(1)
-    found = {
-        "jaccard": both / (sizes[:, None] + sizes[None] - both).clip(1),
-        "contained": both / np.minimum(sizes[:, None], sizes[None]).clip(1),
-        "weighted": np.array([[np.minimum(a, b).sum() for b in share] for a in share]),
-    }
+    found = _in_common(table)
+    rng, least = np.random.default_rng(seed), int(table.sum(1).min())
+    even = _in_common(np.stack([rng.multivariate_hypergeometric(own, least, method="marginals") for own in table]))
 
     def pairs(weights: np.ndarray) -> np.ndarray:
         own = shares(documents.by_label(weights))
         return np.moveaxis(js_divergence(own[..., :, None, :, :], own[..., None, :, :, :]), -1, -3)
 
-    apart, drawn = pairs(documents.once), documents.resampled(pairs, draws, seed)
     same = None
     if given is not None:
         absent = [x for x in documents.names if x not in {str(k) for k in given}]
@@ -120,25 +138,48 @@ def overlap(
             raise InputError(f"given says nothing of the labels {', '.join(absent)}. Name a group for each.")
         group = {str(label): value for label, value in given.items()}
         same = np.array([[float(group[a] == group[b]) for b in documents.names] for a in documents.names])
-    values = np.array(list(found.values()))
-    r, p = mantel_table(values, apart, draws=permutations, seed=seed, given=same)
-    rho, rho_p = mantel_table(values, apart, draws=permutations, seed=seed, rank=True, given=same)
-    boot, _ = mantel_table(values, drawn.reshape(-1, n, n), draws=0, given=same)
-    boot = boot.reshape(len(values), *drawn.shape[:2]).swapaxes(0, 1)
+    values, evened = np.array(list(found.values()), float), np.array(list(even.values()), float)
+    apart = pairs(documents.once)
+    above = apart.copy()
+    for a, b in zip(*np.triu_indices(n, 1), strict=True):
+        chance, _ = by_chance(Contrast.of(documents, (a, b)), draws, seed)
+        above[:, a, b] = above[:, b, a] = apart[:, a, b] - chance
+
+    def correlation(weights: np.ndarray) -> np.ndarray:
+        drawn = pairs(weights)
+        r, _ = mantel_table(values, drawn.reshape(-1, n, n), draws=0, given=same)
+        return np.moveaxis(r.reshape(len(values), *drawn.shape[:-2]), 0, -2)
+
+    rho, _ = mantel_table(values, apart, draws=0, rank=True, given=same)
+    _, p = mantel_table(evened, above, draws=permutations, seed=seed, given=same)
+    _, rho_p = mantel_table(evened, above, draws=permutations, seed=seed, rank=True, given=same)
     two, by = ("label", "label_2"), ("measure", "block")
     return documents.table(
         "overlap",
         {
             **{name: (two, values) for name, values in found.items()},
             "jsd": ((*two, "block"), np.moveaxis(apart, 0, -1)),
-            **with_interval("pearson", by, r, boot, level), "mantel_p": (by, p), "spearman": (by, rho),
-            "spearman_p": (by, rho_p),
+            **documents.estimate("pearson", by, correlation, level=level, draws=draws, seed=seed, within=(-1, 1)),
+            "mantel_p": (by, p), "spearman": (by, rho), "spearman_p": (by, rho_p),
+            **beside,
         },
         VARIABLES,
         {"of": of, "given": None if given is None else {str(k): str(v) for k, v in given.items()},
-         "permutations": permutations, "draws": draws, "level": level, "seed": seed},
+         **chosen(clusters, None), "permutations": permutations, "draws": draws, "level": level, "seed": seed},
         label_2=np.array(documents.names, object), measure=list(found),
     )  # fmt: skip
+
+
+def _in_common(table: np.ndarray) -> dict[str, np.ndarray]:
+    """Measures [label, label] of shared vocabulary, from how often each label has each type."""
+    held, share = table > 0, table / table.sum(1, keepdims=True).clip(1)
+    both = held.astype(float) @ held.T.astype(float)
+    sizes = held.sum(1)
+    return {
+        "jaccard": both / (sizes[:, None] + sizes[None] - both).clip(1),
+        "contained": both / np.minimum(sizes[:, None], sizes[None]).clip(1),
+        "weighted": np.array([[np.minimum(a, b).sum() for b in share] for a in share]),
+    }
 
 
 def _ids(source: Reading | Trace) -> Any:
@@ -157,6 +198,7 @@ def vocabulary(
     *,
     of: str | np.ndarray = "input",
     least: int = 10,
+    clusters: Clusters = None,
     draws: int = 100,
     level: float = 0.95,
     seed: int = 0,
@@ -182,7 +224,8 @@ def vocabulary(
         raise InputError(
             f"No token id occurs {least} times among {len(tokens)} tokens. Trace more text, or lower least=."
         )
-    experts, group = data["expert_exists"].values.sum(1), groups_of(data.sizes["prompt"], seed)[documents]
+    experts, (group, text) = data["expert_exists"].values.sum(1), grouped(data, clusters, seed)
+    group = group[documents]
     groups = int(group.max()) + 1
     # Of the rest only the loads are needed.
     keep = count >= least
@@ -209,22 +252,23 @@ def vocabulary(
         for n in np.unique(count):
             best = (rng.binomial(n, np.clip(load, 0, 1), size=(draws, e))).max(1) / n
             null[b, count == n] = best.mean()
-    spread = jackknife(without, level)
     mean, two = share.mean(1), ("block", "token")
+    ends = _ends(mean, without, level, (0, 1))
     found: dict[str, Any] = {
         "experts": (("block",), experts),
-        "specialisation": (("block",), mean), "specialisation_low": (("block",), mean - spread),
-        "specialisation_high": (("block",), mean + spread), "specialisation_null": (("block",), null.mean(1)),
+        "specialisation": (("block",), mean), "specialisation_low": (("block",), ends.low),
+        "specialisation_high": (("block",), ends.high), "specialisation_null": (("block",), null.mean(1)),
         "specialisation_excess": (("block",), (share - null).mean(1)),
         "share": (two, share), "null": (two, null), "expert": (two, expert.astype(int)),
         "count": (("token",), count),
     }  # fmt: skip
     if "input_token" in data:
         ids, shown = data["input_id"].values.ravel(), data["input_token"].values.ravel()
-        text = dict(zip(ids.tolist(), shown.tolist(), strict=True))
-        found["text"] = (("token",), np.array([str(text.get(i, "")) for i in seen.tolist()], object))
+        texts = dict(zip(ids.tolist(), shown.tolist(), strict=True))
+        found["text"] = (("token",), np.array([str(texts.get(i, "")) for i in seen.tolist()], object))
     settings = {"of": of if isinstance(of, str) else "ids", "least": least}
-    table = xr.Dataset(found, {"block": data["block"].values, "token": seen}, {**settings, "chart": "words"})
+    attrs = {**settings, "chart": "words", **_attrs({"specialisation": ends}, text)}
+    table = xr.Dataset(found, {"block": data["block"].values, "token": seen}, attrs)
     settings |= {"draws": draws, "level": level, "seed": seed}
     return derived("routing.vocabulary", described(table, VARIABLES), whole, **settings)
 
@@ -254,7 +298,9 @@ def _served(source: Reading | Trace, of: str | np.ndarray) -> tuple[np.ndarray, 
     return np.concatenate(tokens), np.concatenate(documents), np.concatenate(index)
 
 
-def consistency(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def consistency(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How steady routing is: |S and S'| / k of a token's experts and another's.  Needs trace=True.
 
     adjacent [block]: of neighbours in a document, with interval over documents; adjacent_null: of any two tokens of
@@ -274,7 +320,9 @@ def consistency(source: Reading | Trace, *, draws: int = 500, level: float = 0.9
     ids, at = np.unique(token, return_inverse=True)
     mine, where = np.unique(at.astype(np.int64) * documents + document, return_inverse=True)
     of, once = mine // documents, np.bincount(where).astype(float)
-    group = groups_of(documents, seed)[mine % documents]
+    cluster, _ = clustered(data, clusters)
+    group, text = grouped(data, clusters, seed)
+    group = group[mine % documents]
     groups = int(group.max()) + 1
     near, near_null = (np.full((documents, len(experts)), np.nan) for _ in range(2))
     again, again_null = np.full(len(experts), np.nan), np.zeros(len(experts))
@@ -300,19 +348,32 @@ def consistency(source: Reading | Trace, *, draws: int = 500, level: float = 0.9
             without[g, b], _ = _again(in_both[group != g], once[group != g], of[group != g], len(ids))
         apart = len(token) * (len(token) - 1) - (length * (length - 1)).sum()
         again_null[b] = over(_meetings(in_id.sum(0)) - _meetings(in_document).sum(), apart * k[b])
-    again, spread = over(again, k), jackknife(over(without, k), level)
-    low, high = bootstrap_interval(near, steps, level=level, draws=draws, seed=seed)
+    again = over(again, k)
+    ends = _ends(again, over(without, k), level, (0, 1))
+    ways = Design(cluster, weights=steps).bootstrap(near, level=level, draws=draws, seed=seed, bounds=(0, 1))
     one = ("block",)
     table = xr.Dataset(
         {
-            "adjacent": (one, nanmean(near, steps[:, None])), "adjacent_low": (one, low), "adjacent_high": (one, high),
+            "adjacent": (one, ways.value), "adjacent_low": (one, ways.low), "adjacent_high": (one, ways.high),
             "adjacent_null": (one, nanmean(near_null, steps[:, None])),
-            "again": (one, again), "again_low": (one, again - spread), "again_high": (one, again + spread),
+            "again": (one, again), "again_low": (one, ends.low), "again_high": (one, ends.high),
             "again_null": (one, again_null), "uniform": (one, k / experts),
         },
         {"block": data["block"].values},
+        _attrs({"adjacent": ways, "again": ends}, text),
     )  # fmt: skip
     return derived("routing.consistency", described(table, VARIABLES), whole, draws=draws, level=level, seed=seed)
+
+
+def _ends(value: np.ndarray, without: np.ndarray, level: float, bounds: tuple[float, float]) -> Interval:
+    """Interval of values [...] that are known without each group of documents [group, ...], too."""
+    return Design(n=len(without)).bootstrap(left_out(value, without), level=level, bounds=bounds)
+
+
+def _attrs(ends: Mapping[str, Interval], text: str) -> dict[str, str]:
+    """How intervals were made, and what is said of documents' clusters."""
+    found = {name: own.said("documents" if name == "adjacent" else "groups of documents") for name, own in ends.items()}
+    return intervals(found) | ({"clusters": text} if text else {})
 
 
 def _again(count: np.ndarray, once: np.ndarray, of: np.ndarray, ids: int) -> tuple[float, np.ndarray]:
@@ -333,7 +394,9 @@ def _meetings(count: np.ndarray) -> np.ndarray:
     return (count * (count - 1)).sum(-1)
 
 
-def context(reading: Reading, *, bins: int = 8, level: float = 0.95, seed: int = 0) -> Reading:
+def context(
+    reading: Reading, *, bins: int = 8, clusters: Clusters = None, level: float = 0.95, seed: int = 0
+) -> Reading:
     """What of the gate's scores is the token's id, what its place, and what its context.  Needs trace and scores.
 
     Of the variance of log p over tokens (less each token's mean over experts), summed over the experts: by_token
@@ -359,7 +422,8 @@ def context(reading: Reading, *, bins: int = 8, level: float = 0.95, seed: int =
     names = ("by_token", "by_position", "by_context", "by_token_null", "by_token_raw")
     blocks = data["block"].values
     value = np.zeros((5, len(blocks)))
-    group = groups_of(data.sizes["prompt"], seed)[document]
+    group, text = grouped(data, clusters, seed)
+    group = group[document]
     without = np.full((group.max() + 1, 5, len(blocks)), np.nan)
     for b in range(len(blocks)):
         real = data["expert_exists"].values[b]
@@ -371,12 +435,11 @@ def context(reading: Reading, *, bins: int = 8, level: float = 0.95, seed: int =
             kept = np.flatnonzero(group != g)
             if len(kept):
                 without[g, :, b] = _split(x[kept], ids[kept], spot[kept], shuffled[kept])
-    spread = jackknife(without, level)
+    ends = _ends(value, without, level, (-np.inf, 1))
     found: dict[str, Any] = {name: (("block",), value[i]) for i, name in enumerate(names)}
     for i, name in enumerate(names[:3]):
-        found[f"{name}_low"] = (("block",), value[i] - spread[i])
-        found[f"{name}_high"] = (("block",), value[i] + spread[i])
-    table = described(xr.Dataset(found, {"block": blocks}), VARIABLES)
+        found[f"{name}_low"], found[f"{name}_high"] = (("block",), ends.low[i]), (("block",), ends.high[i])
+    table = described(xr.Dataset(found, {"block": blocks}, _attrs({"by_token": ends}, text)), VARIABLES)
     return derived("routing.context", table, reading, bins=bins, level=level, seed=seed)
 
 

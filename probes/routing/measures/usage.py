@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.results import family
-from probes.routing.measures.documents import Documents, shares, with_interval
+from probes.routing.measures.documents import Documents, shares
 from probes.routing.tracer import GATE
 from workbench.reading import Reading
 from workbench.stats import entropy, over, p_value, ranks
@@ -81,12 +81,9 @@ def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, see
     data, found = documents.data, {}
     for of in ("count", "weight", "probability"):
         if f"document_{of}" in data:
-            own = Documents(documents, of)
-            drawn = own.resampled(
-                lambda w, own=own: shares(own.by_label(w)), draws if of == "count" else min(draws, 200), seed
-            )
-            name = "share" if of == "count" else f"{of}_share"
-            found |= with_interval(name, THREE, shares(own.by_label()), drawn, level)
+            own, name = Documents(documents, of), "share" if of == "count" else f"{of}_share"
+            found |= own.shares(name, THREE, level=level, draws=draws if of == "count" else min(draws, 200), seed=seed)
+            documents.methods |= own.methods
     e, k = documents.experts[None, :].astype(float), documents.k[None, :]
     slots = documents.by_label().sum(-1)
     tokens = data["token_count"].values[:, None]
@@ -106,17 +103,19 @@ def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, see
             null[name][i, b] = value.mean()
         for name, value in _imbalance(share[i, b, :n]).items():
             own[name][i, b] = value
-    drawn = documents.resampled(lambda w: entropy(shares(documents.by_label(w))), draws, seed)
     for name in names:
         found[name], found[f"{name}_null"] = (TWO, own[name]), (TWO, null[name])
-    found |= with_interval("entropy", TWO, own["entropy"], drawn, level, (0, np.log(e)))
+    found |= documents.estimate(
+        "entropy", TWO, lambda w: entropy(shares(documents.by_label(w))), level=level, draws=draws, seed=seed,
+        within=(0, np.log(e)), biased=True,
+    )  # fmt: skip
     found["entropy_uniform"] = (("block",), np.log(documents.experts))
     found["effective_experts"] = (TWO, np.exp(own["entropy"]))
-
-    def idle(weights: np.ndarray) -> np.ndarray:
-        return 1 - over(documents.by_label(weights).sum(-1), (weights @ documents.tokens)[..., None] * documents.k)
-
-    found |= with_interval("idle", TWO, idle(documents.once), documents.resampled(idle, min(draws, 200), seed), level)
+    all_slots = documents.tokens[:, None] * documents.k
+    found |= documents.means(
+        "idle", TWO, 1 - documents.count.sum(-1) / all_slots, all_slots, level=level, draws=min(draws, 200), seed=seed,
+        bounds=(0, 1),
+    )  # fmt: skip
     found["identity"] = (TWO, over(data["identity_count"].values, tokens * k))
     return documents.table("usage", found, VARIABLES, {"draws": draws, "level": level, "seed": seed})
 
@@ -163,11 +162,13 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
         "entropy_share": np.ones(len(e)), "top": 1 / e, "margin": 0 * e, "chosen": documents.active() / e,
         "information": 0 * e, "document_information": None,
     }  # fmt: skip
-    value, drawn = means(documents.once), documents.resampled(means, draws, seed)
     found: dict[str, Any] = {}
     for i, (name, null) in enumerate(nulls.items()):
-        within = (0, np.log(e)) if "information" in name else None
-        found |= with_interval(name, TWO, value[..., i], drawn[..., i], level, within)
+        biased = "information" in name
+        found |= documents.estimate(
+            name, TWO, lambda w, i=i: means(w)[..., i], level=level, draws=draws, seed=seed,
+            within=(0, np.log(e)) if biased else None, biased=biased,
+        )  # fmt: skip
         if null is not None:
             found[f"{name}_null"] = (("block",), null)
     found["histogram"] = ((*TWO, "bin"), shares(documents.data["gate_histogram"].values))
@@ -194,14 +195,16 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
         weight = weights.sum(-2) * documents.tokens
         return np.stack([e * (f * p).sum(-1), weight @ squares / weight.sum(-1, keepdims=True)], -2)
 
-    value, drawn = losses(documents.once), documents.resampled(losses, draws, seed)
+    settings = {"level": level, "draws": draws, "seed": seed}
     f, p = (shares(x.count.sum(0)).mean(0) for x in (documents, gates))
     return documents.table(
         "balance",
         {
-            **with_interval("aux_loss", ("block",), value[0], drawn[:, 0], level, (0, e)),
+            **documents.estimate(
+                "aux_loss", ("block",), lambda w: losses(w)[..., 0, :], within=(0, e), biased=True, **settings
+            ),
             "aux_loss_null": (("block",), np.ones(len(e))),
-            **with_interval("z_loss", ("block",), value[1], drawn[:, 1], level),
+            **documents.estimate("z_loss", ("block",), lambda w: losses(w)[..., 1, :], within=(0, np.inf), **settings),
             "aux_loss_pooled": float(e.max() * (f * p).sum()),
         },
         BALANCE_VARIABLES,
@@ -220,13 +223,10 @@ def reordering(
     """
     documents = Documents(source, "probability")
     own = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("moved")] * documents.tokens[:, None]
-
-    def moved(weights: np.ndarray) -> np.ndarray:
-        return over(np.tensordot(weights, own, 1), (weights @ documents.tokens)[..., None] * documents.k)
-
-    found = with_interval("moved", TWO, moved(documents.once), documents.resampled(moved, draws, seed), level)
-    found["moved_null"] = (("block",), np.zeros(len(documents.blocks)))
+    slots = documents.tokens[:, None] * documents.k
     settings = {"draws": draws, "level": level, "seed": seed}
+    found = documents.means("moved", TWO, own / slots, slots, bounds=(0, 1), **settings)
+    found["moved_null"] = (("block",), np.zeros(len(documents.blocks)))
     if model is None:
         return documents.table("reordering", found, REORDERING_VARIABLES, settings)
     load = documents.data["usage_count"].values.sum(0).astype(float)

@@ -91,9 +91,9 @@ def test_translations_are_compared_sentence_by_sentence(found):
     assert float(own["divergence_low"]) < np.mean(each) < float(own["divergence_high"])
     # These documents translate nothing: pairing them at random makes no difference.
     assert (table["divergence_p"].values[np.triu_indices(4, 1)] > 0.01).all()
-    with pytest.raises(InputError, match="two documents of group 0"):
+    with pytest.raises(InputError, match="two documents of cluster 0"):
         measures.parallel(found, [0] * 80)
-    with pytest.raises(InputError, match="groups has 3 and there are 80"):
+    with pytest.raises(InputError, match="clusters has 3 and there are 80"):
         measures.parallel(found, [1, 2, 3])
     with pytest.raises(InputError, match="no translations to compare"):
         measures.parallel(found, range(80))
@@ -146,7 +146,7 @@ def test_decoding_noise_is_level_in_every_view(found, groups):
     of = {"none": None, "translations": np.arange(40) // 4, "sources": np.arange(40) // 2}[groups]
     hits, macro, n = 0.0, 0.0, 100
     for i in range(n):
-        table = measures.decode(scattered(i, label, found), groups=of, draws=19, seed=i)
+        table = measures.decode(scattered(i, label, found), clusters=of, draws=19, seed=i)
         hits = hits + (table["macro_p"].values <= 0.05)
         macro = macro + (table["macro"] - table["macro_null"]).values / n
     print(groups, dict(zip(table["view"].values.tolist(), np.asarray(hits).tolist(), strict=True)), macro)
@@ -193,8 +193,8 @@ def test_labels_are_decoded_where_they_route_and_nowhere_else(found, nothing):
     assert float(null["macro"].sel(view="all")) < 0.65 and float(null["macro_p"].sel(view="all")) > 0.02
     with pytest.raises(InputError, match="two folds are the least"):
         measures.decode(found, folds=1)
-    with pytest.raises(InputError, match="5 folds need as many groups"):
-        measures.decode(found, groups=[i % 2 for i in range(80)])
+    with pytest.raises(InputError, match="5 folds need as many clusters"):
+        measures.decode(found, clusters=[i % 2 for i in range(80)])
 
 
 def test_documents_of_one_group_never_stand_on_both_sides():
@@ -206,11 +206,11 @@ def test_documents_of_one_group_never_stand_on_both_sides():
         twins.null(), [t for t in texts for _ in range(4)],
         RoutingTracer([str(of[i // 4]) for i in range(80)]), progress=False,
     )  # fmt: skip
-    leaky = measures.decode(reading, draws=5, strength=0.01)["macro"].sel(view="all")
-    honest = measures.decode(reading, draws=5, strength=0.01, groups=[i // 4 for i in range(80)])["macro"].sel(
-        view="all"
+    leaky, given, found = (
+        float(measures.decode(reading, draws=5, strength=0.01, clusters=clusters)["macro"].sel(view="all"))
+        for clusters in (False, [i // 4 for i in range(80)], None)
     )
-    assert float(leaky) > 0.95 and float(honest) < 0.8
+    assert leaky > 0.95 and given < 0.8 and found == given
 
 
 def test_area_under_the_curve_is_the_rank_sum():
