@@ -114,11 +114,11 @@ sees the words themselves), the middle least, as in studies of parallel text; an
 languages are noise, already routes them apart. Translations are routed no more alike than other sentences, unless they
 share words: what these routers see is words and language. And not every expert that seems to be a language's is missed
 by it. A language's experts are its most used ones: of the eight of a block few are near in load (within a factor of
-two, a and b have 15 other sets), too few for 5 % over four claims. Beside sets of any load, which lose 45 % (b) to
-60 % (e) as many slots, dropping those of a costs more than any other set, and those of e more than nearly all: both
-are missed (q 0.05), and slot for slot they cost three times what others do. Beside sets near in load those of a
-still cost the most, and some other fives of e's most used experts cost as much as those that were named. Those of b
-and c are not missed more than others. An untrained twin loses nothing by any of them (0.002 nats or less)."""
+two, a has 15 other sets and d 11), too few for 5 % over five claims. Beside sets of any load, which lose 46 % (a)
+to 69 % (e) as many slots, dropping those of a and d costs more than any other set, and those of c more than nearly
+all: these are missed (q 0.03), and slot for slot they cost three times (a), two and a half times (d) and one and a
+half times (c) what others do. Beside sets near in load, too, those of a and d cost the most. Those of b and e are
+not missed more than others. An untrained twin loses nothing by any of them (0.003 nats or less)."""
 """Said of the shipped weights; tests/workbench/test_organism_polyglot.py holds it to their numbers."""
 
 
