@@ -161,7 +161,7 @@ def text(found: dict[str, Any]) -> str:
     return f"""
 ### Routing, over {found["documents"]} parallel held-out documents
 
-Mean Jensen-Shannon divergence between languages in nats; in brackets with languages shuffled among documents:
+Mean Jensen-Shannon divergence between languages in nats; in brackets what languages that differ in nothing would have:
 
 {head}
 {apart}
@@ -178,7 +178,7 @@ noise of bf16's size has {min(found["saturation_floor"]):.3f} or more):
 {head}
 {kept}
 
-Experts that the activation gap gives a language (its threshold passed by chance in 5 % of analyses), and what dropping
+Experts that the activation gap gives a language (thresholds that chance passes in 5 % of analyses), and what dropping
 them costs that language, in nats a token with 95 % over documents; in an untrained twin; and above other sets of as
 many, of any load. Then how many of those sets cost as much, with the slots that they lose, and how many of those near
 in load (within a factor of two). Last, the cost when the same slots go to random others. ★: missed, at a false

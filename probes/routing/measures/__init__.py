@@ -2,8 +2,9 @@
 
 Every function takes a :class:`RoutingTracer` reading (or a :class:`Trace` on disk, where that has what it needs) and
 gives a Reading with the measure's name, ``_low`` and ``_high`` (``level``, over documents) and ``_null`` (what
-chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias, as its interval
-is.  Attributes say what each variable is, and the provenance what it was computed from.  NaN: not known.
+chance gives) or ``_p``; where few documents bias a statistic, ``_corrected`` is less that bias.  Attributes say what
+each variable is, how intervals were made and which documents are near-duplicates (which count as one; ``clusters=``);
+the provenance says what it was computed from.  NaN: not known.
 Tokens of one document are not independent: intervals and tests that take them for such are several times too narrow.
 ``reading.frame(dims)`` is a tidy pandas table of any of them.
 

@@ -264,7 +264,7 @@ def specialisation(
     if len(documents.names) > 1:
         every = Contrast.of(documents, by_token=True)
         p = p_value(*(np.abs(x) for x in every.test(against_mean, draws, seed + 1)))
-        p = np.where(documents.exists & ~refused.any(1)[:, None, None], p, np.nan)
+        p = np.where(documents.exists & ~np.asarray(refused.any(1))[:, None, None], p, np.nan)
         warn_of("lift_q", draws, int((~np.isnan(p)).sum()), every.ways())
     three = ("label", "block", "expert")
     return documents.table(
