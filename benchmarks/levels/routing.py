@@ -288,6 +288,7 @@ def lone(rng: np.random.Generator) -> Reading:
 
 def case(kind: Any, name: str, trial: Trial, what: str, where: str, **more: Any) -> Case:
     nominal = {"coverage": 0.95, "power": np.nan}.get(kind, 0.05)
+    more = {"quick": 60, **more}  # a tenth of a second each
     return Case(f"routing.{name}", kind, nominal, trial, what, f"probes.routing.measures.{where}", **more)
 
 

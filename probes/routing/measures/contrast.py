@@ -85,7 +85,8 @@ class Contrast:
         self.design = Design(cluster[rows][first])
         self.shape = count.shape[1:]
         self.count, self.total, self.tokens = summed(count), summed(total), summed(tokens)
-        pooled = over(self.count.sum(0), self.total.sum(0)[:, None])
+        pooled = self.count.sum(0)
+        pooled = over(pooled, pooled.sum(-1, keepdims=True))
         self.base = np.nan_to_num(pooled * (1 - pooled))
         self.clusters = np.bincount(self.label, minlength=self.k)
         size = np.bincount(self.design.cluster)

@@ -248,7 +248,8 @@ class Documents:
         return np.concatenate(found)
 
     def _noted(self, name: str, found: Interval) -> None:
-        self.methods[name] = found.said("clusters of documents" if self.design.n < self.design.rows else "documents")
+        several = self.design.n < len(np.unique(self.document))
+        self.methods[name] = found.said("clusters of documents" if several else "documents")
 
     # ------------------------------------------------------------ the result
 

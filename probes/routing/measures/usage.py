@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.results import family
-from probes.routing.measures.documents import Documents, shares
+from probes.routing.measures.documents import Clusters, Documents, shares
 from probes.routing.tracer import GATE
 from workbench.reading import Reading
 from workbench.stats import entropy, over, p_value, ranks
@@ -62,7 +62,9 @@ REORDERING_VARIABLES = {
 }
 
 
-def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def usage(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How the slots of each label are shared among the experts.
 
     share [label, block, expert]: of slots, weight_share: of the weights applied in them, probability_share: of the
@@ -77,7 +79,7 @@ def usage(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, see
     """
     from scipy.special import ndtri
 
-    documents = Documents(source)
+    documents = Documents(source, clusters=clusters)
     data, found = documents.data, {}
     for of in ("count", "weight", "probability"):
         if f"document_{of}" in data:
@@ -133,7 +135,9 @@ def _imbalance(share: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def gate(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """How sure the gate is of each token, and how much its choice depends on the token.  Needs scores=True.
 
     Means over tokens [label, block], each with interval and what a gate gives that is the same for every expert
@@ -144,7 +148,7 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
     part has no null: documents whose tokens are of one kind show some of it, too.
     histogram [label, block, bin]: share of tokens by H(p) / ln E.
     """
-    documents = Documents(source, "probability")
+    documents = Documents(source, "probability", clusters=clusters)
     sums = documents.data[f"{documents.kind}_gate"].values * documents.tokens[:, None, None]
     e = documents.experts.astype(float)
     each = entropy(documents.count / documents.tokens[:, None, None]) * documents.tokens[:, None]
@@ -177,7 +181,9 @@ def gate(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed
     )
 
 
-def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, seed: int = 0) -> Reading:
+def balance(
+    source: Reading | Trace, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95, seed: int = 0
+) -> Reading:
     """Load-balancing loss and z-loss of every block by itself.  Needs scores=True.
 
     aux_loss [block] = E sum_e f_e P_e with f the shares of slots and P the mean gate probability over all documents
@@ -185,7 +191,7 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
     (ST-MoE, eq. 5).  Both with interval.  aux_loss_pooled (a number): of f and P averaged over the blocks first, as
     transformers computes it (there times k), which hides what evens out between blocks.
     """
-    gates = Documents(source, "probability")
+    gates = Documents(source, "probability", clusters=clusters)
     documents = Documents(gates)
     squares = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("log_sum_square")]
     e = documents.experts
@@ -213,15 +219,16 @@ def balance(source: Reading | Trace, *, draws: int = 500, level: float = 0.95, s
 
 
 def reordering(
-    source: Reading | Trace, model: Any = None, *, draws: int = 500, level: float = 0.95, seed: int = 0
-) -> Reading:
+    source: Reading | Trace, model: Any = None, *, clusters: Clusters = None, draws: int = 500, level: float = 0.95,
+    seed: int = 0,
+) -> Reading:  # fmt: skip
     """What selection biases and groups change: slots whose expert is not among the gate's own top k.
 
     moved [label, block]: share of slots, with interval; 0 (_null) where routing is the top k of the scores, as most
     tools take it to be.  Needs scores=True.  With ``model`` and a router that has a bias for each expert: bias [block,
     expert], bias_load [block]: Spearman's correlation of bias and load, bias_load_p over permutations of the experts.
     """
-    documents = Documents(source, "probability")
+    documents = Documents(source, "probability", clusters=clusters)
     own = documents.data[f"{documents.kind}_gate"].values[..., GATE.index("moved")] * documents.tokens[:, None]
     slots = documents.tokens[:, None] * documents.k
     settings = {"draws": draws, "level": level, "seed": seed}
