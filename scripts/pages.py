@@ -1,4 +1,4 @@
-"""What the documentation takes from elsewhere while it is built (hooks of mkdocs): the organisms' cards, the notebooks.
+"""What the documentation takes from elsewhere while it is built (hooks of mkdocs): cards, measured levels, notebooks.
 
 Nothing is copied by hand and nothing is executed.  A notebook's page shows its cells and the outputs that were saved
 with them; where there are no notebooks, there are no such pages.
@@ -17,6 +17,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 CARDS, LIST = "<!-- cards -->", "<!-- notebooks -->"
+LEVELS = re.compile(r"<!-- calibration(?: (\w+))? -->")
 SCRIPT = re.compile(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|\Z)|<link\b[^>]*>", re.DOTALL | re.IGNORECASE)
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^()\s]+)\)")
 FETCHED = re.compile(
@@ -63,7 +64,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
     if LIST in markdown:
         lines = [f"* [{title_of(path)}](notebooks/{path.stem}.md)" for path in notebooks(config)]
         markdown = markdown.replace(LIST, "\n".join(lines) or "There are no notebooks in this checkout.")
-    return markdown
+    return LEVELS.sub(lambda found: levels(root(config), found[1]), markdown)
 
 
 def on_post_build(*, config: Any) -> None:
@@ -86,6 +87,25 @@ def cards(folder: Path) -> list[str]:
     """The organisms' cards, one heading lower: the page has the first."""
     found = sorted((folder / "workbench" / "organisms").glob("*/CARD.md"))
     return [re.sub(r"^#", "##", path.read_text("utf-8"), flags=re.MULTILINE) for path in found]
+
+
+def levels(folder: Path, family: str | None) -> str:
+    """The rows of the calibration of one family of numbers as a table, or of all with a heading for each."""
+    rows = json.loads((folder / "benchmarks" / "results" / "calibration.json").read_text("utf-8"))
+    if family is None:
+        families = dict.fromkeys(row["name"].partition(".")[0] for row in rows)
+        return "\n\n".join(f"## {name}\n\n{levels(folder, name)}" for name in families)
+    mine = [row for row in rows if row["name"].startswith(f"{family}.")]
+    lines = ["| case | number | kind | claimed | rate | 95 % | trials | 0.1.0 |", "|---|---|---|---|---|---|---|---|"]
+    for row in mine:
+        claimed = "" if row["nominal"] is None else f"{row['nominal']:g}"
+        before = "" if row["before"] is None else f"{row['before']:.3g}"
+        said = f" *{row['labelled']}*" if row["labelled"] else ""
+        lines.append(
+            f"| {row['what']}{said} | {row['where']} | {row['kind']} | {claimed} | {row['rate']:.3f} | "
+            f"{row['low']:.3f} to {row['high']:.3f} | {row['trials']} | {before} |"
+        )
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- notebooks

@@ -340,7 +340,7 @@ def site(tmp_path_factory) -> Path:
     """The site of a checkout without notebooks, built as `make docs` does."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    for name in ("docs", "mkdocs.yml", "scripts", "workbench", "lenses", "probes"):
+    for name in ("docs", "mkdocs.yml", "scripts", "benchmarks", "workbench", "lenses", "probes"):
         (folder / name).symlink_to(ROOT / name)
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(

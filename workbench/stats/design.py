@@ -15,8 +15,10 @@ from workbench.stats.levels import Reached
 
 FEW, MANY = 8, 1000
 """Below ``FEW`` clusters an interval is Student's t; from ``MANY`` on, percentiles; between them bootstrap-t."""
-AT_ONCE = 4_000_000
-"""Numbers that a block of draws may hold."""
+GROUPS = 200
+"""From ``MANY`` clusters on the jackknife of a statistic leaves out so many groups of clusters in place of each."""
+AT_ONCE, BLOCK = 4_000_000, 64
+"""Numbers that a block may hold; draws that are made together."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """A function of how often each row is there, [draws, row] -> [draws, ...]."""
@@ -175,13 +177,16 @@ class Design:
 
         The cluster of a stratum that has no other is always there once.
         """
-        return self._drawn(draws, seed)[:, self.cluster]
+        return np.concatenate([block[:, self.cluster] for block in self._drawn(draws, seed)])
 
-    def _drawn(self, draws: int, seed: int) -> np.ndarray:
-        rng, times = np.random.default_rng(seed), np.zeros((draws, self.n))
-        for own in self._strata():
-            times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=draws)
-        return times
+    def _drawn(self, draws: int, seed: int) -> Iterator[np.ndarray]:
+        """[draws, cluster] how often each is there, in blocks."""
+        rng, strata = np.random.default_rng(seed), list(self._strata())
+        for start in range(0, draws, BLOCK):
+            times = np.zeros((min(BLOCK, draws - start), self.n))
+            for own in strata:
+                times[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(times))
+            yield times
 
     def relabel(self, labels: ArrayLike, draws: int, seed: int = 0) -> np.ndarray:
         """[draws, row] labels (ints) shuffled among whole clusters, within strata.
@@ -278,41 +283,59 @@ class Design:
         Notes
         -----
         Percentiles of the bootstrap are too narrow for few clusters (5 of them, normal: 83 % in place of 95 %), so the
-        number of clusters that have a value decides: fewer than 8, Student's t on the delete-one-cluster jackknife's
-        standard error, with degrees of freedom from the effective number of clusters (Kish); up to 999, bootstrap-t of
-        a mean (Efron & Tibshirani 1993, chapter 12) and the jackknife's t of another statistic; from 1000 on,
-        percentiles.  Proportions: Clopper & Pearson (1934).  Where bootstrap-t has no finite end, t stands in.
+        number of clusters that have a value decides: fewer than 8, or several strata, Student's t on the
+        delete-one-cluster jackknife's standard error, with degrees of freedom from the effective number of clusters
+        (Kish), which is conservative where weights differ much; up to 999, bootstrap-t of
+        a mean (Efron & Tibshirani 1993, chapter 12), each end no nearer than Student's (heavy tails), and the
+        jackknife's t of another statistic; from 1000 on, percentiles.  Proportions: Clopper & Pearson (1934).  Where
+        bootstrap-t has no finite end, t stands in.
         """
         tail = (1 - level) / 2
         if callable(what):
             return self._bootstrap_statistic(what, level, draws, seed, bounds, reflect)
         given = np.asarray(what, float)
         w, x, shape = self._sums(given, by)
-        knife = self._jackknife(w, x)
         units = (w > 0).sum(1)
-        value = knife.value
-        half = knife.error * _student(knife.dof, 1 - tail)
+        value, error, dof, _ = self._jackknife(w, x)
+        half = error * _student(dof, 1 - tail)
         low, high = value - half, value + half
         method = np.full(units.shape, "t", object)
-        times = None
-        if (units >= FEW).any() and draws:
-            times = self._drawn(draws, seed)
-        for g in range(len(w)) if times is not None else ():
-            some = np.flatnonzero((units[g] >= FEW) & ~np.isnan(knife.error[g]))
-            for cells in _blocks(some, draws):
-                many = units[g][cells] >= MANY
-                ends, kind = _resampled(times, w[g][:, cells], x[g][:, cells], knife.error[g][cells], many, tail)
+        # Between strata nothing varies, which a t that is studentised over all clusters does not know.
+        one = sum((w[:, own] > 0).any(1) for own in self._strata()) == 1
+        for jobs in _passes((units >= FEW) & one, draws):
+            for (g, cells), ends in zip(jobs, self._resampled(jobs, w, x, draws, seed, tail), strict=True):
                 good = np.isfinite(ends).all(0)
-                low[g, cells[good]], high[g, cells[good]] = ends[:, good]
-                method[g, cells[good]] = kind[good]
+                wider = [np.minimum(ends[0], low[g, cells]), np.maximum(ends[1], high[g, cells])]
+                wider = np.where(units[g, cells] >= MANY, ends, wider)
+                low[g, cells[good]], high[g, cells[good]] = wider[:, good]
+                method[g, cells[good]] = np.where(units[g, cells] >= MANY, "percentile", "bootstrap-t")[good]
         if bounds == (0, 1) or bounds == (0.0, 1.0):
             self._exact(given, by, units, value, low, high, method, tail)
-        known = ~np.isnan(knife.error)
+        known = ~np.isnan(error)
         low, high = (np.where(known, np.clip(end, *bounds), np.nan).reshape(shape) for end in (low, high))
         said = ", ".join(sorted(set(method[known].tolist()))) or "no interval"
         return Interval(
-            value.reshape(shape), low, high, knife.error.reshape(shape), np.zeros(shape), units.reshape(shape), said
+            value.reshape(shape), low, high, error.reshape(shape), np.zeros(shape), units.reshape(shape), said
         )
+
+    def _resampled(
+        self, jobs: list[tuple[int, np.ndarray]], w: np.ndarray, x: np.ndarray, draws: int, seed: int, tail: float
+    ) -> Iterator[np.ndarray]:
+        """Ends [2, cell] of the intervals of the means of each (group, cells): bootstrap-t, or percentiles of many."""
+        found: list[list[np.ndarray]] = [[] for _ in jobs]
+        rows = [np.flatnonzero((w[g][:, cells] > 0).any(1)) for g, cells in jobs]
+        for times in self._drawn(draws, seed):
+            for (g, cells), own, kept in zip(jobs, rows, found, strict=True):
+                kept.append(_resampled(times[:, own], w[g][np.ix_(own, cells)], x[g][np.ix_(own, cells)]))
+        for (g, cells), kept in zip(jobs, found, strict=True):
+            drawn, n = np.concatenate(kept), (w[g][:, cells] > 0).sum(0)
+            total = w[g][:, cells].sum(0)
+            value = over(x[g][:, cells].sum(0), total)
+            square = ((x[g][:, cells] - value * w[g][:, cells]) ** 2).sum(0)
+            error = np.sqrt(square * n / (n - 1)) / total
+            top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
+            bottom = np.nanquantile(drawn, tail, axis=0, method="lower")
+            yield np.where(n >= MANY, [bottom, top], [value - top * error, value - bottom * error])
 
     def _exact(
         self, given: np.ndarray, by: np.ndarray | None, units: np.ndarray, value: np.ndarray, low: np.ndarray,
@@ -360,23 +383,26 @@ class Design:
         return Interval(value, low, high, error, bias, units, method if known.any() else "no interval")
 
     def distribution(self, statistic: Statistic, draws: int, seed: int = 0) -> np.ndarray:
-        """[draws, ...] of a statistic when clusters are drawn again, in blocks that fit in memory."""
-        times = self._known(self._drawn(draws, seed))
-        return self.applied(statistic, times[:, self.cluster])
+        """[draws, ...] of a statistic when clusters are drawn again.
 
-    def applied(self, statistic: Statistic, times: np.ndarray) -> np.ndarray:
-        """[draws, ...] of a statistic of rows [draws, row], in blocks that fit in memory."""
-        one = np.asarray(statistic(times[:1]))
-        step = max(1, AT_ONCE // max(one.size, self.rows))
-        rest = [np.asarray(statistic(times[i : i + step])) for i in range(1, len(times), step)]
-        return np.concatenate([one, *rest])
-
-    def _known(self, times: np.ndarray) -> np.ndarray:
-        """Clusters alone in their stratum as NaN, where there are several strata."""
+        Where there are several strata, the rows of a cluster that is alone in its stratum are NaN to the function.
+        """
         size = np.bincount(self.stratum)
-        if len(size) > 1:
-            times[:, (size == 1)[self.stratum]] = np.nan
-        return times
+        alone = (size == 1)[self.stratum] & (len(size) > 1)
+
+        def known(times: np.ndarray) -> np.ndarray:
+            return np.where(alone, np.nan, times)[:, self.cluster]
+
+        return self._applied(statistic, (known(times) for times in self._drawn(draws, seed)))
+
+    def _applied(self, statistic: Statistic, blocks: Iterator[np.ndarray]) -> np.ndarray:
+        """[draws, ...] of a statistic of blocks [draws, row], in parts that fit in memory."""
+        found: list[np.ndarray] = []
+        for times in blocks:
+            size = max(self.rows, found[0][0].size if found else AT_ONCE)
+            step = max(1, AT_ONCE // size)
+            found += [np.asarray(statistic(times[i : i + step])) for i in range(0, len(times), step)]
+        return np.concatenate(found)
 
     def jackknife(self, what: ArrayLike | Statistic, *, by: np.ndarray | None = None) -> Jackknife:
         """Delete-one-cluster jackknife of a mean or of another statistic (arguments as in :meth:`bootstrap`).
@@ -416,22 +442,31 @@ class Design:
 
     def _jackknife_statistic(self, statistic: Statistic) -> Jackknife:
         value = np.asarray(statistic(np.ones((1, self.rows))), float)[0]
-        without = self.applied(statistic, 1.0 - np.equal.outer(np.arange(self.n), self.cluster))
         variance, fourth, bias = np.zeros(value.shape), np.zeros(value.shape), np.zeros(value.shape)
-        several = int(self.stratum.max()) > 0
-        for own in self._strata():
-            n = len(own)
+        strata = list(self._strata())
+        for own in strata:
+            left_out = self._left_out(own, max(FEW, GROUPS // len(strata)))
+            blocks = (1.0 - (left_out[None, self.cluster] == g) for g in range(left_out.max() + 1))
+            without = self._applied(statistic, blocks)
+            n = len(without)
             if n == 1:
                 # It matters to the cells that are gone, or others, without it.
-                moved = np.isnan(without[own[0]]) | (np.abs(without[own[0]] - value) > 1e-12 * (1 + np.abs(value)))
-                variance = np.where(moved if several else True, np.nan, variance)
+                moved = np.isnan(without[0]) | (np.abs(without[0] - value) > 1e-12 * (1 + np.abs(value)))
+                variance = np.where(moved if len(strata) > 1 else True, np.nan, variance)
                 continue
-            mean = without[own].mean(0)
-            part = (n - 1) / n * ((without[own] - mean) ** 2).sum(0)
+            mean = without.mean(0)
+            part = (n - 1) / n * ((without - mean) ** 2).sum(0)
             variance, fourth = variance + part, fourth + part**2 / (n - 1)
             bias = bias + (n - 1) * (mean - value)
         dof = np.where(fourth > 0, over(variance**2, fourth), max(self.n - 1, 1))
         return Jackknife(value, np.sqrt(variance), np.maximum(np.nan_to_num(dof, nan=1.0), 1), bias)
+
+    def _left_out(self, own: np.ndarray, groups: int) -> np.ndarray:
+        """[cluster] in which group each of a stratum's clusters is left out; -1: of another stratum."""
+        n = len(own) if self.n < MANY else min(len(own), groups)
+        found = np.full(self.n, -1)
+        found[own] = np.random.default_rng(len(own)).permutation(np.arange(len(own)) % n)
+        return found
 
     # ------------------------------------------------------------ tests
 
@@ -519,9 +554,8 @@ class Design:
                 flips.add(np.abs(_t(signs[some], x, w)))
             largest.append(np.nanmax(np.abs(_t(signs[some], residual, w)), (1, 2), initial=0))
         if null != "flip":
-            times = self._drawn(draws, seed)
-            for some in _draws(draws, x):
-                boots.add(np.abs(_t(times[some], residual, w, empty=np.inf)))
+            for times in self._drawn(draws, seed):
+                boots.add(np.abs(_t(times, residual, w, empty=np.inf)))
         p_flip, p_boot = flips.step_down(), boots.step_down()
         p = {"flip": p_flip, "bootstrap": p_boot, "both": np.fmax(p_flip, p_boot)}[null]
         n, q2 = (w > 0).sum(1), float(np.quantile(np.concatenate(largest), level, method="higher")) ** 2
@@ -622,10 +656,20 @@ def _codes(labels: ArrayLike) -> np.ndarray:
     return np.unique(given, return_inverse=True)[1].reshape(-1)
 
 
-def _blocks(cells: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    step = max(1, AT_ONCE // max(1, draws))
-    for start in range(0, len(cells), step):
-        yield cells[start : start + step]
+def _passes(some: np.ndarray, draws: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Cells [group, cell] that are to be drawn, in lists of (group, cells) whose draws fit in memory."""
+    room = step = max(1, AT_ONCE // max(1, draws))
+    jobs: list[tuple[int, np.ndarray]] = []
+    for g in range(len(some) if draws else 0):
+        cells = np.flatnonzero(some[g])
+        for part in np.array_split(cells, range(step, len(cells), step)) if len(cells) else ():
+            if jobs and len(part) > room:
+                yield jobs
+                jobs, room = [], step
+            jobs.append((g, part))
+            room -= len(part)
+    if jobs:
+        yield jobs
 
 
 def _draws(draws: int, x: np.ndarray, times: int = 1) -> Iterator[slice]:
@@ -677,32 +721,21 @@ def _student(dof: np.ndarray, q: float) -> np.ndarray:
     return stdtrit(dof, q)
 
 
-def _resampled(
-    times: np.ndarray, w: np.ndarray, x: np.ndarray, error: np.ndarray, many: np.ndarray, tail: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [2, cell] of intervals of means from sums of clusters [cluster, cell], and their methods [cell].
-
-    ``many``: cells whose interval is of percentiles; the others' is bootstrap-t.
-    """
-    total = times @ w
+def _resampled(times: np.ndarray, w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """[draws, cell] of times [draws, cluster] and sums [cluster, cell]: t of the mean, or the mean itself of many."""
+    mean, there = over(times @ x, times @ w), w > 0
+    many = there.sum(0) >= MANY
+    if many.all():
+        return mean
     value = over(x.sum(0), w.sum(0))
-    mean = over(times @ x, total)
     with np.errstate(invalid="ignore", divide="ignore"):
-        n = times @ (w > 0)
+        n = times @ there
         square = times @ x**2 - 2 * mean * (times @ (x * w)) + mean**2 * (times @ w**2)
+        # Rounding leaves a little where all that was drawn is alike.
         square = np.where(square > 1e-12 * (times @ x**2), square, 0)
-        own = np.sqrt(np.maximum(square, 0) * n / (n - 1)) / total
+        own = np.sqrt(square * n / (n - 1)) / (times @ w)
         t = np.where(own > 0, (mean - value) / own, np.sign(mean - value) * np.inf)
-        t = np.where(np.isnan(t), 0, t)
-    ends = np.empty((2, w.shape[1]))
-    if many.any():
-        ends[:, many] = np.nanquantile(mean[:, many], [tail, 1 - tail], axis=0)
-    if not many.all():
-        few = ~many
-        top = np.quantile(t[:, few], 1 - tail, axis=0, method="higher")
-        bottom = np.quantile(t[:, few], tail, axis=0, method="lower")
-        ends[:, few] = value[few] - top * error[few], value[few] - bottom * error[few]
-    return ends, np.where(many, "percentile", "bootstrap-t").astype(object)
+    return np.where(many, mean, np.nan_to_num(t, nan=0, posinf=np.inf, neginf=-np.inf))
 
 
 def quantiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Simulations of every claimed level, a module for each family of numbers: ``benchmarks/calibration.py`` runs them."""
