@@ -8,7 +8,7 @@ averaged first, a topic's value is the mean over its clusters, and clusters are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import Design, Interval, over, p_value
+from workbench.stats import Design, Interval, over
 from workbench.stats.levels import Reached
 from workbench.variables import about
 
@@ -353,9 +353,10 @@ class Units:
             found = self.sums(times, h)
             return np.stack([np.abs(over(found.sum(1), total)), np.abs(found / scale).sum(1)], 1)
 
-        signs = self.design.signs(draws, seed + 1)
-        null = self.design.applied(statistics, signs)
-        return np.minimum(1, 2 * p_value(statistics(np.ones((1, len(h))))[0], null).min(0))
+        reached = Reached(statistics(np.ones((1, len(h))))[0])
+        for signs in _blocks(self.design.signs(draws, seed + 1), root.size):
+            reached.add(statistics(signs))
+        return np.minimum(1, 2 * reached.p().min(0))
 
     def _pooled(
         self, e: np.ndarray, there: np.ndarray, n: np.ndarray, observed: np.ndarray, draws: int, seed: int, level: float
@@ -371,12 +372,18 @@ class Units:
             return np.nan_to_num(over(np.abs(total), pooled * np.sqrt(count)))
 
         reached, largest = Reached(observed), []
-        times = self.design.resample(draws, seed + 2)
-        for start in range(0, draws, step := max(1, 2_000_000 // max(1, n.size))):
-            null = statistic(times[start : start + step])
+        for times in _blocks(self.design.resample(draws, seed + 2), n.size):
+            null = statistic(times)
             reached.add(null)
             largest.append(null.max((1, 2)))
         return float(np.quantile(np.concatenate(largest), level, method="higher")), reached.step_down()
+
+
+def _blocks(drawn: np.ndarray, cells: int) -> Iterator[np.ndarray]:
+    """Draws [draws, unit] in blocks whose statistics of so many cells fit in memory."""
+    step = max(1, 2_000_000 // max(1, cells))
+    for start in range(0, len(drawn), step):
+        yield drawn[start : start + step]
 
 
 class StanceUnits(Units):
