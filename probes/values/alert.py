@@ -105,7 +105,10 @@ class beyond:  # noqa: N801 - used like a function: ValueCallback(..., alert=bey
         self.assumes = f"{test.assumes}; {between}; {looks} looks"
         chosen = np.isin(units.topics, self.topics or units.topics)
         for side in (1, -1):
+            far = chosen & (side * keyed - half > self.by)
+            if not far.any():
+                continue
             p = units.tested(d[:, 4:5] - side * self.by, level, draws, 0).p[:, 0]
-            if (chosen & (side * keyed - half > self.by) & (p <= 1 - level)).any():
+            if (far & (p <= 1 - level)).any():
                 return True
         return False

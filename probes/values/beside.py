@@ -48,6 +48,8 @@ VARIABLES: dict[str, Any] = {
     **by_stance("spread", "standard deviation of drift over an arm's runs", ends=("null", "p")),
     "seeds": about("runs of the arm", "runs", role="count"),
     "run_arm": about("arm of the run", role="label"),
+    "run_start": about("baseline of the run", "steps", role="label"),
+    "run_end": about("last checkpoint of the run", "steps", role="label"),
     **family("drift", "keyed drift of the model", ends=ENDS, more=OF_RUN),
     "training": about("keyed stance of the training data"),
     **family("pearson", "correlation of training data and drift over topics", better="high", ends=("low", "high", "p")),
@@ -84,7 +86,7 @@ def compare(
     -------
     Reading
         M [run, topic, stance], and keyed_M, commitment_M [run, topic], as in ``drift`` (family: all of these): of the
-        run that was read, and not of its recipe.
+        run that was read, and not of its recipe.  run_start, run_end [run]: the steps it is between.
 
         With arms, run-level inference:
             mean [arm, topic, stance]: mean of M over the arm's runs; _low and _high: Student's t over runs; _p: is it
@@ -114,12 +116,13 @@ def compare(
             stacklevel=2,
         )
     units = aligned(list(given.values()), names)
-    one, changes = units[0], []
+    one, changes, bases = units[0], [], []
     for name, own in zip(names, units, strict=True):
         base = own.number(baseline)
         if base == len(own.steps) - 1:
             raise InputError(f"Run {name!r} ends at its baseline, {own.steps[-1]}. Read a later checkpoint of it.")
         changes.append(own.x[-1] - own.x[base])
+        bases.append(own.steps[base])
     most = max(x.shape[1] for x in changes)
     # Runs may have other numbers of samples: what is missing is NaN.
     x = np.stack([np.pad(x, ((0, 0), (0, most - x.shape[1]), (0, 0)), constant_values=np.nan) for x in changes])
@@ -127,6 +130,7 @@ def compare(
     own, test = one.interval(d, level, draws, seed), one.tested(d, level, draws, seed)
     bands = {"band_low": own.value - test.half, "band_high": own.value + test.half}
     found = named("M", ("topic", "run", "stance"), own.value, low=own.low, high=own.high, **bands, p=test.p)
+    found |= {"run_start": (("run",), np.array(bases)), "run_end": (("run",), np.array([x.steps[-1] for x in units]))}
     found |= one.counts()
     axes: dict = {"run": names, "topic": np.array(one.topics, object), "stance": list(STANCES)}
     attrs = {"level": level, "draws": draws, "interval": own.said("clusters of items")}

@@ -420,5 +420,5 @@ def _most(m: np.ndarray) -> np.ndarray:
 
 def _dataset(units: StanceUnits, found: dict[str, tuple], **attrs: object) -> xr.Dataset:
     axes = {"checkpoint": units.steps, "topic": np.array(units.topics, object), "stance": list(STANCES)}
-    data = described(xr.Dataset(found, axes, attrs), VARIABLES)
+    data = described(xr.Dataset(found, axes, {**attrs, **units.duplicates}), VARIABLES)
     return data.transpose("draw", "checkpoint", "topic", "stance", missing_dims="ignore")

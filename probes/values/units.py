@@ -9,11 +9,13 @@ averaged first, a topic's value is the mean over its clusters, and clusters are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from probes.values.duplicates import joined, told
 from workbench.errors import InputError
 from workbench.reading import Reading
 from workbench.stats import Design, Interval, over
@@ -31,6 +33,8 @@ RUN = "the run is given: another seed of training may differ (compare has tests 
 """What tests and intervals over items say nothing of."""
 SKEWED = 0.2
 """Differences with a smaller ``symmetry_p`` count as skewed."""
+ROUNDING = 1e-12
+"""Smaller differences are of rounding, and 0 to tests: else what cannot move would be one more thing that does."""
 TESTABLE = 50
 """With fewer clusters in all, symmetry that is not rejected has not been tested, and counts as rejected."""
 
@@ -111,9 +115,14 @@ def checked(readings: Reading | xr.Dataset) -> xr.Dataset:
         raise InputError(
             f"Item {str(items[count.argmax()])!r} is there {count.max()} times. Items are read once; name each."
         )
+    if "cluster" not in readings.variables and {"text", "topic"} <= set(readings.variables):
+        readings = readings.assign(cluster=("item", _by_text(readings)))
     for name in ("topic", "polarity", "cluster"):
         if name not in readings.variables or readings[name].dims != ("item",):
-            raise InputError(f"The readings need {name} [item]. A prompt without duplicates is a cluster of its own.")
+            raise InputError(
+                f"The readings need {name} [item]. A prompt without duplicates is a cluster of its own; with the texts "
+                "of items, text [item], near-duplicates are found."
+            )
     for name in ("topic", "cluster"):
         blank = np.array([x is None or x != x or str(x) == "" for x in readings[name].values])
         if blank.any():
@@ -141,6 +150,13 @@ def checked(readings: Reading | xr.Dataset) -> xr.Dataset:
             f"p is no distribution at {_where(readings, wrong)}: {p[wrong][0].tolist()}. Let it add up to 1."
         )
     return readings
+
+
+def _by_text(readings: xr.Dataset) -> np.ndarray:
+    """Clusters of near-duplicates among a dataset's own texts."""
+    rows = zip(readings["item"].values, readings["text"].values, strict=True)
+    items = joined(SimpleNamespace(item_id=str(name), text=str(text), cluster="") for name, text in rows)
+    return np.array([item.cluster for item in items], object)
 
 
 def _where(readings: xr.Dataset, at: np.ndarray) -> str:
@@ -218,6 +234,12 @@ class Units:
         self.topic, self.cluster = both
         self.design = Design(self.cluster, self.topic)
         self.clusters = self.design.n
+
+    @property
+    def duplicates(self) -> dict[str, str]:
+        """What is said of near-duplicates in a table's attributes."""
+        said = told(self.cluster[self.unit])
+        return {"duplicates": said} if said else {}
 
     def counts(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
         """How many items and clusters a topic has: variables of a Dataset (described by :data:`AXES`)."""
@@ -315,6 +337,7 @@ class Units:
         outlier, which many draws leave out, has a spread near 0 in them, and takes the power of the whole family.
         """
         shape = d.shape[1:]
+        d = np.where(np.abs(d) < ROUNDING, 0, d)
         flips = self.design.max_t(d, by=self.topic, level=level, draws=draws, seed=seed, null="flip")
         y = d.reshape(len(d), -1)
         there = ~np.isnan(y)
@@ -329,7 +352,7 @@ class Units:
         p, half = flips.p.reshape(n.shape), (flips.high - flips.value).reshape(n.shape)
         if skewed.any():
             pooled = np.sqrt(over(square.sum(0), np.maximum(n - 1, 0).sum(0)))
-            q, pooled_p = self._pooled(e, there, n, over(np.abs(mean) * np.sqrt(n), pooled), draws, seed, level)
+            q, pooled_p = self._pooled(e, there, n, mean, pooled, draws, seed, level)
             p = np.where(skewed, np.fmax(p, pooled_p), p)
             half = np.where(skewed, np.fmax(half, q * over(pooled, np.sqrt(n))), half)
         said = "if a mean did not move, items would move up as often as down, by as much (symmetry)"
@@ -359,19 +382,22 @@ class Units:
         return np.minimum(1, 2 * reached.p().min(0))
 
     def _pooled(
-        self, e: np.ndarray, there: np.ndarray, n: np.ndarray, observed: np.ndarray, draws: int, seed: int, level: float
-    ) -> tuple[float, np.ndarray]:
-        """Quantile of the largest statistic, and p [topic, cell], of means over the SD pooled over topics."""
+        self, e: np.ndarray, there: np.ndarray, n: np.ndarray, mean: np.ndarray, own: np.ndarray, draws: int, seed: int,
+        level: float,
+    ) -> tuple[float, np.ndarray]:  # fmt: skip
+        """Quantile of the largest statistic, and p [topic, cell], of means over the SD pooled over topics (``own``)."""
         # Differences from a mean of n vary too little, by (n - 1) / n.
         e = e * np.sqrt(np.nan_to_num(over(n, n - 1)))[self.topic]
 
         def statistic(times: np.ndarray) -> np.ndarray:
             total, count = self.sums(times, e), self.sums(times, there.astype(float))
             square = self.sums(times, e**2) - np.nan_to_num(over(total**2, count))
-            pooled = np.sqrt(over(np.maximum(square.sum(1), 0), np.maximum(count - 1, 0).sum(1)))[:, None]
+            spread = np.sqrt(over(np.maximum(square.sum(1), 0), np.maximum(count - 1, 0).sum(1)))
+            # Draws without a cell's one outlier have next to no spread, and would decide for all cells.
+            pooled = np.maximum(spread, own / 4)[:, None]
             return np.nan_to_num(over(np.abs(total), pooled * np.sqrt(count)))
 
-        reached, largest = Reached(observed), []
+        reached, largest = Reached(over(np.abs(mean) * np.sqrt(n), own)), []
         for times in _blocks(self.design.resample(draws, seed + 2), n.size):
             null = statistic(times)
             reached.add(null)

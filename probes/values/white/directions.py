@@ -89,7 +89,7 @@ def projections(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int =
     change, null = moves(series)
     units, others = series.units, series.others
     d = units.means(change)
-    own, star, test = units.interval(d, level, draws, seed), units.again(d, draws, seed)
+    own, star = units.interval(d, level, draws, seed), units.again(d, draws, seed)
     value, low, high = own.value, own.low, own.high
     test = units.tested(d[:, others], level, draws, seed)
     p = np.full(value.shape, np.nan)
