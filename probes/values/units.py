@@ -199,12 +199,15 @@ class Tested(NamedTuple):
         [...], over topics: how likely differences that lie symmetrically about their topic's mean would look as skewed.
     assumes
         What p rests on, in words.
+    skewed
+        Whether the SD pooled over topics was taken for some cell.
     """
 
     p: np.ndarray
     half: np.ndarray
     symmetry_p: np.ndarray
     assumes: str
+    skewed: bool = False
 
 
 class Units:
@@ -324,8 +327,10 @@ class Units:
         that has none of the few has moved in all its items.  Symmetry is therefore tested, cell by cell, over all
         topics.  Where it is rejected, or cannot be tested (fewer than :data:`TESTABLE` clusters), p is the larger of
         flips' and of a second test, whose statistic is the mean over the SD pooled over topics, against clusters drawn
-        again within topics, of differences from their topic's mean; and the interval is the wider of the two's.  Of a
-        single topic with a handful of items nothing helps: without one of the few among them, they have moved.
+        again within topics, of differences from their topic's mean; and the interval is the wider of the two's.  Cells
+        that are found to have moved are then left out, and the rest is tested once more: how uneven the moves of topics
+        are that moved is no measure of those that did not.  Of a single topic with a handful of items nothing helps:
+        without one of the few among them, they have moved.
 
         Notes
         -----
@@ -336,8 +341,20 @@ class Units:
         little power.  A studentised bootstrap with each topic's own SD is no second test here: one cell with a single
         outlier, which many draws leave out, has a spread near 0 in them, and takes the power of the whole family.
         """
-        shape = d.shape[1:]
         d = np.where(np.abs(d) < ROUNDING, 0, d)
+        first = found = self._round(d, level, draws, seed)
+        p, gone = first.p, np.zeros(first.p.shape, bool)
+        while found.skewed and ((moved := (p <= 1 - level + 1e-12) & ~gone).any()):
+            gone |= moved
+            if not (left := ~gone & ~np.isnan(p)).any():
+                break
+            found = self._round(np.where(gone[self.topic], np.nan, d), level, draws, seed)
+            p = np.where(left, np.fmin(p, np.fmax(found.p, p[gone].max())), p)
+        return Tested(p, first.half, first.symmetry_p, first.assumes)
+
+    def _round(self, d: np.ndarray, level: float, draws: int, seed: int) -> Tested:
+        """The test of :meth:`tested` with all topics that have a value."""
+        shape = d.shape[1:]
         flips = self.design.max_t(d, by=self.topic, level=level, draws=draws, seed=seed, null="flip")
         y = d.reshape(len(d), -1)
         there = ~np.isnan(y)
@@ -363,7 +380,7 @@ class Units:
         else:
             said += ": tested, and not rejected"
         full = (len(self.topics), *shape)
-        return Tested(p.reshape(full), half.reshape(full), symmetry_p.reshape(shape), said)
+        return Tested(p.reshape(full), half.reshape(full), symmetry_p.reshape(shape), said, bool(skewed.any()))
 
     def _symmetry(self, e: np.ndarray, variance: np.ndarray, draws: int, seed: int) -> np.ndarray:
         """p [cell] of differences from their topics' means [unit, cell], of which topics have this variance."""
