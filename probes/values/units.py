@@ -36,7 +36,8 @@ SKEWED = 0.2
 ROUNDING = 1e-12
 """Smaller differences are of rounding, and 0 to tests: else what cannot move would be one more thing that does."""
 TESTABLE = 50
-"""With fewer clusters in all, symmetry that is not rejected has not been tested, and counts as rejected."""
+"""With fewer clusters in all, symmetry that is not rejected has not been tested, and several topics' counts as
+rejected."""
 
 ENDS = {
     "low": ("lower end of the interval of", "low"), "high": ("upper end of the interval of", "high"),
@@ -365,7 +366,8 @@ class Units:
         symmetry_p = self._symmetry(e, over(square, n - 1), draws, seed)
         number = int(there.any(1).sum())
         rejected = np.nan_to_num(symmetry_p, nan=1.0) <= SKEWED
-        skewed = rejected | (number < TESTABLE)
+        # Of one topic alone the SD over topics is its own, and says nothing that the flips do not.
+        skewed = rejected | (number < TESTABLE and len(self.topics) > 1)
         p, half = flips.p.reshape(n.shape), (flips.high - flips.value).reshape(n.shape)
         if skewed.any():
             pooled = np.sqrt(over(square.sum(0), np.maximum(n - 1, 0).sum(0)))
@@ -374,11 +376,12 @@ class Units:
             half = np.where(skewed, np.fmax(half, q * over(pooled, np.sqrt(n))), half)
         said = "if a mean did not move, items would move up as often as down, by as much (symmetry)"
         if number < TESTABLE:
-            said += f": cannot be tested with {number} clusters; p and bands also hold the SD over all topics"
+            said += f": cannot be tested with {number} clusters"
         elif rejected.any():
-            said += f": rejected in {rejected.sum()} of {len(rejected)} cells, which also hold the SD over all topics"
+            said += f": rejected in {rejected.sum()} of {len(rejected)} cells"
         else:
             said += ": tested, and not rejected"
+        said += "; p and bands there also hold the SD over all topics" if skewed.any() else ""
         full = (len(self.topics), *shape)
         return Tested(p.reshape(full), half.reshape(full), symmetry_p.reshape(shape), said, bool(skewed.any()))
 
