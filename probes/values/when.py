@@ -37,8 +37,8 @@ def times(
     values = {"eta": eta, "eta_low": ends[0], "eta_high": ends[1], "eta_checkpoints": counted, "extremum": steps[at]}
     values |= dict(zip(("onset", "onset_low", "onset_high"), np.full((3, *eta.shape), np.nan), strict=True))
     for cell in zip(*np.nonzero(shown & ~np.isnan(curve).any(-1)), strict=True):
-        found = onset(curve[cell], draws[:, *cell], steps, level)
-        for name, value in zip(("onset", "onset_low", "onset_high"), found, strict=True):
+        own = onset(curve[cell], draws[:, *cell], steps, level)
+        for name, value in zip(("onset", "onset_low", "onset_high"), own, strict=True):
             values[name][cell] = value if name == "onset" or clusters[cell] >= FEW else np.nan
     found: dict[str, tuple] = {}
     for name, value in values.items():
