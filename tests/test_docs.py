@@ -473,8 +473,10 @@ def test_constants_on_the_pages_are_those_of_the_code():
     assert f"NaN below {nulls.FEWEST}" in text["lenses.md"]
     assert f"beyond {sinks.LEAST:g} to {sinks.MOST:g} times the layer's median" in text["lenses.md"]
     assert f"jackknife over {routed.GROUPS} groups of documents" in text["routing.md"]
-    assert f"evenness above {verdicts.EVEN}. collapsed" in text["superposition.md"]
-    assert f"fewer than {verdicts.ONE} candidates in all" in text["superposition.md"]
+    assert f"evenness above {verdicts.EVEN}; and the share of problems" in text["superposition.md"]
+    assert f"estimated at {verdicts.MOST} or more." in text["superposition.md"]
+    assert f"leads alone (`lead` above {verdicts.LEAD})" in text["superposition.md"]
+    assert all(word in text["superposition.md"] for word in verdicts.WORDS)
 
 
 STORY = ["Mara lives in", "The bat flew out of the dark"]
@@ -744,10 +746,17 @@ def _used() -> tuple[Any, ...]:
     return organism("searcher"), own.prompts, own.problems, own.names, ContinuousThought(3)
 
 
+def _verdict() -> Any:
+    from probes.superposition import frontier, use, verdict
+
+    return verdict(frontier(*_logits()), use(*_used(), then="=", draws=20))
+
+
 _of_thoughts("mass", _logits)
 _of_thoughts("focus", lambda: (thoughts().readings[0], questions().problems))
 _of_thoughts("frontier", _logits)
 _of_thoughts("use", _used, then="=", draws=20)
+SOURCES["probes.superposition.verdict"] = lambda: _verdict().reading.data
 _of_thoughts("entity_belief", lambda: (organism("searcher"), questions().prompts[:2], ["n1", "n2"]))
 _of_thoughts("soft_versus_hard", lambda: (organism("story"), STORY))
 _of_thoughts("mixture_entropy", lambda: (organism("story"), STORY, (1, 2)), mixtures=2)

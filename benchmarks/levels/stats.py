@@ -47,6 +47,17 @@ def duplicated(times: int, n: int = 12) -> Callable[[np.random.Generator], bool]
     return trial
 
 
+def stratified(sizes: tuple[int, ...]) -> Callable[[np.random.Generator], bool]:
+    """Strata of other sizes, whose means are far apart."""
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+
+    def trial(rng: np.random.Generator) -> bool:
+        found = Design(strata=strata).bootstrap(rng.normal(size=len(strata)) + 3 * (strata - strata.mean()))
+        return bool(found.low <= 0 <= found.high)
+
+    return trial
+
+
 def proportion(share: float, n: int) -> Callable[[np.random.Generator], bool]:
     def trial(rng: np.random.Generator) -> bool:
         found = Design(n=n).bootstrap((rng.random(n) < share).astype(float), bounds=(0, 1))
@@ -68,6 +79,17 @@ def welch(n: tuple[int, int], scale: tuple[float, float], shape: str, times: int
     return trial
 
 
+def many_cells(n: tuple[int, int], scale: tuple[float, float]) -> Callable[[np.random.Generator], bool]:
+    """30 cells of two labels of other spreads, none of which differs."""
+
+    def trial(rng: np.random.Generator) -> bool:
+        values = rng.normal(size=(sum(n), 30)) * np.repeat(scale, n)[:, None]
+        test = Design(n=sum(n)).permute(values, np.repeat([0, 1], n), draws=199, seed=int(rng.integers(2**31)))
+        return bool((test.p_family <= 0.05).any())
+
+    return trial
+
+
 def flips(n: int, shape: str, null: str, cells: int = 4) -> Callable[[np.random.Generator], bool]:
     """Several means at once, none of which is off 0."""
 
@@ -79,10 +101,13 @@ def flips(n: int, shape: str, null: str, cells: int = 4) -> Callable[[np.random.
     return trial
 
 
-def band(n: int, shape: str, cells: int = 4) -> Callable[[np.random.Generator], bool]:
+def band(n: int, shape: str, cells: int = 4, spread: float = 0) -> Callable[[np.random.Generator], bool]:
+    """``spread``: of the logarithms of weights."""
+
     def trial(rng: np.random.Generator) -> bool:
         values = np.stack([SHAPES[shape](rng, n) for _ in range(cells)], 1)
-        test = Design(n=n).max_t(values, draws=399, seed=int(rng.integers(2**31)), null="flip")
+        weights = rng.lognormal(0, spread, n) if spread else None
+        test = Design(weights=weights, n=n).max_t(values, draws=399, seed=int(rng.integers(2**31)), null="flip")
         return bool(((test.low <= 0) & (test.high >= 0)).all())
 
     return trial
@@ -114,6 +139,13 @@ CASES = [
         for k in (1, 2, 4)
     ),
     *(
+        Case(
+            f"stats.mean.strata-{'-'.join(map(str, n))}", "coverage", 0.95, stratified(n),
+            f"strata of {', '.join(map(str, n))} units, of other means", MEAN,
+        )
+        for n in ((2, 2, 2, 2), (3, 3, 3), (2, 5, 40))
+    ),
+    *(
         Case(f"stats.proportion.{n}-at-{p}", "coverage", 0.95, proportion(p, n), f"{n} answers, {p:.0%} right", MEAN)
         for n, p in ((3, 0.5), (5, 0.9), (10, 0.95), (40, 0.8))
     ),
@@ -134,6 +166,14 @@ CASES = [
     ),
     *(
         Case(
+            f"stats.permute.family-{n[0]}-{n[1]}-sd-{s[0]}-{s[1]}", "familywise", 0.05, many_cells(n, s),
+            f"30 cells, {n[0]} units of SD {s[0]} against {n[1]} of SD {s[1]}", f"{TWO}, p_family",
+            labelled="p_family knows spreads that differ only as clusters become many" if n[1] < 50 else "",
+        )
+        for n, s in (((5, 15), (3, 1)), ((5, 50), (3, 1)), ((5, 50), (1, 3)), ((10, 10), (3, 1)))
+    ),
+    *(
+        Case(
             f"stats.{null}.{shape}-{n}", "familywise", 0.05, flips(n, shape, null), f"4 means of {n} units, {shape}",
             "Design.max_t" if null == "both" else "Design.flip",
             labelled="symmetric by assumption" if shape == "exponential" and (null == "flip" or n < 20) else "",
@@ -143,6 +183,13 @@ CASES = [
     *(
         Case(f"stats.band.{shape}-{n}", "coverage", 0.95, band(n, shape), f"4 means of {n} units, {shape}", BAND)
         for shape in ("normal", "t3") for n in (6, 8, 24)
+    ),
+    *(
+        Case(
+            f"stats.band.lengths-{n}", "coverage", 0.95, band(n, "normal", spread=1),
+            f"4 means of {n} units of log-normal weight", BAND,
+        )
+        for n in (8, 24)
     ),
     Case("stats.fdr.20-units", "fdr", 0.05, false_discoveries, "6 of 30 means of 20 units one SD off", "fdr of flips"),
 ]  # fmt: skip

@@ -10,26 +10,22 @@ import torch
 import xarray as xr
 from torch import nn
 
-from probes.superposition.problems import Problem
+from probes.results import family
+from probes.superposition.problems import Problem, graphs
 from workbench.engine.hooks import neutral
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import auroc
+from workbench.stats import Design, auroc, nanmean
 from workbench.variables import about, described
 
-AUC = "area under the ROC curve of the frontier"
+ENDS, AUC = ("low", "high"), "area under the ROC curve of the frontier"
 VARIABLES = {
     "auc": about(f"{AUC}, by seed", better="high"),
     "control": about(f"{AUC}, by seed, trained on others' frontiers", "", "high", "null", "auc"),
     "selectivity": about(f"{AUC} above its control, by seed", better="high"),
-    "auc_mean": about(AUC, better="high"),
-    "control_mean": about(f"{AUC}, trained on others' frontiers", "", "high", "null", "auc_mean"),
-    "selectivity_mean": about(f"{AUC} above its control", better="high"),
-    **{
-        f"{name}_{end}": about(f"{title}, {what} seed", "", "high", end, f"{name}_mean")
-        for name, title in (("auc", AUC), ("control", f"{AUC}, control"), ("selectivity", f"{AUC} above its control"))
-        for end, what in (("low", "least"), ("high", "largest"))
-    },
+    **family("auc_mean", about(AUC, better="high"), *ENDS),
+    **family("control_mean", about(f"{AUC}, trained on others' frontiers", "", "high", "null", "auc_mean"), *ENDS),
+    **family("selectivity_mean", about(f"{AUC} above its control", better="high"), *ENDS),
 }
 
 
@@ -46,6 +42,8 @@ def decode_frontier(
     hidden: int = 128,
     steps: int = 300,
     decay: float = 1e-2,
+    draws: int = 1000,
+    level: float = 0.95,
 ) -> Reading:
     """Can the frontier be decoded from states by a probe that was trained on other graphs?
 
@@ -58,8 +56,9 @@ def decode_frontier(
 
     Returns, [kind, seed, layer, place]: auc, over the nodes of held-out problems, frontier against others; control, of
     a probe trained alike on frontiers that were shuffled among the problems and tested on theirs: what can be learned
-    of the names alone; selectivity = auc - control (Hewitt & Liang 2019).  Means over seeds: auc_mean and so on, with
-    the least and the largest seed (_low, _high).
+    of the names alone; selectivity = auc - control (Hewitt & Liang 2019).  auc_mean and so on: means over problems,
+    each its mean over the seeds that held it out, with intervals over graphs (_low, _high).  They say how far other
+    problems would change the number of these probes; the seeds beside each other, what other training would.
     """
     sources = (states,) if isinstance(states, Reading) else ()
     if isinstance(states, Reading):
@@ -83,14 +82,13 @@ def decode_frontier(
         here[i, at] = True
         for t in range(places):
             ring[i, t, at] = problem.depth == t + ahead
-    kinship = [tuple(sorted(p.edges)) + (p.root,) for p in problems]
+    graph = graphs(problems)
     shape = (len(kinds), seeds, layers, places)
-    found = {name: np.full(shape, np.nan) for name in ("auc", "control")}
+    each = {name: np.full((n, *shape), np.nan) for name in ("auc", "control")}
     for s in range(seeds):
         rng = np.random.default_rng(s)
-        graphs = sorted(set(kinship))
-        tested = {graphs[i] for i in rng.permutation(len(graphs))[: max(1, round(held_out * len(graphs)))]}
-        test = np.array([k in tested for k in kinship])
+        different = int(graph.max()) + 1
+        test = np.isin(graph, rng.permutation(different)[: max(1, round(held_out * different))])
         if test.all() or not test.any():
             raise InputError(f"{n} problems have too few different graphs to hold some out. Give more problems.")
         order = rng.permutation(n)
@@ -106,20 +104,23 @@ def decode_frontier(
                         states[known, :, t], truth[known], there[known], test[known], kind, hidden, steps, decay, s
                     )
                     for l in range(layers):
-                        each = [
-                            auroc(scores[l, i, there[r]], truth[r, there[r]])
-                            for i, r in enumerate(np.flatnonzero(test & known))
-                        ]
-                        found[name][k, s, l, t] = np.nanmean(each) if not np.isnan(each).all() else np.nan
-    found["selectivity"] = found["auc"] - found["control"]
+                        for i, r in enumerate(np.flatnonzero(test & known)):
+                            each[name][r, k, s, l, t] = auroc(scores[l, i, there[r]], truth[r, there[r]])
+    each["selectivity"] = each["auc"] - each["control"]
     dims = ("kind", "seed", "layer", "place")
-    table: dict[str, Any] = {name: (dims, values) for name, values in found.items()}
-    for name, values in found.items():
-        table[f"{name}_mean"] = (("kind", "layer", "place"), values.mean(1))
-        table[f"{name}_low"] = (("kind", "layer", "place"), values.min(1))
-        table[f"{name}_high"] = (("kind", "layer", "place"), values.max(1))
-    data = xr.Dataset(table, {"kind": list(kinds), "seed": np.arange(seeds), "layer": np.arange(layers)})
-    settings = {"ahead": ahead, "held_out": held_out, "hidden": hidden, "steps": steps, "decay": decay}
+    design, table, said = Design(clusters=graph), {}, ""
+    for name, values in each.items():
+        table[name] = (dims, nanmean(values))
+        bounds = (-1, 1) if name == "selectivity" else (0, 1)
+        own = nanmean(values.transpose(2, 0, 1, 3, 4))
+        where = design.bootstrap(own, bounds=bounds, draws=draws, level=level)
+        for end, value in (("", where.value), ("_low", where.low), ("_high", where.high)):
+            table[f"{name}_mean{end}"] = (("kind", "layer", "place"), value)
+        said = said or where.said("graphs")
+    coords = {"kind": list(kinds), "seed": np.arange(seeds), "layer": np.arange(layers)}
+    data = xr.Dataset(table, coords, {"interval": said})
+    settings: dict[str, Any] = {"ahead": ahead, "held_out": held_out, "hidden": hidden, "steps": steps, "decay": decay}
+    settings |= {"draws": draws, "level": level}
     return derived("superposition.decode_frontier", described(data, VARIABLES), *sources, **settings)
 
 

@@ -18,7 +18,7 @@ from workbench.figures.charts import Chart
 from workbench.figures.figure import Figure
 from workbench.reading import Reading
 
-GREY = "#8c8c8c"
+GREY, FEW = "#8c8c8c", 8
 HUES = {
     "frontier": theme.HUES[0], "optimal": theme.HUES[2], "reachable": theme.HUES[4], "not reachable": "#999999",
     "correct next": theme.HUES[0], "target": theme.HUES[2], "wrong neighbour": theme.HUES[1], "other": "#999999",
@@ -118,7 +118,8 @@ def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> 
     x = table["layer"].values
     for i, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token"))):
         if not np.isnan(table[name].values).all():
-            _line(figure, x, table[name], table[f"{name}_low"], table[f"{name}_high"], called, theme.HUES[i])
+            own = [table[f"{name}{end}"] for end in ("", "_low", "_high")]
+            _line(figure, x, *own, called, theme.HUES[i], table[f"{name}_each"].values)
     figure.update_xaxes(title_text="layer", tickvals=x)
     figure.update_yaxes(title_text="KL from the mixture (nats)", rangemode="tozero")
     figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
@@ -131,7 +132,7 @@ def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
     figure = _figure(title)
     for i, name in enumerate(("soft", "hard")):
         own = [table[f"entropy_{name}{end}"] for end in ("", "_low", "_high")]
-        _line(figure, table["layer"].values, *own, name, theme.HUES[i])
+        _line(figure, table["layer"].values, *own, name, theme.HUES[i], table[f"entropy_{name}_each"].values)
     figure.update_xaxes(title_text="layer", tickvals=table["layer"].values)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
@@ -146,7 +147,8 @@ def mixtures(
     figure = _figure(title)
     for i, (name, table) in enumerate(lines.items()):
         own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
-        _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)])
+        each = table["entropy_each"].values.T
+        _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)], each)
     even = max(float(table["entropy_even"]) for table in lines.values())
     figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
     sizes = np.unique(np.concatenate([table["size"].values for table in lines.values()]))
@@ -245,8 +247,10 @@ def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _line(figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hue: str) -> None:
-    """A line with its interval."""
+def _line(
+    figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hue: str, each: np.ndarray | None = None
+) -> None:
+    """A line with its interval, and the units themselves [unit, x] where they are fewer than :data:`FEW`."""
     x, low, high = np.asarray(x), np.asarray(low), np.asarray(high)
     figure.add_scatter(
         x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
@@ -257,6 +261,11 @@ def _line(figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hu
         x=x, y=np.asarray(value), name=tokens.labels([name])[0], mode="lines+markers", marker={"size": 4},
         line={"color": hue, "width": 2},
     )  # fmt: skip
+    if each is not None and len(each) < FEW:
+        figure.add_scatter(
+            x=np.tile(x, len(each)), y=each.ravel(), mode="markers", marker={"size": 4, "color": hue, "opacity": 0.5},
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
 
 
 def _figure(title: str) -> Figure:

@@ -7,7 +7,7 @@ thought t + 1 is made of, so what it should hold is the ring of nodes at distanc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import xarray as xr
 from probes.results import family
 from probes.superposition.belief import entropy_bits, normalised
 from probes.superposition.places import places_of
-from probes.superposition.problems import DEPTH_GROUPS, STEP_GROUPS, Problem
+from probes.superposition.problems import DEPTH_GROUPS, STEP_GROUPS, Problem, graphs
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import auroc, bootstrap_interval, nanmean
+from workbench.stats import Design, entropy, nanmean, over
 from workbench.variables import about, described
 
 ENDS, AUC = ("low", "high"), "how often a frontier node's logit is above"
@@ -35,21 +35,44 @@ FOCUS_VARIABLES = {
 }
 VARIABLES = {
     **family("auc", about(f"{AUC} another node's", better="high"), *ENDS),
-    **family("auc_null", about(f"{AUC} another node's, of other graphs", "", "high", "null", "auc"), *ENDS),
+    **family("auc_null", about(f"{AUC} another node's, in others' thoughts", "", "high", "null", "auc"), *ENDS),
     **family("auc_other", about(f"{AUC} another node's, from another root", "", "high", "null", "auc"), *ENDS),
     **family("auc_out", about(f"{AUC} that of a node out of reach", better="high"), *ENDS),
     **family("auc_within", about(f"{AUC} that of a node at another distance", better="high"), *ENDS),
+    **family("auc_without_top", about(f"{AUC} another node's, without the highest", better="high"), *ENDS),
+    **family(
+        "auc_within_without_top",
+        about(f"{AUC} that of a node at another distance, without the highest", better="high"), *ENDS,
+    ),
+    **family(
+        "auc_reachable", about("how often a reachable node's logit is above one out of reach, without the highest"),
+        *ENDS,
+    ),
+    **family("auc_target", about("how often the target's logit is above another node's"), *ENDS),
+    **family("lead", about("lead of the first node over the second, beside the spread"), *ENDS),
     **family("effective", about("candidates held", "candidates"), *ENDS),
     "effective_even": about("candidates held, were all held alike", "candidates", "", "chance", "effective"),
     **family("frontier_mass", about("belief in the frontier", better="high"), *ENDS),
     "frontier_share": about("share of nodes in the frontier", "", "high", "chance", "frontier_mass"),
     **family("held", about("nodes of the frontier held", "nodes", "high"), *ENDS),
     **family("evenness", about("evenness within the frontier", better="high"), *ENDS),
+    **family("evenness_belief", about("evenness of belief within the frontier", better="high"), *ENDS),
     **family("size", about("nodes of the frontier", "nodes"), *ENDS),
-    "auc_each": about(f"{AUC} another node's, by problem", better="high"),
-    "evenness_each": about("evenness within the frontier, by problem", better="high"),
-    "effective_each": about("candidates held, by problem", "candidates"),
+    "graph": about("graph of the problem", role="label", of="auc"),
+}  # fmt: skip
+INTERVALS = tuple(name for name in VARIABLES if f"{name}_low" in VARIABLES)
+"""What :func:`frontier` gives with an interval."""
+COUNTS = ("effective", "held", "size", "effective_even")
+EACH = (
+    "auc", "auc_null", "auc_other", "auc_within", "auc_without_top", "auc_within_without_top", "auc_reachable",
+    "auc_target", "lead", "evenness", "effective",
+)  # fmt: skip
+"""What it gives of every problem."""
+VARIABLES |= {
+    f"{name}_each": {**VARIABLES[name], "long_name": f"{VARIABLES[name]['long_name']}, by problem"} for name in EACH
 }
+CELLS = 2**23
+"""Pairs of nodes that are compared at once."""
 
 
 def mass(
@@ -78,30 +101,29 @@ def mass(
     if names is None:
         raise InputError(f"by={by!r} is unknown. Use 'depth' or 'step'.")
     belief = normalised(logit)
-    n, places, _ = logit.shape
-    found, inner = np.full((2, n, places, len(names)), np.nan)
+    n, places, width = logit.shape
+    group = np.full((n, places, width), -1)
     for i, problem in enumerate(problems):
         for t in range(places):
-            step = t + ahead
-            group = problem.groups(step) if by == "depth" else problem.step_groups(step - 1)
-            size = len(problem.names)
-            for g in range(len(names)):
-                if np.isnan(belief[i, t]).all():
-                    continue
-                found[i, t, g] = np.nansum(belief[i, t, :size][group == g])
-                inner[i, t, g] = np.nanmean(logit[i, t, :size][group == g]) if (group == g).any() else np.nan
+            own = problem.groups(t + ahead) if by == "depth" else problem.step_groups(t + ahead - 1)
+            group[i, t, : len(own)] = own
+    members = (group[..., None, :] == np.arange(len(names))[:, None]) & ~np.isnan(logit)[..., None, :]
+    count = members.sum(-1)
+    found = np.where(members, belief[..., None, :], 0).sum(-1)
+    found[np.isnan(belief).all(-1)] = np.nan
+    inner = over(np.where(members, logit[..., None, :], 0).sum(-1), count)
     settings: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
-    low, high = bootstrap_interval(found, **settings)
-    i_low, i_high = bootstrap_interval(inner, **settings)
+    design = Design(clusters=graphs(problems))
+    where, within = design.bootstrap(found, bounds=(0, 1), **settings), design.bootstrap(inner, **settings)
     two = ("place", "group")
     table = xr.Dataset(
         {
-            "mass": (("problem", *two), found), "mean": (two, nanmean(found)), "mean_low": (two, low),
-            "mean_high": (two, high), "inner": (two, nanmean(inner)), "inner_low": (two, i_low),
-            "inner_high": (two, i_high),
+            "mass": (("problem", *two), found), "mean": (two, where.value), "mean_low": (two, where.low),
+            "mean_high": (two, where.high), "inner": (two, within.value), "inner_low": (two, within.low),
+            "inner_high": (two, within.high),
         },
         {"problem": np.arange(n), "place": np.arange(places), "group": np.array(names, object)},
-        {"chart": "areas"},
+        {"chart": "areas", "interval": where.said("graphs")},
     )  # fmt: skip
     settings |= {"by": by, "ahead": ahead}
     return derived("superposition.mass", described(table, MASS_VARIABLES), *sources, **settings)
@@ -143,15 +165,16 @@ def focus(
                 if len(ring) and (k == 0 or not token):
                     found[f"frontier{end}"][i, :, k] = own[:, k, ring].sum(-1)
     settings: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
-    low, high = bootstrap_interval(found["target"], **settings)
+    where = Design(clusters=graphs(problems)).bootstrap(found["target"], bounds=(0, 1), **settings)
     three = ("prompt", "layer", "position")
     table = xr.Dataset(
         {
             **{name: (three, x) for name, x in found.items()},
-            "target_mean": (three[1:], nanmean(found["target"])), "target_mean_low": (three[1:], low),
-            "target_mean_high": (three[1:], high),
+            "target_mean": (three[1:], where.value), "target_mean_low": (three[1:], where.low),
+            "target_mean_high": (three[1:], where.high),
         },
-        {name: data[name] for name in three}, {"chart": "depths", "problems": len(problems)},
+        {name: data[name] for name in three},
+        {"chart": "depths", "problems": len(problems), "interval": where.said("graphs")},
     )  # fmt: skip
     return derived("superposition.focus", described(table, FOCUS_VARIABLES), belief, **settings)
 
@@ -171,118 +194,196 @@ def frontier(
     problems: Sequence[Problem],
     *,
     ahead: int = 1,
-    graphs: int = 20,
+    others: int = 20,
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Reading:
     """Whether the frontier can be told from the other nodes, and how many of its nodes are held at once.
 
-    Returns, by place, means over problems with intervals over problems (_low, _high):
-        auc: how often a frontier node's logit is above another node's.  Beside it auc_null, with the frontiers of
-            other problems' graphs (``graphs`` of them), their nodes renamed at random: 0.5 by construction of the
-            graph alone; and
-            auc_other: of nodes just as far from another node than the root (depth-matched).
-        auc_out, auc_within: against nodes out of reach, and against reachable ones at other distances.
-        effective: exp of the entropy of belief over all nodes, the number of candidates held; effective_even: if all
-            were held alike.  frontier_mass: belief in the frontier; frontier_share: the share of nodes it has.
-        held: exp of the entropy within the frontier, of ``size`` nodes; evenness = (held - 1) / (size - 1): 0, one of
-            them; 1, all alike.  Over problems with two or more frontier nodes.
+    Parameters
+    ----------
+    logit
+        A ``CandidateBelief`` reading at one layer, or [problem, place, node].
+    problems
+        One for each row.  Problems on the same graph are one cluster: graphs are what was sampled.
+    ahead
+        The state at place t should hold the nodes at distance t + ahead.
+    others
+        How many other problems' thoughts are read as a control.
+    draws, level, seed
+        Of the intervals; seed also of which others are read.
+
+    Returns
+    -------
+    Reading
+        By place, means over problems with intervals (_low, _high), and by problem and place (_each).
+
+        auc: how often a frontier node's logit is above another node's.  Beside it auc_null, the same nodes in the
+        thoughts of problems on other graphs, at the same place: 0.5 unless numbers or names of nodes tell; and
+        auc_other, nodes just as far from another node than the root (depth-matched), mean over all other nodes.
+        auc_within, auc_out: against reachable nodes at other distances, and against nodes out of reach.
+        auc_without_top, auc_within_without_top: of the frontier without the highest of its nodes.  Where that one alone
+        stands out they are 0.5 or below; over noise they are below, since what is left had lost.
+        auc_reachable: reachable nodes without the highest of them, against those out of reach; auc_target: the target
+        against all other nodes; lead = gap / (gap + spread), of the first node of all before the second, beside the
+        standard deviation of all but the first: over 0.5 where one node stands alone.
+        evenness = (held - 1) / (size - 1): 0, one node of the frontier or none; 1, all alike; held = exp(entropy) of
+        the frontier nodes' shares in its rise above the median of the other nodes (0 for a node below it; held is 0
+        where none rises).  Logits may be shifted and scaled: nothing changes.  Over problems with two or more frontier
+        nodes.
+        effective: exp(entropy) of belief over all nodes; effective_even: if all were held alike; frontier_mass: belief
+        in the frontier; frontier_share: the share of nodes it has; evenness_belief: evenness of belief.  These change
+        with the scale of the logits.
+
+    Raises
+    ------
+    InputError
+        Where logits and problems do not fit together.
     """
     logit, sources = _checked(logit, problems)
     n, places, width = logit.shape
-    belief = normalised(logit)
-    rings = np.zeros((n, places, width), bool)
-    reach = np.zeros((n, width), bool)
-    there = np.array(np.isfinite(logit))
-    for i, problem in enumerate(problems):
-        size = len(problem.names)
-        reach[i, :size] = problem.depth >= 0
-        for t in range(places):
-            rings[i, t, :size] = problem.depth == t + ahead
-    rng = np.random.default_rng(seed)
-    names = (
-        "auc",
-        "auc_null",
-        "auc_other",
-        "auc_out",
-        "auc_within",
-        "effective",
-        "frontier_mass",
-        "held",
-        "evenness",
-        "size",
-    )
-    found = {name: np.full((n, places), np.nan) for name in (*names, "frontier_share", "effective_even")}
-    for i in range(n):
-        others = [j for j in rng.permutation(n)[: graphs + 1] if j != i][:graphs]
-        starts = rng.permutation(len(problems[i].names))
-        for t in range(places):
-            seen = there[i, t]
-            ring, own, own_belief = rings[i, t] & seen, logit[i, t], belief[i, t]
-            rest = seen & ~ring
-            if not ring.any() or not rest.any():
-                continue
-            found["auc"][i, t] = _auc(own, ring, rest)
-            found["auc_out"][i, t] = _auc(own, ring, seen & ~reach[i])
-            found["auc_within"][i, t] = _auc(own, ring, reach[i] & ~ring & seen)
-            null = [_auc(own, other, seen & ~other) for other in _shuffled(seen, [rings[j, t] for j in others], rng)]
-            found["auc_null"][i, t] = nanmean(np.array(null)) if null else np.nan
-            found["auc_other"][i, t] = _other(problems[i], own, ring, seen, starts, t + ahead)
-            found["effective"][i, t] = 2 ** entropy_bits(own_belief)
-            found["effective_even"][i, t] = seen.sum()
-            found["frontier_mass"][i, t] = np.nansum(own_belief[ring])
-            found["frontier_share"][i, t] = ring.sum() / seen.sum()
-            found["size"][i, t] = ring.sum()
-            if ring.sum() >= 2:
-                held = 2 ** entropy_bits(own_belief[ring] / max(np.nansum(own_belief[ring]), 1e-300))
-                found["held"][i, t], found["evenness"][i, t] = held, (held - 1) / (ring.sum() - 1)
+    logit = np.where(np.isfinite(logit), logit, np.nan)
+    graph = graphs(problems)
+    donors = np.sort(np.random.default_rng(seed).permutation(n)[: others + 1])
+    parts: list[dict[str, np.ndarray]] = []
+    step = max(1, CELLS // (width * width))
+    for start in range(0, n, step):
+        own = slice(start, start + step)
+        apart = graph[own, None] != graph[donors]
+        parts.append(_compared(logit[own], problems[start : start + step], ahead, logit[donors], apart))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     settings: dict[str, Any] = {"draws": draws, "level": level, "seed": seed}
-    table: dict[str, Any] = {}
-    for name, values in found.items():
-        table[name] = (("place",), nanmean(values))
-        if name in names:
-            low, high = bootstrap_interval(values, **settings)
-            table[f"{name}_low"], table[f"{name}_high"] = (("place",), low), (("place",), high)
-    for name in ("auc", "evenness", "effective"):
-        table[f"{name}_each"] = (("problem", "place"), found[name])
-    data = described(xr.Dataset(table, {"place": np.arange(places), "problem": np.arange(n)}), VARIABLES)
-    return derived("superposition.frontier", data, *sources, ahead=ahead, graphs=graphs, **settings)
+    table, said = _summary(found, Design(clusters=graph), **settings)
+    table |= {f"{name}_each": (("problem", "place"), found[name]) for name in EACH}
+    table["graph"] = (("problem",), graph)
+    coords = {"place": np.arange(places), "problem": np.arange(n)}
+    data = described(xr.Dataset(table, coords, {"interval": said}), VARIABLES)
+    return derived("superposition.frontier", data, *sources, ahead=ahead, others=others, **settings)
 
 
-def _shuffled(seen: np.ndarray, rings: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """As many of these nodes as each ring has, at random: numbers mean nothing from graph to graph."""
-    nodes, found = np.flatnonzero(seen), []
-    for ring in rings:
-        size = min(int(ring.sum()), len(nodes) - 1)
-        if size > 0:
-            other = np.zeros(len(seen), bool)
-            other[rng.choice(nodes, size, replace=False)] = True
-            found.append(other)
+def _summary(found: Mapping[str, np.ndarray], design: Design, **settings: Any) -> tuple[dict[str, Any], str]:
+    """Means over problems of values [problem, place], with intervals; and in words how these were made."""
+    table, said = {}, ""
+    for bounds, names in (((0, 1), [x for x in found if x not in COUNTS]), ((0, np.inf), [*COUNTS])):
+        where = design.bootstrap(np.stack([found[name] for name in names], 1), bounds=bounds, **settings)
+        said = said or where.said("graphs")
+        for i, name in enumerate(names):
+            table[name] = (("place",), where.value[i])
+            if name in INTERVALS:
+                table |= {f"{name}_low": (("place",), where.low[i]), f"{name}_high": (("place",), where.high[i])}
+    return table, said
+
+
+def _compared(
+    logit: np.ndarray, problems: Sequence[Problem], ahead: int, theirs: np.ndarray, apart: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What :func:`frontier` measures of each problem at each place: name -> [problem, place].
+
+    ``theirs`` [other, place, node]: logits of other problems; ``apart`` [problem, other]: which may be read.
+    """
+    n, places, width = logit.shape
+    distance = _distances(problems, width, places - 1 + ahead)
+    root, target = (np.array([getattr(p, x) for p in problems]) for x in ("root", "target"))
+    depth = np.full((n, width), -1)
+    for i, problem in enumerate(problems):
+        depth[i, : len(problem.names)] = problem.depth
+    reach, node = depth >= 0, np.arange(width)
+    found = {name: np.full((n, places), np.nan) for name in (*INTERVALS, "frontier_share", "effective_even")}
+    for t in range(places):
+        z = logit[:, t]
+        there = ~np.isnan(z)
+        ring, rest = there & (depth == t + ahead), there & (depth != t + ahead)
+        above = _above(z)
+
+        def auc(positive: np.ndarray, negative: np.ndarray, above: np.ndarray = above) -> np.ndarray:
+            won = (np.matmul(positive[:, None].astype(np.float32), above)[:, 0] * negative).sum(-1)
+            return over(won, positive.sum(-1) * negative.sum(-1))
+
+        within, out = rest & reach, there & ~reach
+        left = _without_top(z, ring)
+        told = {
+            "auc": auc(ring, rest), "auc_within": auc(ring, within), "auc_out": auc(ring, out),
+            "auc_without_top": auc(left, rest), "auc_within_without_top": auc(left, within),
+            "auc_reachable": auc(_without_top(z, there & reach), out),
+            "auc_target": auc(there & (node == target[:, None]), there & (node != target[:, None])),
+            "auc_null": _elsewhere(ring, rest, theirs[:, t], apart),
+        }  # fmt: skip
+        # Rings of the same radius about every other node, without the true frontier's nodes.
+        about_others = (distance == t + ahead) & (there & ~ring)[:, None] & (node != root[:, None])[:, :, None]
+        beside = rest[:, None] & ~about_others
+        won = (np.matmul(about_others.astype(np.float32), above) * beside).sum(-1)
+        told["auc_other"] = nanmean(over(won, about_others.sum(-1) * beside.sum(-1)).T)
+        behind = np.where(_without_top(z, there), z, np.nan).T
+        gap = _of(np.nanmax, z.T) - _of(np.nanmax, behind)
+        told["lead"] = over(gap, gap + np.sqrt(nanmean((behind - nanmean(behind)) ** 2)))
+        belief = normalised(z)
+        middle = _of(np.nanmedian, np.where(rest, z, np.nan).T)
+        held, size = _effective(np.where(ring, np.maximum(z - middle[:, None], 0), 0)), ring.sum(-1)
+        told["held"] = np.where(size > 1, held, np.nan)
+        told["evenness"] = over(np.maximum(held - 1, 0), size - 1)
+        told["evenness_belief"] = over(_effective(np.where(ring, belief, 0)) - 1, size - 1)
+        told["effective"] = 2 ** entropy_bits(belief)
+        told["effective_even"] = there.sum(-1).astype(float)
+        told["frontier_mass"] = np.where(ring, np.nan_to_num(belief), 0).sum(-1)
+        told["frontier_share"], told["size"] = over(size, there.sum(-1)), size.astype(float)
+        some = (size > 0) & rest.any(-1)
+        for name, values in told.items():
+            found[name][:, t] = np.where(some, values, np.nan)
     return found
 
 
-def _auc(logit: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
-    if not positive.any() or not negative.any():
-        return float("nan")
-    both = positive | negative
-    return auroc(logit[both], positive[both])
+def _above(z: np.ndarray) -> np.ndarray:
+    """[..., node] -> [..., node, node] 1 where the first is above the second, 1/2 where they tie, 0 else and if NaN."""
+    own, other = z[..., :, None], z[..., None, :]
+    return (own > other) + np.float32(0.5) * (own == other)
 
 
-def _other(
-    problem: Problem, logit: np.ndarray, ring: np.ndarray, there: np.ndarray, starts: np.ndarray, step: int
-) -> float:
-    """AUC of a ring as far from another node, without the true frontier's nodes."""
-    for start in starts:
-        if start == problem.root:
-            continue
-        distance = problem._distances(problem.edges, int(start))
-        other = np.zeros(len(logit), bool)
-        other[: len(distance)] = distance == step
-        other &= there & ~ring
-        if other.any():
-            return _auc(logit, other, there & ~other & ~ring)
-    return float("nan")
+def _elsewhere(ring: np.ndarray, rest: np.ndarray, theirs: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """[problem] AUC of the ring's nodes in others' logits [other, node], mean over those that may be read."""
+    there = (~np.isnan(theirs)).astype(np.float32)
+    positive, negative = ring.astype(np.float32), rest.astype(np.float32)
+    won = np.einsum("nov,nv->no", np.tensordot(positive, _above(theirs), (1, 1)), negative)
+    each = over(won, (positive @ there.T) * (negative @ there.T))
+    return nanmean(np.where(apart, each, np.nan).T)
+
+
+def _without_top(z: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The nodes [problem, node] but the highest of them."""
+    top = np.where(nodes, z, -np.inf).argmax(-1)
+    return nodes & (np.arange(z.shape[1]) != top[:, None])
+
+
+def _of(statistic: Any, z: np.ndarray) -> np.ndarray:
+    """A statistic of what is not NaN over the first axis; NaN where all is."""
+    some = ~np.isnan(z).all(0)
+    found = np.full(z.shape[1], np.nan)
+    if some.any():
+        found[some] = statistic(z[:, some], 0)
+    return found
+
+
+def _effective(size: np.ndarray) -> np.ndarray:
+    """[..., node] -> exp(entropy) of sizes as shares; 0 where all are 0."""
+    total = size.sum(-1)
+    return np.where(total > 0, np.exp(entropy(np.nan_to_num(over(size, total[..., None])))), 0)
+
+
+def _distances(problems: Sequence[Problem], width: int, most: int) -> np.ndarray:
+    """[problem, from, to] steps between nodes, up to ``most``; -1: more, or no way."""
+    step = np.zeros((len(problems), width, width), np.float32)
+    found = np.full(step.shape, -1, np.int16)
+    for i, problem in enumerate(problems):
+        if problem.edges:
+            a, b = np.array(problem.edges).T
+            step[i, a, b] = 1
+        own = np.arange(len(problem.names))
+        found[i, own, own] = 0
+    ring = found == 0
+    for d in range(1, most + 1):
+        ring = (np.matmul(ring.astype(np.float32), step) > 0) & (found < 0)
+        found[ring] = d
+    return found
 
 
 def _checked(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -131,6 +131,13 @@ class Problem:
             found[way[step + 1]] = 0
         found[self.target] = 2
         return found
+
+
+def graphs(problems: Sequence[Problem]) -> np.ndarray:
+    """[problem] the number of its graph: problems with the same edges are questions about one, and no independent
+    sample."""
+    number: dict[frozenset[tuple[int, int]], int] = {}
+    return np.array([number.setdefault(frozenset(problem.edges), len(number)) for problem in problems])
 
 
 def load_prosqa(path: str | os.PathLike[str]) -> list[Problem]:

@@ -97,13 +97,17 @@ def study(n: int = 500) -> dict[str, Any]:
             ]
 
         found[regime] = {
-            "verdict": own["verdict"].word, "sure": own["verdict"].sure, "evidence": list(own["verdict"].evidence),
+            "verdict": own["verdict"].word, "sure": own["verdict"].sure, "decided_by": own["verdict"].decided_by,
+            "evidence": list(own["verdict"].evidence),
             "accuracy": {str(c): rounded(used, "accuracy", condition=c) for c in used["condition"].values},
             "free_accuracy": {str(c): rounded(used, "free_accuracy", condition=c) for c in used["condition"].values},
             "effect": {str(c): rounded(used, "effect", condition=c) for c in used["condition"].values},
             **{
                 name: [round(float(v), 4) for v in held[name].values]
-                for name in ("auc", "auc_null", "auc_other", "evenness", "held", "size", "effective", "frontier_mass")
+                for name in (
+                    "auc", "auc_null", "auc_other", "auc_within", "auc_without_top", "auc_within_without_top",
+                    "evenness", "held", "size", "effective", "frontier_mass",
+                )
             },
         }  # fmt: skip
     return {"problems": n, "thoughts": THOUGHTS, "regimes": found}
@@ -124,13 +128,15 @@ def text(found: dict[str, Any]) -> str:
     )
     held = "\n".join(
         f"| {CALLED[r]} | " + " | ".join(
-            f"{a:.2f} ({n:.2f}), {e:.2f}, {m:.2f}"
-            for a, n, e, m in zip(own["auc"], own["auc_null"], own["evenness"], own["frontier_mass"], strict=True)
+            f"{a:.2f} ({n:.2f}), {r:.2f}, {e:.2f}, {m:.2f}"
+            for a, n, r, e, m in zip(
+                *(own[x] for x in ("auc", "auc_null", "auc_without_top", "evenness", "frontier_mass")), strict=True
+            )
         ) + " |"
         for r, own in found["regimes"].items()
     )  # fmt: skip
     said = "\n\n".join(
-        f"**{CALLED[r]}: {own['verdict']}{'' if own['sure'] else ' (not sure)'}.**\n"
+        f"**{CALLED[r]}: {own['verdict']}{'' if own['sure'] else ' (not sure)'}.** Decided by: {own['decided_by']}\n"
         + "\n".join(f"* {line}" for line in own["evidence"])
         for r, own in found["regimes"].items()
     )
@@ -148,8 +154,8 @@ on the way to the target, or one out of reach. Last: the whole vocabulary's firs
 {rows}
 
 Of the state of which the next thought is made: how well the frontier (all nodes one step further) is told from other
-nodes (AUC; in brackets of other problems' graphs), how evenly it is held (0: one node, 1: all alike), and its share of
-belief:
+nodes (AUC; in brackets in other problems' thoughts), the same without its highest node, how evenly it is held (0: one
+node, 1: all alike), and its share of belief:
 
 | regime | {places} |
 |---|{"---|" * found["thoughts"]}
@@ -170,8 +176,9 @@ without thoughts (the pause control stays at chance), so there is no way around 
 have one. Soft thoughts without training are worth less than the same model's own chains (69 % beside 82
 %); they hold two nodes where the model hesitates between two, and less after that. The first state of
 all four holds the root's neighbours: that is read off the prompt, before any thought, and only the
-later places tell the regimes apart. Pauses are one token for all problems, so that swapping them
-changes nothing by construction; what pauses are worth is the control's accuracy."""
+later places tell the regimes apart: pauses do not hold the frontier there. Pauses are one token for
+all problems, so that swapping them changes nothing by construction; what pauses are worth is the
+control's accuracy."""
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 
@@ -193,7 +200,7 @@ def example(out: Path) -> dict[Path, str]:
             where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
             print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
         said = own["verdict"]
-        print(f"    over {len(questions.problems)} graphs: {said.word}; {said.evidence[0]}")
+        print(f"    over {len(questions.problems)} graphs: {said.word}; {said.decided_by}")
         page = explorer.to_html(
             belief.isel(prompt=some), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
             problems=questions.problems[some],

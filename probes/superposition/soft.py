@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor
 from probes.results import family, ran
 from probes.superposition.thoughts import Given, SoftThought, Thoughts, mixed, think
 from workbench.engine.hooks import neutral
-from workbench.inputs import Batch, encode
+from workbench.inputs import Batch, Prompt, encode
 from workbench.model import Model
 from workbench.readers import Output, Plan, Reader, Rows, Run, States
 from workbench.reading import Reading, derived
 from workbench.readout import Readout
 from workbench.sites import Site
-from workbench.stats import bootstrap_interval, nanmean
+from workbench.stats import Design
 from workbench.variables import about, described
 
 ENDS, EACH = ("low", "high"), ("value", "{}, by prompt")
+BOUNDS = {"kl": (0, np.inf), "entropy": (0, np.inf), "cosine": (-1, 1)}
 VARIABLES = {
     **family("kl", about("KL from the mixture", "nats"), *ENDS, each=EACH),
     **family("cosine", about("cosine with the state of the mixture"), *ENDS, each=EACH),
@@ -72,7 +74,9 @@ def soft_versus_hard(
         rows = mixed(model, ids[:, at : at + 1].clamp_min(0), torch.ones(len(ids), 1, device=ids.device))
         given = Given(rows.detach().float().cpu().numpy()[:, None])
         states[name] = _kept(think(model, inputs, given, readers=[States()], batch_size=batch_size, seed=seed))
-    readout, found = Readout(model), {}
+    readout, found, said = Readout(model), {}, ""
+    prompts = encode(model, inputs, "last")
+    design = _design(prompts)
     for name, other in (("", states["hard"]), ("_second", states["second"])):
         kl, cosine, own, theirs = np.zeros((4, *other.shape[:2]))
         for layer in range(other.shape[1]):
@@ -90,15 +94,16 @@ def soft_versus_hard(
         if not name:
             named |= {"entropy_soft": own, "entropy_hard": theirs}
         for what, values in named.items():
-            low, high = bootstrap_interval(values, level=level, draws=draws, seed=seed)
-            mean = nanmean(values)
-            found |= {what: ("layer", mean), f"{what}_low": ("layer", low), f"{what}_high": ("layer", high)}
-            found[f"{what}_each"] = (("prompt", "layer"), values)
+            where = design.bootstrap(values, level=level, draws=draws, seed=seed, bounds=BOUNDS[what.partition("_")[0]])
+            for end, value in (("", where.value), ("_low", where.low), ("_high", where.high)):
+                found[what + end] = ("layer", value)
+            found[f"{what}_each"], said = (("prompt", "layer"), values), said or where.said("prompts")
     found["mixture_entropy"] = ("prompt", soft.data["mixture_entropy"].values[:, 0])
     found["weight"] = ("prompt", weight[:, 0])
-    data = described(xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, {"chart": "soft"}), VARIABLES)
+    attrs = {"chart": "soft", "interval": said}
+    data = described(xr.Dataset(found, {"layer": np.arange(model.n_layers + 1)}, attrs), VARIABLES)
     asked = {"policy": repr(policy), "draws": draws, "level": level, "seed": seed}
-    return derived("superposition.soft_versus_hard", data, ran(model, encode(model, inputs, "last")), **asked)
+    return derived("superposition.soft_versus_hard", data, ran(model, prompts), **asked)
 
 
 def mixture_entropy(
@@ -132,18 +137,18 @@ def mixture_entropy(
             thoughts = think(model, inputs, policy, readers=[_Entropy()], batch_size=batch_size, seed=seed)
             each.append(thoughts.readings[0].data["entropy"].values[:, 1])
         found.append(np.mean(each, 0))
-    values = np.stack(found)
-    low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
+    values, prompts = np.stack(found), encode(model, inputs, "last")
+    where = _design(prompts).bootstrap(values.T, level=level, draws=draws, seed=seed, bounds=(0, np.inf))
     table = xr.Dataset(
         {
-            "entropy": ("size", values.mean(1)), "entropy_low": ("size", low), "entropy_high": ("size", high),
+            "entropy": ("size", where.value), "entropy_low": ("size", where.low), "entropy_high": ("size", where.high),
             "entropy_each": (("size", "prompt"), values), "entropy_even": float(np.log(model.vocab_size)),
         },
         {"size": sizes},
-        {"chart": "mixtures"},
+        {"chart": "mixtures", "interval": where.said("prompts")},
     )  # fmt: skip
     asked = {"mixtures": mixtures, "draws": draws, "level": level, "seed": seed}
-    source = ran(model, encode(model, inputs, "last"))
+    source = ran(model, prompts)
     return derived("superposition.mixture_entropy", described(table, MIXTURE_VARIABLES), source, **asked)
 
 
@@ -158,6 +163,11 @@ class _Entropy(Reader):
             return {"entropy": readout.read(readout.features(states[site])[None], 1).entropy[0]}
 
         return Plan([site], {"entropy": Output(("prompt", "position"), about("entropy", "nats"))}, observe)
+
+
+def _design(prompts: Sequence[Prompt]) -> Design:
+    """Prompts are what was sampled; the same prompt twice is one."""
+    return Design(clusters=[f"{i if p.extras else ''}{p.ids}" for i, p in enumerate(prompts)])
 
 
 def _kept(thoughts: Thoughts) -> Tensor:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from probes.results import family, ran
 from probes.superposition.belief import CandidateBelief, pieces
-from probes.superposition.problems import Problem
+from probes.superposition.problems import Problem, graphs
 from probes.superposition.thoughts import ContinuousThought, Edit, Given, Policy, think
 from workbench.errors import InputError
 from workbench.inputs import encode
 from workbench.model import Model
 from workbench.reading import Reading, derived
-from workbench.stats import bootstrap_interval, sign_flip_p
+from workbench.stats import Design
 from workbench.variables import about, described
 
 EDITS = ("optimal", "other frontier", "not reachable")
@@ -33,6 +33,7 @@ VARIABLES = {
     **family("free_accuracy", about("share of first choices that are right", better="high"), *ENDS),
     **family("effect", about("change of the target's log-odds", "nats", "low"), *ENDS, "p"),
 }
+VARIABLES["effect_p"]["assumes"] = "symmetric changes, or many problems: right for skewed changes as these become many"
 
 
 def answers(
@@ -93,7 +94,9 @@ def use(
 
     Returns: logodds [condition, problem]; accuracy (log-odds above 0, chance 0.5), free_accuracy (first choice of the
     whole vocabulary) and effect = mean of logodds less plain, over the problems where the edit was possible,
-    [condition], with intervals over problems; effect_p: two-sided, signs of the differences flipped.
+    [condition], with intervals over graphs (exact ones of accuracy, where each problem has a graph of its own).
+    effect_p: two-sided, of each condition for itself; the larger of sign flips and the studentised bootstrap, which is
+    right for symmetric changes of any number and for skewed ones of many.
     """
     if len(problems) < 2:
         raise InputError("Another problem's thoughts take two problems or more, and there is one.")
@@ -133,13 +136,19 @@ def use(
     won = np.where(np.isnan(odds), np.nan, odds > 0)
     change = odds - odds[0]
     table: dict[str, Any] = {"logodds": (("condition", "problem"), odds)}
+    design, said = Design(clusters=graphs(problems)), []
     for name, values in (("accuracy", won), ("free_accuracy", right), ("effect", change)):
-        low, high = bootstrap_interval(values.T, level=level, draws=draws, seed=seed)
-        table[name] = (("condition",), np.nanmean(values, 1))
-        table[f"{name}_low"], table[f"{name}_high"] = (("condition",), low), (("condition",), high)
-    table["effect_p"] = (("condition",), np.array([sign_flip_p(row[~np.isnan(row)], draws, seed) for row in change]))
+        bounds = (-np.inf, np.inf) if name == "effect" else (0, 1)
+        where = design.bootstrap(values.T, level=level, draws=draws, seed=seed, bounds=bounds)
+        for end, own in (("", where.value), ("_low", where.low), ("_high", where.high)):
+            table[name + end] = (("condition",), own)
+        said.append(f"{name}: {where.said('graphs')}")
+    # Each condition is a question of its own: p is of one, not of all together.
+    p = [float(design.max_t(row, level=level, draws=draws, seed=seed).p) for row in change]
+    table["effect_p"] = (("condition",), np.array(p))
     coords = {"condition": np.array(list(found), object), "problem": np.arange(n)}
-    data = described(xr.Dataset(table, coords, {"chart": "uses"}), VARIABLES)
+    attrs = {"chart": "uses", "interval": "; ".join(said)}
+    data = described(xr.Dataset(table, coords, attrs), VARIABLES)
     source = ran(model, encode(model, inputs, "last"))
     asked = {"policy": repr(policy), "then": then, "draws": draws, "level": level, "seed": seed}
     return derived("superposition.use", data, source, **asked)

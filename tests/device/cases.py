@@ -248,7 +248,7 @@ def thoughts(device: str, folder: Path) -> Any:
         belief = CandidateBelief(questions.names, mass=True)
         thought = think(model, questions.prompts, how, readers=[belief, LogitLens(top_k=2), States()], then="=")
         logit = thought.readings[0].data["logit"].values[:, -1, :THOUGHTS]
-        held = frontier(logit, questions.problems, graphs=3)
+        held = frontier(logit, questions.problems, others=3)
         used = use(
             model, questions.prompts, questions.problems, questions.names, how, then="=", mirrored=questions.mirrored,
             draws=20,

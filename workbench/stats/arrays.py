@@ -27,6 +27,7 @@ def ranks(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive's score is above another's (ties count half)."""
+    positive = np.asarray(positive, bool)
     n = int(positive.sum())
     if not 0 < n < len(positive):
         return float("nan")

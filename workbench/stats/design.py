@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +92,7 @@ class MaxT(NamedTuple):
     value, statistic
         Mean, and its studentised form T = sum y / root(sum y^2): Student's t on a scale that ends at the root of n.
     p
-        The larger of ``p_flip`` and ``p_bootstrap``, which are family-wise.
+        The larger of ``p_flip`` and ``p_bootstrap``, which are family-wise; NaN where one was not asked for.
     low, high
         Intervals that hold all cells together; infinite where there are too few clusters to say.
     resolution
@@ -150,25 +150,26 @@ class Design:
         n: int | None = None,
     ) -> None:
         given = {"clusters": clusters, "strata": strata, "weights": weights}
-        lengths = {name: len(np.asarray(x)) for name, x in given.items() if x is not None}
+        lengths = {name: len(x) for name, x in given.items() if x is not None}  # type: ignore[arg-type]
         lengths |= {} if n is None else {"n": n}
         if len(set(lengths.values())) != 1:
             raise InputError(f"The rows of a design are counted by {lengths or 'nothing'}. Give arrays of one length.")
         self.rows = next(iter(lengths.values()))
-        if not self.rows:
+        if self.rows < 1:
             raise InputError("A design needs one row or more, and there is none.")
         self.cluster = np.arange(self.rows) if clusters is None else _codes(clusters)
         self.n = int(self.cluster.max()) + 1
         self.first = np.unique(self.cluster, return_index=True)[1]
         """[cluster] its first row."""
-        self.stratum = np.zeros(self.n, int) if strata is None else _codes(np.asarray(strata)[self.first])
+        self.stratum = np.zeros(self.n, int) if strata is None else _codes(strata)[self.first]
         """[cluster] its stratum."""
-        self.weights = np.ones(self.rows) if weights is None else np.asarray(weights, float)
-        if (self.weights < 0).any() or np.isnan(self.weights).any():
+        self.strata = int(self.stratum.max()) + 1
+        self.weights = np.ones(self.rows) if weights is None else np.array(weights, float)
+        if not ((self.weights >= 0) & np.isfinite(self.weights)).all():
             raise InputError("Weights of rows are 0 or more, and some here are not. Leave rows out, or weigh them 0.")
 
     def __repr__(self) -> str:
-        return f"Design({self.rows} rows, {self.n} clusters, {int(self.stratum.max()) + 1} strata)"
+        return f"Design({self.rows} rows, {self.n} clusters, {self.strata} strata)"
 
     # ------------------------------------------------------------ what is drawn
 
@@ -193,27 +194,44 @@ class Design:
 
         A cluster whose rows have several labels keeps them, in every draw.
         """
-        labels = np.asarray(labels)
-        own = labels[self.first]
+        return np.concatenate(list(self._relabelled(np.asarray(labels), [slice(0, draws)], seed)))
+
+    def _relabelled(self, labels: np.ndarray, blocks: Iterable[slice], seed: int) -> Iterator[np.ndarray]:
+        own, mixed = labels[self.first], self._mixed(labels)
+        # Each stratum has draws of its own, which do not depend on the blocks.
+        rngs = [np.random.default_rng([seed, stratum] if stratum else seed) for stratum in range(self.strata)]
+        for some in blocks:
+            drawn = np.tile(own, (some.stop - some.start, 1))
+            for members, rng in zip(self._strata(), rngs, strict=True):
+                free = members[~mixed[members]]
+                drawn[:, free] = rng.permuted(drawn[:, free], axis=1)
+            yield np.where(mixed[self.cluster], labels, drawn[:, self.cluster])
+
+    def _mixed(self, labels: np.ndarray) -> np.ndarray:
+        """[cluster] whether its rows have several labels."""
         mixed = np.zeros(self.n, bool)
-        mixed[self.cluster[labels != own[self.cluster]]] = True
-        rng, drawn = np.random.default_rng(seed), np.tile(own, (draws, 1))
-        for members in self._strata():
-            some = members[~mixed[members]]
-            drawn[:, some] = rng.permuted(drawn[:, some], axis=1)
-        return np.where(mixed[self.cluster], labels, drawn[:, self.cluster])
+        mixed[self.cluster[labels != labels[self.first][self.cluster]]] = True
+        return mixed
 
     def signs(self, draws: int, seed: int = 0) -> np.ndarray:
         """[draws, row] of +1 and -1, alike within a cluster.  All that there are, where they are no more than asked."""
-        return self._signs(draws, seed)[0][:, self.cluster]
+        return np.concatenate(list(self._signs(draws, seed)))[:, self.cluster]
 
-    def _signs(self, draws: int, seed: int) -> tuple[np.ndarray, bool]:
-        if self.n < 31 and 2**self.n <= draws:
-            return 1.0 - 2 * (np.arange(2**self.n)[:, None] >> np.arange(self.n) & 1), True
-        return np.random.default_rng([seed, 1]).choice([-1.0, 1.0], (draws, self.n)), False
+    def _every(self, draws: int) -> bool:
+        """Whether there are no more flips than draws."""
+        return self.n < 31 and 2**self.n <= draws
+
+    def _signs(self, draws: int, seed: int, cells: int = 1) -> Iterator[np.ndarray]:
+        """[draws, cluster] in blocks."""
+        rng, every = np.random.default_rng([seed, 1]), self._every(draws)
+        for some in _blocks(2**self.n if every else draws, max(self.n, cells)):
+            if every:
+                yield 1.0 - 2 * (np.arange(some.start, some.stop)[:, None] >> np.arange(self.n) & 1)
+            else:
+                yield rng.choice([-1.0, 1.0], (some.stop - some.start, self.n))
 
     def _strata(self) -> Iterator[np.ndarray]:
-        for stratum in range(int(self.stratum.max()) + 1):
+        for stratum in range(self.strata):
             yield np.flatnonzero(self.stratum == stratum)
 
     # ------------------------------------------------------------ sums over clusters
@@ -221,14 +239,15 @@ class Design:
     def _sums(self, values: np.ndarray, by: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         """Weights and weighted values of clusters, [group, cluster, cell], and the shape of results."""
         values = np.asarray(values, float)
-        if len(values) != self.rows:
-            raise InputError(f"values has {len(values)} rows and the design {self.rows}. Give one row for each.")
-        weights = self.weights
-        weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
+        rows = len(values) if values.ndim else 0
+        if rows != self.rows:
+            raise InputError(f"values has {rows} rows and the design {self.rows}. Give one row for each.")
+        weights = self.weights.reshape(*self.weights.shape, *[1] * (values.ndim - self.weights.ndim))
+        if weights.ndim > values.ndim or any(n not in (1, m) for n, m in zip(weights.shape, values.shape, strict=True)):
+            raise InputError(f"weights are {list(self.weights.shape)} and values {list(values.shape)}. Give one a row.")
         w = np.where(np.isnan(values), 0.0, weights).reshape(self.rows, -1)
-        x = np.nan_to_num(values.reshape(self.rows, -1)) * w
-        group = np.zeros(self.rows, int) if by is None else np.asarray(by, int)
-        groups = 1 if by is None else int(group.max()) + 1
+        x = np.multiply(values.reshape(w.shape), w, out=np.zeros(w.shape), where=w > 0)
+        group, groups = self._groups(by), 1 if by is None else int(np.max(by)) + 1
         place = group * self.n + self.cluster
         found = np.zeros((2, groups * self.n, w.shape[1]))
         if groups * self.n == self.rows and (place == np.arange(self.rows)).all():
@@ -237,7 +256,14 @@ class Design:
             np.add.at(found[0], place, w)
             np.add.at(found[1], place, x)
         shape = (*(() if by is None else (groups,)), *values.shape[1:])
-        return *found.reshape(2, groups, self.n, -1), shape
+        w, x = found.reshape(2, groups, self.n, -1)
+        return w, x, shape
+
+    def _groups(self, by: np.ndarray | None) -> np.ndarray:
+        group = np.zeros(self.rows, int) if by is None else np.asarray(by)
+        if group.shape != (self.rows,) or group.dtype.kind not in "bui" or group.min() < 0:
+            raise InputError(f"by is one whole number a row, from 0 on, for {self.rows} rows, and is not here.")
+        return group.astype(int)
 
     def mean(self, values: ArrayLike, by: np.ndarray | None = None) -> np.ndarray:
         """[row, ...] -> [...] weighted mean of the rows that have a value; [group, ...] with codes ``by`` [row]."""
@@ -290,7 +316,7 @@ class Design:
         jackknife's t of another statistic; from 1000 on, percentiles.  Proportions: Clopper & Pearson (1934).  Where
         bootstrap-t has no finite end, t stands in.
         """
-        tail = (1 - level) / 2
+        tail = _tail(level)
         if callable(what):
             return self._bootstrap_statistic(what, level, draws, seed, bounds, reflect)
         given = np.asarray(what, float)
@@ -304,12 +330,12 @@ class Design:
         one = sum((w[:, own] > 0).any(1) for own in self._strata()) == 1
         for jobs in _passes((units >= FEW) & one, draws):
             for (g, cells), ends in zip(jobs, self._resampled(jobs, w, x, draws, seed, tail), strict=True):
-                good = np.isfinite(ends).all(0)
+                good = np.isfinite(ends).all(0) & ((units[g, cells] < MANY) | _enough(draws, tail))
                 wider = [np.minimum(ends[0], low[g, cells]), np.maximum(ends[1], high[g, cells])]
                 wider = np.where(units[g, cells] >= MANY, ends, wider)
                 low[g, cells[good]], high[g, cells[good]] = wider[:, good]
                 method[g, cells[good]] = np.where(units[g, cells] >= MANY, "percentile", "bootstrap-t")[good]
-        if bounds == (0, 1) or bounds == (0.0, 1.0):
+        if tuple(bounds) == (0, 1):
             self._exact(given, by, units, value, low, high, method, tail)
         known = ~np.isnan(error)
         low, high = (np.where(known, np.clip(end, *bounds), np.nan).reshape(shape) for end in (low, high))
@@ -331,11 +357,12 @@ class Design:
             drawn, n = np.concatenate(kept), (w[g][:, cells] > 0).sum(0)
             total = w[g][:, cells].sum(0)
             value = over(x[g][:, cells].sum(0), total)
-            square = ((x[g][:, cells] - value * w[g][:, cells]) ** 2).sum(0)
-            error = np.sqrt(square * n / (n - 1)) / total
-            top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
-            bottom = np.nanquantile(drawn, tail, axis=0, method="lower")
-            yield np.where(n >= MANY, [bottom, top], [value - top * error, value - bottom * error])
+            square = (_apart(x[g][:, cells], w[g][:, cells]) ** 2).sum(0)
+            with np.errstate(invalid="ignore"):
+                error = np.sqrt(square * n / (n - 1)) / total
+                top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
+                bottom = np.nanquantile(drawn, tail, axis=0, method="lower")
+                yield value + np.where(n >= MANY, [bottom, top], [-top * error, -bottom * error])
 
     def _exact(
         self, given: np.ndarray, by: np.ndarray | None, units: np.ndarray, value: np.ndarray, low: np.ndarray,
@@ -348,7 +375,7 @@ class Design:
             return
         flat = given.reshape(self.rows, -1)
         binary = np.isnan(flat) | (flat == 0) | (flat == 1)
-        group = np.zeros(self.rows, int) if by is None else np.asarray(by, int)
+        group = self._groups(by)
         for g in range(len(units)):
             cells = np.flatnonzero(binary[group == g].all(0) & (units[g] > 1))
             n = units[g, cells]
@@ -361,16 +388,18 @@ class Design:
     def _bootstrap_statistic(
         self, statistic: Statistic, level: float, draws: int, seed: int, bounds: tuple[float, float], reflect: bool
     ) -> Interval:
-        tail = (1 - level) / 2
+        tail = _tail(level)
         smallest = min(len(own) for own in self._strata())
-        if self.n >= MANY and smallest >= FEW:
+        if self.n >= MANY and smallest >= FEW and _enough(draws, tail):
             value = np.asarray(statistic(np.ones((1, self.rows))))[0]
             found = self.distribution(statistic, draws, seed)
             low, high = quantiles(found, level)
-            bias = np.nanmean(np.where(np.isnan(low), 0, found), 0) - value
+            found = np.where(np.isnan(low), 0, found)
+            bias = np.nanmean(found, 0) - value
             if reflect:
                 low, high = 2 * value - high, 2 * value - low
-            error, method = found.std(0, ddof=1), "basic" if reflect else "percentile"
+            error = np.where(np.isnan(low), np.nan, np.nanstd(found, 0, ddof=1))
+            method = "basic" if reflect else "percentile"
             bias = bias if reflect else np.zeros_like(value)
         else:
             value, error, dof, bias = self.jackknife(statistic)
@@ -407,8 +436,9 @@ class Design:
     def jackknife(self, what: ArrayLike | Statistic, *, by: np.ndarray | None = None) -> Jackknife:
         """Delete-one-cluster jackknife of a mean or of another statistic (arguments as in :meth:`bootstrap`).
 
-        With strata, variances and biases of strata add up (Shao & Tu 1995, section 6.2), and degrees of freedom are
-        Satterthwaite's.  NaN where a stratum that counts has one cluster alone.
+        With strata, the others of a stratum stand for the one that is left out, so that the stratum weighs what it did;
+        variances and biases of strata add up (Shao & Tu 1995, section 6.2), and degrees of freedom are Satterthwaite's.
+        NaN where a stratum that counts has one cluster alone.
         """
         if callable(what):
             return self._jackknife_statistic(what)
@@ -417,19 +447,21 @@ class Design:
 
     def _jackknife(self, w: np.ndarray, x: np.ndarray) -> Jackknife:
         """Of means, from sums [group, cluster, cell]."""
-        total, top = w.sum(1, keepdims=True), x.sum(1, keepdims=True)
-        value = over(top, total)[:, 0]
-        there = w > 0
-        without = over(top - x, np.where(total - w > 1e-12 * total, total - w, 0))
-        # Of the mean itself there is no bias to speak of: without the weights it is none at all.
-        effect = np.where(there, without - value[:, None], 0.0)
+        total = w.sum(1, keepdims=True)
+        value = over(x.sum(1), total[:, 0])
+        there, apart = w > 0, _apart(x, w)
         share = np.where(there, over(w, total), 0.0)
         variance, fourth = np.zeros(value.shape), np.zeros(value.shape)
         for own in self._strata():
             n = there[:, own].sum(1)
-            mean = over(effect[:, own].sum(1), n)[:, None]
-            apart = np.where(there[:, own], effect[:, own] - mean, 0)
-            part = over((n - 1) * (apart**2).sum(1), n)
+            more = over(1, n - 1)[:, None]
+            # The mean without each, the others of its stratum 1 + 1 / (n - 1) times, less the mean of all: of the mean
+            # there is no bias to speak of, and without weights none at all.
+            rest = total - w[:, own] + more * (w[:, own].sum(1, keepdims=True) - w[:, own])
+            moved = more * apart[:, own].sum(1, keepdims=True) - (1 + more) * apart[:, own]
+            effect = np.where(there[:, own], over(moved, np.where(rest > 1e-12 * total, rest, 0)), 0)
+            effect = np.where(there[:, own], effect - over(effect.sum(1), n)[:, None], 0)
+            part = over((n - 1) * (effect**2).sum(1), n)
             # A cluster alone in its stratum does not say how much it varies.
             part = np.where(n == 1, np.nan, np.where(n == 0, 0, part))
             variance += part
@@ -446,8 +478,7 @@ class Design:
         strata = list(self._strata())
         for own in strata:
             left_out = self._left_out(own, max(FEW, GROUPS // len(strata)))
-            blocks = (1.0 - (left_out[None, self.cluster] == g) for g in range(left_out.max() + 1))
-            without = self._applied(statistic, blocks)
+            without = self._applied(statistic, self._without(left_out, len(strata) > 1))
             n = len(without)
             if n == 1:
                 # It matters to the cells that are gone, or others, without it.
@@ -467,6 +498,15 @@ class Design:
         found = np.full(self.n, -1)
         found[own] = np.random.default_rng(len(own)).permutation(np.arange(len(own)) % n)
         return found
+
+    def _without(self, left_out: np.ndarray, weigh: bool) -> Iterator[np.ndarray]:
+        """[1, row] without each group; ``weigh``: with the others of the stratum in its place."""
+        size = np.bincount(left_out[left_out >= 0])
+        for g in range(len(size)):
+            times = 1.0 - (left_out == g)
+            if weigh and len(size) > 1:
+                times[(left_out >= 0) & (left_out != g)] = size.sum() / (size.sum() - size[g])
+            yield times[None, self.cluster]
 
     # ------------------------------------------------------------ tests
 
@@ -501,12 +541,11 @@ class Design:
         """
         side = _side(alternative)
         w, x, shape = self._sums(np.asarray(values), by)
-        signs, every = self._signs(draws, seed)
-        observed = _t(np.ones((1, self.n)), x, w)[0]
+        every, observed = self._every(draws), _t(np.ones((1, self.n)), x, w)[0]
         reached = Reached(side(observed), every=every)
-        for some in _draws(len(signs), x):
-            reached.add(side(_t(signs[some], x, w)))
-        n = int((w > 0).any((0, 2)).sum())
+        for signs in self._signs(draws, seed, observed.size):
+            reached.add(side(_t(signs, x, w)))
+        n = max(1, int((w > 0).any((0, 2)).sum()))
         least = max(2.0 ** ((alternative == "two-sided") - n), 0 if every else 1 / (1 + draws))
         return Test(observed.reshape(shape), reached.p().reshape(shape), reached.step_down().reshape(shape), least)
 
@@ -538,36 +577,42 @@ class Design:
         Notes
         -----
         Step-down max-T: Westfall & Young (1993), algorithm 4.1; Romano & Wolf (2005) with a studentised bootstrap.
-        The intervals take the quantile of the largest |T| of flipped differences from the mean.
+        The intervals hold the means whose T is within the quantile of the largest |T| of flipped differences from the
+        mean (of the other clusters, which with weights is another one for each).
         """
         if null not in ("flip", "bootstrap", "both"):
             raise InputError(f"null={null!r} is unknown. Use 'flip', 'bootstrap' or 'both'.")
+        _tail(level)
         w, x, shape = self._sums(np.asarray(values), by)
-        value = over(x.sum(1), w.sum(1))
-        residual = x - np.nan_to_num(value)[:, None] * w
-        observed = _t(np.ones((1, self.n)), x, w)[0]
-        signs, every = self._signs(draws, seed)
+        value, residual = over(x.sum(1), w.sum(1)), _apart(x, w)
+        every, observed = self._every(draws), _t(np.ones((1, self.n)), x, w)[0]
         flips, boots = Reached(np.abs(observed), every=every), Reached(np.abs(observed))
-        largest = []
-        for some in _draws(len(signs), x):
+        # A mean is near the clusters that make it up: differences from the mean of the others.
+        alone = residual / np.maximum(1 - over(w, w.sum(1, keepdims=True)), 1e-12)
+        # Beside random flips stands what was observed, as far off as can be.
+        largest = [np.full(0 if every else 1, np.inf)]
+        for signs in self._signs(draws, seed, observed.size):
             if null != "bootstrap":
-                flips.add(np.abs(_t(signs[some], x, w)))
-            largest.append(np.nanmax(np.abs(_t(signs[some], residual, w)), (1, 2), initial=0))
+                flips.add(np.abs(_t(signs, x, w)))
+            largest.append(np.nanmax(np.abs(_t(signs, alone, w)), (1, 2), initial=0))
         if null != "flip":
             for times in self._drawn(draws, seed):
                 boots.add(np.abs(_t(times, residual, w, empty=np.inf)))
         p_flip, p_boot = flips.step_down(), boots.step_down()
         p = {"flip": p_flip, "bootstrap": p_boot, "both": np.fmax(p_flip, p_boot)}[null]
-        n, q2 = (w > 0).sum(1), float(np.quantile(np.concatenate(largest), level, method="higher")) ** 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            error = np.sqrt((residual**2).sum(1) * n / (n - 1)) / w.sum(1)
-            # T of the flips, bounded by the root of n, back on the scale of Student's t.
-            half = np.where(n > q2, error * np.sqrt(q2 * (n - 1) / (n - q2)), np.inf)
+        # Which means have a T of the differences from them within the flips': the roots of a square.
+        q2 = float(np.quantile(np.concatenate(largest), level, method="inverted_cdf")) ** 2
+        total, square = w.sum(1), (w**2).sum(1)
+        with np.errstate(invalid="ignore"):
+            free, shift = total**2 - q2 * square, -q2 * (residual * w).sum(1)
+            root = np.sqrt(shift**2 + free * q2 * (residual**2).sum(1))
         # n clusters have 2^n flips, half of them mirror images: no p is smaller, and no interval more certain.
-        half = np.where(2.0 ** (1 - n) > 1 - level + 1e-12, np.inf, half)
-        half = np.where(n < 2, np.nan, half)
-        least = max(2.0 ** (1 - int((w > 0).any((0, 2)).sum())), 0 if every and null == "flip" else 1 / (1 + draws))
-        parts = (value, observed, p, p_flip, p_boot, value - half, value + half)
+        some = (free > 1e-12 * total**2) & (2.0 ** (1 - over(total**2, square)) <= 1 - level + 1e-12)
+        low, high = (np.where(some, value + over(shift + s * root, free), s * np.inf) for s in (-1, 1))
+        low, high = (np.where((w > 0).sum(1) < 2, np.nan, end) for end in (low, high))
+        most = max(1, int((w > 0).any((0, 2)).sum()))
+        least = max(2.0 ** (1 - most), 0 if every and null == "flip" else 1 / (1 + draws))
+        parts = (value, observed, p, p_flip, p_boot, low, high)
         return MaxT(*(part.reshape(shape) for part in parts), least)
 
     def permute(self, values: ArrayLike, labels: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Test:
@@ -575,8 +620,10 @@ class Design:
 
         The statistic is studentised, so that labels may differ in spread and in the number of clusters: Welch's t of
         two labels (signed, the second's mean less the first's, in sorted order; the test has two sides), Welch and
-        James's sum of squares of more.  Without that, a label of few and noisy documents is called different far too
-        often, or never (Janssen 1997; Chung & Romano 2013).
+        James's sum of squares of more.  Draws and cells are compared by what Welch's degrees of freedom make of it
+        (Welch 1951; Beran 1988), since a label of few and noisy clusters has far larger ones by chance.  Without that,
+        it is called different far too often, or never (Janssen 1997; Chung & Romano 2013).  Where spreads differ, p is
+        right as clusters become many, and of many cells ``p_family`` and q need more of them.
 
         Parameters
         ----------
@@ -588,34 +635,35 @@ class Design:
         Returns
         -------
         Test
-            NaN where a label has fewer than two clusters.
+            NaN where a label has fewer than two clusters; of missing values, draws that leave so few do not count.
         """
         values, labels = np.asarray(values, float), _codes(labels)
+        if len(labels) != self.rows:
+            raise InputError(f"labels has {len(labels)} rows and the design {self.rows}. Give one row for each.")
         k = int(labels.max()) + 1
         shape = values.shape[1:]
         if k < 2:
             nothing = np.full(shape, np.nan)
             return Test(nothing, nothing, nothing, 1.0)
-        observed = _welch(*self.mean_and_variance(values, labels[None], k))[0]
-        reached = Reached(np.abs(observed))
-        drawn = self.relabel(labels, draws, seed)
-        for some in _draws(draws, values.reshape(1, self.rows, -1), k):
-            reached.add(np.abs(_welch(*self.mean_and_variance(values, drawn[some], k))))
+        observed, size = (part[0] for part in _welch(*self._labelled(values, labels[None], k)))
+        reached = Reached(size)
+        for drawn in self._relabelled(labels, _blocks(draws, k * max(self.rows, size.size)), seed):
+            reached.add(_welch(*self._labelled(values, drawn, k))[1])
         return Test(observed, reached.p(), reached.step_down(), max(1 / (1 + draws), self._least(labels, k)))
 
     def _least(self, labels: np.ndarray, k: int) -> float:
         """The least p of all arrangements of labels."""
-        own, ways, same = labels[self.first], 1.0, True
-        for members in self._strata():
-            count = np.bincount(own[members], minlength=k)
-            ways *= math.exp(math.lgamma(count.sum() + 1) - sum(math.lgamma(c + 1) for c in count))
-            same &= bool((count == count[0]).all())
-        # Labels with as many clusters each may be exchanged whole, which leaves the statistic's size as it is.
-        return min(1.0, (math.factorial(k) if same else 1) / ways)
+        from scipy.special import gammaln
 
-    def mean_and_variance(
-        self, values: ArrayLike, labels: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        free = ~self._mixed(labels)
+        count = np.zeros((self.strata, k), int)
+        np.add.at(count, (self.stratum[free], labels[self.first][free]), 1)
+        ways = (gammaln(count.sum(1) + 1) - gammaln(count + 1).sum(1)).sum()
+        # Labels with as many clusters each may be exchanged whole, which leaves the statistic's size as it is.
+        alike = np.unique(count, axis=1, return_counts=True)[1] if free.all() else np.ones(1)
+        return float(min(1.0, np.exp(gammaln(alike + 1).sum() - ways)))
+
+    def mean_and_variance(self, values: ArrayLike, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Weighted means of labels, and their cluster-robust variances: what studentised statistics are made of.
 
         Parameters
@@ -630,13 +678,19 @@ class Design:
         mean, variance
             [draws, label, ...]; the variance is NaN where a label has fewer than two clusters.
         """
+        return self._labelled(values, labels, k)[:2]
+
+    def _labelled(self, values: ArrayLike, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Means, variances and numbers of clusters [draws, label, ...]."""
         labels = np.atleast_2d(labels)
+        labels = np.where(labels < k, np.maximum(labels, -1), -1)
         # Rows of a cluster that have one label in all draws are one piece.
         _, piece = np.unique(self.cluster * (k + 1) + labels[0] + 1, return_inverse=True)
         piece = piece.reshape(-1)
         of = Design(clusters=piece, weights=self.weights)
         w, x, shape = of._sums(np.asarray(values), None)
-        w, x, own = w[0], x[0], labels[:, of.first]
+        # From the mean on: of values far from 0 the squares would leave nothing.
+        w, centre, x, own = w[0], over(x.sum(1), w.sum(1))[0], _apart(x, w)[0], labels[:, of.first]
         if (w == w[:, :1]).all():
             w = w[:, :1]
         once = (own[:, None] == np.arange(k)[:, None]).astype(float)
@@ -645,15 +699,49 @@ class Design:
         square = once @ x**2 - 2 * mean * (once @ (x * w)) + mean**2 * (once @ w**2)
         # Rounding may leave a little where the pieces are all alike.
         square = np.where(square > 1e-12 * (once @ x**2), square, 0)
-        variance = over(np.maximum(square, 0) * there, np.where(there > 1, total**2 * (there - 1), 0))
-        return tuple(part.reshape(len(labels), k, *shape) for part in (mean, variance))  # type: ignore[return-value]
+        variance = over(square * there, np.where(there > 1, total**2 * (there - 1), 0))
+        parts = (mean + centre, variance, np.broadcast_to(there, mean.shape))
+        return tuple(part.reshape(len(labels), k, *shape) for part in parts)  # type: ignore[return-value]
 
 
 def _codes(labels: ArrayLike) -> np.ndarray:
-    """Numbers [row] of labels of any kind, in their order."""
+    """Numbers [row] of labels of any kind, in their order; rows of several columns are one label together."""
     given = np.asarray(labels)
-    given = given.astype(str) if given.dtype == object else given
-    return np.unique(given, return_inverse=True)[1].reshape(-1)
+    if given.ndim == 1 and given.dtype.kind not in "OU":
+        return np.unique(given, return_inverse=True)[1]
+    # From what was given: numpy makes texts of 1 and "1" alike.
+    rows = labels if isinstance(labels, list | tuple) else given.tolist()
+    keys = [tuple(x) if isinstance(x, list | np.ndarray) else x for x in rows]
+    try:
+        order = sorted(set(keys))
+    except TypeError:
+        order = sorted(set(keys), key=lambda x: (type(x).__name__, str(x)))
+    number = {x: i for i, x in enumerate(order)}
+    return np.array([number[x] for x in keys])
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise InputError(f"level={level!r} is no share between 0 and 1. Use 0.95, for example.")
+    return (1 - level) / 2
+
+
+def _enough(draws: int, tail: float) -> bool:
+    """Whether so many draws have so small a share of them at an end."""
+    return (1 + draws) * tail >= 1 - 1e-9
+
+
+def _apart(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Sums [..., cluster, cell] from the mean of their cells on; 0 where only rounding is left."""
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        return over(sums.sum(-2, keepdims=True), w.sum(-2, keepdims=True)) * w
+
+    with np.errstate(invalid="ignore"):
+        far = mean(x)
+        near = x - far
+        near = near - mean(near)
+        return np.where(w > 0, np.where(np.abs(near) <= 1e-14 * np.abs(far), 0, near), 0)
 
 
 def _passes(some: np.ndarray, draws: int) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -672,11 +760,11 @@ def _passes(some: np.ndarray, draws: int) -> Iterator[list[tuple[int, np.ndarray
         yield jobs
 
 
-def _draws(draws: int, x: np.ndarray, times: int = 1) -> Iterator[slice]:
-    """Blocks of draws, whose statistics of [group, cluster, cell] fit in memory."""
-    step = max(1, AT_ONCE // max(1, times * len(x) * x.shape[2]))
+def _blocks(draws: int, size: int) -> Iterator[slice]:
+    """Blocks of draws of so many numbers each that fit in memory."""
+    step = max(1, AT_ONCE // max(1, size))
     for start in range(0, draws, step):
-        yield slice(start, start + step)
+        yield slice(start, min(start + step, draws))
 
 
 def _t(times: np.ndarray, x: np.ndarray, w: np.ndarray, empty: float = 0.0) -> np.ndarray:
@@ -696,14 +784,24 @@ def _t(times: np.ndarray, x: np.ndarray, w: np.ndarray, empty: float = 0.0) -> n
     return found
 
 
-def _welch(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """[draws, label, ...] -> [draws, ...] Welch's t of two labels, or Welch and James's statistic of more."""
-    some = (variance > 0) | np.isnan(variance)
-    variance = np.where(some, variance, 1e-30 * (1 + mean**2))
-    if mean.shape[1] == 2:
-        return (mean[:, 1] - mean[:, 0]) / np.sqrt(variance.sum(1))
-    centre = (mean / variance).sum(1, keepdims=True) / (1 / variance).sum(1, keepdims=True)
-    return ((mean - centre) ** 2 / variance).sum(1)
+def _welch(mean: np.ndarray, variance: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[draws, label, ...] -> [draws, ...] Welch's t of two labels, its square summed of more; -log of its p."""
+    from scipy.special import fdtrc
+
+    k = mean.shape[1]
+    mean = mean - mean[:, :1]
+    # A label that does not vary varies next to nothing, on the scale of the cell.
+    least = 1e-20 * (variance.max(1, keepdims=True) + np.abs(mean).max(1, keepdims=True) ** 2)
+    variance = np.maximum(variance, np.maximum(least, 1e-300))
+    weight = 1 / variance
+    share = weight / weight.sum(1, keepdims=True)
+    found = ((mean - (mean * share).sum(1, keepdims=True)) ** 2 * weight).sum(1)
+    lost = over((1 - share) ** 2, clusters - 1).sum(1)
+    f = found / (k - 1) / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
+    p = fdtrc(k - 1, over((k**2 - 1) / 3, lost), f)
+    # Rounded: labels that are exchanged whole are no other draw.
+    size = np.round(-np.log(np.maximum(p, 1e-300)), 9)
+    return (mean[:, 1] / np.sqrt(variance.sum(1)) if k == 2 else found), size
 
 
 def _side(alternative: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -722,19 +820,19 @@ def _student(dof: np.ndarray, q: float) -> np.ndarray:
 
 
 def _resampled(times: np.ndarray, w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """[draws, cell] of times [draws, cluster] and sums [cluster, cell]: t of the mean, or the mean itself of many."""
-    mean, there = over(times @ x, times @ w), w > 0
+    """[draws, cell] of times [draws, cluster] and sums [cluster, cell]: t of the mean; of many, how far it moved."""
+    x, there = _apart(x, w), w > 0
+    mean = over(times @ x, times @ w)
     many = there.sum(0) >= MANY
     if many.all():
         return mean
-    value = over(x.sum(0), w.sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
         n = times @ there
         square = times @ x**2 - 2 * mean * (times @ (x * w)) + mean**2 * (times @ w**2)
         # Rounding leaves a little where all that was drawn is alike.
         square = np.where(square > 1e-12 * (times @ x**2), square, 0)
         own = np.sqrt(square * n / (n - 1)) / (times @ w)
-        t = np.where(own > 0, (mean - value) / own, np.sign(mean - value) * np.inf)
+        t = np.where(own > 0, mean / own, np.sign(mean) * np.inf)
     return np.where(many, mean, np.nan_to_num(t, nan=0, posinf=np.inf, neginf=-np.inf))
 
 

@@ -17,8 +17,13 @@ def p_value(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     Never 0, and valid at any number of draws (Phipson & Smyth 2010).  NaN where the observed or the null is.
     """
     null, observed = np.asarray(null), np.asarray(observed)
-    reach = (null >= observed - SLACK * (1 + np.abs(observed))).sum(0)
+    reach = (null >= _bar(observed)).sum(0)
     return np.where(np.isnan(null).any(0) | np.isnan(observed), np.nan, (1 + reach) / (1 + len(null)))
+
+
+def _bar(observed: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(observed), observed, observed - SLACK * (1 + np.abs(observed)))
 
 
 def step_down(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
@@ -34,7 +39,8 @@ def step_down(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     Returns
     -------
     ndarray
-        [...]; NaN where a statistic or its null is NaN, which is then of no family.
+        [...]; NaN where a statistic is NaN, or its null throughout, which is then of no family.  A draw that is NaN
+        in some cells is left out of those.
 
     Notes
     -----
@@ -65,22 +71,20 @@ class Reached:
     """
 
     def __init__(self, observed: np.ndarray, *, every: bool = False) -> None:
-        self.shape, self.every, self.draws = observed.shape, every, 0
+        self.shape, self.every = observed.shape, every
         self.observed = observed.reshape(-1).astype(float)
         self.known = ~np.isnan(self.observed)
         self.order = np.argsort(-self.observed[self.known], kind="stable")
-        self.cell, self.largest = np.zeros(len(self.observed)), np.zeros(len(self.order))
+        # How many draws have a value, and how many of them reach what was observed.
+        self.cell, self.largest = np.zeros((2, len(self.observed))), np.zeros((2, len(self.order)))
 
     def add(self, null: np.ndarray) -> None:
-        """Count draws [draws, ...]."""
-        null = null.reshape(len(null), -1)
-        # A null that is nowhere known makes p NaN: the sum is.
-        bar = self.observed - SLACK * (1 + np.abs(self.observed))
-        self.cell += np.where(np.isnan(null).any(0), np.nan, (null >= bar).sum(0))
+        """Count draws [draws, ...]; NaN: no draw of that cell."""
+        null, bar = null.reshape(len(null), -1), _bar(self.observed)
+        self.cell += (~np.isnan(null)).sum(0), (null >= bar).sum(0)
         mine = null[:, self.known][:, self.order]
         most = np.fmax.accumulate(mine[:, ::-1], axis=1)[:, ::-1]
-        self.largest += (most >= bar[self.known][self.order]).sum(0)
-        self.draws += len(null)
+        self.largest += (~np.isnan(most)).sum(0), (most >= bar[self.known][self.order]).sum(0)
 
     def p(self) -> np.ndarray:
         """Of each cell alone."""
@@ -89,12 +93,14 @@ class Reached:
     def step_down(self) -> np.ndarray:
         """Of all cells together."""
         p = np.full(len(self.observed), np.nan)
-        p[np.flatnonzero(self.known)[self.order]] = np.maximum.accumulate(self._share(self.largest))
-        p[np.isnan(self.cell)] = np.nan
+        p[np.flatnonzero(self.known)[self.order]] = np.fmax.accumulate(self._share(self.largest))
+        p[self.cell[0] == 0] = np.nan
         return p.reshape(self.shape)
 
-    def _share(self, reach: np.ndarray) -> np.ndarray:
-        return reach / max(1, self.draws) if self.every else (1 + reach) / (1 + self.draws)
+    def _share(self, counted: np.ndarray) -> np.ndarray:
+        draws, reach = counted
+        share = reach / np.maximum(1, draws) if self.every else (1 + reach) / (1 + draws)
+        return np.where(draws > 0, share, np.nan)
 
 
 def fdr(p: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from probes.superposition.features.measures import USE_VARIABLES, effective_feat
 from workbench.errors import InputError
 from workbench.readers import Output, Plan, Reader, Rows, Run
 from workbench.sites import Site, resolve
+from workbench.stats import Design, over
 from workbench.variables import about
 
 if TYPE_CHECKING:
@@ -210,10 +211,11 @@ class _States:
         for name in self.outputs():
             setattr(self, name.removeprefix(f"{self.key}."), torch.from_numpy(found[name]))
 
-    def variance(self, drawn: np.ndarray) -> np.ndarray:
-        """[...] sum of squared distances from the mean, each document drawn so many times [..., documents]."""
-        tokens = np.maximum(drawn @ self.tokens.numpy(), 1e-300)
-        return drawn @ self.square.numpy() - ((drawn @ self.sum.numpy()) ** 2).sum(-1) / tokens
+    def variance(self, drawn: np.ndarray, real: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """[...] sum of squared distances from the mean, these documents drawn so many times each [..., documents]."""
+        tokens = np.maximum(drawn @ self.tokens.numpy()[real], 1e-300)
+        found = drawn @ self.square.numpy()[real] - ((drawn @ self.sum.numpy()[real]) ** 2).sum(-1) / tokens
+        return np.maximum(found, 0)
 
     def left(self, components: int) -> float:
         """Share of the variance that so many principal components leave."""
@@ -278,23 +280,24 @@ class _Sums:
         real = (states.tokens > 0).numpy()
         activity, error, count = self.activity.numpy(), self.error.numpy(), max(float(states.tokens.sum()), 1)
         l0 = float(self.active.sum()) / count
-        once, drawn = real.astype(float), np.empty((0, len(real)))
-        if real.sum() > 1:
-            drawn = np.random.default_rng(seed).multinomial(real.sum(), once / real.sum(), size=draws).astype(float)
-        fvu, ends = [np.nan] * 2, [(1 - level) / 2, (1 + level) / 2]
-        if len(drawn):
-            fvu = np.quantile(_ratio(drawn @ error, states.variance(drawn)), ends)
-        whole = states.variance(once)
+        fvu: Any = [np.nan] * 2
+        if real.any():
+            where = Design(n=int(real.sum())).bootstrap(
+                lambda times: over(times @ error[real], states.variance(times, real)),
+                level=level, draws=draws, seed=seed, bounds=(0, np.inf),
+            )  # fmt: skip
+            fvu = where.low, where.high
+        whole = float(states.variance(real.astype(float)))
         found: Found = {
             "n_features": ((), self.of.features), "token_count": ((), float(states.tokens.sum())), "l0": ((), l0),
             "dead": ((), int((self.active == 0).sum())),
-            "fvu": ((), _ratio(error.sum(), whole)), "fvu_low": ((), fvu[0]), "fvu_high": ((), fvu[1]),
+            "fvu": ((), over(error.sum(), whole)), "fvu_low": ((), fvu[0]), "fvu_high": ((), fvu[1]),
             "fvu_pca": ((), states.left(round(l0))),
             "mean_activation": (("feature",), activity.sum(0) / count),
             "density": (("feature",), self.active.numpy() / count),
         }  # fmt: skip
         if len(self.turned):
-            found["fvu_rotated"] = (("draw",), _ratio(self.turned_error.numpy(), whole))
+            found["fvu_rotated"] = (("draw",), over(self.turned_error.numpy(), whole))
         if activity.sum() > 0:
             rotated = self.turned.numpy() if len(self.turned) else None
             table = effective_features(
@@ -314,11 +317,6 @@ def _by_group(x: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Which groups [tokens] are among the rows, and the sums of each one's rows [tokens, ...]."""
     here, at = torch.unique(group, return_inverse=True)
     return here, x.new_zeros(len(here), *x.shape[1:]).index_add_(0, at.to(x.device), x).double().cpu()
-
-
-def _ratio(error: Any, variance: Any) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(variance > 0, error / variance, np.nan)
 
 
 def _many(given: Any) -> bool:

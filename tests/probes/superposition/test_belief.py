@@ -224,7 +224,7 @@ def test_frontiers_are_told_apart_and_other_graphs_are_not():
     problems = [graph(s) for s in range(60)]
     table = frontier(made(problems, "all", 1), problems)
     assert (table["auc"] > 0.999).all() and (table["evenness"] > 0.9).all()
-    assert (table["auc_null_low"] < 0.5).all() and (0.5 < table["auc_null_high"]).all()
+    assert (np.abs(table["auc_null"] - 0.5) < 0.03).all()
     assert (np.abs(table["auc_other"] - 0.5) < 0.08).all() and (table["auc_out"] > 0.999).all()
     rings = [[int((p.depth == t + 1).sum()) for p in problems] for t in range(3)]
     sizes = [np.mean([n for n in own if n]) for own in rings]  # where the search has not ended yet
@@ -236,12 +236,67 @@ def test_frontiers_are_told_apart_and_other_graphs_are_not():
     assert float(none["effective"][0]) == pytest.approx(24, rel=0.01)
 
 
-def test_numbers_that_go_with_depth_make_no_null():
-    """All graphs numbered alike, from the root on: another graph's ring has the same numbers as this one's."""
+def test_problems_on_one_graph_are_one_sample():
+    """The same problem thirty times says no more than once, and nothing of other graphs."""
     edges = ((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (6, 8), (7, 9))
     problems = [Problem(edges, 0, 3, 8, tuple("abcdefghij"), (1, 3))] * 30
     table = frontier(made(problems, "all", 0, places=2), problems)
-    assert (table["auc"] > 0.99).all() and (np.abs(table["auc_null"] - 0.5) < 0.06).all()
+    assert (table["auc"] > 0.99).all() and np.isnan(table["auc_null"]).all() and np.isnan(table["auc_low"]).all()
+    several = [graph(s) for s in range(12)]
+    logit = made(several, "all", 0) + np.random.default_rng(0).normal(0, 4, (12, 3, 24))
+    once = frontier(logit, several)
+    twice = frontier(np.concatenate([logit, logit]), [*several, *several])
+    np.testing.assert_allclose(twice["auc_low"], once["auc_low"], atol=1e-9)
+
+
+def test_numbers_of_the_frontier_are_those_of_loops():
+    problems = [graph(s) for s in range(8)]
+    logit = np.round(np.random.default_rng(0).normal(0, 2, (8, 3, 26)), 1)  # with ties, and two nodes too many
+    logit[..., 24:], logit[3, 1, 5], logit[2, 2] = np.nan, np.nan, np.nan
+    table = frontier(logit, problems, others=7, draws=9)
+
+    def auc(own, positive, negative):
+        pairs = [(own[a] > own[b]) + 0.5 * (own[a] == own[b]) for a in positive for b in negative]
+        return np.mean(pairs) if pairs else np.nan
+
+    for i, p in enumerate(problems):
+        for t in range(3):
+            z = logit[i, t]
+            seen = [v for v in range(24) if np.isfinite(z[v])]
+            ring = [v for v in seen if p.depth[v] == t + 1]
+            rest = [v for v in seen if v not in ring]
+            if not ring or not rest:
+                assert np.isnan(table["auc_each"][i, t])
+                continue
+            within = [v for v in rest if p.depth[v] >= 0]
+            left = sorted(ring, key=lambda v: -z[v])[1:]
+            reached = sorted([v for v in seen if p.depth[v] >= 0], key=lambda v: -z[v])[1:]
+            rise = np.maximum([z[v] - np.median(z[rest]) for v in ring], 0)
+            share = rise[rise > 0] / rise.sum() if rise.any() else np.array([1.0])
+            first, *others = sorted((z[v] for v in seen), reverse=True)
+            null = [
+                auc(logit[j, t], [v for v in ring if np.isfinite(logit[j, t, v])],
+                    [v for v in rest if np.isfinite(logit[j, t, v])])
+                for j in range(8) if j != i
+            ]  # fmt: skip
+            circles = []
+            for start in range(24):
+                at = Problem._distances(p, p.edges, start)
+                circle = [v for v in rest if at[v] == t + 1]
+                if start != p.root and circle:
+                    circles.append(auc(z, circle, [v for v in rest if v not in circle]))
+            expected = {
+                "auc": auc(z, ring, rest), "auc_within": auc(z, ring, within), "auc_without_top": auc(z, left, rest),
+                "auc_within_without_top": auc(z, left, within),
+                "auc_reachable": auc(z, reached, [v for v in seen if p.depth[v] < 0]),
+                "auc_target": auc(z, [p.target], [v for v in seen if v != p.target]),
+                "lead": (first - others[0]) / (first - others[0] + np.std(others)),
+                "auc_null": np.nanmean(null), "auc_other": np.nanmean(circles) if circles else np.nan,
+                "evenness": (np.exp(-(share * np.log(share)).sum()) - 1) / (len(ring) - 1) if left else np.nan,
+            }  # fmt: skip
+            for name, value in expected.items():
+                own = float(table[f"{name}_each"][i, t])
+                assert own == pytest.approx(value, nan_ok=True, abs=1e-6), (name, i, t)
 
 
 def test_places_that_were_not_reached_count_for_nothing():

@@ -120,8 +120,9 @@ def test_a_verdict_has_its_numbers(problems, model, names, tmp_path):
     found = verdict(held, used)
     check(found.reading, tmp_path, 2, ran=False)
     assert [x["step"] for x in found.reading.provenance][-1] == "superposition.verdict"
-    assert f"AUC {float(found.reading['auc']):.3f}" in found.evidence[0]
-    assert found.reading.data.attrs["word"] == found.word
+    assert f"AUC {float(found.reading['auc'][0]):.3f}" in found.evidence[1] and found.decided_by in found.evidence
+    said = found.reading.data.attrs
+    assert (said["word"], said["decided_by"]) == (found.word, found.decided_by)
 
 
 def test_what_runs_the_model_begins_with_the_model(model, thought, problems, names, tmp_path):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.stats import binom, binomtest
 from test_belief import graph, made
 from tiny import tiny
 
 import workbench
 from probes.superposition import (
     ContinuousThought,
+    Problem,
     SoftThought,
     decode_frontier,
     frontier,
@@ -49,28 +51,105 @@ def uses(problems, matter: bool, seed: int) -> Reading:
     ],
 )
 def test_the_verdict_is_right_on_a_hundred_instances_of_each_kind(kind, matter, word):
+    other = []
     for seed in range(100):
         problems = [graph(1000 * seed + i) for i in range(25)]
-        held = frontier(made(problems, kind, seed), problems, graphs=5, seed=seed)
-        found = verdict(held, uses(problems, matter, seed))
-        assert found.word == word, (seed, str(found))
+        held = frontier(made(problems, kind, seed), problems, others=5, draws=99, seed=seed)
+        found = verdict(held, uses(problems, matter, seed), draws=399)
+        assert found.decided_by in found.evidence and len(found.evidence) == 15
+        other += [str(found)] * (found.word != word)
+    # Of nothing at all something is said at the level of the intervals; of something, what it is.
+    assert len(other) <= (binom.ppf(0.999, 100, 0.05) if word == "absent" else 0), other[0]
 
 
-def test_shuffled_graphs_are_at_chance():
-    """The frontier of another graph, over a hundred sets of thoughts that hold their own: 0.5 within its interval."""
+def test_the_thoughts_of_other_problems_are_at_chance():
+    """Forty sets of thoughts that hold their own frontier: of others' 0.5 within its interval."""
     inside = 0
     for seed in range(40):
         problems = [graph(500 * seed + i) for i in range(25)]
-        table = frontier(made(problems, "all", seed), problems, graphs=10, seed=seed)
+        table = frontier(made(problems, "all", seed), problems, others=10, seed=seed)
         inside += bool(table["auc_null_low"][1] <= 0.5 <= table["auc_null_high"][1])
     assert inside >= 33  # 95 % of 40, less what 25 problems allow
 
 
+def numbered(seed: int) -> Problem:
+    """A random tree of two halves, whose nodes are numbered from the root on, level by level."""
+    rng = np.random.default_rng(seed)
+    edges = [(1 + (v - 1) // int(rng.integers(2, 4)) - 1, v) for v in range(1, 12)]
+    edges += [(a + 12, b + 12) for a, b in edges]
+    found = Problem(tuple(edges), 0, 11, 23, tuple(map(str, range(24))))
+    return Problem(tuple(edges), 0, int(found.depth.argmax()), 23, found.names)
+
+
+def test_what_numbers_alone_tell_is_not_held():
+    """A thought that is the same for all problems, where nodes are numbered by their depth."""
+    problems = [numbered(i) for i in range(40)]
+    logit = np.random.default_rng(0).normal(0, 0.1, (40, 2, 24))
+    logit[:, 0, 1:4] += 3
+    logit[:, 1, 4:8] += 3
+    table = frontier(logit, problems)
+    assert (table["auc"] > 0.8).all() and (abs(table["auc_null"] - table["auc"]) < 0.05).all()
+    found = verdict(table)
+    assert not found.word.startswith("held") and (found.reading["above_null_low"] <= 0).any()
+
+
+def thoughts(problems: list[Problem], kind: str, seed: int, size: float = 3.0) -> np.ndarray:
+    """Noise, and what the kind puts on it."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(len(problems), 3, len(problems[0].names)))
+    for i, p in enumerate(problems):
+        for t in range(3):
+            ring = np.flatnonzero(p.depth == t + 1)
+            one = rng.choice(ring, 1) if len(ring) else ring
+            put = {
+                "all": ring, "one": one, "reachable": p.depth >= 0, "third": ring if t == 1 else [],
+                "part": ring if i % 5 < 2 else one, "answer": [p.target],
+            }[kind]  # fmt: skip
+            found[i, t, put] += size
+    return found
+
+
+@pytest.mark.parametrize(("kind", "size", "word", "decided"), [
+    ("all", 3, "held but unused", "no intervention"),
+    ("one", 2, "one node", "without its highest node"),
+    ("answer", 4, "collapsed", "lead of the first node"),
+    ("reachable", 2, "reachability without steps", "reachable nodes at other distances"),
+    ("third", 3, "some places only", "frontier above all other nodes"),
+    ("part", 4, "some problems only", "share of problems"),
+])  # fmt: skip
+def test_mixed_cases_have_words_of_their_own_at_any_scale(kind, size, word, decided):
+    problems = [graph(i) for i in range(100)]
+    logit = thoughts(problems, kind, 5, size)
+    found = [verdict(frontier(scale * logit + 7, problems, others=5)) for scale in (1, 10, 20)]
+    assert {(x.word, x.sure) for x in found} == {(word, kind != "all")} and decided in found[0].decided_by
+    # What decides does not change with the scale; belief does.
+    for name in found[0].reading.data.data_vars:
+        np.testing.assert_allclose(found[2].reading[name], found[0].reading[name], atol=1e-6)
+
+
+def test_one_node_among_reachable_ones_is_one_node():
+    """Reachable nodes lift the frontier without its highest node above all others, and not above each other."""
+    problems = [graph(i) for i in range(100)]
+    logit = thoughts(problems, "one", 0, 2.5)
+    for i, p in enumerate(problems):
+        logit[i, :, p.depth >= 0] += 1.5
+    found = verdict(frontier(logit, problems))
+    assert found.word == "one node" and "above reachable ones" in found.decided_by
+    assert (found.reading["auc_without_top_low"] > 0.5).all()
+
+
+def test_problems_of_interventions_are_those_of_the_thoughts():
+    problems = [graph(i) for i in range(25)]
+    held = frontier(made(problems, "all", 0), problems, others=5)
+    with pytest.raises(InputError, match="one row for each"):
+        verdict(held, uses(problems[:20], True, 0))
+
+
 def test_a_verdict_needs_problems_that_branch_and_interventions_for_use():
     problems = [graph(i) for i in range(25)]
-    held = frontier(made(problems, "all", 0), problems, graphs=5)
+    held = frontier(made(problems, "all", 0), problems, others=5)
     assert verdict(held).word == "held but unused" and "no intervention" in str(verdict(held))
-    line = Reading(held.data.assign(evenness_each=held["evenness_each"] * np.nan))
+    line = Reading(held.data.assign(auc_without_top_each=held["auc_without_top_each"] * np.nan))
     with pytest.raises(InputError, match="problems that branch"):
         verdict(line)
 
@@ -111,6 +190,9 @@ def test_conditions_are_what_they_say(setting):
         assert np.abs(np.array(resampled) - float(table["logodds"].sel(condition="resampled")[i])).min() < 2e-4
     plain = table["logodds"].sel(condition="plain").values
     assert float(table["accuracy"].sel(condition="plain")) == pytest.approx((plain > 0).mean())
+    exact = binomtest(int((plain > 0).sum()), len(plain)).proportion_ci()
+    ends = [float(table[f"accuracy_{end}"].sel(condition="plain")) for end in ("low", "high")]
+    assert ends == pytest.approx([exact.low, exact.high]) and "exact over 6 graphs" in table.data.attrs["interval"]
     assert float(table["effect"].sel(condition="plain")) == 0 and float(table["effect_p"].sel(condition="plain")) == 1
 
 
@@ -203,7 +285,7 @@ def test_states_of_thoughts_go_into_the_probe(setting):
 
 def test_a_verdict_without_an_interval_is_refused_and_one_on_an_edge_is_not_sure():
     problems = [graph(i) for i in range(25)]
-    held = frontier(made(problems, "all", 0), problems, graphs=5)
+    held = frontier(made(problems, "all", 0), problems, others=5)
     assert verdict(held, uses(problems, True, 0)).sure
     one = problems[:1]
     with pytest.raises(InputError, match="no interval"):
