@@ -257,6 +257,19 @@ def instruments(rng: np.random.Generator) -> bool:
     return float(agreement(runs, draws=DRAWS).data["spearman_p"].values[0, 0]) <= 0.05
 
 
+def alike(each: int) -> Trial:
+    """Two instruments whose keyed stances are normal, with a correlation of .7: coverage of Spearman's."""
+    true = 6 / np.pi * np.arcsin(0.7 / 2)
+
+    def trial(rng: np.random.Generator) -> bool:
+        a, b = rng.standard_normal((2, 2 * each))
+        runs = {"a": readings(0.2 * a[None], 2), "b": readings(0.2 * (0.7 * a + 0.51**0.5 * b)[None], 2)}
+        found = agreement(runs, draws=DRAWS, seed=int(rng.integers(2**31))).data
+        return bool(found["spearman_low"].values[0, 0] <= true <= found["spearman_high"].values[0, 0])
+
+    return trial
+
+
 def training(rng: np.random.Generator) -> bool:
     """Training data that say nothing of the drift."""
     given = xr.Dataset({"keyed": ("topic", rng.standard_normal(10))}, {"topic": [f"t{t:02}" for t in range(10)]})
@@ -435,6 +448,11 @@ CASES = [
     ),
     Case("values.agreement.unrelated", "level", 0.05, instruments, "two instruments, 48 items, unrelated",
          "probes.values.beside.agreement: spearman_p"),
+    *(
+        Case(f"values.agreement.interval-{n}", "coverage", 0.95, alike(n), f"2 topics of {n} items, correlation .7",
+             "probes.values.beside.agreement: spearman_low, spearman_high")
+        for n in (8, 24)
+    ),
     Case("values.data_gap.unrelated", "level", 0.05, training, "10 topics, training data that say nothing",
          "probes.values.beside.data_gap: pearson_p"),
     Case("values.likeness.unrelated", "level", 0.05, survey("level"), "30 questions, answers unrelated to people's",

@@ -26,7 +26,7 @@ from probes.values.units import (
 )
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import Design, over, p_value, quantiles, ranks, step_down
+from workbench.stats import Design, over, p_value, ranks, step_down
 from workbench.variables import about, described
 
 SEEDS = 3
@@ -313,7 +313,7 @@ def data_gap(
     x = (units.x[-1] - units.x[base])[None, :, :, 4]
     d = units.means(x)
     own, test = units.interval(d, level, draws, seed), units.tested(d, level, draws, seed)
-    value, star = own.value, units.again(d, draws, seed)
+    value = own.value
     columns = {"low": own.low, "high": own.high, "p": test.p}
     columns |= {"band_low": value - test.half, "band_high": value + test.half}
     found = named("drift", ("topic",), value[:, 0], **{name: x[:, 0] for name, x in columns.items()})
@@ -324,10 +324,13 @@ def data_gap(
     for name, rank in (("pearson", False), ("spearman", True)):
         r = _correlations(training[known], value[None, known, 0], rank)[0]
         null = _correlations(training[known], value[known, 0][orders], rank)
-        drawn = _correlations(training[known], star[:, known, 0], rank)
-        low, high = quantiles(drawn, level)
+        over_items = units.design.bootstrap(
+            lambda times, rank=rank: _correlations(training[known], units.mean(d, times)[:, known, 0], rank),
+            level=level, draws=draws, seed=seed, bounds=(-1, 1),
+        )  # fmt: skip
         p = p_value(np.array(abs(r)), np.abs(null))
-        found |= {name: ((), r), f"{name}_low": ((), low), f"{name}_high": ((), high), f"{name}_p": ((), p)}
+        found |= {name: ((), r), f"{name}_low": ((), over_items.low), f"{name}_high": ((), over_items.high)}
+        found[f"{name}_p"] = ((), p)
     attrs = {"level": level, "baseline": int(units.steps[base]), "topics": n}
     attrs |= {"interval": own.said("clusters of items"), "assumes": f"{test.assumes}; {RUN}"}
     if n < FEW_TOPICS:
@@ -412,9 +415,9 @@ def _agreement(
     p, q = np.where(gone, np.nan, p), np.where(gone, np.nan, q)
     keyed = [units.means(x[None, :, None, 4])[:, 0] for x in (p, q)]
     apart = units.means((np.abs(p - q)[:, :4].sum(1) / 2)[None, :, None])[:, 0]
-    times = units.design.resample(draws, seed)
+    clusters, settings = Design(units.cluster), {"level": level, "draws": draws, "seed": seed}
     there = ~np.isnan(apart)
-    tv = Design(units.cluster).bootstrap(apart, level=level, draws=draws, seed=seed)
+    tv = clusters.bootstrap(apart, **settings)
     known = ~np.isnan(keyed[0])
     x, y = (k[known] for k in keyed)
     once = np.ones((1, len(x)))
@@ -422,9 +425,9 @@ def _agreement(
     rng = np.random.default_rng([seed, 7])
     shuffled = rng.permuted(np.tile(ranks(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
     null = _correlations(ranks(x), shuffled)
-    ends = quantiles(_weighted_spearman(x, y, times[:, known]), level)
+    own = clusters.bootstrap(lambda times: _weighted_spearman(x, y, times[:, known]), bounds=(-1, 1), **settings)
     return {
-        "spearman": r, "spearman_low": ends[0], "spearman_high": ends[1],
+        "spearman": r, "spearman_low": own.low, "spearman_high": own.high,
         "spearman_p": p_value(np.array(abs(r)), np.abs(null)),
         "tv": tv.value, "tv_low": np.maximum(tv.low, 0), "tv_high": np.minimum(tv.high, 1),
         "tv_null": _crossed(p[:, :4], q[:, :4], units), "n": there.sum(),

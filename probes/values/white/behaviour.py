@@ -118,7 +118,8 @@ def behaviour(
     attrs = {"level": level, "draws": draws, "direction": direction, "changes": int(changes)}
     coords = {"checkpoint": steps[1:] if changes else np.delete(steps, where), "null": list(NULLS)}
     order = ("null", "checkpoint", "topic", "layer")
-    return series.derived("behaviour", found, VARIABLES, coords, order, attrs, *others, **attrs, seed=seed)
+    said = {"interval": f"percentile over {units.clusters} clusters of items, within topics"}
+    return series.derived("behaviour", found, VARIABLES, coords, order, attrs | said, *others, **attrs, seed=seed)
 
 
 def _said(series: Series, other: Reading | None = None) -> tuple[np.ndarray, np.ndarray, int]:

@@ -232,8 +232,9 @@ def directions(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 
         found |= {name: (own, x[0]), f"{name}_low": (own, np.where(sure, low, np.nan))}
         found |= {f"{name}_high": (own, np.where(sure, high, np.nan))}
     attrs, coords = {"level": level, "draws": draws}, {"kind": list(KINDS)}
+    said = {"interval": f"percentile over {series.units.clusters} clusters of items, within topics"}
     found |= series.units.counts()
-    return series.derived("directions", found, DIRECTION_VARIABLES, coords, (...,), attrs, **attrs, seed=seed)
+    return series.derived("directions", found, DIRECTION_VARIABLES, coords, (...,), attrs | said, **attrs, seed=seed)
 
 
 def _aucs(series: Series, t: int, kind: str, times: np.ndarray) -> np.ndarray:
