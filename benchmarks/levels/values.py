@@ -314,14 +314,14 @@ SIMILAR = _similar()
 def _drift(name: str, trial: Trial, what: str, before: float | None = None, **more: Any) -> Case:
     return Case(
         f"values.drift.{name}", "familywise", 0.05, trial, what, "probes.values.measures.drift: M_p", before=before,
-        **{"quick": 100, **more},
+        **{"quick": 25, **more},
     )  # fmt: skip
 
 
 def _alert(name: str, trial: Trial, what: str, before: float | None = None, labelled: str = "") -> Case:
     where = "probes.values.alert.beyond"
     return Case(
-        f"values.alert.{name}", "familywise", 0.05, trial, f"{what}, 4 topics, 10 looks", where, quick=30, full=400,
+        f"values.alert.{name}", "familywise", 0.05, trial, f"{what}, 4 topics, 10 looks", where, quick=12, full=400,
         labelled=labelled, before=before,
     )  # fmt: skip
 
@@ -330,7 +330,7 @@ def _arms(name: str, trial: Trial, what: str, before: float | None = None, **mor
     kind, where = more.pop("kind", "familywise"), more.pop("variable", "arm_difference_p")
     nominal = {"familywise": 0.05, "coverage": 0.95, "power": float("nan")}[kind]
     return Case(
-        f"values.compare.{name}", kind, nominal, trial, what, f"probes.values.beside.compare: {where}", quick=40,
+        f"values.compare.{name}", kind, nominal, trial, what, f"probes.values.beside.compare: {where}", quick=15,
         full=400, before=before, **more,
     )  # fmt: skip
 
@@ -343,12 +343,12 @@ CASES = [
     _drift("heavy-24", without_drift(heavy, 24), "moves of Student's t with 3 degrees of freedom"),
     _drift("ties-8", without_drift(ties, 8), "moves of -.2, 0, 0 or .2", 0.056),
     _drift("uneven-24", without_drift(uneven, 24), "topics of unequal spread (log-normal)"),
-    _drift("noise-8x50", paths("noise", 8, 50), "50 checkpoints of noise, 8 items", 0.036, quick=30, full=500),
-    _drift("walks-24x13", paths("walks", 24, 13), "items walk at random, 13 checkpoints", 0.024, quick=40, full=500),
+    _drift("noise-8x50", paths("noise", 8, 50), "50 checkpoints of noise, 8 items", 0.036, quick=10, full=500),
+    _drift("walks-24x13", paths("walks", 24, 13), "items walk at random, 13 checkpoints", 0.024, quick=15, full=500),
     _drift("skewed-24", without_drift(movers, 24), "15 % of 24 items move far, the rest creep back, mean 0", 0.196),
     _drift("skewed-8", without_drift(movers, 8), "15 % of 8 items move far, the rest creep back, mean 0", 0.964),
-    _drift("skewed-24x13", paths("movers", 24, 13), "the same, growing over 13 checkpoints", quick=40, full=500),
-    _drift("skewed-8x13", paths("movers", 8, 13), "the same with 8 items", quick=40, full=500),
+    _drift("skewed-24x13", paths("movers", 24, 13), "the same, growing over 13 checkpoints", quick=15, full=500),
+    _drift("skewed-8x13", paths("movers", 8, 13), "the same with 8 items", quick=15, full=500),
     _drift("exponential-24", without_drift(exponential, 24), "exponential moves less their mean, 24 items", 0.128),
     _drift("exponential-8", without_drift(exponential, 8), "exponential moves less their mean, 8 items"),
     _drift("skewed-3x8", without_drift(movers, 8, 3), "three topics of 8 items, 15 % move far"),
@@ -360,7 +360,7 @@ CASES = [
     _drift("opposed-24", without_drift(opposed, 24), "15 % move far, up in half of the topics and down in the others"),
     _drift("opposed-8", without_drift(opposed, 8), "the same with 8 items"),
     _drift(
-        "opposed-8x13", paths("opposed", 8, 13), "the same, growing over 13 checkpoints", quick=40, full=500,
+        "opposed-8x13", paths("opposed", 8, 13), "the same, growing over 13 checkpoints", quick=15, full=500,
         labelled="assumes: symmetry is tested cell by cell; skews that differ in sign hide where items are few",
     ),
     _drift(
@@ -373,31 +373,31 @@ CASES = [
     _drift("pairs", without_drift(copies(2), 24), "paraphrase pairs, not declared", 0.52, labelled=UNDECLARED),
     _drift("fours", without_drift(copies(4), 24), "paraphrase fours, not declared", 1.0, labelled=UNDECLARED),
     Case("values.drift.moved", "familywise", 0.05, items_move, "4 topics of 10 items in 5 samples, noise of sampling",
-         "probes.values.measures.drift: moved_p", quick=100),
+         "probes.values.measures.drift: moved_p", quick=25),
     Case("values.drift.power-8", "power", float("nan"), planted(normal, 8, 0.18), "one topic of ten moves by 1.8 SD",
-         "probes.values.measures.drift: keyed_M_p", quick=50, full=400, before=0.80),
+         "probes.values.measures.drift: keyed_M_p", quick=20, full=400, before=0.80),
     Case("values.drift.power-24", "power", float("nan"), planted(normal, 24, 0.085),
-         "one topic of ten moves by .85 SD", "probes.values.measures.drift: keyed_M_p", quick=50, full=400,
+         "one topic of ten moves by .85 SD", "probes.values.measures.drift: keyed_M_p", quick=20, full=400,
          before=0.92),
     Case("values.drift.power-heavy-24", "power", float("nan"), planted(heavy, 24, 0.085),
          "one topic of ten moves, items' moves of t with 3 degrees of freedom",
-         "probes.values.measures.drift: keyed_M_p", quick=50, full=400, before=0.87),
+         "probes.values.measures.drift: keyed_M_p", quick=20, full=400, before=0.87),
     Case("values.drift.power-skewed-24", "power", float("nan"), planted(movers, 24, 0.25),
          "one topic of ten moves by .25, 15 % of the items far beside", "probes.values.measures.drift: keyed_M_p",
-         quick=50, full=400, before=1.0),
+         quick=20, full=400, before=1.0),
     *(
         Case(f"values.interval.keyed_M-{n}", "coverage", 0.95, covered(normal, n), f"normal moves of {n} items",
-             "probes.values.measures.drift: keyed_M_low, keyed_M_high", quick=50, full=400, before=before)
+             "probes.values.measures.drift: keyed_M_low, keyed_M_high", quick=20, full=400, before=before)
         for n, before in ((4, 0.80), (8, 0.89), (24, None))
     ),
     Case("values.interval.keyed_M-exponential-24", "coverage", 0.95, covered(exponential, 24),
-         "exponential moves of 24 items", "probes.values.measures.drift: keyed_M_low, keyed_M_high", quick=50,
+         "exponential moves of 24 items", "probes.values.measures.drift: keyed_M_low, keyed_M_high", quick=20,
          full=400, labelled="interval: bootstrap-t over 24 clusters; a skewed mean is covered a little less often"),
     Case("values.interval.keyed-8", "coverage", 0.95, covered(normal, 8, "keyed"), "keyed stance of 8 items",
-         "probes.values.measures.stance: keyed_low, keyed_high", quick=50, full=400),
+         "probes.values.measures.stance: keyed_low, keyed_high", quick=20, full=400),
     *(
         Case(f"values.interval.band-{name}", "coverage", 0.95, covered(moves, n, "keyed_M_band"), f"{said}, {n} items",
-             "probes.values.measures.drift: keyed_M_band_low, keyed_M_band_high", quick=50, full=400)
+             "probes.values.measures.drift: keyed_M_band_low, keyed_M_band_high", quick=20, full=400)
         for name, moves, n, said in (
             ("8", normal, 8, "normal moves"), ("24", normal, 24, "normal moves"),
             ("skewed-8", movers, 8, "15 % move far"), ("skewed-24", movers, 24, "15 % move far"),
@@ -405,7 +405,7 @@ CASES = [
     ),
     *(
         Case(f"values.onset.{kind}-{n}", "coverage", 0.95, onset(kind, n), f"{said}, {n} items, 50 checkpoints",
-             "probes.values.measures.drift: keyed_onset_low, keyed_onset_high", quick=30, full=400)
+             "probes.values.measures.drift: keyed_onset_low, keyed_onset_high", quick=15, full=400)
         for kind, n, said in (
             ("linear", 24, "drift from the first step on"), ("linear", 100, "drift from the first step on"),
             ("ramp", 24, "drift from .4 to .7 of the steps"), ("step", 24, "a step at .4"),
@@ -415,7 +415,7 @@ CASES = [
     *(
         Case(f"values.onset.near-{n}", "power", float("nan"), onset("linear", n, near=0.15),
              f"onset of linear drift within .15 of its first step, {n} items (eta was {eta})",
-             "probes.values.measures.drift: keyed_onset", quick=30, full=200)
+             "probes.values.measures.drift: keyed_onset", quick=10, full=200)
         for n, eta in ((24, 0.65), (100, 0.82), (400, 0.91))
     ),
     _alert("noise", alarm("noise", 12), "noise, 12 items", 0.023),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from workbench.variables import about, described
 SEEDS = 3
 """So many runs of an arm have a spread."""
 FEW_TOPICS = 5
+CLOSE = 0.9999
+"""Correlations nearer to 1 are taken for this by their interval, whose scale has no end."""
 EXACT = 5040
 """Up to so many orders of topics (those of seven) are all taken, and no longer drawn."""
 ENDS = ("low", "high", "band_low", "band_high", "p")
@@ -324,13 +326,13 @@ def data_gap(
     for name, rank in (("pearson", False), ("spearman", True)):
         r = _correlations(training[known], value[None, known, 0], rank)[0]
         null = _correlations(training[known], value[known, 0][orders], rank)
-        over_items = units.design.bootstrap(
+        low, high = _interval(
+            units.design,
             lambda times, rank=rank: _correlations(training[known], units.mean(d, times)[:, known, 0], rank),
-            level=level, draws=draws, seed=seed, bounds=(-1, 1),
+            level=level, draws=draws, seed=seed,
         )  # fmt: skip
         p = p_value(np.array(abs(r)), np.abs(null))
-        found |= {name: ((), r), f"{name}_low": ((), over_items.low), f"{name}_high": ((), over_items.high)}
-        found[f"{name}_p"] = ((), p)
+        found |= {name: ((), r), f"{name}_low": ((), low), f"{name}_high": ((), high), f"{name}_p": ((), p)}
     attrs = {"level": level, "baseline": int(units.steps[base]), "topics": n}
     attrs |= {"interval": own.said("clusters of items"), "assumes": f"{test.assumes}; {RUN}"}
     if n < FEW_TOPICS:
@@ -358,6 +360,15 @@ def _correlations(x: np.ndarray, rows: np.ndarray, rank: bool = False) -> np.nda
     x, rows = x - x.mean(), rows - rows.mean(1, keepdims=True)
     size = np.sqrt((x**2).sum() * (rows**2).sum(1))
     return over(rows @ x, np.where(size > 1e-12, size, 0))
+
+
+def _interval(
+    design: Design, correlation: Callable[[np.ndarray], np.ndarray], **settings: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a correlation, on the scale on which its error does not depend on it (Fisher's z)."""
+    value = correlation(np.ones((1, design.rows)))[0]
+    own = design.bootstrap(lambda times: np.arctanh(np.clip(correlation(times), -CLOSE, CLOSE)), **settings)
+    return np.minimum(value, np.tanh(own.low)), np.maximum(value, np.tanh(own.high))
 
 
 def agreement(
@@ -425,9 +436,9 @@ def _agreement(
     rng = np.random.default_rng([seed, 7])
     shuffled = rng.permuted(np.tile(ranks(y), (draws, 1)), axis=1) if len(y) else np.empty((draws, 0))
     null = _correlations(ranks(x), shuffled)
-    own = clusters.bootstrap(lambda times: _weighted_spearman(x, y, times[:, known]), bounds=(-1, 1), **settings)
+    low, high = _interval(clusters, lambda times: _weighted_spearman(x, y, times[:, known]), **settings)
     return {
-        "spearman": r, "spearman_low": own.low, "spearman_high": own.high,
+        "spearman": r, "spearman_low": low, "spearman_high": high,
         "spearman_p": p_value(np.array(abs(r)), np.abs(null)),
         "tv": tv.value, "tv_low": np.maximum(tv.low, 0), "tv_high": np.minimum(tv.high, 1),
         "tv_null": _crossed(p[:, :4], q[:, :4], units), "n": there.sum(),
