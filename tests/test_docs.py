@@ -460,15 +460,15 @@ def test_every_source_has_a_table():
 
 
 def test_constants_on_the_pages_are_those_of_the_code():
-    from lenses import embedding, nulls
+    from lenses import logit, nulls
     from lenses.latent import lens as latent
     from probes.routing.measures import documents as routed
     from probes.superposition import verdicts
     from workbench import sinks
 
     text = {page: (DOCS / "numbers" / page).read_text("utf-8") for page in PAGES}
-    assert f"best cosine that {embedding.FLOOR_DRAWS} random directions reach" in text["lenses.md"]
-    assert f"best similarity that at most {nulls.ROWS[1]} states of these prompts" in text["lenses.md"]
+    assert text["lenses.md"].count(f"({nulls.ROWS[0]} to {nulls.ROWS[1]} of them, or `draws`)") == 2
+    assert f"up to {logit.NULLS} (`draws`) are drawn" in text["lenses.md"]
     assert f"at most {latent.RANDOM} states of prompts of random tokens" in text["lenses.md"]
     assert f"NaN below {nulls.FEWEST}" in text["lenses.md"]
     assert f"beyond {sinks.LEAST:g} to {sinks.MOST:g} times the layer's median" in text["lenses.md"]

@@ -4,64 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from workbench.engine.collect import Collected
-from workbench.inputs import Batch
-from workbench.readers import Plan
-from workbench.stats import RandomDirections, bootstrap_interval, mantel, mantel_table, p_value, sign_flip_p
-
-
-def fed(directions: RandomDirections, *parts: tuple[torch.Tensor, list[int]]) -> dict[str, np.ndarray]:
-    """What the engine makes of states [row, width] that come in parts, each with the prompts of its rows."""
-    plan = Plan((), directions.outputs("layer"), lambda states, batch: {})
-    found = Collected(plan, {"layer": 1, "width": parts[0][0].shape[1]})
-    for states, prompts in parts:
-        slot = torch.tensor([prompts[:i].count(p) for i, p in enumerate(prompts)])
-        none = torch.zeros(0, dtype=torch.long)
-        batch = Batch(prompts, {}, none, torch.tensor(prompts), slot, slot, torch.zeros_like(slot))
-        found.add(directions.observed(states[:, None], batch), batch)
-    return found.found()
-
-
-def test_draws_have_the_mean_and_covariance_of_what_was_seen():
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(6, 6, generator=generator)
-    states = torch.randn(500, 6, generator=generator) @ mix + 3
-    directions = RandomDirections(20_000)
-    found = fed(directions, *((states[at : at + 50], [at // 50] * 50) for at in range(0, 500, 50)))
-    drawn = directions.draw(found, 0, np.zeros((10, 50), bool)).double()
-    covariance = torch.cov(states.double().T, correction=0)
-    torch.testing.assert_close(drawn.mean(0), states.double().mean(0), atol=0.1, rtol=0)
-    torch.testing.assert_close(torch.cov(drawn.T), covariance, atol=0.04 * float(covariance.diag().max()), rtol=0.05)
-
-
-def test_draws_do_not_depend_on_batches():
-    states = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
-    directions = RandomDirections(10)
-    prompts = [i // 10 for i in range(30)]
-    whole = fed(directions, (states, prompts))
-    cuts = [slice(10 * i, 10 * i + 10) for i in (2, 0, 1)]
-    parts = fed(directions, *((states[cut], prompts[cut]) for cut in cuts))
-    none = np.zeros((3, 10), bool)
-    torch.testing.assert_close(directions.draw(whole, 0, none), directions.draw(parts, 0, none))
-
-
-def test_draws_leave_out_what_is_to_be_left_out_and_need_twenty_states():
-    """One state of 1e4 among 60: with it every draw points along it, without it none does."""
-    states = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
-    states[7] = 0
-    states[7, 3] = 1e4
-    directions = RandomDirections(200)
-    found = fed(directions, (states, [0] * 60))
-    sink = np.zeros((1, 60), bool)
-    along = lambda drawn: float((drawn[:, 3].abs() / drawn.norm(dim=1)).median())  # noqa: E731
-    assert along(directions.draw(found, 0, sink)) > 0.999
-    sink[0, 7] = True
-    assert along(directions.draw(found, 0, sink)) < 0.6
-    sink[0, 20:] = True
-    assert directions.draw(found, 0, sink).shape == (0, 8)
+from workbench.stats import bootstrap_interval, mantel, mantel_table, p_value, sign_flip_p
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
