@@ -144,18 +144,24 @@ def drift(
 
     Returns:
         M [checkpoint, topic, stance]: v(t) - v(baseline), signed; keyed_M, commitment_M [checkpoint, topic] of those.
-            _low, _high; _band_low, _band_high; and _p: sign flips of each cluster's differences, the largest |T| over
-            topics, checkpoints, stances, keyed and commitment (one family).  NaN at the baseline.
+            _low, _high; _band_low, _band_high; and _p: sign flips of each cluster's differences, step-down over topics,
+            checkpoints, stances, keyed and commitment (one family).  NaN at the baseline.
+        M_symmetry_p [checkpoint, stance], keyed_M_symmetry_p, commitment_M_symmetry_p [checkpoint]: p of the hypothesis
+            that items' moves lie symmetrically about their topic's mean, over all topics.  Flips need that; where it is
+            below .2, or few clusters cannot tell, M_p and the bands also hold the spread over all topics
+            (:meth:`probes.values.units.Units.tested`).  attrs["assumes"] says what was found.
         tv = 1/2 sum |M| and jsd (nats, between the stance vectors) [checkpoint, topic]: both are above 0 by noise
             alone: _null is their mean under flips, and intervals are reflected in the value.
         moved [checkpoint, topic]: the mean |TV| that single items moved; _null is its mean, and _p its family-wise
             test, when each sample's two readings are swapped at random (p = 1 with one sample).
         churn = 1 - tv / moved: the share of it that cancels in the topic's mean.  Noise cancels, too: without any
             drift churn is near 1, so read it where moved_p is small.  _null: items moved as far, in random directions.
+        onset [topic, stance]: the step from which on M moves, with _low and _high (:func:`probes.values.when.onset`):
+            for comparing topics.  NaN unless M is significant at its extremum.
         eta [topic, stance]: the share of steps, from the baseline to the end, until M is within the interval of its
             extremum (the largest |M|); NaN unless M is significant there.  _low, _high; eta_checkpoints, the share of
-            checkpoints; extremum, its step.  keyed_eta, commitment_eta and so on likewise.  It is as wide as intervals
-            are: of one drift it is later the more items there are, so that topics are compared by their onset.
+            checkpoints; extremum, its step.  keyed_eta, commitment_eta and so on likewise.  It depends on how
+            wide intervals are: the same drift has a later eta the more items there are.  Compare topics by their onset.
         M_raw, eta_raw [.., stance]: as published (Value Drifts, arXiv 2510.26707): means over items, duplicates
             included, of probabilities over three labels, and eta with an interval over items of v at the extremum,
             where M is significant or not.  For printing beside: with no drift at all they look like early drift.
