@@ -881,7 +881,17 @@ _of_drift("drift", lambda: (_readings(),), draws=20)
 _of_drift("convergence", lambda: (_readings(), 0.1), draws=20)
 _of_drift("resampling_null", lambda: (_readings("sampled"), _readings("sampled")), draws=20)
 _of_drift("sides", lambda: (_readings(),))
-_of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.fromkeys("abc", "one"), draws=20)
+
+
+@source("values.compare")
+def _compare() -> xr.Dataset:
+    from probes.values.measures import compare
+
+    runs = dict.fromkeys("abcd", _readings())
+    arms, alone = (compare(runs, arm=arm, draws=20).data for arm in (dict(zip("abcd", "ooot", strict=True)), None))
+    return xr.merge([arms, alone], compat="override", combine_attrs="override", join="outer")
+
+
 _of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
 
 

@@ -95,7 +95,8 @@ class Chance:
         self.keys = dict(zip(NULLS, (keys[:, groups.group], np.repeat(self.key, draws, 0)), strict=True))
         self.random = _gaussian(groups, draws, seed), np.ones((draws, len(groups.topics)))
         """Weights [draw, group] and shares [draw, topic] of Gaussian directions."""
-        self.times = np.concatenate([np.ones((1, len(units.topic))), units.drawn(draws, seed)])[:, groups.unit]
+        again = units.design.resample(draws, seed)
+        self.times = np.concatenate([np.ones((1, len(units.topic))), again])[:, groups.unit]
         """[again, group]"""
         order = np.argsort(rng.random((HALVES, units.clusters)), 1)
         chosen = np.zeros((HALVES, units.clusters))
