@@ -12,7 +12,6 @@ from workbench.stats.arrays import auroc, entropy, js_divergence, nanmean, over,
 from workbench.stats.design import Design, Interval, Jackknife, MaxT, Test, quantiles
 from workbench.stats.levels import draws_for, fdr, least_q, p_value, step_down
 from workbench.stats.matrices import mantel, mantel_table
-from workbench.stats.old import bootstrap_interval, max_statistic_p, sign_flip_p
 
 __all__ = [
     "Design",
@@ -21,7 +20,6 @@ __all__ = [
     "MaxT",
     "Test",
     "auroc",
-    "bootstrap_interval",
     "draws_for",
     "entropy",
     "fdr",
@@ -29,12 +27,10 @@ __all__ = [
     "least_q",
     "mantel",
     "mantel_table",
-    "max_statistic_p",
     "nanmean",
     "over",
     "p_value",
     "quantiles",
     "ranks",
-    "sign_flip_p",
     "step_down",
 ]
