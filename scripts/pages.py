@@ -17,7 +17,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 CARDS, LIST = "<!-- cards -->", "<!-- notebooks -->"
-LEVELS = re.compile(r"<!-- calibration(?: (\w+))? -->")
+LEVELS = re.compile(r"<!-- calibration (\w+) -->")
 SCRIPT = re.compile(r"<(script|iframe|object|embed)\b.*?(</\1\s*>|\Z)|<link\b[^>]*>", re.DOTALL | re.IGNORECASE)
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^()\s]+)\)")
 FETCHED = re.compile(
@@ -89,20 +89,16 @@ def cards(folder: Path) -> list[str]:
     return [re.sub(r"^#", "##", path.read_text("utf-8"), flags=re.MULTILINE) for path in found]
 
 
-def levels(folder: Path, family: str | None) -> str:
-    """The rows of the calibration of one family of numbers as a table, or of all with a heading for each."""
+def levels(folder: Path, family: str) -> str:
+    """The rows of the calibration of one family of numbers, as a table."""
     rows = json.loads((folder / "benchmarks" / "results" / "calibration.json").read_text("utf-8"))
-    if family is None:
-        families = dict.fromkeys(row["name"].partition(".")[0] for row in rows)
-        return "\n\n".join(f"## {name}\n\n{levels(folder, name)}" for name in families)
-    mine = [row for row in rows if row["name"].startswith(f"{family}.")]
     lines = ["| case | number | kind | claimed | rate | 95 % | trials | 0.1.0 |", "|---|---|---|---|---|---|---|---|"]
-    for row in mine:
+    for row in (row for row in rows if row["name"].startswith(f"{family}.")):
         claimed = "" if row["nominal"] is None else f"{row['nominal']:g}"
         before = "" if row["before"] is None else f"{row['before']:.3g}"
-        said = f" *{row['labelled']}*" if row["labelled"] else ""
+        said = f"; *{row['labelled']}*" if row["labelled"] else ""
         lines.append(
-            f"| {row['what']}{said} | {row['where']} | {row['kind']} | {claimed} | {row['rate']:.3f} | "
+            f"| {row['what']}{said} | `{row['where']}` | {row['kind']} | {claimed} | {row['rate']:.3f} | "
             f"{row['low']:.3f} to {row['high']:.3f} | {row['trials']} | {before} |"
         )
     return "\n".join(lines)
