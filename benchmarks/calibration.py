@@ -1,10 +1,12 @@
 """Every claimed level, simulated: how often a p-value, a star or an interval is wrong where it may be wrong so often.
 
-    python benchmarks/calibration.py [--quick] [--only routing.,values.] [--seed 1] [--jobs 2] [--out FILE.json]
+    python benchmarks/calibration.py [--quick] [--only routing.,values.] [--seed 1] [--jobs 2] [--seconds 60]
+                                     [--out FILE.json]
 
 Prints one row for each case: the claimed rate, the measured one with its exact 95 % interval, and whether they agree.
 The cases are in ``benchmarks/levels``; ``--quick`` takes the trials of the tests.  With ``--out`` the rows that were
-run replace those of the same name in the file, from which the documentation's page is made.
+run replace those of the same name in the file, from which the documentation's page is made.  ``--seconds`` bounds the
+time of a case, by fewer trials (never fewer than in the tests).
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ def cases(only: str = "") -> list[Case]:
     return [case for case in found if case.name.startswith(tuple(only.split(",")))]
 
 
-def row(name: str, quick: bool, seed: int) -> dict:
+def row(name: str, quick: bool, seed: int, seconds: float) -> dict:
     case = next(x for x in cases(name) if x.name == name)
     start = time.perf_counter()
-    found = measured(case, case.quick if quick else case.full, seed)
+    found = measured(case, case.quick if quick else case.full, seed, seconds=seconds)
     return {
         "name": name, "kind": case.kind, "nominal": None if case.kind == "power" else case.nominal,
         "rate": round(found.rate, 4), "low": round(found.low, 4), "high": round(found.high, 4),
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="as many trials as in the tests")
     parser.add_argument("--only", default="", help="beginnings of names, joined by commas")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a case, roughly")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a JSON file whose rows are replaced")
     parser.add_argument("--device", default="cpu", help="not used: these are simulations")
@@ -57,7 +60,7 @@ def main() -> None:
     old = json.loads(given.out.read_text()) if given.out is not None and given.out.exists() else []
     known = {r["name"]: r for r in old}
     with ProcessPoolExecutor(given.jobs) as pool:
-        waiting = [pool.submit(row, case.name, given.quick, given.seed) for case in cases(given.only)]
+        waiting = [pool.submit(row, case.name, given.quick, given.seed, given.seconds) for case in cases(given.only)]
         for done in as_completed(waiting):
             r = done.result()
             known[r["name"]] = r

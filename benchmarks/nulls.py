@@ -11,7 +11,7 @@ EmbeddingLens:
     random context   a word of the sentences among tokens as frequent as in the index
 
 Printed for each: the share of places above the floor of shuffled prompts, with p < .05, and with q < .05.  For the last
-three the nominal rate is .05, and 0 to .05 for q.  An interval is the 95 % bootstrap over prompts.
+three the nominal rate is .05, and 0 to .05 for q.  An interval is over prompts (95 %).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from measure import machine, written
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens
 from workbench.errors import ReadingError
-from workbench.stats import bootstrap_interval
+from workbench.stats import Design
 
 LAYERS = [8, 16, 24, 29]
 FUNCTION = set(
@@ -71,10 +71,11 @@ def row(data: Any, name: str, value: str, layer: int, places: np.ndarray) -> dic
     known = ~np.isnan(p) & places
     above = here[value].values[..., 0] > float(here[f"{value}_floor_shuffled"])
     each = np.array([above[i][known[i]].mean() if known[i].any() else np.nan for i in range(len(p))])
-    low, high = bootstrap_interval(each, known.sum(1).astype(float))
+    found = Design(weights=known.sum(1)).bootstrap(each, bounds=(0, 1))
     return {
         "prompts": name, "layer": layer, "places": int(known.sum()),
-        "above_floor": round(float(above[known].mean()), 3), "low": round(float(low), 3), "high": round(float(high), 3),
+        "above_floor": round(float(above[known].mean()), 3),
+        "low": round(float(found.low), 3), "high": round(float(found.high), 3),
         "p_below_05": round(float((p[known] < 0.05).mean()), 3), "q_below_05": int((q[known] < 0.05).sum()),
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lenses.nulls import FEWEST, adjusted, checked
 from lenses.targets import Followed, Targets
 from workbench.errors import InputError
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from workbench.inputs import Batch
 
 
-NULLS, LEAST = 128, 20
-"""How many positions the null is taken from at most, and how many it takes for a p-value."""
+NULLS = 128
+"""How many positions the null is taken from, unless ``draws`` says it."""
 NULL = "median of the target under the states of other positions, same layer; p: its rank among them"
-NO_NULL = "none: the target is chosen by the state itself, so any state would give it more than others do"
+NO_NULL = "the target is chosen by the state itself, so any state would give it more than others do"
 VARIABLES = {
     "token_id": about("top token", role="label", of="logprob"),
     "logprob": about("log-probability of the top token", "nats", "high", short_name="log-prob", scale="log-prob"),
@@ -44,6 +45,10 @@ VARIABLES = {
     "target_logprob_p": about(
         "p of target among the states of other positions", better="low", role="p", of="target_logprob",
         short_name="p of target",
+    ),
+    "target_logprob_q": about(
+        "p of target, adjusted for the number of cells", better="low", role="q", of="target_logprob",
+        short_name="q of target",
     ),
     "target_id": about("target", role="label", of="target_logprob"),
     "target": about("target", role="label", of="target_id"),
@@ -64,6 +69,7 @@ class LogitLens(Reader):
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
         compare: compare with the final layer (``kl_to_final``).  False lets a pass stop at the deepest layer
             asked for.
+        draws: how many other positions the null is taken from; None: 128.  With more, p can be smaller.
         precision: "fp32", or "bf16" for a faster product with an fp32 re-rank of the best candidates.  On a CPU the
             gain is measured when a pass begins, and bf16 refused where there is none.
 
@@ -77,10 +83,13 @@ class LogitLens(Reader):
                                          alone, and others with others
         target_logprob_p                 its rank among them, (1 + how many reach it) / (1 + how many there are): small
                                          where this state gives the target more than states here do anyway.  NaN with
-                                         fewer than 20.  One p a cell: over layers and positions use
-                                         :func:`workbench.stats.fdr`
-    With ``targets=None`` both are NaN: that target is chosen by the state itself, so that any state would give its own
-    more than another's, of random tokens too.  Say which token is meant, or take "next".
+                                         fewer than 20
+        target_logprob_q                 the same over all cells of the reading (Benjamini-Hochberg).  Where one target
+                                         is followed at all positions these are each other's null, and some have to be
+                                         first: q is then near 1.  It tells something of "next", of lists for each
+                                         prompt, and of a few positions among many
+    With ``targets=None`` all three are NaN: that target is chosen by the state itself, so that any state would give its
+    own more than another's, of random tokens too.  Say which token is meant, or take "next".
 
     Raises InputError when a pass begins, for targets that are not one token, unknown ids, and lists that do not fit
     the prompts.
@@ -92,6 +101,7 @@ class LogitLens(Reader):
     _: KW_ONLY
     at: str = "resid"
     compare: bool = True
+    draws: int | None = None
     precision: str = "fp32"
     chunk: int | None = None
 
@@ -100,6 +110,7 @@ class LogitLens(Reader):
             raise InputError(f"top_k={self.top_k} keeps no token. Use 1 or more.")
         if self.at not in STREAM:
             raise InputError(f"at={self.at!r} is not a place for a logit lens: {', '.join(STREAM)}.")
+        checked(self.draws)
         if not self.compare and self.targets is None:
             object.__setattr__(self, "targets", "next")
 
@@ -109,7 +120,7 @@ class LogitLens(Reader):
         readout = Readout(model, self.precision, self.chunk)
         followed = Followed(run, self.targets)
         k = min(self.top_k, model.vocab_size)
-        others = _Others(run, chosen=followed.ids is not None or followed.next)
+        others = _Others(run, (self.draws or NULLS) if followed.ids is not None or followed.next else 0)
         axis = "layer" if self.at == "resid" else "block"
         cells = ("prompt", axis, "position")
         each = (*cells, "target")
@@ -175,14 +186,19 @@ class LogitLens(Reader):
                 followed.ids[:, None], (len(ids), ids.shape[1], followed.count)
             )  # fmt: skip
             null, p = others.compared(readout, wanted, targets, found)
-            dims = each if followed.listed else cells
-            own = {"target_rank": found["target_rank"], "target_logprob": target, "target_logprob_null": null}
-            own["target_logprob_p"] = p
-            values = {name: (dims, array if followed.listed else array[..., 0]) for name, array in own.items()}
-            return values | followed.labels(ids)
+            dims, (few, no_p) = each if followed.listed else cells, others.lacking(p)
+            own = {
+                "target_rank": (found["target_rank"],), "target_logprob": (target,),
+                "target_logprob_null": (null, {"reason": few}), "target_logprob_p": (p, {"reason": no_p}),
+                "target_logprob_q": (
+                    adjusted(p, len(others.places), "target_logprob_q", others.more), {"reason": no_p},
+                ),
+            }  # fmt: skip
+            return {
+                name: (dims, array if followed.listed else array[..., 0], *more) for name, (array, *more) in own.items()
+            } | followed.labels(ids)
 
-        said = NULL if others.chosen else NO_NULL
-        controls = ("target_logprob_null", "target_logprob_p")
+        said = NULL if others.places else f"none: {NO_NULL}"
         return Plan(
             sorted({*wanted, final} if self.compare else {*wanted}),
             outputs,
@@ -192,7 +208,7 @@ class LogitLens(Reader):
                 "feature": readout.weight.shape[1],
             },
             finish,
-            {**VARIABLES, **{name: {**VARIABLES[name], "reason": said} for name in controls}},
+            followed.named(VARIABLES),
             {"at": self.at, "target": "given" if followed.ids is not None else self.targets or "final"},
             {
                 "top_k": k, "chunk": None, "null": said, "null_positions": len(others.places),
@@ -204,16 +220,26 @@ class LogitLens(Reader):
 class _Others:
     """Which positions the null takes its targets' log-probabilities from.
 
-    Up to :data:`NULLS` positions of all prompts: the same ones however the prompts are batched or which positions are
+    Up to ``draws`` positions of all prompts: the same ones however the prompts are batched or which positions are
     read.  Their normed states are kept [null, layer, f], and never anything of the size of the vocabulary.
     """
 
-    def __init__(self, run: Run, *, chosen: bool) -> None:
-        self.chosen, self._run = chosen, run
-        every = [(p, at) for p, prompt in enumerate(run.prompts) for at in range(len(prompt.ids))] if chosen else []
+    def __init__(self, run: Run, draws: int) -> None:
+        self._run = run
+        every = [(p, at) for p, prompt in enumerate(run.prompts) for at in range(len(prompt.ids))]
         rng = np.random.default_rng(0)
-        kept = sorted(rng.choice(len(every), NULLS, replace=False)) if len(every) > NULLS else range(len(every))
+        kept = sorted(rng.choice(len(every), draws, replace=False)) if len(every) > draws else range(len(every))
         self.places = [every[i] for i in kept]
+        self.more = "draws=" if len(every) > draws else "positions of further prompts, in all "
+
+    def lacking(self, p: np.ndarray) -> tuple[str, str]:
+        """Why there is no null, and no p, where that is so everywhere; else ""."""
+        if not self.places:
+            return NO_NULL, NO_NULL
+        if len(self.places) < 2:
+            return "no other position", "no other position"
+        few = f"fewer than {FEWEST} other positions" if np.isnan(p).all() else ""
+        return "", few
 
     def compared(
         self, readout: Readout, sites: list[Site], targets: np.ndarray, found: Found
@@ -252,7 +278,7 @@ class _Others:
                     here = followed[i, depth, s, t]
                     # The same state in another batch is the same number but for rounding.
                     reach = (given >= (here - 1e-5 * (1 + np.abs(here)))[:, None]).sum(1)
-                    p[i, depth, s, t] = np.where(count < LEAST, np.nan, (1 + reach) / (1 + count))
+                    p[i, depth, s, t] = np.where(count < FEWEST, np.nan, (1 + reach) / (1 + count))
                     some_there = count > 0
                     null[i[some_there], depth, s[some_there], t[some_there]] = np.nanmedian(given[some_there], 1)
         return null, p

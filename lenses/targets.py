@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.errors import InputError
 from workbench.inputs import in_head, one_token, text_ids
 from workbench.tokens import token_texts, unknown_id
+from workbench.variables import aimed
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
@@ -80,6 +81,15 @@ class Followed:
         if self.ids is None or not self.listed or self.by_prompt:
             return np.arange(self.count)
         return np.array(token_texts(self.run.model.tokenizer, self.ids[0].tolist()), dtype=object)
+
+    def named(self, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The attributes of variables, whose names say which token is meant where it depends on the position."""
+        what = "" if self.ids is not None else "next token" if self.next else "final top token"
+        names = ("long_name", "short_name") if what else ()
+        return {
+            name: {k: aimed(x, what) if k in names and name != "target" else x for k, x in own.items()}
+            for name, own in variables.items()
+        }
 
     def labels(self, followed: np.ndarray) -> dict[str, Any]:
         """The variable that says which tokens were followed; ``followed`` [prompt, position], the first of several."""

@@ -460,15 +460,15 @@ def test_every_source_has_a_table():
 
 
 def test_constants_on_the_pages_are_those_of_the_code():
-    from lenses import embedding, nulls
+    from lenses import logit, nulls
     from lenses.latent import lens as latent
     from probes.routing.measures import documents as routed
     from probes.superposition import verdicts
     from workbench import sinks
 
     text = {page: (DOCS / "numbers" / page).read_text("utf-8") for page in PAGES}
-    assert f"best cosine that {embedding.FLOOR_DRAWS} random directions reach" in text["lenses.md"]
-    assert f"best similarity that at most {nulls.ROWS[1]} states of these prompts" in text["lenses.md"]
+    assert text["lenses.md"].count(f"({nulls.ROWS[0]} to {nulls.ROWS[1]} of them, or `draws`)") == 2
+    assert f"up to {logit.NULLS} (`draws`) are drawn" in text["lenses.md"]
     assert f"at most {latent.RANDOM} states of prompts of random tokens" in text["lenses.md"]
     assert f"NaN below {nulls.FEWEST}" in text["lenses.md"]
     assert f"beyond {sinks.LEAST:g} to {sinks.MOST:g} times the layer's median" in text["lenses.md"]
@@ -881,7 +881,17 @@ _of_drift("drift", lambda: (_readings(),), draws=20)
 _of_drift("convergence", lambda: (_readings(), 0.1), draws=20)
 _of_drift("resampling_null", lambda: (_readings("sampled"), _readings("sampled")), draws=20)
 _of_drift("sides", lambda: (_readings(),))
-_of_drift("compare", lambda: (dict.fromkeys("abc", _readings()),), arm=dict.fromkeys("abc", "one"), draws=20)
+
+
+@source("values.compare")
+def _compare() -> xr.Dataset:
+    from probes.values.measures import compare
+
+    runs = dict.fromkeys("abcd", _readings())
+    arms, alone = (compare(runs, arm=arm, draws=20).data for arm in (dict(zip("abcd", "ooot", strict=True)), None))
+    return xr.merge([arms, alone], compat="override", combine_attrs="override", join="outer")
+
+
 _of_drift("agreement", lambda: ({name: _readings(name) for name in ("pmf", "sequence")},), draws=20)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -184,6 +185,41 @@ class Model:
     def offloaded(self) -> list[str]:
         """Where weights lie that are brought for each pass: "cpu", "disk"; [] where all are on their devices."""
         return placed(self.module)
+
+    def untrained(self, seed: int = 0) -> Model:
+        """A model of the same configuration with fresh weights: what its architecture alone would show.
+
+        Same tokenizer, device and dtype, weights as transformers initialises them.  It takes the memory once more.
+
+        Parameters
+        ----------
+        seed
+            Of the weights.
+
+        Raises
+        ------
+        Refused
+            For models that transformers does not build from a configuration alone: adapted, quantised, or of a class
+            that its auto classes do not know.
+        """
+        import transformers
+
+        module, of = self.module, f"No untrained twin of {self.name} can be made"
+        if self.adapters or self.quantization or getattr(getattr(module, "config", None), "quantization_config", None):
+            raise Refused(f"{of}: it is adapted or quantised. Load the plain base model, and take its twin.")
+        if not isinstance(module, transformers.PreTrainedModel):
+            raise Refused(f"{of}: {type(module).__name__} is no model of transformers, so its config is not known.")
+        auto, _ = _auto_class(module.config, self.name)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            made = auto.from_config(copy.deepcopy(module.config))
+        if type(made) is not type(module):
+            raise Refused(
+                f"{of}: from its configuration transformers builds a {type(made).__name__}, and it is a "
+                f"{type(module).__name__}. Give a model of your own that has not been trained."
+            )
+        made = made.to(device=self.device, dtype=self.dtype).eval()  # type: ignore[call-arg]
+        return Model(made, name=f"{self.name}, untrained", tokenizer=self.tokenizer, processor=self.processor)
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,10 +71,15 @@ class Rate:
         return self.high >= case.nominal if case.kind == "coverage" else self.low <= case.nominal
 
 
-def measured(case: Case, trials: int, seed: int, level: float = 0.95) -> Rate:
-    """The rate of a case.  Trials with several cells or a share count by their means (interval: t over trials)."""
-    shares = []
+def measured(case: Case, trials: int, seed: int, level: float = 0.95, seconds: float = float("inf")) -> Rate:
+    """The rate of a case.  Trials with several cells or a share count by their means (interval: t over trials).
+
+    ``seconds``: no further trials after so many, once there are as many as in the tests.
+    """
+    shares, start = [], time.perf_counter()
     for i in range(trials):
+        if i >= case.quick and time.perf_counter() - start > seconds:
+            break
         # Trials are the same whatever their number, and differ between cases.
         rng = np.random.default_rng([seed, i, *case.name.encode()])
         shares.append(float(np.mean(np.asarray(case.trial(rng), float))))

@@ -7,7 +7,7 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import bootstrap_interval
+from workbench.stats import Design, over
 from workbench.variables import about, described
 
 VARIABLES = {
@@ -15,8 +15,8 @@ VARIABLES = {
         "share of positions where the logit lens's top token is among the neighbours'", better="high",
         short_name="share",
     ),
-    "rate_low": about("bootstrap interval over prompts", role="low", of="rate"),
-    "rate_high": about("bootstrap interval over prompts", role="high", of="rate"),
+    "rate_low": about("interval over prompts", role="low", of="rate"),
+    "rate_high": about("interval over prompts", role="high", of="rate"),
     "rate_chance": about("share with the neighbours of every other position", role="chance", of="rate"),
     "measure": about("token of the neighbour", role="label", of="rate"),
 }  # fmt: skip
@@ -34,7 +34,8 @@ def logit_agreement(latent: Reading, logit: Reading, *, level: float = 0.95) -> 
         A reading with, [measure, layer]:
             rate              share of positions where the logit lens's top token is the token that a neighbour ends
                               in (measure "token") or the token that follows it in its sentence ("next token").
-            rate_low, rate_high   bootstrap interval over prompts; NaN with one prompt.
+            rate_low, rate_high   interval over prompts, which count as much as they have positions
+                              (:meth:`workbench.stats.Design.bootstrap`; attribute ``interval``); NaN with one prompt.
             rate_chance       the same share when each position is given the neighbours of every other one in turn
                               (of all prompts): agreement that does not depend on the state.
     """
@@ -50,25 +51,23 @@ def logit_agreement(latent: Reading, logit: Reading, *, level: float = 0.95) -> 
     order = ("prompt", axis, "position", "rank")
     said = b["token_id"].sel({axis: layers}).transpose(*order).values[..., 0]
     real = b["input_id"].values >= 0
-    rate = np.zeros((2, len(layers)))
-    low, high, chance = np.full_like(rate, np.nan), np.full_like(rate, np.nan), np.full_like(rate, np.nan)
     measures = {"token": "token_id", "next token": "next_token_id"}
+    each, chance = np.full((len(real), len(measures), len(layers)), np.nan), np.zeros((len(measures), len(layers)))
     for m, name in enumerate(measures.values()):
         neighbours = a[name].sel({axis: layers}).transpose(*order).values
         hit = (neighbours == said[..., None]).any(-1) & (said >= 0)
-        for i in range(len(layers)):
-            each = [hit[p, i][real[p]] for p in range(len(real))]
-            sizes = np.array([len(e) for e in each], float)
-            means = np.array([e.mean() if len(e) else np.nan for e in each])
-            rate[m, i] = np.concatenate(each).mean()
-            low[m, i], high[m, i] = bootstrap_interval(means, sizes, level=level)
-            chance[m, i] = _by_chance(said[:, i][real], neighbours[:, i][real], hit[:, i][real])
+        each[:, m] = over((hit & real[:, None]).sum(2), real.sum(1, keepdims=True))
+        chance[m] = [_by_chance(said[:, i][real], neighbours[:, i][real], hit[:, i][real]) for i in range(len(layers))]
+    found = Design(weights=real.sum(1)).bootstrap(each, level=level, bounds=(0, 1))
     dims = ("measure", axis)
     data = xr.Dataset(
-        {"rate": (dims, rate), "rate_low": (dims, low), "rate_high": (dims, high), "rate_chance": (dims, chance)},
+        {
+            "rate": (dims, found.value), "rate_low": (dims, found.low), "rate_high": (dims, found.high),
+            "rate_chance": (dims, chance),
+        },
         {"measure": list(measures), axis: layers},
-        {"reader": "agreement with the logit lens"},
-    )
+        {"reader": "agreement with the logit lens", "interval": found.said("prompts")},
+    )  # fmt: skip
     return derived("lenses.latent.logit_agreement", described(data, VARIABLES), latent, logit, level=level)
 
 

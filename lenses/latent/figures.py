@@ -31,6 +31,7 @@ def leap(data: xr.Dataset) -> Figure:
     nulls = source.controls(share, "null")
     panels = [(share, "neighbours"), *((null, f"null: {source.called(null, short=True)}") for null in nulls)]
     ends = [source.controls(share, end) for end in ("low", "high")]
+    how = next((f" ({said})" for n in ends[0] if (said := data[n].attrs.get("interval"))), "")
     names = [str(i) for i in data["index"].values]
     titles = [title for _, title in panels]
     figure = blank(make_subplots(cols=len(panels), horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles))
@@ -44,7 +45,7 @@ def leap(data: xr.Dataset) -> Figure:
             colorbar={"title": {"text": source.title(share, short=True)}}, showscale=column == len(panels),
             customdata=np.stack(bounds, -1) if known else None, row=1, col=column,
             hovertemplate=f"{source.depth} %{{y}}, index layer %{{x}}: %{{z:.1%}}"
-            f"{' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' * known}<extra></extra>",
+            f"{(' [%{customdata[0]:.1%}, %{customdata[1]:.1%}]' + how) * known}<extra></extra>",
         )  # fmt: skip
         figure.update_xaxes(title_text="index layer", type="category", row=1, col=column)
     figure.update_yaxes(
@@ -134,6 +135,7 @@ def rates(data: xr.Dataset) -> Figure:
     measures = [str(m) for m in data["measure"].values]
     found = data.transpose("measure", *others, depth, ...)
     x = data[depth].values
+    how = f" ({said})" if (said := data.attrs.get("interval")) else ""
     panels = make_subplots(cols=len(measures), horizontal_spacing=0.05, shared_yaxes=True, subplot_titles=measures)
     figure = blank(panels)
     for column in range(len(measures)):
@@ -157,7 +159,8 @@ def rates(data: xr.Dataset) -> Figure:
                 x=x, y=rate, mode="lines+markers", marker={"size": 4}, line={"color": colour, "width": 2},
                 name=name or called(data[value], short=True), showlegend=column == 0 and bool(others),
                 customdata=np.stack([low, high, chance], -1),
-                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], chance %{customdata[2]:.3f}"
+                hovertemplate=f"%{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]{how}, "
+                "chance %{customdata[2]:.3f}"
                 f"<extra>{tokens.plotly(name)}</extra>", **where,
             )  # fmt: skip
         figure.update_xaxes(title_text=depth, tickformat="d", **where)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenses import nulls
 from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
 from lenses.latent.search import VARIABLES as NEIGHBOURS
-from lenses.nulls import ROWS, Null, floors, left_out, looks_ahead, null_states, p_and_q
 from workbench.errors import InputError
 from workbench.readers import Found as Outputs
 from workbench.readers import Layers, Output, Plan, Reader, Rows, Run
 from workbench.sites import Site, resolve
-from workbench.stats import bootstrap_interval
+from workbench.stats import Design, over
 from workbench.variables import about
 
 if TYPE_CHECKING:
@@ -39,25 +39,10 @@ VARIABLES = {
         "95th percentile of the best similarity of random tokens", role="floor", of="similarity",
         short_name="random tokens",
     ),
-    "similarity_floor_shuffled": about(
-        "95th percentile of the best similarity in shuffled prompts", role="floor", of="similarity",
-        short_name="shuffled prompts",
-    ),
-    "similarity_p": about(
-        "p of the nearest context among states of shuffled prompts", better="low", role="p", of="similarity",
-        short_name="p of nearest",
-    ),
-    "similarity_q": about(
-        "p of the nearest context, adjusted for the number of cells", better="low", role="q", of="similarity",
-        short_name="q of nearest",
-    ),
+    **nulls.variables("similarity", "context"),
     "index_layer_share": about("share of the neighbours from an index layer", short_name="share"),
-    "index_layer_share_low": about(
-        "95 % bootstrap interval over prompts", role="low", of="index_layer_share"
-    ),
-    "index_layer_share_high": about(
-        "95 % bootstrap interval over prompts", role="high", of="index_layer_share"
-    ),
+    "index_layer_share_low": about("95 % interval over prompts", role="low", of="index_layer_share"),
+    "index_layer_share_high": about("95 % interval over prompts", role="high", of="index_layer_share"),
     "index_layer_share_null": about(
         "share of the neighbours of random tokens", role="null", of="index_layer_share", short_name="random tokens"
     ),
@@ -77,7 +62,9 @@ class LatentLens(Reader):
         distinct: a context counts once, in the index layer where it is nearest.
         method: "exact" or "approximate".
         at: "resid", "resid_mid", "attn_out" or "mlp_out".
-        floors: compute floors and p-values (two further passes; 356 to 1124 of their states are searched a layer).
+        floors: compute floors and p-values (two further passes over as many tokens, or 1024).
+        draws: null states at each depth; None: three for each place that is read, from 512 to 4096, as far as the
+            further pass gives them.  With more, p can be smaller.
         foreign: read a model with an index that another one built.
         without: numbers of rows that are never found.
         self_matches: also find contexts whose sentence begins with the very tokens of the prompt, up to the position
@@ -90,10 +77,10 @@ class LatentLens(Reader):
         char_start, char_end, row: as :meth:`ContextIndex.search` gives them
     and their controls:
         similarity_floor_shuffled  [layer]: the 95th percentile of the best similarity of states of these prompts with
-                                   their tokens in random order.  A neighbour below it says no more than a context
-                                   without order would.
+                                   their tokens in random order, at the positions that are read.  A neighbour below it
+                                   says no more than a context without order would.
         similarity_p               [prompt, layer, position]: rank p-value of the best neighbour among the same states,
-                                   less what its token reaches in any context (:func:`lenses.nulls.p_and_q`)
+                                   less what its token reaches in any context (:func:`lenses.nulls.tested`)
         similarity_q               the same over all cells of the reading (Benjamini-Hochberg)
         similarity_floor_random    [layer]: as the other floor, of prompts of random tokens (as frequent as in the
                                    index's corpus)
@@ -101,8 +88,8 @@ class LatentLens(Reader):
                                    tokens and pieces of images are in no null and have no p; floors and p are NaN where
                                    fewer than 20 null states are left (attribute ``reason``).
         index_layer_share          [layer, index]: how often neighbours come from each index layer; _low and _high are
-                                   the 95 % bootstrap interval over prompts (NaN with fewer than two prompts).
-                                   Sinks are left out.
+                                   the 95 % interval over prompts (:meth:`workbench.stats.Design.bootstrap`; NaN with
+                                   fewer than two prompts).  Sinks are left out.
         index_layer_share_null     [layer, index]: the same for the states of random tokens: what the index alone
                                    prefers.
 
@@ -119,6 +106,7 @@ class LatentLens(Reader):
     method: str = "exact"
     at: str = "resid"
     floors: bool = True
+    draws: int | None = None
     foreign: bool = False
     without: Iterable[int] | None = None
     self_matches: bool = False
@@ -128,6 +116,7 @@ class LatentLens(Reader):
             raise InputError(f"top_k={self.top_k} keeps no neighbour. Use 1 or more.")
         if self.calibration not in CALIBRATIONS:
             raise InputError(f"calibration={self.calibration!r} is unknown. Use one of {', '.join(CALIBRATIONS)}.")
+        nulls.checked(self.draws)
         if not isinstance(self.index, ContextIndex):
             object.__setattr__(self, "index", ContextIndex.open(self.index))
         if self.without is not None:
@@ -166,12 +155,10 @@ class LatentLens(Reader):
             }
 
         def finish(found: Outputs) -> dict[str, Any]:
-            ordinary = np.where(left_out(run, wanted)[..., None], -1, found["index_layer"])
-            low, high = self._share_interval(ordinary)
-            shares = {"": self._share(np.moveaxis(ordinary, 1, 0)), "_low": low, "_high": high}
+            ordinary = np.where(nulls.left_out(run, wanted)[..., None], -1, found["index_layer"])
             variables = {name: (ranks, values) for name, values in index.describe(found["row"]).items()}
-            for end, values in shares.items():
-                variables[f"index_layer_share{end}"] = ((axis, "index"), values.astype(np.float32))
+            for end, values, said in self._share_interval(ordinary):
+                variables[f"index_layer_share{end}"] = ((axis, "index"), values.astype(np.float32), said)
             if self.floors and found["similarity"].size:
                 variables |= self._controls(run, wanted, search, found["similarity"][..., 0])
             return variables
@@ -181,12 +168,10 @@ class LatentLens(Reader):
             "layers": None, "chunk": None, "top_k": self.top_k, "index_layers": self._looked_in(),
             "index": {k: made[k] for k in ("contexts", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
-            "floors": f"95th percentile of the best similarity of at most {RANDOM} states of random tokens, and of at "
-            f"most {ROWS[1]} states of the prompts with their tokens in random order; sinks left out",
-            "p": "rank among the shuffled states, less what a token reaches in any context; q: over all cells",
+            **nulls.SETTINGS,
+            "floor": f"{nulls.SETTINGS['floor']}; floor_random: of at most {RANDOM} states of random tokens",
             "self_matches": "left out" if search.barring else "found",
             "without": 0 if self.without is None else len(self.without),  # type: ignore[arg-type]
-            "interval": "95 % percentile bootstrap over prompts, of index_layer_share",
         }  # fmt: skip
         if self.method == "approximate" and "approximate" in made:  # else the search says what is missing
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
@@ -221,35 +206,36 @@ class LatentLens(Reader):
         return lambda rng, n: rng.choice(table["token_id"], n, p=weight / weight.sum())
 
     def _controls(self, run: Run, wanted: list[Site], search: _Search, best: np.ndarray) -> dict[str, Any]:
-        axis = "layer" if self.at == "resid" else "block"
-        shuffled = null_states(run, wanted)
-        random = null_states(run, wanted, RANDOM, draw=self._drawn(run.model), seed=1)
+        axis = wanted[0].axis
+        shuffled = nulls.null_states(run, wanted, self.draws)
+        random = nulls.null_states(run, wanted, RANDOM, draw=self._drawn(run.model), seed=1)
         (scores, _), (lowest, layers) = search.scores(shuffled), search.scores(random)
-        p, q = p_and_q(best, run, shuffled, scores, left_out(run, wanted))
-        cells, reason = ("prompt", axis, "position"), {"reason": shuffled.reason}
         share = np.stack([self._share(one[None])[0] for one in layers])
         return {
-            "similarity_floor_random": ((axis,), floors(lowest), {"reason": random.reason}),
-            "similarity_floor_shuffled": ((axis,), floors(scores), reason),
-            "similarity_p": (cells, p, reason),
-            "similarity_q": (cells, q, reason),
-            "index_layer_share_null": ((axis, "index"), share),
+            "similarity_floor_random": ((axis,), nulls.floors(lowest), {"reason": random.reason}),
+            **nulls.tested("similarity", best, run, wanted, shuffled, scores),
+            "index_layer_share_null": ((axis, "index"), share.astype(np.float32)),
         }
 
     def _looked_in(self) -> list[int]:
         return self.index.chosen_layers(self.index_layers)  # type: ignore[union-attr]
 
-    def _share_interval(self, neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Two [depth, index]: prompts are resampled, and each counts as much as it has neighbours."""
+    def _share_interval(self, neighbours: np.ndarray) -> list[tuple[str, np.ndarray, dict[str, str]]]:
+        """Shares [depth, index] of all neighbours, and the ends of their interval over prompts.
+
+        A prompt counts as much as it has neighbours.
+        """
         own = np.stack([self._share(layers) for layers in neighbours])
-        weight = (neighbours >= 0).sum((2, 3))[..., None].astype(float)
-        return bootstrap_interval(own, weight)
+        weights = np.broadcast_to((neighbours >= 0).sum((2, 3))[..., None], own.shape)
+        found = Design(weights=weights).bootstrap(own, bounds=(0, 1))
+        said = {"interval": found.said("prompts")}
+        return [("", found.value, {}), ("_low", found.low, said), ("_high", found.high, said)]
 
     def _share(self, layers: np.ndarray) -> np.ndarray:
-        """[depth, ...] index layers of neighbours -> [depth, index] shares that add up to 1."""
+        """[depth, ...] index layers of neighbours -> [depth, index] shares that add up to 1; NaN without neighbours."""
         flat = layers.reshape(len(layers), -1)
         counts = np.stack([(flat == x).sum(1) for x in self._looked_in()], 1)
-        return (counts / counts.sum(1, keepdims=True).clip(1)).astype(np.float32)
+        return over(counts, counts.sum(1, keepdims=True))
 
 
 class _Search:
@@ -265,7 +251,7 @@ class _Search:
         # Token ids of another tokenizer cannot be compared.
         own = run.model.tokenizer_fingerprint == self.index.manifest["model"]["tokenizer"]
         self.barring = own and not lens.self_matches
-        self.ahead = self.barring and looks_ahead(run.model)
+        self.ahead = self.barring and nulls.looks_ahead(run.model)
 
     def __call__(
         self, states: Tensor, prompts: list[list[int]], prompt: np.ndarray, position: np.ndarray
@@ -290,7 +276,7 @@ class _Search:
             found.similarity[some], found.layer[some], found.row[some] = held.similarity, held.layer, held.row
         return found, matched
 
-    def scores(self, null: Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def scores(self, null: nulls.Null) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """For each depth the best similarity [rows] of its null states, and the index layers [rows, rank]."""
         places = np.concatenate(null.prompt), np.concatenate(null.position)
         found, _ = self(torch.cat(null.states), null.prompts, *places)

@@ -14,12 +14,14 @@ its five best answers.  Two questions are asked of them:
 
 Two conditions: contexts with the query's own prefix are never among the neighbours ("new story"); or nothing with
 the same clause is, neither as a context nor in the odds ("new clause"), so that the sense must carry over to other
-wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.
+wording.  Where a clause begins with the word nothing tells the sense yet, and 1 is out of every lens's reach.  Only
+"new clause" speaks of senses: where these are dealt out to clauses at random, "new story" is nearly as good, since it
+is enough to recognise the clause.
 
 Chance: "word" of random contexts or tokens; "sense" with the senses of the corpus shuffled among the occurrences of
-each word.  Intervals are bootstrap intervals over clauses, the unit that repeats: a few hundred occurrences share a
-hundred clauses, and a lens that knows one clause knows it in every story.  (Stories drawn again would take the clauses
-for given, and say how the rate varies over more stories of the very same clauses.)
+each word.  Intervals are over clauses, the unit that repeats: a few hundred occurrences share a hundred clauses, and a
+lens that knows one clause knows it in every story.  (Stories drawn again would take the clauses for given, and say how
+the rate varies over more stories of the very same clauses.)
 """
 
 from __future__ import annotations
@@ -45,17 +47,18 @@ from workbench.errors import InputError
 from workbench.organisms.story.grammar import SENSES, Story, stories
 from workbench.readers import States
 from workbench.reading import Reading
-from workbench.stats import bootstrap_interval
+from workbench.stats import Design, Interval
 from workbench.variables import about, described
 
 CORPUS_SEED, QUERY_SEED = 5, 2
 TOP, SHUFFLES = 5, 10
 LENSES = ("LatentLens", "LogitLens", "EmbeddingLens")
 MEASURES = ("word", "sense, new story", "sense, new clause")
+CLAIM = '"sense, new story" is above chance wherever clauses are recognised; only "new clause" speaks of their senses'
 VARIABLES = {
     "rate": about("share of answers that name the word or tell its sense", better="high", short_name="share"),
-    "rate_low": about("95 % bootstrap interval over clauses", role="low", of="rate"),
-    "rate_high": about("95 % bootstrap interval over clauses", role="high", of="rate"),
+    "rate_low": about("95 % interval over clauses", role="low", of="rate"),
+    "rate_high": about("95 % interval over clauses", role="high", of="rate"),
     "rate_chance": about(
         "share of random answers, or with the senses of the corpus shuffled", role="chance", of="rate"
     ),
@@ -106,7 +109,8 @@ def senses(
             senses are known.  Its own layers are looked in; a new one has 1 to L.
 
     Returns:
-        A reading with rate, rate_low, rate_high, rate_chance [measure, lens, layer].
+        A reading with rate, rate_low, rate_high, rate_chance [measure, lens, layer].  Its attribute ``claim`` says
+        which measure speaks of senses, ``interval`` how the intervals over clauses were made.
 
     Raises:
         InputError: an index of other sentences, and ``index`` together with ``corpus`` or ``path``.
@@ -186,9 +190,8 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
                     each[0, 0, :, q] = right.mean(-1)
                     null[0, 0, :, q] = (corpus.word == corpus.number[wanted[q].word]).mean()
     dims = ("measure", "lens", "layer")
-    rate = each.mean(-1)
-    low, high = over_clauses(each, wanted)
-    rates = {"rate": rate, "rate_low": low, "rate_high": high, "rate_chance": null.mean(-1)}
+    found = over_clauses(each, wanted)
+    rates = {"rate": found.value, "rate_low": found.low, "rate_high": found.high, "rate_chance": null.mean(-1)}
     made = xr.Dataset(
         {name: (dims, values) for name, values in rates.items()},
         {"measure": list(MEASURES), "lens": list(LENSES), "layer": layers},
@@ -196,7 +199,7 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
             "model": model.name, "n_layers": model.n_layers, "reader": "senses of known words", "series": "lens",
             "occurrences": len(wanted), "stories": len({o.story for o in wanted}),
             "clauses": len({(o.word, o.clause) for o in wanted}), "contexts": len(index), "corpus": len(known),
-            "index_layers": list(index.layers),
+            "index_layers": list(index.layers), "interval": found.said("clauses"), "claim": CLAIM,
         },
     )  # fmt: skip
     data = described(made, VARIABLES)
@@ -204,11 +207,10 @@ def _measure(model: workbench.Model, index: ContextIndex, known: list[Story], as
     return Reading(data, {"reader": {"name": "senses", **settings}, "model": {"name": model.name}})
 
 
-def over_clauses(each: np.ndarray, wanted: list[Occurrence]) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the mean over occurrences (last axis), clauses drawn again with all their occurrences."""
-    groups = list(_by([(o.word, o.clause) for o in wanted]).values())
-    means = np.stack([each[..., own].mean(-1) for own in groups])
-    return bootstrap_interval(means, np.array([len(own) for own in groups], float))
+def over_clauses(each: np.ndarray, wanted: list[Occurrence]) -> Interval:
+    """Mean over occurrences (last axis) and its 95 % interval, clauses drawn again with all their occurrences."""
+    clauses = [f"{o.word}: {o.clause}" for o in wanted]
+    return Design(clauses).bootstrap(np.moveaxis(each, -1, 0), bounds=(0, 1))
 
 
 def _own_and_chance(vote: np.ndarray, sense: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from workbench import lazy
 
 if TYPE_CHECKING:
-    from probes.routing.interventions import effect, effects, intervene, regret
+    from probes.routing.costs import effect, effects, regret
+    from probes.routing.interventions import intervene
     from probes.routing.outputs import contributions, functional
     from probes.routing.shared_experts import shared
     from probes.routing.store import Trace, from_vllm, trace
@@ -40,12 +41,12 @@ __getattr__ = lazy.names(
         "RoutingTracer": "tracer",
         "Trace": "store",
         "contributions": "outputs",
-        "effect": "interventions",
-        "effects": "interventions",
+        "effect": "costs",
+        "effects": "costs",
         "from_vllm": "store",
         "functional": "outputs",
         "intervene": "interventions",
-        "regret": "interventions",
+        "regret": "costs",
         "shared": "shared_experts",
         "trace": "store",
     },

@@ -314,34 +314,39 @@ def flow(table: xr.Dataset, least: float = 0.02) -> Figure:
 
 @drawn
 def forest(table: xr.Dataset) -> Figure:
-    """What dropping experts costs (the table of :func:`probes.routing.effects`), beside others near in load.
+    """What dropping experts costs (the table of :func:`probes.routing.effects`), beside other sets of as many.
 
-    Ticks: other experts, near in load; crosses: their slots given to random others (equal compute); star: ``backed``.
+    Ticks: other sets, near in load unless the caliper is 1; crosses: their slots given to random others (equal
+    compute); star: ``backed``.
     """
     theme.register()
     figure = Figure()
     names = [str(x) for x in table["claim"].values]
     rows = list(range(len(names)))
     for name, values, symbol in (
-        ("others near in load", table["delta_random"], "line-ns-open"),
+        ("other sets", table["delta_random"], "line-ns-open"),
         ("replaced at random", table["delta_replaced"], "x-thin-open"),
     ):
         figure.add_scatter(
-            x=values.values.ravel(), y=np.repeat(rows, values.sizes["draw"]), mode="markers", name=name,
+            x=values.values.ravel(), y=np.repeat(rows, values.shape[1]), mode="markers", name=name,
             marker={"symbol": symbol, "size": 8, "color": "#888888"}, hovertemplate="%{x:.4f}<extra></extra>",
         )  # fmt: skip
     own, low, high = (table[x].values for x in ("delta", "delta_low", "delta_high"))
     figure.add_scatter(
         x=own, y=rows, mode="markers", name="dropped", marker={"size": 9, "color": theme.HUES[0]},
         error_x={"type": "data", "array": high - own, "arrayminus": own - low, "symmetric": False},
-        text=[f"q = {q:.2g}" for q in table["q"].values], hovertemplate="%{x:.4f} nats a token, %{text}<extra></extra>",
+        text=[f"q over sets = {q:.2g}" for q in table["q_random"].values],
+        hovertemplate="%{x:.4f} nats a token, %{text}<extra></extra>",
     )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1})
     title = f"{short_name(str(table.attrs['model']))} · what dropping experts costs"
     figure.update_layout(template="workbench", title_text=tokens.plotly(title), legend={"orientation": "h", "y": -0.4})
     shown = [n + " ★" * bool(held) for n, held in zip(tokens.labels(names), _holds(table), strict=True)]
     figure.update_yaxes(tickvals=rows, ticktext=shown, autorange="reversed")
-    figure.update_xaxes(title_text="more nats a token, 95 % over documents (★ beyond all others)")
+    level = table.attrs.get("level", 0.95)
+    figure.update_xaxes(
+        title_text=f"more nats a token, {100 * level:g} % over documents (★ q over sets ≤ {1 - level:.2g})"
+    )
     return _sized(figure, 600, 170 + 34 * len(names))
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 import workbench
+from probes.values.duplicates import joined, told
 from probes.values.framings import STANCES
 from probes.values.items import VARIABLES as OF_ITEMS
 from probes.values.items import columns, fingerprint
@@ -446,11 +447,11 @@ class Asker:
         return Turn(model, self.chat, self.lead).asked
 
     def opened(self, model: Any, items: Iterable[Any]) -> tuple[list[Any], Turn]:
-        """The items as a list, and how the model is asked (``turn.model`` is the model).
+        """The items, near-duplicates in one cluster, and how the model is asked (``turn.model`` is the model).
 
         Raises InputError where there are no items, or two have one id.
         """
-        model, found = workbench.load(model), list(items)
+        model, found = workbench.load(model), joined(items)
         names = [str(item.item_id) for item in found]
         if not found:
             raise InputError("There are no items, so there is nothing to ask.")
@@ -485,7 +486,10 @@ class Asker:
         """
         attrs = {"model": turn.model.name, "instrument": self.name, "settings": self.settings, "asked": turn.asked}
         ids = np.array([str(item.item_id) for item in items], object)
-        found = xr.Dataset(variables, {"item": ids, **columns(items), **(coords or {})}, {**attrs, **cost})
+        known = columns(items)
+        if said := told(known["cluster"][1]):
+            attrs["duplicates"] = said
+        found = xr.Dataset(variables, {"item": ids, **known, **(coords or {})}, {**attrs, **cost})
         described(found, {**VARIABLES, **self.variables})
         if "mass" in found:
             tell_of_mass(found, self.shares)

@@ -20,7 +20,7 @@ from probes.values.answers import Asker, Pieces, Seam, answer_logprobs, answer_p
 from probes.values.units import family, opened
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import bootstrap_interval, js_divergence, p_value
+from workbench.stats import Design, js_divergence, p_value
 from workbench.variables import about, described
 
 MOST = 120
@@ -231,9 +231,10 @@ def _compared(
         table = like(p[own, None, :n], q[None, own, :n])
         other = rng.permuted(np.tile(np.arange(len(own)), (draws, 1)), axis=1)
         null += table[np.arange(len(own)), other] @ weight[own]
-    low, high = bootstrap_interval(np.bincount(unit, value) / count, level=level, draws=draws, seed=seed)
+    own = Design(n=len(count)).bootstrap(np.bincount(unit, value) / count, level=level, draws=draws, seed=seed)
     found = {
-        "": value @ weight, "_low": low, "_high": high, "_uniform": like(even, q) @ weight, "_null": null.mean(),
+        "": value @ weight, "_low": np.maximum(own.low, 0), "_high": np.minimum(own.high, 1),
+        "_uniform": like(even, q) @ weight, "_null": null.mean(),
         "_p": p_value(value @ weight, null),
     }  # fmt: skip
     return {end: float(number) for end, number in found.items()}

@@ -195,6 +195,8 @@ def _compare(chosen: argparse.Namespace) -> None:
 
     for name, runs in _runs(chosen).items():
         table = compare(runs).data
+        print("Differences between two runs, which two seeds of one recipe have, too. Of recipes: several runs of each")
+        print("(probes.values.compare(runs, arm=...)).")
         for pair in table["pair"].values:
             print(f"{pair} ({name})")
             _rows(table.sel(pair=pair), "keyed_difference")

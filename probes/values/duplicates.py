@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +13,65 @@ from probes.values.items import Item, Items, relabelled
 from probes.values.wording import Wording, wording
 from workbench.errors import InputError
 
+THRESHOLD = 0.8
+"""Texts as similar as this are near-duplicates, where nothing else is said."""
 
-def cluster(items: Iterable[Item], threshold: float = 0.8) -> Items:
+
+class Joined(list[Any]):
+    """Items whose clusters are final: :func:`joined` leaves them as they are."""
+
+
+def joined(items: Iterable[Any], threshold: float | None = THRESHOLD) -> Joined:
+    """Items, or anything like them, with near-duplicates in one cluster: what instruments and trackers ask.
+
+    Parameters
+    ----------
+    items
+        With item_id, text and cluster.  What was joined before stays as it is.
+    threshold
+        As in :func:`cluster`; None: clusters as the items have them.
+    """
+    if isinstance(items, Joined):
+        return items
+    found = list(items)
+    if threshold is None:
+        return Joined(found)
+    return Joined(_named(item, name) for item, name in zip(found, _clusters(found, threshold), strict=True))
+
+
+def told(clusters: Sequence[Any] | np.ndarray) -> str:
+    """``"24 items in 18 clusters of near-duplicates"``; "" where each item is a cluster of its own."""
+    number = len({str(name) for name in clusters})
+    return "" if number == len(clusters) else f"{len(clusters)} items in {number} clusters of near-duplicates"
+
+
+def _named(item: Any, cluster: str) -> Any:
+    if getattr(item, "cluster", None) == cluster:
+        return item
+    found = copy.copy(item)
+    object.__setattr__(found, "cluster", cluster)  # items are frozen
+    return found
+
+
+def cluster(items: Iterable[Item], threshold: float = THRESHOLD) -> Items:
     """The same items, near-duplicates at ``threshold`` in one cluster (single linkage, across topics).
+
+    Near-duplicates say the same in almost the same words.  Paraphrases in other words are not found, and are clusters
+    only where the items say so.
 
     Opposite wordings of one sentence are joined too: their answers depend on each other, whatever their keys.
     Clusters that items share already stay together.  A cluster is called by its first item's cluster.
     """
     items = items if isinstance(items, Items) else Items(items)
-    read = [wording(item.text, item.kind == "question") for item in items]
-    parent = {item.cluster: item.cluster for item in items}
+    names = _clusters(items, threshold)
+    return relabelled(items, {item.item_id: name for item, name in zip(items, names, strict=True)})
+
+
+def _clusters(items: Sequence[Any], threshold: float) -> list[str]:
+    """The cluster of each item."""
+    own = [str(getattr(item, "cluster", "") or item.item_id) for item in items]
+    read = [wording(item.text, getattr(item, "kind", "statement") == "question") for item in items]
+    parent = {name: name for name in own}
 
     def root(name: str) -> str:
         while parent[name] != name:
@@ -28,9 +79,9 @@ def cluster(items: Iterable[Item], threshold: float = 0.8) -> Items:
         return name
 
     for i, j, _ in close_pairs(items, read, threshold):
-        a, b = root(items[i].cluster), root(items[j].cluster)
+        a, b = root(own[i]), root(own[j])
         parent[b] = a
-    return relabelled(items, {item.item_id: root(item.cluster) for item in items})
+    return [root(name) for name in own]
 
 
 def similarity(texts: Iterable[str]) -> np.ndarray:
@@ -73,11 +124,11 @@ def similarity(texts: Iterable[str]) -> np.ndarray:
     return np.minimum(result, 1)
 
 
-def close_pairs(items: Items, read: list[Wording], threshold: float) -> Iterator[tuple[int, int, float]]:
+def close_pairs(items: Sequence[Any], read: list[Wording], threshold: float) -> Iterator[tuple[int, int, float]]:
     """Pairs of similar texts without exchanged words, first item first."""
     if not 0 < threshold <= 1:
         raise InputError(f"The threshold is {threshold}; a similarity lies in (0, 1]. 0.8 is the default.")
-    texts = [" ".join((r.canonical, *item.options)) for item, r in zip(items, read, strict=True)]
+    texts = [" ".join((r.canonical, *getattr(item, "options", ()))) for item, r in zip(items, read, strict=True)]
     found = np.triu(similarity(texts), 1)
     for i, j in zip(*np.nonzero(found >= threshold), strict=True):
         if not _swapped(read[i].words, read[j].words):

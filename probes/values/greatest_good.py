@@ -26,7 +26,6 @@ from probes.values.tracker import ValueTracker
 from probes.values.units import StanceUnits, family, named, opened
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import quantiles
 from workbench.variables import about, described
 
 SCALES = ("IB", "IH")
@@ -123,10 +122,10 @@ def scores(
     d = units.means(x)
     mean = units.mean(d)
     d = np.where(np.abs(d) < ROUNDING, 0, d)
-    low, high = quantiles(units.bootstrap(x, draws, seed), level)
-    p, half = units.tested(d, draws, seed, level)
+    own, test = units.interval(units.means(x), level, draws, seed), units.tested(d, level, draws, seed)
+    low, high, p, half = own.low, own.high, test.p, test.half
     each = np.stack([units.mean(units.means(x[:, :, [s]])) for s in range(len(framings))])
-    turned = np.quantile(np.abs(units.mean_flipped(d, units.signs(draws, seed))), level, axis=0)
+    turned = np.quantile(np.abs(units.flipped(d, draws, seed)), level, axis=0)
     asked = 1 - units.p[..., [3]]
     dims = ("scale", "checkpoint")
     found = named(
@@ -141,8 +140,9 @@ def scores(
         "lay_sd": (("scale",), np.array([LAY[t][1] for t in units.topics])),
         "clusters": (("scale",), units.counts()["clusters"][1]),
     }
+    attrs = {"level": level, "draws": draws, "interval": own.said("clusters of statements"), "assumes": test.assumes}
     axes = {"scale": units.topics, "checkpoint": units.steps, "framing": [str(f) for f in framings]}
-    table = described(xr.Dataset(found, axes, {"level": level, "draws": draws}), VARIABLES)
+    table = described(xr.Dataset(found, axes, attrs), VARIABLES)
     table = table.transpose("framing", "checkpoint", "scale").reindex(scale=[s for s in SCALES if s in units.topics])
     return derived("values.greatest_good.scores", table, source, level=level, draws=draws, seed=seed)
 

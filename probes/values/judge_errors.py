@@ -128,8 +128,9 @@ def corrected(
     data = xr.Dataset(
         {name: ("stance", value) for name, value in found.items()},
         {"stance": list(STANCES)},
-        {"condition": condition, "outside": float(min(raw.min(), 0.0)), "labelled": len(truth), "level": level},
-    )
+        {"condition": condition, "outside": float(min(raw.min(), 0.0)), "labelled": len(truth), "level": level,
+         "interval": f"percentile over {len(units)} clusters of items and {len(truth)} labelled texts"},
+    )  # fmt: skip
     asked = {"level": level, "draws": draws, "seed": seed}
     return derived("values.corrected", described(data, VARIABLES), readings, known, **asked)
 

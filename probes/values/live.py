@@ -181,6 +181,8 @@ class ValueCallback(TrainerCallback):
             lines.append(f"Left out: steps {', '.join(map(str, self.skipped))}.")
         if self.stopped is not None:
             lines.append(f"The alert stopped the training after step {self.stopped}.")
+            if assumes := getattr(self.alert, "assumes", ""):
+                lines.append(f"It assumes: {assumes}.")
         return "\n".join(lines)
 
     # ---------------------------------------------------------------- inside

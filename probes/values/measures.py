@@ -29,6 +29,8 @@ from probes.values.beside import agreement, compare, data_gap
 from probes.values.units import (
     AXES,
     MEASURES,
+    OF_RUN,
+    RUN,
     STANCES,
     StanceUnits,
     Units,
@@ -39,9 +41,10 @@ from probes.values.units import (
     named,
     opened,
 )
+from probes.values.when import raw, times
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import js_divergence, max_statistic_p, over, p_value, quantiles
+from workbench.stats import js_divergence, over, p_value, quantiles, step_down
 from workbench.variables import about, described
 
 __all__ = [
@@ -65,11 +68,12 @@ VARIABLES: dict[str, Any] = {
     **family("keyed", "keyed stance", ends=ENDS[:2]),
     **family("commitment", "commitment", ends=ENDS[:2]),
     "mass": about("probability of the answers offered", better="high"),
-    **by_stance("M", "drift", ends=ENDS),
+    **by_stance("M", "drift", ends=(*ENDS, "symmetry_p"), more=OF_RUN),
     **family("tv", "total variation between stance vectors", ends=("low", "high", "null")),
     **family("jsd", "Jensen-Shannon divergence of stance vectors", "nats", ends=("low", "high", "null")),
     **family("moved", "mean total variation that items moved", ends=("low", "high", "null", "p")),
     **family("churn", "share of the items' moves that cancels", ends=("low", "high", "null")),
+    **by_stance("onset", "onset of drift", "steps", ends=("low", "high")),
     **by_stance("eta", "drift time, as a share of steps,", ends=("low", "high")),
     **by_stance("eta_checkpoints", "drift time, as a share of checkpoints,"),
     **by_stance("extremum", "step of the largest drift", "steps"),
@@ -87,12 +91,14 @@ VARIABLES: dict[str, Any] = {
     "changed": about("items by their likeliest stance, before and after", "items", role="count"),
 }
 
+LEAST = np.array([0.0, 0.0, 0.0, 0.0, -1.0, 0.0])
+"""Of each of :data:`MEASURES`."""
 PATTERNS = 64
 """So many ways to swap an item's samples are drawn from, where there are more."""
 
 
 def stance(
-    readings: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0, redraw: bool = False
+    readings: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> Reading:
     """Where the model stands: means over a topic's clusters, each the mean of its readings.
 
@@ -104,21 +110,19 @@ def stance(
         mass [checkpoint, topic]: what the answers offered have of the probability, where readings say it; no interval.
         commitment [checkpoint, topic]: support + oppose = 1 - neutral - uncommitted: falls when a model is
             neutralised, and stays when it is persuaded.
-    Args:
-        redraw: draw the samples of a drawn cluster with replacement, too.  Intervals are then too wide: they have the
-            noise of sampling twice (see :meth:`Units.bootstrap`).
     """
     readings = opened(readings)
     units = StanceUnits(readings)
-    low, high = quantiles(units.bootstrap(units.x, draws, seed, redraw=redraw), level)
-    value = units.mean(units.means(units.x))
-    found = named("v", ("topic", "checkpoint", "stance"), value, low=low, high=high) | units.counts()
+    own = units.interval(units.means(units.x), level, draws, seed)
+    ends = {"low": np.maximum(own.low, LEAST), "high": np.minimum(own.high, 1)}
+    found = named("v", ("topic", "checkpoint", "stance"), own.value, **ends) | units.counts()
     if "mass" in readings:
         mass = checked(readings)["mass"].transpose("checkpoint", "item", "sample").values.astype(float)
         found["mass"] = (("topic", "checkpoint"), units.mean(units.means(mass)))
     asked = readings.data.attrs.get("asked")
-    data = _dataset(units, found, level=level, **({"asked": asked} if asked else {}))
-    return derived("values.stance", data, readings, level=level, draws=draws, seed=seed, redraw=redraw)
+    told = {"asked": asked} if asked else {}
+    data = _dataset(units, found, level=level, interval=own.said("clusters of items"), **told)
+    return derived("values.stance", data, readings, level=level, draws=draws, seed=seed)
 
 
 def drift(
@@ -128,7 +132,6 @@ def drift(
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-    redraw: bool = False,
 ) -> Reading:
     """How far each stance has moved from a baseline, and which moves are more than chance.
 
@@ -141,17 +144,24 @@ def drift(
 
     Returns:
         M [checkpoint, topic, stance]: v(t) - v(baseline), signed; keyed_M, commitment_M [checkpoint, topic] of those.
-            _low, _high; _band_low, _band_high; and _p: sign flips of each cluster's differences, the largest |T| over
-            topics, checkpoints, stances, keyed and commitment (one family).  NaN at the baseline.
+            _low, _high; _band_low, _band_high; and _p: sign flips of each cluster's differences, step-down over topics,
+            checkpoints, stances, keyed and commitment (one family).  NaN at the baseline.
+        M_symmetry_p [checkpoint, stance], keyed_M_symmetry_p, commitment_M_symmetry_p [checkpoint]: p of the hypothesis
+            that items' moves lie symmetrically about their topic's mean, over all topics.  Flips need that; where it is
+            below .2, or few clusters cannot tell, M_p and the bands also hold the spread over all topics
+            (:meth:`probes.values.units.Units.tested`).  attrs["assumes"] says what was found.
         tv = 1/2 sum |M| and jsd (nats, between the stance vectors) [checkpoint, topic]: both are above 0 by noise
             alone: _null is their mean under flips, and intervals are reflected in the value.
         moved [checkpoint, topic]: the mean |TV| that single items moved; _null is its mean, and _p its family-wise
             test, when each sample's two readings are swapped at random (p = 1 with one sample).
         churn = 1 - tv / moved: the share of it that cancels in the topic's mean.  Noise cancels, too: without any
             drift churn is near 1, so read it where moved_p is small.  _null: items moved as far, in random directions.
+        onset [topic, stance]: the step from which on M moves, with _low and _high (:func:`probes.values.when.onset`):
+            for comparing topics.  NaN unless M is significant at its extremum.
         eta [topic, stance]: the share of steps, from the baseline to the end, until M is within the interval of its
             extremum (the largest |M|); NaN unless M is significant there.  _low, _high; eta_checkpoints, the share of
-            checkpoints; extremum, its step.  keyed_eta, commitment_eta and so on likewise.
+            checkpoints; extremum, its step.  keyed_eta, commitment_eta and so on likewise.  It depends on how
+            wide intervals are: the same drift has a later eta the more items there are.  Compare topics by their onset.
         M_raw, eta_raw [.., stance]: as published (Value Drifts, arXiv 2510.26707): means over items, duplicates
             included, of probabilities over three labels, and eta with an interval over items of v at the extremum,
             where M is significant or not.  For printing beside: with no drift at all they look like early drift.
@@ -168,26 +178,32 @@ def drift(
     dims = ("topic", "checkpoint", "stance")
     x = units.x - units.x[[base]]
     d = units.means(x)
-    m = units.mean(d)
-    star = units.bootstrap(x, draws, seed, redraw=redraw)
-    low, high = quantiles(star, level)
+    own = units.interval(d, level, draws, seed)
+    m, low, high = own.value, own.low, own.high
+    test = units.tested(d[:, others], level, draws, seed)
     p, half = (np.full(m.shape, np.nan) for _ in range(2))
-    p[:, others], half[:, others] = units.tested(d[:, others], draws, seed, level)
+    p[:, others], half[:, others] = test.p, test.half
     found = named("M", dims, m, low=low, high=high, band_low=m - half, band_high=m + half, p=p)
-    found |= _eta(units, base, m, low, high, p <= 1 - level + 1e-12, star, level)
+    symmetry_p = np.full(m.shape[1:], np.nan)
+    symmetry_p[others] = test.symmetry_p
+    found |= named("M_symmetry_p", dims[1:], symmetry_p)
+    star = units.again(d, draws, seed)
+    clusters = units.count(d)[:, -1]
+    found |= times(units, base, m, low, high, p <= 1 - level + 1e-12, star, clusters, level)
 
-    middle = (units.p + units.p[[base]]) / 2
-    there = {"at": units.mean(units.means(middle)), "star": units.bootstrap(middle, draws, seed, redraw=redraw)}
-    flips = units.mean_flipped(d[..., :4], units.signs(draws, seed))
+    middle = units.means((units.p + units.p[[base]]) / 2)
+    at, at_star = units.mean(middle), units.again(middle, draws, seed)
+    flips = units.flipped(d[..., :4], draws, seed)
     tv, tv_star, tv_flip = _tv(m[..., :4]), _tv(star[..., :4]), _tv(flips)
-    jsd = _jsd(there["at"], m[..., :4])
     found |= _biased("tv", tv, tv_star, tv_flip, 1.0, level)
-    found |= _biased("jsd", jsd, _jsd(there["star"], star[..., :4]), _jsd(there["at"], flips), np.log(2), level)
+    jsd = _jsd(at, m[..., :4]), _jsd(at_star, star[..., :4]), _jsd(at, flips)
+    found |= _biased("jsd", *jsd, np.log(2), level)
     found |= _churn(units, x[..., :4], tv, tv_star, tv_flip, others, draws, seed, level)
-    found |= _raw(units, base)
+    found |= raw(units, base)
     step = int(units.steps[base])
-    data = _dataset(units, found | units.counts(), level=level, baseline=step, draws=draws)
-    asked = {"baseline": step, "level": level, "draws": draws, "seed": seed, "redraw": redraw}
+    told = {"interval": own.said("clusters of items"), "assumes": f"{test.assumes}; {RUN}"}
+    data = _dataset(units, found | units.counts(), level=level, baseline=step, draws=draws, **told)
+    asked = {"baseline": step, "level": level, "draws": draws, "seed": seed}
     return derived("values.drift", data, readings, **asked)
 
 
@@ -248,72 +264,14 @@ def _churn(
     known = ~np.isnan(moved) & np.isin(np.arange(moved.shape[1]), others)
     p = np.full(moved.shape, np.nan)
     if known.any():
-        p[known] = max_statistic_p(((moved - null.mean(0)) / spread)[known], ((null - null.mean(0)) / spread)[:, known])
-    moved_star = units.mean(one, units.drawn(draws, seed))
-    low, high = quantiles(1 - over(tv_star, moved_star), level)
-    m_low, m_high = quantiles(moved_star, level)
+        p[known] = step_down(((moved - null.mean(0)) / spread)[known], ((null - null.mean(0)) / spread)[:, known])
+    low, high = quantiles(1 - over(tv_star, units.again(one, draws, seed)), level)
+    own = units.interval(one, level, draws, seed)
+    ends = {"low": np.maximum(own.low, 0), "high": np.minimum(own.high, 1)}
     dims = ("topic", "checkpoint")
-    return named("moved", dims, moved, low=m_low, high=m_high, null=null.mean(0), p=p) | named(
+    return named("moved", dims, moved, **ends, null=null.mean(0), p=p) | named(
         "churn", dims, 1 - over(tv, moved), low=low, high=high, null=1 - over(tv_flip.mean(0), moved)
     )
-
-
-def _reached(curve: np.ndarray, low: np.ndarray, high: np.ndarray, clock: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Curves [..., checkpoint] from the baseline on -> clock when first within the interval of the extremum, and where
-    that is.  ``low``, ``high``: ends of the interval less the curve."""
-    size = np.where(np.isnan(curve), -1, np.abs(curve))
-    at = size.argmax(-1)[..., None]
-    peak = np.take_along_axis(curve, at, -1)
-    ends = [peak + np.take_along_axis(np.broadcast_to(x, curve.shape), at, -1) for x in (low, high)]
-    inside = (curve >= ends[0] - 1e-12) & (curve <= ends[1] + 1e-12)
-    return np.where(inside.any(-1), clock[inside.argmax(-1)], np.nan), at[..., 0]
-
-
-def _eta(
-    units: StanceUnits,
-    base: int,
-    m: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    significant: np.ndarray,
-    star: np.ndarray,
-    level: float,
-) -> dict[str, tuple]:
-    """Arrays [topic, checkpoint, measure]; star [draws, ...]."""
-    curve, draws, below, above, sure = (
-        np.swapaxes(x, -1, -2)[..., base:] for x in (m, star, low - m, high - m, significant)
-    )
-    steps = units.steps[base:]
-    clock = (steps - steps[0]) / (steps[-1] - steps[0])
-    eta, at = _reached(curve, below, above, clock)
-    shown = np.take_along_axis(sure, at[..., None], -1)[..., 0]
-    ends = quantiles(_reached(draws, below, above, clock)[0], level)
-    counted = _reached(curve, below, above, np.linspace(0, 1, len(steps)))[0]
-    found: dict[str, tuple] = {}
-    values = {"eta": eta, "eta_low": ends[0], "eta_high": ends[1], "eta_checkpoints": counted, "extremum": steps[at]}
-    for name, value in values.items():
-        found |= named(name, ("topic", "stance"), np.where(shown, value, np.nan))
-    return found
-
-
-def _raw(units: StanceUnits, base: int) -> dict[str, tuple]:
-    """M and eta as published, [topic, checkpoint, stance] and [topic, stance]; no "uncommitted" (NaN)."""
-    shape = (len(units.topics), len(units.steps), len(STANCES))
-    v, half = np.full(shape, np.nan), np.full(shape, np.nan)
-    labels = over(units.p[..., :3], units.p[..., :3].sum(-1, keepdims=True))
-    there = ~np.isnan(labels)
-    item = over(np.where(there, labels, 0).sum(2), there.sum(2))  # [checkpoint, item, label]
-    for t in range(len(units.topics)):
-        own = item[:, units.item_topic == t]
-        n = (~np.isnan(own)).sum(1)
-        v[t, :, :3] = over(np.nansum(own, 1), n)
-        square = np.nansum((own - v[t, :, None, :3]) ** 2, 1)
-        half[t, :, :3] = 1.96 * np.sqrt(over(square, np.where(n > 1, n * (n - 1), 0)))
-    m = v - v[:, [base]]
-    curve, width = (np.swapaxes(x, -1, -2)[..., base:] for x in (m, half))
-    steps = units.steps[base:]
-    eta, _ = _reached(curve, -width, width, (steps - steps[0]) / (steps[-1] - steps[0]))
-    return {"M_raw": (("topic", "checkpoint", "stance"), m), "eta_raw": (("topic", "stance"), eta)}
 
 
 def convergence(
@@ -338,14 +296,15 @@ def convergence(
     d = units.means(units.x - units.x[[-1]])
     gap = units.mean(d)
     half = np.full(gap.shape, np.nan)
-    _, half[:, :-1] = units.tested(d[:, :-1], draws, seed, level)
+    test = units.tested(d[:, :-1], level, draws, seed)
+    half[:, :-1] = test.half
     inside = (gap - half >= -eps) & (gap + half <= eps)
     last = np.logical_and.accumulate(inside[:, -2::-1], axis=1).sum(1)  # [topic, measure] checkpoints, from the end
     step = units.steps[np.maximum(0, len(units.steps) - 1 - last)]
     found = named("gap", ("topic", "checkpoint", "stance"), gap, band_low=gap - half, band_high=gap + half)
     found |= named("converged", ("topic", "stance"), np.where(last > 0, step, np.nan))
     found |= named("rests_on", ("topic", "stance"), last)
-    data = _dataset(units, found | units.counts(), level=level, eps=eps, draws=draws)
+    data = _dataset(units, found | units.counts(), level=level, eps=eps, draws=draws, assumes=f"{test.assumes}; {RUN}")
     return derived("values.convergence", data, readings, eps=eps, level=level, draws=draws, seed=seed)
 
 
@@ -388,7 +347,9 @@ def resampling_null(
     n = a.count(y)
 
     def noise(number: int) -> np.ndarray:
-        signs = a.signs(draws, seed + 7919 * number, d.shape[2])
+        # Of each sample its own: what a cluster's samples share is no noise of reading.
+        shape = (draws, a.clusters, d.shape[2])
+        signs = np.random.default_rng([seed, 1, number]).choice([-1.0, 1.0], shape)[:, a.cluster]
         return over(sum(a.sums(signs[:, :, s], rows[:, s]) for s in range(d.shape[2])), n) / np.sqrt(2)
 
     first = noise(0)
@@ -465,5 +426,5 @@ def _most(m: np.ndarray) -> np.ndarray:
 
 def _dataset(units: StanceUnits, found: dict[str, tuple], **attrs: object) -> xr.Dataset:
     axes = {"checkpoint": units.steps, "topic": np.array(units.topics, object), "stance": list(STANCES)}
-    data = described(xr.Dataset(found, axes, attrs), VARIABLES)
+    data = described(xr.Dataset(found, axes, {**attrs, **units.duplicates}), VARIABLES)
     return data.transpose("draw", "checkpoint", "topic", "stance", missing_dims="ignore")

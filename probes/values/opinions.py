@@ -130,13 +130,13 @@ def supervised(drifts: Reading) -> dict[str, Any]:
         value = moved(table, topic, measure)
         own = table.sel(topic=topic)
         cells = _tests(own)
-        eta = own["keyed_eta"] if measure == "keyed" else own["eta"].sel(stance=measure)
+        eta, onset = (own[f"keyed_{x}"] if measure == "keyed" else own[x].sel(stance=measure) for x in ("eta", "onset"))
         right = bool(value[0] * sign > 0 and value[3] <= 0.05) if sign else None
         found[topic] = {
             "measure": measure, "moved": value, "right": right,
             "significant_cells": int((cells <= 0.05).sum()),
             "cells": int((~np.isnan(cells)).sum()),
-            "eta": round(float(eta), 3),
+            "eta": round(float(eta), 3), "onset": float(onset),
             "largest_keyed": round(float(np.nanmax(np.abs(own["keyed_M"].values))), 4),
         }  # fmt: skip
     return found

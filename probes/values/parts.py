@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probes.values.duplicates import Joined
 from probes.values.units import opened
 from workbench.errors import ReadingError
 from workbench.reading import Reading
@@ -45,7 +46,7 @@ def read_part(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowMass)
-        some = [items[i] for i in own]
+        some = Joined(items[i] for i in own)  # what is near a duplicate is known of all items alone
         return opened(instrument.read(model, some, batch_size=batch_size or BATCH, seed=seed, progress=False))
 
 

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from probes.values.duplicates import THRESHOLD, joined, told
 from probes.values.items import columns, fingerprint
 from probes.values.parts import read_all
 from probes.values.units import AXES
@@ -67,12 +68,24 @@ class ValueTracker:
         path: the folder; made where it is not there.
         items: what is asked (``probes.values.Items``, or any sequence of items).
         instruments: how.  More can be used later, in the same folder.
+        duplicates: near-duplicate items share a cluster from this similarity on, and count once in every interval and
+            test (:func:`probes.values.duplicates.cluster`); None: clusters as the items have them.
 
     Raises InputError where the folder holds readings of other items.
     """
 
-    def __init__(self, path: str | os.PathLike[str], items: Sequence[Any], instruments: Sequence[Instrument]) -> None:
-        self.path, self.items, self.instruments = Path(path), list(items), list(instruments)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        items: Sequence[Any],
+        instruments: Sequence[Instrument],
+        *,
+        duplicates: float | None = THRESHOLD,
+    ) -> None:
+        self.path, self.instruments = Path(path), list(instruments)
+        given = list(items)
+        self._digest = fingerprint(given)
+        self.items = joined(given, duplicates)
         self._told: set[str] = set()
         if not self.items or not self.instruments:
             raise InputError("There is nothing to track: give at least one item and one instrument.")
@@ -89,7 +102,8 @@ class ValueTracker:
 
     def __repr__(self) -> str:
         done = sum(bool(own["read"]) for own in self.about["checkpoints"].values())
-        return f"ValueTracker({str(self.path)!r}, {len(self.items)} items, {done} checkpoints read)"
+        asked = told([item.cluster or item.item_id for item in self.items]) or f"{len(self.items)} items"
+        return f"ValueTracker({str(self.path)!r}, {asked}, {done} checkpoints read)"
 
     def run(
         self,
@@ -285,6 +299,8 @@ class ValueTracker:
         model = called[0] if len(called) == 1 else f"{called[0]} … {called[-1]} ({len(found)} checkpoints)"
         data = data.assign_coords(checkpoint=list(found)).assign(columns(self.items))
         data.attrs = {"model": model, "instrument": name, "asked": ", ".join(sorted(asked))}
+        if said := told(data["cluster"].values):
+            data.attrs["duplicates"] = said
         last = {"step": step, "settings": {"instrument": name}, "model": {**steps[0].get("model", {}), "name": model}}
         return Reading(described(data, AXES), [*steps, last])
 
@@ -328,7 +344,7 @@ class ValueTracker:
 
     def _open(self) -> None:
         """The folder, made where it is not there; readings of version 0.1.0 are taken over."""
-        head = {"items": fingerprint(self.items)}
+        head = {"items": self._digest}
         try:
             self.folder = Folder.open(self.path, KIND, partial=True)
         except ReadingError:

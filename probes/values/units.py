@@ -8,15 +8,18 @@ averaged first, a topic's value is the mean over its clusters, and clusters are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from probes.values.duplicates import joined, told
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import max_statistic_p, over
+from workbench.stats import Design, Interval, over
+from workbench.stats.levels import Reached
 from workbench.variables import about
 
 STANCES = ("support", "neutral", "oppose", "uncommitted")
@@ -25,13 +28,23 @@ MEASURES = (*STANCES, "keyed", "commitment")
 DIMS = ("checkpoint", "item", "sample", "stance")
 SLACK = 1e-3
 """How far probabilities may be off, as stored in half precision."""
-
+OF_RUN = "in this run (another seed may differ)"
+RUN = "the run is given: another seed of training may differ (compare has tests over runs)"
+"""What tests and intervals over items say nothing of."""
+SKEWED = 0.2
+"""Differences with a smaller ``symmetry_p`` count as skewed."""
+ROUNDING = 1e-12
+"""Smaller differences are of rounding, and 0 to tests: else what cannot move would be one more thing that does."""
+TESTABLE = 50
+"""With fewer clusters in all, symmetry that is not rejected has not been tested, and several topics' counts as
+rejected."""
 
 ENDS = {
     "low": ("lower end of the interval of", "low"), "high": ("upper end of the interval of", "high"),
     "band_low": ("lower end of the simultaneous interval of", "low"),
     "band_high": ("upper end of the simultaneous interval of", "high"),
-    "p": ("family-wise p of", "p"), "null": ("by chance:", "null"), "null_high": ("quantile of the null of", "floor"),
+    "p": ("family-wise p of", "p"), "symmetry_p": ("p of symmetric moves:", "p"), "null": ("by chance:", "null"),
+    "null_high": ("quantile of the null of", "floor"),
 }  # fmt: skip
 """What stands beside a value, by the end of its name: the beginning of its long name, and its role."""
 AXES = {
@@ -43,21 +56,29 @@ AXES = {
 }
 
 
-def family(name: str, long_name: str, units: str = "", better: str = "", *, ends: Iterable[str] = ()) -> dict[str, Any]:
-    """Attributes of a variable, and of what :func:`named` puts beside it under the same ``ends``."""
-    found = {name: about(long_name, units, better)}
+def family(
+    name: str, long_name: str, units: str = "", better: str = "", *, ends: Iterable[str] = (), more: str = ""
+) -> dict[str, Any]:
+    """Attributes of a variable, and of what :func:`named` puts beside it under the same ``ends``.
+
+    ``more`` is said of the value alone.
+    """
+    short = {"short_name": long_name} if more else {}
+    found = {name: about(f"{long_name} {more}".strip(), units, better, **short)}
     for end in ends:
         said, role = ENDS[end]
         found[f"{name}_{end}"] = about(f"{said} {long_name}", "" if role == "p" else units, role=role, of=name)
     return found
 
 
-def by_stance(name: str, long_name: str, units: str = "", *, ends: Iterable[str] = ()) -> dict[str, Any]:
+def by_stance(
+    name: str, long_name: str, units: str = "", *, ends: Iterable[str] = (), more: str = ""
+) -> dict[str, Any]:
     """:func:`family` of a variable over stances, and of the same of the keyed stance and of commitment."""
     ends = tuple(ends)
-    found = family(name, f"{long_name} of the stance", units, ends=ends)
-    found |= family(f"keyed_{name}", f"{long_name} of the keyed stance", units, ends=ends)
-    return found | family(f"commitment_{name}", f"{long_name} of commitment", units, ends=ends)
+    found = family(name, f"{long_name} of the stance", units, ends=ends, more=more)
+    found |= family(f"keyed_{name}", f"{long_name} of the keyed stance", units, ends=ends, more=more)
+    return found | family(f"commitment_{name}", f"{long_name} of commitment", units, ends=ends, more=more)
 
 
 def opened(given: Any) -> Reading:
@@ -95,9 +116,14 @@ def checked(readings: Reading | xr.Dataset) -> xr.Dataset:
         raise InputError(
             f"Item {str(items[count.argmax()])!r} is there {count.max()} times. Items are read once; name each."
         )
+    if "cluster" not in readings.variables and {"text", "topic"} <= set(readings.variables):
+        readings = readings.assign(cluster=("item", _by_text(readings)))
     for name in ("topic", "polarity", "cluster"):
         if name not in readings.variables or readings[name].dims != ("item",):
-            raise InputError(f"The readings need {name} [item]. A prompt without duplicates is a cluster of its own.")
+            raise InputError(
+                f"The readings need {name} [item]. A prompt without duplicates is a cluster of its own; with the texts "
+                "of items, text [item], near-duplicates are found."
+            )
     for name in ("topic", "cluster"):
         blank = np.array([x is None or x != x or str(x) == "" for x in readings[name].values])
         if blank.any():
@@ -127,6 +153,13 @@ def checked(readings: Reading | xr.Dataset) -> xr.Dataset:
     return readings
 
 
+def _by_text(readings: xr.Dataset) -> np.ndarray:
+    """Clusters of near-duplicates among a dataset's own texts."""
+    rows = zip(readings["item"].values, readings["text"].values, strict=True)
+    items = joined(SimpleNamespace(item_id=str(name), text=str(text), cluster="") for name, text in rows)
+    return np.array([item.cluster for item in items], object)
+
+
 def _where(readings: xr.Dataset, at: np.ndarray) -> str:
     k, i, s = np.argwhere(at)[0]
     return f"checkpoint {readings['checkpoint'].values[k]}, item {str(readings['item'].values[i])!r}, sample {s}"
@@ -154,6 +187,30 @@ def aligned(readings: Sequence[Reading | xr.Dataset], names: Sequence[str]) -> l
     return found
 
 
+class Tested(NamedTuple):
+    """Family-wise tests of means against 0 and simultaneous intervals, [topic, ...].
+
+    Attributes
+    ----------
+    p
+        Family-wise over all cells.
+    half
+        Half width of simultaneous intervals; infinite where a topic has too few clusters to say, NaN without any.
+    symmetry_p
+        [...], over topics: how likely differences that lie symmetrically about their topic's mean would look as skewed.
+    assumes
+        What p rests on, in words.
+    skewed
+        Whether the SD pooled over topics was taken for some cell.
+    """
+
+    p: np.ndarray
+    half: np.ndarray
+    symmetry_p: np.ndarray
+    assumes: str
+    skewed: bool = False
+
+
 class Units:
     """Clusters of prompts within topics ("units"), and the arithmetic on them.  Arrays of units are [unit, ...].
 
@@ -163,6 +220,12 @@ class Units:
     ----------
     topic, cluster
         Of each item.
+
+    Attributes
+    ----------
+    design
+        :class:`workbench.stats.Design` whose rows are units, in clusters, within topics (a cluster in two topics is
+        drawn with its first).
     """
 
     def __init__(self, topic: Sequence[Any] | np.ndarray, cluster: Sequence[Any] | np.ndarray) -> None:
@@ -173,9 +236,14 @@ class Units:
         both, self.unit = np.unique(np.stack([self.item_topic, item_cluster]), axis=1, return_inverse=True)
         self.unit = self.unit.reshape(-1)
         self.topic, self.cluster = both
-        self.clusters = int(item_cluster.max()) + 1
-        _, first = np.unique(self.cluster, return_index=True)
-        self._stratum = self.topic[first]  # a cluster in two topics is drawn with the first
+        self.design = Design(self.cluster, self.topic)
+        self.clusters = self.design.n
+
+    @property
+    def duplicates(self) -> dict[str, str]:
+        """What is said of near-duplicates in a table's attributes."""
+        said = told(self.cluster[self.unit])
+        return {"duplicates": said} if said else {}
 
     def counts(self) -> dict[str, tuple[tuple[str], np.ndarray]]:
         """How many items and clusters a topic has: variables of a Dataset (described by :data:`AXES`)."""
@@ -197,26 +265,19 @@ class Units:
         there = ~np.isnan(x)
         return over(self._grouped(np.where(there, x, 0).sum(2)), self._grouped(there.sum(2)))
 
-    def parts(self, x: np.ndarray, *, centred: bool = False) -> np.ndarray:
-        """[checkpoint, item, sample, ...] -> [unit, sample, checkpoint, ...] whose mean over samples is ``means``.
-
-        ``centred``: what each sample adds to it, which has mean 0.
-        """
+    def parts(self, x: np.ndarray) -> np.ndarray:
+        """[checkpoint, item, sample, ...] -> [unit, sample, checkpoint, ...] whose mean over samples is ``means``."""
         x = np.moveaxis(np.moveaxis(x, 1, 0), 2, 1)
         there = ~np.isnan(x)
         total, count = self._grouped(np.where(there, x, 0)), self._grouped(there)
-        if centred:
-            total = total - count * np.nan_to_num(over(total.sum(1), count.sum(1)))[:, None]
         return np.nan_to_num(over(total, count.mean(1)[:, None]))
 
-    def mean(self, y: np.ndarray, times: np.ndarray | None = None, add: np.ndarray | None = None) -> np.ndarray:
+    def mean(self, y: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """[unit, ...] -> [topic, ...] mean over clusters that have a value; [draws, topic, ...] with ``times``
-        [draws, unit] that each is there.  ``add`` [draws, topic, ...] is added to the sums."""
+        [draws, unit] that each is there."""
         once = times is None
         times = np.ones((1, len(y))) if times is None else times
-        there = (~np.isnan(y)).astype(float)
-        top, bottom = self.sums(times, np.nan_to_num(y)), self.sums(times, there)
-        found = over(top if add is None else top + add, bottom)
+        found = over(self.sums(times, np.nan_to_num(y)), self.sums(times, (~np.isnan(y)).astype(float)))
         return found[0] if once else found
 
     def sums(self, times: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -228,86 +289,147 @@ class Units:
             found[:, t] = (times[:, own] @ flat[own]).reshape(len(times), *y.shape[1:])
         return found
 
-    def drawn(self, draws: int, seed: int) -> np.ndarray:
-        """[draws, unit]: how often each is there when clusters are drawn again, within topics."""
-        rng, times = np.random.default_rng(seed), np.zeros((draws, self.clusters))
-        for stratum in np.unique(self._stratum):
-            own = self._stratum == stratum
-            times[:, own] = rng.multinomial(own.sum(), np.full(own.sum(), 1 / own.sum()), size=draws)
-        return times[:, self.cluster]
-
-    def signs(self, draws: int, seed: int, samples: int | None = None) -> np.ndarray:
-        """[draws, unit] of +1, -1, alike within a cluster; [draws, unit, sample] with ``samples``."""
-        shape = (draws, self.clusters) if samples is None else (draws, self.clusters, samples)
-        return np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=shape)[:, self.cluster]
-
-    def bootstrap(self, x: np.ndarray, draws: int, seed: int, *, redraw: bool = False) -> np.ndarray:
-        """[checkpoint, item, sample, ...] -> [draws, topic, checkpoint, ...]: means when prompts are drawn again.
-
-        In two stages, the same indices at all checkpoints: clusters with replacement, then each one's samples, without
-        replacement (all of them), because clusters already differ by the noise of their samples, and samples drawn with
-        replacement (``redraw``) add it once more (Davison & Hinkley 1997, section 3.8).  NaN for one cluster alone.
-        """
-        y, times, add = self.means(x), self.drawn(draws, seed), None
-        if redraw:
-            rng, n = np.random.default_rng([seed, 2]), x.shape[2]
-            first = np.unique(self.cluster, return_index=True)[1]
-            again = rng.multinomial(times[:, first].astype(int) * n, np.full(n, 1 / n))[:, self.cluster] / n
-            rows = self.parts(x, centred=True)
-            add = np.zeros((draws, len(self.topics), *rows.shape[2:]))
-            for s in range(n):
-                add += self.sums(again[:, :, s], rows[:, s])
-        found = self.mean(y, times, add)
-        found[:, self.count(y) < 2] = np.nan
-        return found
-
     def count(self, y: np.ndarray) -> np.ndarray:
         """[unit, ...] -> [topic, ...] clusters with a value."""
         return self.sums(np.ones((1, len(y))), (~np.isnan(y)).astype(float))[0]
 
-    def flipped(self, d: np.ndarray, signs: np.ndarray) -> np.ndarray:
-        """[unit, ...] -> [draws, topic, ...]: T = sum of flipped differences / root of the sum of their squares.
+    def again(self, y: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """[unit, ...] -> [draws, topic, ...]: means when clusters are drawn again, all cells together.
 
-        Flips leave the sum of squares as it is, so T has variance 1 in every cell, and is Student's t on another scale.
+        A cluster's samples are not drawn again with it: clusters already differ by the noise of their samples, and
+        samples drawn with replacement add it once more (Davison & Hinkley 1997, section 3.8).  NaN for one cluster.
         """
-        y = np.nan_to_num(d)
-        root = np.sqrt(self.sums(np.ones((1, len(y))), y**2)[0])
-        found = self.sums(signs, y) / np.where(root > 1e-12, root, 1)
-        found[:, self.count(d) == 0] = np.nan
+        found = self.mean(y, self.design.resample(draws, seed))
+        found[:, self.count(y) < 2] = np.nan
         return found
 
-    def mean_flipped(self, d: np.ndarray, signs: np.ndarray) -> np.ndarray:
-        """[unit, ...] -> [draws, topic, ...] means of flipped differences."""
-        return over(self.sums(signs, np.nan_to_num(d)), self.count(d))
+    def flipped(self, y: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """[unit, ...] -> [draws, topic, ...] means when the sign of each cluster is flipped."""
+        return over(self.sums(self.design.signs(draws, seed), np.nan_to_num(y)), self.count(y))
 
-    def tested(self, d: np.ndarray, draws: int, seed: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Paired differences [unit, ...] -> family-wise p and half width of simultaneous intervals, both [topic, ...].
+    def interval(self, y: np.ndarray, level: float, draws: int, seed: int) -> Interval:
+        """[unit, ...] -> intervals of the topics' means, [topic, ...] (:meth:`workbench.stats.Design.bootstrap`)."""
+        found = []
+        for t in range(len(self.topics)):
+            own = y[self.topic == t]
+            found.append(Design(n=len(own)).bootstrap(own, level=level, draws=draws, seed=seed))
+        said = sorted({kind for one in found for kind in one.method.split(", ")} - {"no interval"})
+        *arrays, _ = zip(*found, strict=True)
+        return Interval(*(np.stack(x) for x in arrays), ", ".join(said) or "no interval")
 
-        Every cell is of one family.  p: the sign of each cluster's differences is flipped, all of its cells together,
-        and a cell's |T| is compared with the largest of each draw.  The intervals take the quantile of the largest
-        |T| of flipped differences from the mean; they are infinite where a topic has too few clusters to say.
+    def tested(self, d: np.ndarray, level: float, draws: int, seed: int) -> Tested:
+        """Paired differences [unit, ...] against 0; every cell is of one family.
 
-        Flips are exact for one checkpoint.  Several with a common baseline are flipped together, which keeps their
-        correlations and is right as clusters become many: without drift, topics of 8 to 50 clusters had a p <= .05 in
-        4 to 5 % of simulated runs.
+        The sign of each cluster's differences is flipped, all of its cells together (step-down max-T,
+        :meth:`workbench.stats.Design.max_t`): exact for one checkpoint, where differences are as often above 0 as below
+        by as much.  Several checkpoints with a common baseline are flipped together, which keeps their correlations.
+
+        Differences of mean 0 that are skewed (few items move far, the others creep back) pass flips too easily: a topic
+        that has none of the few has moved in all its items.  Symmetry is therefore tested, cell by cell, over all
+        topics.  Where it is rejected, or cannot be tested (fewer than :data:`TESTABLE` clusters), p is the larger of
+        flips' and of a second test, whose statistic is the mean over the SD pooled over topics, against clusters drawn
+        again within topics, of differences from their topic's mean; and the interval is the wider of the two's.  Cells
+        that are found to have moved are then left out, and the rest is tested once more: how uneven the moves of topics
+        are that moved is no measure of those that did not.  Of a single topic with a handful of items nothing helps:
+        without one of the few among them, they have moved.
+
+        Notes
+        -----
+        Symmetry: with e a cluster's difference from its topic's mean, and s^2 the topic's variance, h = e^3 - 3 s^2 e
+        is what a cluster adds to the third central moment.  Signs of h are flipped; the statistics are the sum over all
+        clusters, studentised, and the sum over topics of the size of each one's (skews that differ in sign); p is
+        twice the smaller.  The threshold, :data:`SKEWED`, is lenient: a cell that is called skewed by chance loses a
+        little power.  A studentised bootstrap with each topic's own SD is no second test here: one cell with a single
+        outlier, which many draws leave out, has a spread near 0 in them, and takes the power of the whole family.
         """
-        signs = self.signs(draws, seed)
-        observed = np.abs(self.flipped(d, np.ones((1, len(d))))[0])
-        known = ~np.isnan(observed)
-        p = np.full(observed.shape, np.nan)
-        if not known.any():
-            return p, p.copy()
-        p[known] = max_statistic_p(observed[known], np.abs(self.flipped(d, signs)[:, known]))
-        n = self.count(d)
-        centred = d - self.mean(d)[self.topic]
-        q2 = float(np.quantile(np.abs(self.flipped(centred, signs)[:, known]).max(1), level, method="higher")) ** 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            error = np.sqrt(self.sums(np.ones((1, len(d))), np.nan_to_num(centred) ** 2)[0] / (n * (n - 1)))
-            # T of the flips, bounded by the root of n, back on the scale of Student's t.
-            half = np.where(n > q2, error * np.sqrt(q2 * (n - 1) / (n - q2)), np.inf)
-        # n clusters have 2^n flips, half of them mirror images: no p is smaller, and no interval more certain.
-        half = np.where(2.0 ** (1 - n) > 1 - level + 1e-12, np.inf, half)
-        return p, np.where(n < 2, np.nan, half)
+        d = np.where(np.abs(d) < ROUNDING, 0, d)
+        first = found = self._round(d, level, draws, seed)
+        p, gone = first.p, np.zeros(first.p.shape, bool)
+        while found.skewed and ((moved := (p <= 1 - level + 1e-12) & ~gone).any()):
+            gone |= moved
+            if not (left := ~gone & ~np.isnan(p)).any():
+                break
+            found = self._round(np.where(gone[self.topic], np.nan, d), level, draws, seed)
+            p = np.where(left, np.fmin(p, np.fmax(found.p, p[gone].max())), p)
+        return Tested(p, first.half, first.symmetry_p, first.assumes)
+
+    def _round(self, d: np.ndarray, level: float, draws: int, seed: int) -> Tested:
+        """The test of :meth:`tested` with all topics that have a value."""
+        shape = d.shape[1:]
+        flips = self.design.max_t(d, by=self.topic, level=level, draws=draws, seed=seed, null="flip")
+        y = d.reshape(len(d), -1)
+        there = ~np.isnan(y)
+        n = self.count(y)
+        mean = self.mean(y)
+        e = np.where(there, y - mean[self.topic], 0)
+        square = self.sums(np.ones((1, len(e))), e**2)[0]
+        symmetry_p = self._symmetry(e, over(square, n - 1), draws, seed)
+        number = int(there.any(1).sum())
+        rejected = np.nan_to_num(symmetry_p, nan=1.0) <= SKEWED
+        # Of one topic alone the SD over topics is its own, and says nothing that the flips do not.
+        skewed = rejected | (number < TESTABLE and len(self.topics) > 1)
+        p, half = flips.p.reshape(n.shape), (flips.high - flips.value).reshape(n.shape)
+        if skewed.any():
+            pooled = np.sqrt(over(square.sum(0), np.maximum(n - 1, 0).sum(0)))
+            q, pooled_p = self._pooled(e, there, n, mean, pooled, draws, seed, level)
+            p = np.where(skewed, np.fmax(p, pooled_p), p)
+            half = np.where(skewed, np.fmax(half, q * over(pooled, np.sqrt(n))), half)
+        said = "if a mean did not move, items would move up as often as down, by as much (symmetry)"
+        if number < TESTABLE:
+            said += f": cannot be tested with {number} clusters"
+        elif rejected.any():
+            said += f": rejected in {rejected.sum()} of {len(rejected)} cells"
+        else:
+            said += ": tested, and not rejected"
+        said += "; p and bands there also hold the SD over all topics" if skewed.any() else ""
+        full = (len(self.topics), *shape)
+        return Tested(p.reshape(full), half.reshape(full), symmetry_p.reshape(shape), said, bool(skewed.any()))
+
+    def _symmetry(self, e: np.ndarray, variance: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """p [cell] of differences from their topics' means [unit, cell], of which topics have this variance."""
+        h = e**3 - 3 * np.nan_to_num(variance)[self.topic] * e
+        root = np.sqrt(self.sums(np.ones((1, len(h))), h**2)[0])  # [topic, cell]
+        scale = np.where(root > 1e-12 * np.max(np.abs(e), initial=1e-100) ** 3, root, np.inf)
+        total = np.sqrt((root**2).sum(0))
+
+        def statistics(times: np.ndarray) -> np.ndarray:
+            found = self.sums(times, h)
+            return np.stack([np.abs(over(found.sum(1), total)), np.abs(found / scale).sum(1)], 1)
+
+        reached = Reached(statistics(np.ones((1, len(h))))[0])
+        for signs in _blocks(self.design.signs(draws, seed + 1), root.size):
+            reached.add(statistics(signs))
+        return np.minimum(1, 2 * reached.p().min(0))
+
+    def _pooled(
+        self, e: np.ndarray, there: np.ndarray, n: np.ndarray, mean: np.ndarray, own: np.ndarray, draws: int, seed: int,
+        level: float,
+    ) -> tuple[float, np.ndarray]:  # fmt: skip
+        """Quantile of the largest statistic, and p [topic, cell], of means over the SD pooled over topics (``own``)."""
+        # Differences from a mean of n vary too little, by (n - 1) / n.
+        e = e * np.sqrt(np.nan_to_num(over(n, n - 1)))[self.topic]
+
+        def statistic(times: np.ndarray) -> np.ndarray:
+            total, count = self.sums(times, e), self.sums(times, there.astype(float))
+            square = self.sums(times, e**2) - np.nan_to_num(over(total**2, count))
+            spread = np.sqrt(over(np.maximum(square.sum(1), 0), np.maximum(count - 1, 0).sum(1)))
+            # Draws without a cell's one outlier have next to no spread, and would decide for all cells.
+            pooled = np.maximum(spread, own / 4)[:, None]
+            return np.nan_to_num(over(np.abs(total), pooled * np.sqrt(count)))
+
+        reached, largest = Reached(over(np.abs(mean) * np.sqrt(n), own)), []
+        for times in _blocks(self.design.resample(draws, seed + 2), n.size):
+            null = statistic(times)
+            reached.add(null)
+            largest.append(null.max((1, 2)))
+        return float(np.quantile(np.concatenate(largest), level, method="higher")), reached.step_down()
+
+
+def _blocks(drawn: np.ndarray, cells: int) -> Iterator[np.ndarray]:
+    """Draws [draws, unit] in blocks whose statistics of so many cells fit in memory."""
+    step = max(1, 2_000_000 // max(1, cells))
+    for start in range(0, len(drawn), step):
+        yield drawn[start : start + step]
 
 
 class StanceUnits(Units):

@@ -202,7 +202,7 @@ def routing_effects(device: str, folder: Path) -> Any:
     model, texts, labels = polyglot(device)
     experts = {1: [0, 1]}
     found = [
-        effects(model, {"L0": (texts[::4], experts), "both": (texts, {0: [1], 1: [2]})}, sets=2, draws=20),
+        effects(model, {"L0": (texts[::4], experts), "both": (texts, {0: [1], 1: [2]})}, sets=2, caliper=1, draws=20),
         regret(model, texts[:6], 1, routes=2, draws=20), functional(model, texts, clusters=5, top=2, draws=5),
         contributions(model, texts, labels, draws=5),
         shared(placed(zoo.build("qwen2_moe"), device), IDS, draws=5),

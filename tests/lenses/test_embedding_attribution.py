@@ -23,7 +23,6 @@ def test_layer_0_of_a_plain_model_is_the_input_itself(llama):
     data = workbench.read(llama, prompts(), EmbeddingLens(), progress=False).data
     real = data.input_id.values >= 0
     np.testing.assert_array_equal(data.token_id.values[:, 0, :, 0][real], data.input_id.values[real])
-    assert (data.cosine.values[:, 0, :, 0][real] > data.cosine_floor.values[0]).all()
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS])

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 from tiny import layer_states, prompts, tiny
 
 import workbench
@@ -154,8 +155,11 @@ def test_the_null_is_the_same_target_under_other_states_whichever_are_read(any_m
                     exact.append(check_null(data, dense, p, slot, token, (t,)))
                     np.testing.assert_allclose(data.target_logprob.values[p, :, slot, t], own[:, at, token], atol=1e-4)
     assert len(exact) >= 7 and np.mean(exact) > 0.95
-    for name in ("target_logprob_null", "target_logprob_p"):
+    for name in ("target_logprob_null", "target_logprob_p", "target_logprob_q"):
         assert np.isnan(data[name].values.transpose(0, 2, 1, 3)[data.input_position.values < 0]).all()
+    p, q = data.target_logprob_p.values, data.target_logprob_q.values
+    if (known := ~np.isnan(p)).any():
+        np.testing.assert_allclose(q[known], false_discovery_control(p[known]), rtol=1e-5)
     assert data.target_logprob_p.attrs["role"] == "p" and data.target_logprob_null.attrs["of"] == "target_logprob"
 
 
@@ -194,9 +198,12 @@ def test_the_null_in_parts_in_bf16_and_where_there_is_none(llama, fast_bf16):
     assert np.isnan(workbench.read(llama, [[5]], LogitLens(targets=7), progress=False).data.target_logprob_null).all()
     few = workbench.read(llama, [[5, 6, 7]], LogitLens(targets=7), progress=False).data
     assert np.isfinite(few.target_logprob_null).all() and np.isnan(few.target_logprob_p).all()
+    assert "fewer than 20 other positions" in few.target_logprob_q.attrs["reason"]
+    with pytest.raises(InputError, match="draws=5 gives no p-value"):
+        LogitLens(targets=7, draws=5)
     # What the state itself chooses has no null, and says so.
     own = workbench.read(llama, prompts(), LogitLens(), progress=False).data
-    for name in ("target_logprob_null", "target_logprob_p"):
+    for name in ("target_logprob_null", "target_logprob_p", "target_logprob_q"):
         assert np.isnan(own[name]).all() and "chosen by the state itself" in own[name].attrs["reason"]
 
 

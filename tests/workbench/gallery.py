@@ -87,7 +87,7 @@ def routed() -> Reading:
 def effects() -> xr.Dataset:
     """As from probes.routing.effects: three claims, of which two are backed."""
     rng = np.random.default_rng(2)
-    own = {"delta": [0.21, 0.11, 0.02], "excess_low": [0.1, 0.05, -0.1], "q": [0.01, 0.01, 0.8],
+    own = {"delta": [0.21, 0.11, 0.02], "excess_low": [0.1, 0.05, -0.1], "q_random": [0.01, 0.01, 0.8],
            "backed": [True, True, False]}  # fmt: skip
     own |= {"delta_low": [0.17, 0.08, -0.02], "delta_high": [0.26, 0.14, 0.05]}
     made = {name: ("claim", np.array(values)) for name, values in own.items()}

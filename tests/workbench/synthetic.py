@@ -108,7 +108,7 @@ def embedding_lens(lengths=(14, 12, 9), layers=7, top_k=5, seed=1):
     keep = ["token_id", "input_id", "input_token", "input_position", "prompt_text", "vocab_token"]
     data = read[keep]
     data["cosine"] = (read["logprob"].dims, (1 / (1 - read["logprob"].values)).astype("float32"))
-    data["cosine_floor"] = (("layer",), np.full(layers, 0.12, dtype="float32"))
+    data["cosine_floor_shuffled"] = (("layer",), np.full(layers, 0.12, dtype="float32"))
     data.attrs = {**read.attrs, "reader": "EmbeddingLens"}
     return described(data, embedding.VARIABLES)
 

@@ -68,7 +68,7 @@ def test_the_scales_are_the_published_ones_and_survive_colour_blindness():
 
 def readings():
     lens, near = gallery.lens(), gallery.near()
-    latent = near.data.rename(cosine="similarity").drop_vars("cosine_floor").assign_attrs(reader="LatentLens")
+    latent = near.data.rename(cosine="similarity").drop_vars("cosine_floor_shuffled").assign_attrs(reader="LatentLens")
     own = {"cosine": near.data, "similarity": latent, "contribution": gallery.attributed().data}
     return {name: own.get(name, lens.data) for name in LENSES}
 

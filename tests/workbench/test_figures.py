@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 pytest.importorskip("plotly")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,6 +22,7 @@ from workbench.errors import InputError
 from workbench.figures import CHARTS, ExportError, Figure, chart
 from workbench.figures.drawing import browser
 from workbench.figures.source import Source
+from workbench.stats import Design
 from workbench.variables import described
 
 needs_browser = pytest.mark.skipif(browser() is None, reason="no Chrome or Chromium to draw with")
@@ -112,11 +114,27 @@ def test_trajectory_targets_and_null():
 def test_curves_average_real_positions_only():
     data = logit_lens()
     figure = chart(data, "curves", value="entropy")
-    per_prompt = [np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)]
+    per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
     np.testing.assert_allclose(figure.data[1].y, np.mean(per_prompt, axis=0), rtol=1e-5)
-    low, high = np.transpose(figure.data[1].customdata)
-    assert (low <= np.mean(per_prompt, axis=0) + 1e-6).all() and (low < high).all()
     assert len(chart(data.isel(prompt=[0]), "curves", value="entropy").data) == 1, "one prompt has no band"
+
+
+def test_curves_show_few_prompts_as_points_and_more_with_a_band():
+    data = logit_lens()
+    points, line = chart(data, "curves", value="entropy").data
+    per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
+    assert points.mode == "markers" and "points: each of 3 prompts" in chart(data, "curves").layout.title.text
+    np.testing.assert_allclose(np.reshape(points.y, per_prompt.shape), per_prompt, rtol=1e-5)
+    expected = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
+    np.testing.assert_allclose(np.transpose(line.customdata), expected, rtol=1e-4)
+    assert "t over 3 prompts" in line.hovertemplate
+    many = logit_lens(lengths=(9,) * 12)
+    band, line = chart(many, "curves", value="entropy", seed=3).data
+    per_prompt = np.nanmean(many["entropy"].values, axis=2)
+    found = Design(n=12).bootstrap(per_prompt, seed=3)
+    np.testing.assert_allclose(band.y, np.r_[found.high, found.low[::-1]], rtol=1e-5)
+    np.testing.assert_allclose(line.y, per_prompt.mean(0), rtol=1e-5)
+    assert "95% band: bootstrap-t over 12 prompts" in chart(many, "curves", value="entropy").layout.title.text
 
 
 def test_curves_draw_the_null_of_what_has_one():
@@ -176,7 +194,7 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1
     np.testing.assert_array_equal(floors[1].y, shuffled)
     near = chart(embedding_lens(), "floors")
-    assert [t.name for t in near.data[2:]] == ["floor: random directions (100% above)"]
+    assert [t.name for t in near.data[2:]] == ["floor: shuffled prompts (100% above)"]
     with pytest.raises(InputError, match="a floor of its score"):
         chart(data.drop_vars(list(names)), "floors")
 

@@ -604,7 +604,7 @@ def test_captions_of_panels_say_once_what_is_common():
     panels = [lens.figure("curves", value=OWN), lens.figure("heatmap", prompt=2, value=OWN)]
     text = paper("icml").grid([panels]).caption()
     assert text.startswith(
-        r"\textbf{(a)} Mean over positions, 95\% bootstrap band over 3 prompts, dotted: null. \textbf{(b)} Log-prob"
+        r"\textbf{(a)} Mean over positions, points: each of 3 prompts, dotted: null. \textbf{(b)} Log-prob"
     )
     assert text.count("Model:") == text.count("Null:") == 1 and "Read on" not in text
     sheet = paper("icml").grid([panels])

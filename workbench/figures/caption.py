@@ -8,7 +8,7 @@ the figure says of itself; where there is none, the caption says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import unescape
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +88,29 @@ def _controls(data: Any) -> dict[str, list[str]]:
     """Variable -> what it is compared with, "null: ...", from the roles of those of the others that say them."""
     found: dict[str, list[str]] = {}
     for name in map(str, getattr(data, "data_vars", ())):
-        said = []
+        said, absent = [], {}
         for role, names in controls_of(data, name).items():
             kind = "interval" if role in ("low", "high") else role
             for own in (data[n] for n in names):
                 if own.dtype.kind != "f" or not np.isnan(own.values).all():
-                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}")
+                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}{_how(own, data)}")
                 elif own.attrs.get("reason"):
-                    said.append(f"no {kind}: {own.attrs['reason']}")
+                    absent.setdefault(own.attrs["reason"], {})[kind] = None
+        said += [f"no {_listed(kinds)}: {reason}" for reason, kinds in absent.items()]
         if said:
             found[name] = list(dict.fromkeys(said))
     return found
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _how(variable: Any, data: Any) -> str:
+    """How an interval was made and over how many units, where its variable or the whole table says so."""
+    how = variable.attrs.get("interval") or data.attrs.get("interval")
+    return f" ({how})" if how and variable.attrs.get("role") in ("low", "high") else ""
 
 
 def latex(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from workbench.figures import theme
 from workbench.figures.cells import SMALLEST, fit_cells, ink
 from workbench.figures.figure import Figure
 from workbench.figures.source import Source
+from workbench.stats import Design, nanmean
+from workbench.stats.design import FEW
 from workbench.variables import aimed
 
 if TYPE_CHECKING:
@@ -259,19 +260,22 @@ def _along(source: Source, name: str, prompt: int, column: int, target: int) -> 
 def curves(
     data: xr.Dataset,
     value: str | Sequence[str] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
     target: int | str | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Figure:
-    """Depth curves: the mean over prompts of each prompt's mean, with a bootstrap band over prompts; dotted: the null.
+    """Depth curves: the mean over prompts of each prompt's mean, with a band over prompts; dotted: the null.
 
     Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
+    Of fewer than 8 prompts each is shown as a point instead of a band, and the hover has the interval.
 
     value      one variable or several (one panel each); default: the first that is logarithmic (ranks of targets) and
                the first other that is not over ranks
-    level      of the percentile band; it needs two prompts, and with one there is none
     target     one of several, by text or number; default all of them, a line each
+    level, draws, seed    of the interval over prompts (:meth:`workbench.stats.Design.bootstrap`); with one prompt there
+               is none
     What is logarithmic by its attributes (ranks of targets) is averaged as log10(1 + x) and drawn on that scale.
     """
     source = Source(data)
@@ -288,41 +292,62 @@ def curves(
     aims, more = first_few(aims, "targets")
     if all("target" not in data[name].dims for name in names):
         aims, more = [0], ""
+    lines = [(name, aim) for name in names for aim in (aims if "target" in data[name].dims else aims[:1])]
+    means = np.stack([[_position_mean(source, *line, p) for line in lines] for p in prompts])
+    if np.isnan(means).all((0, 2)).any():
+        raise InputError(
+            "curves: no position of any prompt has a value (sinks are left out), so there is nothing to average."
+        )
+    found = Design(n=len(means)).bootstrap(means, level=level, draws=draws, seed=seed)
+    few = bool(found.units.max() < FEW)
+    how = f"{level:.0%} interval: {found.said('prompts')}"
     figure, nulls = blank(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
     highest: dict[str, float] = {}
-    for column, name in enumerate(names, start=1):
+    for line, (name, aim) in enumerate(lines):
+        column, number = names.index(name) + 1, aims.index(aim)
         where, log = {"row": 1, "col": column}, source.about(name).get("scale") == "log"
-        for number, aim in enumerate(aims if "target" in data[name].dims else aims[:1]):
-            means = np.stack([_position_mean(source, name, p, aim, log) for p in prompts])
-            centre, low, high = _band(means, level, resamples, seed)
-            highest[name] = max(highest.get(name, 0.3), float(np.nanmax(high, initial=0.3)))
-            several = len(aims) > 1 and "target" in data[name].dims
-            called = tokens.labels([_target_name(source, aim)])[0] if several else source.called(name, short=True)
-            # Beside lines of several targets, another panel's line has none of the hues that say which target.
-            colour = theme.HUES[number if several else -column if len(aims) > 1 else column - 1]
-            if len(means) > 1:
-                figure.add_scatter(
-                    x=np.concatenate([source.depths, source.depths[::-1]]), y=np.concatenate([high, low[::-1]]),
-                    mode="lines", fill="toself", fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip",
-                    showlegend=False, legendgroup=called, **where,
-                )  # fmt: skip
+        centre, low, high = found.value[line], found.low[line], found.high[line]
+        known, shown = ~np.isnan(low), means[:, line] if few else high
+        highest[name] = max(highest.get(name, 0.3), float(np.nanmax(shown, initial=0.3)))
+        several = len(aims) > 1 and "target" in data[name].dims
+        called = tokens.labels([_target_name(source, aim)])[0] if several else source.called(name, short=True)
+        # Beside lines of several targets, another panel's line has none of the hues that say which target.
+        colour = theme.HUES[number if several else -column if len(aims) > 1 else column - 1]
+        if len(means) > 1 and few:
             figure.add_scatter(
-                x=source.depths, y=centre, name=called, mode="lines+markers", marker={"size": 4},
-                line={"color": colour, "width": 2}, customdata=np.stack([low, high], axis=-1), legendgroup=called,
-                showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
-                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>", **where,
+                x=np.tile(source.depths, len(means)), y=means[:, line].ravel(), mode="markers", showlegend=False,
+                marker={"size": 4, "color": theme.faded(colour, 0.45)}, legendgroup=called,
+                customdata=np.repeat(prompts, len(source.depths)),
+                hovertemplate="prompt %{customdata}: %{y:.3f}<extra></extra>", **where,
             )  # fmt: skip
-            own = [n for n in source.controls(name, "null") if n in source.grids() or data[n].dims == (source.depth,)]
-            null = np.stack([_position_mean(source, n, p, aim, log) for n in own[:1] for p in prompts] or [np.nan])
-            if not np.isnan(null).all():
-                nulls += 1
-                figure.add_scatter(
-                    x=source.depths, y=_band(null, level, 1, seed)[0], name=f"{called}, null", mode="lines",
-                    line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False, legendgroup=called,
-                    hovertemplate="null: %{y:.3f}<extra></extra>", **where,
-                )  # fmt: skip
+        elif known.any():
+            x, low_, high_ = source.depths[known], low[known], high[known]
+            figure.add_scatter(
+                x=np.concatenate([x, x[::-1]]), y=np.concatenate([high_, low_[::-1]]), mode="lines", fill="toself",
+                fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                legendgroup=called, **where,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=source.depths, y=centre, name=called, mode="lines+markers", marker={"size": 4},
+            line={"color": colour, "width": 2}, customdata=np.stack([low, high], axis=-1), legendgroup=called,
+            showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
+            hovertemplate="%{y:.3f}"
+            + f" [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}], {how}" * bool(known.any())
+            + "<extra></extra>", **where,
+        )  # fmt: skip
+        own = [n for n in source.controls(name, "null") if n in source.grids() or data[n].dims == (source.depth,)]
+        null = nanmean(np.stack([_position_mean(source, n, aim, p, log) for n in own[:1] for p in prompts] or [np.nan]))
+        if not np.isnan(null).all():
+            nulls += 1
+            figure.add_scatter(
+                x=source.depths, y=null, name=f"{called}, null", mode="lines",
+                line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False, legendgroup=called,
+                hovertemplate="null: %{y:.3f}<extra></extra>", **where,
+            )  # fmt: skip
+    for column, name in enumerate(names, start=1):
+        where = {"row": 1, "col": column}
         figure.update_yaxes(title_text=source.title(name), **where)
-        if log:
+        if source.about(name).get("scale") == "log":
             top = highest[name]
             ticks = [t for t in (0, 1, 3, 9, 30, 99, 999, 9999, 99999) if np.log10(t + 1) <= top + 0.2]
             figure.update_yaxes(
@@ -330,7 +355,8 @@ def curves(
             )
         figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
     count = len(prompts)
-    band = f"{level:.0%} bootstrap band over {count} prompts" if count > 1 else "1 prompt, so no band"
+    band = f"points: each of {count} prompts" if few else f"{level:.0%} band: {found.said('prompts')}"
+    band = band if count > 1 else "1 prompt, so no band"
     over = "mean over positions" if data.sizes.get("position", 1) > 1 else ""
     one = f"target {_target_name(source, aims[0])}" if len(aims) == 1 and data.sizes.get("target", 1) > 1 else ""
     if all("target" not in data[name].dims for name in names):
@@ -348,32 +374,16 @@ def _target_name(source: Source, target: int) -> str:
     return f"{target + 1} of each prompt" if source.own_targets else tokens.visible(source.targets(0, 0)[target])
 
 
-def _position_mean(source: Source, name: str, prompt: int, target: int, log: bool) -> np.ndarray:
-    """[depth], the mean over a prompt's positions (of log10(1 + x)), sinks apart; NaN where none has a value."""
+def _position_mean(source: Source, name: str, target: int, prompt: int, log: bool | None = None) -> np.ndarray:
+    """[depth], the mean over a prompt's positions, sinks apart; NaN where none has a value.
+
+    ``log``: of log10(1 + x); None: as the variable's scale says.
+    """
+    log = source.about(name).get("scale") == "log" if log is None else log
     grid = source.grid(name, prompt, target if "target" in source.data[name].dims else None)
     values = np.where(source.sinks(prompt), np.nan, np.log10(grid + 1) if log else grid)
     count = np.sum(~np.isnan(values), axis=1)
     return np.where(count > 0, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
-
-
-def _band(
-    means: np.ndarray, level: float, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and percentile band over prompts, means [prompt, depth]; prompts without a value are left out."""
-    means = means[~np.all(np.isnan(means), axis=1)]
-    if len(means) == 0:
-        raise InputError(
-            "curves: no position of any prompt has a value (sinks are left out), so there is nothing to average."
-        )
-    with warnings.catch_warnings():  # a layer may have no value at all
-        warnings.simplefilter("ignore", RuntimeWarning)
-        centre = np.nanmean(means, axis=0)
-        if len(means) == 1:
-            return centre, centre, centre
-        picks = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
-        draws = np.stack([np.nanmean(means[p], axis=0) for p in picks])
-        low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return centre, low, high
 
 
 # ---------------------------------------------------------------- attribution

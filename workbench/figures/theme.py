@@ -76,10 +76,10 @@ def register() -> None:
     pio.templates["workbench_paper"] = go.layout.Template(paper)
 
 
-def faded(colour: str) -> str:
-    """A hue as the ground of an interval."""
+def faded(colour: str, opacity: float = 0.18) -> str:
+    """A hue as the ground of an interval, or of points behind a line."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def _template(ground: str, ink: str, line: str, hues: list[str], size: float) -> go.layout.Template:

@@ -4,32 +4,22 @@
     p_value           of draws of a null; step_down: family-wise; fdr: false discovery rate
     least_q           what so many draws can show among so many cells; draws_for: how many draws would do
     mantel            correlation of distance matrices
-    RandomDirections  random states with the mean and covariance of those that were seen
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from workbench import lazy
 from workbench.stats.arrays import auroc, entropy, js_divergence, nanmean, over, ranks
 from workbench.stats.design import Design, Interval, Jackknife, MaxT, Test, quantiles
 from workbench.stats.levels import draws_for, fdr, least_q, p_value, step_down
 from workbench.stats.matrices import mantel, mantel_table
-from workbench.stats.old import bootstrap_interval, max_statistic_p, sign_flip_p
-
-if TYPE_CHECKING:
-    from workbench.stats.directions import RandomDirections
 
 __all__ = [
     "Design",
     "Interval",
     "Jackknife",
     "MaxT",
-    "RandomDirections",
     "Test",
     "auroc",
-    "bootstrap_interval",
     "draws_for",
     "entropy",
     "fdr",
@@ -37,14 +27,10 @@ __all__ = [
     "least_q",
     "mantel",
     "mantel_table",
-    "max_statistic_p",
     "nanmean",
     "over",
     "p_value",
     "quantiles",
     "ranks",
-    "sign_flip_p",
     "step_down",
 ]
-
-__getattr__ = lazy.names(__name__, {"RandomDirections": "directions"})

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from probes.results import family, of_weights, ran
 from probes.routing.adapters.tracing import adapter_names, mixed, oracle_adapters, projections
+from probes.routing.costs import document_nll
 from probes.routing.duplicates import near_duplicates, said
-from probes.routing.interventions import document_nll
 from probes.routing.measures.contrast import Contrast, Shares, against_mean, warn_of
 from probes.routing.measures.documents import Clusters, clustered, intervals
 from probes.routing.tracer import document_labels

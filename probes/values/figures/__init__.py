@@ -26,10 +26,10 @@ __all__ = [
 
 TRAJECTORIES = Chart(trajectories, ("keyed", "keyed_low", "keyed_high"))
 DRIFTS = Chart(drifts, ("keyed_M", "keyed_M_p", "churn"))
-TIMES = Chart(times, ("keyed_eta", "keyed_eta_low", "keyed_eta_high"))
+TIMES = Chart(times, ("keyed_onset", "keyed_onset_low", "keyed_onset_high"))
 SIDES = Chart(sides, ("changed",))
 GAP = Chart(gap, ("training", "drift", "drift_p", "pearson"))
-RUNS = Chart(runs, ("keyed_M", "keyed_M_p", "keyed_difference"))
+RUNS = Chart(runs, ("keyed_M", "keyed_M_p", "run_end"))
 AGREEMENT = Chart(agreement, ("spearman", "tv_null"))
 PLANE = Chart(plane, ("score", "null", "lay"))
 MARGINS = Chart(margins, ("margin", "margin_p", "depth_sure"))

@@ -61,7 +61,9 @@ SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 @drawn
 def runs(table: xr.Dataset) -> Figure:
-    """Drift of several runs by topic: of ``compare``.  Filled: beyond chance; bars: simultaneous intervals.
+    """Drift of several runs by topic: of ``compare``.  Filled: beyond chance; bars: simultaneous intervals, over items.
+
+    Both are of the run that was read: two seeds of one recipe differ, too.  ``arm_difference`` says whether arms do.
 
     With arms, a run has the colour of its arm and a shape of its own in it: seeds of one recipe are to be told from
     differences between recipes.
@@ -71,7 +73,7 @@ def runs(table: xr.Dataset) -> Figure:
     known = list(dict.fromkeys(arms))
     moved = sure(table, "keyed_M_p", "run", "topic")
     value = table["keyed_M"].transpose("run", "topic").values
-    figure = _figure("keyed drift by run (filled: beyond chance)")
+    figure = _figure("keyed drift in each run (filled: beyond chance)")
     row = 18 if len(names) < 4 else 8  # pixels
     tall = (row * len(names) + 12) * len(topics)
     step = row * len(topics) / tall

@@ -88,11 +88,11 @@ def trajectories(table: Reading | xr.Dataset | Mapping[str, Reading | xr.Dataset
 
 @drawn
 def drifts(table: xr.Dataset) -> Figure:
-    """Keyed drift by topic and checkpoint (:func:`~probes.values.measures.drift`); hatched: not beyond chance
+    """Keyed drift of a run by topic and checkpoint (:func:`~probes.values.measures.drift`); hatched: not beyond chance
     (family-wise)."""
     value = table["keyed_M"].transpose("topic", "checkpoint").values
     beyond = sure(table, "keyed_M_p", "topic", "checkpoint")
-    figure = _figure("keyed drift (hatched: not beyond chance)")
+    figure = _figure("keyed drift in this run (hatched: not beyond chance)")
     x = [str(c) for c in table["checkpoint"].values]
     y = tokens.labels(table["topic"].values)
     reach = float(np.nanmax(np.abs(value), initial=0.05))
@@ -110,19 +110,22 @@ def drifts(table: xr.Dataset) -> Figure:
 
 @drawn
 def times(table: xr.Dataset) -> Figure:
-    """When a topic's keyed stance was where it went farthest, as a share of the steps; significant drifts only."""
-    figure = _figure("drift time (significant drifts only)")
-    keyed = table["keyed_eta"].values
+    """From which step on a topic's keyed stance moves, with its interval; significant drifts only."""
+    figure = _figure("onset of keyed drift in this run (significant drifts only)")
+    keyed = table["keyed_onset"].values
     real = ~np.isnan(keyed)
     names = tokens.labels(table["topic"].values[real])
     low, high = (
-        np.where(np.isnan(x), keyed, x)[real] for x in (table["keyed_eta_low"].values, table["keyed_eta_high"].values)
+        np.where(np.isnan(x), keyed, x)[real]
+        for x in (table["keyed_onset_low"].values, table["keyed_onset_high"].values)
     )
     figure.add_scatter(
         x=keyed[real], y=names, mode="markers", marker={"size": 9, "color": theme.HUES[0]}, showlegend=False,
         error_x={"type": "data", "array": high - keyed[real], "arrayminus": keyed[real] - low, "symmetric": False},
     )  # fmt: skip
-    figure.update_xaxes(title_text="share of steps", range=[-0.02, 1.02])
+    steps = table["checkpoint"].values
+    room = 0.02 * float(steps[-1] - steps[0])
+    figure.update_xaxes(title_text="step", range=[steps[0] - room, steps[-1] + room])
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_layout(width=520, height=150 + 26 * max(1, len(names)))
     return figure

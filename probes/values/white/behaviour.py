@@ -82,9 +82,9 @@ def behaviour(
             "over fewer than 3 is always near 1. Read more checkpoints."
         )
     units = series.units
-    inside, star = units.mean(units.means(change[at])), units.bootstrap(change[at], draws, seed)
-    outside = units.mean(units.means(spoken))
-    outside_star = units.bootstrap(spoken, draws, seed)
+    within, without = units.means(change[at]), units.means(spoken)
+    inside, star = units.mean(within), units.again(within, draws, seed)
+    outside, outside_star = units.mean(without), units.again(without, draws, seed)
     null = null[:, :, :, at]  # [null, draw, topic, checkpoint, layer]
 
     def ready(x: np.ndarray, axis: int) -> np.ndarray:
@@ -118,7 +118,8 @@ def behaviour(
     attrs = {"level": level, "draws": draws, "direction": direction, "changes": int(changes)}
     coords = {"checkpoint": steps[1:] if changes else np.delete(steps, where), "null": list(NULLS)}
     order = ("null", "checkpoint", "topic", "layer")
-    return series.derived("behaviour", found, VARIABLES, coords, order, attrs, *others, **attrs, seed=seed)
+    said = {"interval": f"percentile over {units.clusters} clusters of items, within topics"}
+    return series.derived("behaviour", found, VARIABLES, coords, order, attrs | said, *others, **attrs, seed=seed)
 
 
 def _said(series: Series, other: Reading | None = None) -> tuple[np.ndarray, np.ndarray, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probes.values.units import family
+from probes.values.units import RUN, family
 from probes.values.white.groups import Groups
 from probes.values.white.measured import rotations
 from probes.values.white.series import Series
@@ -88,10 +88,12 @@ def projections(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int =
     series.moved()
     change, null = moves(series)
     units, others = series.units, series.others
-    d, star = units.means(change), units.bootstrap(change, draws, seed)
-    value, (low, high) = units.mean(d), quantiles(star, level)
+    d = units.means(change)
+    own, star = units.interval(d, level, draws, seed), units.again(d, draws, seed)
+    value, low, high = own.value, own.low, own.high
+    test = units.tested(d[:, others], level, draws, seed)
     p = np.full(value.shape, np.nan)
-    p[:, others], _ = units.tested(d[:, others], draws, seed, level)
+    p[:, others] = test.p
     largest = _largest(null)
     null_p, bound = _beyond(np.moveaxis(value, 2, -1), largest, level)
     overall, overall_star = nanmean(value), nanmean(np.moveaxis(star, 1, 0))
@@ -118,6 +120,7 @@ def projections(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int =
     asked = {"level": level, "draws": draws, "seed": seed}
     attrs = {
         "level": level, "draws": draws, "nulls": series.data.sizes["draw"], "baseline": int(series.steps[series.base]),
+        "interval": own.said("clusters of items"), "assumes": f"{test.assumes}; {RUN}",
     }  # fmt: skip
     order, coords = ("null", "checkpoint", "direction", "topic", "layer"), {"null": list(NULLS)}
     return series.derived("projections", found | units.counts(), PROJECTIONS, coords, order, attrs, **asked)
@@ -202,7 +205,7 @@ def directions(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 
     lost, lost_ends = np.full((steps, *shape[1:]), np.nan), np.full((2, steps, *shape[1:]), np.nan)
     mean, mean_ends = np.full((steps, 2, 2, layers), np.nan), np.full((2, steps, 2, 2, layers), np.nan)
     gone, gone_ends = np.full((steps, 2, layers), np.nan), np.full((2, steps, 2, layers), np.nan)
-    times = np.concatenate([np.ones((1, len(series.units.topic))), series.units.drawn(draws, seed)])
+    times = np.concatenate([np.ones((1, len(series.units.topic))), series.units.design.resample(draws, seed)])
     for t in range(steps):
         found = np.stack([_aucs(series, t, kind, times) for kind in KINDS], 1)  # [draw, kind, direction, topic, layer]
         for target, bounds, x in (
@@ -229,8 +232,9 @@ def directions(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 
         found |= {name: (own, x[0]), f"{name}_low": (own, np.where(sure, low, np.nan))}
         found |= {f"{name}_high": (own, np.where(sure, high, np.nan))}
     attrs, coords = {"level": level, "draws": draws}, {"kind": list(KINDS)}
+    said = {"interval": f"percentile over {series.units.clusters} clusters of items, within topics"}
     found |= series.units.counts()
-    return series.derived("directions", found, DIRECTION_VARIABLES, coords, (...,), attrs, **attrs, seed=seed)
+    return series.derived("directions", found, DIRECTION_VARIABLES, coords, (...,), attrs | said, **attrs, seed=seed)
 
 
 def _aucs(series: Series, t: int, kind: str, times: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probes.values.units import family
+from probes.values.units import RUN, family
 from probes.values.white.series import Series
 from workbench.reading import Reading
 from workbench.stats import nanmean, quantiles
@@ -52,17 +52,18 @@ def margins(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 100
     size = nanmean(np.moveaxis(np.abs(raw), 2, 0))
     x = series.keyed(np.where(np.abs(mean) <= EXACT * size, 0.0, mean))
     d = units.means(x)
-    value, star = units.mean(d), units.bootstrap(x, draws, seed)
-    p, _ = units.tested(d, draws, seed, level)
-    low, high = quantiles(star, level)
+    own, star = units.interval(d, level, draws, seed), units.again(d, draws, seed)
+    value, low, high = own.value, own.low, own.high
+    test = units.tested(d, level, draws, seed)
+    p = test.p
     dims = ("topic", "checkpoint", "layer")
     found = {"margin": (dims, value), "margin_low": (dims, low), "margin_high": (dims, high), "margin_p": (dims, p)}
     change = x - x[[base]]
     d, m_p = units.means(change), np.full(value.shape, np.nan)
     if len(series.others):
-        m_p[:, series.others], _ = units.tested(d[:, series.others], draws, seed, level)
-    m_low, m_high = quantiles(units.bootstrap(change, draws, seed), level)
-    found |= {"M": (dims, units.mean(d)), "M_low": (dims, m_low), "M_high": (dims, m_high), "M_p": (dims, m_p)}
+        m_p[:, series.others] = units.tested(d[:, series.others], level, draws, seed).p
+    moved = units.interval(d, level, draws, seed)
+    found |= {"M": (dims, moved.value), "M_low": (dims, moved.low), "M_high": (dims, moved.high), "M_p": (dims, m_p)}
     sure = p[..., -1] <= 1 - level + 1e-12
     ends = quantiles(_settled(star, series.layers), level)
     for name, depth in zip(("depth", "depth_low", "depth_high"), (_settled(value, series.layers), *ends), strict=True):
@@ -70,6 +71,7 @@ def margins(data: Reading | xr.Dataset, *, level: float = 0.95, draws: int = 100
     firm = np.where(p <= 1 - level + 1e-12, value, 0.0)
     found["depth_sure"] = (dims[:2], _settled(firm, series.layers))
     attrs = {"level": level, "draws": draws, "baseline": int(series.steps[base])}
+    attrs |= {"interval": own.said("clusters of items"), "assumes": f"{test.assumes}; {RUN}"}
     order, asked = ("checkpoint", "topic", "layer"), {"level": level, "draws": draws, "seed": seed}
     return series.derived("margins", found | units.counts(), VARIABLES, {}, order, attrs, **asked)
 

@@ -50,7 +50,7 @@ def measured(now: np.ndarray, base: np.ndarray, groups: Groups, *, draws: int = 
         null_projection [null, direction, draw, layer, topic]: keyed means of the same on directions that mean nothing,
             each in its own SDs.  "shuffled labels": labels and keys permuted within topics, and all else the same.
             "gaussian": sum_g x_g (h_g - topic mean), x_g standard normal, which are directions of N(0, S), S being the
-            baseline's covariance within topics, as in workbench.stats.RandomDirections; keys are the true ones.
+            baseline's covariance within topics; keys are the true ones.
         fixed_score, refit_score [item, layer, direction]: centred by the topic's mean at this checkpoint, on the
             direction of the baseline and on that of this checkpoint.
     Directions themselves, the first being the value and the others clusters drawn again, within topics:
@@ -95,7 +95,8 @@ class Chance:
         self.keys = dict(zip(NULLS, (keys[:, groups.group], np.repeat(self.key, draws, 0)), strict=True))
         self.random = _gaussian(groups, draws, seed), np.ones((draws, len(groups.topics)))
         """Weights [draw, group] and shares [draw, topic] of Gaussian directions."""
-        self.times = np.concatenate([np.ones((1, len(units.topic))), units.drawn(draws, seed)])[:, groups.unit]
+        again = units.design.resample(draws, seed)
+        self.times = np.concatenate([np.ones((1, len(units.topic))), again])[:, groups.unit]
         """[again, group]"""
         order = np.argsort(rng.random((HALVES, units.clusters)), 1)
         chosen = np.zeros((HALVES, units.clusters))

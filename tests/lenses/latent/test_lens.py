@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 from tiny import tiny
 
 import workbench
@@ -195,7 +196,7 @@ def test_shares_of_index_layers_are_of_neighbours_of_words(story, index):
 
 
 def test_shares_of_index_layers_have_an_interval_over_prompts(story, index):
-    texts = [s.text for s in stories(9, 11)]
+    texts = [s.text for s in stories(6, 11)]
     data = workbench.read(story, texts, LatentLens(index, top_k=3), progress=False).data
     word = ~np.isin(data.input_id.values, story.tokenizer.all_special_ids)
     found = np.where(word[:, None, :, None], data.index_layer.values, -1)  # [prompt, layer, position, rank]
@@ -203,11 +204,15 @@ def test_shares_of_index_layers_have_an_interval_over_prompts(story, index):
     counts = np.stack([[(own == x).sum((1, 2)) for x in data["index"].values] for own in found])
     share = counts.sum(0) / counts.sum((0, 1))
     np.testing.assert_allclose(data.index_layer_share.values.T, share, atol=1e-6)
-    rng = np.random.default_rng(7)
-    drawn = np.stack([(s := counts[rng.integers(9, size=9)].sum(0)) / s.sum(0) for _ in range(4000)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(data.index_layer_share_low.values.T, low, atol=0.012)
-    np.testing.assert_allclose(data.index_layer_share_high.values.T, high, atol=0.012)
+    # Few prompts: Student's t with the standard error of the jackknife, prompts left out one after the other.
+    left = np.stack([(s := np.delete(counts, i, 0).sum(0)) / s.sum(0) for i in range(len(texts))])
+    error = np.sqrt((len(texts) - 1) / len(texts) * ((left - left.mean(0)) ** 2).sum(0))
+    weight = counts.sum((1, 2)) / counts.sum()
+    half = error * stats.t.ppf(0.975, (weight**2).sum() ** 2 / (weight**4).sum() - 1)
+    low, high = np.clip(share - half, 0, 1), np.clip(share + half, 0, 1)
+    np.testing.assert_allclose(data.index_layer_share_low.values.T, low, atol=0.004)
+    np.testing.assert_allclose(data.index_layer_share_high.values.T, high, atol=0.004)
+    assert data.index_layer_share_low.attrs["interval"] == "t over 6 prompts"
     assert (high - low).max() > 0.03
     one = workbench.read(story, texts[0], LatentLens(index, floors=False), progress=False).data
     assert np.isnan(one.index_layer_share_low).all() and np.isnan(one.index_layer_share_high).all()
@@ -370,7 +375,7 @@ def test_intervals_of_senses_cover_where_what_varies_is_the_clause():
     rate over all clauses there could be, the one over stories does not."""
     from lenses.latent.senses import occurrences, over_clauses
     from workbench.organisms.story.grammar import stories
-    from workbench.stats import bootstrap_interval
+    from workbench.stats import Design
 
     wanted = occurrences(list(stories(600, 2)))
     keys = [(o.word, o.clause) for o in wanted]
@@ -380,11 +385,9 @@ def test_intervals_of_senses_cover_where_what_varies_is_the_clause():
     own = (rng.random((runs, clause.max() + 1)) < 0.7)[:, clause]  # a clause is known, or not
     each = np.where(rng.random(own.shape) < 0.05, ~own, own).astype(float)
     truth = 0.7 * 0.95 + 0.3 * 0.05
-    low, high = over_clauses(each, wanted)
-    by_story = np.stack([each[:, story == k].mean(1) for k in range(story.max() + 1)])
-    near, far = bootstrap_interval(by_story, np.bincount(story).astype(float))
-    covered = ((low <= truth) & (truth <= high)).mean()
-    assert covered > 0.9 and ((near <= truth) & (truth <= far)).mean() < covered - 0.05
+    found, by_story = over_clauses(each, wanted), Design(story).bootstrap(each.T)
+    covered, naive = (((x.low <= truth) & (truth <= x.high)).mean() for x in (found, by_story))
+    assert covered > 0.93 and naive < covered - 0.08
 
 
 def test_senses_of_an_index_that_is_there_are_those_of_a_new_one(story, index, tmp_path):

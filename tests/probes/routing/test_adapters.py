@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 import workbench
 from probes.routing.adapters import adapter_routing, agreement, compare, gram, oracle_rate, prototypes, usage, weighted
 from probes.routing.adapters.figures import adapters as figure
-from probes.routing.interventions import document_nll
+from probes.routing.costs import document_nll
 from workbench.errors import InputError, Refused
 
 peft = pytest.importorskip("peft", reason="peft is not installed, and Arrow routers are PEFT's")

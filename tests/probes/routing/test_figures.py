@@ -30,7 +30,7 @@ def table(**claims: tuple[dict[int, list[int]], bool]) -> xr.Dataset:
         "delta": np.full(n, 0.2),
         "delta_low": np.full(n, 0.1),
         "delta_high": np.full(n, 0.3),
-        "q": np.full(n, 0.01),
+        "q_random": np.full(n, 0.01),
         "backed": backed,
     }
     draws = ("claim", "draw"), np.zeros((n, 3))

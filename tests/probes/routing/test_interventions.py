@@ -1,25 +1,20 @@
-"""Interventions do what they say, cost what they should, and leave nothing behind."""
+"""Interventions do what they say, and leave nothing behind."""
 
 from __future__ import annotations
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 import zoo
 
 import workbench
-from probes.routing import RoutingTracer, figures, intervene, interventions
-from probes.routing.interventions import document_nll, effect, effects, regret
-from workbench import stats
+from probes.routing import RoutingTracer, effects, intervene
+from probes.routing.costs import document_nll
 from workbench.anatomy.moe import record
 from workbench.errors import InputError, Refused
 from workbench.organisms.polyglot import twins
-from workbench.reading import Reading
-from workbench.stats import sign_flip_p
 from workbench.testing import CHECKS, check_reader
 
 
@@ -302,161 +297,3 @@ def test_what_cannot_be_done_says_why(model):
         pass
     with pytest.raises(InputError, match="blocks is empty"):
         workbench.read(model, TEXTS, RoutingTracer(blocks=[]), progress=False)
-
-
-def test_nll_is_the_models_own_loss(model):
-    texts, _ = twins.documents(5, languages=True, tokens=9)
-    texts = [t[: 4 + i] for i, t in enumerate(texts)]
-    nats, tokens = document_nll(model, texts)
-    for i, ids in enumerate(texts):
-        t = torch.tensor([ids])
-        with torch.no_grad():
-            loss = model.module(input_ids=t, labels=t).loss
-        assert nats[i] / tokens[i] == pytest.approx(float(loss), rel=1e-4)
-
-
-def test_other_sets_are_different_sets_matched_in_these_documents(model):
-    """p of sets that were drawn again and again was 1 in 20 of what four sets can show."""
-    texts, labels = twins.documents(16, languages=True, tokens=20)
-    own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
-    count = workbench.read(model, own, RoutingTracer(), progress=False).data["usage_count"].sum("label").values
-    found = effect(model, own, {-1: [0, 1]}, sets=20)
-    assert json.loads(found.data.attrs["experts"]) == {"1": [0, 1]}
-    # Of six others there are 15 pairs: all of them.
-    costs, lost = [], []
-    plain, tokens = document_nll(model, own)
-    for pair in itertools.combinations(range(2, 8), 2):
-        with intervene(model, drop={1: pair}):
-            costs.append((document_nll(model, own)[0] - plain).sum() / tokens.sum())
-        lost.append(count[1, list(pair)].sum())
-    assert int(found["sets"]) == 15 and np.isnan(found["delta_random"].values[15:]).all()
-    np.testing.assert_allclose(found["delta_random"].values[:15], costs, atol=1e-6)
-    assert found["slots_random"].values[:15].tolist() == lost and float(found["slots"]) == count[1, :2].sum()
-    reach = sum(c >= float(found["delta"]) for c in costs)
-    assert float(found["p_random"]) == pytest.approx((1 + reach) / 16)
-    assert float(found["excess"]) == pytest.approx(float(found["delta"]) - np.mean(costs), abs=1e-6)
-    few = effect(model, own, {1: [0], 0: [1]}, sets=6)
-    assert int(few["sets"]) == 6 and not np.isnan(few["delta_random"]).any()
-    # The nearest in load of each half: the least alike is never it.
-    mixed = twins.documents(8, languages=False, tokens=20)[0]
-    load = workbench.read(model, mixed, RoutingTracer(), progress=False).data["usage_count"].sum("label")
-    near = interventions._matched({1: [3]}, {1: load.values[1].astype(float)}, 6, np.random.default_rng(0))
-    apart = np.abs(load.values[1] - load.values[1, 3])
-    assert len(near) >= 4 and max(apart[x[1][0]] for x in near) == np.sort(np.delete(apart, 3))[3]
-    table = effects(model, {"L0": (own, {1: [0, 1]}), "two": (own, {1: [0], 0: [1]})}, sets=20)
-    assert table["sets"].values.tolist() == [15, 20]
-    assert len(figures.forest(table).data) == 3
-
-
-def test_an_effect_stands_beside_experts_of_the_same_load(model):
-    texts, labels = twins.documents(16, languages=True, tokens=20)
-    data = workbench.read(model, texts, RoutingTracer(labels), progress=False).data
-    own = [t for t, label in zip(texts, labels, strict=True) if label == "L0"]
-    loads = data["usage_count"].sum("label")
-    found = effect(model, own, {1: twins.MAP["L0"]}, loads=loads, sets=3)
-    plain = document_nll(model, own)
-    with intervene(model, drop={1: twins.MAP["L0"]}):
-        without = document_nll(model, own)
-    assert float(found["delta"]) == pytest.approx((without[0] - plain[0]).sum() / plain[1].sum(), rel=1e-5)
-    # Documents in L0 never reach the other languages' experts: dropping those costs nothing.
-    np.testing.assert_allclose(found["delta_random"].values, 0, atol=1e-6)
-    assert float(found["delta_low"]) <= float(found["delta"]) <= float(found["delta_high"])
-
-
-def test_an_effect_stands_beside_other_routes_of_the_same_compute(model, monkeypatch):
-    own = twins.documents(6, languages=False, tokens=12)[0]
-    encoded = []
-    encode = interventions.encode
-    monkeypatch.setattr(interventions, "encode", lambda *a: encoded.append(1) or encode(*a))
-    experts = {np.int64(1): np.array([0, 5])}
-    found = effect(model, own, experts, sets=3, seed=7)
-    assert len(encoded) == 1
-    assert json.loads(found.data.attrs["experts"]) == {"1": [0, 5]}
-    plain, tokens = document_nll(model, own)
-    routes = []
-    for i in range(3):
-        with intervene(model, replace={1: [0, 5]}, seed=7 + i):
-            routes.append((document_nll(model, own)[0] - plain).sum() / tokens.sum())
-    np.testing.assert_allclose(found["delta_replaced"].values, routes, rtol=1e-5)
-    assert float(found["replaced"]) == pytest.approx(np.mean(routes), rel=1e-5)
-    assert float(found["replaced_low"]) <= float(found["replaced"]) <= float(found["replaced_high"])
-    reach = (found["delta_random"].values >= float(found["delta"])).sum()
-    assert float(found["p_random"]) == pytest.approx((1 + reach) / 4)
-
-
-def test_the_sign_flip_is_the_share_of_all_flips():
-    values = np.array([1.0, 2.0, -0.5, 3.0, 0.7, 1.1])
-    flips = np.array(list(itertools.product([-1, 1], repeat=6)))
-    exact = (abs(flips @ values) >= abs(values.sum()) - 1e-9).mean()
-    assert sign_flip_p(values, 20000, 0) == pytest.approx(exact, abs=0.01)
-    assert sign_flip_p(-values, 20000, 0) == pytest.approx(exact, abs=0.01)
-
-
-def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):
-    texts, labels = twins.documents(24, languages=True, tokens=20)
-    claims = {
-        name: ([t for t, label in zip(texts, labels, strict=True) if label == name], {1: twins.MAP[name]})
-        for name in ("L0", "L1")
-    }
-    claims["not L0"] = (claims["L0"][0], {1: twins.MAP["L1"]})
-    table = effects(model, claims, sets=2)
-    assert table["claim"].values.tolist() == ["L0", "L1", "not L0"]
-    one = effect(model, *claims["L1"], sets=2)
-    for name in one.data.data_vars:
-        np.testing.assert_array_equal(table[name].sel(claim="L1").values, one[name].values)
-    assert json.loads(str(table["experts"].sel(claim="L1").item())) == {"1": [2, 3]}
-    np.testing.assert_array_equal(table["q"].values, stats.fdr(table["p"].values))
-    np.testing.assert_array_equal(table["q_random"].values, stats.fdr(table["p_random"].values))
-    # Documents in L0 never reach the experts of L1: exactly nothing.
-    assert float(table["delta"].sel(claim="not L0")) == float(table["replaced"].sel(claim="not L0")) == 0
-    path = table.save(tmp_path / "claims.nc")
-    assert workbench.open(path).data["experts"].values.tolist() == table["experts"].values.tolist()
-    with pytest.raises(InputError, match="no claim"):
-        effects(model, {})
-
-
-def test_a_claim_is_backed_where_its_experts_are_missed_more_than_all_others(model, monkeypatch):
-    none = np.nan
-    made = {  # delta, delta_random, excess_low, p
-        "missed": (0.3, [0.1, 0.2, none], 0.1, 0.001), "one set costs as much": (0.3, [0.1, 0.3, 0.2], 0.1, 0.001),
-        "no excess": (0.3, [0.1, 0.2, 0.2], -0.01, 0.001), "of few documents": (0.3, [0.1, 0.2, 0.2], 0.1, 0.3),
-        "missed as well": (0.02, [0.0, -0.1, 0.01], 0.001, 0.02),
-    }  # fmt: skip
-
-    def effect(model, inputs, experts):
-        delta, draws, low, p = made[inputs]
-        values = {"delta": delta, "delta_random": ("draw", draws), "excess_low": low, "p": p, "p_random": 0.5}
-        return Reading(xr.Dataset(values, attrs={"documents": 9}))
-
-    monkeypatch.setattr(interventions, "effect", effect)
-    table = effects(model, {name: (name, {}) for name in made})
-    assert table["backed"].dtype == bool
-    assert table["claim"].values[table["backed"].values].tolist() == ["missed", "missed as well"]
-
-
-def test_regret_is_what_random_routes_cost(model):
-    texts, _ = twins.documents(5, languages=False, tokens=12)
-    found = regret(model, texts, 1, routes=3, seed=2)
-    plain, tokens = document_nll(model, texts)
-    routes = []
-    for i in range(3):
-        with intervene(model, force={1: "random"}, seed=2 + i):
-            routes.append(document_nll(model, texts)[0])
-    assert float(found["nll"]) == pytest.approx(plain.sum() / tokens.sum())
-    np.testing.assert_allclose(found["nll_random"].values, np.sum(routes, 1) / tokens.sum(), rtol=1e-5)
-    assert float(found["regret"]) == pytest.approx((plain - np.mean(routes, 0)).sum() / tokens.sum(), abs=1e-6)
-    assert float(found["regret_best"]) == pytest.approx((plain - np.min(routes, 0)).sum() / tokens.sum(), abs=1e-6)
-    assert float(found["regret_low"]) <= float(found["regret"]) <= float(found["regret_high"])
-
-
-def test_a_trained_router_chooses_better_than_chance():
-    from workbench.organisms.polyglot.grammar import LANGUAGES, documents
-
-    texts = [text for language in LANGUAGES for text in documents(4, language, 4242)]
-    trained = workbench.load("organism:polyglot")
-    found = regret(trained, texts, 3, routes=2)
-    assert float(found["regret_high"]) < -0.2
-    assert float(found["p"]) < 0.01
-    with intervene(trained, jitter=2**-8):  # the rounding of bfloat16 costs next to nothing
-        nats, tokens = document_nll(trained, texts)
-    assert abs(nats.sum() / tokens.sum() - float(found["nll"])) < 0.002

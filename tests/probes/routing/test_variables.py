@@ -160,7 +160,7 @@ def test_what_runs_the_model_begins_with_the_model(model, texts, tmp_path):
     some = texts[0][:6]
     claims = {"a": (some, {1: [0, 1]}), "b": (some, {1: [2]})}
     figure = check(effects(model, claims, sets=2, **DRAWS), 2, tmp_path)
-    assert [line.name for line in figure.data] == ["others near in load", "replaced at random", "dropped"]
+    assert [line.name for line in figure.data] == ["other sets", "replaced at random", "dropped"]
     for reading in (
         effect(model, some, {1: [0]}, sets=2, **DRAWS), regret(model, some, 1, routes=2, **DRAWS),
         contributions(model, some, **DRAWS), functional(model, some, clusters=5, **DRAWS),

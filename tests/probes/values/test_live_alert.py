@@ -91,6 +91,26 @@ def test_intervals_are_those_of_drift_between_first_and_last():
         assert alert.found[topic] == pytest.approx(band, abs=1e-12)
 
 
+def test_an_alarm_says_what_it_assumes_and_takes_what_differs_between_seeds():
+    """Means that wander, all items of a topic together: the run's own drift, and none of its recipe's."""
+    runs, alarms = 40, {0.0: 0, 0.03: 0}
+    for seed in range(runs):
+        data = readings(seed, {}, checkpoints=2)
+        rng = np.random.default_rng([seed, 3])
+        keyed = data["polarity"].values * np.repeat(0.03 * rng.standard_normal(2), 24)
+        p = data["p"].values.copy()
+        p[1, ..., 0] += keyed[:, None] / 2
+        p[1, ..., 2] -= keyed[:, None] / 2
+        for spread in alarms:
+            alert = beyond(by=0, looks=1, spread=spread)
+            alarms[spread] += looked_at(data.assign(p=(data["p"].dims, p)), alert) is not None
+            assert ("differ by 0.03" in alert.assumes) == bool(spread) and "symmetry" in alert.assumes
+    print(f"alarms where topics wander as between seeds (SD .03): {alarms} of {runs}")
+    assert alarms[0.03] <= 6 < alarms[0.0]  # .99 of the binomial at .05
+    with pytest.raises(InputError, match="spread=-1"):
+        beyond(spread=-1)
+
+
 def test_what_cannot_be_decided_is_said():
     data = SimpleNamespace(readings=lambda instrument: Reading(readings(5, {})))
     with pytest.raises(InputError, match="How often"):

@@ -172,3 +172,19 @@ def test_two_trackers_write_by_turns_and_not_at_once(tmp_path):
     assert ValueTracker(tmp_path, ITEMS, [Fixed()]).steps == [0, 1]
     with trackers[0].folder.lock(), pytest.raises(ReadingError, match="is being written by"):
         trackers[1].saved(5, "abc")
+
+
+def test_near_duplicates_share_a_cluster_unless_told_otherwise(tmp_path):
+    texts = ["I like tea very much.", "I like tea very, very much.", "Rain is a nuisance for farmers."]
+    items = [Asked(f"i{k}", "tea" if k < 2 else "rain", text) for k, text in enumerate(texts)]
+    model = models(1)
+    tracker = ValueTracker(tmp_path / "a", items, [Fixed()]).run(model, progress=False)
+    data = tracker.readings().data
+    assert data["cluster"].values.tolist() == ["i0", "i0", "i2"]
+    assert data.attrs["duplicates"] == "3 items in 2 clusters of near-duplicates"
+    assert "3 items in 2 clusters of near-duplicates" in repr(tracker)
+    assert tracker.table().data["cluster"].values.tolist() == ["i0", "i0", "i2"]
+    # The folder is of the items as they were given, and opens however they are clustered.
+    plain = ValueTracker(tmp_path / "a", items, [Fixed()], duplicates=None).readings().data
+    assert plain["cluster"].values.tolist() == ["i0", "i1", "i2"] and "duplicates" not in plain.attrs
+    np.testing.assert_array_equal(plain["p"], data["p"])

@@ -487,7 +487,8 @@ def test_a_planted_shift_is_found_with_its_size_and_place(tmp_path):
     items = [Asked(i.item_id, i.topic, i.text, 1) for i in ITEMS]
     box = WhiteBox([BARE], labels={i.item_id: i.polarity for i in ITEMS}, draws=99, lead="")
     series = {0: changed(nothing), 7: changed(lambda m: m.transformer.h[0].mlp.c_proj.bias.add_(shift))}
-    tracker = ValueTracker(tmp_path, items, [box]).run(series, progress=False)
+    # The loops below leave out one item; these statements say nearly the same, and would share clusters.
+    tracker = ValueTracker(tmp_path, items, [box], duplicates=None).run(series, progress=False)
     found = white.projections(tracker.table().data, draws=200).data.sel(checkpoint=7, direction="pooled")
     np.testing.assert_allclose(found["D"].sel(layer=0), 0, atol=1e-6)
     module = gpt2()
