@@ -292,14 +292,19 @@ def case(kind: Any, name: str, trial: Trial, what: str, where: str, **more: Any)
     return Case(f"routing.{name}", kind, nominal, trial, what, f"probes.routing.measures.{where}", **more)
 
 
+FEW = "the attribute confounded: 5 documents of one, so that a p of .05 may stand for .09"
+
+
 def _cases() -> list[Case]:
     found = []
     for name, (what, make, before) in DESIGNS.items():
-        jsd, any_ = before.get("jsd"), before.get("any")
+        more = {"labelled": FEW if name == "few-short" else ""}
         found += [
-            case("level", f"mean_jsd.{name}", mean_jsd(make), what, "divergence: mean_jsd_p", before=jsd),
-            case("familywise", f"select.{name}", selected(make), what, "select: selected", before=any_),
-        ]
+            case("level", f"mean_jsd.{name}", mean_jsd(make), what, "divergence: mean_jsd_p", before=before.get("jsd"),
+                 **more),
+            case("familywise", f"select.{name}", selected(make), what, "select: selected", before=before.get("any"),
+                 **more),
+        ]  # fmt: skip
     unlike = spreads((30, 30), (8.0, 200.0))
     what = "30 documents, each with experts of its own, against 30 all but alike"
     said = "spread, and the attribute confounded: documents of the first vary 12 times as much"
@@ -314,16 +319,17 @@ def _cases() -> list[Case]:
         lift = least(measures.specialisation, "lift_q", make)
         shared = cells(measures.agreement, "shared_p", make)
         exclusive, universal = (cells(measures.classes, f"{x}_p", make) for x in ("exclusive", "universal"))
-        equal = mean_jsd(make, tokens="equal")
+        equal, more = mean_jsd(make, tokens="equal"), {"labelled": FEW if name == "few-short" else ""}
         found += [
-            case("level", f"information.{name}", information(make), what, "information: information_p", before=jsd),
-            case("familywise", f"lift.{name}", lift, what, "specialisation: lift_q", before=lifts[name]),
+            case("level", f"information.{name}", information(make), what, "information: information_p", before=jsd,
+                 **more),
+            case("familywise", f"lift.{name}", lift, what, "specialisation: lift_q", before=lifts[name], **more),
             case("familywise", f"differences.{name}", gaps, what, "differences: difference_p"),
             case("level", f"agreement.{name}", shared, what, "agreement: shared_p"),
             case("level", f"classes.{name}", exclusive, what, "classes: exclusive_p"),
             case("level", f"universal.{name}", universal, what, "classes: universal_p"),
             case("level", f"equal.{name}", equal, what, 'divergence(tokens="equal"): mean_jsd_p', before=jsd),
-        ]
+        ]  # fmt: skip
     jsd_p, jsd_q, mean_p = (f"divergence: {name}" for name in ("jsd_p", "jsd_q", "mean_jsd_p"))
     many = nothing(fixed(*[(8, 30)] * 3, *[(8, 300)] * 5))
     even = nothing(fixed(*[(8, 100)] * 8))
@@ -352,7 +358,9 @@ def _cases() -> list[Case]:
              "lengths with nothing in common, routing follows nothing: no p", "divergence: mean_jsd_p is NaN"),
         case("power", "refused.length-routes", refused(follows),
              "lengths with nothing in common, and routing follows length: no p", "divergence: mean_jsd_p is NaN"),
-        case("level", "length.length-routes", mean_jsd(follows), "the same: called a difference of labels", mean_p,
+        case("level", "mean_jsd.length-routes", mean_jsd(follows), "the same: called a difference of labels", mean_p),
+        case("level", "mean_jsd.length-routes-little", mean_jsd(long_routes(_no_overlap, 0.5)),
+             "the same, routing follows length a third as much", mean_p,
              labelled="the attribute confounded: no length in common; length_p, and NaN where it is .05 or less"),
     ]  # fmt: skip
     for name, n, size in (
@@ -364,17 +372,19 @@ def _cases() -> list[Case]:
         before = {("jsd", 3): 0.82, ("jsd", 10): 0.89, ("token_share", 3): 0.69}.get((name, n))
         what = f"{n} documents of each label, experts differ by {size:g} of a logarithm"
         where = f"{measure}: {name}_low, {name}_high"
-        found.append(case("coverage", f"{name}.{n}-{size:g}", covers(name, n, size), what, where, before=before))
+        few = "interval: t over 3 documents" if n == 3 and name.endswith("share") else ""
+        trial = covers(name, n, size)
+        found.append(case("coverage", f"{name}.{n}-{size:g}", trial, what, where, before=before, labelled=few))
     real = "organism:polyglot, one language: 5 sentences against 60 documents of"
     found += [
         case("coverage", "jsd.unseen", covers("jsd", 5, 0.3, 5.0, 64),
              "5 documents of each label, each of which uses few of 64 experts", "divergence: jsd_low, jsd_high",
              labelled="docs/numbers/routing.md: experts that no document has shown yet are in no interval"),
         case("familywise", "select.polyglot-long", selected(polyglot(long=8)), f"{real} eight",
-             "select: selected", before=0.92),
+             "select: selected", before=0.92, labelled=FEW),
         case("familywise", "select.polyglot-even", selected(polyglot(long=1)), f"{real} one", "select: selected",
              before=0.025),
-        case("level", "mean_jsd.polyglot-long", mean_jsd(polyglot(long=8)), f"{real} eight", mean_p),
+        case("level", "mean_jsd.polyglot-long", mean_jsd(polyglot(long=8)), f"{real} eight", mean_p, labelled=FEW),
     ]  # fmt: skip
     found += [
         case("power", f"select.planted-{4 * n}", found_what_was_planted(n),

@@ -22,7 +22,7 @@ CONFOUNDS = {
     "spread": about("variance between documents of the label, over that of as many independent slots"),
 }
 """Described beside the p of every measure that compares labels."""
-SURE, UNLIKE = 0.05, 10
+SURE, UNLIKE, FEW = 0.05, 10, 8
 
 
 class Confounded(UserWarning):
@@ -74,7 +74,10 @@ def confounds(documents: Documents, *, draws: int = 199, seed: int = 0) -> tuple
             if not len(x) or not len(y) or x.max() >= y.min():
                 continue
             what = "length" if name == "length" else "share of unknown tokens"
+            fewest = min(len(np.unique(documents.cluster[documents.label == i])) for i in (a, b))
             named.append(f"{documents.names[a]} and {documents.names[b]}: no {what} in common")
+            if name == "length" and fewest < FEW:
+                named[-1] += f" and {fewest} documents of one, so that a p of .05 may stand for .09"
             lost = name == "unknown" and x.max() <= UNKNOWN < y.min()
             if lost or p <= SURE:
                 refused[a, b] = refused[b, a] = True
