@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
-from workbench.stats.arrays import auroc, entropy, js_divergence, nanmean, over, ranks
-from workbench.stats.design import Design, Interval, Jackknife, MaxT, Test, quantiles
+from workbench.stats.arrays import auroc, entropy, js_divergence, nanmean, over, quantiles, ranks
+from workbench.stats.design import Design
 from workbench.stats.levels import draws_for, fdr, least_q, p_value, step_down
 from workbench.stats.matrices import mantel, mantel_table
+from workbench.stats.results import Interval, Jackknife, MaxT, Test
 
 __all__ = [
     "Design",

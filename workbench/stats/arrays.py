@@ -1,4 +1,4 @@
-"""Arithmetic on arrays with missing values, ranks, entropies and divergences."""
+"""Arithmetic on arrays with missing values, quantiles of draws, ranks, entropies and divergences."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ def js_divergence(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
     computed once, however many it stands beside.
     """
     return np.maximum(0, entropy((p + q) / 2, axis) - (entropy(p, axis) + entropy(q, axis)) / 2)
+
+
+def quantiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of draws [draws, ...]; NaN where less than half of them have a value."""
+    known = (~np.isnan(found)).mean(0) >= 0.5 if len(found) else np.zeros(found.shape[1:], bool)
+    if not known.any():
+        return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
+    low, high = np.nanquantile(np.where(known, found, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from workbench.errors import InputError
-from workbench.stats.arrays import over
+from workbench.stats.arrays import over, quantiles
 from workbench.stats.levels import Reached
+from workbench.stats.results import Interval, Jackknife, MaxT, Test
+from workbench.stats.sums import MANY, centred, codes, flipped_t, resampled_t, welch
 
-FEW, MANY = 8, 1000
-"""Below ``FEW`` clusters an interval is Student's t; from ``MANY`` on, percentiles; between them bootstrap-t."""
+FEW = 8
+"""Below so many clusters an interval is Student's t; from ``MANY`` on, percentiles; between them bootstrap-t."""
 GROUPS = 200
 """From ``MANY`` clusters on the jackknife of a statistic leaves out so many groups of clusters in place of each."""
 AT_ONCE, BLOCK = 4_000_000, 64
@@ -22,91 +23,6 @@ AT_ONCE, BLOCK = 4_000_000, 64
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """A function of how often each row is there, [draws, row] -> [draws, ...]."""
-
-
-class Interval(NamedTuple):
-    """A confidence interval, cell by cell, and how it was made.
-
-    Attributes
-    ----------
-    value, low, high
-        The estimate and the ends of its interval; NaN where fewer than two clusters have a value.
-    error, bias
-        Standard error, and how far the estimate is expected to lie above what it estimates (0 for means).
-    units
-        Clusters that have a value, [...] or one number.
-    method
-        "exact", "t", "bootstrap-t", "jackknife-t", "percentile" or "basic"; several, where cells differ, joined by
-        commas.
-    """
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    error: np.ndarray
-    bias: np.ndarray
-    units: np.ndarray
-    method: str
-
-    def said(self, units: str = "units") -> str:
-        """The method and the number of units in words: ``"t over 5 prompts"``."""
-        least, most = (int(x) for x in (np.min(self.units, initial=10**9), np.max(self.units, initial=0)))
-        return f"{self.method} over {most if least >= most else f'{least} to {most}'} {units}"
-
-
-class Jackknife(NamedTuple):
-    """Delete-one-cluster jackknife: standard error, degrees of freedom and bias of an estimate."""
-
-    value: np.ndarray
-    error: np.ndarray
-    dof: np.ndarray
-    bias: np.ndarray
-
-
-class Test(NamedTuple):
-    """A test of each cell.
-
-    Attributes
-    ----------
-    statistic
-        Studentised; signed where there are two sides.
-    p, p_family
-        Of each cell alone, and adjusted for all cells together (step-down max-T).
-    resolution
-        The least p that there can be with these draws and clusters.
-    """
-
-    __test__ = False  # no test case, whatever pytest thinks of its name
-
-    statistic: np.ndarray
-    p: np.ndarray
-    p_family: np.ndarray
-    resolution: float
-
-
-class MaxT(NamedTuple):
-    """Family-wise test of means against 0, and simultaneous intervals.
-
-    Attributes
-    ----------
-    value, statistic
-        Mean, and its studentised form T = sum y / root(sum y^2): Student's t on a scale that ends at the root of n.
-    p
-        The larger of ``p_flip`` and ``p_bootstrap``, which are family-wise; NaN where one was not asked for.
-    low, high
-        Intervals that hold all cells together; infinite where there are too few clusters to say.
-    resolution
-        The least p that there can be.
-    """
-
-    value: np.ndarray
-    statistic: np.ndarray
-    p: np.ndarray
-    p_flip: np.ndarray
-    p_bootstrap: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    resolution: float
 
 
 class Design:
@@ -157,11 +73,11 @@ class Design:
         self.rows = next(iter(lengths.values()))
         if self.rows < 1:
             raise InputError("A design needs one row or more, and there is none.")
-        self.cluster = np.arange(self.rows) if clusters is None else _codes(clusters)
+        self.cluster = np.arange(self.rows) if clusters is None else codes(clusters)
         self.n = int(self.cluster.max()) + 1
         self.first = np.unique(self.cluster, return_index=True)[1]
         """[cluster] its first row."""
-        self.stratum = np.zeros(self.n, int) if strata is None else _codes(strata)[self.first]
+        self.stratum = np.zeros(self.n, int) if strata is None else codes(strata)[self.first]
         """[cluster] its stratum."""
         self.strata = int(self.stratum.max()) + 1
         self.weights = np.ones(self.rows) if weights is None else np.array(weights, float)
@@ -352,12 +268,12 @@ class Design:
         rows = [np.flatnonzero((w[g][:, cells] > 0).any(1)) for g, cells in jobs]
         for times in self._drawn(draws, seed):
             for (g, cells), own, kept in zip(jobs, rows, found, strict=True):
-                kept.append(_resampled(times[:, own], w[g][np.ix_(own, cells)], x[g][np.ix_(own, cells)]))
+                kept.append(resampled_t(times[:, own], w[g][np.ix_(own, cells)], x[g][np.ix_(own, cells)]))
         for (g, cells), kept in zip(jobs, found, strict=True):
             drawn, n = np.concatenate(kept), (w[g][:, cells] > 0).sum(0)
             total = w[g][:, cells].sum(0)
             value = over(x[g][:, cells].sum(0), total)
-            square = (_apart(x[g][:, cells], w[g][:, cells]) ** 2).sum(0)
+            square = (centred(x[g][:, cells], w[g][:, cells]) ** 2).sum(0)
             with np.errstate(invalid="ignore"):
                 error = np.sqrt(square * n / (n - 1)) / total
                 top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
@@ -452,7 +368,7 @@ class Design:
         """Of means, from sums [group, cluster, cell]."""
         total = w.sum(1, keepdims=True)
         value = over(x.sum(1), total[:, 0])
-        there, apart = w > 0, _apart(x, w)
+        there, apart = w > 0, centred(x, w)
         share = np.where(there, over(w, total), 0.0)
         variance, fourth = np.zeros(value.shape), np.zeros(value.shape)
         for own in self._strata():
@@ -546,10 +462,10 @@ class Design:
         """
         side = _side(alternative)
         w, x, shape = self._sums(np.asarray(values), by)
-        every, observed = self._every(draws), _t(np.ones((1, self.n)), x, w)[0]
+        every, observed = self._every(draws), flipped_t(np.ones((1, self.n)), x, w)[0]
         reached = Reached(side(observed), every=every)
         for signs in self._signs(draws, seed, observed.size):
-            reached.add(side(_t(signs, x, w)))
+            reached.add(side(flipped_t(signs, x, w)))
         n = max(1, int((w > 0).any((0, 2)).sum()))
         least = max(2.0 ** ((alternative == "two-sided") - n), 0 if every else 1 / (1 + draws))
         return Test(observed.reshape(shape), reached.p().reshape(shape), reached.step_down().reshape(shape), least)
@@ -589,8 +505,8 @@ class Design:
             raise InputError(f"null={null!r} is unknown. Use 'flip', 'bootstrap' or 'both'.")
         _tail(level)
         w, x, shape = self._sums(np.asarray(values), by)
-        value, residual = over(x.sum(1), w.sum(1)), _apart(x, w)
-        every, observed = self._every(draws), _t(np.ones((1, self.n)), x, w)[0]
+        value, residual = over(x.sum(1), w.sum(1)), centred(x, w)
+        every, observed = self._every(draws), flipped_t(np.ones((1, self.n)), x, w)[0]
         flips, boots = Reached(np.abs(observed), every=every), Reached(np.abs(observed))
         # A mean is near the clusters that make it up: differences from the mean of the others.
         alone = residual / np.maximum(1 - over(w, w.sum(1, keepdims=True)), 1e-12)
@@ -598,11 +514,11 @@ class Design:
         largest = [np.full(0 if every else 1, np.inf)]
         for signs in self._signs(draws, seed, observed.size):
             if null != "bootstrap":
-                flips.add(np.abs(_t(signs, x, w)))
-            largest.append(np.nanmax(np.abs(_t(signs, alone, w)), (1, 2), initial=0))
+                flips.add(np.abs(flipped_t(signs, x, w)))
+            largest.append(np.nanmax(np.abs(flipped_t(signs, alone, w)), (1, 2), initial=0))
         if null != "flip":
             for times in self._drawn(draws, seed):
-                boots.add(np.abs(_t(times, residual, w, empty=np.inf)))
+                boots.add(np.abs(flipped_t(times, residual, w, empty=np.inf)))
         p_flip, p_boot = flips.step_down(), boots.step_down()
         p = {"flip": p_flip, "bootstrap": p_boot, "both": np.fmax(p_flip, p_boot)}[null]
         # Which means have a T of the differences from them within the flips': the roots of a square.
@@ -642,7 +558,7 @@ class Design:
         Test
             NaN where a label has fewer than two clusters; of missing values, draws that leave so few do not count.
         """
-        values, labels = np.asarray(values, float), _codes(labels)
+        values, labels = np.asarray(values, float), codes(labels)
         if len(labels) != self.rows:
             raise InputError(f"labels has {len(labels)} rows and the design {self.rows}. Give one row for each.")
         k = int(labels.max()) + 1
@@ -650,10 +566,10 @@ class Design:
         if k < 2:
             nothing = np.full(shape, np.nan)
             return Test(nothing, nothing, nothing, 1.0)
-        observed, size = (part[0] for part in _welch(*self._labelled(values, labels[None], k)))
+        observed, size = (part[0] for part in welch(*self._labelled(values, labels[None], k)))
         reached = Reached(size)
         for drawn in self._relabelled(labels, _blocks(draws, k * max(self.rows, size.size)), seed):
-            reached.add(_welch(*self._labelled(values, drawn, k))[1])
+            reached.add(welch(*self._labelled(values, drawn, k))[1])
         return Test(observed, reached.p(), reached.step_down(), max(1 / (1 + draws), self._least(labels, k)))
 
     def _least(self, labels: np.ndarray, k: int) -> float:
@@ -695,7 +611,7 @@ class Design:
         of = Design(clusters=piece, weights=self.weights)
         w, x, shape = of._sums(np.asarray(values), None)
         # From the mean on: of values far from 0 the squares would leave nothing.
-        w, centre, x, own = w[0], over(x.sum(1), w.sum(1))[0], _apart(x, w)[0], labels[:, of.first]
+        w, centre, x, own = w[0], over(x.sum(1), w.sum(1))[0], centred(x, w)[0], labels[:, of.first]
         if (w == w[:, :1]).all():
             w = w[:, :1]
         once = (own[:, None] == np.arange(k)[:, None]).astype(float)
@@ -709,22 +625,6 @@ class Design:
         return tuple(part.reshape(len(labels), k, *shape) for part in parts)  # type: ignore[return-value]
 
 
-def _codes(labels: ArrayLike) -> np.ndarray:
-    """Numbers [row] of labels of any kind, in their order; rows of several columns are one label together."""
-    given = np.asarray(labels)
-    if given.ndim == 1 and given.dtype.kind not in "OU":
-        return np.unique(given, return_inverse=True)[1]
-    # From what was given: numpy makes texts of 1 and "1" alike.
-    rows = labels if isinstance(labels, list | tuple) else given.tolist()
-    keys = [tuple(x) if isinstance(x, list | np.ndarray) else x for x in rows]
-    try:
-        order = sorted(set(keys))
-    except TypeError:
-        order = sorted(set(keys), key=lambda x: (type(x).__name__, str(x)))
-    number = {x: i for i, x in enumerate(order)}
-    return np.array([number[x] for x in keys])
-
-
 def _tail(level: float) -> float:
     if not 0 < level < 1:
         raise InputError(f"level={level!r} is no share between 0 and 1. Use 0.95, for example.")
@@ -734,19 +634,6 @@ def _tail(level: float) -> float:
 def _enough(draws: int, tail: float) -> bool:
     """Whether so many draws have so small a share of them at an end."""
     return (1 + draws) * tail >= 1 - 1e-9
-
-
-def _apart(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Sums [..., cluster, cell] from the mean of their cells on; 0 where only rounding is left."""
-
-    def mean(sums: np.ndarray) -> np.ndarray:
-        return over(sums.sum(-2, keepdims=True), w.sum(-2, keepdims=True)) * w
-
-    with np.errstate(invalid="ignore"):
-        far = mean(x)
-        near = x - far
-        near = near - mean(near)
-        return np.where(w > 0, np.where(np.abs(near) <= 1e-14 * np.abs(far), 0, near), 0)
 
 
 def _passes(some: np.ndarray, draws: int) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -772,43 +659,6 @@ def _blocks(draws: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + step, draws))
 
 
-def _t(times: np.ndarray, x: np.ndarray, w: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """Weights [draws, cluster] of clusters and their sums [group, cluster, cell] -> T [draws, group, cell].
-
-    T = sum c y / root(sum |c| y^2); ``empty`` where all y that are there are 0; NaN where a cell has no cluster.
-    """
-    found = np.empty((len(times), len(x), x.shape[2]))
-    often = np.abs(times)
-    for g in range(len(x)):
-        own = np.flatnonzero((w[g] > 0).any(1))
-        root = np.sqrt(often[:, own] @ x[g][own] ** 2)
-        scale = np.sqrt((x[g] ** 2).sum(0))
-        some = root > 1e-9 * np.maximum(scale, 1e-300)
-        found[:, g] = np.where(some, (times[:, own] @ x[g][own]) / np.where(some, root, 1), empty)
-    found[:, (w > 0).sum(1) == 0] = np.nan
-    return found
-
-
-def _welch(mean: np.ndarray, variance: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[draws, label, ...] -> [draws, ...] Welch's t of two labels, its square summed of more; -log of its p."""
-    from scipy.special import fdtrc
-
-    k = mean.shape[1]
-    mean = mean - mean[:, :1]
-    # A label that does not vary varies next to nothing, on the scale of the cell.
-    least = 1e-20 * (variance.max(1, keepdims=True) + np.abs(mean).max(1, keepdims=True) ** 2)
-    variance = np.maximum(variance, np.maximum(least, 1e-300))
-    weight = 1 / variance
-    share = weight / weight.sum(1, keepdims=True)
-    found = ((mean - (mean * share).sum(1, keepdims=True)) ** 2 * weight).sum(1)
-    lost = over((1 - share) ** 2, clusters - 1).sum(1)
-    f = found / (k - 1) / (1 + 2 * (k - 2) / (k**2 - 1) * lost)
-    p = fdtrc(k - 1, over((k**2 - 1) / 3, lost), f)
-    # Rounded: labels that are exchanged whole are no other draw.
-    size = np.round(-np.log(np.maximum(p, 1e-300)), 9)
-    return (mean[:, 1] / np.sqrt(variance.sum(1)) if k == 2 else found), size
-
-
 def _side(alternative: str) -> Callable[[np.ndarray], np.ndarray]:
     sides: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "two-sided": np.abs, "greater": lambda t: t, "less": lambda t: -t,
@@ -822,29 +672,3 @@ def _student(dof: np.ndarray, q: float) -> np.ndarray:
     from scipy.special import stdtrit
 
     return stdtrit(dof, q)
-
-
-def _resampled(times: np.ndarray, w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """[draws, cell] of times [draws, cluster] and sums [cluster, cell]: t of the mean; of many, how far it moved."""
-    x, there = _apart(x, w), w > 0
-    mean = over(times @ x, times @ w)
-    many = there.sum(0) >= MANY
-    if many.all():
-        return mean
-    with np.errstate(invalid="ignore", divide="ignore"):
-        n = times @ there
-        square = times @ x**2 - 2 * mean * (times @ (x * w)) + mean**2 * (times @ w**2)
-        # Rounding leaves a little where all that was drawn is alike.
-        square = np.where(square > 1e-12 * (times @ x**2), square, 0)
-        own = np.sqrt(square * n / (n - 1)) / (times @ w)
-        t = np.where(own > 0, mean / own, np.sign(mean) * np.inf)
-    return np.where(many, mean, np.nan_to_num(t, nan=0, posinf=np.inf, neginf=-np.inf))
-
-
-def quantiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of draws [draws, ...]; NaN where less than half of them have a value."""
-    known = (~np.isnan(found)).mean(0) >= 0.5 if len(found) else np.zeros(found.shape[1:], bool)
-    if not known.any():
-        return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
-    low, high = np.nanquantile(np.where(known, found, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return np.where(known, low, np.nan), np.where(known, high, np.nan)
