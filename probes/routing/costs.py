@@ -224,26 +224,31 @@ def _table(names: list[str], rows: list[xr.Dataset], smallest: float, level: flo
 
 def _warn(table: xr.Dataset, level: float, stack: int) -> None:
     """Say where no claim of the table could be backed by itself, and what would help."""
-    names, claims = [str(name) for name in table["claim"].values], table.sizes["claim"]
-    needed, lines = draws_for(1 - level, claims), []
-    for name, sets, possible in zip(names, table["sets"].values, table["possible"].values, strict=True):
-        if sets >= needed:
-            continue
+    claims = table.sizes["claim"]
+    needed = draws_for(1 - level, claims)
+    alone, more, narrow = [], [], []
+    for name, sets, possible in zip(table["claim"].values, table["sets"].values, table["possible"].values, strict=True):
         if not sets:
-            lines.append(
-                f"{name!r} has no other experts of nearly the load of its own: no p, and no star. Widen the caliper "
-                "(caliper=1: experts of any load)."
-            )
-            continue
-        short = f"{name!r} stands beside {sets} other sets: p_random is {1 / (1 + sets):.2g} or more"
-        if claims > 1:
-            short += f", and q_random {least_q(int(sets), claims):.2g} or more where no other of {claims} claims holds"
-        cure = f"give sets={needed}" if possible >= needed else (
-            f"there are {possible} within the caliper: widen it (caliper=1: experts of any load), or make fewer claims"
+            alone.append(f"{name!r}")
+        elif sets < needed:
+            least = f"{name!r} ({sets}: at least {least_q(int(sets), claims):.2g})"
+            (more if possible >= needed else narrow).append(least)
+    said = []
+    if more:
+        said.append(f"Give sets={needed} for {', '.join(more)}.")
+    if narrow:
+        said.append(
+            f"The caliper holds no more for {', '.join(narrow)}: widen it (caliper=1: experts of any load), or make "
+            "fewer claims."
         )
-        lines.append(f"{short}; {cure}")
-    if lines:
-        warnings.warn(f"Too few sets for a level of {1 - level:.2g}. " + " ".join(lines), stacklevel=stack)
+    if alone:
+        said.append(
+            f"{', '.join(alone)}: no other experts of nearly that load, so no p and no star. Widen the caliper "
+            "(caliper=1: experts of any load)."
+        )
+    if said:
+        of = f"q_random of one of {claims} claims" if claims > 1 else "p_random"
+        warnings.warn(f"Too few sets for {of} to reach {1 - level:.2g}. " + " ".join(said), stacklevel=stack)
 
 
 @neutral()

@@ -196,7 +196,7 @@ def test_effects_are_one_table_with_the_false_discovery_rate(model, tmp_path):
 
 def test_experts_that_are_routed_by_language_and_have_learned_nothing_are_not_backed(model):
     claims = {name: (in_language(name, 32), {1: twins.MAP[name]}) for name in twins.MAP}
-    with pytest.warns(UserWarning, match="Too few sets.*'L0' stands beside 27 other sets.*q_random 0.14 or more"):
+    with pytest.warns(UserWarning, match=r"Too few sets for q_random.*'L0' \(27: at least 0.14\)"):
         table = effects(model, claims, caliper=1, routes=0, draws=200)
     assert not table["backed"].any() and (np.abs(table["delta"]) < 0.002).all()
 
@@ -225,7 +225,7 @@ def test_a_star_needs_more_than_other_sets_and_more_than_the_smallest_effect():
 
 def test_a_table_says_where_no_claim_could_be_backed_by_itself():
     rng = np.random.default_rng(0)
-    with pytest.warns(UserWarning, match=r"'a' stands beside 8 other sets: p_random is 0.11 or more; give sets=19"):
+    with pytest.warns(UserWarning, match=r"p_random to reach 0.05. Give sets=19 for 'a' \(8: at least 0.11\)"):
         judged({"a": made(rng, 0.3, sets=8, possible=500)}, draws=50)
     pair = {"a": made(rng, 0.3, sets=19, possible=500), "b": made(rng, 0.3, sets=39, possible=60)}
     says = r"q_random 0.1 or more where no other of 2 claims holds; give sets=39"
