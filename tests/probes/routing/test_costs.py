@@ -228,13 +228,13 @@ def test_a_table_says_where_no_claim_could_be_backed_by_itself():
     with pytest.warns(UserWarning, match=r"p_random to reach 0.05. Give sets=19 for 'a' \(8: at least 0.11\)"):
         judged({"a": made(rng, 0.3, sets=8, possible=500)}, draws=50)
     pair = {"a": made(rng, 0.3, sets=19, possible=500), "b": made(rng, 0.3, sets=39, possible=60)}
-    says = r"q_random 0.1 or more where no other of 2 claims holds; give sets=39"
+    says = r"q_random of one of 2 claims to reach 0.05. Give sets=39 for 'a' \(19: at least 0.1\)\."
     with pytest.warns(UserWarning, match=says) as said:
         judged(pair, draws=50)
     assert "'b'" not in str(said[0].message)
-    with pytest.warns(UserWarning, match="there are 8 within the caliper: widen it"):
+    with pytest.warns(UserWarning, match=r"caliper holds no more for 'a' \(8: at least 0.11\): widen it"):
         judged({"a": made(rng, 0.3, sets=8, possible=8)}, draws=50)
-    with pytest.warns(UserWarning, match="'a' has no other experts of nearly the load"):
+    with pytest.warns(UserWarning, match="'a': no other experts of nearly that load"):
         table = judged({"a": made(rng, 0.3, sets=0)}, draws=50)
     assert np.isnan(table["p_random"][0]) and not table["backed"][0]
 
