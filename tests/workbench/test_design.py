@@ -34,6 +34,17 @@ def test_right_or_wrong_has_the_exact_interval():
         assert (found.low, found.high) == pytest.approx(tuple(expected)) and found.method == "exact"
 
 
+def test_copies_of_answers_are_one_answer_and_unequal_ones_are_not_counted():
+    right = np.array([1.0, 1, 1, 0, 1])
+    expected = stats.binomtest(4, 5).proportion_ci()
+    found = Design(np.repeat(np.arange(5), 3)).bootstrap(np.repeat(right, 3), bounds=(0, 1))
+    assert (found.low, found.high) == pytest.approx(tuple(expected)) and found.said() == "exact over 5 units"
+    assert Design(weights=[1, 2, 1, 1, 1]).bootstrap(right, bounds=(0, 1)).method == "t"
+    groups = Design(strata=[0, 0, 0, 1, 1]).bootstrap(right, by=np.array([0, 0, 0, 1, 1]), bounds=(0, 1))
+    assert groups.method == "exact" and groups.low[0] == pytest.approx(stats.binomtest(3, 3).proportion_ci().low)
+    assert Design(strata=[0, 0, 0, 1, 1]).bootstrap(right, bounds=(0, 1)).method == "t"
+
+
 def test_flips_of_few_units_are_all_flips():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)

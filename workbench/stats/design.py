@@ -235,8 +235,7 @@ class Design:
         tail = _tail(level)
         if callable(what):
             return self._bootstrap_statistic(what, level, draws, seed, bounds, reflect)
-        given = np.asarray(what, float)
-        w, x, shape = self._sums(given, by)
+        w, x, shape = self._sums(np.asarray(what, float), by)
         units = (w > 0).sum(1)
         value, error, dof, _ = self._jackknife(w, x)
         half = error * _student(dof, 1 - tail)
@@ -252,7 +251,7 @@ class Design:
                 low[g, cells[good]], high[g, cells[good]] = wider[:, good]
                 method[g, cells[good]] = np.where(units[g, cells] >= MANY, "percentile", "bootstrap-t")[good]
         if tuple(bounds) == (0, 1):
-            self._exact(given, by, units, value, low, high, method, tail)
+            _exact(w, x, one, low, high, method, tail)
         known = ~np.isnan(error)
         low, high = (np.where(known, np.clip(end, *bounds), np.nan).reshape(shape) for end in (low, high))
         said = ", ".join(sorted(set(method[known].tolist()))) or "no interval"
@@ -279,27 +278,6 @@ class Design:
                 top = np.nanquantile(drawn, 1 - tail, axis=0, method="higher")
                 bottom = np.nanquantile(drawn, tail, axis=0, method="lower")
                 yield value + np.where(n >= MANY, [bottom, top], [-top * error, -bottom * error])
-
-    def _exact(
-        self, given: np.ndarray, by: np.ndarray | None, units: np.ndarray, value: np.ndarray, low: np.ndarray,
-        high: np.ndarray, method: np.ndarray, tail: float,
-    ) -> None:  # fmt: skip
-        """Put Clopper and Pearson's ends where rows are clusters, weigh alike, and are all 0 or 1."""
-        from scipy.special import betaincinv
-
-        if self.n < self.rows or len({*self.weights.ravel().tolist()}) > 1:
-            return
-        flat = given.reshape(self.rows, -1)
-        binary = np.isnan(flat) | (flat == 0) | (flat == 1)
-        group = self._groups(by)
-        for g in range(len(units)):
-            cells = np.flatnonzero(binary[group == g].all(0) & (units[g] > 1))
-            n = units[g, cells]
-            k = np.rint(value[g, cells] * n)
-            with np.errstate(invalid="ignore"):
-                low[g, cells] = np.where(k > 0, betaincinv(np.maximum(k, 0.5), n - k + 1, tail), 0)
-                high[g, cells] = np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 0.5), 1 - tail), 1)
-            method[g, cells] = "exact"
 
     def _bootstrap_statistic(
         self, statistic: Statistic, level: float, draws: int, seed: int, bounds: tuple[float, float], reflect: bool
@@ -672,3 +650,21 @@ def _student(dof: np.ndarray, q: float) -> np.ndarray:
     from scipy.special import stdtrit
 
     return stdtrit(dof, q)
+
+
+def _exact(
+    w: np.ndarray, x: np.ndarray, one: np.ndarray, low: np.ndarray, high: np.ndarray, method: np.ndarray, tail: float
+) -> None:
+    """Put Clopper and Pearson's ends where clusters [group, cluster, cell] weigh alike and are each 0 or 1 throughout.
+
+    ``one`` [group, cell]: of one stratum.
+    """
+    from scipy.special import betaincinv
+
+    there, units = w > 0, (w > 0).sum(1)
+    alike = np.where(there, w, -np.inf).max(1) == np.where(there, w, np.inf).min(1)
+    some = alike & (~there | (x == 0) | (x == w)).all(1) & one & (units > 1)
+    n, k = units[some], (there & (x > 0)).sum(1)[some]
+    low[some] = np.where(k > 0, betaincinv(np.maximum(k, 0.5), n - k + 1, tail), 0)
+    high[some] = np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 0.5), 1 - tail), 1)
+    method[some] = "exact"
