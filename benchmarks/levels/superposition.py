@@ -267,6 +267,7 @@ CASES = [
             f"superposition.frontier.{n}-problems", "coverage", 0.95, covered(n),
             f"AUC, AUC without the top node and evenness of {n} problems",
             "probes.superposition.frontier: auc_low, auc_high", 40, before=before,
+            labelled="interval: t over 5 graphs, of AUCs that end at 1" if n == 5 else "",
         )
         for n, before in ((5, 0.82), (12, None), (50, None))
     ),
