@@ -119,7 +119,7 @@ def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> 
     for i, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token"))):
         if not np.isnan(table[name].values).all():
             own = [table[f"{name}{end}"] for end in ("", "_low", "_high")]
-            _line(figure, x, *own, called, theme.HUES[i], table[f"{name}_each"].values)
+            _line(figure, x, *own, called, theme.HUES[i], _each(table, name))
     figure.update_xaxes(title_text="layer", tickvals=x)
     figure.update_yaxes(title_text="KL from the mixture (nats)", rangemode="tozero")
     figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
@@ -132,7 +132,7 @@ def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
     figure = _figure(title)
     for i, name in enumerate(("soft", "hard")):
         own = [table[f"entropy_{name}{end}"] for end in ("", "_low", "_high")]
-        _line(figure, table["layer"].values, *own, name, theme.HUES[i], table[f"entropy_{name}_each"].values)
+        _line(figure, table["layer"].values, *own, name, theme.HUES[i], _each(table, f"entropy_{name}"))
     figure.update_xaxes(title_text="layer", tickvals=table["layer"].values)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
@@ -245,6 +245,11 @@ def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
             x[nodes] = c
             y[nodes] = row * (0.5 + np.arange(len(nodes)))
     return x, y
+
+
+def _each(table: xr.Dataset, name: str) -> np.ndarray | None:
+    """A variable unit by unit, which earlier tables lack."""
+    return table[f"{name}_each"].values if f"{name}_each" in table else None
 
 
 def _line(

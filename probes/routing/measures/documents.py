@@ -292,7 +292,8 @@ def intervals(methods: Mapping[str, str]) -> dict[str, str]:
 
 def clustered(data: xr.Dataset, clusters: Clusters = None) -> tuple[np.ndarray, str]:
     """[prompt] the cluster of each document, and what is said of them."""
-    n = data.sizes["prompt"]
+    usage = data["document_count" if "document_count" in data else "document_weight"]
+    n = len(usage)
     if clusters is False:
         return np.arange(n), "near-duplicate documents were not looked for"
     if clusters is not None and clusters is not True:
@@ -308,8 +309,7 @@ def clustered(data: xr.Dataset, clusters: Clusters = None) -> tuple[np.ndarray, 
         found = _near_duplicates(ids.tobytes(), ids.shape)
     else:
         # Counts alone: the same text has the same usage everywhere.
-        usage = data["document_count" if "document_count" in data else "document_weight"].values
-        found = np.unique(usage.reshape(n, -1), axis=0, return_inverse=True)[1].reshape(-1)
+        found = np.unique(usage.values.reshape(n, -1), axis=0, return_inverse=True)[1].reshape(-1)
     return found, said(found)
 
 
