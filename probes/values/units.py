@@ -18,7 +18,7 @@ import xarray as xr
 from probes.values.duplicates import joined, told
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.stats import Design, Interval, over
+from workbench.stats import Design, Interval, over, step_down
 from workbench.stats.levels import Reached
 from workbench.variables import about
 
@@ -404,8 +404,8 @@ class Units:
     def _pooled(
         self, e: np.ndarray, there: np.ndarray, n: np.ndarray, mean: np.ndarray, own: np.ndarray, draws: int, seed: int,
         level: float,
-    ) -> tuple[float, np.ndarray]:  # fmt: skip
-        """Quantile of the largest statistic, and p [topic, cell], of means over the SD pooled over topics (``own``)."""
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Simultaneous quantiles and p [topic, cell] of means over the SD pooled over topics (``own``)."""
         # Differences from a mean of n vary too little, by (n - 1) / n.
         e = e * np.sqrt(np.nan_to_num(over(n, n - 1)))[self.topic]
 
@@ -413,16 +413,18 @@ class Units:
             total, count = self.sums(times, e), self.sums(times, there.astype(float))
             square = self.sums(times, e**2) - np.nan_to_num(over(total**2, count))
             spread = np.sqrt(over(np.maximum(square.sum(1), 0), np.maximum(count - 1, 0).sum(1)))
-            # Draws without a cell's one outlier have next to no spread, and would decide for all cells.
-            pooled = np.maximum(spread, own / 4)[:, None]
+            # Draws without a cell's few outliers have next to no spread, and would decide for all cells.
+            pooled = np.maximum(spread, own)[:, None]
             return np.nan_to_num(over(np.abs(total), pooled * np.sqrt(count)))
 
-        reached, largest = Reached(over(np.abs(mean) * np.sqrt(n), own)), []
-        for times in _blocks(self.design.resample(draws, seed + 2), n.size):
-            null = statistic(times)
-            reached.add(null)
-            largest.append(null.max((1, 2)))
-        return float(np.quantile(np.concatenate(largest), level, method="higher")), reached.step_down()
+        null = np.concatenate([statistic(times) for times in _blocks(self.design.resample(draws, seed + 2), n.size)])
+        # Balanced (Beran 1988): in units of what a cell reaches by itself, over topics, or rare stances would decide for
+        # all.  By topic it would be studentised once more, and pass topics whose items only creep.
+        alone = np.quantile(null.max(1), level, axis=0)
+        null = over(null, alone)
+        largest = np.nanmax(null, (1, 2), initial=0)
+        p = step_down(over(over(np.abs(mean) * np.sqrt(n), own), alone), np.nan_to_num(null))
+        return float(np.quantile(largest, level, method="higher")) * alone, p
 
 
 def _blocks(drawn: np.ndarray, cells: int) -> Iterator[np.ndarray]:
