@@ -418,7 +418,7 @@ class Units:
             return np.nan_to_num(over(np.abs(total), pooled * np.sqrt(count)))
 
         null = np.concatenate([statistic(times) for times in _blocks(self.design.resample(draws, seed + 2), n.size)])
-        # Balanced (Beran 1988): in units of what a cell reaches by itself, over topics, or rare stances would decide for
+        # Balanced (Beran 1988): in units of what a cell reaches by itself over topics, or rare stances would decide for
         # all.  By topic it would be studentised once more, and pass topics whose items only creep.
         alone = np.quantile(null.max(1), level, axis=0)
         null = over(null, alone)
