@@ -147,8 +147,9 @@ def mixtures(
     figure = _figure(title)
     for i, (name, table) in enumerate(lines.items()):
         own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
-        each = table["entropy_each"].values.T
-        _line(figure, table["size"].values, *own, str(name), theme.HUES[i % len(theme.HUES)], each)
+        each = _each(table, "entropy")
+        hue = theme.HUES[i % len(theme.HUES)]
+        _line(figure, table["size"].values, *own, str(name), hue, None if each is None else each.T)
     even = max(float(table["entropy_even"]) for table in lines.values())
     figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
     sizes = np.unique(np.concatenate([table["size"].values for table in lines.values()]))
