@@ -356,7 +356,7 @@ CASES = [
         "skewed-1x8", without_drift(movers, 8, 1), "one topic of 8 items, 15 % move far: often there is none of them",
         labelled=FEW,
     ),
-    _drift("skewed-1x24", without_drift(movers, 24, 1), "one topic of 24 items, 15 % move far"),
+    _drift("skewed-1x24", without_drift(movers, 24, 1), "one topic of 24 items, 15 % move far", labelled=FEW),
     _drift("opposed-24", without_drift(opposed, 24), "15 % move far, up in half of the topics and down in the others"),
     _drift("opposed-8", without_drift(opposed, 8), "the same with 8 items"),
     _drift(
