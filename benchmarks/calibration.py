@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from levels.case import Case, measured  # noqa: E402
+from levels.case import Case, measured
 
 FAMILIES = ("stats", "lenses", "routing", "effects", "superposition", "values")
 
