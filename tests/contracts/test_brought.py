@@ -148,9 +148,10 @@ def test_a_pass_of_another_thread_is_not_seen():
 
     def meanwhile(*_):
         if len(threads) < 2:
-            threads.append(threading.Thread(target=other))
-            threads[-1].start()
-            threads[-1].join()
+            own = threading.Thread(target=other)
+            threads.append(own)  # whose pass comes here, too, and adds another
+            own.start()
+            own.join()
 
     threads = [threading.Thread()] * 2
     module.model.layers[1].mlp.register_forward_hook(meanwhile)
