@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from workbench.stats.arrays import linked
+
 SHINGLE, ALIKE = 5, 0.8
 """Tokens of a shingle, and the Jaccard index of two documents' shingles from which on they are near-duplicates."""
 
@@ -36,16 +38,8 @@ def near_duplicates(documents: Iterable[Sequence[int] | np.ndarray]) -> np.ndarr
     for ids in documents:
         at.append(same.setdefault(np.asarray(ids, np.int64).tobytes(), len(same)))
     texts = [np.frombuffer(key, np.int64) for key in same]
-    parent = list(range(len(texts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for a, b in _pairs([_shingles(ids) for ids in texts]):
-        parent[max(root(a), root(b))] = min(root(a), root(b))
-    _, first, number = np.unique([root(i) for i in at], return_index=True, return_inverse=True)
+    text = linked(len(texts), _pairs([_shingles(ids) for ids in texts]))
+    _, first, number = np.unique(text[at], return_index=True, return_inverse=True)
     return first.argsort().argsort()[number.reshape(-1)] if len(at) else np.zeros(0, int)
 
 

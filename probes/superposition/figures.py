@@ -17,8 +17,9 @@ from workbench.figures import theme
 from workbench.figures.charts import Chart
 from workbench.figures.figure import Figure
 from workbench.reading import Reading
+from workbench.stats.design import FEW
 
-GREY, FEW = "#8c8c8c", 8
+GREY = "#8c8c8c"
 HUES = {
     "frontier": theme.HUES[0], "optimal": theme.HUES[2], "reachable": theme.HUES[4], "not reachable": "#999999",
     "correct next": theme.HUES[0], "target": theme.HUES[2], "wrong neighbour": theme.HUES[1], "other": "#999999",

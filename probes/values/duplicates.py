@@ -12,6 +12,7 @@ import numpy as np
 from probes.values.items import Item, Items, relabelled
 from probes.values.wording import Wording, wording
 from workbench.errors import InputError
+from workbench.stats.arrays import linked
 
 THRESHOLD = 0.8
 """Texts as similar as this are near-duplicates, where nothing else is said."""
@@ -71,17 +72,11 @@ def _clusters(items: Sequence[Any], threshold: float) -> list[str]:
     """The cluster of each item."""
     own = [str(getattr(item, "cluster", "") or item.item_id) for item in items]
     read = [wording(item.text, getattr(item, "kind", "statement") == "question") for item in items]
-    parent = {name: name for name in own}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for i, j, _ in close_pairs(items, read, threshold):
-        a, b = root(own[i]), root(own[j])
-        parent[b] = a
-    return [root(name) for name in own]
+    named = list(dict.fromkeys(own))
+    number = {name: i for i, name in enumerate(named)}
+    pairs = ((number[own[i]], number[own[j]]) for i, j, _ in close_pairs(items, read, threshold))
+    first = linked(len(named), pairs)
+    return [named[first[number[name]]] for name in own]
 
 
 def similarity(texts: Iterable[str]) -> np.ndarray:

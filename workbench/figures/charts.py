@@ -266,7 +266,7 @@ def curves(
     draws: int = 1000,
     seed: int = 0,
 ) -> Figure:
-    """Depth curves: the mean over prompts of each prompt's mean, with a band over prompts; dotted: the null.
+    """Depth curves: the mean over prompts of each prompt's mean, with a band (below 8, the prompts); dotted: the null.
 
     Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
     Of fewer than 8 prompts each is shown as a point instead of a band, and the hover has the interval.

@@ -1,6 +1,8 @@
-"""Arithmetic on arrays with missing values, quantiles of draws, ranks, entropies and divergences."""
+"""Arithmetic on arrays with missing values, quantiles of draws, ranks, entropies, divergences, and what pairs join."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,3 +59,16 @@ def quantiles(found: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
         return np.full(found.shape[1:], np.nan), np.full(found.shape[1:], np.nan)
     low, high = np.nanquantile(np.where(known, found, 0), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.where(known, low, np.nan), np.where(known, high, np.nan)
+
+
+def linked(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """[n] the first member of the group that pairs join each to (single linkage); itself where there is none."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.array(list(pairs), int).reshape(-1, 2)
+    if not n:
+        return np.zeros(0, int)
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    group = connected_components(graph, directed=False)[1]
+    return np.unique(group, return_index=True)[1][group]
