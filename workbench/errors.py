@@ -1,5 +1,9 @@
 """What the workbench raises.  Every message says what was found, why it matters and what to do instead."""
 
+import os
+import sys
+import warnings
+
 
 class WorkbenchError(ValueError):
     """Base of every error that the workbench raises on purpose."""
@@ -31,3 +35,11 @@ def missing(package: str, needed_for: str, extra: str) -> ImportError:
         f"{needed_for} needs the package {package!r}, which is not installed. "
         f'Install it with: pip install "latent-workbench[{extra}]"'
     )
+
+
+def warn(text: str) -> None:
+    """A warning that points to the line outside this package which asked for what is warned of."""
+    level, frame, here = 1, sys._getframe(), os.path.dirname(__file__)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -382,16 +382,17 @@ def html(text: str) -> str:
 
 
 def plotly(text: str) -> str:
-    """Escaped for plotly, which reads `<s>`, `<b>`, `<br>`, `&lt;` and `$…$` in any label as markup.
+    """Escaped for plotly, which reads `<s>`, `<b>`, `<br>`, `&lt;` and `$…$` in any label as markup."""
+    return legible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
-    Control characters are written as escapes, so that a name from anywhere may be a label.
-    """
-    shown = _legible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "), _ISOLATE + _POP)
-    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+
+def legible(text: str) -> str:
+    """A name from anywhere on one line: breaks are spaces, control characters escapes."""
+    return _legible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "), _ISOLATE + _POP)
 
 
 def labels(names: Iterable[Any], longest: int = 28) -> list[str]:
-    """Names for the axes and legends of a plotly figure: escaped, and cut where they would leave no room for it.
+    """Names for the axes and legends of a figure: legible, and cut where they would leave no room for it.
 
     Different names stay different: what the cut made alike is numbered, so that categories are never merged.
     """
@@ -400,7 +401,7 @@ def labels(names: Iterable[Any], longest: int = 28) -> list[str]:
         cut = name if len(name) <= longest else name[: longest - 1] + _POP * name.startswith(_ISOLATE) + "…"
         seen[cut] = seen.get(cut, 0) + 1
         again = cut != name and seen[cut] > 1
-        found.append(plotly(f"{cut} ({seen[cut]})" if again else cut))
+        found.append(legible(f"{cut} ({seen[cut]})" if again else cut))
     return found
 
 

@@ -1,11 +1,17 @@
-"""Figures: a reading's data as plotly charts, and those charts as files for a paper.
+"""Figures: a reading's data as a plot, drawn by plotly on the screen and by matplotlib on paper.
 
-    chart(data)                          the first chart that fits the data
-    chart(data, "trajectory", position=5)
-    chart(data).save("lens.pdf", width="column", venue="icml")
+    chart(reading)                              the first chart that fits
+    chart(reading, "trajectory", position=5)
+    chart(reading).save("lens.pdf", width="column", venue="icml")
     paper("icml").grid([[a, b], [c, None]], share="colour").save("figure1.pdf")
 
-Plotly is imported when the first figure is made.
+A chart of one's own is a function from a dataset to a :class:`Plot`: panels with marks of a few kinds.
+
+    def norms(data):
+        line = Line(data["layer"].values, data["norm"].mean(("prompt", "position")).values)
+        return Plot([Panel([line], whole("layer", data["layer"].values), "norm")], title="norms by layer")
+
+Plotly and matplotlib are imported when the first figure is made.
 """
 
 from __future__ import annotations
@@ -15,18 +21,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.figures.charts import CHARTS, Chart, attribution, chart, curves, heatmap, trajectory
-    from workbench.figures.drawing import ExportError
-    from workbench.figures.figure import Figure
-    from workbench.figures.sheet import Paper, Sheet, paper
+    from workbench.figures.figure import ExportError, Figure, drawn
+    from workbench.figures.page import Paper, Sheet, paper
+    from workbench.figures.plot import (
+        Areas, Axis, Bars, Cells, Flow, Graph, Line, Panel, Picture, Plot, Points, Region, Rule, Table, whole,
+    )  # fmt: skip
 
+_HOMES = {
+    "charts": ("CHARTS", "Chart", "attribution", "chart", "curves", "heatmap", "trajectory"),
+    "figure": ("ExportError", "Figure", "drawn"),
+    "page": ("Paper", "Sheet", "paper"),
+    "plot": ("Areas", "Axis", "Bars", "Cells", "Flow", "Graph", "Line", "Panel", "Picture", "Plot", "Points", "Region",
+             "Rule", "Table", "whole"),
+}  # fmt: skip
 __all__ = [
-    "CHARTS", "Chart", "ExportError", "Figure", "Paper", "Sheet", "attribution", "chart", "curves", "heatmap", "paper",
-    "trajectory",
+    "CHARTS", "Areas", "Axis", "Bars", "Cells", "Chart", "ExportError", "Figure", "Flow", "Graph", "Line", "Panel",
+    "Paper", "Picture", "Plot", "Points", "Region", "Rule", "Sheet", "Table", "attribution", "chart", "curves", "drawn",
+    "heatmap", "paper", "trajectory", "whole",
 ]  # fmt: skip
-_HOMES = {"Figure": "figure", "ExportError": "drawing", "Paper": "sheet", "Sheet": "sheet", "paper": "sheet"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"workbench.figures.{_HOMES.get(name, 'charts')}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"workbench.figures.{module}"), name)
     raise AttributeError(f"module 'workbench.figures' has no attribute {name!r}")

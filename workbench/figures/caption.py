@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from workbench.figures.source import short_name
 from workbench.variables import CONTROLS, called, controls_of
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from workbench.figures.plot import Plot
 
 # Settings of these names are about a control; its variables tell of it, and they only where variables tell nothing.
 SETTINGS = {*CONTROLS, "level", *(f"{what}{s}" for what in ("null", "floor", "control", "interval") for s in ("", "s"))}
@@ -36,31 +35,32 @@ SYMBOLS = {
 LETTERS = re.compile("[\x20-\x7e\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]")  # T1 has these
 
 
-def caption(figure: go.Figure, of: Any = None, date: bool = False) -> str:
-    """See `Figure.caption`."""
-    known = _known(figure, of, date)
-    shown = _shown(figure, known)
-    return " ".join(filter(None, [_sentence(shown), *_origin(known, figure), *_notes(figure)]))
-
-
 def captions(
-    figures: Sequence[go.Figure], letters: Sequence[str], of: Sequence[Any] | None = None, date: bool = False
+    figures: Sequence[Any],
+    letters: Sequence[str],
+    of: Sequence[Any] | None = None,
+    date: bool = False,
+    numbered: Sequence[bool] | None = None,
 ) -> str:
-    """One paragraph for several panels; what they have in common is said once."""
+    """One paragraph for one figure or several panels; what they have in common is said once.
+
+    ``figures``: figures, or the plots in them; ``of``: what each is of; ``numbered``: whether places stand for tokens.
+    """
     given = list(of) if of is not None else [None] * len(figures)
     if len(given) != len(figures):
         raise InputError(f"of= has {len(given)} readings for {len(figures)} panels. Give one for each, or None.")
     known = [_known(figure, own, date) for figure, own in zip(figures, given, strict=True)]
-    shown = [_shown(figure, own) for figure, own in zip(figures, known, strict=True)]
-    origins = [_origin(*both) for both in zip(known, figures, strict=True)]
-    for figure, own in zip(figures, origins, strict=True):
-        own += _notes(figure)
+    drawn = [getattr(figure, "plot", figure) for figure in figures]
+    shown = [_shown(plot, own) for plot, own in zip(drawn, known, strict=True)]
+    origins = [_origin(own, plot) for own, plot in zip(known, drawn, strict=True)]
+    for i, figure in enumerate(figures):
+        if numbered[i] if numbered is not None else getattr(figure, "_numbered", False):
+            origins[i].append("Positions are numbered, since their tokens do not fit.")
     common = [s for s in origins[0] if all(s in other for other in origins)]
     parts = []
-    for i in range(len(figures)):
+    for i, own in enumerate(origins):
         name = rf"\textbf{{{latex(letters[i])}}} " if letters else ""
-        own = [s for s in origins[i] if s not in common]
-        parts.append(name + " ".join([_sentence(shown[i]), *own]))
+        parts.append(name + " ".join(filter(None, [_sentence(shown[i]), *(s for s in own if s not in common)])))
     return " ".join([*parts, *common])
 
 
@@ -126,17 +126,8 @@ def latex(text: str) -> str:
     return re.sub(r"([-'`])\{\}(?!\1)", r"\1", "".join(out))  # alone they make no ligature
 
 
-def plain(text: str) -> str:
-    """A text of plotly's without its markup: what is read on the figure."""
-    return unescape(re.sub(r"</?(b|i|sub|sup|span)[^>]*>", "", re.sub(r"<br ?/?>", " ", text)))
-
-
-def _known(figure: go.Figure, of: Any, date: bool) -> dict[str, Any]:
-    if of is not None:
-        found = about(of)
-    else:
-        meta = figure.layout["meta"]
-        found = (meta.get("workbench") or {}).get("of") if isinstance(meta, dict) else None
+def _known(figure: Any, of: Any, date: bool) -> dict[str, Any]:
+    found = about(of) if of is not None else getattr(figure, "_of", None)
     if not found or not (found.get("model") or found.get("reader")):
         raise InputError(
             "This figure does not know what it is of, so its caption could not say. Give the reading or the table that "
@@ -145,28 +136,18 @@ def _known(figure: go.Figure, of: Any, date: bool) -> dict[str, Any]:
     return found if date else {k: v for k, v in found.items() if k != "date"}
 
 
-def _shown(figure: go.Figure, known: dict[str, Any]) -> str:
-    """The figure's own title, less what the rest of the caption says."""
-    text = plain(str(figure.layout["title"].text or ""))
-    parts = [p for p in text.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
+def _shown(plot: Plot, known: dict[str, Any]) -> str:
+    """The plot's own title, less what the rest of the caption says."""
+    parts = [p for p in plot.title.split(" · ") if p and p not in (known.get("model"), known.get("reader"))]
     return ", ".join(parts)
-
-
-def _notes(figure: go.Figure) -> list[str]:
-    """What did not fit into the figure."""
-    meta = figure.layout["meta"]
-    numbered = isinstance(meta, dict) and (meta.get("workbench") or {}).get("numbered")
-    return ["Positions are numbered, since their tokens do not fit."] if numbered else []
 
 
 def _sentence(text: str) -> str:
     return latex(text[:1].upper() + text[1:]) + "." if text else ""
 
 
-def _origin(known: dict[str, Any], figure: go.Figure) -> list[str]:
-    meta = figure.layout["meta"]
-    meta = (meta.get("workbench") or {}) if isinstance(meta, dict) else {}
-    shows, own = meta.get("shows"), list(meta.get("controls", []))
+def _origin(known: dict[str, Any], plot: Plot) -> list[str]:
+    shows, own = plot.shows, list(plot.controls)
     found, of = [], known.get("controls", {})
     if model := known.get("model"):
         more = [rf"fingerprint \texttt{{{latex(known['fingerprint'])}}}"] if known.get("fingerprint") else []
@@ -188,8 +169,7 @@ def _origin(known: dict[str, Any], figure: go.Figure) -> list[str]:
     said = own + [text for name in (of if shows is None else shows) for text in of.get(name, [])]
     if not said and not of:
         said = [f"{k.replace('_', ' ')}: {_said(v)}" for k, v in told.items()]
-    title = plain(str(figure.layout["title"].text or ""))
-    found += [_sentence(text.rstrip(".")) for text in dict.fromkeys(said) if text not in title]
+    found += [_sentence(text.rstrip(".")) for text in dict.fromkeys(said) if text not in plot.title]
     if known.get("provenance") and not said:
         found.append("The reading names no null and no interval of what is shown.")
     if known.get("date"):

@@ -1,4 +1,4 @@
-"""Charts: one function for each kind, dataset in and Figure out; `chart()` chooses by what the data holds."""
+"""Charts: one function for each kind, dataset in and plot out; `chart()` chooses by what the data holds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from workbench import plugins, tokens
 from workbench.errors import InputError
-from workbench.figures import theme
-from workbench.figures.cells import SMALLEST, fit_cells, ink
-from workbench.figures.figure import Figure
+from workbench.figures import plot as plots
+from workbench.figures.figure import Figure, drawn
+from workbench.figures.plot import Axis, Bars, Cells, Line, Panel, Plot, Points, Rule, first_few, whole
 from workbench.figures.source import Source
 from workbench.stats import Design, nanmean
 from workbench.stats.design import FEW
@@ -26,20 +24,20 @@ if TYPE_CHECKING:
 
     from workbench.reading import Reading
 
-HOVER_CELLS = 3_000  # above this many cells the hover lists would outweigh the figure
 TEXT_CELLS = 6_000
 
 
 # ---------------------------------------------------------------- heatmap
 
 
+@drawn
 def heatmap(
     data: xr.Dataset,
     prompt: int = 0,
     value: str | None = None,
     target: int | str | None = None,
     text: bool = True,
-) -> Figure:
+) -> Plot:
     """Depth x positions of one prompt, rising upwards, the top token in each cell and the input below.
 
     value   what the colour shows: any variable over [prompt, depth, position(, rank)(, target)], such as
@@ -50,72 +48,33 @@ def heatmap(
     """
     source = Source(data)
     prompt = source.prompt(prompt)
-    if value is None:
-        value = source.score or next(iter(source.values()), None)
+    value = value or source.score or next(iter(source.values()), None)
     if value is None or not source.has(value):
         raise InputError(
             f"heatmap(value={value!r}): this reading holds {source.grids()}. Choose one of these."
         )
     grid = source.grid(value, prompt, target)
-    shown, bar = grid, {"title": {"text": source.title(value, short=True)}}
+    shown, ticks = grid, None
     if source.about(value).get("scale") == "log":
         shown = np.log10(grid + 1)
-        ticks = [t for t in (0, 9, 99, 999, 9999, 99999) if t <= max(np.nanmax(grid, initial=0), 1)]
-        bar |= {"tickvals": np.log10(np.add(ticks, 1)).tolist(), "ticktext": [f"{t:,}" for t in ticks]}
-
+        ticks = plots.log_ticks(float(np.nanmax(shown, initial=0.3)))
     inputs = [tokens.visible(t) for t in source.inputs(prompt)]
-    signed, scale = source.scale(value) == "diverging", theme.stops(source.scale(value))
-    trace = go.Heatmap(
-        z=np.round(shown, 4),
-        x=list(range(len(inputs))),
-        y=list(range(len(source.depths))),  # rows are equally high, whichever layers were read
-        colorscale=scale,
-        zmid=0 if signed else None,
-        colorbar=bar,
-        hoverongaps=False,
-        xgap=0.5 if grid.size <= TEXT_CELLS else 0,
-        ygap=0.5 if grid.size <= TEXT_CELLS else 0,
-        hovertemplate="%{hovertext}<extra></extra>" if grid.size <= HOVER_CELLS else None,
-    )
-    if grid.size <= HOVER_CELLS:
-        trace.hovertext = _hovers(source, prompt, value, grid, inputs)
-    figure = blank(trace)
+    top = None
     if text and source.has("token_id") and grid.size <= TEXT_CELLS:
-        rows, columns = np.indices(grid.shape)
-        top = _ids(source, prompt)[:, :, 0].ravel()
-        # A trace of its own: a heatmap's texts have one colour, and here each must stand out from its cell.
-        figure.add_scatter(
-            x=columns.ravel().tolist(), y=rows.ravel().tolist(), mode="text", hoverinfo="skip",
-            customdata=[tokens.visible(source.text(i)) if i >= 0 else "" for i in top], showlegend=False,
-            textfont={"color": ink(shown, scale, signed)},
-        )  # fmt: skip
-    width = float(np.clip(130 + 46 * len(inputs), 420, 1400))
+        ids = _ids(source, prompt)[:, :, 0]
+        top = np.array([[tokens.visible(source.text(i)) if i >= 0 else "" for i in row] for row in ids], object)
+    sinks = source.sinks(prompt)
     said = source.title(value)
     if "target" in data[value].dims:
         said = aimed(said, source.aim(source.target(target, prompt), prompt))
-    framed = [f"dotted frame: {source.sink_said}"] if _frame(figure, source.sinks(prompt)) else []
-    figure.update_layout(
-        title_text=tokens.plotly(_title(source, ", ".join(filter(None, [said, *framed])), prompt)), width=width,
-        meta={"workbench": {
-            "inputs": inputs, "places": source.places(prompt).tolist(), "depths": source.depths.tolist(),
-        }},
+    framed = f"dotted frame: {source.sink_said}" if sinks.any() else ""
+    cells = Cells(
+        shown, source.scale(value), bar=source.title(value, short=True), ticks=ticks, text=top, framed=sinks,
+        hover=_hovers(source, prompt, value, grid, inputs) if grid.size <= plots.HOVER_CELLS else None,
     )  # fmt: skip
-    figure.update_yaxes(title_text=source.depth_label, showline=False, ticks="")
-    figure.update_xaxes(showline=False, ticks="")
-    fit_cells(figure)
-    return shows(figure, value)
-
-
-def _frame(figure: go.Figure, marked: np.ndarray) -> bool:
-    """A dotted frame around each upright run of marked cells [row, column]; whether there is one."""
-    edges = np.diff(np.pad(marked.astype(int), ((1, 1), (0, 0))), axis=0)
-    for column in np.flatnonzero(marked.any(0)).tolist():
-        starts, ends = np.flatnonzero(edges[:, column] > 0), np.flatnonzero(edges[:, column] < 0)
-        for low, high in zip(starts.tolist(), ends.tolist(), strict=True):
-            place = {"x0": column - 0.46, "x1": column + 0.46, "y0": low - 0.46, "y1": high - 0.54}
-            for colour, dash in (("#FFFFFF", "solid"), ("#000000", "dot")):  # seen on every colour
-                figure.add_shape(type="rect", line={"color": colour, "width": 1.5, "dash": dash}, **place)
-    return bool(marked.any())
+    across = Axis(names=inputs, places=source.places(prompt).tolist())
+    panel = Panel([cells], across, Axis(source.depth_label, names=[str(d) for d in source.depths]))
+    return Plot([panel], _title(source, ", ".join(filter(None, [said, framed])), prompt), shows=[value])
 
 
 def _ids(source: Source, prompt: int) -> np.ndarray:
@@ -139,7 +98,7 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
     for d, depth in enumerate(source.depths):
         row = []
         for p, token in enumerate(inputs):
-            lines = [f"{source.depth} {depth}, after <b>{tokens.plotly(token)}</b> (#{places[p]})"]
+            lines = [f"{source.depth} {depth}, after {token} (#{places[p]})"]
             if not np.isnan(grid[d, p]):
                 lines.append(f"{name}: {grid[d, p]:.4g}")
             if sinks[d, p]:
@@ -150,15 +109,15 @@ def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: l
                 for rank, token_id in enumerate(ids[d, p]):
                     if token_id >= 0:
                         number = f"  {scores[d, p, rank]:.3g}" if scores is not None else ""
-                        text = said(d, p, rank) or tokens.plotly(tokens.visible(source.text(token_id)))
+                        text = said(d, p, rank) or tokens.visible(source.text(token_id))
                         lines.append(f"{rank}. {text}{number}")
-            row.append("<br>".join(lines))
+            row.append("\n".join(lines))
         rows.append(row)
     return rows
 
 
 def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
-    """The sentence of a neighbour with its word in bold, by (depth, position, rank); "" where there is none."""
+    """The sentence of a neighbour with its word in brackets, by (depth, position, rank); "" where there is none."""
     if not source.has("sentence"):
         return lambda d, p, rank: ""
     real = source.positions(prompt)
@@ -169,8 +128,8 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
 
     def said(d: int, p: int, rank: int) -> str:
         text, start, end = (found[name][d, p, rank] for name in ("sentence", "char_start", "char_end"))
-        before, word, after = (tokens.plotly(tokens.plain(t)) for t in tokens.around(str(text), start, end, 30))
-        return f"{before}<b>{word}</b>{after}"
+        before, word, after = (tokens.plain(t) for t in tokens.around(str(text), start, end, 30))
+        return f"{before}⟨{word}⟩{after}"
 
     return said
 
@@ -178,13 +137,14 @@ def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
 # ---------------------------------------------------------------- trajectory
 
 
+@drawn
 def trajectory(
     data: xr.Dataset,
     prompt: int = 0,
     position: int = -1,
     targets: Sequence[str] | None = None,
     value: str | None = None,
-) -> Figure:
+) -> Plot:
     """A value over depth at one position, of each target where there are several; dotted its null, where it has one.
 
     position counts the prompt's own tokens; negative from the end.  targets chooses some, by text.
@@ -197,56 +157,40 @@ def trajectory(
         raise InputError(f"trajectory(value={value!r}): this reading holds {source.grids()}. Choose one of these.")
     prompt = source.prompt(prompt)
     at = source.position(prompt, position)
-    aimed = value == source.followed and source.has("target_id")
-    names = source.targets(prompt, at) if aimed else [source.called(value, short=True)]
+    several = value == source.followed and source.has("target_id")
+    names = source.targets(prompt, at) if several else [source.called(value, short=True)]
     chosen = list(range(len(names))) if targets is None else [source.target(t, prompt) for t in targets]
     chosen, more = first_few(chosen, "targets")
-    units = source.about(value).get("units", "")
     beside = [n for n in source.values() if n != value and source.data[n].dims == source.data[value].dims]
     null = next(iter(source.controls(value, "null")), None)
     null_name = f"null: {source.called(null, short=True)}" if null else ""
     column = int(np.flatnonzero(source.positions(prompt) == at)[0])
-    figure = blank()
-    nulls = 0
-    for number, index in enumerate(chosen):
-        colour = theme.HUES[number % len(theme.HUES)]
-        label = tokens.labels([tokens.visible(names[index])])[0]
-        more_told = [
-            f", {source.called(n, short=True)} %{{customdata[{i}]:.5~g}}" for i, n in enumerate(beside)
+    marks: list[plots.Mark] = []
+    nulls = []
+    for hue, index in enumerate(chosen):
+        label = tokens.visible(names[index])
+        y, others = _along(source, value, prompt, column, index), {
+            source.called(n, short=True): _along(source, n, prompt, column, index) for n in beside
+        }  # fmt: skip
+        hover = [
+            ", ".join([f"{label}, {source.depth} {d}: {y[i]:.3f} {source.about(value).get('units', '')}".strip(),
+                       *(f"{n} {v[i]:.5g}" for n, v in others.items())])
+            for i, d in enumerate(source.depths)
         ]  # fmt: skip
-        known = [_along(source, n, prompt, column, index) for n in beside]
-        figure.add_scatter(
-            x=source.depths, y=_along(source, value, prompt, column, index), name=label, mode="lines+markers",
-            line={"color": colour, "width": 2}, marker={"size": 4}, legendgroup=label,
-            customdata=np.stack(known, -1) if known else None,
-            hovertemplate=f"{source.depth} %{{x}}: %{{y:.3f}} {units}{''.join(more_told)}",
-        )  # fmt: skip
+        marks.append(Line(source.depths, y, label, hue=hue, hover=hover))
         found = None if null is None else _along(source, null, prompt, column, index)
         if found is not None and not np.all(np.isnan(found)):
-            nulls += 1
-            figure.add_scatter(
-                x=source.depths, y=found, mode="lines", legendgroup=label, showlegend=len(chosen) == 1,
-                line={"color": colour, "width": 1.5, "dash": "dot"},
-                name=null_name if len(chosen) == 1 else f"{label}, {null_name}", hovertemplate=f"%{{y:.3f}} {units}",
-            )  # fmt: skip
+            nulls.append(Line(source.depths, found, null_name, hue=hue if len(chosen) == 1 else plots.GREY, dash="dot",
+                              markers=False, width=1.5))  # fmt: skip
+            nulls[-1].hue, nulls[-1].legend = hue, len(chosen) == 1
     if nulls and len(chosen) > 1:  # one entry for all of them
-        grey = {"color": "#7F7F7F", "width": 1.5, "dash": "dot"}
-        figure.add_scatter(x=[None], y=[None], mode="lines", line=grey, name=null_name)
+        marks.append(Line([], [], null_name, hue=plots.GREY, dash="dot", markers=False, width=1.5))
     token = tokens.visible(source.inputs(prompt)[column])
     sink = "a sink" if source.sinks(prompt)[:, column].any() else ""
     what = f"{source.called(value, short=True)} after {token} (#{source.places(prompt)[column]})"
     said = ", ".join(filter(None, [what, sink, more]))
-    figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
-    figure.update_layout(width=640, height=380, hovermode="x unified", showlegend=True)
-    figure.update_xaxes(title_text=source.depth_label, tickformat="d")
-    figure.update_yaxes(title_text=source.title(value, short=True))
-    return shows(figure, value)
-
-
-def first_few(chosen: list[Any], what: str) -> tuple[list[Any], str]:
-    """As many as there are hues, and what a title says of the rest."""
-    kept = chosen[: len(theme.HUES)]
-    return kept, f"the first {len(kept)} of {len(chosen)} {what}" if len(kept) < len(chosen) else ""
+    panel = Panel([*marks, *nulls], whole(source.depth_label, source.depths), source.title(value, short=True))
+    return Plot([panel], _title(source, said, prompt), shows=[value])
 
 
 def _along(source: Source, name: str, prompt: int, column: int, target: int) -> np.ndarray:
@@ -257,6 +201,7 @@ def _along(source: Source, name: str, prompt: int, column: int, target: int) -> 
 # ---------------------------------------------------------------- curves
 
 
+@drawn
 def curves(
     data: xr.Dataset,
     value: str | Sequence[str] | None = None,
@@ -265,7 +210,7 @@ def curves(
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> Figure:
+) -> Plot:
     """Depth curves: the mean over prompts of each prompt's mean, with a band (below 8, the prompts); dotted: the null.
 
     Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
@@ -300,60 +245,32 @@ def curves(
         )
     found = Design(n=len(means)).bootstrap(means, level=level, draws=draws, seed=seed)
     few = bool(found.units.max() < FEW)
-    how = f"{level:.0%} interval: {found.said('prompts')}"
-    figure, nulls = blank(make_subplots(cols=len(names), horizontal_spacing=0.16)), 0
-    highest: dict[str, float] = {}
+    panels = {name: Panel([], whole(source.depth_label, source.depths), source.title(name)) for name in names}
+    nulls = 0
     for line, (name, aim) in enumerate(lines):
-        column, number = names.index(name) + 1, aims.index(aim)
-        where, log = {"row": 1, "col": column}, source.about(name).get("scale") == "log"
-        centre, low, high = found.value[line], found.low[line], found.high[line]
-        known, shown = ~np.isnan(low), means[:, line] if few else high
-        highest[name] = max(highest.get(name, 0.3), float(np.nanmax(shown, initial=0.3)))
+        panel, column, number = panels[name], names.index(name), aims.index(aim)
+        log = source.about(name).get("scale") == "log"
         several = len(aims) > 1 and "target" in data[name].dims
-        called = tokens.labels([_target_name(source, aim)])[0] if several else source.called(name, short=True)
+        called = _target_name(source, aim) if several else ""
         # Beside lines of several targets, another panel's line has none of the hues that say which target.
-        colour = theme.HUES[number if several else -column if len(aims) > 1 else column - 1]
-        if len(means) > 1 and few:
-            figure.add_scatter(
-                x=np.tile(source.depths, len(means)), y=means[:, line].ravel(), mode="markers", showlegend=False,
-                marker={"size": 4, "color": theme.faded(colour, 0.45)}, legendgroup=called,
-                customdata=np.repeat(prompts, len(source.depths)),
-                hovertemplate="prompt %{customdata}: %{y:.3f}<extra></extra>", **where,
-            )  # fmt: skip
-        elif known.any():
-            x, low_, high_ = source.depths[known], low[known], high[known]
-            figure.add_scatter(
-                x=np.concatenate([x, x[::-1]]), y=np.concatenate([high_, low_[::-1]]), mode="lines", fill="toself",
-                fillcolor=theme.faded(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
-                legendgroup=called, **where,
-            )  # fmt: skip
-        figure.add_scatter(
-            x=source.depths, y=centre, name=called, mode="lines+markers", marker={"size": 4},
-            line={"color": colour, "width": 2}, customdata=np.stack([low, high], axis=-1), legendgroup=called,
-            showlegend=several and not any(t.name == called and t.showlegend for t in figure.data),
-            hovertemplate="%{y:.3f}"
-            + f" [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}], {how}" * bool(known.any())
-            + "<extra></extra>", **where,
-        )  # fmt: skip
+        hue = number if several else -column - 1 if len(aims) > 1 else column
+        low, high = found.low[line], found.high[line]
+        each = means[:, line] if len(means) > 1 and few else None
         own = [n for n in source.controls(name, "null") if n in source.grids() or data[n].dims == (source.depth,)]
         null = nanmean(np.stack([_position_mean(source, n, aim, p, log) for n in own[:1] for p in prompts] or [np.nan]))
+        hover = None if each is None else [
+            f"{source.depth} {d}: {v:.3f} [{a:.3f}, {b:.3f}], {level:.0%} interval: {found.said('prompts')}"
+            for d, v, a, b in zip(source.depths, found.value[line], low, high, strict=True)
+        ]  # fmt: skip
+        band = {} if each is not None else {"low": low, "high": high}
+        marks: list[plots.Mark] = [Line(source.depths, found.value[line], called, **band, hue=hue, each=each, hover=hover)]
         if not np.isnan(null).all():
             nulls += 1
-            figure.add_scatter(
-                x=source.depths, y=null, name=f"{called}, null", mode="lines",
-                line={"color": colour, "width": 1.5, "dash": "dot"}, showlegend=False, legendgroup=called,
-                hovertemplate="null: %{y:.3f}<extra></extra>", **where,
-            )  # fmt: skip
-    for column, name in enumerate(names, start=1):
-        where = {"row": 1, "col": column}
-        figure.update_yaxes(title_text=source.title(name), **where)
-        if source.about(name).get("scale") == "log":
-            top = highest[name]
-            ticks = [t for t in (0, 1, 3, 9, 30, 99, 999, 9999, 99999) if np.log10(t + 1) <= top + 0.2]
-            figure.update_yaxes(
-                tickvals=np.log10(np.add(ticks, 1)), ticktext=[f"{t:,}" for t in ticks], **where
-            )
-        figure.update_xaxes(title_text=source.depth_label, tickformat="d", **where)
+            marks.append(Line(source.depths, null, "", hue=hue, dash="dot", markers=False, width=1.5))
+        panel.marks = [*panel.marks, *marks]
+        if log:
+            shown = means[:, line] if few else high
+            panel.y.ticks, panel.y.names = plots.log_ticks(float(np.nanmax(shown, initial=0.3)))  # type: ignore[union-attr]
     count = len(prompts)
     band = f"points: each of {count} prompts" if few else f"{level:.0%} band: {found.said('prompts')}"
     band = band if count > 1 else "1 prompt, so no band"
@@ -362,11 +279,7 @@ def curves(
     if all("target" not in data[name].dims for name in names):
         one = ""
     said = ", ".join(filter(None, [one, more, over, source.sinks_left_out(), band, "dotted: null" * bool(nulls)]))
-    width = 330 * len(names) + 60
-    figure.update_layout(title_text=tokens.plotly(heading(source, said)), width=width, height=340)
-    if len(aims) > 1:
-        figure.update_layout(height=380, legend={"orientation": "h", "y": -0.22})
-    return shows(figure, *names, controls=[band])
+    return Plot(list(panels.values()), heading(source, said), shows=names, controls=[band])
 
 
 def _target_name(source: Source, target: int) -> str:
@@ -389,12 +302,11 @@ def _position_mean(source: Source, name: str, target: int, prompt: int, log: boo
 # ---------------------------------------------------------------- attribution
 
 
-def attribution(
-    data: xr.Dataset, prompt: int = 0, position: int = -1, target: int | str | None = None
-) -> Figure:
+@drawn
+def attribution(data: xr.Dataset, prompt: int = 0, position: int = -1, target: int | str | None = None) -> Plot:
     """What each component of the model adds at one position, such as to a token's logit; the bars add up to it.
 
-    Lines across: the null of each component, such as its mean over all positions, what it adds anywhere.
+    Dashes: the null of each component, such as its mean over all positions, what it adds anywhere.
     """
     source = Source(data)
     data, value = source.data, source.by_component()[0]
@@ -404,40 +316,19 @@ def attribution(
     index = source.target(target, prompt)
 
     def pick(name: str) -> np.ndarray:
-        found = data[name].isel(prompt=prompt, position=at)
-        return (found.isel(target=index) if "target" in found.dims else found).values
+        found = data[name]
+        for dim, place in (("prompt", prompt), ("position", at), ("target", index)):
+            found = found.isel({dim: place}) if dim in found.dims else found
+        return found.values.astype(float)
 
     names = [str(c) for c in data["component"].values]
-    values = pick(value).astype(float)
-    figure = blank()
-    kinds = list(dict.fromkeys(n.split(".")[0] for n in names))
-    hues = dict(zip(kinds, theme.HUES, strict=False))
-    for kind in kinds:
+    values = pick(value)
+    marks: list[plots.Mark] = [Rule(0, dash="solid")]
+    for hue, kind in enumerate(dict.fromkeys(n.split(".")[0] for n in names)):
         own = [i for i, n in enumerate(names) if n.split(".")[0] == kind]
-        figure.add_bar(
-            x=own, y=values[own], name=kind, marker={"color": hues.get(kind, theme.HUES[-1])}, width=0.85,
-            customdata=[tokens.plotly(names[i]) for i in own],
-            hovertemplate="%{customdata}: %{y:.4g}<extra></extra>",
-        )  # fmt: skip
+        marks.append(Bars(own, values[own], kind, hue, hover=[f"{names[i]}: {values[i]:.4g}" for i in own]))
     if null is not None:
-        mean, called = data[null], source.called(null, short=True)
-        mean = (mean.isel(target=index) if "target" in mean.dims else mean).values
-        figure.add_scatter(
-            x=list(range(len(names))), y=mean, mode="markers", name=called,
-            marker={"symbol": "line-ew", "size": 13, "line": {"width": 2, "color": "#222222"}},
-            hovertemplate=f"{called}: %{{y:.4g}}<extra></extra>",
-        )  # fmt: skip
-    width = float(np.clip(160 + 26 * len(names), 480, 1300))
-    step = max(1, int(np.ceil(len(names) * 10 / (width - 120))))
-    labels = [n.replace("_out", "") for n in names]
-    figure.update_xaxes(
-        tickvals=list(range(0, len(names), step)), ticktext=[tokens.plotly(t) for t in labels[::step]], tickangle=-90,
-        title_text=f"component (one of {step} is named)" if step > 1 else "component",
-        tickfont_size=float(np.clip((width - 120) / len(names) / 1.15, SMALLEST, 12)),
-    )  # fmt: skip
-    figure.update_yaxes(
-        title_text=source.title(value), zeroline=True, zerolinewidth=1, zerolinecolor="#888888"
-    )
+        marks.append(Points(range(len(names)), pick(null), source.called(null, short=True), plots.INK, symbol="dash", size=12))
     targets = source.targets(prompt, at)
     said = aimed(source.called(value), tokens.visible(targets[min(index, len(targets) - 1)]))
     if total and source.has(total):
@@ -447,9 +338,8 @@ def attribution(
     column = int(np.flatnonzero(source.positions(prompt) == at)[0])
     if len(source.positions(prompt)) > 1:
         said += f", after {tokens.visible(source.inputs(prompt)[column])} (#{source.places(prompt)[column]})"
-    figure.update_layout(title_text=tokens.plotly(_title(source, said, prompt)))
-    figure.update_layout(width=width, height=380, barmode="overlay", showlegend=True)
-    return shows(figure, value)
+    across = Axis("component", names=[n.replace("_out", "") for n in names])
+    return Plot([Panel(marks, across, source.title(value))], _title(source, said, prompt), shows=[value])
 
 
 # ---------------------------------------------------------------- choosing
@@ -457,7 +347,7 @@ def attribution(
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its function(data, **options), and what it cannot be drawn without.
+    """A chart: its function(data, **options) -> Plot, and what it cannot be drawn without.
 
     needs    names of variables ("a or b": either)
     measure  of a chart that draws a measure's result: the measure (an entry point of ``workbench.measures``).  A
@@ -467,7 +357,7 @@ class Chart:
              not by their names (:mod:`workbench.variables`)
     """
 
-    function: Callable[..., Figure]
+    function: Callable[..., Any]
     needs: tuple[str, ...] = ()
     measure: str = ""
     of: tuple[str, ...] = ()
@@ -537,7 +427,7 @@ def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any
         needs = "; ".join(f"{name} needs {', '.join(what)}" for name, what in own.items())
         raise InputError(
             f"No chart fits this reading: it holds {sorted(map(str, data.data_vars))}, but {needs}. "
-            "Draw it from .data or .frame() with plotly itself."
+            "Draw it from .data or .frame(), or describe it: workbench.figures.Plot."
         )
     known = plugins.points("charts", reserved=CHARTS)
     chosen = CHARTS.get(kind) or (plugins.load("charts", kind, reserved=CHARTS) if kind in known else None)
@@ -548,10 +438,10 @@ def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any
         raise InputError(
             f"The chart {kind!r} needs {lacking}, which this reading does not hold. Charts that fit it: {fitting}."
         )
-    drawn = chosen.measured(reading, options)
+    measured = chosen.measured(reading, options)
     _known_options(kind, chosen, options)
-    figure = chosen.function(_data(drawn), **options)
-    return figure.describe(drawn) if isinstance(figure, Figure) else figure
+    found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else _data(measured), **options)
+    return Figure(found, of=measured) if isinstance(found, Plot) else found
 
 
 def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
@@ -575,23 +465,8 @@ def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- common
 
 
-def blank(content: Any = None, title: str = "") -> Figure:
-    theme.register()
-    figure = Figure(content)
-    figure.update_layout(template="workbench")
-    figure.update_layout(title_text=tokens.plotly(title))
-    return figure
-
-
-def shows(figure: Figure, *names: str, controls: Sequence[str] = ()) -> Figure:
-    """Note which variables a figure shows, and what it says itself of how sure they are (a band): for its caption."""
-    meta: Any = figure.layout["meta"] if isinstance(figure.layout["meta"], dict) else {}
-    own = {"shows": list(names), "controls": list(controls)}
-    figure.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), **own}})
-    return figure
-
-
 def heading(source: Source, what: str) -> str:
+    """A title: reader, model, and what is shown."""
     return " · ".join(part for part in (source.reader, source.model, what) if part)
 
 

@@ -1,33 +1,118 @@
-"""A plotly figure that can be saved for a paper and shown without leaving megabytes in a notebook."""
+"""A figure: a plot drawn by plotly, which matplotlib draws for paper and for every static picture."""
 
 from __future__ import annotations
 
 import os
+from base64 import b64encode
+from collections.abc import Callable
+from functools import wraps
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, warn
 from workbench.figures import caption as captions
-from workbench.figures import drawing, theme
-from workbench.figures.cells import fit_cells
-from workbench.figures.output import LIMIT, checked, size, small, told, translated, without_glyphs, written
-from workbench.figures.sheet import paper
-from workbench.figures.titles import fitted
-from workbench.figures.typeset import natural_height, typeset
+from workbench.figures import screen
+from workbench.figures.plot import Plot
 from workbench.files import atomic_write
 
-_SAID: set[str] = set()  # reasons for which figures are shown without a picture
+if TYPE_CHECKING:
+    from workbench.figures.page import PaperFigure
+
+FORMATS = ("pdf", "svg", "png", "html")
+LIMIT = 300_000
+"""Bytes that one output may leave in a notebook."""
+SCREEN_DPI, SCREEN_POINTS = 96, 9.0
+"""Of a picture in a notebook: an inch is as many pixels, its type 12 of them."""
+
+
+class ExportError(WorkbenchError):
+    """A figure that cannot be written."""
 
 
 class Figure(go.Figure):
-    """A plotly Figure with `.save()`, `.caption()` and a static, small rich display.
+    """A plotly figure that knows what it shows, so that it can be drawn on paper, too.
 
-    Everything that plotly's own figure can do works; `.show()` is the interactive view.
+    Everything that plotly's own figure can do works; `.show()` is the interactive view.  Pictures (`.save`, the display
+    in a notebook) are drawn by matplotlib from the same plot: what was changed by plotly's own calls is not in them.
+
+    Attributes
+    ----------
+    plot
+        The description (:class:`workbench.figures.Plot`).
     """
 
     _ipython_display_: Any = None  # type: ignore[assignment]  # plotly's own would put the whole of plotly.js into the notebook
+
+    def __init__(self, plot: Any = None, *args: Any, of: Any = None, **options: Any) -> None:
+        described = plot if isinstance(plot, Plot) else getattr(plot, "_plot", None)
+        super().__init__(screen.draw(plot) if isinstance(plot, Plot) else plot, *args, **options)
+        self._plot, self._of = described, captions.about(of) if of is not None else getattr(plot, "_of", None)
+        self._numbered = False
+
+    @property
+    def plot(self) -> Plot:
+        """What is shown."""
+        if self._plot is None:
+            raise ExportError(
+                "This figure was put together with plotly alone, so there is nothing that could be drawn on paper. Make "
+                "it from a Plot (workbench.figures.Plot), or save it with plotly's own write_image."
+            )
+        return self._plot
+
+    def matplotlib(
+        self,
+        width: str | float | None = None,
+        venue: str | None = None,
+        height: float | None = None,
+        *,
+        ax: Any = None,
+        points: float | None = None,
+        family: str | None = None,
+    ) -> PaperFigure:
+        """The figure as matplotlib's, to be edited and saved like any other.
+
+        Parameters
+        ----------
+        width, venue, height
+            As of :meth:`save`; inches by default as wide as on the screen, with its title.
+        ax
+            Axes of the author's own to draw into, one for each panel; they are given back, and the rest is left alone.
+        points, family
+            Size and font of the type.
+
+        Returns
+        -------
+        PaperFigure
+            A ``matplotlib.figure.Figure`` whose ``savefig`` writes TrueType fonts; with ``ax``, what was given.
+
+        Examples
+        --------
+        >>> import workbench, lenses
+        >>> reading = workbench.read("organism:story", "The bell of Tilda is", lenses.LogitLens(), progress=False)
+        >>> drawn = reading.figure().matplotlib("column", "icml")
+        >>> float(drawn.get_figwidth())
+        3.25
+        """
+        from workbench.figures import page
+
+        if ax is not None:
+            return page.draw_into(self.plot, ax)
+        if width is None and venue is not None:
+            width = "column"
+        if width is None:
+            wide = (self.layout["width"] or 700) / SCREEN_DPI
+            drawn, _ = page.draw(self.plot, wide, height, points=points or SCREEN_POINTS, family=family, title=True)
+        else:
+            wide = page.inches(width, venue)
+            drawn, self._numbered = page.draw(self.plot, wide, height, points=points or 8.0, family=family)
+        return drawn
+
+    def plotly(self, dark: bool = False) -> go.Figure:
+        """The interactive figure anew, for a light or a dark page."""
+        return screen.draw(self.plot, dark)
 
     def save(
         self,
@@ -35,108 +120,139 @@ class Figure(go.Figure):
         width: str | float | None = None,
         venue: str | None = None,
         height: float | None = None,
-        template: str | None = None,
-        scale: float | None = None,
+        *,
+        dpi: float = 300,
+        dark: bool = False,
     ) -> Path:
         """Write a .pdf, .svg, .png or .html file; complete under its name or not there at all.
 
-        width      "column", "text", inches, or a length such as "84mm"; with a width the figure is set for paper (8 pt
-                   type, no title, labels fitted).  Without one it is written as it is on the screen.
-        venue      "icml", "neurips", "iclr", "acl": whose column and text widths; alone it means its column
-        height     inches; by default the figure's own proportions
-        template   any registered plotly template, in place of the one for paper or screen
-        scale      pixels per unit of a .png; default 300 dots per inch on paper, 2 on the screen
+        Parameters
+        ----------
+        path
+            Its suffix says what is written: .html is plotly's own page, the others are drawn by matplotlib.
+        width
+            "column", "text", inches, or a length such as "84mm"; with a width the figure is set for paper (8 pt type,
+            no title).  Without one it is as wide as on the screen, with its title.
+        venue
+            "icml", "neurips", "iclr", "acl": whose column and text widths; alone it means its column.
+        height
+            Inches; by default what the content needs.
+        dpi
+            Of a .png.
+        dark
+            Of a .html.
 
-        A .pdf and an .svg hold their fonts.  A character that no font here has is written as its escape (\\u65e5), with
-        a warning.  Raises ExportError where there is no browser to draw with or no place to write to.
+        Raises
+        ------
+        ExportError
+            For another suffix, a folder that is not there, and a figure that was put together with plotly alone.
+
+        Notes
+        -----
+        Text in a .pdf is text in TrueType fonts (DejaVu Sans, and what it lacks from installed fonts); in an .svg it is
+        outlines.  A character that no font here has is written as its escape (\\u65e5), with a warning.
         """
         path = checked(path)
-        if width is None and venue is not None:
-            width = "column"
         if path.suffix.lower() == ".html":
-            figure = fitted(self.sized(width, venue, height, template), grow=height is None)
-            content = figure.to_html(include_plotlyjs=True, full_html=True)
-            atomic_write(path, content)
+            atomic_write(path, self.plotly(dark).to_html(include_plotlyjs=True, full_html=True))
             return path
-        if width is not None:
-            options: dict[str, Any] = {} if template is None else {"template": template}
-            return paper(venue, **options).save(self, path, width, height=height, scale=scale)
-        figure = go.Figure(told(self)).update_layout({"template": template} if template else {})
-        figure = fitted(figure, grow=height is None)
-        wide, own_tall = size(figure)
-        tall = height * theme.PIXELS_PER_INCH if height is not None else own_tall
-        if tall != own_tall:
-            fit_cells(figure, tall)
-        return written(path, drawing.draw(figure.to_plotly_json(), wide, tall).svg, wide, tall, scale or 2.0)
-
-    def sized(
-        self,
-        width: str | float | None = None,
-        venue: str | None = None,
-        height: float | None = None,
-        template: str | None = None,
-    ) -> Figure:
-        """A copy at a size on paper (inches), with its type; labels are fitted when it is saved, not here."""
-        tall = height * theme.PIXELS_PER_INCH if height is not None else None
-        if width is None:
-            figure = Figure(self)
-            figure.update_layout(template=template or self.layout["template"], height=tall or size(self)[1])
-        else:
-            wide = theme.inches(width, venue) * theme.PIXELS_PER_INCH
-            figure = Figure(typeset(self, template=template or "workbench_paper"))
-            figure.update_layout(width=wide, height=tall or natural_height(self, wide))
-        fit_cells(figure, tall)
-        return figure
+        return written(self.matplotlib(width, venue, height), path, dpi)
 
     def caption(self, of: Any = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph: what is shown, of which model, by which reader with which settings and controls.
 
-        of     the reading, dataset or table that the figure is of; known by itself for `reading.figure()`.
-        date   end with the day of the reading and the version of the workbench
+        Parameters
+        ----------
+        of
+            The reading, dataset or table that the figure is of; known by itself for `reading.figure()`.
+        date
+            End with the day of the reading and the version of the workbench.
 
-        Raises InputError where neither the figure nor ``of`` says what the figure is of.
+        Raises
+        ------
+        InputError
+            Where neither the figure nor ``of`` says what the figure is of.
         """
-        return captions.caption(self, of, date)
-
-    def describe(self, of: Any) -> Figure:
-        """Say what the figure is of (a reading, a dataset or a table), for `caption()`; gives the figure itself."""
-        meta: Any = self.layout["meta"] if isinstance(self.layout["meta"], dict) else {}
-        self.update_layout(meta={**meta, "workbench": {**(meta.get("workbench") or {}), "of": captions.about(of)}})
-        return self
+        return captions.captions([self], [], [of], date)
 
     def show(self, *args: Any, **options: Any) -> Any:
         """plotly's interactive view."""
-        return go.Figure.show(fitted(self), *args, **options)
+        return go.Figure.show(go.Figure(self), *args, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        """A PNG where a browser can draw it, else plotly's own data if that is small; always text.
-
-        Why there is no PNG is said the first time only.
-        """
-        text = repr(self)
-        try:
-            shown, lost = translated(self)
-            shown = fitted(shown)
-            width, height = size(shown)
-            svg = drawing.draw(shown.to_plotly_json(), width, height).svg
-            if lost:
-                text += f"\n{without_glyphs(lost)}"
-            picture, scale = small(svg, width, height, LIMIT - 2 * len(text))
-            if scale < 1:
-                text += f"\nShown at {scale:.0%} of its size, to stay small; .show() or .save(path) for all of it."
-            return {"text/plain": text, "image/png": picture}, {"image/png": {"width": width, "height": height}}
-        except WorkbenchError as error:
-            bundle: dict[str, Any] = {"text/plain": text if str(error) in _SAID else f"{text}\n{error}"}
-            _SAID.add(str(error))
-            if len(self.to_json() or "") + len(text) < LIMIT * 0.9:
-                bundle["application/vnd.plotly.v1+json"] = self.to_plotly_json()
-            return bundle
+        if self._plot is None:
+            return {"text/plain": repr(self), "application/vnd.plotly.v1+json": self.to_plotly_json()}
+        return bundled(self.matplotlib(), repr(self), self.plot.title)
 
     def _repr_html_(self) -> None:  # plotly's own is the interactive page again
         return None
 
+    def __reduce__(self) -> Any:
+        return _restored, (self._plot, self._of, self.to_plotly_json())
+
     def __repr__(self) -> str:
-        traces: Any = self.data
-        kinds = sorted({trace.type for trace in traces})
-        title = captions.plain(self.layout["title"].text or "")
-        return f"<Figure {title!r}: {len(traces)} trace(s), {', '.join(kinds)}; .save(path) .show()>"
+        if self._plot is None:
+            return f"<Figure: {len(self.data)} trace(s); .show()>"  # type: ignore[arg-type]
+        kinds = dict.fromkeys(type(mark).__name__.lower() for panel in self._plot.panels for mark in panel.marks)
+        many = f"{len(self._plot.panels)} panels, " if len(self._plot.panels) > 1 else ""
+        return f"<Figure {self._plot.title!r}: {many}{', '.join(kinds)}; .save(path) .matplotlib() .show()>"
+
+
+def _restored(plot: Plot | None, of: Any, shown: Any) -> Figure:
+    figure = Figure(shown)
+    figure._plot, figure._of = plot, of
+    return figure
+
+
+def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
+    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows what it is of."""
+
+    @wraps(function)
+    def draw(reading: Any, *args: Any, **options: Any) -> Figure:
+        data = reading.data if hasattr(reading, "provenance") else reading
+        return Figure(function(data, *args, **options), of=reading)
+
+    return draw
+
+
+# ---------------------------------------------------------------- files and displays
+
+
+def checked(path: str | os.PathLike[str]) -> Path:
+    """The path, if a figure can be saved under it; ExportError says why not."""
+    path = Path(path)
+    if path.suffix.lower().lstrip(".") not in FORMATS:
+        raise ExportError(
+            f"A figure cannot be saved as {path.suffix or 'a file without suffix'!r} ({path}). "
+            f"Name the file with one of: {', '.join('.' + f for f in FORMATS)}."
+        )
+    if not path.parent.is_dir():
+        raise ExportError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    return path
+
+
+def written(figure: PaperFigure, path: str | os.PathLike[str], dpi: float) -> Path:
+    """Write a matplotlib figure as .pdf, .svg or .png in one piece."""
+    path = checked(path)
+    kind = path.suffix.lower().lstrip(".")
+    if kind == "html":
+        raise ExportError("A figure on paper is a picture: save it as .pdf, .svg or .png; single figures as .html.")
+    file = BytesIO()
+    figure.savefig(file, format=kind, dpi=dpi)
+    atomic_write(path, file.getvalue())
+    return path
+
+
+def bundled(figure: PaperFigure, text: str, alt: str) -> Any:
+    """What a notebook keeps of a figure: a picture of at most :data:`LIMIT` bytes with its alt text, and a line."""
+    wide, tall = figure.get_size_inches()
+    for dpi in (192, 144, 96, 72, 48):
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=dpi)
+        if 4 * len(file.getvalue()) / 3 <= LIMIT - 2 * len(text):
+            break
+    size = {"width": round(wide * SCREEN_DPI), "height": round(tall * SCREEN_DPI), "alt": alt}
+    return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
+
+
+__all__ = ["ExportError", "Figure", "bundled", "checked", "drawn", "warn", "written"]
