@@ -63,19 +63,6 @@ class Page:
                 printed = None
 
 
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """Skips what needs a browser where there is none."""
-    from workbench.figures.drawing import ExportError, browser
-
-    try:
-        yield
-    except ExportError:
-        if browser() is not None:
-            raise
-        pytest.skip("no Chrome or Chromium to draw figures with")
-
-
 def imported(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
