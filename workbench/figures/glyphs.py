@@ -18,6 +18,7 @@ SMALLEST = 6.0
 _EM = 100
 _NO_TEXT = ("Last Resort", "cm", "STIXNon", "STIXSize")
 """Families of formulas and placeholders: what they have at a code point need not be that letter."""
+_PLAIN = (400, "normal", "regular", "book", "medium")
 _FORMAT = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f]")
 """Marks that are never seen: they shape or order what is around them."""
 
@@ -49,7 +50,10 @@ def family(char: str) -> str | None:
 @lru_cache(maxsize=1)
 def _installed() -> list[str]:
     """Families of text, those made for many scripts first."""
-    names = {entry.name for entry in font_manager.fontManager.ttflist if not entry.name.startswith(_NO_TEXT)}
+    names = {
+        entry.name for entry in font_manager.fontManager.ttflist
+        if not entry.name.startswith(_NO_TEXT) and entry.style == "normal" and entry.weight in _PLAIN
+    }  # fmt: skip
     return sorted(names, key=lambda name: (not name.startswith(("Noto Sans", "Droid Sans")), name))
 
 
