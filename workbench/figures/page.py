@@ -499,8 +499,7 @@ def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     size = points - 1
     for n in range(len(names), 0, -1):
         # matplotlib fills columns downwards, and each is as wide as its widest name.
-        deep = -(-len(names) // n)
-        columns = [names[i : i + deep] for i in range(0, len(names), deep)]
+        columns = [names[own[0] : own[-1] + 1] for own in np.array_split(np.arange(len(names)), n)]
         if sum(max(size * width(t) for t in own) + size * 3.7 for own in columns) <= wide:
             return n
     return 1
@@ -702,6 +701,7 @@ class _Host:
         if axis.scale == "log":
             getattr(ax, f"set_{which}scale")("log")
             own.set_minor_locator(NullLocator())
+            own.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own are formulas
         elif axis.scale == "whole":
             own.set_major_locator(MaxNLocator(6, integer=True))
         set_limits = getattr(ax, f"set_{which}lim")

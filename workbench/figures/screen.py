@@ -228,11 +228,12 @@ class _Screen:
         ))  # fmt: skip
 
     def _areas(self, mark: plots.Areas, panel: Panel) -> None:
+        x = np.asarray(mark.x)
         for name, y, hue in zip(mark.names, mark.y, mark.hues, strict=True):
-            own = plots.Line(mark.x, y, name)
+            own = plots.Line(x, y, name)
             self._add(go.Scatter(
-                x=mark.x, y=y, mode="lines", stackgroup="one", line={"width": 0.5, "color": self._shade(hue)},
-                **self._entry(own), **_hover(_said(own, panel, np.asarray(mark.x), np.asarray(y), None, None)),
+                x=x, y=y, mode="lines", stackgroup="one", line={"width": 0.5, "color": self._shade(hue)},
+                **self._entry(own), **_hover(_said(own, panel, x, np.asarray(y), None, None)),
             ))  # fmt: skip
 
     def _points(self, mark: plots.Points, panel: Panel) -> None:
@@ -447,10 +448,10 @@ class _Screen:
                 away = np.array(place) - pixels[i]
                 far = np.abs(away) - sizes[i] / 2
                 self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], ax=away[0], ay=-away[1], showarrow=bool(far.max() > 12), arrowhead=0,
+                    x=at[i, 0], y=at[i, 1], showarrow=bool(far.max() > 12), arrowhead=0,
                     arrowwidth=0.75, arrowcolor=GREY, text="<br>".join(map(tokens.plotly, lines[i])), align="left",
                     font={"size": 10}, standoff=5, **self.at,
-                    **({} if far.max() > 12 else {"ax": None, "ay": None, "xshift": away[0], "yshift": away[1]}),
+                    **({"ax": away[0], "ay": -away[1]} if far.max() > 12 else {"xshift": away[0], "yshift": away[1]}),
                 )  # fmt: skip
 
 
