@@ -295,7 +295,7 @@ def draw_into(plot: Plot, axes: Any) -> Any:
         host.bars(dict(zip(map(id, plot.panels), given, strict=True)))
         if host.entries:
             ax = given[0]
-            ax.legend(*_handles(host.entries), loc="best")
+            ax.legend(list(host.entries.values()), list(host.entries), loc="best")
     return axes
 
 
@@ -354,14 +354,12 @@ def _sheet(
     everything = [t for plot in own for t in texts(plot)]
     with settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
-        liked = _heights(places, len(rows[0]), len(rows), wide, page.points)
-        height = tall or float(np.clip(sum(liked) + 0.2 * title, 0.9, PAGE))
-        if height < 0.5 * len(rows):
-            raise InputError(f"{height:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
-        figure = PaperFigure(figsize=(wide, height), layout="constrained")
+        if tall is not None and tall < 0.5 * len(rows):
+            raise InputError(f"{tall:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
+        figure = PaperFigure(figsize=(wide, tall or PAGE), layout="constrained")
         figure.drawn_with = page.points, everything, page.family
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
-        grid = figure.add_gridspec(len(rows), len(rows[0]), height_ratios=liked)
+        grid = figure.add_gridspec(len(rows), len(rows[0]))
         hosts, axes = [], []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
             host = _Host(figure, plot, page.points, norms)
@@ -379,20 +377,24 @@ def _sheet(
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
             image = ScalarMappable(Normalize(low, high), _map(scale))
-            _bar(figure, image, coloured, bar, None, page.points)
+            hosts[0].titled.append((_bar(figure, image, coloured, None), bar, None))
         else:
             for host in hosts:
                 host.bars(host.axes)
         if title and own[0].title:
             room = wide * 72 / page.points - 1
             figure.suptitle("\n".join(broken(glyphs.drawn(tokens.legible(own[0].title)), room)), x=0.01, ha="left")
-        for _ in range(2):  # names take room, which decides which names fit
+        for turn in range(4):  # names take room, which decides which names fit and how high rows are
             figure.draw_without_rendering()
             for host in hosts:
                 for panel in host.plot.panels:
                     ax = host.axes[id(panel)]
                     host.fit(panel, ax, *_points(ax))
                 host.move_legend()
+                for bar in host.titled:
+                    _fit_bar(*bar, page.points)
+            if tall is None and turn in (1, 2):
+                _grow(figure, grid, [place[1] for place in places], hosts)
         figure.draw_without_rendering()
         for host in hosts:
             for panel in host.plot.panels:
@@ -440,65 +442,31 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
     return [str(x) for x in letters]
 
 
-def _wrapped(plot: Plot, wide: float) -> list[list[Panel]]:
-    """Rows of panels: on a narrow page (inches) no more side by side than can be read."""
-    if plot.columns is None:
-        return plot.rows()
-    columns = max(1, min(plot.columns, int(wide / (0.95 if "y" in plot.shared else 1.3))))
-    return [list(plot.panels[i : i + columns]) for i in range(0, len(plot.panels), columns)]
+def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> None:
+    """Make the rows of a grid as high as their panels like to be; ``at``: the row of each host."""
+    wide, tall = figure.get_size_inches() * 72
+    lack, held = np.full(grid.nrows, -np.inf), np.zeros(grid.nrows)
+    for r, host in zip(at, hosts, strict=True):
+        spots = {id(panel): host.axes[id(panel)].get_position(original=True) for panel in host.plot.panels}
+        lack[r] = max(lack[r], sum(
+            max(_liked(panel, host, spots[id(panel)].width * wide) - spots[id(panel)].height * tall for panel in row)
+            for row in host.rows))  # fmt: skip
+        held[r] = max(held[r], (max(s.y1 for s in spots.values()) - min(s.y0 for s in spots.values())) * tall)
+    lack[np.isinf(lack)] = 0  # a row without a figure
+    grid.set_height_ratios(np.maximum(held + lack, 1).tolist())
+    figure.set_figheight(min(PAGE, (tall + lack.sum()) / 72))
 
 
-def _one_height(plot: Plot, wide: float, points: float) -> float:
-    """Inches that a plot likes to be high, so many inches wide."""
-    em = points / 72
-    total = 0.0
-    rows = _wrapped(plot, wide)
-    side = max(1.0, wide - 0.55 * bool(plot.bars()))
-    for r, row in enumerate(rows):
-        each = side / len(row) - 0.45 * ("y" not in plot.shared or len(row) == 1)
-        labelled = "x" not in plot.shared or r == len(rows) - 1
-        tall = 0.0
-        for panel in row:
-            liked = plots.room(panel)
-            if tables := panel.of(plots.Table):
-                tall = max(tall, sum(h for _, h in _lines(tables[0], wide * 72, points - 1)) * (points - 1) / 72 + 0.05)
-                continue
-            rigid = panel.of(Cells) or (isinstance(panel.y, Axis) and panel.y.names is not None and panel.y.ticks is None)
-            own = liked[1] * em * (1 if panel.of(Cells) else 0.9) if rigid else min(each * liked[1] / liked[0], liked[1] * em)
-            turned = 5.5 * em * (_turned(panel, each * 72, points) and labelled)
-            tall = max(tall, own + turned + (3.4 if labelled else 0.8) * em + 1.6 * em * bool(panel.title))
-        total += tall
-    return total
-
-
-def _turned(panel: Panel, wide: float, points: float) -> bool:
-    axis = panel.x
-    assert isinstance(axis, Axis)
-    if axis.names is None or axis.ticks is not None:
-        return False
-    return plots.names_across(axis, wide / max(1, len(axis.names)), points - 1, SMALLEST).turned
-
-
-def _heights(places: Sequence[Any], columns: int, rows: int, wide: float, points: float) -> list[float]:
-    """Inches that each row likes to be high."""
-    each, found = wide / columns, [0.6] * rows
-    for plot, r, _, span in places:
-        legend = 0.0
-        if names := _legend_names(plot):
-            legend = _legend_rows(names, each * span * 72, points) * 1.5 * points / 72
-        found[r] = max(found[r], _one_height(plot, each * span, points) + legend + 0.18 * (len(places) > 1))
-    return found
-
-
-def _legend_names(plot: Plot) -> list[str]:
-    names: list[str] = []
-    for panel in plot.panels:
-        for mark in panel.marks:
-            own = getattr(mark, "names", ()) if isinstance(mark, plots.Areas) else [getattr(mark, "name", "")]
-            own = list(mark.special) if isinstance(mark, Graph) else own
-            if not isinstance(mark, plots.Rule) and getattr(mark, "legend", True):
-                names += [n for n in own if n]
-    return list(dict.fromkeys(names))
+def _liked(panel: Panel, host: _Host, wide: float) -> float:
+    """Points that a panel likes to be high, so many points wide."""
+    x, y = plots.room(panel)
+    assert isinstance(panel.y, Axis)
+    if tables := panel.of(plots.Table):
+        size = host.points - 1
+        return sum(high for _, high in _lines(tables[0], host.wide, size)) * size
+    if panel.of(Cells) or panel.of(plots.Flow) or (panel.y.names is not None and panel.y.ticks is None):
+        return max(6, y) * host.points
+    return max(8 * host.points, min(wide * y / min(x, 48), y * host.points))
 
 
 def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
@@ -507,17 +475,15 @@ def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     for n in range(len(names), 0, -1):
         # matplotlib fills columns downwards, and each is as wide as its widest name.
         columns = [names[own[0] : own[-1] + 1] for own in np.array_split(np.arange(len(names)), n)]
-        if sum(max(size * width(t) for t in own) + size * 3.7 for own in columns) <= wide:
+        if sum(max(size * width(t) for own in names for t in own.split("\n")) + size * 3.7 for names in columns) <= wide:
             return n
     return 1
 
 
-def _legend_rows(names: Sequence[str], wide: float, points: float) -> int:
-    return -(-len(names) // _legend_columns(names, wide, points))
-
-
-def _handles(entries: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    return list(entries.values()), list(entries)
+def _legend(into: Any, entries: dict[str, Any], wide: float, points: float, **place: Any) -> Any:
+    """A legend of at most so many points: in as many columns as fit, too long names in several lines."""
+    names = ["\n".join(broken(name, wide / (points - 1) - 3.7)) for name in entries]
+    return into.legend(list(entries.values()), names, ncols=_legend_columns(names, wide, points), **place)
 
 
 def _one_legend(figure: Any, hosts: Sequence[_Host], wide: float) -> None:
@@ -533,8 +499,7 @@ def _one_legend(figure: Any, hosts: Sequence[_Host], wide: float) -> None:
                 )
             found.setdefault(name, handle)
     if found:
-        columns = _legend_columns(list(found), wide * 72, hosts[0].points)
-        figure.legend(*_handles(found), loc="outside upper left", ncols=columns)
+        _legend(figure, found, wide * 72 - 6, hosts[0].points, loc="outside upper left")
 
 
 def _look(handle: Any) -> dict[str, str]:
@@ -570,17 +535,23 @@ def _map(scale: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(scale, stops(scale), 256)
 
 
-def _bar(figure: Any, image: Any, axes: Any, title: str, ticks: Any, points: float) -> None:
+def _bar(figure: Any, image: Any, axes: Any, ticks: Any) -> Any:
     bar = figure.colorbar(image, ax=axes, aspect=24, pad=0.015, fraction=0.06)
     bar.outline.set_visible(False)
-    first = axes[0] if isinstance(axes, list) else axes
-    room = max(8.0, first.get_position().height * first.figure.get_figure(root=True).get_figheight() * 72 / points)
-    bar.set_label("\n".join(broken(glyphs.drawn(title), room)))
     bar.ax.tick_params(width=0.6, length=2)
     if ticks is not None:
         bar.set_ticks(list(ticks[0]), labels=list(ticks[1]))
-    else:
-        bar.locator = MaxNLocator(5)
+    elif bar.vmax - bar.vmin < 2e-6:  # of one value
+        bar.set_ticks([bar.vmin], labels=[f"{bar.vmin:.3g}"])
+    return bar
+
+
+def _fit_bar(bar: Any, title: str, ticks: Any, points: float) -> None:
+    """Its title no longer than it is, and no more ticks than stand apart."""
+    tall = _points(bar.ax)[1]
+    bar.set_label("\n".join(broken(glyphs.drawn(title), max(6, tall / points))))
+    if ticks is None and bar.vmax - bar.vmin >= 2e-6:
+        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)))
         bar.update_ticks()
 
 
@@ -599,14 +570,19 @@ class _Host:
         self.lost: str = ""
         self.head: Any = None
         self.alone, self.wide = True, 0.0
+        self.rows: list[list[Panel]] = []
+        self.titled: list[tuple[Any, str, Any]] = []
         self.above: Any = None
         self.kept: Any = None
 
     def build(self, spot: Any, alone: bool) -> None:
         """Axes for all panels in a part of the figure's grid, and what is in them; ``alone``: it is the whole grid."""
-        columns = len(spot.colspan) / spot.get_gridspec().ncols
-        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * columns
-        rows = _wrapped(self.plot, self.wide / 72)
+        share = len(spot.colspan) / spot.get_gridspec().ncols
+        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * share
+        # On a narrow page no more side by side than can be read.
+        most = max(1, int(self.wide / (68 if "y" in self.plot.shared else 94)))
+        panels, columns = list(self.plot.panels), min(most, self.plot.columns or len(self.plot.panels))
+        self.rows = rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
         weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
         # A single panel stands in the figure's own grid, in line with the others.
         grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
@@ -640,14 +616,13 @@ class _Host:
         """Above the panels (or below them), in as many columns as fit."""
         if not self.entries:
             return
-        handles, names = _handles(self.entries)
-        columns = _legend_columns(names, self.wide - 6, self.points)
         if self.alone:
-            self.into.legend(handles, names, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns)
+            where = f"outside {'lower' if below else 'upper'} left"
+            _legend(self.into, self.entries, self.wide - 6, self.points, loc=where)
             return
         # Of one plot among several: it may be wider than the panel that it stands above, so that its height alone counts.
         ax = next(iter(self.axes.values()))
-        self.above = ax.legend(handles, names, loc="lower left", ncols=columns)
+        self.above = _legend(ax, self.entries, self.wide - 6, self.points, loc="lower left")
         self.above.set_in_layout(False)
         self.kept = Rectangle((0, 1), 0.01, 0, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
         ax.add_patch(self.kept)
@@ -670,7 +645,8 @@ class _Host:
         for image, mark, own in self.images.values():
             if self.norms is None and mark.bar:
                 beside = every if len(own) > 1 and len(own) == len(every) else own if len(own) > 1 else own[0]
-                _bar(self.into, image, beside, mark.bar, getattr(mark, "ticks", None), self.points)
+                ticks = getattr(mark, "ticks", None)
+                self.titled.append((_bar(self.into, image, beside, ticks), mark.bar, ticks))
 
     def say_lost(self) -> None:
         if self.lost:
@@ -727,7 +703,7 @@ class _Host:
             label = getattr(ax, f"get_{which}label")()
             if label:
                 text = " ".join(label.split("\n"))
-                lines = broken(text, max(6, 1.12 * along / self.points))
+                lines = broken(text, max(6, along / self.points))
                 getattr(ax, f"set_{which}label")("\n".join(lines))
             if ax.get_title(loc="left") and which == "x" and panel.title:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
