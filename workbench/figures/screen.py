@@ -524,8 +524,11 @@ def _cell_hovers(mark: Cells, panel: Panel) -> list[list[str]]:
     """Names of row and column, and the value."""
     across, down = panel.x, panel.y
     assert isinstance(across, Axis) and isinstance(down, Axis)
-    columns = [f"{across.label} {_value(across, c)}".strip() for c in range(mark.values.shape[1])]
+    rows, columns = (
+        [f"{axis.label} {_value(axis, i)}".strip() for i in range(n)]
+        for axis, n in zip((down, across), mark.values.shape, strict=True)
+    )
     return [
-        [f"{down.label} {_value(down, r)}, {column}: {v:.4g} {mark.bar}".strip() for column, v in zip(columns, row, strict=True)]
-        for r, row in enumerate(mark.values)
-    ]  # fmt: skip
+        [f"{row}, {column}: {v:.4g} {mark.bar}".strip() for column, v in zip(columns, values, strict=True)]
+        for row, values in zip(rows, mark.values, strict=True)
+    ]
