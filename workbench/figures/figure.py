@@ -57,8 +57,8 @@ class Figure(go.Figure):
         """What is shown."""
         if self._plot is None:
             raise ExportError(
-                "This figure was put together with plotly alone, so nothing is known that could be drawn on paper. Make "
-                "it from a Plot (workbench.figures.Plot), or save it with plotly's own write_image."
+                "This figure was put together with plotly alone, so nothing is known that could be drawn on paper. "
+                "Make it from a Plot (workbench.figures.Plot), or save it with plotly's own write_image."
             )
         return self._plot
 
