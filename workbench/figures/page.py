@@ -384,8 +384,8 @@ def _sheet(
         if title and own[0].title:
             room = wide * 72 / page.points - 1
             figure.suptitle("\n".join(broken(glyphs.drawn(tokens.legible(own[0].title)), room)), x=0.01, ha="left")
-        for turn in range(4):  # names take room, which decides which names fit and how high rows are
-            figure.draw_without_rendering()
+        for turn in range(5):  # names take room, which decides which names fit and how high rows are
+            figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
             for host in hosts:
                 for panel in host.plot.panels:
                     ax = host.axes[id(panel)]
@@ -393,7 +393,7 @@ def _sheet(
                 host.move_legend()
                 for bar in host.titled:
                     _fit_bar(*bar, page.points)
-            if tall is None and turn in (1, 2):
+            if tall is None and turn in (2, 3):
                 _grow(figure, grid, [place[1] for place in places], hosts)
         figure.draw_without_rendering()
         for host in hosts:
@@ -659,7 +659,8 @@ class _Host:
         for mark in panel.marks:
             getattr(self, f"_{type(mark).__name__.lower()}")(mark, panel, ax)
         if panel.title:
-            ax.set_title(glyphs.drawn(tokens.legible(panel.title)), loc="left")
+            # The layout makes room for the first half of a title: it has to be short before its width is known.
+            ax.set_title("\n".join(broken(glyphs.drawn(tokens.legible(panel.title)), 8)), loc="left")
         if any(isinstance(m, plots.Flow | plots.Table | Graph) for m in panel.marks):
             ax.set_axis_off()
             return
@@ -707,7 +708,8 @@ class _Host:
                 getattr(ax, f"set_{which}label")("\n".join(lines))
             if ax.get_title(loc="left") and which == "x" and panel.title:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
-                ax.set_title("\n".join(broken(glyphs.drawn(letter + tokens.legible(panel.title)), along / self.points)), loc="left")
+                text = glyphs.drawn(letter + tokens.legible(panel.title))
+                ax.set_title("\n".join(broken(text, max(6, along / self.points))), loc="left")
             if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
                 if axis.ticks is not None and which == "x":
                     self._thin(axis, ax, wide)
