@@ -29,7 +29,7 @@ def drawn_texts(figure: Any) -> list[Text]:
 
 def boxes(figure: Any, texts: list[Text]) -> np.ndarray:
     """[text, 4] left, lower, right, upper edge in points."""
-    found = [text.get_window_extent().extents for text in texts]
+    found = [Text.get_window_extent(text).extents for text in texts]  # an annotation's own includes its arrow
     return np.reshape(found, (-1, 4)) * 72 / figure.dpi
 
 

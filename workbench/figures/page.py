@@ -236,6 +236,7 @@ class Sheet:
     """Figures on paper; what `paper().grid()` gives."""
 
     figure: PaperFigure
+    panels: list[Any]
     plots: list[Plot]
     letters: list[str]
     numbered: list[bool]
@@ -254,7 +255,7 @@ class Sheet:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
         from workbench.figures.caption import captions
 
-        return captions(self.plots, self.letters, of, date, self.numbered)
+        return captions(self.panels, self.letters, of, date, self.numbered)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
         from workbench.figures.figure import bundled
@@ -401,7 +402,8 @@ def _sheet(
                 host.texts(panel, host.axes[id(panel)])
                 host.names(panel, host.axes[id(panel)])
             host.say_lost()
-    return Sheet(figure, own, names, [host.numbered for host in hosts])
+    panels = [rows[r][c] for _, r, c, _ in places]
+    return Sheet(figure, panels, own, names, [host.numbered for host in hosts])
 
 
 def _points(ax: Any) -> tuple[float, float]:
@@ -538,6 +540,7 @@ def _map(scale: str) -> LinearSegmentedColormap:
 def _bar(figure: Any, image: Any, axes: Any, ticks: Any) -> Any:
     bar = figure.colorbar(image, ax=axes, aspect=24, pad=0.015, fraction=0.06)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")
     bar.ax.tick_params(width=0.6, length=2)
     if ticks is not None:
         bar.set_ticks(list(ticks[0]), labels=list(ticks[1]))
@@ -635,7 +638,8 @@ class _Host:
         own = ax.get_window_extent()
         labels = [t for t in (ax.yaxis.label, *ax.get_yticklabels()) if t.get_text()]
         left = min([own.x0, *(t.get_window_extent().x0 for t in labels)])
-        title = 1.4 * self.points * ax.figure.dpi / 72 * bool(ax.get_title(loc="left"))
+        lines = ax.get_title(loc="left").split("\n")
+        title = (0.2 + 1.2 * len(lines)) * self.points * ax.figure.dpi / 72 * bool(lines[0])
         self.above.set_bbox_to_anchor(((left - own.x0) / own.width, 1 + title / own.height), ax.transAxes)
         self.kept.set_height((title + self.above.get_window_extent().height + 2) / own.height)
 
