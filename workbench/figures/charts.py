@@ -441,7 +441,7 @@ def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any
     measured = chosen.measured(reading, options)
     _known_options(kind, chosen, options)
     found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else _data(measured), **options)
-    return Figure(found, of=measured) if isinstance(found, Plot) else found
+    return found if hasattr(chosen.function, "__wrapped__") else Figure(found, of=measured)
 
 
 def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+import xarray as xr
 
-from workbench.errors import WorkbenchError, warn
+from workbench.errors import InputError, WorkbenchError, warn
 from workbench.figures import caption as captions
 from workbench.figures import screen
 from workbench.figures.plot import Plot
@@ -210,6 +211,11 @@ def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:
         data = reading.data if hasattr(reading, "provenance") else reading
+        if not isinstance(data, xr.Dataset):
+            raise InputError(
+                f"{function.__name__}: expected a Reading, or an xarray.Dataset like its .data, and got a "
+                f"{type(reading).__name__}. Give what a reader or a measure gave."
+            )
         return Figure(function(data, *args, **options), of=reading)
 
     return draw

@@ -292,7 +292,7 @@ class _Screen:
         self._add(go.Heatmap(
             z=np.round(mark.values, 4), x=list(range(columns)), y=list(range(rows)), zmin=low, zmax=high,
             colorscale=stops(mark.scale), showscale=first, colorbar=bar if first else None, meta=str(mark.key),
-            xgap=gap, ygap=gap, hoverongaps=False,
+            xgap=gap, ygap=gap, hoverongaps=mark.hover is not None,  # a chart's own texts say why there is no value
             hovertext=None if hover is None else [["<br>".join(map(tokens.plotly, str(t).split("\n"))) for t in row] for row in hover],
             hovertemplate="%{hovertext}<extra></extra>" if hover is not None else "%{z:.4g}<extra></extra>",
         ))  # fmt: skip
@@ -443,12 +443,11 @@ class _Screen:
         for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7)):
             if place is not None:
                 away = np.array(place) - pixels[i]
-                far = np.abs(away) - sizes[i] / 2
+                far = bool((np.abs(away) - sizes[i] / 2).max() > 12)
+                shift = dict(zip(("ax", "ay") if far else ("xshift", "yshift"), away * (1, -1 if far else 1), strict=True))
                 self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], ax=away[0], ay=-away[1], showarrow=bool(far.max() > 12), arrowhead=0,
-                    arrowwidth=0.75, arrowcolor=GREY, text="<br>".join(map(tokens.plotly, lines[i])), align="left",
-                    font={"size": 10}, standoff=5, **self.at,
-                    **({} if far.max() > 12 else {"ax": None, "ay": None, "xshift": away[0], "yshift": away[1]}),
+                    x=at[i, 0], y=at[i, 1], showarrow=far, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
+                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **shift, **self.at,
                 )  # fmt: skip
 
 
@@ -464,9 +463,14 @@ def _own_bar(mark: Any) -> bool:
 def _error(at: Any, low: Any, high: Any, shade: str) -> dict[str, Any]:
     low, high = np.asarray(low, float), np.asarray(high, float)
     return {
-        "type": "data", "array": np.nan_to_num(high - at).clip(0), "arrayminus": np.nan_to_num(at - low).clip(0),
-        "symmetric": False, "color": shade, "thickness": 1, "width": 3,
+        "type": "data", "array": _length(high - at), "arrayminus": _length(at - low), "symmetric": False,
+        "color": shade, "thickness": 1, "width": 3,
     }  # fmt: skip
+
+
+def _length(ends: np.ndarray) -> np.ndarray:
+    """Of bars: none where an interval has no end (too few units to say)."""
+    return np.where(np.isfinite(ends), ends, 0).clip(0)
 
 
 def _hover(texts: Sequence[str]) -> dict[str, Any]:
@@ -477,9 +481,13 @@ def _hover(texts: Sequence[str]) -> dict[str, Any]:
 
 def _value(axis: Axis, value: Any) -> str:
     """A value on an axis in words."""
-    if axis.names is not None and axis.ticks is None and float(value) == int(value) and 0 <= int(value) < len(axis.names):
-        return str(axis.names[int(value)])
+    if _named(axis) and np.isfinite(float(value)) and 0 <= (place := round(float(value))) < len(axis.names or ()):
+        return str(axis.names[place])  # type: ignore[index]  # beside it, where several share a name
     return f"{axis.label.split(' (')[0]} {float(value):.5g}".strip() if np.isfinite(float(value)) else ""
+
+
+def _named(axis: Axis) -> bool:
+    return axis.names is not None and axis.ticks is None
 
 
 def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high: Any) -> list[str]:
@@ -487,12 +495,15 @@ def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high:
     found = []
     across, down = panel.x, panel.y
     assert isinstance(across, Axis) and isinstance(down, Axis)
+    if _named(down) and not _named(across):  # values run across, from names
+        across, down, x, y = down, across, y, x
+        low, high = getattr(mark, "x_low", None), getattr(mark, "x_high", None)
     names = getattr(mark, "names", None)
     for i in range(len(x)):
         who = str(names[i]) if names is not None and names[i] else mark.name
-        value = _value(down, y[i]) if down.names is not None and down.ticks is None else f"{float(y[i]):.4g}"
+        value = _value(down, y[i]) if _named(down) else f"{float(y[i]):.4g}"
         text = f"{who}: " * bool(who) + f"{_value(across, x[i])}: {value}"
-        if low is not None and high is not None and np.isfinite(low[i]):
+        if low is not None and high is not None and np.isfinite(low[i]) and np.isfinite(high[i]):
             text += f" [{float(low[i]):.4g}, {float(high[i]):.4g}]"
         found.append(text)
     return found
