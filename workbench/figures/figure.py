@@ -210,15 +210,20 @@ def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
 
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:
-        data = reading.data if hasattr(reading, "provenance") else reading
-        if not isinstance(data, xr.Dataset):
-            raise InputError(
-                f"{function.__name__}: expected a Reading, or an xarray.Dataset like its .data, and got a "
-                f"{type(reading).__name__}. Give what a reader or a measure gave."
-            )
-        return Figure(function(data, *args, **options), of=reading)
+        return Figure(function(_data(reading), *args, **options), of=reading)
 
     return draw
+
+
+def _data(reading: Any) -> xr.Dataset:
+    """The dataset of a reading; a dataset is its own."""
+    data = reading.data if hasattr(reading, "provenance") else reading
+    if not isinstance(data, xr.Dataset):
+        raise InputError(
+            f"Expected a Reading, or an xarray.Dataset like its .data, and got a {type(reading).__name__}. Give what a "
+            "reader or a measure gave."
+        )
+    return data
 
 
 # ---------------------------------------------------------------- files and displays

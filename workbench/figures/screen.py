@@ -445,11 +445,12 @@ class _Screen:
         for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7)):
             if place is not None:
                 away = np.array(place) - pixels[i]
-                far = bool((np.abs(away) - sizes[i] / 2).max() > 12)
-                shift = dict(zip(("ax", "ay") if far else ("xshift", "yshift"), away * (1, -1 if far else 1), strict=True))
+                far = np.abs(away) - sizes[i] / 2
                 self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], showarrow=far, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
-                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **shift, **self.at,
+                    x=at[i, 0], y=at[i, 1], ax=away[0], ay=-away[1], showarrow=bool(far.max() > 12), arrowhead=0,
+                    arrowwidth=0.75, arrowcolor=GREY, text="<br>".join(map(tokens.plotly, lines[i])), align="left",
+                    font={"size": 10}, standoff=5, **self.at,
+                    **({} if far.max() > 12 else {"ax": None, "ay": None, "xshift": away[0], "yshift": away[1]}),
                 )  # fmt: skip
 
 
