@@ -43,8 +43,9 @@ def trajectories(table: Reading | xr.Dataset | Mapping[str, Reading | xr.Dataset
     several = isinstance(table, Mapping) and not isinstance(table, xr.Dataset)
     readings = {name: opened(own) for name, own in (table if several else {"": table}).items()}
     one = next(iter(readings.values()))
+    topics = _names(one.data, "topic")
     panels = []
-    for topic in _names(one.data, "topic"):
+    for topic in topics:
         marks: list[Mark] = [Rule(0)]
         for hue, (name, reading) in enumerate(readings.items()):
             own = reading.data.sel(topic=topic)
@@ -56,7 +57,9 @@ def trajectories(table: Reading | xr.Dataset | Mapping[str, Reading | xr.Dataset
         panels.append(Panel(marks, Axis("step", scale="whole"), "keyed stance", title=topic))
     named = {"step": "runs", "model": {"name": ", ".join(readings)}}
     of = one if len(readings) == 1 else Reading(one.data, [*one.provenance, named])
-    return Figure(Plot(panels, "keyed stance", columns=columns, shared="xy", shows=["keyed"]), of=of)
+    columns = min(columns, len(topics))
+    size = 80 + 190 * columns, 160 * -(-len(topics) // columns)
+    return Figure(Plot(panels, "keyed stance", columns=columns, shared="xy", shows=["keyed"], size=size), of=of)
 
 
 @drawn
@@ -277,7 +280,7 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None) -> Plot:
     said, null = own["said"].values.ravel(), own.transpose("null", *own["said"].dims, ...)
     low = null["projected_null_low"].min("null").values.ravel()
     high = null["projected_null_high"].max("null").values.ravel()
-    nulls = Points(said, 0 * said, "null directions", GREY, y_low=low, y_high=high, symbol="dash", size=3, faint=True)
+    nulls = Points(said, 0 * said, "null directions", GREY, y_low=low, y_high=high, symbol="tick", faint=True)
     marks: list[Mark] = [nulls]
     for t, topic in enumerate(_names(table, "topic")):
         x, y = (own[name].isel(topic=t).values for name in ("said", "projected"))
