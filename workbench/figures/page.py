@@ -354,7 +354,11 @@ def _sheet(
     everything = [t for plot in own for t in texts(plot)]
     with settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
-        height = tall or _height(places, len(rows[0]), wide, page.points, title)
+        # A warning stands in a figure of its own; in one of several, in the caption.
+        heads = [text for text, shown in ((own[0].title, title), (own[0].note, len(places) == 1)) if shown and text]
+        room = wide * 72 / page.points - 1
+        head = [line for text in heads for line in broken(glyphs.drawn(tokens.legible(text)), room)]
+        height = tall or _height(places, len(rows[0]), wide, page.points, len(head))
         if height < 0.5 * len(rows):
             raise InputError(f"{height:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
         figure = PaperFigure(figsize=(wide, height), layout="constrained")
@@ -373,7 +377,7 @@ def _sheet(
             _one_legend(figure, hosts, wide)
         else:
             for host in hosts:
-                host.legend(below=title)  # a title stands above: both would be put into one place
+                host.legend(below=bool(head))  # a title stands above: both would be put into one place
         if norms is not None:
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
@@ -382,9 +386,8 @@ def _sheet(
         else:
             for host in hosts:
                 host.bars(host.axes)
-        if title and own[0].title:
-            room = wide * 72 / page.points - 1
-            figure.suptitle("\n".join(broken(glyphs.drawn(tokens.legible(own[0].title)), room)), x=0.01, ha="left")
+        if head:
+            figure.suptitle("\n".join(head), x=0.01, ha="left")
         for _ in range(2):  # names take room, which decides which names fit
             figure.draw_without_rendering()
             for host in hosts:
@@ -441,11 +444,12 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
 
 def _one_height(plot: Plot, wide: float, points: float) -> float:
     """Inches that a plot likes to be high, so many inches wide."""
-    x, y = plot.room()
+    columns = _columns(plot, wide)
+    x, y = plot.room(columns)
     em = points / 72
     side = max(1.0, wide - 0.5 - 0.55 * bool(plot.bars()))
+    turned = 3.5 if any(_turned(p, side / columns * 72, points) for p in plot.panels) else 0.0
     if any(p.of(Cells) for p in plot.panels):
-        turned = 3.5 if any(_turned(p, side / len(plot.rows()[0]) * 72, points) for p in plot.panels) else 0.0
         return y * em + turned * em + 0.15
     if any(p.of(plots.Table) for p in plot.panels):
         table = plot.panels[0].of(plots.Table)[0]
@@ -453,7 +457,18 @@ def _one_height(plot: Plot, wide: float, points: float) -> float:
         return (1.35 * lines + 0.5 * len(table.rows) + 2.2) * em
     if any(p.y.names is not None and p.y.ticks is None for p in plot.panels if isinstance(p.y, Axis)):
         return (0.9 * y + 3) * em
-    return min(side * y / x + 0.35, y * em * 1.15)
+    if len(plot.panels) == 1:
+        return min(side * y / x + 0.35, y * em * 1.15)
+    # Of small panels titles and ticks take as much room as of large ones.
+    each = (wide - 0.5 * (1 if "y" in plot.shared else columns)) / columns
+    rows = len(plot.rows(columns))
+    return rows * (max(0.75, 0.65 * each) + 2.6 * em) + (1 if "x" in plot.shared else rows) * (3 + turned) * em
+
+
+def _columns(plot: Plot, wide: float) -> int:
+    """On a narrow page no more panels side by side than can be read."""
+    least = 0.95 if "y" in plot.shared else 1.3
+    return max(1, min(plot.columns or len(plot.panels), int(wide / least)))
 
 
 def _turned(panel: Panel, wide: float, points: float) -> bool:
@@ -464,7 +479,7 @@ def _turned(panel: Panel, wide: float, points: float) -> bool:
     return plots.names_across(axis, wide / max(1, len(axis.names)), points - 1, SMALLEST).turned
 
 
-def _height(places: Sequence[Any], columns: int, wide: float, points: float, title: bool) -> float:
+def _height(places: Sequence[Any], columns: int, wide: float, points: float, head: int) -> float:
     each = wide / columns
     rows: dict[int, float] = {}
     for plot, r, _, span in places:
@@ -472,8 +487,7 @@ def _height(places: Sequence[Any], columns: int, wide: float, points: float, tit
         if names := _legend_names(plot):
             legend = _legend_rows(names, each * span * 72, points) * 1.5 * points / 72
         rows[r] = max(rows.get(r, 0.6), _one_height(plot, each * span, points) + legend + 0.18 * (len(places) > 1))
-    more = 0.2 if title else 0.0
-    return float(np.clip(sum(rows.values()) + more, 0.9, PAGE))
+    return float(np.clip(sum(rows.values()) + 1.6 * head * points / 72, 0.9, PAGE))
 
 
 def _ratios(places: Sequence[Any], rows: int, columns: int) -> list[float]:
@@ -498,10 +512,9 @@ def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     """As many columns as fit into so many points."""
     size = points - 1
     for n in range(len(names), 0, -1):
-        # matplotlib fills columns downwards, and each is as wide as its widest name.
-        deep = -(-len(names) // n)
-        columns = [names[i : i + deep] for i in range(0, len(names), deep)]
-        if sum(max(size * width(t) for t in own) + size * 3.7 for own in columns) <= wide:
+        # matplotlib fills columns downwards, the first ones higher by one, and each is as wide as its widest name.
+        columns = np.array_split(np.array([size * (width(t) + 3.7) for t in names]), n)
+        if sum(own.max() for own in columns) <= wide:
             return n
     return 1
 
@@ -600,7 +613,7 @@ class _Host:
         """Axes for all panels in a part of the figure's grid, and what is in them; ``alone``: it is the whole grid."""
         columns = len(spot.colspan) / spot.get_gridspec().ncols
         self.alone, self.wide = alone, self.into.get_figwidth() * 72 * columns
-        rows = self._rows()
+        rows = self.plot.rows(_columns(self.plot, self.wide / 72))
         weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
         # A single panel stands in the figure's own grid, in line with the others.
         grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
@@ -622,15 +635,6 @@ class _Host:
                 if "y" in self.plot.shared and c:
                     ax.tick_params(labelleft=False)
                     ax.set_ylabel("")
-
-    def _rows(self) -> list[list[Panel]]:
-        """Rows of panels: on a narrow page no more side by side than can be read; frames of a graph are panels."""
-        if self.plot.columns is not None:
-            least = 0.95 if "y" in self.plot.shared else 1.3
-            columns = max(1, min(self.plot.columns, int(self.wide / 72 / least)))
-            panels = list(self.plot.panels)
-            return [panels[i : i + columns] for i in range(0, len(panels), columns)]
-        return self.plot.rows()
 
     def letter(self, text: str) -> None:
         """The letter of a panel, above its upper left corner."""
@@ -960,15 +964,12 @@ class _Host:
             codes = [1, 4, 4, 4, 2, 4, 4, 4, 79]
             ax.add_patch(PathPatch(Outline(verts, codes), fc=to_rgba(colour(mark.nodes[a][2]), 0.3), lw=0))
         size = max(SMALLEST, self.points - 1)
-        lowest, last = np.full(columns, np.inf), columns - 1
+        last, room = columns - 1, max(8.0, _points(ax)[0] / columns / size - 1)
         for i, (column, text, hue) in enumerate(mark.nodes):
             ax.add_patch(Rectangle((column - thick, base[i]), 2 * thick, through[i], fc=colour(hue), lw=0))
-            ends = column == last
-            middle = base[i] + through[i] / 2
-            del ends
-            ax.text(column + 1.4 * thick if column < last else column - 1.4 * thick, middle, glyphs.drawn(tokens.legible(text)),
-                    va="center", ha="left" if column < last else "right", fontsize=size)  # fmt: skip
-            lowest[column] = base[i]
+            lines = broken(glyphs.drawn(tokens.legible(text)), room)
+            ax.text(column + 1.4 * thick if column < last else column - 1.4 * thick, base[i] + through[i] / 2,
+                    "\n".join(lines), va="center", ha="left" if column < last else "right", fontsize=size)  # fmt: skip
         ax.set_xlim(-thick, columns - 1 + thick)
         ax.set_ylim(float(np.min(base, initial=0)), 0)
 

@@ -434,14 +434,14 @@ class Plot:
     controls: Sequence[str] = ()
     size: tuple[float, float] | None = None
 
-    def rows(self) -> list[list[Panel]]:
-        """Panels as they stand."""
-        panels, n = list(self.panels), self.columns or len(self.panels)
+    def rows(self, columns: int | None = None) -> list[list[Panel]]:
+        """Panels as they stand, or so many in a row."""
+        panels, n = list(self.panels), columns or self.columns or len(self.panels)
         return [panels[i : i + n] for i in range(0, len(panels), n)]
 
-    def room(self) -> tuple[float, float]:
+    def room(self, columns: int | None = None) -> tuple[float, float]:
         """Width and height that the panels like to have, in sizes of the type, without legend and title."""
-        rows = self.rows()
+        rows = self.rows(columns)
         wide = max(sum(_room(p)[0] + (7 if i == 0 or "y" not in self.shared else 1.5) for i, p in enumerate(row))
                    for row in rows)  # fmt: skip
         tall = sum(max(_room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
@@ -481,7 +481,9 @@ def _room(panel: Panel) -> tuple[float, float]:
         return 48, 26
     named = panel.y.names is not None and panel.y.ticks is None
     side = 34 if panel.square else 22
-    tall = max(5.0, 1.7 * len(panel.y.names or ())) if named else side
+    # Points that share a name stand below each other.
+    rows = max(len(panel.y.names or ()), 0.45 * len({float(y) for mark in panel.of(Points) for y in mark.y}))
+    tall = max(5.0, 1.7 * rows) if named else side
     named_x = panel.x.names is not None and panel.x.ticks is None
     return (max(26.0, 1.7 * len(panel.x.names or ())) if named_x else 34) * (1 if not panel.square else 1), tall
 
