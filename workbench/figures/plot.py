@@ -442,8 +442,8 @@ class Plot:
     def room(self, columns: int | None = None) -> tuple[float, float]:
         """Width and height that the panels like to have, in sizes of the type, without legend and title."""
         rows = self.rows(columns)
-        wide = max(sum(_room(p)[0] + (7 if i == 0 or "y" not in self.shared else 1.5) for i, p in enumerate(row))
-                   for row in rows)  # fmt: skip
+        wide = max(sum(_room(p)[0] + (_beside(p) if i == 0 or "y" not in self.shared else 1.5)
+                       for i, p in enumerate(row)) for row in rows)  # fmt: skip
         tall = sum(max(_room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
                    "x" not in self.shared else 1) for r, row in enumerate(rows))  # fmt: skip
         return wide, tall
@@ -456,6 +456,12 @@ class Plot:
                 if mark.bar:
                     found.setdefault(mark.key, mark)
         return list(found.values())
+
+
+def _beside(panel: Panel) -> float:
+    """Width of the ticks or names beside a panel in sizes of the type."""
+    named = panel.y.names if panel.y.ticks is None else None
+    return 7 if not named else max(7.0, min(3 + max(map(width, named)), 24))
 
 
 def _room(panel: Panel) -> tuple[float, float]:

@@ -178,8 +178,8 @@ class _Screen:
                 given["matches"] = which
         if panel.of(Cells):
             given |= {"showline": False, "ticks": ""}
-        if panel.square and which == "y":
-            given |= {"scaleanchor": "x", "constrain": "domain"}
+        if panel.square:
+            given |= {"constrain": "domain"} | ({"scaleanchor": "x"} if which == "y" else {})
         getattr(self.figure, f"update_{which}axes")(**given, **self.at)
 
     def _shade(self, hue: Any) -> str:
