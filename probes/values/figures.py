@@ -259,7 +259,7 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Plot:
             marks.append(Line(places, at[name].values, layer, **_interval(at, name), hue=hue, bars=True))
         up = Axis(Source(table).title(name), range=(0, 1.04) if auc else None)
         panels.append(Panel(marks, _checkpoints(table), up, title))
-    return Plot(panels, f"stance direction, fitted: {fitted}", shows=["rotation", "mean_auc"])
+    return Plot(panels, f"stance direction, fitted: {fitted}", columns=3, shows=["rotation", "mean_auc"])
 
 
 @drawn
