@@ -504,8 +504,8 @@ def _value(axis: Axis, value: Any) -> str:
     """A value on an axis in words."""
     if not np.isfinite(value):
         return ""
-    if axis.names is not None and axis.ticks is None and value in range(len(axis.names)):
-        return str(axis.names[int(value)])
+    if _named(axis) and round(value) in range(len(axis.names or ())):  # the nearest: several marks may share a name
+        return str((axis.names or ())[round(value)])
     return f"{axis.label.split(' (')[0]} {value:.5g}".strip()
 
 
