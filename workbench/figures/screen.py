@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from workbench import tokens
 from workbench.figures import plot as plots
 from workbench.figures.colours import DIVERGING, HUES, HUES_DARK, SEQUENTIAL, ink, rgb, stops
-from workbench.figures.glyphs import broken, width
+from workbench.figures.glyphs import broken, cut, width
 from workbench.figures.plot import GREY, INK, Axis, Cells, Graph, Panel, Plot, colour
 
 FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
@@ -95,10 +95,14 @@ class _Screen:
             [{"type": next((kinds[type(m)] for m in row[c].marks if type(m) in kinds), "xy")} if c < len(row) else None
              for c in range(columns)] for row in rows
         ]  # fmt: skip
+        titles = [
+            tokens.plotly(cut(tokens.legible(panel.title), (self.size[0] * weight + between * wide) / TYPE))
+            for row in rows for panel, weight in zip(row, weights, strict=False)
+        ]  # fmt: skip
         self.figure = go.Figure(make_subplots(
             len(rows), columns, specs=grid, column_widths=weights, horizontal_spacing=min(between, 0.9 / columns),
             vertical_spacing=min(under, 0.9 / len(rows)),
-            subplot_titles=[tokens.plotly(p.title) for p in plot.panels] if any(p.title for p in plot.panels) else None,
+            subplot_titles=titles if any(titles) else None,
         ))  # fmt: skip
         self.named: set[str] = set()
         for r, row in enumerate(rows):
@@ -115,7 +119,7 @@ class _Screen:
             legend={"y": -under_legend / tall, "yanchor": "top", "x": 0, "traceorder": "normal"},
             showlegend=bool(self.named), barmode="overlay",
         )  # fmt: skip
-        for note in self.figure.layout.annotations[: len(plot.panels)] if any(p.title for p in plot.panels) else ():
+        for note in self.figure.layout.annotations[: len(plot.panels)] if any(titles) else ():
             note.font.size = TYPE
 
     def _below(self, wide: float) -> tuple[float, float]:
@@ -340,7 +344,7 @@ class _Screen:
             sides = ("top", "right" if mark.end == "high" else "left")
             given = {"annotation_text": tokens.plotly(mark.name), "annotation_position": " ".join(sides),
                      "annotation_font": {"size": 10, "color": self._shade(mark.hue)}}  # fmt: skip
-        put(mark.at, line=line, **given, **self.at)
+        put(mark.at, line=line, exclude_empty_subplots=False, **given, **self.at)  # it may be the first mark
 
     def _region(self, mark: plots.Region, panel: Panel) -> None:
         shade = self._shade(mark.hue)
