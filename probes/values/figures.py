@@ -94,8 +94,8 @@ def sides(table: xr.Dataset) -> Plot:
     names, count = _names(table, "before"), table["changed"].transpose("before", "after").values
     nodes = [
         (column, f"{name}{' or refused' * (name == 'uncommitted')}: {items}", SIDE_HUES.get(name, 6))
-        for column, items_of in enumerate((count.sum(1), count.sum(0)))
-        for name, items in zip(names, items_of, strict=True)
+        for column, totals in enumerate((count.sum(1), count.sum(0)))
+        for name, items in zip(names, totals, strict=True)
     ]
     links = [(int(a), len(names) + int(b), float(count[a, b])) for a, b in np.argwhere(count)]
     start, end, topic = (table.attrs.get(name) for name in ("start", "end", "topic"))
@@ -111,7 +111,8 @@ def gap(table: xr.Dataset) -> Plot:
     """Where the training data stand against how far the model moved, by topic: of ``data_gap``.
 
     Bars are simultaneous intervals; filled: beyond chance (family-wise).  On the dotted line the model moved as far as
-    the data stand.  The title has the correlation over topics, its p by shuffling them, and what is to be said of few.
+    the data stand.  The title has the correlation over topics and its p by shuffling them; what is to be said of few
+    topics stands below it.
     """
     r, low, high, p = (float(table[f"pearson{end}"]) for end in ("", "_low", "_high", "_p"))
     said = f"r = {r:+.2f} [{low:+.2f}, {high:+.2f}], p = {p:.3f}, {table.attrs['topics']} topics"

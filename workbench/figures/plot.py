@@ -605,8 +605,10 @@ def obstacles(panel: Panel) -> np.ndarray:
         x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
         for low, high, across in ((mark.x_low, mark.x_high, True), (mark.y_low, mark.y_high, False)):
             if low is not None and high is not None:
-                along = (np.asarray(low, float) + share * (np.asarray(high, float) - np.asarray(low, float))).T
-                fixed = np.repeat((y if across else x)[:, None], along.shape[1], 1)
+                low, high = np.asarray(low, float), np.asarray(high, float)
+                ends = np.isfinite(low) & np.isfinite(high)
+                along = (low[ends] + share * (high - low)[ends]).T
+                fixed = np.repeat((y if across else x)[ends, None], along.shape[1], 1)
                 found.append(np.stack([along, fixed] if across else [fixed, along], -1).reshape(-1, 2))
     return np.concatenate(found)
 
