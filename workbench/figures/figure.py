@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from workbench.errors import WorkbenchError, warn
+from workbench.errors import InputError, WorkbenchError, warn
 from workbench.figures import caption as captions
 from workbench.figures import screen
 from workbench.figures.plot import Plot
@@ -204,15 +204,35 @@ def _restored(plot: Plot | None, of: Any, shown: Any) -> Figure:
     return figure
 
 
-def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
-    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows what it is of."""
+def drawn(function: Callable[..., Plot], several: bool = False) -> Callable[..., Figure]:
+    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows what it is of.
+
+    Parameters
+    ----------
+    function
+        The chart.
+    several
+        It can also draw several readings by name, and is then given their datasets by name:
+        ``@partial(drawn, several=True)``.
+    """
 
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:
-        data = reading.data if hasattr(reading, "provenance") else reading
-        return Figure(function(data, *args, **options), of=reading)
+        if not captions.by_name(reading):
+            return Figure(function(_data(reading), *args, **options), of=reading)
+        if not (several and reading):
+            raise InputError(
+                f"{function.__name__} was given {len(reading)} readings by name, and draws one"
+                f"{' or more' * several}. Several in one chart: workbench.figures.curves."
+            )
+        return Figure(function({name: _data(own) for name, own in reading.items()}, *args, **options), of=reading)
 
     return draw
+
+
+def _data(reading: Any) -> Any:
+    """The dataset of a reading; a dataset is its own."""
+    return reading.data if hasattr(reading, "provenance") else reading
 
 
 # ---------------------------------------------------------------- files and displays
