@@ -323,7 +323,7 @@ def _once(said: dict[str, str]) -> str:
     """What is said of each reading; once, where it is the same of all."""
     if len(set(said.values())) == 1:
         return next(iter(said.values()))
-    return ", ".join(f"{who}: {text}" for who, text in said.items() if text)
+    return ", ".join(f"{text} ({who})" for who, text in said.items() if text)
 
 
 def _target_name(source: Source, target: int) -> str:

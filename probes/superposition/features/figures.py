@@ -66,8 +66,8 @@ def sharing(data: xr.Dataset, least_norm: float = 0.5) -> Plot:
     left, right = (side * rng.uniform(0.02, 0.3, len(at)) * room for side in (-1, 1))
     random, own = (data[name].values[kept] for name in ("dimensionality_random", "dimensionality"))
     marks = [
-        Points(at * np.exp(left), random, "random, of the same norms", GREY, size=4, faint=True),
-        Points(at * np.exp(right), own, "D_i", 1, size=4, faint=True),
+        Points(at * np.exp(left), random, "random, of the same norms", GREY, size=5, faint=True),
+        Points(at * np.exp(right), own, "D_i", 1, size=5, faint=True),
         Line(x, data["dimensions_per_feature"].values, "D* = m / |W|²"),
     ]
     # Two names that would lie on each other stand at different ends.
