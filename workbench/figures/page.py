@@ -363,13 +363,8 @@ def _sheet(
         grid = figure.add_gridspec(len(rows), len(rows[0]), height_ratios=_ratios(places, len(rows), len(rows[0])))
         hosts, axes = [], []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
-            spot = grid[r, c : c + span]
-            # Panels of one plot have a legend and bars of their own; single ones stand in line with the others.
-            whole = len(places) == 1
-            alone = len(plot.panels) == 1
-            into = figure if whole or alone else figure.add_subfigure(spot)
-            host = _Host(into, plot, page.points, norms)
-            host.build(spot if alone and not whole else None)
+            host = _Host(figure, plot, page.points, norms)
+            host.build(grid[r, c : c + span], alone=len(places) == 1)
             if letter:
                 host.letter(letter)
             hosts.append(host)
@@ -378,7 +373,7 @@ def _sheet(
             _one_legend(figure, hosts, wide)
         else:
             for host in hosts:
-                host.legend()
+                host.legend(below=title)  # a title stands above: both would be put into one place
         if norms is not None:
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
@@ -395,8 +390,8 @@ def _sheet(
             for host in hosts:
                 for panel in host.plot.panels:
                     ax = host.axes[id(panel)]
-                    box = ax.get_position()
                     host.fit(panel, ax, *_points(ax))
+                host.move_legend()
         figure.draw_without_rendering()
         for host in hosts:
             for panel in host.plot.panels:
@@ -597,23 +592,25 @@ class _Host:
         self.numbered = False
         self.lost: str = ""
         self.head: Any = None
+        self.alone, self.wide = True, 0.0
+        self.above: Any = None
+        self.kept: Any = None
 
-    def build(self, spot: Any = None) -> None:
-        """Axes for all panels, and what is in them."""
+    def build(self, spot: Any, alone: bool) -> None:
+        """Axes for all panels in a part of the figure's grid, and what is in them; ``alone``: it is the whole grid."""
+        columns = len(spot.colspan) / spot.get_gridspec().ncols
+        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * columns
         rows = self._rows()
-        columns = max(len(row) for row in rows)
-        if spot is not None:
-            self.axes[id(self.plot.panels[0])] = self.into.add_subplot(spot)
-        else:
-            weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(columns)]
-            grid = self.into.add_gridspec(len(rows), columns, width_ratios=weights)
-            first: Any = None
-            for r, row in enumerate(rows):
-                for c, panel in enumerate(row):
-                    share = {f"share{a}": first for a in self.plot.shared if first is not None}
-                    ax = self.into.add_subplot(grid[r, c], **share)
-                    first = first or ax
-                    self.axes[id(panel)] = ax
+        weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
+        # A single panel stands in the figure's own grid, in line with the others.
+        grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
+            len(rows), len(weights), width_ratios=weights)  # fmt: skip
+        first: Any = None
+        for r, row in enumerate(rows):
+            for c, panel in enumerate(row):
+                share = {f"share{a}": first for a in self.plot.shared if first is not None}
+                self.axes[id(panel)] = ax = self.into.add_subplot(grid[r, c], **share)
+                first = first or ax
         for r, row in enumerate(rows):
             for c, panel in enumerate(row):
                 last = r == len(rows) - 1 or c >= len(rows[r + 1])
@@ -629,9 +626,8 @@ class _Host:
     def _rows(self) -> list[list[Panel]]:
         """Rows of panels: on a narrow page no more side by side than can be read; frames of a graph are panels."""
         if self.plot.columns is not None:
-            wide = self.into.bbox.width / self.into.dpi
             least = 0.95 if "y" in self.plot.shared else 1.3
-            columns = max(1, min(self.plot.columns, int(wide / least)))
+            columns = max(1, min(self.plot.columns, int(self.wide / 72 / least)))
             panels = list(self.plot.panels)
             return [panels[i : i + columns] for i in range(0, len(panels), columns)]
         return self.plot.rows()
@@ -643,20 +639,33 @@ class _Host:
         title = ax.get_title(loc="left")
         ax.set_title(f"{text} {title}".strip(), loc="left", fontweight="bold" if not title else "normal")
 
-    def legend(self) -> None:
-        """Above the panels, in as many columns as fit."""
+    def legend(self, below: bool = False) -> None:
+        """Above the panels (or below them), in as many columns as fit."""
         if not self.entries:
             return
         handles, names = _handles(self.entries)
-        wide = self.into.bbox.width / self.into.figure.dpi * 72 if hasattr(self.into, "bbox") else 234
-        if len(self.axes) == 1 and self.into is self.into.get_figure(root=True) and len(self.into.axes) > 1:
-            ax = next(iter(self.axes.values()))
-            columns = _legend_columns(names, ax.get_subplotspec().get_position(self.into).width * wide - 20, self.points)
-            pad = 1.25 * self.points * bool(ax.get_title(loc="left"))
-            high = ax.bbox.height / ax.figure.dpi * 72
-            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1 + pad / max(high, 1)), ncols=columns)
-        else:
-            self.into.legend(handles, names, loc="outside upper left", ncols=_legend_columns(names, wide, self.points))
+        columns = _legend_columns(names, self.wide - 6, self.points)
+        if self.alone:
+            self.into.legend(handles, names, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns)
+            return
+        # Of one plot among several: it may be wider than the panel that it stands above, so that its height alone counts.
+        ax = next(iter(self.axes.values()))
+        self.above = ax.legend(handles, names, loc="lower left", ncols=columns)
+        self.above.set_in_layout(False)
+        self.kept = Rectangle((0, 1), 0.01, 0, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
+        ax.add_patch(self.kept)
+
+    def move_legend(self) -> None:
+        """Put it above its panel, from the left end of the labels on, and keep the room for it."""
+        if self.above is None:
+            return
+        ax = next(iter(self.axes.values()))
+        own = ax.get_window_extent()
+        labels = [t for t in (ax.yaxis.label, *ax.get_yticklabels()) if t.get_text()]
+        left = min([own.x0, *(t.get_window_extent().x0 for t in labels)])
+        title = 1.4 * self.points * ax.figure.dpi / 72 * bool(ax.get_title(loc="left"))
+        self.above.set_bbox_to_anchor(((left - own.x0) / own.width, 1 + title / own.height), ax.transAxes)
+        self.kept.set_height((title + self.above.get_window_extent().height + 2) / own.height)
 
     def bars(self, axes: dict[int, Any]) -> None:
         """A colour bar for each scale, beside the panels that it is of."""
