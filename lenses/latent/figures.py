@@ -31,19 +31,18 @@ def leap(data: xr.Dataset) -> Plot:
     nulls = source.controls(share, "null")
     ends = [name for end in ("low", "high") for name in source.controls(share, end)[:1]]
     tables = {n: source.data[n].transpose(source.depth, "index").values for n in (share, *nulls, *ends)}
-    hover = None
+    said = None
     if len(ends) == 2 and not np.isnan([tables[n] for n in ends]).all():
-        how = f" ({said})" if (said := source.about(ends[0]).get("interval")) else ""
-        value, low, high = (tables[n] for n in (share, *ends))
-        hover = [
-            [f"{source.depth} {d}, index layer {i}: {value[r, c]:.1%} [{low[r, c]:.1%}, {high[r, c]:.1%}]{how}"
-             for c, i in enumerate(names)] for r, d in enumerate(depths)
+        how = f" ({known})" if (known := source.about(ends[0]).get("interval")) else ""
+        numbers = np.stack([tables[n] for n in (share, *ends)], -1)
+        said = [
+            [f"{source.depth} {d}, index layer {i}: {v:.1%} [{low:.1%}, {high:.1%}]{how}"
+             for i, (v, low, high) in zip(names, row, strict=True)] for d, row in zip(depths, numbers, strict=True)
         ]  # fmt: skip
     panels = []
     for name in (share, *nulls):
-        shown = "neighbours" if name == share else f"null: {source.called(name, short=True)}"
-        bar = source.title(share, short=True)
-        cells = Cells(tables[name], source.scale(share), 0, 1, bar, hover=hover if name == share else None)
+        shown, hover = ("neighbours", said) if name == share else (f"null: {source.called(name, short=True)}", None)
+        cells = Cells(tables[name], source.scale(share), 0, 1, source.title(share, short=True), hover=hover)
         down = Axis(f"model {source.depth_label}", names=depths)
         panels.append(Panel([cells], Axis("index layer", names=names), down, shown))
     return Plot(panels, heading(source, "which index layer answers"), shared="y", shows=[share])
@@ -70,9 +69,7 @@ def floors(data: xr.Dataset) -> Plot:
     if not np.isfinite(best).any():
         raise InputError(f"floors: this reading holds no {name} (every state is zero), so there is nothing to compare.")
     low, middle, high = np.nanquantile(best, [0.25, 0.5, 0.75], axis=1)
-    hover = [
-        f"{source.depth} {d}: {middle[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]" for i, d in enumerate(source.depths)
-    ]
+    hover = [f"{source.depth} {d}: {middle[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]" for i, d in enumerate(source.depths)]
     lines = []
     for floor, dash in zip(by_depth(source), DASHES, strict=False):
         if np.isnan(level := data[floor].values.astype(float)).all():
@@ -108,22 +105,21 @@ def rates(data: xr.Dataset) -> Plot:
     others = [d for d in data[names[0]].dims if d not in ("measure", source.depth)]
     series = [" · ".join(map(str, own)) for own in product(*(data[d].values for d in others))]  # one "" without others
     series, more = first_few(series, "series")
-    measures, up = [str(m) for m in data["measure"].values], source.title(names[0], short=True)
+    measures = [str(m) for m in data["measure"].values]
     value, low, high, chance = (
         data[one].transpose("measure", *others, source.depth).values.reshape(len(measures), -1, len(source.depths))
         for one in names
     )
+    x, called = source.depths, source.called(names[0], short=True)
     panels = []
     for m, measure in enumerate(measures):
         lines: list[Mark] = []
         for i, name in enumerate(series):
-            lines += [
-                Line(source.depths, chance[m, i], f"{name} by chance".strip(), hue=i, dash="dash", markers=False, width=1,
-                     legend=len(series) == 1),
-                Line(source.depths, value[m, i], name or source.called(names[0], short=True), low[m, i], high[m, i],
-                     hue=i, legend=bool(others)),
-            ]  # fmt: skip
-        panels.append(Panel(lines, whole(str(source.depth), source.depths), Axis(up, range=(-0.02, 1.02)), measure))
+            floor = {"hue": i, "dash": "dash", "markers": False, "width": 1, "legend": len(series) == 1}
+            lines.append(Line(x, chance[m, i], f"{name} by chance".strip(), **floor))
+            lines.append(Line(x, value[m, i], name or called, low[m, i], high[m, i], hue=i, legend=bool(others)))
+        up = Axis(source.title(names[0], short=True), range=(-0.02, 1.02))
+        panels.append(Panel(lines, whole(str(source.depth), x), up, measure))
     said = ", ".join(filter(None, [more, "dashed: chance"]))
     return Plot(panels, heading(source, said), shared="y", shows=names[:1])
 

@@ -65,13 +65,16 @@ def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Plot:
 def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts") -> Plot:
     """Change of the target's log-odds under every intervention (a table of :func:`use`), and the accuracy left."""
     own = table.sel(condition=[c for c in table["condition"].values if str(c) != "plain"])
-    mean, low, high = (own[f"effect{end}"].values for end in ("", "_low", "_high"))
-    accuracy = zip(own["condition"].values, own["accuracy"].values, strict=True)
-    conditions = Axis(names=[f"{name} ({share:.0%})" for name, share in accuracy], reversed=True)
-    points = Points(mean, range(len(mean)), x_low=low, x_high=high)
-    plain = float(table["accuracy"].sel(condition="plain"))
-    panel = Panel([Rule(0, "x", dash="solid"), points], titled(table["effect"]), conditions)
-    return Plot([panel], f"{title} · in brackets: right of two ({plain:.0%} with thoughts)")
+    down = Axis(names=_names(own, "condition"), reversed=True)
+    panels = []
+    for name, across, rule in (
+        ("effect", Axis(titled(table["effect"])), Rule(0, "x", dash="solid")),
+        ("accuracy", Axis(f"{titled(table['accuracy'])} (dotted: with thoughts)", range=(0, 1)),
+         Rule(float(table["accuracy"].sel(condition="plain")), "x")),
+    ):  # fmt: skip
+        value, low, high = (own[f"{name}{end}"].values for end in ("", "_low", "_high"))
+        panels.append(Panel([rule, Points(value, range(len(value)), x_low=low, x_high=high)], across, down))
+    return Plot(panels, title, shared="y")
 
 
 @drawn
@@ -82,14 +85,16 @@ def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> 
         for hue, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token")))
         if not np.isnan(table[name].values).all()
     ]
-    return Plot([Panel(lines, whole("layer", table["layer"].values), Axis(titled(table["kl"]), range=(0, None)))], title)
+    up = Axis(titled(table["kl"]), range=(0, None))
+    return Plot([Panel(lines, whole("layer", table["layer"].values), up)], title)
 
 
 @drawn
 def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Plot:
     """Entropy of the logit lens at the thought, fed soft and fed hard (a table of :func:`soft_versus_hard`)."""
     lines = [_line(table, f"entropy_{name}", "layer", name, hue) for hue, name in enumerate(("soft", "hard"))]
-    return Plot([Panel(lines, whole("layer", table["layer"].values), Axis("entropy (nats)", range=(0, None)))], title)
+    up = Axis("entropy (nats)", range=(0, None))
+    return Plot([Panel(lines, whole("layer", table["layer"].values), up)], title)
 
 
 @partial(drawn, several=True)
@@ -101,9 +106,9 @@ def mixtures(
     lines = [_line(table, "entropy", "size", str(name), hue) for hue, (name, table) in enumerate(named.items())]
     even = max(float(table["entropy_even"]) for table in named.values())
     sizes = np.unique(np.concatenate([table["size"].values for table in named.values()])).tolist()
-    label = titled(next(iter(named.values()))["entropy"])
     across = Axis("tokens in the mixture", ticks=sizes, scale="log")
-    return Plot([Panel([*lines, Rule(even, name="even", dash="dash")], across, Axis(label, range=(0, None)))], title)
+    up = Axis(titled(next(iter(named.values()))["entropy"]), range=(0, None))
+    return Plot([Panel([*lines, Rule(even, name="even", dash="dash")], across, up)], title)
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:

@@ -98,13 +98,9 @@ def _about_several(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     first, *others = known.values()
     found = {k: v for k, v in first.items() if all(own.get(k) == v for own in others)} | {"readings": list(known)}
     for key in ("model", "reader"):
-        if every := dict.fromkeys(own[key] for own in known.values() if key in own):
-            found[key] = ", ".join(every)
-    controls: dict[str, list[str]] = {}
-    for own in known.values():
-        for name, said in own.get("controls", {}).items():
-            controls[name] = list(dict.fromkeys([*controls.get(name, []), *said]))
-    return found | {"controls": controls} if controls else found
+        found[key] = ", ".join(dict.fromkeys(own[key] for own in known.values() if key in own))
+    said = [(name, text) for own in known.values() for name, texts in own.get("controls", {}).items() for text in texts]
+    return found | {"controls": {name: [t for n, t in dict.fromkeys(said) if n == name] for name, _ in said}}
 
 
 def _controls(data: Any) -> dict[str, list[str]]:

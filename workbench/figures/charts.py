@@ -14,7 +14,7 @@ from workbench import plugins, tokens
 from workbench.errors import InputError
 from workbench.figures import plot as plots
 from workbench.figures.caption import by_name
-from workbench.figures.figure import Figure, drawn
+from workbench.figures.figure import Figure, dataset, drawn
 from workbench.figures.plot import Axis, Bars, Cells, Line, Panel, Plot, Points, Rule, first_few, whole
 from workbench.figures.source import Source
 from workbench.stats import Design, nanmean
@@ -235,20 +235,20 @@ def curves(
     depths = np.concatenate([source.depths for source in sources.values()])
     panels = {name: Panel([], whole(first.depth_label, depths), first.title(name)) for name in names}
     hues: dict[str, int] = {}
-    one, band, left_out = dict[str, str](), dict[str, str](), dict[str, str]()
+    said: dict[str, str] = {}
     for who in dict.fromkeys(who for who, _ in chosen):
         source, aims = sources[who], [aim for own, aim in chosen if own == who]
         lines = [(name, aim) for name in names for aim in (aims if name in aimed_at else aims[:1])]
-        marks, band[who] = _means(source, lines, who, level, draws, seed)
+        marks, band = _means(source, lines, who, level, draws, seed)
         for (name, aim), own in zip(lines, marks, strict=True):
             called = _target_name(source, aim) if name in aimed_at and len(aims) > 1 else ""
             own[0].name = " · ".join(filter(None, [who, called]))
             for mark in own:  # a line that is of no target has the hue of none
                 mark.hue = hues.setdefault(own[0].name or name, len(hues))
             panels[name].marks = [*panels[name].marks, *own]
-        left_out[who] = source.sinks_left_out()
-        of_several = aimed_at and len(aims) == 1 and source.data.sizes["target"] > 1
-        one[who] = f"target {_target_name(source, aims[0])}" if of_several else ""
+        one = aimed_at and len(aims) == 1 and source.data.sizes["target"] > 1
+        told = [f"target {_target_name(source, aims[0])}" if one else "", source.sinks_left_out(), band]
+        said[who] = ", ".join(filter(None, told))
     for name, panel in panels.items():
         if first.about(name).get("scale") == "log":
             shown = [np.ravel(v) for line in panel.of(Line) for v in (line.y, line.high, line.each) if v is not None]
@@ -256,8 +256,10 @@ def curves(
             panel.y.ticks, panel.y.names = plots.log_ticks(highest)  # type: ignore[union-attr]
     over = "mean over positions" * any(s.data.sizes.get("position", 1) > 1 for s in sources.values())
     nulls = "dotted: null" * any(line.dash == "dot" for panel in panels.values() for line in panel.of(Line))
-    said = ", ".join(filter(None, [_once(one), more, over, _once(left_out), _once(band), nulls]))
-    return Plot(list(panels.values()), heading(first, said, *others), shows=names, controls=[_once(band)])
+    same = len(set(said.values())) == 1
+    every = list(said.values())[:1] if same else [f"{text} ({who})" for who, text in said.items()]
+    title = heading(first, ", ".join(filter(None, [more, over, *every, nulls])), *others)
+    return Plot(list(panels.values()), title, shows=names, controls=list(said.values()))
 
 
 def _curved(sources: dict[str, Source], value: str | Sequence[str] | None) -> list[str]:
@@ -294,8 +296,8 @@ def _means(
     means = np.stack([[_position_mean(source, *line, p) for line in lines] for p in prompts])
     if np.isnan(means).all((0, 2)).any():
         raise InputError(
-            f"curves: no position of any prompt {f'of {who} ' * bool(who)}has a value (sinks are left out), so there is "
-            "nothing to average."
+            f"curves: no position of any prompt {f'of {who} ' * bool(who)}has a value (sinks are left out), so there "
+            "is nothing to average."
         )
     found = Design(n=len(means)).bootstrap(means, level=level, draws=draws, seed=seed)
     few, count = bool(found.units.max() < FEW), len(prompts)
@@ -309,21 +311,14 @@ def _means(
                 for d, v, a, b in zip(source.depths, mean, low, high, strict=True)
             ]
             line = Line(source.depths, mean, each=means[:, i], hover=hover)
-        over_depth = (source.depth,)
-        nulls = [n for n in source.controls(name, "null") if n in source.grids() or source.data[n].dims == over_depth][:1]
+        over_depth = [str(n) for n, v in source.data.items() if v.dims == (source.depth,)]
+        nulls = [n for n in source.controls(name, "null") if n in (*source.grids(), *over_depth)][:1]
         log = source.about(name).get("scale") == "log"
         null = nanmean(np.stack([_position_mean(source, n, aim, p, log) for n in nulls for p in prompts] or [np.nan]))
         own = [] if np.isnan(null).all() else [Line(source.depths, null, dash="dot", markers=False, width=1.5)]
         marks.append([line, *own])
     band = f"points: each of {count} prompts" if few else f"{level:.0%} band: {found.said('prompts')}"
     return marks, band if count > 1 else "1 prompt, so no band"
-
-
-def _once(said: dict[str, str]) -> str:
-    """What is said of each reading; once, where it is the same of all."""
-    if len(set(said.values())) == 1:
-        return next(iter(said.values()))
-    return ", ".join(f"{text} ({who})" for who, text in said.items() if text)
 
 
 def _target_name(source: Source, target: int) -> str:
@@ -417,7 +412,7 @@ class Chart:
 
     def measured(self, reading: Any, options: dict[str, Any]) -> Any:
         """What the chart draws: the reading itself, or its measure's result; takes the measure's options out."""
-        if not self.measure or not self._own(_data(reading)):
+        if not self.measure or not self._own(dataset(reading)):
             return reading
         own, measure = inspect.signature(self.function).parameters, plugins.load("measures", self.measure)
         given = [name for name in options if name not in own and name in inspect.signature(measure).parameters]
@@ -426,11 +421,6 @@ class Chart:
 
 def _absent(needs: tuple[str, ...], data: xr.Dataset) -> list[str]:
     return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
-
-
-def _data(reading: Any) -> xr.Dataset:
-    """The dataset of a reading; a dataset is its own."""
-    return reading.data if hasattr(reading, "provenance") else reading
 
 
 def _no_grid(data: xr.Dataset) -> list[str]:
@@ -464,7 +454,7 @@ def _first_that_fits(data: xr.Dataset) -> str | None:
 
 def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
     """Draw `kind`, or the first chart that fits; options go to that chart's function, or to its measure."""
-    data = _data(reading)
+    data = dataset(reading)
     kind = kind or data.attrs.get("chart") or _first_that_fits(data)
     if kind is None:
         own = {name: c.needs or tuple(c.lacks(data)) for name, c in charts().items()}
@@ -484,7 +474,7 @@ def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any
         )
     measured = chosen.measured(reading, options)
     _known_options(kind, chosen, options)
-    found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else _data(measured), **options)
+    found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else dataset(measured), **options)
     return Figure(found, of=measured) if isinstance(found, Plot) else found
 
 

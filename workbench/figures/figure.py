@@ -205,32 +205,26 @@ def _restored(plot: Plot | None, of: Any, shown: Any) -> Figure:
 
 
 def drawn(function: Callable[..., Plot], several: bool = False) -> Callable[..., Figure]:
-    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows what it is of.
+    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows its origin.
 
-    Parameters
-    ----------
-    function
-        The chart.
-    several
-        It can also draw several readings by name, and is then given their datasets by name:
-        ``@partial(drawn, several=True)``.
+    ``several``: it can also draw several by name, and is then given their datasets by name.
     """
 
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:
         if not captions.by_name(reading):
-            return Figure(function(_data(reading), *args, **options), of=reading)
+            return Figure(function(dataset(reading), *args, **options), of=reading)
         if not (several and reading):
             raise InputError(
                 f"{function.__name__} was given {len(reading)} readings by name, and draws one"
                 f"{' or more' * several}. Several in one chart: workbench.figures.curves."
             )
-        return Figure(function({name: _data(own) for name, own in reading.items()}, *args, **options), of=reading)
+        return Figure(function({name: dataset(own) for name, own in reading.items()}, *args, **options), of=reading)
 
     return draw
 
 
-def _data(reading: Any) -> Any:
+def dataset(reading: Any) -> Any:
     """The dataset of a reading; a dataset is its own."""
     return reading.data if hasattr(reading, "provenance") else reading
 
@@ -275,4 +269,4 @@ def bundled(figure: PaperFigure, text: str, alt: str) -> Any:
     return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
 
 
-__all__ = ["ExportError", "Figure", "bundled", "checked", "drawn", "warn", "written"]
+__all__ = ["ExportError", "Figure", "bundled", "checked", "dataset", "drawn", "warn", "written"]
