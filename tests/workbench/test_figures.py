@@ -19,9 +19,10 @@ from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
 from lenses.latent.lens import VARIABLES
 from workbench.errors import InputError
-from workbench.figures import CHARTS, ExportError, Figure, chart
+from workbench.figures import CHARTS, ExportError, Figure, Line, chart, curves, trajectory
 from workbench.figures.drawing import browser
 from workbench.figures.source import Source
+from workbench.reading import Reading
 from workbench.stats import Design
 from workbench.variables import described
 
@@ -178,23 +179,22 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     names = {"similarity_floor_random": ("layer", random), "similarity_floor_shuffled": ("layer", shuffled)}
     layers = {"layer": [0, 3, 6, 9]}
     data = xr.Dataset({"similarity": (dims, similarity), **names}, layers, {"reader": "LatentLens"})
-    band, median, *floors = chart(described(data, VARIABLES), "floors").data
+    median, *floors = chart(described(data, VARIABLES), "floors").plot.panels[0].marks
     own = [similarity[:, d, :, 0].ravel() for d in range(4)]
     own = [x[~np.isnan(x)] for x in own]
     np.testing.assert_allclose(median.y, [np.sort(x)[7:9].mean() for x in own], rtol=1e-6)
     for d, x in enumerate(own):
-        assert (x < median.customdata[d, 0]).mean() == (x > median.customdata[d, 1]).mean() == 0.25
-    np.testing.assert_allclose(band.y[:4], median.customdata[:, 1])
+        assert (x < median.low[d]).mean() == (x > median.high[d]).mean() == 0.25
     share = [[(x > floor[d]).mean() for d, x in enumerate(own)] for floor in (random, shuffled)]
-    np.testing.assert_allclose(median.customdata[:, 2:].T, share)
+    assert f"above random tokens: {share[0][2]:.0%}\nabove shuffled prompts: {share[1][2]:.0%}" in median.hover[2]
     assert [f.name for f in floors] == [
         f"floor: random tokens ({np.mean(share[0]):.0%} above)",
         f"floor: shuffled prompts ({np.mean([share[1][d] for d in (0, 2, 3)]):.0%} above)",
     ]
-    assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1
+    assert [f.dash for f in floors] == ["dash", "dashdot"] and len({f.hue for f in floors}) == 1
     np.testing.assert_array_equal(floors[1].y, shuffled)
-    near = chart(embedding_lens(), "floors")
-    assert [t.name for t in near.data[2:]] == ["floor: shuffled prompts (100% above)"]
+    near = chart(embedding_lens(), "floors").plot.panels[0].marks
+    assert [line.name for line in near[1:]] == ["floor: shuffled prompts (100% above)"]
     with pytest.raises(InputError, match="a floor of its score"):
         chart(data.drop_vars(list(names)), "floors")
 
@@ -202,11 +202,10 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
 def test_leap_tells_the_interval_of_a_share_where_there_is_one():
     dims, share = ("layer", "index"), np.array([[0.25, 0.75], [0.5, 0.5]])
     data = xr.Dataset({"index_layer_share": (dims, share)}, {"layer": [0, 1], "index": [2, 4]})
-    assert chart(data, "leap").data[0].customdata is None
+    assert chart(data, "leap").plot.panels[0].marks[0].hover is None
     data["index_layer_share_low"], data["index_layer_share_high"] = (dims, share - 0.1), (dims, share + 0.1)
-    trace = chart(data, "leap").data[0]
-    assert "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]" in trace.hovertemplate
-    np.testing.assert_allclose(trace.customdata[0, 1], [0.65, 0.85])
+    (cells,) = chart(data, "leap").plot.panels[0].marks
+    assert cells.hover[0][1] == "layer 0, index layer 4: 75.0% [65.0%, 85.0%]"
 
 
 def test_source_counts_positions_from_the_end_of_the_prompt():
@@ -263,3 +262,58 @@ def test_save_refuses_what_it_cannot_write(tmp_path):
 
 def test_embedding_lens_has_its_heatmap():
     assert chart(embedding_lens()).data[0].colorbar.title.text == "cosine"
+
+
+# ---------------------------------------------------------------- several readings in one chart
+
+
+def of_model(name, prompts, layers=7):
+    data = logit_lens(lengths=(9,) * prompts, layers=layers, targets=[" Paris", " Rome"]).assign_attrs(model=name)
+    origin = {"model": {"name": name}, "reader": {"name": "LogitLens", "at": "resid"}, "prompts": prompts}
+    return Reading(data, origin)
+
+
+def test_curves_of_several_readings_are_those_of_each():
+    readings = {"base": of_model("small", 12), "tuned": of_model("large", 4, layers=5)}
+    asked = ["target_logprob", "entropy"]
+    figure = curves(readings, value=asked, target=" Rome")
+    alone = [curves(own, value=asked, target=" Rome").plot.panels for own in readings.values()]
+    for number, panel in enumerate(figure.plot.panels):
+        lines = [m for m in panel.marks if m.dash == "solid"]
+        assert [line.name for line in lines] == ["base", "tuned"]
+        assert panel.y.label == alone[0][number].y.label and panel.x.ticks == list(range(7))
+        for which, line in enumerate(lines):
+            own = alone[which][number].marks[0]
+            for end in ("x", "y", "low", "high", "each"):
+                np.testing.assert_array_equal(getattr(line, end), getattr(own, end))
+        assert [m.hue for m in panel.marks if m.dash == "dot"] == [line.hue for line in lines] * (number == 0)
+    ours = [panel.of(Line)[0].hue for panel in figure.plot.panels]
+    assert ours == [0, 0], "a reading has one hue in all panels"
+
+
+def test_the_caption_of_several_readings_names_them_and_what_they_have_in_common():
+    readings = {"base": of_model("small", 12), "tuned_2": of_model("large", 4)}
+    said = curves(readings, value="entropy").caption()
+    assert r"Readings: base, tuned\_2. Model: \texttt{small, large}. Reader: LogitLens (at resid)." in said
+    assert "bootstrap-t over 12 prompts (base), points: each of 4 prompts (tuned\\_2)" in said
+    assert "Data:" not in said, "they are of different numbers of prompts"
+    twice = curves({"a": of_model("small", 12), "b": of_model("small", 12)}, value="entropy")
+    assert r"Model: \texttt{small}." in twice.caption() and "Data: 12 prompts." in twice.caption()
+    assert twice.plot.title.count("12 prompts") == 1
+
+
+def test_curves_refuse_readings_that_no_axis_has_together():
+    one, blocks = of_model("small", 3), of_model("small", 3)
+    blocks.data = blocks.data.rename(layer="block").assign_attrs(at="attn_out")
+    with pytest.raises(InputError, match=r"b has block \(attn_out\), .* and a has layer"):
+        curves({"a": one, "b": blocks}, value="entropy")
+    with pytest.raises(InputError, match=r"b does not hold \['entropy'\]"):
+        curves({"a": one, "b": Reading(one.data.drop_vars("entropy"))}, value="entropy")
+    with pytest.raises(InputError, match="0 readings by name"):
+        curves({})
+    with pytest.raises(InputError, match="trajectory was given 2 readings by name, and draws one"):
+        trajectory({"a": one, "b": one})
+    many = curves({f"run {i}": one for i in range(5)}, value="target_logprob")
+    assert "the first 8 of 10 lines" in many.plot.title
+    named = [m.name for m in many.plot.panels[0].marks if m.dash == "solid"]
+    assert named[:3] == ["run 0 · ·Paris", "run 0 · ·Rome", "run 1 · ·Paris"] and len(named) == 8

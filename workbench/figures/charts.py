@@ -367,7 +367,8 @@ def attribution(data: xr.Dataset, prompt: int = 0, position: int = -1, target: i
         own = [i for i, n in enumerate(names) if n.split(".")[0] == kind]
         marks.append(Bars(own, values[own], kind, hue, hover=[f"{names[i]}: {values[i]:.4g}" for i in own]))
     if null is not None:
-        marks.append(Points(range(len(names)), pick(null), source.called(null, short=True), plots.INK, symbol="dash", size=12))
+        called = source.called(null, short=True)
+        marks.append(Points(range(len(names)), pick(null), called, plots.INK, symbol="dash", size=12))
     targets = source.targets(prompt, at)
     said = aimed(source.called(value), tokens.visible(targets[min(index, len(targets) - 1)]))
     if total and source.has(total):
