@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+import xarray as xr
 
 from workbench.errors import InputError, WorkbenchError, warn
 from workbench.figures import caption as captions
@@ -224,9 +225,15 @@ def drawn(function: Callable[..., Plot], several: bool = False) -> Callable[...,
     return draw
 
 
-def dataset(reading: Any) -> Any:
+def dataset(reading: Any) -> xr.Dataset:
     """The dataset of a reading; a dataset is its own."""
-    return reading.data if hasattr(reading, "provenance") else reading
+    data = reading.data if hasattr(reading, "provenance") else reading
+    if not isinstance(data, xr.Dataset):
+        raise InputError(
+            f"Expected a Reading, or an xarray.Dataset like its .data, and got a {type(reading).__name__}. Give what a "
+            "reader or a measure gave."
+        )
+    return data
 
 
 # ---------------------------------------------------------------- files and displays
