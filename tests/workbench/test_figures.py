@@ -112,41 +112,37 @@ def test_trajectory_targets_and_null():
         chart(logit_lens(), "trajectory", prompt=2, position=9)
 
 
-def test_curves_average_real_positions_only():
-    data = logit_lens()
-    figure = chart(data, "curves", value="entropy")
-    per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
-    np.testing.assert_allclose(figure.data[1].y, np.mean(per_prompt, axis=0), rtol=1e-5)
-    assert len(chart(data.isel(prompt=[0]), "curves", value="entropy").data) == 1, "one prompt has no band"
-
-
 def test_curves_show_few_prompts_as_points_and_more_with_a_band():
     data = logit_lens()
-    points, line = chart(data, "curves", value="entropy").data
+    figure = chart(data, "curves", value="entropy")
+    (line,) = figure.plot.panels[0].marks
     per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
-    assert points.mode == "markers" and "points: each of 3 prompts" in chart(data, "curves").layout.title.text
-    np.testing.assert_allclose(np.reshape(points.y, per_prompt.shape), per_prompt, rtol=1e-5)
-    expected = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
-    np.testing.assert_allclose(np.transpose(line.customdata), expected, rtol=1e-4)
-    assert "t over 3 prompts" in line.hovertemplate
+    assert "points: each of 3 prompts" in figure.plot.title and line.low is None
+    np.testing.assert_allclose(line.each, per_prompt, rtol=1e-5)
+    np.testing.assert_allclose(line.y, per_prompt.mean(0), rtol=1e-5)
+    low, high = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
+    assert f"[{low[0]:.3f}, {high[0]:.3f}], 95% interval: t over 3 prompts" in line.hover[0]
+    (alone,) = chart(data.isel(prompt=[0]), "curves", value="entropy").plot.panels[0].marks
+    assert alone.each is None and np.isnan(alone.low).all(), "one prompt has no band"
     many = logit_lens(lengths=(9,) * 12)
-    band, line = chart(many, "curves", value="entropy", seed=3).data
+    figure = chart(many, "curves", value="entropy", seed=3)
+    (line,) = figure.plot.panels[0].marks
     per_prompt = np.nanmean(many["entropy"].values, axis=2)
     found = Design(n=12).bootstrap(per_prompt, seed=3)
-    np.testing.assert_allclose(band.y, np.r_[found.high, found.low[::-1]], rtol=1e-5)
+    np.testing.assert_allclose([line.low, line.high], [found.low, found.high], rtol=1e-5)
     np.testing.assert_allclose(line.y, per_prompt.mean(0), rtol=1e-5)
-    assert "95% band: bootstrap-t over 12 prompts" in chart(many, "curves", value="entropy").layout.title.text
+    assert "95% band: bootstrap-t over 12 prompts" in figure.plot.title
 
 
 def test_curves_draw_the_null_of_what_has_one():
     data = logit_lens(targets=[" Paris", " Rome"])
     figure = chart(data, "curves", value=["target_logprob", "entropy"], target=" Rome")
-    nulls = [line for line in figure.data if line.line.dash == "dot"]
+    (line, null), (_,) = (panel.marks for panel in figure.plot.panels)
     per_prompt = [np.nanmean(data["target_logprob_null"].sel(target=" Rome").values[p], axis=1) for p in range(3)]
-    np.testing.assert_allclose(nulls[0].y, np.mean(per_prompt, axis=0), rtol=1e-5)
-    assert len(nulls) == 1 and nulls[0].yaxis in (None, "y") and "dotted: null" in figure.layout.title.text
+    np.testing.assert_allclose(null.y, np.mean(per_prompt, axis=0), rtol=1e-5)
+    assert (null.dash, null.hue) == ("dot", line.hue) and "dotted: null" in figure.plot.title
     for other in (chart(data, "curves", value="entropy"), chart(logit_lens(), "curves", value="entropy")):
-        assert not [line for line in other.data if line.line.dash] and "null" not in other.layout.title.text
+        assert len(other.plot.panels[0].marks) == 1 and "null" not in other.plot.title
 
 
 def test_curves_keep_the_hues_of_targets_to_the_targets():
