@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from probes.values.explorer import SIDES as SIDE_HUES
-from probes.values.units import opened
 from workbench.errors import InputError
 from workbench.figures.charts import Chart
 from workbench.figures.colours import HUES, SEQUENTIAL, rgb
-from workbench.figures.figure import Figure, drawn
+from workbench.figures.figure import drawn
 from workbench.figures.plot import GREY, INK, Axis, Cells, Flow, Line, Mark, Panel, Plot, Points, Region, Rule, whole
 from workbench.figures.source import Source
-from workbench.reading import Reading
 
 __all__ = [
     "CHARTS", "agreement", "behaviour", "directions", "drifts", "gap", "margins", "plane", "runs", "sides", "times",
@@ -33,33 +32,30 @@ SYMBOLS = ("circle", "square", "diamond", "triangle", "cross", "x")
 # ---------------------------------------------------------------- where a model stands, what moved, and when
 
 
-def trajectories(table: Reading | xr.Dataset | Mapping[str, Reading | xr.Dataset], *, columns: int = 4) -> Figure:
+@partial(drawn, several=True)
+def trajectories(table: xr.Dataset | Mapping[str, xr.Dataset], *, columns: int = 4) -> Plot:
     """Keyed stance of every topic over checkpoints with its interval (:func:`~probes.values.measures.stance`), of one
     run or of several by name.
 
     Dashed, where the table has it: mass, what the answers offered have of the probability.  Where it is low, stances
     are of little that the model would say.
     """
-    several = isinstance(table, Mapping) and not isinstance(table, xr.Dataset)
-    readings = {name: opened(own) for name, own in (table if several else {"": table}).items()}
-    one = next(iter(readings.values()))
-    topics = _names(one.data, "topic")
+    tables = {"": table} if isinstance(table, xr.Dataset) else table
+    topics = _names(next(iter(tables.values())), "topic")
     panels = []
     for topic in topics:
         marks: list[Mark] = [Rule(0)]
-        for hue, (name, reading) in enumerate(readings.items()):
-            own = reading.data.sel(topic=topic)
+        for hue, (name, run) in enumerate(tables.items()):
+            own = run.sel(topic=topic)
             steps = own["checkpoint"].values
             marks.append(Line(steps, own["keyed"].values, name, **_interval(own, "keyed"), hue=hue))
             if "mass" in own:
                 look = {"hue": hue if name else GREY, "dash": "dash", "markers": False, "width": 1}
                 marks.append(Line(steps, own["mass"].values, "mass of the answers", **look))
         panels.append(Panel(marks, Axis("step", scale="whole"), "keyed stance", title=topic))
-    named = {"step": "runs", "model": {"name": ", ".join(readings)}}
-    of = one if len(readings) == 1 else Reading(one.data, [*one.provenance, named])
     columns = min(columns, len(topics))
     size = 80 + 190 * columns, 160 * -(-len(topics) // columns)
-    return Figure(Plot(panels, "keyed stance", columns=columns, shared="xy", shows=["keyed"], size=size), of=of)
+    return Plot(panels, "keyed stance", columns=columns, shared="xy", shows=["keyed"], size=size)
 
 
 @drawn
