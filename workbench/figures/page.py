@@ -29,6 +29,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from workbench import tokens
 from workbench.errors import InputError, warn
@@ -630,7 +631,7 @@ class _Host:
         ax = next(iter(self.axes.values()))
         self.above = _legend(ax, self.entries, self.wide - 6, self.points, loc="lower left")
         self.above.set_in_layout(False)
-        self.kept = Rectangle((0, 1), 0.01, 0, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
+        self.kept = Rectangle((0, 1), 0.01, 0.001, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
         ax.add_patch(self.kept)
 
     def move_legend(self) -> None:
@@ -638,13 +639,14 @@ class _Host:
         if self.above is None:
             return
         ax = next(iter(self.axes.values()))
-        own = ax.get_window_extent()
         labels = [t for t in (ax.yaxis.label, *ax.get_yticklabels()) if t.get_text()]
-        left = min([own.x0, *(t.get_window_extent().x0 for t in labels)])
+        start, scale = ax.get_window_extent().x0, 72 / ax.figure.dpi
+        left = min([start, *(t.get_window_extent().x0 for t in labels)]) - start
         lines = ax.get_title(loc="left").split("\n")
-        title = (0.2 + 1.2 * len(lines)) * self.points * ax.figure.dpi / 72 * bool(lines[0])
-        self.above.set_bbox_to_anchor(((left - own.x0) / own.width, 1 + title / own.height), ax.transAxes)
-        self.kept.set_height((title + self.above.get_window_extent().height + 2) / own.height)
+        title = (0.2 + 1.2 * len(lines)) * self.points * bool(lines[0])
+        high = title + self.above.get_window_extent().height * scale + 2
+        self.above.set_bbox_to_anchor((0, 1), offset_copy(ax.transAxes, ax.figure, left * scale, title, "points"))
+        self.kept.set_transform(offset_copy(ax.transAxes, ax.figure, 0, high, "points"))
 
     def bars(self, axes: dict[int, Any]) -> None:
         """A colour bar for each scale, beside the panels that it is of."""
