@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -55,25 +55,12 @@ class Page:
                 self.names |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
             elif language == "python":
                 out = io.StringIO()
-                with contextlib.redirect_stdout(out), drawing():
+                with contextlib.redirect_stdout(out):
                     exec(compile(code, name, "exec"), self.names)
                 printed = out.getvalue()
             elif language == "text" and printed is not None:
                 assert_same(printed, code, name)
                 printed = None
-
-
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """Skips what needs a browser where there is none."""
-    from workbench.figures.drawing import ExportError, browser
-
-    try:
-        yield
-    except ExportError:
-        if browser() is not None:
-            raise
-        pytest.skip("no Chrome or Chromium to draw figures with")
 
 
 def imported(path: Path) -> ModuleType:
@@ -364,7 +351,7 @@ def test_the_site_has_the_cards_and_the_docstrings(site):
 
 @pytest.mark.browser
 def test_search_works_without_a_server(site):
-    from workbench.figures.drawing import browser
+    from browsers import browser
 
     if browser() is None:
         pytest.skip("no Chrome or Chromium to open the page with")

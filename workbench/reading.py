@@ -5,12 +5,12 @@ Opens, draws and tabulates on a machine without torch.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,15 +105,18 @@ class Reading:
             del bundle["text/html"]
         return bundle
 
+    def _repr_html_(self) -> str | None:  # for viewers that ask for it alone
+        return self._repr_mimebundle_().get("text/html")
+
     def _picture(self) -> str | None:
         """The reading's first figure as HTML that needs no kernel; None where there is none."""
         try:
-            shown, _ = self.figure()._repr_mimebundle_()
-            picture = base64.b64encode(shown["image/png"]).decode()
-        except Exception:  # no chart, no browser, or a chart that fails: to be shown must not fail
+            shown, about = self.figure()._repr_mimebundle_()
+        except Exception:  # no chart, or one that fails: to be shown must not fail
             return None
+        alt = html.escape(about["image/png"]["alt"])
         return (
-            f'<img alt="figure" style="max-width:100%" src="data:image/png;base64,{picture}">'
+            f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{shown["image/png"]}">'
             f"<pre>{html.escape(repr(self))}</pre>"
         )
 
@@ -168,7 +171,7 @@ class Reading:
             raise InputError(f"{error.args[0] if error.args else error}. The reading holds {held}.") from None
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
-        """A plotly figure with a static picture; ``.save("x.pdf", width="column", venue="icml")`` writes it for paper.
+        """A plotly figure, which ``.save("x.pdf", width="column", venue="icml")`` and ``.matplotlib()`` set for paper.
 
         kind      which chart; by default the first that fits.  Of lenses: "heatmap" (layers x positions of a prompt),
                   "trajectory" (one position through the layers), "curves" (means over prompts), "floors" (beside what
@@ -182,6 +185,11 @@ class Reading:
         from workbench.figures import chart
 
         return chart(self, kind, **options)
+
+    @property
+    def plot(self) -> Charts:
+        """The charts as xarray has them: ``reading.plot()``, ``reading.plot.curves(value="entropy", ax=ax)``."""
+        return Charts(self)
 
     def explore(self, kind: str | None = None, **options: Any) -> Any:
         """The live widget for a notebook: ``kind`` as in :func:`workbench.widgets.views`; the first that fits."""
@@ -479,3 +487,31 @@ def open_reading(path: str | os.PathLike[str]) -> Any:
     data.attrs = {k: v.item() if isinstance(v, np.generic) else v for k, v in data.attrs.items()}
     data.encoding.clear()
     return Reading(data, provenance)
+
+
+class Charts:
+    """The charts of a reading by name; calling it draws the first that fits.
+
+    With ``ax=`` a chart is drawn by matplotlib into the axes given, one for each panel, and these are returned; without
+    it the result is that of :meth:`Reading.figure`.
+    """
+
+    def __init__(self, reading: Reading):
+        self._reading = reading
+
+    def __call__(self, kind: str | None = None, *, ax: Any = None, **options: Any) -> Any:
+        figure = self._reading.figure(kind, **options)
+        return figure if ax is None else figure.matplotlib(ax=ax)
+
+    def __getattr__(self, kind: str) -> Any:
+        if kind.startswith("_"):
+            raise AttributeError(kind)
+        return partial(self, kind)
+
+    def __dir__(self) -> list[str]:
+        from workbench.figures.charts import charts
+
+        return [name for name, chart in charts().items() if not chart.lacks(self._reading.data)]
+
+    def __repr__(self) -> str:
+        return f"<charts of this reading: {', '.join(dir(self))}>"

@@ -56,7 +56,7 @@ def chromium() -> Iterator[Any]:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         without("playwright is not installed")
-    from workbench.figures.drawing import browser
+    from browsers import browser
 
     path = browser()
     if path is None:

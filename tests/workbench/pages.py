@@ -5,13 +5,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from browsers import browser
 
-try:
-    from workbench.figures.drawing import browser
-
-    BROWSER = browser()
-except ImportError:
-    BROWSER = None
+BROWSER = browser()
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chrome or Chromium to open the page with")
 
 

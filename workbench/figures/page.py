@@ -378,7 +378,7 @@ def _sheet(
             _one_legend(figure, hosts, wide)
         else:
             for host in hosts:
-                host.legend()
+                host.legend(below=title)  # a title stands above: both would be put into one place
         if norms is not None:
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
@@ -643,8 +643,8 @@ class _Host:
         title = ax.get_title(loc="left")
         ax.set_title(f"{text} {title}".strip(), loc="left", fontweight="bold" if not title else "normal")
 
-    def legend(self) -> None:
-        """Above the panels, in as many columns as fit."""
+    def legend(self, below: bool = False) -> None:
+        """Above the panels (or below them), in as many columns as fit."""
         if not self.entries:
             return
         handles, names = _handles(self.entries)
@@ -656,7 +656,8 @@ class _Host:
             high = ax.bbox.height / ax.figure.dpi * 72
             ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1 + pad / max(high, 1)), ncols=columns)
         else:
-            self.into.legend(handles, names, loc="outside upper left", ncols=_legend_columns(names, wide, self.points))
+            where = f"outside {'lower' if below else 'upper'} left"
+            self.into.legend(handles, names, loc=where, ncols=_legend_columns(names, wide, self.points))
 
     def bars(self, axes: dict[int, Any]) -> None:
         """A colour bar for each scale, beside the panels that it is of."""

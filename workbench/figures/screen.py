@@ -200,6 +200,8 @@ class _Screen:
 
     def _line(self, mark: plots.Line, panel: Panel) -> None:
         x, y, shade = np.asarray(mark.x), np.asarray(mark.y, float), self._shade(mark.hue)
+        if not len(x):  # an entry of the legend alone
+            x, y = np.array([np.nan]), np.array([np.nan])
         entry = self._entry(mark)
         group = entry["legendgroup"]
         low, high = (None if e is None else np.asarray(e, float) for e in (mark.low, mark.high))
