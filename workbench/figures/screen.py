@@ -444,13 +444,12 @@ class _Screen:
         sizes = np.array([[10.4 * max(map(width, own)) if own else 0, 13.0 * len(own)] for own in lines])
         for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7)):
             if place is not None:
-                away = np.array(place) - pixels[i]
-                far = np.abs(away) - sizes[i] / 2
+                x, y = np.array(place) - pixels[i]
+                led = bool((np.abs([x, y]) - sizes[i] / 2).max() > 12)
                 self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], ax=away[0], ay=-away[1], showarrow=bool(far.max() > 12), arrowhead=0,
-                    arrowwidth=0.75, arrowcolor=GREY, text="<br>".join(map(tokens.plotly, lines[i])), align="left",
-                    font={"size": 10}, standoff=5, **self.at,
-                    **({} if far.max() > 12 else {"ax": None, "ay": None, "xshift": away[0], "yshift": away[1]}),
+                    x=at[i, 0], y=at[i, 1], showarrow=led, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
+                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **self.at,
+                    **({"ax": x, "ay": -y} if led else {"xshift": x, "yshift": y}),
                 )  # fmt: skip
 
 
