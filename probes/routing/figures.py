@@ -115,7 +115,7 @@ def gate(table: xr.Dataset, label: Any = None) -> Plot:
     ]
     cells = Cells(share, low=0, bar=title(table["histogram"], short=True), hover=hover)
     # Bins stand at 0, 1, 2, ..., so the first one's lower edge is at -0.5.
-    across = Axis("entropy / ln E", ticks=ticks * share.shape[1] - 0.5, names=[f"{t:g}" for t in ticks])
+    across = Axis("entropy / ln E", ticks=(ticks * share.shape[1] - 0.5).tolist(), names=[f"{t:g}" for t in ticks])
     what = f"{one_of(names, i)}: entropy of the gate (1: undecided)"
     return Plot([Panel([cells], across, axis(table, "block"))], of_model(table, what), shows=["histogram"])
 
