@@ -42,8 +42,7 @@ def usage(table: xr.Dataset, label: Any = None, effects: Reading | None = None) 
             starred[blocks.index(block), expert] = True
     inside = (share >= own["band_low"].values[:, None]) & (share <= own["band_high"].values[:, None])
     cells = Cells(share, low=0, bar=title(own["share"], short=True), hatched=inside, starred=starred)
-    star = ", star: missed when dropped" if effects is not None else ""
-    what = f"{one_of(names, i)}: share of slots (hatched: as by chance{star})"
+    what = f"{one_of(names, i)}: share of slots (hatched: as by chance{_star(effects)})"
     return Plot([Panel([cells], axis(table, "expert"), axis(table, "block"))], of_model(table, what), shows=["share"])
 
 
@@ -63,6 +62,10 @@ def chosen(table: xr.Dataset, name: str, which: Any) -> tuple[list[str], int]:
 def one_of(names: list[str], i: int) -> str:
     """A label that is shown alone, and of how many it is one."""
     return f"{names[i]} (label {i + 1} of {len(names)})" if len(names) > 1 else names[i]
+
+
+def _star(effects: Reading | None) -> str:
+    return ", star: missed when dropped" if effects is not None else ""
 
 
 def _backed(effects: Reading | None, label: str, labels: list[str]) -> set[tuple[int, int]]:
@@ -131,7 +134,7 @@ def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Plot:
         mine = np.flatnonzero((expert == e) & (excess > 0))
         best = mine[np.argsort(-excess[mine])][:top]
         rows.append((str(e), ", ".join(f"{tokens.visible(text[j])} {share[j]:.0%}" for j in best), str(len(mine))))
-    shown = Table(["expert", "tokens", "of it"], rows, [1, 8, 1])
+    shown = Table(["expert", "tokens", "of it"], rows, [1.6, 8, 1.2])
     times = f"(share served; at least {table.attrs['least']} times)"
     what = f"tokens of the experts of block {own['block'].item()} {times}"
     return Plot([Panel([shown])], of_model(table, what), shows=["share"])
@@ -207,7 +210,8 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
     marks.append(Points(range(len(order)), threshold, "threshold", GREY, symbol="dash", size=14))
     across = Axis("expert", names=[str(e) for e in order])
     panel = Panel(marks, across, Axis(title(own["gap"], short=True), range=(0, None)))
-    return Plot([panel], of_model(table, f"activation gap in block {at}"), shows=["gap"])
+    what = f"activation gap in block {at} (highest less second share{_star(effects)})"
+    return Plot([panel], of_model(table, what), shows=["gap"])
 
 
 @drawn
