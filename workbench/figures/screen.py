@@ -431,10 +431,9 @@ class _Screen:
         """Names beside points, where there is room for them; the hover has all."""
         spans = []
         for which in "xy":
-            given, axis = getattr(panel, which).range, which
-            at = np.concatenate([np.asarray(getattr(m, axis), float) for m in panel.of(plots.Points)])
-            low, high = given if given and None not in given else (np.nanmin(at), np.nanmax(at))
-            spans.append((float(low), float(high)))
+            low, high = getattr(panel, which).range or (None, None)
+            at = np.concatenate([np.asarray(getattr(m, which), float) for m in panel.of(plots.Points)])
+            spans.append((float(np.nanmin(at) if low is None else low), float(np.nanmax(at) if high is None else high)))
         low, size = np.array([s[0] for s in spans]), np.array([max(s[1] - s[0], 1e-9) for s in spans])
         marks = [m for m in panel.of(plots.Points) if m.names is not None]
         at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
