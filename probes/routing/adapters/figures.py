@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.routing.figures import axis, chosen, one_of
+from probes.routing.figures import chosen
 from workbench.errors import InputError
-from workbench.figures.charts import Chart
-from workbench.figures.figure import drawn
-from workbench.figures.plot import Cells, Panel, Plot
+from workbench.figures import Axis, Cells, Chart, Panel, Plot, drawn
 from workbench.figures.source import of_model
 
 if TYPE_CHECKING:
@@ -27,18 +25,17 @@ def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str
     """
     if by not in ("label", "projection") or value not in ("weight", "chosen"):
         raise InputError(f"by={by!r}, value={value!r}: by is 'label' or 'projection', value 'weight' or 'chosen'.")
-    names, i = chosen(table, "label", label)
-    one, name = by == "projection", value if by == "projection" else f"mean_{value}"
-    shown = table.isel(label=i) if one else table
+    (own, whose), one = chosen(table, label), by == "projection"
+    shown, name = (own, value) if one else (table, f"mean_{value}")
     values, low, high = (shown[name + end].values for end in ("", "_low", "_high"))
     chance, ringed = 1 / values.shape[1], np.zeros(values.shape, bool)
     if "oracle_adapter" in table:
         ringed[np.arange(len(values)), shown["oracle_adapter"].values] = True
     what = {"weight": "mean weight", "chosen": "share of tokens"}[value]
     cells = Cells(values, low=0, bar=what, dotted=(low <= chance) & (chance <= high), ringed=ringed)
-    said = f"{one_of(names, i)}: " * one + f"{what} of adapters (dot: as by chance)"
-    panel = Panel([cells], axis(table, "adapter"), axis(table, by, reversed=True))
-    return Plot([panel], of_model(table, said), shows=[name])
+    said = f"{whose}: " * one + f"{what} of adapters (dot: as by chance)"
+    across, down = Axis("adapter", names=table["adapter"].values), Axis(by, names=table[by].values, reversed=True)
+    return Plot([Panel([cells], across, down)], of_model(table, said), shows=[name])
 
 
 ADAPTERS = Chart(
