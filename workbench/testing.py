@@ -403,6 +403,8 @@ class _Trial:
             if "chart" in reading.data.attrs or fitting:
                 doing = "figure()"
                 figure = reading.figure()
+                doing = "figure().matplotlib()"
+                figure.matplotlib("column")
                 doing = "figure().caption()"
                 assert figure.caption()
         except ContractBroken:

@@ -16,8 +16,9 @@ Plotly and matplotlib are imported when the first figure is made.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workbench import lazy
 
 if TYPE_CHECKING:
     from workbench.figures.charts import CHARTS, Chart, attribution, chart, curves, heatmap, trajectory
@@ -41,8 +42,4 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"workbench.figures.{module}"), name)
-    raise AttributeError(f"module 'workbench.figures' has no attribute {name!r}")
+__getattr__ = lazy.names("workbench.figures", {name: home for home, names in _HOMES.items() for name in names})

@@ -17,7 +17,8 @@ SMALLEST = 6.0
 """Points of the smallest type on paper."""
 _EM = 100
 _NO_TEXT = ("Last Resort", "cm", "STIXNon", "STIXSize")
-"""Families that matplotlib brings along for formulas and placeholders: what they have at a code point is no such letter."""
+"""Families of formulas and placeholders: what they have at a code point need not be that letter."""
+_PLAIN = (400, "normal", "regular", "book", "medium")
 _FORMAT = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f]")
 """Marks that are never seen: they shape or order what is around them."""
 
@@ -39,34 +40,37 @@ def family(char: str) -> str | None:
     """The installed family that has a character; None where there is none."""
     if ord(char) in _charmap():
         return FAMILY
-    for entry in _installed():
-        try:
-            font = ft2font.FT2Font(entry.fname)
-        except RuntimeError:  # a font file that cannot be read
-            continue
-        if font.get_char_index(ord(char)):
-            return entry.name
+    for name in _installed():
+        font = _font(name)
+        if font is not None and font.get_char_index(ord(char)):
+            return name
     return None
 
 
 @lru_cache(maxsize=1)
-def _installed() -> list[font_manager.FontEntry]:
-    """Upright fonts of plain weight that a PDF takes as TrueType, by name; those made for many scripts first."""
-    known = [
-        entry for entry in font_manager.fontManager.ttflist
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book", "medium")
-        and not entry.name.startswith(_NO_TEXT) and _outlines(entry)
-    ]  # fmt: skip
-    return sorted(known, key=lambda entry: (not entry.name.startswith(("Noto Sans", "Droid Sans")), entry.name))
+def _installed() -> list[str]:
+    """Families of text, those made for many scripts first."""
+    names = {
+        entry.name for entry in font_manager.fontManager.ttflist
+        if not entry.name.startswith(_NO_TEXT) and entry.style == "normal" and entry.weight in _PLAIN
+    }  # fmt: skip
+    return sorted(names, key=lambda name: (not name.startswith(("Noto Sans", "Droid Sans")), name))
 
 
-def _outlines(entry: font_manager.FontEntry) -> bool:
-    """Whether a font has TrueType outlines: others become Type 3 in a PDF, which venues refuse."""
+@lru_cache(maxsize=64)
+def _font(name: str) -> ft2font.FT2Font | None:
+    """The file that matplotlib takes for a family; None where a PDF would not take it as TrueType."""
+    path = font_manager.findfont(font_manager.FontProperties(family=name), rebuild_if_missing=False)
     try:
-        with open(entry.fname, "rb") as file:
-            return file.read(4) in (b"\x00\x01\x00\x00", b"true", b"ttcf")
-    except OSError:
-        return False
+        return ft2font.FT2Font(path) if _truetype(path) else None
+    except (OSError, RuntimeError):  # a file that cannot be read
+        return None
+
+
+def _truetype(path: str) -> bool:
+    """Whether a font has TrueType outlines: others become Type 3 in a PDF, which venues refuse."""
+    with open(path, "rb") as file:
+        return file.read(4) in (b"\x00\x01\x00\x00", b"true", b"ttcf")
 
 
 def families(texts: list[str]) -> list[str]:

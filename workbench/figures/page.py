@@ -354,22 +354,18 @@ def _sheet(
     everything = [t for plot in own for t in texts(plot)]
     with settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
-        height = tall or _height(places, len(rows[0]), wide, page.points, title)
+        liked = _heights(places, len(rows[0]), len(rows), wide, page.points)
+        height = tall or float(np.clip(sum(liked) + 0.2 * title, 0.9, PAGE))
         if height < 0.5 * len(rows):
             raise InputError(f"{height:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
         figure = PaperFigure(figsize=(wide, height), layout="constrained")
         figure.drawn_with = page.points, everything, page.family
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
-        grid = figure.add_gridspec(len(rows), len(rows[0]), height_ratios=_ratios(places, len(rows), len(rows[0])))
+        grid = figure.add_gridspec(len(rows), len(rows[0]), height_ratios=liked)
         hosts, axes = [], []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
-            spot = grid[r, c : c + span]
-            # Panels of one plot have a legend and bars of their own; single ones stand in line with the others.
-            whole = len(places) == 1
-            alone = len(plot.panels) == 1
-            into = figure if whole or alone else figure.add_subfigure(spot)
-            host = _Host(into, plot, page.points, norms)
-            host.build(spot if alone and not whole else None)
+            host = _Host(figure, plot, page.points, norms)
+            host.build(grid[r, c : c + span], alone=len(places) == 1)
             if letter:
                 host.letter(letter)
             hosts.append(host)
@@ -395,8 +391,8 @@ def _sheet(
             for host in hosts:
                 for panel in host.plot.panels:
                     ax = host.axes[id(panel)]
-                    box = ax.get_position()
                     host.fit(panel, ax, *_points(ax))
+                host.move_legend()
         figure.draw_without_rendering()
         for host in hosts:
             for panel in host.plot.panels:
@@ -444,21 +440,35 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
     return [str(x) for x in letters]
 
 
+def _wrapped(plot: Plot, wide: float) -> list[list[Panel]]:
+    """Rows of panels: on a narrow page (inches) no more side by side than can be read."""
+    if plot.columns is None:
+        return plot.rows()
+    columns = max(1, min(plot.columns, int(wide / (0.95 if "y" in plot.shared else 1.3))))
+    return [list(plot.panels[i : i + columns]) for i in range(0, len(plot.panels), columns)]
+
+
 def _one_height(plot: Plot, wide: float, points: float) -> float:
     """Inches that a plot likes to be high, so many inches wide."""
-    x, y = plot.room()
     em = points / 72
-    side = max(1.0, wide - 0.5 - 0.55 * bool(plot.bars()))
-    if any(p.of(Cells) for p in plot.panels):
-        turned = 3.5 if any(_turned(p, side / len(plot.rows()[0]) * 72, points) for p in plot.panels) else 0.0
-        return y * em + turned * em + 0.15
-    if any(p.of(plots.Table) for p in plot.panels):
-        table = plot.panels[0].of(plots.Table)[0]
-        lines = sum(plots.row_lines(table, row, wide / em) for row in table.rows)
-        return (1.35 * lines + 0.5 * len(table.rows) + 2.2) * em
-    if any(p.y.names is not None and p.y.ticks is None for p in plot.panels if isinstance(p.y, Axis)):
-        return (0.9 * y + 3) * em
-    return min(side * y / x + 0.35, y * em * 1.15)
+    total = 0.0
+    rows = _wrapped(plot, wide)
+    side = max(1.0, wide - 0.55 * bool(plot.bars()))
+    for r, row in enumerate(rows):
+        each = side / len(row) - 0.45 * ("y" not in plot.shared or len(row) == 1)
+        labelled = "x" not in plot.shared or r == len(rows) - 1
+        tall = 0.0
+        for panel in row:
+            liked = plots.room(panel)
+            if tables := panel.of(plots.Table):
+                tall = max(tall, sum(h for _, h in _lines(tables[0], wide * 72, points - 1)) * (points - 1) / 72 + 0.05)
+                continue
+            rigid = panel.of(Cells) or (isinstance(panel.y, Axis) and panel.y.names is not None and panel.y.ticks is None)
+            own = liked[1] * em * (1 if panel.of(Cells) else 0.9) if rigid else min(each * liked[1] / liked[0], liked[1] * em)
+            turned = 5.5 * em * (_turned(panel, each * 72, points) and labelled)
+            tall = max(tall, own + turned + (3.4 if labelled else 0.8) * em + 1.6 * em * bool(panel.title))
+        total += tall
+    return total
 
 
 def _turned(panel: Panel, wide: float, points: float) -> bool:
@@ -469,22 +479,14 @@ def _turned(panel: Panel, wide: float, points: float) -> bool:
     return plots.names_across(axis, wide / max(1, len(axis.names)), points - 1, SMALLEST).turned
 
 
-def _height(places: Sequence[Any], columns: int, wide: float, points: float, title: bool) -> float:
-    each = wide / columns
-    rows: dict[int, float] = {}
+def _heights(places: Sequence[Any], columns: int, rows: int, wide: float, points: float) -> list[float]:
+    """Inches that each row likes to be high."""
+    each, found = wide / columns, [0.6] * rows
     for plot, r, _, span in places:
         legend = 0.0
         if names := _legend_names(plot):
             legend = _legend_rows(names, each * span * 72, points) * 1.5 * points / 72
-        rows[r] = max(rows.get(r, 0.6), _one_height(plot, each * span, points) + legend + 0.18 * (len(places) > 1))
-    more = 0.2 if title else 0.0
-    return float(np.clip(sum(rows.values()) + more, 0.9, PAGE))
-
-
-def _ratios(places: Sequence[Any], rows: int, columns: int) -> list[float]:
-    found = [1.0] * rows
-    for plot, r, _, span in places:
-        found[r] = max(found[r], _one_height(plot, 3.0 * span, 8.0))
+        found[r] = max(found[r], _one_height(plot, each * span, points) + legend + 0.18 * (len(places) > 1))
     return found
 
 
@@ -597,23 +599,25 @@ class _Host:
         self.numbered = False
         self.lost: str = ""
         self.head: Any = None
+        self.alone, self.wide = True, 0.0
+        self.above: Any = None
+        self.kept: Any = None
 
-    def build(self, spot: Any = None) -> None:
-        """Axes for all panels, and what is in them."""
-        rows = self._rows()
-        columns = max(len(row) for row in rows)
-        if spot is not None:
-            self.axes[id(self.plot.panels[0])] = self.into.add_subplot(spot)
-        else:
-            weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(columns)]
-            grid = self.into.add_gridspec(len(rows), columns, width_ratios=weights)
-            first: Any = None
-            for r, row in enumerate(rows):
-                for c, panel in enumerate(row):
-                    share = {f"share{a}": first for a in self.plot.shared if first is not None}
-                    ax = self.into.add_subplot(grid[r, c], **share)
-                    first = first or ax
-                    self.axes[id(panel)] = ax
+    def build(self, spot: Any, alone: bool) -> None:
+        """Axes for all panels in a part of the figure's grid, and what is in them; ``alone``: it is the whole grid."""
+        columns = len(spot.colspan) / spot.get_gridspec().ncols
+        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * columns
+        rows = _wrapped(self.plot, self.wide / 72)
+        weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
+        # A single panel stands in the figure's own grid, in line with the others.
+        grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
+            len(rows), len(weights), width_ratios=weights)  # fmt: skip
+        first: Any = None
+        for r, row in enumerate(rows):
+            for c, panel in enumerate(row):
+                share = {f"share{a}": first for a in self.plot.shared if first is not None}
+                self.axes[id(panel)] = ax = self.into.add_subplot(grid[r, c], **share)
+                first = first or ax
         for r, row in enumerate(rows):
             for c, panel in enumerate(row):
                 last = r == len(rows) - 1 or c >= len(rows[r + 1])
@@ -625,16 +629,6 @@ class _Host:
                 if "y" in self.plot.shared and c:
                     ax.tick_params(labelleft=False)
                     ax.set_ylabel("")
-
-    def _rows(self) -> list[list[Panel]]:
-        """Rows of panels: on a narrow page no more side by side than can be read; frames of a graph are panels."""
-        if self.plot.columns is not None:
-            wide = self.into.bbox.width / self.into.dpi
-            least = 0.95 if "y" in self.plot.shared else 1.3
-            columns = max(1, min(self.plot.columns, int(wide / least)))
-            panels = list(self.plot.panels)
-            return [panels[i : i + columns] for i in range(0, len(panels), columns)]
-        return self.plot.rows()
 
     def letter(self, text: str) -> None:
         """The letter of a panel, above its upper left corner."""
@@ -648,16 +642,28 @@ class _Host:
         if not self.entries:
             return
         handles, names = _handles(self.entries)
-        wide = self.into.bbox.width / self.into.figure.dpi * 72 if hasattr(self.into, "bbox") else 234
-        if len(self.axes) == 1 and self.into is self.into.get_figure(root=True) and len(self.into.axes) > 1:
-            ax = next(iter(self.axes.values()))
-            columns = _legend_columns(names, ax.get_subplotspec().get_position(self.into).width * wide - 20, self.points)
-            pad = 1.25 * self.points * bool(ax.get_title(loc="left"))
-            high = ax.bbox.height / ax.figure.dpi * 72
-            ax.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1 + pad / max(high, 1)), ncols=columns)
-        else:
-            where = f"outside {'lower' if below else 'upper'} left"
-            self.into.legend(handles, names, loc=where, ncols=_legend_columns(names, wide, self.points))
+        columns = _legend_columns(names, self.wide - 6, self.points)
+        if self.alone:
+            self.into.legend(handles, names, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns)
+            return
+        # Of one plot among several: it may be wider than the panel that it stands above, so that its height alone counts.
+        ax = next(iter(self.axes.values()))
+        self.above = ax.legend(handles, names, loc="lower left", ncols=columns)
+        self.above.set_in_layout(False)
+        self.kept = Rectangle((0, 1), 0.01, 0, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
+        ax.add_patch(self.kept)
+
+    def move_legend(self) -> None:
+        """Put it above its panel, from the left end of the labels on, and keep the room for it."""
+        if self.above is None:
+            return
+        ax = next(iter(self.axes.values()))
+        own = ax.get_window_extent()
+        labels = [t for t in (ax.yaxis.label, *ax.get_yticklabels()) if t.get_text()]
+        left = min([own.x0, *(t.get_window_extent().x0 for t in labels)])
+        title = 1.4 * self.points * ax.figure.dpi / 72 * bool(ax.get_title(loc="left"))
+        self.above.set_bbox_to_anchor(((left - own.x0) / own.width, 1 + title / own.height), ax.transAxes)
+        self.kept.set_height((title + self.above.get_window_extent().height + 2) / own.height)
 
     def bars(self, axes: dict[int, Any]) -> None:
         """A colour bar for each scale, beside the panels that it is of."""
@@ -792,7 +798,8 @@ class _Host:
         shown = plots.together(points[:, 0], points[:, 1], [n for m in marks for n in m.names or ()], 4)
         lines = [broken(glyphs.drawn(tokens.legible(t)), 20) if t else [] for t in shown]
         sizes = np.array([[size * max(map(width, own)) if own else 0, 1.25 * size * len(own)] for own in lines])
-        for i, place in enumerate(plots.placed(points, sizes, _points(ax), 4.5)):
+        avoid = (ax.transData.transform(plots.obstacles(panel)) - origin) * scale
+        for i, place in enumerate(plots.placed(points, sizes, _points(ax), 4.5, avoid)):
             if place is None:
                 continue
             far = (np.abs(np.array(place) - points[i]) - sizes[i] / 2).max() > 9
@@ -965,16 +972,12 @@ class _Host:
         ax.set_ylim(float(np.min(base, initial=0)), 0)
 
     def _table(self, mark: plots.Table, panel: Panel, ax: Any) -> None:
-        wide = self.into.get_figure(root=True).get_figwidth() * 72
-        size = self.points - 1
-        shares = np.asarray(mark.widths or [1] * len(mark.header), float)
-        shares = shares / shares.sum()
-        y, starts = 0.0, np.concatenate([[0], np.cumsum(shares)[:-1]])
-        for n, row in enumerate([list(mark.header), *map(list, mark.rows)]):
-            lines = [broken(glyphs.drawn(tokens.legible(str(t))), share * wide / size - 1.2) for t, share in zip(row, shares, strict=True)]
-            high = max(map(len, lines)) * 1.3 + 0.5
-            for start, own in zip(starts, lines, strict=True):
-                ax.text(start + 0.005, y + 0.25, "\n".join(own), va="top", fontsize=size, linespacing=1.2,
+        size, y = self.points - 1, 0.0
+        wide = self.wide or _points(ax)[0]
+        starts = np.concatenate([[0], np.cumsum(_shares(mark, wide / size))[:-1]])
+        for n, (cells, high) in enumerate(_lines(mark, wide, size)):
+            for start, own in zip(starts, cells, strict=True):
+                ax.text(start + 0.004, y + 0.3, "\n".join(own), va="top", fontsize=size, linespacing=1.2,
                         fontweight="bold" if n == 0 else "normal")  # fmt: skip
             y += high
             ax.axhline(y, color="black" if n == 0 else "#d0d0d0", lw=0.5)
@@ -982,7 +985,7 @@ class _Host:
         ax.set_ylim(y, 0)
 
     def _graph(self, mark: Graph, panel: Panel, ax: Any) -> None:
-        """The first frame and the last stand for the others: on paper nothing moves."""
+        """The last frame: on paper nothing moves."""
         x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
         values = np.nan_to_num(np.asarray(mark.values, float)[-1][: len(x)])
         for a, b in mark.edges:
@@ -995,7 +998,7 @@ class _Host:
             (drawn,) = ax.plot(x[v], y[v], MARKERS[symbol], ms=9, mfc=image.to_rgba(values[v]), mec=colour(hue),
                                mew=1.5 if name else 0.5, zorder=3, clip_on=False)  # fmt: skip
             self._entry(name, drawn)
-            ax.annotate(glyphs.drawn(tokens.labels([mark.names[v]], 16)[0]), (x[v], y[v]), xytext=(0, 6), ha="center",
+            ax.annotate(glyphs.drawn(tokens.labels([mark.names[v]], 16)[0]), (x[v], y[v]), xytext=(0, 7.5), ha="center",
                         textcoords="offset points", fontsize=max(SMALLEST, self.points - 1.5))  # fmt: skip
         ax.margins(0.08, 0.16)
         if mark.bar:
@@ -1015,6 +1018,24 @@ class _Host:
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fc=shade, ec="white", lw=0.3))
         if mark.bar and mark.values is not None:
             self.images[id(mark)] = scale, mark, [ax]
+
+
+def _shares(table: plots.Table, room: float) -> np.ndarray:
+    """Share of the width of each column: as the table says, but no header is broken."""
+    shares = np.asarray(table.widths or [1] * len(table.header), float)
+    least = np.array([width(str(h)) * 1.12 + 1.2 for h in table.header]) / room
+    shares = np.maximum(shares / shares.sum(), least)
+    return shares / shares.sum()
+
+
+def _lines(table: plots.Table, wide: float, size: float) -> list[tuple[list[list[str]], float]]:
+    """Lines of every cell, and the height of its row in sizes of the type; the header is the first row."""
+    rooms = _shares(table, wide / size) * wide / size - 1.0
+    found = []
+    for row in [list(table.header), *map(list, table.rows)]:
+        cells = [broken(glyphs.drawn(tokens.legible(str(t))), room) for t, room in zip(row, rooms, strict=True)]
+        found.append((cells, max(map(len, cells)) * 1.3 + 0.6))
+    return found
 
 
 def _errors(ax: Any, x: np.ndarray, y: np.ndarray, shade: str, x_low: Any = None, x_high: Any = None, y_low: Any = None,

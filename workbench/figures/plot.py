@@ -312,7 +312,7 @@ class Graph(Mark):
     edges
         Pairs of nodes.
     values
-        [frame, node] shares; on paper the frames stand side by side, on the screen a slider chooses.
+        [frame, node] shares; on the screen a slider chooses, on paper the last stands alone.
     frames
         Their names.
     special
@@ -446,9 +446,9 @@ class Plot:
     def room(self) -> tuple[float, float]:
         """Width and height that the panels like to have, in sizes of the type, without legend and title."""
         rows = self.rows()
-        wide = max(sum(_room(p)[0] + (7 if i == 0 or "y" not in self.shared else 1.5) for i, p in enumerate(row))
+        wide = max(sum(room(p)[0] + (7 if i == 0 or "y" not in self.shared else 1.5) for i, p in enumerate(row))
                    for row in rows)  # fmt: skip
-        tall = sum(max(_room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
+        tall = sum(max(room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
                    "x" not in self.shared else 1) for r, row in enumerate(rows))  # fmt: skip
         return wide, tall
 
@@ -462,7 +462,7 @@ class Plot:
         return list(found.values())
 
 
-def _room(panel: Panel) -> tuple[float, float]:
+def room(panel: Panel) -> tuple[float, float]:
     """Width and height of a panel in sizes of the type, by what is in it."""
     if cells := panel.of(Cells):
         rows, columns = cells[0].values.shape
@@ -590,7 +590,26 @@ def cell_texts(text: Any, wide: float, tall: float, size: float, least: float) -
     return None
 
 
-def placed(at: np.ndarray, sizes: np.ndarray, box: tuple[float, float], gap: float) -> list[tuple[float, float] | None]:
+def obstacles(panel: Panel) -> np.ndarray:
+    """[n, 2] places along the lines and intervals of a panel, which names beside points keep off."""
+    found: list[np.ndarray] = [np.zeros((0, 2))]
+    share = np.linspace(0, 1, 13)[:, None]
+    for line in panel.of(Line):
+        at = np.stack([np.asarray(line.x, float), np.asarray(line.y, float)], 1)
+        found += [a + share * (b - a) for a, b in zip(at[:-1], at[1:], strict=True)]
+    for mark in panel.of(Points):
+        x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
+        for low, high, across in ((mark.x_low, mark.x_high, True), (mark.y_low, mark.y_high, False)):
+            if low is not None and high is not None:
+                along = (np.asarray(low, float) + share * (np.asarray(high, float) - np.asarray(low, float))).T
+                fixed = np.repeat((y if across else x)[:, None], along.shape[1], 1)
+                found.append(np.stack([along, fixed] if across else [fixed, along], -1).reshape(-1, 2))
+    return np.concatenate(found)
+
+
+def placed(
+    at: np.ndarray, sizes: np.ndarray, box: tuple[float, float], gap: float, avoid: np.ndarray | None = None
+) -> list[tuple[float, float] | None]:
     """Where labels go that are written beside points: the middle of each, or None where there is no room.
 
     Greedy, from the top: the nearest free place of 16 directions and several distances, clear of the points, of the
@@ -604,7 +623,10 @@ def placed(at: np.ndarray, sizes: np.ndarray, box: tuple[float, float], gap: flo
         Width and height of the panel; its lower left corner is (0, 0).
     gap
         Between a point and its label.
+    avoid
+        [n, 2] places that labels keep off, too, unless they would stand far away.
     """
+    soft = np.zeros((0, 2)) if avoid is None else avoid[np.isfinite(avoid).all(1)]
     turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     rays = np.stack([np.cos(turns), np.sin(turns)], 1)[[0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15]]
     found: list[tuple[float, float] | None] = [None] * len(at)
@@ -613,14 +635,15 @@ def placed(at: np.ndarray, sizes: np.ndarray, box: tuple[float, float], gap: flo
         half = np.asarray(sizes[i]) / 2
         if not half[0] or not np.isfinite(at[i]).all():
             continue
-        for far in gap * np.array([1, 1, 2, 3, 4.5, 6, 8, 11]):
+        for far, others in [(gap * f, o) for o in (soft, soft[:0]) for f in (1, 1.6, 2.5, 4, 6, 8, 11)[: 5 if len(o) else 7]]:
             # Each ray leaves the label's own box before the gap begins.
             middles = at[i] + rays * (far + np.min(half / np.maximum(np.abs(rays), 1e-9), 1, keepdims=True))
             low, high = middles - half, middles + half
             free = np.all((low >= 0) & (high <= box), 1)
             for k in np.flatnonzero(free):
                 clear = not np.any(np.all((boxes[:, :2] < high[k]) & (boxes[:, 2:] > low[k]), 1))
-                if clear and not np.any(np.all((at > low[k] - gap / 2) & (at < high[k] + gap / 2), 1)):
+                inside = [np.any(np.all((p > low[k] - gap / 2) & (p < high[k] + gap / 2), 1)) for p in (at, others)]
+                if clear and not any(inside):
                     found[i] = (float(middles[k][0]), float(middles[k][1]))
                     boxes = np.concatenate([boxes, [np.concatenate([low[k], high[k]])]])
                     break

@@ -167,7 +167,7 @@ class _Screen:
             given |= {"range": ends[::-1] if axis.reversed else ends}
         elif axis.reversed and axis.names is None:
             given["autorange"] = "reversed"
-        if not axis.shown:
+        if not axis.shown or panel.of(Graph) or panel.of(plots.Picture):
             given |= {"visible": False}
         if which in self.plot.shared and not labelled and len(self.plot.panels) > 1:
             given["showticklabels"] = False
@@ -228,11 +228,12 @@ class _Screen:
         ))  # fmt: skip
 
     def _areas(self, mark: plots.Areas, panel: Panel) -> None:
-        for name, y, hue in zip(mark.names, mark.y, mark.hues, strict=True):
-            own = plots.Line(mark.x, y, name)
+        x = np.asarray(mark.x)
+        for name, y, hue in zip(mark.names, np.asarray(mark.y, float), mark.hues, strict=True):
+            own = plots.Line(x, y, name)
             self._add(go.Scatter(
-                x=mark.x, y=y, mode="lines", stackgroup="one", line={"width": 0.5, "color": self._shade(hue)},
-                **self._entry(own), **_hover(_said(own, panel, np.asarray(mark.x), np.asarray(y), None, None)),
+                x=x, y=y, mode="lines", stackgroup="one", line={"width": 0.5, "color": self._shade(hue)},
+                **self._entry(own), **_hover(_said(own, panel, x, y, None, None)),
             ))  # fmt: skip
 
     def _points(self, mark: plots.Points, panel: Panel) -> None:
@@ -249,7 +250,7 @@ class _Screen:
         line = {"width": [1.5 if s in ("tick", "dash") or not f else 0 for s, f in zip(symbol, filled, strict=True)],
                 "color": shades}  # fmt: skip
         self._add(go.Scatter(
-            x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line, "opacity": 1},
+            x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line},
             cliponaxis=False, **self._entry(mark), **errors, **_hover(hover),
         ))  # fmt: skip
 
@@ -417,8 +418,15 @@ class _Screen:
         boxes, values = np.asarray(mark.boxes, float), mark.values
         cells = Cells(np.asarray(values if values is not None else np.zeros(len(boxes)))[None], mark.scale, mark.low, mark.high)
         shades = rgb(stops(mark.scale), np.nan_to_num(cells.shares[0]))
+        if mark.bar and values is not None:
+            low, high = cells.ends
+            self._add(go.Scatter(
+                x=[None], y=[None], mode="markers", showlegend=False,
+                marker={"color": [low], "cmin": low, "cmax": high, "colorscale": stops(mark.scale), "showscale": True,
+                        "colorbar": self._bar(mark, mark.bar)},
+            ))  # fmt: skip
         for i, (x0, y0, x1, y1) in enumerate(boxes):
-            shade = "#%02x%02x%02x" % tuple(shades[i])
+            shade = "#{:02x}{:02x}{:02x}".format(*shades[i])
             hidden = values is None or not np.isfinite(cells.values[0, i])
             self._add(go.Scatter(
                 x=[x0, x1, x1, x0, x0], y=[y0, y0, y1, y1, y0], mode="lines", fill="toself", showlegend=False,
@@ -431,9 +439,13 @@ class _Screen:
         """Names beside points, where there is room for them; the hover has all."""
         spans = []
         for which in "xy":
-            low, high = getattr(panel, which).range or (None, None)
+            given = getattr(panel, which).range
             at = np.concatenate([np.asarray(getattr(m, which), float) for m in panel.of(plots.Points)])
-            spans.append((float(np.nanmin(at) if low is None else low), float(np.nanmax(at) if high is None else high)))
+            low, high = (float(np.nanmin(at)), float(np.nanmax(at))) if np.isfinite(at).any() else (0.0, 1.0)
+            pad = 0.06 * ((high - low) or 1.0)
+            ends = [e if e is not None else own for e, own in zip(given or (None, None), (low - pad, high + pad), strict=True)]
+            spans.append(ends)
+            getattr(self.figure, f"update_{which}axes")(range=ends, **self.at)  # labels are placed for these
         low, size = np.array([s[0] for s in spans]), np.array([max(s[1] - s[0], 1e-9) for s in spans])
         marks = [m for m in panel.of(plots.Points) if m.names is not None]
         at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
@@ -441,14 +453,15 @@ class _Screen:
         texts = plots.together(pixels[:, 0], pixels[:, 1], [n for m in marks for n in m.names or ()], 5)
         lines = [broken(tokens.legible(t), 20) if t else [] for t in texts]
         sizes = np.array([[10.4 * max(map(width, own)) if own else 0, 13.0 * len(own)] for own in lines])
-        for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7)):
+        avoid = (plots.obstacles(panel) - low) / size * (wide, tall)
+        for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7, avoid)):
             if place is not None:
-                x, y = np.array(place) - pixels[i]
-                led = bool((np.abs([x, y]) - sizes[i] / 2).max() > 12)
+                away = np.array(place) - pixels[i]
+                apart = bool((np.abs(away) - sizes[i] / 2).max() > 12)
+                where = {"ax": away[0], "ay": -away[1]} if apart else {"xshift": away[0], "yshift": away[1]}
                 self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], showarrow=led, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
-                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **self.at,
-                    **({"ax": x, "ay": -y} if led else {"xshift": x, "yshift": y}),
+                    x=at[i, 0], y=at[i, 1], showarrow=apart, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
+                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **where, **self.at,
                 )  # fmt: skip
 
 
