@@ -250,7 +250,7 @@ class _Screen:
         line = {"width": [1.5 if s in ("tick", "dash") or not f else 0 for s, f in zip(symbol, filled, strict=True)],
                 "color": shades}  # fmt: skip
         self._add(go.Scatter(
-            x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line},
+            x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line, "opacity": 1},
             cliponaxis=False, **self._entry(mark), **errors, **_hover(hover),
         ))  # fmt: skip
 
