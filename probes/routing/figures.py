@@ -37,7 +37,7 @@ def usage(table: xr.Dataset, label: Any = None, effects: Reading | None = None) 
     share, low, high = (own[x].values for x in ("share", "band_low", "band_high"))
     inside, stars = (share >= low[:, None]) & (share <= high[:, None]), _backed(effects, table, own["label"].item())
     cells = Cells(share, low=0, bar=title(own["share"], short=True), hatched=inside, starred=stars)
-    panel = Panel([cells], Axis("expert", names=own["expert"].values), Axis("block", names=own["block"].values))
+    panel = Panel([cells], Axis("expert", names=own["expert"]), Axis("block", names=own["block"]))
     what = f"{name}: share of slots (hatched: as by chance{STAR * (effects is not None)})"
     return Plot([panel], of_model(table, what), shows=["share"])
 
@@ -122,7 +122,7 @@ def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Plot:
 def divergence(table: xr.Dataset, block: int | None = None) -> Plot:
     """Jensen-Shannon divergence between labels in one block (default the last); a ring where q < 0.05."""
     own = _at(table, block)
-    names, lower = own["label"].values, np.tri(own.sizes["label"], k=-1, dtype=bool)
+    names, lower = own["label"], np.tri(own.sizes["label"], k=-1, dtype=bool)
     values, sure = np.where(lower, own["jsd"], np.nan), lower & (own["jsd_q"].values < 0.05)
     cells = Cells(values, low=0, bar=title(own["jsd"], short=True), ringed=sure)
     panel = Panel([cells], Axis(names=names), Axis(names=names, reversed=True))
@@ -187,7 +187,7 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
 def coactivation(table: xr.Dataset, block: int | None = None) -> Plot:
     """Which experts serve a token together: log2 of how often over what their loads alone give (0)."""
     own = _at(table, block)
-    lift, experts = own["lift"].values, own["expert"].values
+    lift, experts = own["lift"].values, own["expert"]
     values = np.where(np.isfinite(lift) & ~np.eye(len(lift), dtype=bool), lift, np.nan)
     cells = Cells(values, "diverging", bar=title(own["lift"], short=True))
     panel = Panel([cells], Axis("expert", names=experts), Axis("given expert", names=experts, reversed=True))
@@ -251,7 +251,7 @@ def saturation(table: xr.Dataset, value: str = "saturation") -> Plot:
     for ending, name, dash, end in (("null", "chance", "dash", "high"), ("floor", "noise", "dot", "low")):
         if f"{value}_{ending}" in table:
             marks.append(Rule(float(table[f"{value}_{ending}"].mean()), name=name, dash=dash, end=end))
-    across = Axis("checkpoint", names=table["checkpoint"].values)
+    across = Axis("checkpoint", names=table["checkpoint"])
     panel = Panel(marks, across, Axis(title(table[value]), range=(0, None if value == "divergence" else 1.03)))
     return Plot([panel], of_model(table, "how soon the final routing is there"), shows=[value])
 

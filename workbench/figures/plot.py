@@ -60,8 +60,8 @@ class Axis:
     shown: bool = True
 
     def __post_init__(self) -> None:
-        self.names = None if self.names is None else [str(name) for name in self.names]
-        self.ticks = None if self.ticks is None else [float(tick) for tick in self.ticks]
+        self.names = None if self.names is None else [str(name) for name in np.asarray(self.names, object)]
+        self.ticks = None if self.ticks is None else np.asarray(self.ticks, float).tolist()
 
 
 def whole(label: str, values: Sequence[int] | np.ndarray) -> Axis:

@@ -34,7 +34,7 @@ def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str
     what = {"weight": "mean weight", "chosen": "share of tokens"}[value]
     cells = Cells(values, low=0, bar=what, dotted=(low <= chance) & (chance <= high), ringed=ringed)
     said = f"{whose}: " * one + f"{what} of adapters (dot: as by chance)"
-    across, down = Axis("adapter", names=table["adapter"].values), Axis(by, names=table[by].values, reversed=True)
+    across, down = Axis("adapter", names=table["adapter"]), Axis(by, names=table[by], reversed=True)
     return Plot([Panel([cells], across, down)], of_model(table, said), shows=[name])
 
 
