@@ -25,7 +25,21 @@ if TYPE_CHECKING:
     from workbench.figures.figure import ExportError, Figure, drawn
     from workbench.figures.page import Paper, Sheet, paper
     from workbench.figures.plot import (
-        Areas, Axis, Bars, Cells, Flow, Graph, Line, Panel, Picture, Plot, Points, Region, Rule, Table, whole,
+        Areas,
+        Axis,
+        Bars,
+        Cells,
+        Flow,
+        Graph,
+        Line,
+        Panel,
+        Picture,
+        Plot,
+        Points,
+        Region,
+        Rule,
+        Table,
+        whole,
     )  # fmt: skip
 
 _HOMES = {

@@ -262,8 +262,9 @@ def curves(
             f"{source.depth} {d}: {v:.3f} [{a:.3f}, {b:.3f}], {level:.0%} interval: {found.said('prompts')}"
             for d, v, a, b in zip(source.depths, found.value[line], low, high, strict=True)
         ]  # fmt: skip
-        band = {} if each is not None else {"low": low, "high": high}
-        marks: list[plots.Mark] = [Line(source.depths, found.value[line], called, **band, hue=hue, each=each, hover=hover)]
+        ends = {} if each is not None else {"low": low, "high": high}
+        middle = Line(source.depths, found.value[line], called, **ends, hue=hue, each=each, hover=hover)
+        marks: list[plots.Mark] = [middle]
         if not np.isnan(null).all():
             nulls += 1
             marks.append(Line(source.depths, null, "", hue=hue, dash="dot", markers=False, width=1.5))
@@ -328,7 +329,8 @@ def attribution(data: xr.Dataset, prompt: int = 0, position: int = -1, target: i
         own = [i for i, n in enumerate(names) if n.split(".")[0] == kind]
         marks.append(Bars(own, values[own], kind, hue, hover=[f"{names[i]}: {values[i]:.4g}" for i in own]))
     if null is not None:
-        marks.append(Points(range(len(names)), pick(null), source.called(null, short=True), plots.INK, symbol="dash", size=12))
+        called = source.called(null, short=True)
+        marks.append(Points(range(len(names)), pick(null), called, plots.INK, symbol="dash", size=12))
     targets = source.targets(prompt, at)
     said = aimed(source.called(value), tokens.visible(targets[min(index, len(targets) - 1)]))
     if total and source.has(total):

@@ -57,8 +57,8 @@ class Figure(go.Figure):
         """What is shown."""
         if self._plot is None:
             raise ExportError(
-                "This figure was put together with plotly alone, so there is nothing that could be drawn on paper. Make "
-                "it from a Plot (workbench.figures.Plot), or save it with plotly's own write_image."
+                "This figure was put together with plotly alone, so nothing is known that could be drawn on paper. "
+                "Make it from a Plot (workbench.figures.Plot), or save it with plotly's own write_image."
             )
         return self._plot
 
@@ -205,7 +205,7 @@ def _restored(plot: Plot | None, of: Any, shown: Any) -> Figure:
 
 
 def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
-    """Have a chart, a function from a dataset to a plot, take readings, too, and give a figure that knows what it is of."""
+    """Have a chart (a function from a dataset to a plot) take readings, too; its figure says what it is of."""
 
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:

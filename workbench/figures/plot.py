@@ -635,7 +635,9 @@ def placed(
         half = np.asarray(sizes[i]) / 2
         if not half[0] or not np.isfinite(at[i]).all():
             continue
-        for far, others in [(gap * f, o) for o in (soft, soft[:0]) for f in (1, 1.6, 2.5, 4, 6, 8, 11)[: 5 if len(o) else 7]]:
+        tries = [(gap * far, soft) for far in (1, 1.6, 2.5, 4, 6)]
+        tries += [(gap * far, soft[:0]) for far in (1, 2.5, 6, 8, 11)]
+        for far, others in tries:
             # Each ray leaves the label's own box before the gap begins.
             middles = at[i] + rays * (far + np.min(half / np.maximum(np.abs(rays), 1e-9), 1, keepdims=True))
             low, high = middles - half, middles + half

@@ -241,14 +241,14 @@ class _Screen:
         hue, filled, symbol, size = (np.broadcast_to(np.asarray(v, object), len(x)) for v in (
             mark.hue, mark.filled, mark.symbol, mark.size))  # fmt: skip
         shades = [faded(self._shade(h), 0.45) if mark.faint else self._shade(h) for h in hue]
-        looks = [SYMBOLS[s] + ("" if f and s not in ("tick", "dash") else "-open") for s, f in zip(symbol, filled, strict=True)]
+        solid = [bool(f) and s not in ("tick", "dash") for s, f in zip(symbol, filled, strict=True)]
+        looks = [SYMBOLS[s] + "-open" * (not f) for s, f in zip(symbol, solid, strict=True)]
         errors = {}
         for which, at, low, high in (("x", x, mark.x_low, mark.x_high), ("y", y, mark.y_low, mark.y_high)):
             if low is not None:
                 errors[f"error_{which}"] = _error(at, low, high, shades[0] if len(x) else GREY)
         hover = mark.hover if mark.hover is not None else _said(mark, panel, x, y, mark.y_low, mark.y_high)
-        line = {"width": [1.5 if s in ("tick", "dash") or not f else 0 for s, f in zip(symbol, filled, strict=True)],
-                "color": shades}  # fmt: skip
+        line = {"width": [0 if f else 1.5 for f in solid], "color": shades}
         self._add(go.Scatter(
             x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line, "opacity": 1},
             cliponaxis=False, **self._entry(mark), **errors, **_hover(hover),
@@ -262,10 +262,10 @@ class _Screen:
                 "color": np.asarray(mark.colours, float), "colorscale": stops("sequential"), "cmin": 0,
                 "cmax": mark.high, "showscale": bool(mark.bar), "colorbar": self._bar(mark, mark.bar),
             }  # fmt: skip
-        hover = mark.hover or _said(mark, panel, *((values, np.asarray(at)) if mark.level else (np.asarray(at), values)),
-                                    None, None)  # fmt: skip
+        x, y = (values, np.asarray(at)) if mark.level else (np.asarray(at), values)
+        hover = mark.hover or _said(mark, panel, x, y, None, None)
         self._add(go.Bar(
-            x=values if mark.level else at, y=at if mark.level else values, orientation="h" if mark.level else "v",
+            x=x, y=y, orientation="h" if mark.level else "v",
             width=0.85, marker=marker, **self._entry(mark), **_hover(hover),
         ))  # fmt: skip
 
@@ -296,7 +296,7 @@ class _Screen:
             z=np.round(mark.values, 4), x=list(range(columns)), y=list(range(rows)), zmin=low, zmax=high,
             colorscale=stops(mark.scale), showscale=first, colorbar=bar if first else None, meta=str(mark.key),
             xgap=gap, ygap=gap, hoverongaps=False,
-            hovertext=None if hover is None else [["<br>".join(map(tokens.plotly, str(t).split("\n"))) for t in row] for row in hover],
+            hovertext=None if hover is None else [list(map(_lines, row)) for row in hover],
             hovertemplate="%{hovertext}<extra></extra>" if hover is not None else "%{z:.4g}<extra></extra>",
         ))  # fmt: skip
         inks = np.asarray(ink(rgb(stops(mark.scale), np.nan_to_num(mark.shares, nan=0.0))))
@@ -317,14 +317,13 @@ class _Screen:
             for shade, dash in (("#FFFFFF", None), ("#000000", "dot")):  # seen on every colour
                 self._segments(*plots.outlines(mark.framed), shade, 1.5, dash)
         side = min(wide, tall)
-        for which, symbol, share in (("ringed", "circle-open", 0.55), ("starred", "star", 0.6), ("dotted", "circle", 0.2)):
-            mask = getattr(mark, which)
+        for mask, symbol, share in (
+            (mark.ringed, "circle-open", 0.55), (mark.starred, "star", 0.6), (mark.dotted, "circle", 0.2)
+        ):  # fmt: skip
             if mask is not None and np.any(mask):
                 y, x = np.nonzero(mask)
-                self._add(go.Scatter(
-                    x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False,
-                    marker={"symbol": symbol, "size": float(np.clip(share * side, 3, 14)), "color": inks[y, x].tolist()},
-                ))  # fmt: skip
+                look = {"symbol": symbol, "size": float(np.clip(share * side, 3, 14)), "color": inks[y, x].tolist()}
+                self._add(go.Scatter(x=x, y=y, mode="markers", marker=look, hoverinfo="skip", showlegend=False))
 
     def _segments(self, x: np.ndarray, y: np.ndarray, shade: str, thick: float, dash: str | None = None) -> None:
         """Lines of cells, in one trace."""
@@ -354,7 +353,9 @@ class _Screen:
         source, target, value = (list(v) for v in zip(*mark.links, strict=True)) if mark.links else ([], [], [])
         shades = [self._shade(hue) for *_, hue in mark.nodes]
         self._add(go.Sankey(
-            node={"label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12},
+            node={
+                "label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12
+            },
             link={"source": source, "target": target, "value": value, "color": [faded(shades[s], 0.3) for s in source]},
         ))  # fmt: skip
 
@@ -363,7 +364,8 @@ class _Screen:
         ground, line = ("#14171F", "#343B49") if self.dark else ("#FFFFFF", "#DDE1E8")
         look = {"align": "left", "fill": {"color": ground}, "line": {"color": line}}
         self._add(go.Table(
-            columnwidth=list(mark.widths) or None, header={"values": [f"<b>{tokens.plotly(h)}</b>" for h in mark.header], **look},
+            columnwidth=list(mark.widths) or None,
+            header={"values": [f"<b>{tokens.plotly(h)}</b>" for h in mark.header], **look},
             cells={"values": [[tokens.plotly(t) for t in column] for column in columns], "height": 22, **look},
         ))  # fmt: skip
 
@@ -416,7 +418,8 @@ class _Screen:
         if mark.boxes is None:
             return
         boxes, values = np.asarray(mark.boxes, float), mark.values
-        cells = Cells(np.asarray(values if values is not None else np.zeros(len(boxes)))[None], mark.scale, mark.low, mark.high)
+        known = np.full(len(boxes), np.nan) if values is None else np.asarray(values, float)
+        cells = Cells(known[None], mark.scale, mark.low, mark.high)
         shades = rgb(stops(mark.scale), np.nan_to_num(cells.shares[0]))
         if mark.bar and values is not None:
             low, high = cells.ends
@@ -427,7 +430,7 @@ class _Screen:
             ))  # fmt: skip
         for i, (x0, y0, x1, y1) in enumerate(boxes):
             shade = "#{:02x}{:02x}{:02x}".format(*shades[i])
-            hidden = values is None or not np.isfinite(cells.values[0, i])
+            hidden = not np.isfinite(known[i])
             self._add(go.Scatter(
                 x=[x0, x1, x1, x0, x0], y=[y0, y0, y1, y1, y0], mode="lines", fill="toself", showlegend=False,
                 fillcolor="rgba(0,0,0,0)" if hidden else faded(shade, 0.55), line={"color": "#FFFFFF", "width": 0.5},
@@ -443,7 +446,8 @@ class _Screen:
             at = np.concatenate([np.asarray(getattr(m, which), float) for m in panel.of(plots.Points)])
             low, high = (float(np.nanmin(at)), float(np.nanmax(at))) if np.isfinite(at).any() else (0.0, 1.0)
             pad = 0.06 * ((high - low) or 1.0)
-            ends = [e if e is not None else own for e, own in zip(given or (None, None), (low - pad, high + pad), strict=True)]
+            first, last = given or (None, None)
+            ends = [low - pad if first is None else first, high + pad if last is None else last]
             spans.append(ends)
             getattr(self.figure, f"update_{which}axes")(range=ends, **self.at)  # labels are placed for these
         low, size = np.array([s[0] for s in spans]), np.array([max(s[1] - s[0], 1e-9) for s in spans])
@@ -484,15 +488,20 @@ def _error(at: Any, low: Any, high: Any, shade: str) -> dict[str, Any]:
 
 def _hover(texts: Sequence[str]) -> dict[str, Any]:
     """Texts of points, as they are."""
-    return {"hovertext": ["<br>".join(map(tokens.plotly, str(t).split("\n"))) for t in texts],
-            "hovertemplate": "%{hovertext}<extra></extra>"}  # fmt: skip
+    return {"hovertext": list(map(_lines, texts)), "hovertemplate": "%{hovertext}<extra></extra>"}
+
+
+def _lines(text: str) -> str:
+    return "<br>".join(map(tokens.plotly, str(text).split("\n")))
 
 
 def _value(axis: Axis, value: Any) -> str:
     """A value on an axis in words."""
-    if axis.names is not None and axis.ticks is None and float(value) == int(value) and 0 <= int(value) < len(axis.names):
+    if not np.isfinite(value):
+        return ""
+    if axis.names is not None and axis.ticks is None and value in range(len(axis.names)):
         return str(axis.names[int(value)])
-    return f"{axis.label.split(' (')[0]} {float(value):.5g}".strip() if np.isfinite(float(value)) else ""
+    return f"{axis.label.split(' (')[0]} {value:.5g}".strip()
 
 
 def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high: Any) -> list[str]:
@@ -515,8 +524,11 @@ def _cell_hovers(mark: Cells, panel: Panel) -> list[list[str]]:
     """Names of row and column, and the value."""
     across, down = panel.x, panel.y
     assert isinstance(across, Axis) and isinstance(down, Axis)
-    unit = mark.bar
+    rows, columns = (
+        [f"{axis.label} {_value(axis, i)}".strip() for i in range(n)]
+        for axis, n in zip((down, across), mark.values.shape, strict=True)
+    )
     return [
-        [f"{down.label} {_value(down, r)}, {across.label} {_value(across, c)}: {v:.4g} {unit}".strip() for c, v in enumerate(row)]
-        for r, row in enumerate(mark.values)
-    ]  # fmt: skip
+        [f"{row}, {column}: {v:.4g} {mark.bar}".strip() for column, v in zip(columns, values, strict=True)]
+        for row, values in zip(rows, mark.values, strict=True)
+    ]
