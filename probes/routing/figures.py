@@ -18,9 +18,9 @@ import xarray as xr
 from probes.routing.tracer import numbered
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures import Axis, Cells, Chart, Flow, Line, Panel, Plot, Points, Rule, Table, drawn, whole
-from workbench.figures.plot import GREY
-from workbench.figures.source import of_model
+from workbench.figures import Axis, Cells, Chart, Flow, Line, Panel, Plot, Points, Rule, Table, drawn, plot, whole
+from workbench.figures.charts import heading
+from workbench.figures.source import Source
 from workbench.variables import title
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def usage(table: xr.Dataset, label: Any = None, effects: Reading | None = None) 
     cells = Cells(share, low=0, bar=title(own["share"], short=True), hatched=inside, starred=stars)
     panel = Panel([cells], Axis("expert", names=own["expert"]), Axis("block", names=own["block"]))
     what = f"{name}: share of slots (hatched: as by chance{STAR * (effects is not None)})"
-    return Plot([panel], of_model(table, what), shows=["share"])
+    return Plot([panel], heading(Source(table), what), shows=["share"])
 
 
 def chosen(table: xr.Dataset, label: Any) -> tuple[xr.Dataset, str]:
@@ -82,9 +82,9 @@ def entropy(table: xr.Dataset) -> Plot:
     for i, name in enumerate(table["label"].values):
         own = table.isel(label=i)
         marks.append(Line(x, own["entropy_corrected"], str(name), own["entropy_low"], own["entropy_high"], hue=i))
-    marks.append(Line(x, table["entropy_uniform"], "even", hue=GREY, dash="dash", markers=False, width=1))
+    marks.append(Line(x, table["entropy_uniform"], "even", hue=plot.GREY, dash="dash", markers=False, width=1))
     panel = Panel(marks, whole("block", x), title(table["entropy_corrected"], short=True))
-    return Plot([panel], of_model(table, "entropy of expert usage"), shows=["entropy"])
+    return Plot([panel], heading(Source(table), "entropy of expert usage"), shows=["entropy"])
 
 
 @drawn
@@ -99,8 +99,8 @@ def gate(table: xr.Dataset, label: Any = None) -> Plot:
     cells = Cells(share, low=0, bar=title(share, short=True), hover=hover)
     # Bins stand at 0, 1, 2, ..., so that the first begins at -0.5.
     across = Axis("entropy / ln E", ticks=edges * len(bins) - 0.5, names=[f"{edge:g}" for edge in edges])
-    what = f"{name}: entropy of the gate (1: undecided)"
-    return Plot([Panel([cells], across, Axis("block", names=blocks))], of_model(table, what), shows=["histogram"])
+    panel, what = Panel([cells], across, Axis("block", names=blocks)), f"{name}: entropy of the gate (1: undecided)"
+    return Plot([panel], heading(Source(table), what), shows=["histogram"])
 
 
 @drawn
@@ -115,7 +115,7 @@ def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Plot:
         rows.append((str(e), ", ".join(f"{tokens.visible(text[j])} {share[j]:.0%}" for j in best), str(len(mine))))
     shown = Table(["expert", "tokens", "of it"], rows, [1.6, 8, 1.2])
     what = f"tokens of the experts of block {own['block'].item()} (share served; at least {table.attrs['least']} times)"
-    return Plot([Panel([shown])], of_model(table, what), shows=["share"])
+    return Plot([Panel([shown])], heading(Source(table), what), shows=["share"])
 
 
 @drawn
@@ -126,7 +126,7 @@ def divergence(table: xr.Dataset, block: int | None = None) -> Plot:
     values, sure = np.where(lower, own["jsd"], np.nan), lower & (own["jsd_q"].values < 0.05)
     cells = Cells(values, low=0, bar=title(own["jsd"], short=True), ringed=sure)
     panel = Panel([cells], Axis(names=names), Axis(names=names, reversed=True))
-    return Plot([panel], of_model(table, f"JSD in block {own['block'].item()} (ring: q < 0.05)"), shows=["jsd"])
+    return Plot([panel], heading(Source(table), f"JSD in block {own['block'].item()} (ring: q < 0.05)"), shows=["jsd"])
 
 
 @drawn
@@ -135,15 +135,15 @@ def overlap(table: xr.Dataset, block: int | None = None, measure: str = "jaccard
 
     Pairs that lie at one point have one label with all their names.
     """
-    if measure not in OVERLAPS:
-        raise InputError(f"measure={measure!r} is unknown. Use one of {', '.join(OVERLAPS)}.")
+    if measure not in table["measure"].values:
+        raise InputError(f"measure={measure!r} is unknown. Use one of {', '.join(table['measure'].values)}.")
     own = _at(table.sel(measure=measure), block)
     pairs = np.triu_indices(own.sizes["label"], 1)
     names = [f"{a}-{b}" for a, b in combinations(own["label"].values, 2)]
     points = Points(own[measure].values[pairs], own["jsd"].values[pairs], names=names, size=7)
     across, up = (Axis(title(own[name]), range=(0, None)) for name in (measure, "jsd"))
     what = f"block {own['block'].item()}: r = {own['pearson'].item():.2f}, Mantel p = {own['mantel_p'].item():.3g}"
-    return Plot([Panel([points], across, up)], of_model(table, what), shows=["pearson"])
+    return Plot([Panel([points], across, up)], heading(Source(table), what), shows=["pearson"])
 
 
 @drawn
@@ -160,7 +160,7 @@ def layers(table: xr.Dataset) -> Plot:
         Line(x, table["mean_jsd_floor"], "halves of one label", hue=2, dash="dot"),
     ]
     panel = Panel(marks, whole("block", x), Axis(title(table["mean_jsd"], short=True), range=(0, None)))
-    return Plot([panel], of_model(table, "mean divergence between labels"), shows=["mean_jsd"])
+    return Plot([panel], heading(Source(table), "mean divergence between labels"), shows=["mean_jsd"])
 
 
 @drawn
@@ -177,10 +177,10 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
         at, stars = np.flatnonzero(owner.astype(str) == name), _backed(effects, own, name)[0, order]
         symbols = np.where(stars[at], "star", "circle")
         marks.append(Points(at, gap[at], str(name), i, symbol=symbols, size=8 + 5 * stars[at]))
-    marks.append(Points(range(len(order)), threshold, "threshold", GREY, symbol="dash", size=14))
+    marks.append(Points(range(len(order)), threshold, "threshold", plot.GREY, symbol="dash", size=14))
     panel = Panel(marks, Axis("expert", names=order), Axis(title(own["gap"], short=True), range=(0, None)))
     what = f"activation gap in block {own['block'].item()} (highest less second share{STAR * (effects is not None)})"
-    return Plot([panel], of_model(table, what), shows=["gap"])
+    return Plot([panel], heading(Source(table), what), shows=["gap"])
 
 
 @drawn
@@ -191,9 +191,8 @@ def coactivation(table: xr.Dataset, block: int | None = None) -> Plot:
     values = np.where(np.isfinite(lift) & ~np.eye(len(lift), dtype=bool), lift, np.nan)
     cells = Cells(values, "diverging", bar=title(own["lift"], short=True))
     panel = Panel([cells], Axis("expert", names=experts), Axis("given expert", names=experts, reversed=True))
-    zero = "0: as by their loads"
-    what = of_model(table, f"co-activation in block {own['block'].item()} ({zero})")
-    return Plot([panel], what, shows=["lift"], controls=[zero])
+    what = f"co-activation in block {own['block'].item()} (0: as by their loads)"
+    return Plot([panel], heading(Source(table), what), shows=["lift"], controls=["0: as by their loads"])
 
 
 @drawn
@@ -210,7 +209,7 @@ def flow(table: xr.Dataset, least: float = 0.02) -> Plot:
     nodes = [(column, f"{table['block'].values[column]}.{expert}", expert) for column, expert in ends]
     links = [(ends.index(a), ends.index(b), much) for a, b, much in streams]
     what = f"strongest expert, block to block (from {least:.0%})"
-    return Plot([Panel([Flow(nodes, links)])], of_model(table, what), shows=["follows"])
+    return Plot([Panel([Flow(nodes, links)])], heading(Source(table), what), shows=["follows"])
 
 
 @drawn
@@ -228,12 +227,12 @@ def forest(table: xr.Dataset) -> Plot:
     marks = [Rule(0, "x", dash="solid")]
     for name, kind, symbol in (("other sets", "random", "tick"), ("replaced at random", "replaced", "x")):
         others = table[f"delta_{kind}"].values
-        marks.append(Points(others.ravel(), np.repeat(rows, others.shape[1]), name, GREY, symbol=symbol))
+        marks.append(Points(others.ravel(), np.repeat(rows, others.shape[1]), name, plot.GREY, symbol=symbol))
     marks.append(Points(own, rows, "dropped", x_low=low, x_high=high, size=9, hover=hover))
     down = Axis(names=[n + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)], reversed=True)
     level = table.attrs.get("level", 0.95)
     what = f"what dropping experts costs ({100 * level:g} % over documents; ★: q over sets ≤ {1 - level:.2g})"
-    return Plot([Panel(marks, title(table["delta"]), down)], of_model(table, what), shows=["delta"])
+    return Plot([Panel(marks, title(table["delta"]), down)], heading(Source(table), what), shows=["delta"])
 
 
 @drawn
@@ -253,7 +252,7 @@ def saturation(table: xr.Dataset, value: str = "saturation") -> Plot:
             marks.append(Rule(float(table[f"{value}_{ending}"].mean()), name=name, dash=dash, end=end))
     across = Axis("checkpoint", names=table["checkpoint"])
     panel = Panel(marks, across, Axis(title(table[value]), range=(0, None if value == "divergence" else 1.03)))
-    return Plot([panel], of_model(table, "how soon the final routing is there"), shows=[value])
+    return Plot([panel], heading(Source(table), "how soon the final routing is there"), shows=[value])
 
 
 @drawn
@@ -272,7 +271,7 @@ def parallel(table: xr.Dataset, reference: str | None = None) -> Plot:
         marks.append(Line(x, null, name, hue=i, dash="dash", markers=False, width=1, legend=False))
     panel = Panel(marks, whole("block", x), Axis(title(table["divergence"], short=True), range=(0, None)))
     what = "divergence between translations (dashed: of other sentences)"
-    return Plot([panel], of_model(table, what), shows=["divergence"])
+    return Plot([panel], heading(Source(table), what), shows=["divergence"])
 
 
 def _at(table: xr.Dataset, block: int | None) -> xr.Dataset:
@@ -285,7 +284,6 @@ def _at(table: xr.Dataset, block: int | None) -> xr.Dataset:
 
 
 STAR = ", star: missed when dropped"
-OVERLAPS = ("jaccard", "contained", "weighted")
 COUNTS = ("document_count", "usage_count")
 USAGE = Chart(usage, ("share", "band_low"), "routing.usage", COUNTS)
 DIVERGENCE = Chart(divergence, ("jsd", "jsd_q"), "routing.divergence", COUNTS)

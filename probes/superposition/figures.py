@@ -3,161 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from probes.results import drawn
 from probes.superposition.places import called_as
 from probes.superposition.problems import Problem
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures import theme
 from workbench.figures.charts import Chart
-from workbench.figures.figure import Figure
-from workbench.reading import Reading
+from workbench.figures.figure import Figure, drawn
+from workbench.figures.plot import Areas, Axis, Cells, Graph, Hue, Line, Panel, Plot, Points, Rule, whole
 from workbench.stats.design import FEW
+from workbench.variables import title as titled
 
-GREY = "#8c8c8c"
-HUES = {
-    "frontier": theme.HUES[0], "optimal": theme.HUES[2], "reachable": theme.HUES[4], "not reachable": "#999999",
-    "correct next": theme.HUES[0], "target": theme.HUES[2], "wrong neighbour": theme.HUES[1], "other": "#999999",
+HUES: dict[str, Hue] = {
+    "frontier": 0, "optimal": 2, "reachable": 4, "not reachable": "#999999",
+    "correct next": 0, "target": 2, "wrong neighbour": 1, "other": "#999999",
 }  # fmt: skip
 
 
 @drawn
-def areas(table: xr.Dataset, title: str = "belief over thoughts") -> Figure:
+def areas(table: xr.Dataset, title: str = "belief over thoughts") -> Plot:
     """How belief is shared among groups of nodes from thought to thought (a table of :func:`mass`)."""
-    figure = _figure(title)
-    for name in [str(g) for g in table["group"].values]:
-        own = table.sel(group=name)
-        figure.add_scatter(
-            x=table["place"].values, y=own["mean"].values, name=name, mode="lines", stackgroup="one",
-            line={"width": 0.5, "color": HUES[name]}, hovertemplate=f"{name}: %{{y:.2f}}<extra></extra>",
-        )  # fmt: skip
-    figure.update_xaxes(title_text="thoughts so far", tickvals=table["place"].values)
-    figure.update_yaxes(title_text="belief", range=[0, 1])
-    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
-    return figure
+    groups, places = [str(g) for g in table["group"].values], table["place"].values
+    shares = table["mean"].transpose("group", "place").values
+    mark = Areas(places, shares, groups, [HUES[name] for name in groups])
+    return Plot([Panel([mark], whole("thoughts so far", places), Axis("belief", range=(0, 1)))], title)
 
 
 @drawn
-def inner(table: xr.Dataset, title: str = "logits of nodes by group") -> Figure:
+def inner(table: xr.Dataset, title: str = "logits of nodes by group") -> Plot:
     """Mean logit of the nodes of every group from thought to thought (a table of :func:`mass`)."""
-    figure = _figure(title)
-    for name in [str(g) for g in table["group"].values]:
-        own = table.sel(group=name)
-        _line(figure, table["place"].values, own["inner"], own["inner_low"], own["inner_high"], name, HUES[name])
-    figure.update_xaxes(title_text="thoughts so far", tickvals=table["place"].values)
-    figure.update_yaxes(title_text="logit")
-    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
-    return figure
+    groups = [str(g) for g in table["group"].values]
+    lines = [_line(table.sel(group=name), "inner", "place", name, HUES[name]) for name in groups]
+    return Plot([Panel(lines, whole("thoughts so far", table["place"].values), titled(table["inner"]))], title)
 
 
 @drawn
-def depths(table: xr.Dataset, title: str = "belief in the target") -> Figure:
+def depths(table: xr.Dataset, title: str = "belief in the target") -> Plot:
     """Belief in the target by layer and thought, mean over problems (a table of :func:`focus`)."""
     n = table.attrs["problems"]
-    figure = _figure(f"{title}, mean over {n} problems" if n > 1 else title)
-    figure.add_heatmap(
-        z=table["target_mean"].values, x=table["position"].values, y=[str(x) for x in table["layer"].values],
-        zmin=0, zmax=1,
-        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
-        hovertemplate="layer %{y}, after %{x} thoughts: %{z:.2f}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(title_text="thoughts so far", tickvals=table["position"].values)
-    figure.update_yaxes(title_text="layer", type="category")
-    figure.update_layout(width=480, height=140 + 26 * table.sizes["layer"])
-    return figure
+    shares = table["target_mean"].transpose("layer", "position").values
+    panel = _believed(shares, Axis("layer", names=_names(table, "layer")), "thoughts so far", table)
+    return Plot([panel], f"{title}, mean over {n} problems" if n > 1 else title)
 
 
 @drawn
-def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Figure:
+def belief(data: xr.Dataset, prompt: int = 0, layer: int = -1) -> Plot:
     """Belief in every candidate from place to place, of one prompt at one layer."""
-    own = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer]))
-    names = tokens.labels(own["candidate_name"].values)
-    count = data.sizes["prompt"]
-    figure = _figure(f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1))
-    figure.add_heatmap(
-        z=own["belief"].values.T, x=data["position"].values, y=names, zmin=0, zmax=1,
-        colorscale=theme.stops("sequential"), colorbar={"title": {"text": "belief"}},
-        hovertemplate="%{y} at %{x}: %{z:.3f}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(title_text="position", tickvals=data["position"].values)
-    figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_layout(width=480, height=140 + 18 * len(names))
-    return figure
+    own, count = data.isel(prompt=prompt).sel(layer=int(data["layer"].values[layer])), data.sizes["prompt"]
+    shares = own["belief"].transpose("candidate", "position").values
+    candidates = Axis("candidate", names=[str(n) for n in own["candidate_name"].values], reversed=True)
+    title = f"belief at layer {int(own['layer'])}, prompt {prompt % count}" + f" of {count}" * (count > 1)
+    return Plot([_believed(shares, candidates, "position", data)], title)
 
 
 @drawn
-def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts") -> Figure:
+def uses(table: xr.Dataset, title: str = "what the answer owes to the thoughts") -> Plot:
     """Change of the target's log-odds under every intervention (a table of :func:`use`), and the accuracy left."""
-    names = [str(c) for c in table["condition"].values]
-    change = [n for n in names if n != "plain"]
-    own = table.sel(condition=change)
-    figure = _figure(title)
-    mean, low, high = (own[x].values for x in ("effect", "effect_low", "effect_high"))
-    figure.add_scatter(
-        x=mean, y=list(range(len(change))), mode="markers", marker={"size": 9, "color": theme.HUES[0]},
-        error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "symmetric": False},
-        hovertemplate="%{x:+.2f} nats<extra></extra>", showlegend=False,
-    )  # fmt: skip
-    figure.add_vline(x=0, line={"width": 1})
-    plain = float(table["accuracy"].sel(condition="plain"))
-    labels = [f"{n} ({float(own['accuracy'].sel(condition=n)):.0%})" for n in change]
-    figure.update_yaxes(tickvals=list(range(len(change))), ticktext=labels, autorange="reversed")
-    figure.update_xaxes(title_text=f"change of log-odds, 95 % over problems (right of two: {plain:.0%} with thoughts)")
-    figure.update_layout(width=620, height=150 + 34 * len(change))
-    return figure
+    own = table.sel(condition=[c for c in table["condition"].values if str(c) != "plain"])
+    down = Axis(names=_names(own, "condition"), reversed=True)
+    panels = []
+    for name, across, rule in (
+        ("effect", Axis(titled(table["effect"])), Rule(0, "x", dash="solid")),
+        ("accuracy", Axis(f"{titled(table['accuracy'])} (dotted: with thoughts)", range=(0, 1)),
+         Rule(float(table["accuracy"].sel(condition="plain")), "x")),
+    ):  # fmt: skip
+        value, low, high = (own[f"{name}{end}"].values for end in ("", "_low", "_high"))
+        panels.append(Panel([rule, Points(value, range(len(value)), x_low=low, x_high=high)], across, down))
+    return Plot(panels, title, shared="y")
 
 
 @drawn
-def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> Figure:
+def soft(table: xr.Dataset, title: str = "mixture beside its largest token") -> Plot:
     """Soft against hard by layer: KL of the lens's distributions, beside what another token would make of it."""
-    figure = _figure(title)
-    x = table["layer"].values
-    for i, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token"))):
-        if not np.isnan(table[name].values).all():
-            own = [table[f"{name}{end}"] for end in ("", "_low", "_high")]
-            _line(figure, x, *own, called, theme.HUES[i], _each(table, name))
-    figure.update_xaxes(title_text="layer", tickvals=x)
-    figure.update_yaxes(title_text="KL from the mixture (nats)", rangemode="tozero")
-    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
-    return figure
+    lines = [
+        _line(table, name, "layer", called, hue)
+        for hue, (name, called) in enumerate((("kl", "largest token"), ("kl_second", "second token")))
+        if not np.isnan(table[name].values).all()
+    ]
+    up = Axis(titled(table["kl"]), range=(0, None))
+    return Plot([Panel(lines, whole("layer", table["layer"].values), up)], title)
 
 
 @drawn
-def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Figure:
+def entropies(table: xr.Dataset, title: str = "entropy by layer") -> Plot:
     """Entropy of the logit lens at the thought, fed soft and fed hard (a table of :func:`soft_versus_hard`)."""
-    figure = _figure(title)
-    for i, name in enumerate(("soft", "hard")):
-        own = [table[f"entropy_{name}{end}"] for end in ("", "_low", "_high")]
-        _line(figure, table["layer"].values, *own, name, theme.HUES[i], _each(table, f"entropy_{name}"))
-    figure.update_xaxes(title_text="layer", tickvals=table["layer"].values)
-    figure.update_yaxes(title_text="nats", rangemode="tozero")
-    figure.update_layout(width=520, height=340, legend={"orientation": "h", "y": -0.3})
-    return figure
+    lines = [_line(table, f"entropy_{name}", "layer", name, hue) for hue, name in enumerate(("soft", "hard"))]
+    up = Axis("entropy (nats)", range=(0, None))
+    return Plot([Panel(lines, whole("layer", table["layer"].values), up)], title)
 
 
+@partial(drawn, several=True)
 def mixtures(
-    tables: Mapping[Any, Reading] | Reading | xr.Dataset, title: str = "entropy behind a mixture of k tokens"
-) -> Figure:
+    tables: Mapping[Any, xr.Dataset] | xr.Dataset, title: str = "entropy behind a mixture of k tokens"
+) -> Plot:
     """Entropy against the number of tokens in the mixture (:func:`mixture_entropy`), a line for each checkpoint."""
-    lines: dict[Any, Any] = {"": tables} if isinstance(tables, Reading | xr.Dataset) else dict(tables)
-    figure = _figure(title)
-    for i, (name, table) in enumerate(lines.items()):
-        own = [table[f"entropy{end}"] for end in ("", "_low", "_high")]
-        each = _each(table, "entropy")
-        hue = theme.HUES[i % len(theme.HUES)]
-        _line(figure, table["size"].values, *own, str(name), hue, None if each is None else each.T)
-    even = max(float(table["entropy_even"]) for table in lines.values())
-    figure.add_hline(y=even, line={"dash": "dash", "width": 1}, annotation_text="even")
-    sizes = np.unique(np.concatenate([table["size"].values for table in lines.values()]))
-    figure.update_xaxes(title_text="tokens in the mixture", type="log", tickvals=sizes)
-    figure.update_yaxes(title_text="nats", rangemode="tozero")
-    figure.update_layout(width=520, height=360, legend={"orientation": "h", "y": -0.35})
-    return figure.describe(next(iter(lines.values())))
+    named = {"": tables} if isinstance(tables, xr.Dataset) else tables
+    lines = [_line(table, "entropy", "size", str(name), hue) for hue, (name, table) in enumerate(named.items())]
+    even = max(float(table["entropy_even"]) for table in named.values())
+    sizes = np.unique(np.concatenate([table["size"].values for table in named.values()])).tolist()
+    across = Axis("tokens in the mixture", ticks=sizes, scale="log")
+    up = Axis(titled(next(iter(named.values()))["entropy"]), range=(0, None))
+    return Plot([Panel([*lines, Rule(even, name="even", dash="dash")], across, up)], title)
 
 
 def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | Sequence[str] = ()) -> Figure:
@@ -185,51 +136,12 @@ def graph(problem: Problem, belief: np.ndarray, title: str = "", *, then: str | 
         )
     places = [called_as(t, "") for t in range(thoughts + 1)] + [f"answer, after {tokens.visible(x)}" for x in fed]
     x, y = _places(problem)
-    figure = _figure(title or f"{problem.names[problem.root]}: {problem.names[problem.target]} or "
-                     f"{problem.names[problem.negative]}?")  # fmt: skip
-    size = 24
-    for a, b in problem.edges:
-        figure.add_annotation(
-            x=x[b], y=y[b], ax=x[a], ay=y[a], xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True,
-            arrowhead=2, arrowsize=1, arrowwidth=1, arrowcolor="#bbbbbb", standoff=size / 2, startstandoff=size / 2,
-        )  # fmt: skip
-    special = {problem.target: ("target", "square", theme.HUES[2]),
-               problem.negative: ("other answer", "diamond", theme.HUES[1])}  # fmt: skip
-    looks = [special.get(v, ("", "circle", GREY)) for v in range(len(x))]
-    for place, own in enumerate(belief):
-        shown = np.nan_to_num(own[: len(x)])
-        figure.add_scatter(
-            x=x, y=y, mode="markers+text", text=tokens.labels(problem.names, 16), textposition="top center",
-            textfont={"size": 10}, visible=place == 0, cliponaxis=False,
-            showlegend=False, customdata=shown, hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
-            marker={
-                "size": [1.15 * size if symbol == "diamond" else size for _, symbol, _ in looks], "opacity": 1,
-                "color": shown, "colorscale": theme.stops("sequential"), "cmin": 0, "cmax": 1, "showscale": True,
-                "colorbar": {"title": {"text": "belief", "side": "right"}, "thickness": 10, "outlinewidth": 0},
-                "symbol": [symbol for _, symbol, _ in looks],
-                "line": {"width": [3 if name else 1 for name, *_ in looks], "color": [hue for *_, hue in looks]},
-            },
-        )  # fmt: skip
-    for name, symbol, hue in special.values():
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=name, showlegend=True,
-            marker={"symbol": symbol, "size": 10, "color": "#ffffff", "line": {"width": 2, "color": hue}},
-        )  # fmt: skip
-    figure.update_layout(
-        width=680, height=440, xaxis={"visible": False}, yaxis={"visible": False},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
-        sliders=[{
-            "currentvalue": {"prefix": ""}, "pad": {"t": 20, "l": 20, "r": 45},
-            "steps": [
-                {
-                    "label": tokens.plotly(place), "method": "restyle",
-                    "args": [{"visible": [q == p for q in range(len(belief))] + [True] * len(special)}],
-                }
-                for p, place in enumerate(places)
-            ],
-        }],
-    )  # fmt: skip
-    return figure
+    answers: dict[str, tuple[int, str, Hue]] = {
+        "target": (problem.target, "square", 2), "other answer": (problem.negative, "diamond", 1),
+    }  # fmt: skip
+    mark = Graph(x, y, problem.names, problem.edges, belief[:, : len(x)], places, answers, "belief")
+    asked = f"{problem.names[problem.root]}: {problem.names[problem.target]} or {problem.names[problem.negative]}?"
+    return Figure(Plot([Panel([mark], Axis(shown=False), Axis(shown=False))], title or asked))
 
 
 def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -249,37 +161,22 @@ def _places(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _each(table: xr.Dataset, name: str) -> np.ndarray | None:
-    """A variable unit by unit, which earlier tables lack."""
-    return table[f"{name}_each"].values if f"{name}_each" in table else None
+def _line(table: xr.Dataset, name: str, over: str, called: str, hue: Hue) -> Line:
+    """A variable with its interval, and its units themselves where they are fewer than :data:`FEW`."""
+    value, low, high = (table[f"{name}{end}"].values for end in ("", "_low", "_high"))
+    each = table[f"{name}_each"].transpose(..., over).values if f"{name}_each" in table else None  # earlier lack it
+    if each is not None and len(each) >= FEW:
+        each = None
+    return Line(table[over].values, value, called, low, high, hue=hue, each=each)
 
 
-def _line(
-    figure: Figure, x: Any, value: Any, low: Any, high: Any, name: str, hue: str, each: np.ndarray | None = None
-) -> None:
-    """A line with its interval, and the units themselves [unit, x] where they are fewer than :data:`FEW`."""
-    x, low, high = np.asarray(x), np.asarray(low), np.asarray(high)
-    figure.add_scatter(
-        x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", line={"width": 0},
-        fillcolor=theme.faded(hue) if hue in theme.HUES else "rgba(153,153,153,0.18)", hoverinfo="skip",
-        showlegend=False,
-    )  # fmt: skip
-    figure.add_scatter(
-        x=x, y=np.asarray(value), name=tokens.labels([name])[0], mode="lines+markers", marker={"size": 4},
-        line={"color": hue, "width": 2},
-    )  # fmt: skip
-    if each is not None and len(each) < FEW:
-        figure.add_scatter(
-            x=np.tile(x, len(each)), y=each.ravel(), mode="markers", marker={"size": 4, "color": hue, "opacity": 0.5},
-            hoverinfo="skip", showlegend=False,
-        )  # fmt: skip
+def _believed(shares: np.ndarray, rows: Axis, places: str, data: xr.Dataset) -> Panel:
+    """[row, place] shares of belief."""
+    return Panel([Cells(shares, low=0, high=1, bar="belief")], Axis(places, names=_names(data, "position")), rows)
 
 
-def _figure(title: str) -> Figure:
-    theme.register()
-    figure = Figure()
-    figure.update_layout(template="workbench", title_text=tokens.plotly(title))
-    return figure
+def _names(data: xr.Dataset, dim: str) -> list[str]:
+    return [str(x) for x in data[dim].values]
 
 
 BELIEF = Chart(belief, ("belief", "candidate_name"))

@@ -11,6 +11,7 @@ from tiny import layer_states, prompts, tiny
 import workbench
 from lenses import LogitAttribution, LogitLens
 from workbench.errors import InputError, StateError
+from workbench.figures import Line
 from workbench.readout import Readout
 from workbench.widgets import payload
 
@@ -296,14 +297,15 @@ def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
     for reading in (logit, part):
         heads = payload([("one", reading)])["readings"][0]
         assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == shown
-    names = [[t.name for t in logit.figure("trajectory", prompt=p).data if t.mode == "lines+markers"] for p in (0, 1)]
-    assert names == shown
+    for prompt in (0, 1):
+        (panel,) = logit.figure("trajectory", prompt=prompt).plot.panels
+        assert [line.name for line in panel.of(Line) if line.markers] == shown[prompt]
     drawn = logit.figure("heatmap", value="target_logprob", prompt=1, target=" blue")
     wanted = logit.data.target_logprob.values[1, :, 0, 0]
-    np.testing.assert_allclose(np.asarray(drawn.data[0].z)[:, 0], wanted, atol=1e-4)
+    np.testing.assert_array_equal(drawn.plot.panels[0].marks[0].values[:, 0], wanted)
     with pytest.raises(InputError, match="followed in prompt 0"):
         logit.figure("heatmap", value="target_logprob", target=" blue")
-    assert "·blue" in part.figure("attribution", prompt=1).layout.title.text
+    assert "·blue" in part.figure("attribution", prompt=1).plot.title
 
 
 def test_bf16_product_keeps_the_top_tokens(llama, fast_bf16):

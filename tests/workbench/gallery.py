@@ -167,7 +167,9 @@ def superposition_figures() -> dict[str, Figure]:
     conditions = ["plain", "deleted", "mean", "resampled", "mirrored", "edit optimal", "edit other frontier",
                   "edit not reachable"]  # fmt: skip
     used = xr.Dataset(
-        {**_with_interval(rng, ("condition",), (8,), "effect"), "accuracy": ("condition", rng.random(8))},
+        {**_with_interval(rng, ("condition",), (8,), "effect"),
+         **{f"accuracy{end}": ("condition", np.linspace(0.9, 0.2, 8) + far)
+            for end, far in (("", 0), ("_low", -0.1), ("_high", 0.1))}},
         {"condition": np.array(conditions, object)}, {"model": "made-up_7B"},
     )  # fmt: skip
     soft = _with_interval(rng, ("layer",), (13,), "kl") | _with_interval(rng, ("layer",), (13,), "kl_second")

@@ -19,9 +19,10 @@ from synthetic import HOSTILE, embedding_lens, logit_attribution, logit_lens
 
 from lenses.latent.lens import VARIABLES
 from workbench.errors import InputError
-from workbench.figures import CHARTS, ExportError, Figure, chart
+from workbench.figures import CHARTS, ExportError, Figure, Line, chart, curves, trajectory
 from workbench.figures.drawing import browser
 from workbench.figures.source import Source
+from workbench.reading import Reading
 from workbench.stats import Design
 from workbench.variables import described
 
@@ -111,41 +112,37 @@ def test_trajectory_targets_and_null():
         chart(logit_lens(), "trajectory", prompt=2, position=9)
 
 
-def test_curves_average_real_positions_only():
-    data = logit_lens()
-    figure = chart(data, "curves", value="entropy")
-    per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
-    np.testing.assert_allclose(figure.data[1].y, np.mean(per_prompt, axis=0), rtol=1e-5)
-    assert len(chart(data.isel(prompt=[0]), "curves", value="entropy").data) == 1, "one prompt has no band"
-
-
 def test_curves_show_few_prompts_as_points_and_more_with_a_band():
     data = logit_lens()
-    points, line = chart(data, "curves", value="entropy").data
+    figure = chart(data, "curves", value="entropy")
+    (line,) = figure.plot.panels[0].marks
     per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
-    assert points.mode == "markers" and "points: each of 3 prompts" in chart(data, "curves").layout.title.text
-    np.testing.assert_allclose(np.reshape(points.y, per_prompt.shape), per_prompt, rtol=1e-5)
-    expected = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
-    np.testing.assert_allclose(np.transpose(line.customdata), expected, rtol=1e-4)
-    assert "t over 3 prompts" in line.hovertemplate
+    assert "points: each of 3 prompts" in figure.plot.title and line.low is None
+    np.testing.assert_allclose(line.each, per_prompt, rtol=1e-5)
+    np.testing.assert_allclose(line.y, per_prompt.mean(0), rtol=1e-5)
+    low, high = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
+    assert f"[{low[0]:.3f}, {high[0]:.3f}], 95% interval: t over 3 prompts" in line.hover[0]
+    (alone,) = chart(data.isel(prompt=[0]), "curves", value="entropy").plot.panels[0].marks
+    assert alone.each is None and np.isnan(alone.low).all(), "one prompt has no band"
     many = logit_lens(lengths=(9,) * 12)
-    band, line = chart(many, "curves", value="entropy", seed=3).data
+    figure = chart(many, "curves", value="entropy", seed=3)
+    (line,) = figure.plot.panels[0].marks
     per_prompt = np.nanmean(many["entropy"].values, axis=2)
     found = Design(n=12).bootstrap(per_prompt, seed=3)
-    np.testing.assert_allclose(band.y, np.r_[found.high, found.low[::-1]], rtol=1e-5)
+    np.testing.assert_allclose([line.low, line.high], [found.low, found.high], rtol=1e-5)
     np.testing.assert_allclose(line.y, per_prompt.mean(0), rtol=1e-5)
-    assert "95% band: bootstrap-t over 12 prompts" in chart(many, "curves", value="entropy").layout.title.text
+    assert "95% band: bootstrap-t over 12 prompts" in figure.plot.title
 
 
 def test_curves_draw_the_null_of_what_has_one():
     data = logit_lens(targets=[" Paris", " Rome"])
     figure = chart(data, "curves", value=["target_logprob", "entropy"], target=" Rome")
-    nulls = [line for line in figure.data if line.line.dash == "dot"]
+    (line, null), (_,) = (panel.marks for panel in figure.plot.panels)
     per_prompt = [np.nanmean(data["target_logprob_null"].sel(target=" Rome").values[p], axis=1) for p in range(3)]
-    np.testing.assert_allclose(nulls[0].y, np.mean(per_prompt, axis=0), rtol=1e-5)
-    assert len(nulls) == 1 and nulls[0].yaxis in (None, "y") and "dotted: null" in figure.layout.title.text
+    np.testing.assert_allclose(null.y, np.mean(per_prompt, axis=0), rtol=1e-5)
+    assert (null.dash, null.hue) == ("dot", line.hue) and "dotted: null" in figure.plot.title
     for other in (chart(data, "curves", value="entropy"), chart(logit_lens(), "curves", value="entropy")):
-        assert not [line for line in other.data if line.line.dash] and "null" not in other.layout.title.text
+        assert len(other.plot.panels[0].marks) == 1 and "null" not in other.plot.title
 
 
 def test_curves_keep_the_hues_of_targets_to_the_targets():
@@ -178,23 +175,22 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
     names = {"similarity_floor_random": ("layer", random), "similarity_floor_shuffled": ("layer", shuffled)}
     layers = {"layer": [0, 3, 6, 9]}
     data = xr.Dataset({"similarity": (dims, similarity), **names}, layers, {"reader": "LatentLens"})
-    band, median, *floors = chart(described(data, VARIABLES), "floors").data
+    median, *floors = chart(described(data, VARIABLES), "floors").plot.panels[0].marks
     own = [similarity[:, d, :, 0].ravel() for d in range(4)]
     own = [x[~np.isnan(x)] for x in own]
     np.testing.assert_allclose(median.y, [np.sort(x)[7:9].mean() for x in own], rtol=1e-6)
     for d, x in enumerate(own):
-        assert (x < median.customdata[d, 0]).mean() == (x > median.customdata[d, 1]).mean() == 0.25
-    np.testing.assert_allclose(band.y[:4], median.customdata[:, 1])
+        assert (x < median.low[d]).mean() == (x > median.high[d]).mean() == 0.25
     share = [[(x > floor[d]).mean() for d, x in enumerate(own)] for floor in (random, shuffled)]
-    np.testing.assert_allclose(median.customdata[:, 2:].T, share)
+    assert f"above random tokens: {share[0][2]:.0%}\nabove shuffled prompts: {share[1][2]:.0%}" in median.hover[2]
     assert [f.name for f in floors] == [
         f"floor: random tokens ({np.mean(share[0]):.0%} above)",
         f"floor: shuffled prompts ({np.mean([share[1][d] for d in (0, 2, 3)]):.0%} above)",
     ]
-    assert [f.line.dash for f in floors] == ["dash", "dashdot"] and len({f.line.color for f in floors}) == 1
+    assert [f.dash for f in floors] == ["dash", "dashdot"] and len({f.hue for f in floors}) == 1
     np.testing.assert_array_equal(floors[1].y, shuffled)
-    near = chart(embedding_lens(), "floors")
-    assert [t.name for t in near.data[2:]] == ["floor: shuffled prompts (100% above)"]
+    near = chart(embedding_lens(), "floors").plot.panels[0].marks
+    assert [line.name for line in near[1:]] == ["floor: shuffled prompts (100% above)"]
     with pytest.raises(InputError, match="a floor of its score"):
         chart(data.drop_vars(list(names)), "floors")
 
@@ -202,11 +198,10 @@ def test_floors_are_beside_the_quartiles_of_the_nearest():
 def test_leap_tells_the_interval_of_a_share_where_there_is_one():
     dims, share = ("layer", "index"), np.array([[0.25, 0.75], [0.5, 0.5]])
     data = xr.Dataset({"index_layer_share": (dims, share)}, {"layer": [0, 1], "index": [2, 4]})
-    assert chart(data, "leap").data[0].customdata is None
+    assert chart(data, "leap").plot.panels[0].marks[0].hover is None
     data["index_layer_share_low"], data["index_layer_share_high"] = (dims, share - 0.1), (dims, share + 0.1)
-    trace = chart(data, "leap").data[0]
-    assert "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]" in trace.hovertemplate
-    np.testing.assert_allclose(trace.customdata[0, 1], [0.65, 0.85])
+    (cells,) = chart(data, "leap").plot.panels[0].marks
+    assert cells.hover[0][1] == "layer 0, index layer 4: 75.0% [65.0%, 85.0%]"
 
 
 def test_source_counts_positions_from_the_end_of_the_prompt():
@@ -263,3 +258,58 @@ def test_save_refuses_what_it_cannot_write(tmp_path):
 
 def test_embedding_lens_has_its_heatmap():
     assert chart(embedding_lens()).data[0].colorbar.title.text == "cosine"
+
+
+# ---------------------------------------------------------------- several readings in one chart
+
+
+def of_model(name, prompts, layers=7):
+    data = logit_lens(lengths=(9,) * prompts, layers=layers, targets=[" Paris", " Rome"]).assign_attrs(model=name)
+    origin = {"model": {"name": name}, "reader": {"name": "LogitLens", "at": "resid"}, "prompts": prompts}
+    return Reading(data, origin)
+
+
+def test_curves_of_several_readings_are_those_of_each():
+    readings = {"base": of_model("small", 12), "tuned": of_model("large", 4, layers=5)}
+    asked = ["target_logprob", "entropy"]
+    figure = curves(readings, value=asked, target=" Rome")
+    alone = [curves(own, value=asked, target=" Rome").plot.panels for own in readings.values()]
+    for number, panel in enumerate(figure.plot.panels):
+        lines = [m for m in panel.marks if m.dash == "solid"]
+        assert [line.name for line in lines] == ["base", "tuned"]
+        assert panel.y.label == alone[0][number].y.label and panel.x.ticks == list(range(7))
+        for which, line in enumerate(lines):
+            own = alone[which][number].marks[0]
+            for end in ("x", "y", "low", "high", "each"):
+                np.testing.assert_array_equal(getattr(line, end), getattr(own, end))
+        assert [m.hue for m in panel.marks if m.dash == "dot"] == [line.hue for line in lines] * (number == 0)
+    ours = [panel.of(Line)[0].hue for panel in figure.plot.panels]
+    assert ours == [0, 0], "a reading has one hue in all panels"
+
+
+def test_the_caption_of_several_readings_names_them_and_what_they_have_in_common():
+    readings = {"base": of_model("small", 12), "tuned_2": of_model("large", 4)}
+    said = curves(readings, value="entropy").caption()
+    assert r"Readings: base, tuned\_2. Model: \texttt{small, large}. Reader: LogitLens (at resid)." in said
+    assert "bootstrap-t over 12 prompts (base), points: each of 4 prompts (tuned\\_2)" in said
+    assert "Data:" not in said, "they are of different numbers of prompts"
+    twice = curves({"a": of_model("small", 12), "b": of_model("small", 12)}, value="entropy")
+    assert r"Model: \texttt{small}." in twice.caption() and "Data: 12 prompts." in twice.caption()
+    assert twice.plot.title.count("12 prompts") == 1
+
+
+def test_curves_refuse_readings_that_no_axis_has_together():
+    one, blocks = of_model("small", 3), of_model("small", 3)
+    blocks.data = blocks.data.rename(layer="block").assign_attrs(at="attn_out")
+    with pytest.raises(InputError, match=r"b has block \(attn_out\), .* and a has layer"):
+        curves({"a": one, "b": blocks}, value="entropy")
+    with pytest.raises(InputError, match=r"b does not hold \['entropy'\]"):
+        curves({"a": one, "b": Reading(one.data.drop_vars("entropy"))}, value="entropy")
+    with pytest.raises(InputError, match="0 readings by name"):
+        curves({})
+    with pytest.raises(InputError, match="trajectory was given 2 readings by name, and draws one"):
+        trajectory({"a": one, "b": one})
+    many = curves({f"run {i}": one for i in range(5)}, value="target_logprob")
+    assert "the first 8 of 10 lines" in many.plot.title
+    named = [m.name for m in many.plot.panels[0].marks if m.dash == "solid"]
+    assert named[:3] == ["run 0 · ·Paris", "run 0 · ·Rome", "run 1 · ·Paris"] and len(named) == 8

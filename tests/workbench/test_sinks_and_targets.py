@@ -18,7 +18,6 @@ from synthetic import embedding_lens, logit_attribution, logit_lens
 from lenses import embedding
 from workbench.errors import InputError
 from workbench.figures import chart
-from workbench.figures.caption import plain
 from workbench.variables import described
 from workbench.widgets import dispatch, packing, page
 
@@ -40,7 +39,11 @@ def with_sinks(data, depths=slice(2, 5), extremes=True):
 
 
 def title(figure):
-    return plain(figure.layout.title.text)
+    return figure.plot.title
+
+
+def marks(figure, panel=0):
+    return figure.plot.panels[panel].marks
 
 
 # ---------------------------------------------------------------- sinks
@@ -49,16 +52,16 @@ def title(figure):
 def test_means_over_positions_are_without_sinks_and_say_how_many():
     data = with_sinks(logit_lens(targets=[" Paris", " Rome"]))
     figure = chart(data, "curves", value=["target_logprob", "entropy"])
-    assert all("3 sink positions left out" in said for said in (title(figure), figure.describe(data).caption()))
-    for line in figure.data:
-        assert np.nanmax(np.abs(np.asarray(line.y, float))) < 100
-    own = next(t for t in figure.data if t.name == "entropy")
+    assert all("3 sink positions left out" in said for said in (title(figure), figure.caption()))
+    for line in (*marks(figure), *marks(figure, 1)):
+        assert np.nanmax(np.abs(line.y)) < 100
+    (own,) = marks(figure, 1)
     values = np.where(data["sink"].values, np.nan, data["entropy"].values)
     np.testing.assert_allclose(own.y, np.nanmean(np.nanmean(values, axis=2), axis=0), rtol=1e-6)
     assert "sink" not in title(chart(logit_lens(), "curves"))
     one = data.isel(prompt=[0], position=[0])
-    figure = chart(one, "curves", value="entropy")
-    assert np.isnan(figure.data[0].y[2:5]).all() and not np.isnan(figure.data[0].y[:2]).any()
+    (line,) = marks(chart(one, "curves", value="entropy"))
+    assert np.isnan(line.y[2:5]).all() and not np.isnan(line.y[:2]).any()
     with pytest.raises(InputError, match="sinks are left out"):
         chart(with_sinks(one, slice(None)), "curves", value="entropy")
 
@@ -67,22 +70,22 @@ def test_floors_are_beside_states_that_are_no_sinks():
     data = with_sinks(embedding_lens())
     figure = chart(data, "floors")
     assert "35 positions" in title(figure) and "3 sink positions left out" in title(figure)
-    median = next(t for t in figure.data if (t.name or "").startswith("median"))
+    median, floor = marks(figure)
     best = np.where(data["sink"].values, np.nan, data["cosine"].values[..., 0])
     np.testing.assert_allclose(median.y, np.nanmedian(best.transpose(1, 0, 2).reshape(7, -1), axis=1), rtol=1e-6)
-    assert np.max(median.customdata[:, :2]) < 2
+    assert np.max(median.high) < 2 and floor.name.startswith("floor")
 
 
 def test_a_heatmap_frames_sinks_and_its_hover_says_why():
     data = with_sinks(logit_lens(), extremes=False)
     figure = chart(data, "heatmap", prompt=1)
-    frames = {(s.x0, s.x1, s.y0, s.y1) for s in figure.layout.shapes}
-    assert frames == {(-0.46, 0.46, 1.54, 4.46)}, "one frame around a run of layers"
+    (cells,) = marks(figure)
+    np.testing.assert_array_equal(np.argwhere(cells.framed), [[2, 0], [3, 0], [4, 0]])
     assert f"dotted frame: {SAID}" in title(figure)
-    hovers = figure.data[0].hovertext
+    hovers = cells.hover
     assert [SAID in row[0] for row in hovers] == [False, False, True, True, True, False, False]
     assert not any(SAID in text for row in hovers for text in row[1:])
-    assert not chart(logit_lens()).layout.shapes
+    assert not marks(chart(logit_lens()))[0].framed.any()
     assert "a sink" in title(chart(data, "trajectory", position=0)) and "sink" not in title(chart(data, "trajectory"))
 
 
@@ -90,7 +93,7 @@ def test_hovers_have_p_and_q_of_the_nearest():
     data = embedding_lens()
     for end, value in (("p", 0.0123), ("q", 0.0456)):
         data[f"cosine_{end}"] = (WHERE, np.full([data.sizes[d] for d in WHERE], value))
-    assert "nearest: p 0.0123, q 0.0456" in chart(data).data[0].hovertext[0][0]
+    assert "nearest: p 0.0123, q 0.0456" in marks(chart(data))[0].hover[0][0]
     assert packing.Packer("x", data).metrics == ["top", "cosine"], "they are no colours of cells"
 
 
@@ -146,17 +149,16 @@ def test_curves_draw_every_target_and_name_it():
     targets = [" Paris", " Rome", "日"]
     data = logit_lens(targets=targets)
     figure = chart(data, "curves", value=["target_logprob", "target_rank", "entropy"])
-    named = [t.name for t in figure.data if t.showlegend]
-    assert named == ["·Paris", "·Rome", "日"], "each once"
-    for i, name in enumerate(named):
-        line = next(t for t in figure.data if t.name == name and t.yaxis in (None, "y"))
+    own, ranks = ([m for m in marks(figure, panel) if m.dash == "solid"] for panel in (0, 1))
+    assert [line.name for line in own] == ["·Paris", "·Rome", "日"]
+    assert [(line.name, line.hue) for line in own] == [(line.name, line.hue) for line in ranks]
+    for i, line in enumerate(own):
         each = [np.nanmean(data["target_logprob"].values[p, ..., i], axis=1) for p in range(3)]
         np.testing.assert_allclose(line.y, np.mean(each, axis=0), rtol=1e-5)
-        other = next(t for t in figure.data if t.name == name and t.yaxis == "y2")
-        assert other.line.color == line.line.color
-    assert len({t.line.color for t in figure.data if t.showlegend}) == 3
+    (entropy,) = marks(figure, 2)
+    assert len({entropy.hue, *(line.hue for line in own)}) == 4
     one = chart(data, "curves", value="target_rank", target=" Rome")
-    assert "target ·Rome" in title(one) and r"Target \textperiodcentered{}Rome" in one.describe(data).caption()
+    assert "target ·Rome" in title(one) and r"target \textperiodcentered{}Rome" in one.caption()
     assert "target" not in title(chart(data, "curves", value="entropy"))
 
 
@@ -165,7 +167,7 @@ def test_more_targets_than_hues_are_counted():
     data = data.assign_coords(target=[f"t{i}" for i in range(12)])
     for kind, options in (("curves", {"value": "target_rank"}), ("trajectory", {})):
         figure = chart(data, kind, **options)
-        assert len({t.name for t in figure.data if re.fullmatch(r"t\d+", t.name or "")}) == 8
+        assert [m.name for m in marks(figure) if re.fullmatch(r"t\d+", m.name)] == [f"t{i}" for i in range(8)]
         assert "the first 8 of 12 targets" in title(figure)
 
 
@@ -193,10 +195,11 @@ def test_rates_draw_all_series_of_all_dimensions():
         {k: (dims, v) for k, v in found.items()},
         {"measure": ["m", "n"], "lens": ["a", "b"], "size": [1, 2, 3], "layer": range(4)},
     )
-    figure = chart(data, "rates")
-    lines = {t.name: t for t in figure.data if t.showlegend}
-    assert set(lines) == {f"{lens} · {size}" for lens in "ab" for size in (1, 2, 3)}
-    np.testing.assert_allclose(lines["b · 2"].y, rate[0, 1, 1])
+    for panel, own in enumerate(rate):
+        lines = {line.name: line for line in marks(chart(data, "rates"), panel) if line.dash == "solid"}
+        assert list(lines) == [f"{lens} · {size}" for lens in "ab" for size in (1, 2, 3)]
+        np.testing.assert_array_equal(lines["b · 2"].y, own[1, 1])
+        np.testing.assert_array_equal(lines["b · 2"].low, own[1, 1] - 0.1)
 
 
 @needs_browser

@@ -8,7 +8,7 @@ the figure says of itself; where there is none, the caption says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +64,18 @@ def captions(
     return " ".join([*parts, *common])
 
 
+def by_name(of: Any) -> bool:
+    """Whether these are several readings by name, and not one (a dataset is a mapping, too)."""
+    return isinstance(of, Mapping) and not hasattr(of, "attrs")
+
+
 def about(of: Any) -> dict[str, Any]:
-    """What a caption needs of a reading, a dataset or a table, as plain values (they travel inside the figure)."""
+    """What a caption needs of a reading, a dataset or a table, as plain values (they travel inside the figure).
+
+    Of several by name: what is the same of all, their names, and the models, readers and controls of each.
+    """
+    if by_name(of):
+        return _about_several({str(name): about(own) for name, own in of.items()})
     data = getattr(of, "data", of)
     attrs, provenance = dict(getattr(data, "attrs", {})), getattr(of, "provenance", None) or {}
     model = provenance.get("model") or {}
@@ -82,6 +92,15 @@ def about(of: Any) -> dict[str, Any]:
         "controls": _controls(data),
     }  # fmt: skip
     return {k: v for k, v in found.items() if v not in (None, "", {})}
+
+
+def _about_several(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    first, *others = known.values()
+    found = {k: v for k, v in first.items() if all(own.get(k) == v for own in others)} | {"readings": list(known)}
+    for key in ("model", "reader"):
+        found[key] = ", ".join(dict.fromkeys(own[key] for own in known.values() if key in own))
+    said = [(name, text) for own in known.values() for name, texts in own.get("controls", {}).items() for text in texts]
+    return found | {"controls": {name: [t for n, t in dict.fromkeys(said) if n == name] for name, _ in said}}
 
 
 def _controls(data: Any) -> dict[str, list[str]]:
@@ -149,6 +168,8 @@ def _sentence(text: str) -> str:
 def _origin(known: dict[str, Any], plot: Plot) -> list[str]:
     shows, own = plot.shows, list(plot.controls)
     found, of = [], known.get("controls", {})
+    if readings := known.get("readings"):
+        found.append(f"Readings: {latex(', '.join(readings))}.")
     if model := known.get("model"):
         more = [rf"fingerprint \texttt{{{latex(known['fingerprint'])}}}"] if known.get("fingerprint") else []
         more += [latex(known["dtype"])] if known.get("dtype") else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from workbench import plugins, tokens
 from workbench.errors import InputError
 from workbench.figures import plot as plots
-from workbench.figures.figure import Figure, drawn
+from workbench.figures.caption import by_name
+from workbench.figures.figure import Figure, dataset, drawn
 from workbench.figures.plot import Axis, Bars, Cells, Line, Panel, Plot, Points, Rule, first_few, whole
 from workbench.figures.source import Source
 from workbench.stats import Design, nanmean
@@ -201,9 +203,9 @@ def _along(source: Source, name: str, prompt: int, column: int, target: int) -> 
 # ---------------------------------------------------------------- curves
 
 
-@drawn
+@partial(drawn, several=True)
 def curves(
-    data: xr.Dataset,
+    data: xr.Dataset | Mapping[str, xr.Dataset],
     value: str | Sequence[str] | None = None,
     target: int | str | None = None,
     *,
@@ -216,6 +218,7 @@ def curves(
     Positions are averaged without those that are sinks, where the reading tells them; the title says how many.
     Of fewer than 8 prompts each is shown as a point instead of a band, and the hover has the interval.
 
+    data       a reading, or several by name, which get a line each: ``curves({"base": one, "tuned": other})``
     value      one variable or several (one panel each); default: the first that is logarithmic (ranks of targets) and
                the first other that is not over ranks
     target     one of several, by text or number; default all of them, a line each
@@ -223,64 +226,99 @@ def curves(
                is none
     What is logarithmic by its attributes (ranks of targets) is averaged as log10(1 + x) and drawn on that scale.
     """
-    source = Source(data)
-    asked = [value] if isinstance(value, str) else list(value or ())
-    data, known = source.data, source.values()
-    plain = [v for v in known if "rank" not in data[v].dims]
-    logs = [v for v in plain if source.about(v).get("scale") == "log"][:1]
-    names = asked or [*logs, *(v for v in plain if v not in logs)][:2] or known[:1]
-    if not names or (lacking := [v for v in names if v not in source.grids()]):
-        lacking = lacking if names else "any value over depth and position"
-        raise InputError(f"curves: this reading does not hold {lacking}. It holds {source.grids()}.")
-    prompts = range(data.sizes.get("prompt", 1))
-    aims = list(range(data.sizes.get("target", 1))) if target is None else [source.target(target, 0)]
-    aims, more = first_few(aims, "targets")
-    if all("target" not in data[name].dims for name in names):
-        aims, more = [0], ""
-    lines = [(name, aim) for name in names for aim in (aims if "target" in data[name].dims else aims[:1])]
+    sources = {str(who): Source(own) for who, own in (data if by_name(data) else {"": data}).items()}
+    first, *others = sources.values()
+    names = _curved(sources, value)
+    aimed_at = [name for name in names if "target" in first.data[name].dims]
+    chosen = [(who, aim) for who, source in sources.items() for aim in (_aims(source, target) if aimed_at else [0])]
+    chosen, more = first_few(chosen, "lines" if others else "targets")
+    depths = np.concatenate([source.depths for source in sources.values()])
+    panels = {name: Panel([], whole(first.depth_label, depths), first.title(name)) for name in names}
+    hues: dict[str, int] = {}
+    said: dict[str, str] = {}
+    for who in dict.fromkeys(who for who, _ in chosen):
+        source, aims = sources[who], [aim for own, aim in chosen if own == who]
+        lines = [(name, aim) for name in names for aim in (aims if name in aimed_at else aims[:1])]
+        marks, band = _means(source, lines, who, level, draws, seed)
+        for (name, aim), own in zip(lines, marks, strict=True):
+            called = _target_name(source, aim) if name in aimed_at and len(aims) > 1 else ""
+            own[0].name = " · ".join(filter(None, [who, called]))
+            for mark in own:  # a line that is of no target has the hue of none
+                mark.hue = hues.setdefault(own[0].name or name, len(hues))
+            panels[name].marks = [*panels[name].marks, *own]
+        one = aimed_at and len(aims) == 1 and source.data.sizes["target"] > 1
+        told = [f"target {_target_name(source, aims[0])}" if one else "", source.sinks_left_out(), band]
+        said[who] = ", ".join(filter(None, told))
+    for name, panel in panels.items():
+        if first.about(name).get("scale") == "log":
+            shown = [np.ravel(v) for line in panel.of(Line) for v in (line.y, line.high, line.each) if v is not None]
+            highest = float(np.nanmax(np.concatenate(shown), initial=0.3))
+            panel.y.ticks, panel.y.names = plots.log_ticks(highest)  # type: ignore[union-attr]
+    over = "mean over positions" * any(s.data.sizes.get("position", 1) > 1 for s in sources.values())
+    nulls = "dotted: null" * any(line.dash == "dot" for panel in panels.values() for line in panel.of(Line))
+    same = len(set(said.values())) == 1
+    every = list(said.values())[:1] if same else [f"{text} ({who})" for who, text in said.items()]
+    title = heading(first, ", ".join(filter(None, [more, over, *every, nulls])), *others)
+    return Plot(list(panels.values()), title, shows=names, controls=list(said.values()))
+
+
+def _curved(sources: dict[str, Source], value: str | Sequence[str] | None) -> list[str]:
+    """The variables whose means are drawn: every reading has them, over the same depth and in the same units."""
+    first = next(iter(sources.values()))
+    known = [v for v in first.values() if all(v in source.values() for source in sources.values())]
+    plain = [v for v in known if "rank" not in first.data[v].dims]
+    logs = [v for v in plain if first.about(v).get("scale") == "log"][:1]
+    names = [value] if isinstance(value, str) else list(value or ())
+    names = names or [*logs, *(v for v in plain if v not in logs)][:2] or known[:1]
+    for who, source in sources.items():
+        if not names or (lacking := [v for v in names if v not in source.grids()]):
+            lacking = lacking if names else "any value over depth and position" + " that all hold" * (len(sources) > 1)
+            raise InputError(f"curves: {who or 'this reading'} does not hold {lacking}. It holds {source.grids()}.")
+        own, other = ([s.depth_label, *map(s.title, names)] for s in (source, first))
+        if own != other:
+            raise InputError(
+                f"curves: {who} has {', '.join(own)}, and {next(iter(sources))} has {', '.join(other)}, which no axis "
+                "shows together. Draw a figure of each."
+            )
+    return names
+
+
+def _aims(source: Source, target: int | str | None) -> list[int]:
+    """The targets that are drawn."""
+    return list(range(source.data.sizes.get("target", 1))) if target is None else [source.target(target, 0)]
+
+
+def _means(
+    source: Source, lines: Sequence[tuple[str, int]], who: str, level: float, draws: int, seed: int
+) -> tuple[list[list[Line]], str]:
+    """The mean over prompts of each variable and target with its null, where it has one; and what the band is."""
+    prompts = range(source.data.sizes.get("prompt", 1))
     means = np.stack([[_position_mean(source, *line, p) for line in lines] for p in prompts])
     if np.isnan(means).all((0, 2)).any():
         raise InputError(
-            "curves: no position of any prompt has a value (sinks are left out), so there is nothing to average."
+            f"curves: no position of any prompt {f'of {who} ' * bool(who)}has a value (sinks are left out), so there "
+            "is nothing to average."
         )
     found = Design(n=len(means)).bootstrap(means, level=level, draws=draws, seed=seed)
-    few = bool(found.units.max() < FEW)
-    panels = {name: Panel([], whole(source.depth_label, source.depths), source.title(name)) for name in names}
-    nulls = 0
-    for line, (name, aim) in enumerate(lines):
-        panel, column, number = panels[name], names.index(name), aims.index(aim)
+    few, count = bool(found.units.max() < FEW), len(prompts)
+    marks = []
+    for i, (name, aim) in enumerate(lines):
+        mean, low, high = found.value[i], found.low[i], found.high[i]
+        line = Line(source.depths, mean, low=low, high=high)
+        if few and count > 1:
+            hover = [
+                f"{source.depth} {d}: {v:.3f} [{a:.3f}, {b:.3f}], {level:.0%} interval: {found.said('prompts')}"
+                for d, v, a, b in zip(source.depths, mean, low, high, strict=True)
+            ]
+            line = Line(source.depths, mean, each=means[:, i], hover=hover)
+        over_depth = [str(n) for n, v in source.data.items() if v.dims == (source.depth,)]
+        nulls = [n for n in source.controls(name, "null") if n in (*source.grids(), *over_depth)][:1]
         log = source.about(name).get("scale") == "log"
-        several = len(aims) > 1 and "target" in data[name].dims
-        called = _target_name(source, aim) if several else ""
-        # Beside lines of several targets, another panel's line has none of the hues that say which target.
-        hue = number if several else -column - 1 if len(aims) > 1 else column
-        low, high = found.low[line], found.high[line]
-        each = means[:, line] if len(means) > 1 and few else None
-        own = [n for n in source.controls(name, "null") if n in source.grids() or data[n].dims == (source.depth,)]
-        null = nanmean(np.stack([_position_mean(source, n, aim, p, log) for n in own[:1] for p in prompts] or [np.nan]))
-        hover = None if each is None else [
-            f"{source.depth} {d}: {v:.3f} [{a:.3f}, {b:.3f}], {level:.0%} interval: {found.said('prompts')}"
-            for d, v, a, b in zip(source.depths, found.value[line], low, high, strict=True)
-        ]  # fmt: skip
-        ends = {} if each is not None else {"low": low, "high": high}
-        middle = Line(source.depths, found.value[line], called, **ends, hue=hue, each=each, hover=hover)
-        marks: list[plots.Mark] = [middle]
-        if not np.isnan(null).all():
-            nulls += 1
-            marks.append(Line(source.depths, null, "", hue=hue, dash="dot", markers=False, width=1.5))
-        panel.marks = [*panel.marks, *marks]
-        if log:
-            shown = means[:, line] if few else high
-            panel.y.ticks, panel.y.names = plots.log_ticks(float(np.nanmax(shown, initial=0.3)))  # type: ignore[union-attr]
-    count = len(prompts)
+        null = nanmean(np.stack([_position_mean(source, n, aim, p, log) for n in nulls for p in prompts] or [np.nan]))
+        own = [] if np.isnan(null).all() else [Line(source.depths, null, dash="dot", markers=False, width=1.5)]
+        marks.append([line, *own])
     band = f"points: each of {count} prompts" if few else f"{level:.0%} band: {found.said('prompts')}"
-    band = band if count > 1 else "1 prompt, so no band"
-    over = "mean over positions" if data.sizes.get("position", 1) > 1 else ""
-    one = f"target {_target_name(source, aims[0])}" if len(aims) == 1 and data.sizes.get("target", 1) > 1 else ""
-    if all("target" not in data[name].dims for name in names):
-        one = ""
-    said = ", ".join(filter(None, [one, more, over, source.sinks_left_out(), band, "dotted: null" * bool(nulls)]))
-    return Plot(list(panels.values()), heading(source, said), shows=names, controls=[band])
+    return marks, band if count > 1 else "1 prompt, so no band"
 
 
 def _target_name(source: Source, target: int) -> str:
@@ -375,7 +413,7 @@ class Chart:
 
     def measured(self, reading: Any, options: dict[str, Any]) -> Any:
         """What the chart draws: the reading itself, or its measure's result; takes the measure's options out."""
-        if not self.measure or not self._own(_data(reading)):
+        if not self.measure or not self._own(dataset(reading)):
             return reading
         own, measure = inspect.signature(self.function).parameters, plugins.load("measures", self.measure)
         given = [name for name in options if name not in own and name in inspect.signature(measure).parameters]
@@ -384,11 +422,6 @@ class Chart:
 
 def _absent(needs: tuple[str, ...], data: xr.Dataset) -> list[str]:
     return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
-
-
-def _data(reading: Any) -> xr.Dataset:
-    """The dataset of a reading; a dataset is its own."""
-    return reading.data if hasattr(reading, "provenance") else reading
 
 
 def _no_grid(data: xr.Dataset) -> list[str]:
@@ -422,7 +455,7 @@ def _first_that_fits(data: xr.Dataset) -> str | None:
 
 def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any) -> Figure:
     """Draw `kind`, or the first chart that fits; options go to that chart's function, or to its measure."""
-    data = _data(reading)
+    data = dataset(reading)
     kind = kind or data.attrs.get("chart") or _first_that_fits(data)
     if kind is None:
         own = {name: c.needs or tuple(c.lacks(data)) for name, c in charts().items()}
@@ -442,7 +475,7 @@ def chart(reading: Reading | xr.Dataset, kind: str | None = None, **options: Any
         )
     measured = chosen.measured(reading, options)
     _known_options(kind, chosen, options)
-    found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else _data(measured), **options)
+    found = chosen.function(measured if hasattr(chosen.function, "__wrapped__") else dataset(measured), **options)
     return Figure(found, of=measured) if isinstance(found, Plot) else found
 
 
@@ -467,9 +500,11 @@ def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- common
 
 
-def heading(source: Source, what: str) -> str:
-    """A title: reader, model, and what is shown."""
-    return " · ".join(part for part in (source.reader, source.model, what) if part)
+def heading(source: Source, what: str, *others: Source) -> str:
+    """A title: reader, model, and what is shown, of one reading or several."""
+    readers = dict.fromkeys(str(s.data.attrs.get("reader", "")) for s in (source, *others))
+    models = dict.fromkeys(s.model for s in (source, *others))
+    return " · ".join(filter(None, [*(", ".join(filter(None, own)) for own in (readers, models)), what]))
 
 
 def _title(source: Source, what: str, prompt: int) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+import xarray as xr
 
-from workbench.errors import WorkbenchError, warn
+from workbench.errors import InputError, WorkbenchError, warn
 from workbench.figures import caption as captions
 from workbench.figures import screen
 from workbench.figures.plot import Plot
@@ -204,15 +205,35 @@ def _restored(plot: Plot | None, of: Any, shown: Any) -> Figure:
     return figure
 
 
-def drawn(function: Callable[..., Plot]) -> Callable[..., Figure]:
-    """Have a chart (a function from a dataset to a plot) take readings, too; its figure says what it is of."""
+def drawn(function: Callable[..., Plot], several: bool = False) -> Callable[..., Figure]:
+    """Have a chart (a function from a dataset to a plot) take readings, too; its figure says what it is of.
+
+    ``several``: it can also draw several by name, and is then given their datasets by name.
+    """
 
     @wraps(function)
     def draw(reading: Any, *args: Any, **options: Any) -> Figure:
-        data = reading.data if hasattr(reading, "provenance") else reading
-        return Figure(function(data, *args, **options), of=reading)
+        if not captions.by_name(reading):
+            return Figure(function(dataset(reading), *args, **options), of=reading)
+        if not (several and reading):
+            raise InputError(
+                f"{function.__name__} was given {len(reading)} readings by name, and draws one"
+                f"{' or more' * several}. Several in one chart: workbench.figures.curves."
+            )
+        return Figure(function({name: dataset(own) for name, own in reading.items()}, *args, **options), of=reading)
 
     return draw
+
+
+def dataset(reading: Any) -> xr.Dataset:
+    """The dataset of a reading; a dataset is its own."""
+    data = reading.data if hasattr(reading, "provenance") else reading
+    if not isinstance(data, xr.Dataset):
+        raise InputError(
+            f"Expected a Reading, or an xarray.Dataset like its .data, and got a {type(reading).__name__}. Give what a "
+            "reader or a measure gave."
+        )
+    return data
 
 
 # ---------------------------------------------------------------- files and displays
@@ -255,4 +276,4 @@ def bundled(figure: PaperFigure, text: str, alt: str) -> Any:
     return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
 
 
-__all__ = ["ExportError", "Figure", "bundled", "checked", "drawn", "warn", "written"]
+__all__ = ["ExportError", "Figure", "bundled", "checked", "dataset", "drawn", "warn", "written"]

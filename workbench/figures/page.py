@@ -1001,6 +1001,9 @@ class _Host:
             ax.annotate(glyphs.drawn(tokens.labels([mark.names[v]], 16)[0]), (x[v], y[v]), xytext=(0, 7.5), ha="center",
                         textcoords="offset points", fontsize=max(SMALLEST, self.points - 1.5))  # fmt: skip
         ax.margins(0.08, 0.16)
+        ax.autoscale_view()  # names are laid out by the limits
+        if len(mark.frames) > 1:
+            ax.set_title(glyphs.drawn(tokens.legible(mark.frames[-1])), loc="left")
         if mark.bar:
             self.images[id(mark)] = image, mark, [ax]
 

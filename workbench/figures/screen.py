@@ -345,7 +345,7 @@ class _Screen:
             sides = ("top", "right" if mark.end == "high" else "left")
             given = {"annotation_text": tokens.plotly(mark.name), "annotation_position": " ".join(sides),
                      "annotation_font": {"size": 10, "color": self._shade(mark.hue)}}  # fmt: skip
-        put(mark.at, line=line, **given, **self.at)
+        put(mark.at, line=line, exclude_empty_subplots=False, **given, **self.at)  # it may be the first mark
 
     def _region(self, mark: plots.Region, panel: Panel) -> None:
         shade = self._shade(mark.hue)

@@ -260,10 +260,5 @@ class Source:
         ]
 
 
-def of_model(data: Any, what: str) -> str:
-    """A title: the model that a result is of, and what is shown."""
-    return " · ".join(filter(None, [short_name(str(data.attrs.get("model", ""))), what]))
-
-
 def short_name(model: str) -> str:
     return PurePath(model).name if PurePath(model).is_absolute() else model

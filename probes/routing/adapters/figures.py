@@ -9,7 +9,8 @@ import numpy as np
 from probes.routing.figures import chosen
 from workbench.errors import InputError
 from workbench.figures import Axis, Cells, Chart, Panel, Plot, drawn
-from workbench.figures.source import of_model
+from workbench.figures.charts import heading
+from workbench.figures.source import Source
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +36,7 @@ def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str
     cells = Cells(values, low=0, bar=what, dotted=(low <= chance) & (chance <= high), ringed=ringed)
     said = f"{whose}: " * one + f"{what} of adapters (dot: as by chance)"
     across, down = Axis("adapter", names=table["adapter"]), Axis(by, names=table[by], reversed=True)
-    return Plot([Panel([cells], across, down)], of_model(table, said), shows=[name])
+    return Plot([Panel([cells], across, down)], heading(Source(table), said), shows=[name])
 
 
 ADAPTERS = Chart(

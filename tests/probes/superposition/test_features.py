@@ -19,8 +19,16 @@ from probes.superposition.features import (
     sweep,
     toy,
 )
-from probes.superposition.features.measures import coherence, dimensionality, effective_rank, interference, welch
+from probes.superposition.features.measures import (
+    PLATEAUS,
+    coherence,
+    dimensionality,
+    effective_rank,
+    interference,
+    welch,
+)
 from workbench.errors import InputError, StateError
+from workbench.figures import Line
 
 D = 32
 
@@ -343,8 +351,8 @@ def test_a_reading_is_saved_and_drawn(gpt2, tmp_path):
     assert again.data["dictionary"].values.tolist() == ["64", "40"]
     assert float(again.data["n_features"].sel(layer=1, dictionary="40")) == 40
     for over, lines in (("layer", ["64", "40"]), ("width", ["layer 1", "layer 3"])):
-        shown = [t.name for t in figures.psi(again.data, over).data if t.name and t.showlegend]
-        assert shown == lines
+        (panel,) = figures.psi(again.data, over).plot.panels
+        assert [line.name for line in panel.of(Line) if line.legend] == lines
     assert not figures.PSI.lacks(again.data)
     without = read(gpt2, {1: Linear(PLANTED)}, rotations=0)
     assert "psi_rotated" not in without.data
@@ -394,16 +402,18 @@ def test_documents_must_name_every_prompt(gpt2):
 
 
 def test_figures_show_what_was_measured(trained):
-    heat, bars = figures.gram(trained, sparsity=0.6).data
+    (cells,), (bars,) = (panel.marks for panel in figures.gram(trained, sparsity=0.6).plot.panels)
     w = trained["W"].values[0]
-    np.testing.assert_allclose(np.array(heat.z), w.T @ w, atol=1e-3)
-    np.testing.assert_allclose(bars.x, trained["norm"][0])
-    np.testing.assert_allclose(bars.marker.color, trained["interference"][0])
+    np.testing.assert_allclose(cells.values, w.T @ w)
+    np.testing.assert_array_equal(bars.values, trained["norm"][0])
+    np.testing.assert_array_equal(bars.colours, trained["interference"][0])
     table = geometry(np.eye(4), draws=5)
-    assert len(figures.gram(table).data) == 2 and not figures.GRAM.lacks(table.data)
-    lines = {t.name: t for t in figures.sharing(trained).data}
-    np.testing.assert_allclose(lines["D* = m / |W|²"].x, [2.5, 10])
-    assert len(lines["D_i"].x) == 9 and not figures.SHARING.lacks(trained.data)
+    assert len(figures.gram(table).plot.panels) == 2 and not figures.GRAM.lacks(table.data)
+    random, own, line, *shapes = figures.sharing(trained).plot.panels[0].marks
+    np.testing.assert_allclose(line.x, [2.5, 10])
+    np.testing.assert_array_equal(own.y, trained["dimensionality"].values[trained["norm"].values >= 0.5])
+    assert np.all(random.x < own.x) and {rule.at for rule in shapes} == {*PLATEAUS.values()}
+    assert not figures.SHARING.lacks(trained.data)
     with pytest.raises(InputError, match="sweep"):
         figures.sharing(table)
     with pytest.raises(InputError, match="too many"):

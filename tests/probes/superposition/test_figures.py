@@ -28,15 +28,20 @@ def problems():
     return [graph(i, nodes=16) for i in range(12)]
 
 
+def marks(figure, panel=0):
+    return figure.plot.panels[panel].marks
+
+
 def test_areas_and_lines_are_the_means(problems):
     table = mass(made(problems, "all", 0), problems)
-    figure = figures.areas(table)
-    np.testing.assert_allclose(np.sum([line.y for line in figure.data], 0), 1)
-    assert {line.name: tuple(line.y) for line in figure.data}["frontier"] == tuple(
-        table["mean"].sel(group="frontier").values
-    )
-    lines = {line.name: line.y for line in figures.inner(table).data if line.name}
-    np.testing.assert_allclose(lines["optimal"], table["inner"].sel(group="optimal"))
+    (shares,) = marks(figures.areas(table))
+    np.testing.assert_allclose(np.sum(shares.y, 0), 1)
+    own = dict(zip(shares.names, zip(shares.y, shares.hues, strict=True), strict=True))
+    np.testing.assert_array_equal(own["frontier"][0], table["mean"].sel(group="frontier"))
+    lines = {line.name: line for line in marks(figures.inner(table))}
+    assert {name: line.hue for name, line in lines.items()} == {name: hue for name, (_, hue) in own.items()}
+    np.testing.assert_array_equal(lines["optimal"].y, table["inner"].sel(group="optimal"))
+    np.testing.assert_array_equal(lines["optimal"].high, table["inner_high"].sel(group="optimal"))
 
 
 def test_belief_in_the_target_by_layer(problems):
@@ -44,57 +49,59 @@ def test_belief_in_the_target_by_layer(problems):
     prompts = [[5, 6, 7 + i] for i in range(12)]
     names = [[10 + v for v in range(16)]] * 12
     reading = workbench.read(model, prompts, CandidateBelief(names), progress=False)
-    figure = figures.depths(focus(reading, problems))
+    (cells,) = marks(figures.depths(focus(reading, problems)))
     belief = reading.data["belief"].values
     mean = np.mean([belief[i, :, :, p.target] for i, p in enumerate(problems)], 0)
-    np.testing.assert_allclose(figure.data[0].z, mean)
-    shown = reading.figure("belief", prompt=3)
-    np.testing.assert_allclose(np.array(shown.data[0].z), belief[3, -1].T)
+    np.testing.assert_allclose(cells.values, mean)
+    np.testing.assert_allclose(marks(reading.figure("belief", prompt=3))[0].values, belief[3, -1].T)
     table = use(model, prompts, problems, names, ContinuousThought(1), then=[4])
-    drawn = figures.uses(table)
-    np.testing.assert_allclose(drawn.data[0].x, table["effect"].values[1:])
-    assert len(drawn.layout.yaxis.ticktext) == table.data.sizes["condition"] - 1
+    figure = figures.uses(table)
+    for panel, name in enumerate(("effect", "accuracy")):
+        rule, points = marks(figure, panel)
+        np.testing.assert_allclose(points.x, table[name].values[1:])
+        np.testing.assert_allclose(points.x_low, table[f"{name}_low"].values[1:])
+        assert rule.at == (0 if name == "effect" else table["accuracy"].values[0])
+    assert figure.plot.panels[0].y.names == table["condition"].values[1:].tolist()
 
 
 def test_mixtures_and_soft_thoughts_are_drawn():
     model = workbench.load(tiny("llama"))
     table = soft_versus_hard(model, [[5, 6], [7, 8]], SoftThought(1, temperature=2.0, keep=3))
-    np.testing.assert_allclose([d.y for d in figures.soft(table).data if d.name == "largest token"][0], table["kl"])
-    assert [d.name for d in figures.entropies(table).data if d.name] == ["soft", "hard"]
-    tables = {"early": mixture_entropy(model, [[5, 6]], sizes=(1, 2), mixtures=2)}
-    assert "early" in [d.name for d in figures.mixtures(tables).data]
+    line = marks(figures.soft(table))[0]
+    np.testing.assert_allclose(line.y, table["kl"])
+    np.testing.assert_array_equal(line.each, table["kl_each"])  # of two prompts each is shown
+    assert [line.name for line in marks(figures.entropies(table))] == ["soft", "hard"]
+    few = mixture_entropy(model, [[5, 6]], sizes=(1, 2), mixtures=2)
+    many = mixture_entropy(model, [[5, 6 + i] for i in range(8)], sizes=(1, 2), mixtures=2)
+    figure = figures.mixtures({"early": few, "late": many})
+    early, late, even = marks(figure)
+    assert (early.name, late.name, even.at) == ("early", "late", float(few["entropy_even"]))
+    np.testing.assert_array_equal(early.each, few["entropy_each"].values.T)
+    assert late.each is None
+    assert "Readings: early, late. Model:" in figure.caption()
+    with pytest.raises(InputError, match="areas was given 2 readings by name, and draws one"):
+        figures.areas({"early": few, "late": many})
 
 
-def test_the_graph_has_every_node_once_and_a_step_for_every_thought(problems):
+def test_the_graph_has_every_node_once_and_a_frame_for_every_thought(problems):
     problem = problems[0]
     belief = normalised(made(problems, "all", 0))[0]
-    figure = figures.graph(problem, belief)
-    nodes, named = figure.data[:3], figure.data[3:]
-    assert [d.visible for d in nodes] == [True, False, False]
-    # The two answers are told by their shapes, and the legend names these at every step.
-    symbols = list(nodes[0].marker.symbol)
-    assert symbols.pop(max(problem.target, problem.negative)) and symbols.pop(min(problem.target, problem.negative))
-    assert set(symbols) == {"circle"}
-    assert [d.marker.symbol for d in named] == [
-        nodes[0].marker.symbol[problem.target], nodes[0].marker.symbol[problem.negative]
-    ] == ["square", "diamond"]  # fmt: skip
-    assert [d.name for d in named] == ["target", "other answer"]
-    steps = figure.layout.sliders[0].steps
-    assert [s.label for s in steps] == ["no thought yet", "1 thought", "2 thoughts"]
-    assert [s.args[0]["visible"] for s in steps] == [(np.arange(3) == i).tolist() + [True] * 2 for i in range(3)]
+    (mark,) = marks(figures.graph(problem, belief))
+    assert mark.frames == ["no thought yet", "1 thought", "2 thoughts"]
+    np.testing.assert_allclose(mark.values, belief[:, : len(problem.names)])
+    assert [node for node, *_ in mark.special.values()] == [problem.target, problem.negative]
+    assert {name: symbol for name, (_, symbol, _) in mark.special.items()} == {
+        "target": "square", "other answer": "diamond",
+    }  # fmt: skip
+    assert (mark.names, mark.edges) == (problem.names, problem.edges)
+    assert len({*zip(mark.x, mark.y, strict=True)}) == len(problem.names)
+    reached = problem.depth >= 0
+    np.testing.assert_array_equal(mark.x[reached], problem.depth[reached])
     # What is fed behind the thoughts is no thought.
     for then in ("=", ["="]):
-        steps = figures.graph(problem, belief, then=then).layout.sliders[0].steps
-        assert [s.label for s in steps] == ["no thought yet", "1 thought", "answer, after ="]
+        (mark,) = marks(figures.graph(problem, belief, then=then))
+        assert mark.frames == ["no thought yet", "1 thought", "answer, after ="]
     with pytest.raises(InputError, match="3 tokens behind the thoughts, and belief has 3 places"):
         figures.graph(problem, belief, then=["a", "b", "c"])
-    assert len({*zip(figure.data[0].x, figure.data[0].y, strict=True)}) == len(problem.names)
-    np.testing.assert_allclose(figure.data[1].customdata, belief[1])
-    full = figures.graph(problem, np.eye(16)[:1]).data[0].marker
-    assert full.color[0] == 1 and set(full.color[1:]) == {0} and (full.cmin, full.cmax) == (0, 1)
-    arrows = [a for a in figure.layout.annotations if a.showarrow]
-    assert len(arrows) == len(problem.edges) and len(figure.layout.sliders[0].steps) == 3
-    reached = problem.depth >= 0
-    np.testing.assert_array_equal(np.array(figure.data[0].x)[reached], problem.depth[reached])
     with pytest.raises(InputError, match="16 nodes and belief 3"):
         figures.graph(problem, np.zeros((2, 3)))

@@ -26,7 +26,8 @@ from probes.superposition import (
 )
 from probes.superposition.features import DictionaryFeatures, effective_features, figures, geometry, plateaus, sweep
 from workbench.errors import InputError
-from workbench.figures import Figure
+from workbench.figures import Plot
+from workbench.figures.caption import captions
 from workbench.variables import lacking
 
 PROMPTS = [[5, 6, 7 + i] for i in range(6)]
@@ -58,7 +59,7 @@ def check(reading, tmp_path, sources=0, ran=True):
     first, last = reading.provenance[0], reading.provenance[-1]
     assert last["step"].rpartition(".")[2] == reading.data.attrs["measure"] and len(last["of"]) == sources
     assert not ran or first["model"]["name"] == reading.data.attrs["model"]
-    assert Figure().caption(reading)
+    assert captions([Plot([])], [], [reading])
     again = workbench.open(reading.save(tmp_path / "result.nc"))
     xr.testing.assert_equal(again.data, reading.data)
     assert lacking(again.data) == []
@@ -67,6 +68,10 @@ def check(reading, tmp_path, sources=0, ran=True):
     figure = reading.figure()
     assert figure.caption() == figure.caption(reading)
     return figure
+
+
+def marks(figure):
+    return figure.plot.panels[0].marks
 
 
 def test_readers_say_what_their_variables_are(thought):
@@ -80,8 +85,8 @@ def test_what_is_held_comes_from_the_belief(thought, problems, tmp_path):
         frontier(belief, problems)
     last = belief.isel(layer=-1).sel(position=slice(0, 1))
     table = mass(last, problems, draws=50)
-    lines = {line.name: list(line.y) for line in check(table, tmp_path, 1).data}
-    assert lines == {str(g): table["mean"].sel(group=g).values.tolist() for g in table["group"].values}
+    (shares,) = marks(check(table, tmp_path, 1))
+    np.testing.assert_array_equal(shares.y, table["mean"].values.T)
     held = frontier(last, problems, draws=50)
     check(held, tmp_path, 1)
     array = frontier(belief["logit"].values[:, -1, :2], problems, draws=50)
@@ -97,9 +102,9 @@ def test_belief_in_the_target_is_beside_other_prompts(thought, problems, tmp_pat
     own = np.stack([q[i, ..., p.target] for i, p in enumerate(problems)])
     np.testing.assert_allclose(table["target"], own)
     np.testing.assert_allclose(table["target_mean"], own.mean(0))
-    np.testing.assert_array_equal(figure.data[0].z, table["target_mean"])
+    np.testing.assert_array_equal(marks(figure)[0].values, table["target_mean"])
     again = belief.figure("depths", problems=problems, draws=50)
-    np.testing.assert_array_equal(again.data[0].z, table["target_mean"])
+    np.testing.assert_array_equal(marks(again)[0].values, table["target_mean"])
     others = np.stack([np.delete(q, i, 0).mean(0)[..., p.target] for i, p in enumerate(problems)])
     np.testing.assert_allclose(table["target_null"], others)
     for i, p in enumerate(problems):
@@ -116,7 +121,7 @@ def test_a_verdict_has_its_numbers(problems, model, names, tmp_path):
     held = frontier(made(problems, "all", 0), problems)
     used = use(model, PROMPTS, problems, names, ContinuousThought(2), then=[4], draws=50)
     figure = check(used, tmp_path)
-    np.testing.assert_array_equal(figure.data[0].x, used["effect"].values[1:])
+    np.testing.assert_array_equal(marks(figure)[1].x, used["effect"].values[1:])
     found = verdict(held, used)
     check(found.reading, tmp_path, 2, ran=False)
     assert [x["step"] for x in found.reading.provenance][-1] == "superposition.verdict"
@@ -129,11 +134,11 @@ def test_what_runs_the_model_begins_with_the_model(model, thought, problems, nam
     check(entity_belief(model, PROMPTS[:2], [10, 11]), tmp_path)
     soft = soft_versus_hard(model, PROMPTS, draws=50)
     figure = check(soft, tmp_path)
-    np.testing.assert_array_equal([d.y for d in figure.data if d.name == "largest token"][0], soft["kl"])
-    np.testing.assert_array_equal(soft.figure("entropies").data[1].y, soft["entropy_soft"])
+    np.testing.assert_array_equal(marks(figure)[0].y, soft["kl"])
+    np.testing.assert_array_equal(marks(soft.figure("entropies"))[0].y, soft["entropy_soft"])
     mixed = mixture_entropy(model, PROMPTS[:2], (1, 2), mixtures=2, draws=50)
     figure = check(mixed, tmp_path)
-    np.testing.assert_array_equal(figure.data[1].y, mixed["entropy"])
+    np.testing.assert_array_equal(marks(figure)[0].y, mixed["entropy"])
     states = thought.readings[1].sel(position=slice(0, 1))
     check(decode_frontier(states, problems, names, seeds=1, steps=3, kinds=["linear"]), tmp_path, 1)
 
@@ -141,14 +146,15 @@ def test_what_runs_the_model_begins_with_the_model(model, thought, problems, nam
 def test_features(model, tmp_path):
     rows = np.random.default_rng(0).standard_normal((6, 3))
     figure = check(geometry(rows, draws=5), tmp_path, ran=False)
-    np.testing.assert_allclose(np.array(figure.data[0].z, float), rows @ rows.T, atol=1e-4)
+    np.testing.assert_allclose(marks(figure)[0].values, rows @ rows.T)
     check(plateaus(rows, draws=5), tmp_path, ran=False)
     check(effective_features(np.abs(rows), hidden=3, rotated=np.abs(rows[:2]), draws=9), tmp_path, ran=False)
     toy = sweep(4, 2, [0.0, 0.9], steps=5, batch=16)
     figure = check(toy, tmp_path, ran=False)
     represented = toy["norm"].values >= 0.5
-    np.testing.assert_array_equal(figure.data[0].y, toy["dimensionality_random"].values[represented])
-    np.testing.assert_array_equal(figure.data[1].y, toy["dimensionality"].values[represented])
+    random, own, *_ = marks(figure)
+    np.testing.assert_array_equal(random.y, toy["dimensionality_random"].values[represented])
+    np.testing.assert_array_equal(own.y, toy["dimensionality"].values[represented])
 
 
 def test_a_dictionarys_features(model):
@@ -166,5 +172,5 @@ def test_a_dictionarys_features(model):
     assert lacking(reading.data) == []
     np.testing.assert_allclose(reading["psi_null"], reading["psi_rotated"].mean("draw"))
     figure = figures.psi(reading)
-    np.testing.assert_array_equal([x.y for x in figure.data if x.name == "turned"][0], reading["psi_null"].values[0])
+    np.testing.assert_array_equal(marks(figure)[1].y, reading["psi_null"].values[0])
     assert figure.caption() == reading.figure("psi").caption()
