@@ -190,7 +190,7 @@ def _origin(known: dict[str, Any], plot: Plot) -> list[str]:
     said = own + [text for name in (of if shows is None else shows) for text in of.get(name, [])]
     if not said and not of:
         said = [f"{k.replace('_', ' ')}: {_said(v)}" for k, v in told.items()]
-    found += [_sentence(text.rstrip(".")) for text in dict.fromkeys(said) if text not in plot.title]
+    found += [_sentence(text.rstrip(".")) for text in dict.fromkeys([*said, plot.note]) if text not in plot.title]
     if known.get("provenance") and not said:
         found.append("The reading names no null and no interval of what is shown.")
     if known.get("date"):

@@ -354,8 +354,12 @@ def _sheet(
     everything = [t for plot in own for t in texts(plot)]
     with settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
+        # A warning stands in a figure of its own; in one of several, in the caption.
+        heads = [text for text, shown in ((own[0].title, title), (own[0].note, len(places) == 1)) if shown and text]
+        room = wide * 72 / page.points - 1
+        head = [line for text in heads for line in broken(glyphs.drawn(tokens.legible(text)), room)]
         liked = _heights(places, len(rows[0]), len(rows), wide, page.points)
-        height = tall or float(np.clip(sum(liked) + 0.2 * title, 0.9, PAGE))
+        height = tall or float(np.clip(sum(liked) + 1.6 * len(head) * page.points / 72, 0.9, PAGE))
         if height < 0.5 * len(rows):
             raise InputError(f"{height:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
         figure = PaperFigure(figsize=(wide, height), layout="constrained")
@@ -374,7 +378,7 @@ def _sheet(
             _one_legend(figure, hosts, wide)
         else:
             for host in hosts:
-                host.legend(below=title)  # a title stands above: both would be put into one place
+                host.legend(below=bool(head))  # a title stands above: both would be put into one place
         if norms is not None:
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
@@ -383,9 +387,8 @@ def _sheet(
         else:
             for host in hosts:
                 host.bars(host.axes)
-        if title and own[0].title:
-            room = wide * 72 / page.points - 1
-            figure.suptitle("\n".join(broken(glyphs.drawn(tokens.legible(own[0].title)), room)), x=0.01, ha="left")
+        if head:
+            figure.suptitle("\n".join(head), x=0.01, ha="left")
         for _ in range(2):  # names take room, which decides which names fit
             figure.draw_without_rendering()
             for host in hosts:
@@ -505,10 +508,9 @@ def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     """As many columns as fit into so many points."""
     size = points - 1
     for n in range(len(names), 0, -1):
-        # matplotlib fills columns downwards, and each is as wide as its widest name.
-        deep = -(-len(names) // n)
-        columns = [names[i : i + deep] for i in range(0, len(names), deep)]
-        if sum(max(size * width(t) for t in own) + size * 3.7 for own in columns) <= wide:
+        # matplotlib fills columns downwards, the first ones higher by one, and each is as wide as its widest name.
+        columns = np.array_split(np.array([size * (width(t) + 3.7) for t in names]), n)
+        if sum(own.max() for own in columns) <= wide:
             return n
     return 1
 
@@ -959,15 +961,12 @@ class _Host:
             codes = [1, 4, 4, 4, 2, 4, 4, 4, 79]
             ax.add_patch(PathPatch(Outline(verts, codes), fc=to_rgba(colour(mark.nodes[a][2]), 0.3), lw=0))
         size = max(SMALLEST, self.points - 1)
-        lowest, last = np.full(columns, np.inf), columns - 1
+        last, room = columns - 1, max(8.0, _points(ax)[0] / columns / size - 1)
         for i, (column, text, hue) in enumerate(mark.nodes):
             ax.add_patch(Rectangle((column - thick, base[i]), 2 * thick, through[i], fc=colour(hue), lw=0))
-            ends = column == last
-            middle = base[i] + through[i] / 2
-            del ends
-            ax.text(column + 1.4 * thick if column < last else column - 1.4 * thick, middle, glyphs.drawn(tokens.legible(text)),
-                    va="center", ha="left" if column < last else "right", fontsize=size)  # fmt: skip
-            lowest[column] = base[i]
+            lines = broken(glyphs.drawn(tokens.legible(text)), room)
+            ax.text(column + 1.4 * thick if column < last else column - 1.4 * thick, base[i] + through[i] / 2,
+                    "\n".join(lines), va="center", ha="left" if column < last else "right", fontsize=size)  # fmt: skip
         ax.set_xlim(-thick, columns - 1 + thick)
         ax.set_ylim(float(np.min(base, initial=0)), 0)
 

@@ -446,8 +446,8 @@ class Plot:
     def room(self) -> tuple[float, float]:
         """Width and height that the panels like to have, in sizes of the type, without legend and title."""
         rows = self.rows()
-        wide = max(sum(room(p)[0] + (7 if i == 0 or "y" not in self.shared else 1.5) for i, p in enumerate(row))
-                   for row in rows)  # fmt: skip
+        wide = max(sum(room(p)[0] + (_beside(p) if i == 0 or "y" not in self.shared else 1.5)
+                       for i, p in enumerate(row)) for row in rows)  # fmt: skip
         tall = sum(max(room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
                    "x" not in self.shared else 1) for r, row in enumerate(rows))  # fmt: skip
         return wide, tall
@@ -460,6 +460,12 @@ class Plot:
                 if mark.bar:
                     found.setdefault(mark.key, mark)
         return list(found.values())
+
+
+def _beside(panel: Panel) -> float:
+    """Width of the ticks or names beside a panel in sizes of the type."""
+    named = panel.y.names if panel.y.ticks is None else None
+    return 7 if not named else max(7.0, min(3 + max(map(width, named)), 24))
 
 
 def room(panel: Panel) -> tuple[float, float]:
@@ -485,7 +491,9 @@ def room(panel: Panel) -> tuple[float, float]:
         return 48, 26
     named = panel.y.names is not None and panel.y.ticks is None
     side = 34 if panel.square else 22
-    tall = max(5.0, 1.7 * len(panel.y.names or ())) if named else side
+    # Points that share a name stand below each other.
+    rows = max(len(panel.y.names or ()), 0.45 * len({float(y) for mark in panel.of(Points) for y in mark.y}))
+    tall = max(5.0, 1.7 * rows) if named else side
     named_x = panel.x.names is not None and panel.x.ticks is None
     return (max(26.0, 1.7 * len(panel.x.names or ())) if named_x else 34) * (1 if not panel.square else 1), tall
 
@@ -601,8 +609,10 @@ def obstacles(panel: Panel) -> np.ndarray:
         x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
         for low, high, across in ((mark.x_low, mark.x_high, True), (mark.y_low, mark.y_high, False)):
             if low is not None and high is not None:
-                along = (np.asarray(low, float) + share * (np.asarray(high, float) - np.asarray(low, float))).T
-                fixed = np.repeat((y if across else x)[:, None], along.shape[1], 1)
+                low, high = np.asarray(low, float), np.asarray(high, float)
+                ends = np.isfinite(low) & np.isfinite(high)
+                along = (low[ends] + share * (high - low)[ends]).T
+                fixed = np.repeat((y if across else x)[ends, None], along.shape[1], 1)
                 found.append(np.stack([along, fixed] if across else [fixed, along], -1).reshape(-1, 2))
     return np.concatenate(found)
 

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from workbench import tokens
 from workbench.figures import plot as plots
 from workbench.figures.colours import DIVERGING, HUES, HUES_DARK, SEQUENTIAL, ink, rgb, stops
-from workbench.figures.glyphs import broken, width
+from workbench.figures.glyphs import broken, cut, width
 from workbench.figures.plot import GREY, INK, Axis, Cells, Graph, Panel, Plot, colour
 
 FONT = "Inter, Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
@@ -95,10 +95,14 @@ class _Screen:
             [{"type": next((kinds[type(m)] for m in row[c].marks if type(m) in kinds), "xy")} if c < len(row) else None
              for c in range(columns)] for row in rows
         ]  # fmt: skip
+        titles = [
+            tokens.plotly(cut(tokens.legible(panel.title), (self.size[0] * weight + between * wide) / TYPE))
+            for row in rows for panel, weight in zip(row, weights, strict=False)
+        ]  # fmt: skip
         self.figure = go.Figure(make_subplots(
             len(rows), columns, specs=grid, column_widths=weights, horizontal_spacing=min(between, 0.9 / columns),
             vertical_spacing=min(under, 0.9 / len(rows)),
-            subplot_titles=[tokens.plotly(p.title) for p in plot.panels] if any(p.title for p in plot.panels) else None,
+            subplot_titles=titles if any(titles) else None,
         ))  # fmt: skip
         self.named: set[str] = set()
         for r, row in enumerate(rows):
@@ -115,7 +119,7 @@ class _Screen:
             legend={"y": -under_legend / tall, "yanchor": "top", "x": 0, "traceorder": "normal"},
             showlegend=bool(self.named), barmode="overlay",
         )  # fmt: skip
-        for note in self.figure.layout.annotations[: len(plot.panels)] if any(p.title for p in plot.panels) else ():
+        for note in self.figure.layout.annotations[: len(plot.panels)] if any(titles) else ():
             note.font.size = TYPE
 
     def _below(self, wide: float) -> tuple[float, float]:
@@ -182,8 +186,8 @@ class _Screen:
                 given["matches"] = which
         if panel.of(Cells):
             given |= {"showline": False, "ticks": ""}
-        if panel.square and which == "y":
-            given |= {"scaleanchor": "x", "constrain": "domain"}
+        if panel.square:
+            given |= {"constrain": "domain"} | ({"scaleanchor": "x"} if which == "y" else {})
         getattr(self.figure, f"update_{which}axes")(**given, **self.at)
 
     def _shade(self, hue: Any) -> str:
@@ -300,7 +304,7 @@ class _Screen:
         self._add(go.Heatmap(
             z=np.round(mark.values, 4), x=list(range(columns)), y=list(range(rows)), zmin=low, zmax=high,
             colorscale=stops(mark.scale), showscale=first, colorbar=bar if first else None, meta=str(mark.key),
-            xgap=gap, ygap=gap, hoverongaps=False,
+            xgap=gap, ygap=gap, hoverongaps=mark.hover is not None,  # a chart's own texts say why there is no value
             hovertext=None if hover is None else [list(map(_lines, row)) for row in hover],
             hovertemplate="%{hovertext}<extra></extra>" if hover is not None else "%{z:.4g}<extra></extra>",
         ))  # fmt: skip
@@ -486,9 +490,14 @@ def _own_bar(mark: Any) -> bool:
 def _error(at: Any, low: Any, high: Any, shade: str) -> dict[str, Any]:
     low, high = np.asarray(low, float), np.asarray(high, float)
     return {
-        "type": "data", "array": np.nan_to_num(high - at).clip(0), "arrayminus": np.nan_to_num(at - low).clip(0),
-        "symmetric": False, "color": shade, "thickness": 1, "width": 3,
+        "type": "data", "array": _length(high - at), "arrayminus": _length(at - low), "symmetric": False,
+        "color": shade, "thickness": 1, "width": 3,
     }  # fmt: skip
+
+
+def _length(ends: np.ndarray) -> np.ndarray:
+    """Of bars: none where an interval has no end (too few units to say)."""
+    return np.where(np.isfinite(ends), ends, 0).clip(0)
 
 
 def _hover(texts: Sequence[str]) -> dict[str, Any]:
@@ -504,9 +513,13 @@ def _value(axis: Axis, value: Any) -> str:
     """A value on an axis in words."""
     if not np.isfinite(value):
         return ""
-    if axis.names is not None and axis.ticks is None and value in range(len(axis.names)):
-        return str(axis.names[int(value)])
+    if _named(axis) and round(value) in range(len(axis.names or ())):  # the nearest: several marks may share a name
+        return str((axis.names or ())[round(value)])
     return f"{axis.label.split(' (')[0]} {value:.5g}".strip()
+
+
+def _named(axis: Axis) -> bool:
+    return axis.names is not None and axis.ticks is None
 
 
 def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high: Any) -> list[str]:
@@ -514,12 +527,15 @@ def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high:
     found = []
     across, down = panel.x, panel.y
     assert isinstance(across, Axis) and isinstance(down, Axis)
+    if _named(down) and not _named(across):  # values run across, from names
+        across, down, x, y = down, across, y, x
+        low, high = getattr(mark, "x_low", None), getattr(mark, "x_high", None)
     names = getattr(mark, "names", None)
     for i in range(len(x)):
         who = str(names[i]) if names is not None and names[i] else mark.name
-        value = _value(down, y[i]) if down.names is not None and down.ticks is None else f"{float(y[i]):.4g}"
+        value = _value(down, y[i]) if _named(down) else f"{float(y[i]):.4g}"
         text = f"{who}: " * bool(who) + f"{_value(across, x[i])}: {value}"
-        if low is not None and high is not None and np.isfinite(low[i]):
+        if low is not None and high is not None and np.isfinite(low[i]) and np.isfinite(high[i]):
             text += f" [{float(low[i]):.4g}, {float(high[i]):.4g}]"
         found.append(text)
     return found

@@ -29,6 +29,7 @@ from probes.values.measures import compare, stance
 from probes.values.sampled import sample
 from probes.values.tracker import ValueTracker
 from workbench.errors import InputError
+from workbench.figures.plot import Line
 from workbench.inputs import encode
 
 REAL = Path(os.path.expanduser("~/.cache/workbench-real/SmolLM2-135M-Instruct"))
@@ -178,7 +179,8 @@ def test_a_tracker_holds_the_template_and_keeps_the_mass(tmp_path):
     np.testing.assert_allclose(data["mass"], 1 - data["p"].sel(stance="uncommitted"), atol=1e-6)
     table = stance(data).data
     np.testing.assert_allclose(table["mass"].mean("topic"), data["mass"].mean(("item", "sample")), atol=1e-6)
-    assert "mass of the answers" in [line.name for line in trajectories(table).data]
+    lines = trajectories(table).plot.panels[0].of(Line)
+    assert "mass of the answers" in [line.name for line in lines]
     fixed = ValueTracker(tmp_path / "fixed", ASKED_ITEMS, [Pmf(LETTERS, chat=False)])
     assert fixed.run({0: checkpoint(False), 10: checkpoint(True)}, progress=False).steps == [0, 10]
     other = ValueTracker(tmp_path / "chat", ASKED_ITEMS, [Pmf(LETTERS)])

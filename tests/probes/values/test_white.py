@@ -26,6 +26,7 @@ from probes.values.white.groups import Groups
 from probes.values.white.measured import Chance, along, axes, kernels, measured
 from probes.values.white.similarity import cka, shuffled
 from workbench.errors import InputError, ReadingError
+from workbench.figures.plot import Cells, Line, Points
 
 NOUNS = ("dogs", "cats", "tea", "rain")
 SAYS = tuple(
@@ -896,32 +897,46 @@ def test_figures_show_the_numbers_and_hatch_what_is_chance(tmp_path):
     said = 0.1 * np.cumsum(rng.standard_normal((5, 32)), 0)
     data = table(states, topic, key, draws=30, said=said, margin=margin)
     table_m = white.margins(data, draws=200).data
-    drawn = figures.margins(table_m)
-    maps = [x for x in drawn.data if x.type == "heatmap"]
-    assert len(maps) == 2
+    maps = [panel.of(Cells)[0] for panel in figures.margins(table_m).plot.panels]
+    assert len(maps) == 2 and maps[0].ends == maps[1].ends
     for t, own in enumerate(maps):
-        np.testing.assert_allclose(own.z, table_m["margin"].isel(topic=t).transpose("layer", "checkpoint"))
+        np.testing.assert_array_equal(own.values, table_m["margin"].isel(topic=t).transpose("layer", "checkpoint"))
         sure = table_m["margin_p"].isel(topic=t).transpose("layer", "checkpoint").values <= 0.05
-        assert ((np.array(own.text) == "///") == ~sure).all()
-    assert (np.array(maps[0].text)[2, 2:] == "").all() and (np.array(maps[1].text) == "///").all()
-    np.testing.assert_allclose(figures.margins(table_m, drift=True).data[0].z, table_m["M"][:, 0].T)
+        assert (own.hatched == ~sure).all()
+    assert not maps[0].hatched[2, 2:].any() and maps[1].hatched.all()
+    moved = figures.margins(table_m, drift=True).plot.panels[0].of(Cells)[0].values
+    np.testing.assert_array_equal(moved, table_m["M"][:, 0].T)
+    # The line of settled layers stands at the rows of these.
+    skipped = table_m.assign_coords(layer=[0, 4, 8]).assign(depth_sure=xr.full_like(table_m["depth_sure"], 6))
+    (line,) = figures.margins(skipped).plot.panels[0].of(Line)
+    assert (line.y == 1.5).all()
     turned = white.directions(data, draws=30).data
-    lines = figures.directions(turned).data
-    np.testing.assert_allclose(lines[0].y, turned["rotation"].sel(fitted="pooled", layer=0))
-    np.testing.assert_allclose(lines[1].y, turned["mean_auc"].sel(kind="fixed", direction="pooled", layer=0))
+    turns, fixed, refit = (panel.of(Line) for panel in figures.directions(turned).plot.panels)
+    np.testing.assert_array_equal(turns[0].y, turned["rotation"].sel(fitted="pooled", layer=0))
+    for kind, lines in (("fixed", fixed), ("refit", refit)):
+        own = turned.sel(kind=kind, direction="pooled", layer=0)
+        np.testing.assert_array_equal([lines[0].y, lines[0].high], [own["mean_auc"], own["mean_auc_high"]])
     with pytest.raises(InputError, match="no direction of 'c'"):
         figures.directions(turned, fitted="c")
     linked = white.behaviour(data, draws=30).data
-    drawn = figures.behaviour(linked, layer=1)
-    points = [x for x in drawn.data if x.name in ("a", "b")]
+    left, right = figures.behaviour(linked, layer=1).plot.panels
+    nulls, *points = left.of(Points)
+    assert [own.name for own in points] == ["a", "b"]
     for own in points:
-        np.testing.assert_allclose(own.x, linked["said"].sel(topic=own.name))
-        np.testing.assert_allclose(own.y, linked["projected"].sel(topic=own.name, layer=1))
+        np.testing.assert_array_equal(own.x, linked["said"].sel(topic=own.name))
+        np.testing.assert_array_equal(own.y, linked["projected"].sel(topic=own.name, layer=1))
+    low = linked["projected_null_low"].sel(layer=1).min("null").transpose(*linked["said"].dims)
+    np.testing.assert_array_equal([nulls.x, nulls.y_low], [linked["said"].values.ravel(), low.values.ravel()])
+    (own,) = right.of(Points)
+    np.testing.assert_array_equal(own.y, linked["r"])
+    assert list(own.filled) == list(linked["r_battery_p"].values <= 0.05 + 1e-12)
     with pytest.raises(InputError, match="no layer 9"):
         figures.behaviour(linked, layer=9)
     moved = white.weights({0: changed(nothing), 1: changed(nothing, 1), 2: changed(nothing, 2)}).data
-    np.testing.assert_allclose(figures.weights(moved).data[0].z, moved["change"].T)
-    figures.weights(moved, value="cosine")
+    (cells,) = figures.weights(moved).plot.panels[0].marks
+    np.testing.assert_array_equal(cells.values, moved["change"].T)
+    (cells,) = figures.weights(moved, value="cosine").plot.panels[0].marks
+    assert cells.ends == (-1, 1) and "the first checkpoint has no update" in cells.hover[0][0]
     with pytest.raises(InputError, match="not in the table"):
         figures.weights(moved, value="size")
 
