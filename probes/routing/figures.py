@@ -141,7 +141,7 @@ def overlap(table: xr.Dataset, block: int | None = None, measure: str = "jaccard
     pairs = np.triu_indices(own.sizes["label"], 1)
     names = [f"{a}-{b}" for a, b in combinations(own["label"].values, 2)]
     points = Points(own[measure].values[pairs], own["jsd"].values[pairs], names=names, size=7)
-    across, up = (Axis(title(own[name]), range=(0, None)) for name in (measure, "jsd"))
+    across, up = (Axis(title(own[name], short=True), range=(0, None)) for name in (measure, "jsd"))
     what = f"block {own['block'].item()}: r = {own['pearson'].item():.2f}, Mantel p = {own['mantel_p'].item():.3g}"
     return Plot([Panel([points], across, up)], heading(Source(table), what), shows=["pearson"])
 
