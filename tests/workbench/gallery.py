@@ -351,15 +351,20 @@ def readings() -> dict[str, Reading]:
     }  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def gallery() -> dict[str, Figure]:
-    """Every chart that is registered, and every figure function of the probes."""
+def lens_figures() -> dict[str, Figure]:
     own = lens()
     return {
         "heatmap": own.figure("heatmap", prompt=1), "entropy of the lens": own.figure("heatmap", value="entropy"),
         "rank": own.figure("heatmap", value="target_rank"), "trajectory": own.figure("trajectory"),
         "curves": own.figure("curves"), "cosine": near().figure(), "attribution": attributed().figure(),
-        "leap": latent().figure("leap"), "floors": latent().figure("floors"),
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def gallery() -> dict[str, Figure]:
+    """Every chart that is registered, and every figure function of the probes."""
+    return {
+        **lens_figures(), "leap": latent().figure("leap"), "floors": latent().figure("floors"),
         "floors of embeddings": near().figure("floors"), "rates": senses().figure("rates"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),

@@ -236,6 +236,7 @@ class Sheet:
     """Figures on paper; what `paper().grid()` gives."""
 
     figure: PaperFigure
+    panels: list[Any]
     plots: list[Plot]
     letters: list[str]
     numbered: list[bool]
@@ -254,7 +255,7 @@ class Sheet:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
         from workbench.figures.caption import captions
 
-        return captions(self.plots, self.letters, of, date, self.numbered)
+        return captions(self.panels, self.letters, of, date, self.numbered)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
         from workbench.figures.figure import bundled
@@ -295,7 +296,7 @@ def draw_into(plot: Plot, axes: Any) -> Any:
         host.bars(dict(zip(map(id, plot.panels), given, strict=True)))
         if host.entries:
             ax = given[0]
-            ax.legend(*_handles(host.entries), loc="best")
+            ax.legend(list(host.entries.values()), list(host.entries), loc="best")
     return axes
 
 
@@ -358,14 +359,12 @@ def _sheet(
         heads = [text for text, shown in ((own[0].title, title), (own[0].note, len(places) == 1)) if shown and text]
         room = wide * 72 / page.points - 1
         head = [line for text in heads for line in broken(glyphs.drawn(tokens.legible(text)), room)]
-        liked = _heights(places, len(rows[0]), len(rows), wide, page.points)
-        height = tall or float(np.clip(sum(liked) + 1.6 * len(head) * page.points / 72, 0.9, PAGE))
-        if height < 0.5 * len(rows):
-            raise InputError(f"{height:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
-        figure = PaperFigure(figsize=(wide, height), layout="constrained")
+        if tall is not None and tall < 0.5 * len(rows):
+            raise InputError(f"{tall:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
+        figure = PaperFigure(figsize=(wide, tall or PAGE), layout="constrained")
         figure.drawn_with = page.points, everything, page.family
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
-        grid = figure.add_gridspec(len(rows), len(rows[0]), height_ratios=liked)
+        grid = figure.add_gridspec(len(rows), len(rows[0]))
         hosts, axes = [], []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
             host = _Host(figure, plot, page.points, norms)
@@ -383,26 +382,31 @@ def _sheet(
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
             image = ScalarMappable(Normalize(low, high), _map(scale))
-            _bar(figure, image, coloured, bar, None, page.points)
+            hosts[0].titled.append((_bar(figure, image, coloured, None), bar, None))
         else:
             for host in hosts:
                 host.bars(host.axes)
         if head:
             figure.suptitle("\n".join(head), x=0.01, ha="left")
-        for _ in range(2):  # names take room, which decides which names fit
-            figure.draw_without_rendering()
+        for turn in range(5):  # names take room, which decides which names fit and how high rows are
+            figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
             for host in hosts:
                 for panel in host.plot.panels:
                     ax = host.axes[id(panel)]
                     host.fit(panel, ax, *_points(ax))
                 host.move_legend()
+                for bar in host.titled:
+                    _fit_bar(*bar, page.points)
+            if tall is None and turn in (2, 3):
+                _grow(figure, grid, [place[1] for place in places], hosts)
         figure.draw_without_rendering()
         for host in hosts:
             for panel in host.plot.panels:
                 host.texts(panel, host.axes[id(panel)])
                 host.names(panel, host.axes[id(panel)])
             host.say_lost()
-    return Sheet(figure, own, names, [host.numbered for host in hosts])
+    panels = [rows[r][c] for _, r, c, _ in places]
+    return Sheet(figure, panels, own, names, [host.numbered for host in hosts])
 
 
 def _points(ax: Any) -> tuple[float, float]:
@@ -443,65 +447,31 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
     return [str(x) for x in letters]
 
 
-def _wrapped(plot: Plot, wide: float) -> list[list[Panel]]:
-    """Rows of panels: on a narrow page (inches) no more side by side than can be read."""
-    if plot.columns is None:
-        return plot.rows()
-    columns = max(1, min(plot.columns, int(wide / (0.95 if "y" in plot.shared else 1.3))))
-    return [list(plot.panels[i : i + columns]) for i in range(0, len(plot.panels), columns)]
+def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> None:
+    """Make the rows of a grid as high as their panels like to be; ``at``: the row of each host."""
+    wide, tall = figure.get_size_inches() * 72
+    lack, held = np.full(grid.nrows, -np.inf), np.zeros(grid.nrows)
+    for r, host in zip(at, hosts, strict=True):
+        spots = {id(panel): host.axes[id(panel)].get_position(original=True) for panel in host.plot.panels}
+        lack[r] = max(lack[r], sum(
+            max(_liked(panel, host, spots[id(panel)].width * wide) - spots[id(panel)].height * tall for panel in row)
+            for row in host.rows))  # fmt: skip
+        held[r] = max(held[r], (max(s.y1 for s in spots.values()) - min(s.y0 for s in spots.values())) * tall)
+    lack[np.isinf(lack)] = 0  # a row without a figure
+    grid.set_height_ratios(np.maximum(held + lack, 1).tolist())
+    figure.set_figheight(min(PAGE, (tall + lack.sum()) / 72))
 
 
-def _one_height(plot: Plot, wide: float, points: float) -> float:
-    """Inches that a plot likes to be high, so many inches wide."""
-    em = points / 72
-    total = 0.0
-    rows = _wrapped(plot, wide)
-    side = max(1.0, wide - 0.55 * bool(plot.bars()))
-    for r, row in enumerate(rows):
-        each = side / len(row) - 0.45 * ("y" not in plot.shared or len(row) == 1)
-        labelled = "x" not in plot.shared or r == len(rows) - 1
-        tall = 0.0
-        for panel in row:
-            liked = plots.room(panel)
-            if tables := panel.of(plots.Table):
-                tall = max(tall, sum(h for _, h in _lines(tables[0], wide * 72, points - 1)) * (points - 1) / 72 + 0.05)
-                continue
-            rigid = panel.of(Cells) or (isinstance(panel.y, Axis) and panel.y.names is not None and panel.y.ticks is None)
-            own = liked[1] * em * (1 if panel.of(Cells) else 0.9) if rigid else min(each * liked[1] / liked[0], liked[1] * em)
-            turned = 5.5 * em * (_turned(panel, each * 72, points) and labelled)
-            tall = max(tall, own + turned + (3.4 if labelled else 0.8) * em + 1.6 * em * bool(panel.title))
-        total += tall
-    return total
-
-
-def _turned(panel: Panel, wide: float, points: float) -> bool:
-    axis = panel.x
-    assert isinstance(axis, Axis)
-    if axis.names is None or axis.ticks is not None:
-        return False
-    return plots.names_across(axis, wide / max(1, len(axis.names)), points - 1, SMALLEST).turned
-
-
-def _heights(places: Sequence[Any], columns: int, rows: int, wide: float, points: float) -> list[float]:
-    """Inches that each row likes to be high."""
-    each, found = wide / columns, [0.6] * rows
-    for plot, r, _, span in places:
-        legend = 0.0
-        if names := _legend_names(plot):
-            legend = _legend_rows(names, each * span * 72, points) * 1.5 * points / 72
-        found[r] = max(found[r], _one_height(plot, each * span, points) + legend + 0.18 * (len(places) > 1))
-    return found
-
-
-def _legend_names(plot: Plot) -> list[str]:
-    names: list[str] = []
-    for panel in plot.panels:
-        for mark in panel.marks:
-            own = getattr(mark, "names", ()) if isinstance(mark, plots.Areas) else [getattr(mark, "name", "")]
-            own = list(mark.special) if isinstance(mark, Graph) else own
-            if not isinstance(mark, plots.Rule) and getattr(mark, "legend", True):
-                names += [n for n in own if n]
-    return list(dict.fromkeys(names))
+def _liked(panel: Panel, host: _Host, wide: float) -> float:
+    """Points that a panel likes to be high, so many points wide."""
+    x, y = plots.room(panel)
+    assert isinstance(panel.y, Axis)
+    if tables := panel.of(plots.Table):
+        size = host.points - 1
+        return sum(high for _, high in _lines(tables[0], host.wide, size)) * size
+    if panel.of(Cells) or panel.of(plots.Flow) or (panel.y.names is not None and panel.y.ticks is None):
+        return max(6, y) * host.points
+    return max(8 * host.points, min(wide * y / min(x, 48), y * host.points))
 
 
 def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
@@ -509,18 +479,16 @@ def _legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     size = points - 1
     for n in range(len(names), 0, -1):
         # matplotlib fills columns downwards, the first ones higher by one, and each is as wide as its widest name.
-        columns = np.array_split(np.array([size * (width(t) + 3.7) for t in names]), n)
+        columns = np.array_split([size * (max(map(width, t.split("\n"))) + 3.7) for t in names], n)
         if sum(own.max() for own in columns) <= wide:
             return n
     return 1
 
 
-def _legend_rows(names: Sequence[str], wide: float, points: float) -> int:
-    return -(-len(names) // _legend_columns(names, wide, points))
-
-
-def _handles(entries: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    return list(entries.values()), list(entries)
+def _legend(into: Any, entries: dict[str, Any], wide: float, points: float, **place: Any) -> Any:
+    """A legend of at most so many points: in as many columns as fit, too long names in several lines."""
+    names = ["\n".join(broken(name, wide / (points - 1) - 3.7)) for name in entries]
+    return into.legend(list(entries.values()), names, ncols=_legend_columns(names, wide, points), **place)
 
 
 def _one_legend(figure: Any, hosts: Sequence[_Host], wide: float) -> None:
@@ -536,8 +504,7 @@ def _one_legend(figure: Any, hosts: Sequence[_Host], wide: float) -> None:
                 )
             found.setdefault(name, handle)
     if found:
-        columns = _legend_columns(list(found), wide * 72, hosts[0].points)
-        figure.legend(*_handles(found), loc="outside upper left", ncols=columns)
+        _legend(figure, found, wide * 72 - 6, hosts[0].points, loc="outside upper left")
 
 
 def _look(handle: Any) -> dict[str, str]:
@@ -573,17 +540,24 @@ def _map(scale: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list(scale, stops(scale), 256)
 
 
-def _bar(figure: Any, image: Any, axes: Any, title: str, ticks: Any, points: float) -> None:
+def _bar(figure: Any, image: Any, axes: Any, ticks: Any) -> Any:
     bar = figure.colorbar(image, ax=axes, aspect=24, pad=0.015, fraction=0.06)
     bar.outline.set_visible(False)
-    first = axes[0] if isinstance(axes, list) else axes
-    room = max(8.0, first.get_position().height * first.figure.get_figure(root=True).get_figheight() * 72 / points)
-    bar.set_label("\n".join(broken(glyphs.drawn(title), room)))
+    bar.solids.set(rasterized=False, edgecolor="face")
     bar.ax.tick_params(width=0.6, length=2)
     if ticks is not None:
         bar.set_ticks(list(ticks[0]), labels=list(ticks[1]))
-    else:
-        bar.locator = MaxNLocator(5)
+    elif bar.vmax - bar.vmin < 2e-6:  # of one value
+        bar.set_ticks([bar.vmin], labels=[f"{bar.vmin:.3g}"])
+    return bar
+
+
+def _fit_bar(bar: Any, title: str, ticks: Any, points: float) -> None:
+    """Its title no longer than it is, and no more ticks than stand apart."""
+    tall = _points(bar.ax)[1]
+    bar.set_label("\n".join(broken(glyphs.drawn(title), max(6, tall / points))))
+    if ticks is None and bar.vmax - bar.vmin >= 2e-6:
+        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)))
         bar.update_ticks()
 
 
@@ -602,14 +576,19 @@ class _Host:
         self.lost: str = ""
         self.head: Any = None
         self.alone, self.wide = True, 0.0
+        self.rows: list[list[Panel]] = []
+        self.titled: list[tuple[Any, str, Any]] = []
         self.above: Any = None
         self.kept: Any = None
 
     def build(self, spot: Any, alone: bool) -> None:
         """Axes for all panels in a part of the figure's grid, and what is in them; ``alone``: it is the whole grid."""
-        columns = len(spot.colspan) / spot.get_gridspec().ncols
-        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * columns
-        rows = _wrapped(self.plot, self.wide / 72)
+        share = len(spot.colspan) / spot.get_gridspec().ncols
+        self.alone, self.wide = alone, self.into.get_figwidth() * 72 * share
+        # On a narrow page no more side by side than can be read.
+        most = max(1, int(self.wide / (68 if "y" in self.plot.shared else 94)))
+        panels, columns = list(self.plot.panels), min(most, self.plot.columns or len(self.plot.panels))
+        self.rows = rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
         weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
         # A single panel stands in the figure's own grid, in line with the others.
         grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
@@ -643,14 +622,13 @@ class _Host:
         """Above the panels (or below them), in as many columns as fit."""
         if not self.entries:
             return
-        handles, names = _handles(self.entries)
-        columns = _legend_columns(names, self.wide - 6, self.points)
         if self.alone:
-            self.into.legend(handles, names, loc=f"outside {'lower' if below else 'upper'} left", ncols=columns)
+            where = f"outside {'lower' if below else 'upper'} left"
+            _legend(self.into, self.entries, self.wide - 6, self.points, loc=where)
             return
         # Of one plot among several: it may be wider than the panel that it stands above, so that its height alone counts.
         ax = next(iter(self.axes.values()))
-        self.above = ax.legend(handles, names, loc="lower left", ncols=columns)
+        self.above = _legend(ax, self.entries, self.wide - 6, self.points, loc="lower left")
         self.above.set_in_layout(False)
         self.kept = Rectangle((0, 1), 0.01, 0, transform=ax.transAxes, clip_on=False, fc="none", ec="none")
         ax.add_patch(self.kept)
@@ -663,7 +641,8 @@ class _Host:
         own = ax.get_window_extent()
         labels = [t for t in (ax.yaxis.label, *ax.get_yticklabels()) if t.get_text()]
         left = min([own.x0, *(t.get_window_extent().x0 for t in labels)])
-        title = 1.4 * self.points * ax.figure.dpi / 72 * bool(ax.get_title(loc="left"))
+        lines = ax.get_title(loc="left").split("\n")
+        title = (0.2 + 1.2 * len(lines)) * self.points * ax.figure.dpi / 72 * bool(lines[0])
         self.above.set_bbox_to_anchor(((left - own.x0) / own.width, 1 + title / own.height), ax.transAxes)
         self.kept.set_height((title + self.above.get_window_extent().height + 2) / own.height)
 
@@ -673,7 +652,8 @@ class _Host:
         for image, mark, own in self.images.values():
             if self.norms is None and mark.bar:
                 beside = every if len(own) > 1 and len(own) == len(every) else own if len(own) > 1 else own[0]
-                _bar(self.into, image, beside, mark.bar, getattr(mark, "ticks", None), self.points)
+                ticks = getattr(mark, "ticks", None)
+                self.titled.append((_bar(self.into, image, beside, ticks), mark.bar, ticks))
 
     def say_lost(self) -> None:
         if self.lost:
@@ -686,7 +666,8 @@ class _Host:
         for mark in panel.marks:
             getattr(self, f"_{type(mark).__name__.lower()}")(mark, panel, ax)
         if panel.title:
-            ax.set_title(glyphs.drawn(tokens.legible(panel.title)), loc="left")
+            # The layout makes room for the first half of a title: it has to be short before its width is known.
+            ax.set_title("\n".join(broken(glyphs.drawn(tokens.legible(panel.title)), 8)), loc="left")
         if any(isinstance(m, plots.Flow | plots.Table | Graph) for m in panel.marks):
             ax.set_axis_off()
             return
@@ -702,6 +683,7 @@ class _Host:
         if axis.scale == "log":
             getattr(ax, f"set_{which}scale")("log")
             own.set_minor_locator(NullLocator())
+            own.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own are formulas
         elif axis.scale == "whole":
             own.set_major_locator(MaxNLocator(6, integer=True))
         set_limits = getattr(ax, f"set_{which}lim")
@@ -729,11 +711,12 @@ class _Host:
             label = getattr(ax, f"get_{which}label")()
             if label:
                 text = " ".join(label.split("\n"))
-                lines = broken(text, max(6, 1.12 * along / self.points))
+                lines = broken(text, max(6, along / self.points))
                 getattr(ax, f"set_{which}label")("\n".join(lines))
             if ax.get_title(loc="left") and which == "x" and panel.title:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
-                ax.set_title("\n".join(broken(glyphs.drawn(letter + tokens.legible(panel.title)), along / self.points)), loc="left")
+                text = glyphs.drawn(letter + tokens.legible(panel.title))
+                ax.set_title("\n".join(broken(text, max(6, along / self.points))), loc="left")
             if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
                 if axis.ticks is not None and which == "x":
                     self._thin(axis, ax, wide)
