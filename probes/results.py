@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -12,11 +11,9 @@ from workbench.reading import Reading
 from workbench.variables import about
 
 if TYPE_CHECKING:
-    from workbench.figures import Figure
     from workbench.inputs import Prompt
     from workbench.model import Model
 
-P = ParamSpec("P")
 ENDINGS = {
     "low": ("low", "{}, lower end of the interval"), "high": ("high", "{}, upper end of the interval"),
     "null": ("null", "{}, where there is nothing to find"), "chance": ("chance", "{}, by chance"),
@@ -57,18 +54,6 @@ def family(name: str, own: dict[str, Any], *endings: str, **others: tuple[str, s
             "" if value else name,
         )
     return found
-
-
-def drawn(
-    chart: Callable[Concatenate[xr.Dataset, P], Figure],
-) -> Callable[Concatenate[Reading | xr.Dataset, P], Figure]:
-    """A function that draws a dataset, as users call it: with the reading itself; the figure knows what it is of."""
-
-    @wraps(chart)
-    def draw(table: Reading | xr.Dataset, *args: P.args, **options: P.kwargs) -> Figure:
-        return chart(table.data if isinstance(table, Reading) else table, *args, **options).describe(table)
-
-    return draw
 
 
 def ran(model: Model, prompts: Sequence[Prompt]) -> Reading:

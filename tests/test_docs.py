@@ -34,8 +34,8 @@ DOCS = ROOT / "docs"
 # ---------------------------------------------------------------- code
 
 WITH_CODE = [
-    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/instrument.md",
-    "testing.md",
+    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/chart.md",
+    "add/instrument.md", "testing.md",
 ]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -118,6 +118,13 @@ def test_the_page_of_testing_has_all_checks():
     assert dict(rows) == CHECKS
 
 
+def test_the_page_of_charts_names_every_mark():
+    from workbench.figures.plot import Mark
+
+    text = (DOCS / "add/chart.md").read_text("utf-8")
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == {kind.__name__ for kind in Mark.__subclasses__()}
+
+
 def test_all_pages_with_code_are_run():
     found = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md") if "```python" in p.read_text("utf-8")}
     assert found == set(WITH_CODE)
@@ -152,7 +159,8 @@ def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for group, own in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
     reading = workbench.read("organism:story", "Mara lives in", page.names["TurnLens"](), progress=False)
-    assert len(reading.figure().data) == 2  # by its attribute, through the entry point
+    lines = reading.figure().plot.panels[0].marks  # by its attribute, through the entry point
+    assert [line.name for line in lines] == ["own position", "another position (null)"]
     html = reading.to_html("turn.html", kind="turn").read_text()
     assert '"view":"TurnExplorer"' in html and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
     command = ["-m", "workbench.cli", "read", "organism:story", "Mara lives in", "--lens", "turn", "--out", "out"]

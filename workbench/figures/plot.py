@@ -51,13 +51,17 @@ class Axis:
     """
 
     label: str = ""
-    names: Sequence[str] | None = None
+    names: Any = None
     places: Sequence[int] | None = None
-    ticks: Sequence[float] | None = None
+    ticks: Any = None
     range: tuple[float | None, float | None] | None = None
     scale: str = "linear"
     reversed: bool = False
     shown: bool = True
+
+    def __post_init__(self) -> None:
+        self.names = None if self.names is None else [str(name) for name in np.asarray(self.names, object)]
+        self.ticks = None if self.ticks is None else np.asarray(self.ticks, float).tolist()
 
 
 def whole(label: str, values: Sequence[int] | np.ndarray) -> Axis:

@@ -168,7 +168,11 @@ class _Screen:
             given["type"] = "log"
         if axis.range is not None and axis.names is None or axis.ticks is not None and axis.range is not None:
             ends = [None if e is None else float(np.log10(e)) if axis.scale == "log" else e for e in axis.range]
-            given |= {"range": ends[::-1] if axis.reversed else ends}
+            if None in ends:  # plotly forgets a range with one open end where axes make room for their labels
+                given["autorangeoptions"] = dict(zip(("minallowed", "maxallowed"), ends, strict=True))
+                given |= {"autorange": "reversed"} if axis.reversed else {}
+            else:
+                given["range"] = ends[::-1] if axis.reversed else ends
         elif axis.reversed and axis.names is None:
             given["autorange"] = "reversed"
         if not axis.shown or panel.of(Graph) or panel.of(plots.Picture):
@@ -254,7 +258,8 @@ class _Screen:
         hover = mark.hover if mark.hover is not None else _said(mark, panel, x, y, mark.y_low, mark.y_high)
         line = {"width": [0 if f else 1.5 for f in solid], "color": shades}
         self._add(go.Scatter(
-            x=x, y=y, mode="markers", marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line, "opacity": 1},
+            x=x, y=y, mode="markers",
+            marker={"size": size.tolist(), "symbol": looks, "color": shades, "line": line, "opacity": 1},
             cliponaxis=False, **self._entry(mark), **errors, **_hover(hover),
         ))  # fmt: skip
 

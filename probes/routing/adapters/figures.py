@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.results import drawn
-from workbench import tokens
+from probes.routing.figures import chosen
 from workbench.errors import InputError
-from workbench.figures import theme
-from workbench.figures.charts import Chart
-from workbench.figures.figure import Figure
-from workbench.figures.source import short_name
+from workbench.figures import Axis, Cells, Chart, Panel, Plot, drawn
+from workbench.figures.charts import heading
+from workbench.figures.source import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
 @drawn
-def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str = "weight") -> Figure:
+def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str = "weight") -> Plot:
     """Mean weight of every adapter: labels x adapters (mean of projections), or projections x adapters of one label.
 
     by     "label" or "projection"; the latter for ``label`` (default the first)
@@ -28,39 +26,17 @@ def adapters(table: xr.Dataset, by: str = "label", label: Any = None, value: str
     """
     if by not in ("label", "projection") or value not in ("weight", "chosen"):
         raise InputError(f"by={by!r}, value={value!r}: by is 'label' or 'projection', value 'weight' or 'chosen'.")
-    labels, names = ([str(x) for x in table[n].values] for n in ("label", "adapter"))
-    if label is not None and str(label) not in labels:
-        raise InputError(f"There is no label {label!r}; there are {', '.join(labels)}.")
-    i = labels.index(str(label)) if label is not None else 0
-    name = value if by == "projection" else f"mean_{value}"
-    shown, low, high = (table[name + x].values for x in ("", "_low", "_high"))
-    if by == "projection":
-        rows, (shown, low, high) = [str(x) for x in table["projection"].values], (x[i] for x in (shown, low, high))
-    else:
-        rows = labels
-    chance = 1 / len(names)
-    marks = np.where((low <= chance) & (chance <= high), "·", "").astype(object)
+    (own, whose), one = chosen(table, label), by == "projection"
+    shown, name = (own, value) if one else (table, f"mean_{value}")
+    values, low, high = (shown[name + end].values for end in ("", "_low", "_high"))
+    chance, ringed = 1 / values.shape[1], np.zeros(values.shape, bool)
     if "oracle_adapter" in table:
-        own = table["oracle_adapter"].values
-        at = (np.arange(len(rows)), own) if by == "label" else (np.arange(len(rows)), np.full(len(rows), own[i]))
-        marks[at] = "○" + marks[at]
+        ringed[np.arange(len(values)), shown["oracle_adapter"].values] = True
     what = {"weight": "mean weight", "chosen": "share of tokens"}[value]
-    one = f" (label {i + 1} of {len(labels)})" if len(labels) > 1 else ""
-    whose = f"{labels[i]}{one}: {what}" if by == "projection" else what
-    theme.register()
-    figure = Figure()
-    title = f"{short_name(str(table.attrs.get('model', '')))} · {whose} of adapters (dot: as by chance)"
-    figure.update_layout(template="workbench", title_text=tokens.plotly(title))
-    figure.add_heatmap(
-        z=shown, x=tokens.labels(names), y=tokens.labels(rows), colorscale=theme.stops("sequential"),
-        zmin=0, colorbar={"title": {"text": what}}, text=marks, texttemplate="%{text}",
-        hovertemplate="%{y}, %{x}: %{z:.1%}<extra></extra>",
-    )  # fmt: skip
-    figure.update_xaxes(title_text="adapter", type="category")
-    figure.update_yaxes(title_text=by, type="category", autorange="reversed")
-    width, height = 260 + 48 * len(names), 150 + (18 if by == "projection" else 30) * len(rows)
-    figure.update_layout(width=float(np.clip(width, 480, 1400)), height=float(np.clip(height, 260, 1200)))
-    return figure
+    cells = Cells(values, low=0, bar=what, dotted=(low <= chance) & (chance <= high), ringed=ringed)
+    said = f"{whose}: " * one + f"{what} of adapters (dot: as by chance)"
+    across, down = Axis("adapter", names=table["adapter"]), Axis(by, names=table[by], reversed=True)
+    return Plot([Panel([cells], across, down)], heading(Source(table), said), shows=[name])
 
 
 ADAPTERS = Chart(

@@ -34,7 +34,7 @@ ENDS = ("low", "high")
 VARIABLES = {
     **family("given", about("share of an expert's tokens that the other serves, too"), *ENDS, "null"),
     "expected": about("share of an expert's tokens that the other serves, by loads", "", "", "chance", "given"),
-    "lift": about("co-activation over what the loads give", "bits"),
+    "lift": about("co-activation over what the loads give", "bits", short_name="lift"),
     "pmi": about("co-activation over the other's load", "bits"),
     "phi": about("correlation of both experts' being there"),
     "count": about("tokens", "tokens", role="count", of="follows"),

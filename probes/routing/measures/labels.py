@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 ENDS = ("low", "high")
 JSD = "Jensen-Shannon divergence"
 VARIABLES = {
-    **family("jsd", about(JSD, "nats", "high"), *ENDS, "corrected", "null", "excess", "p", "q"),
+    **family("jsd", about(JSD, "nats", "high", short_name="JSD"), *ENDS, "corrected", "null", "excess", "p", "q"),
     "jsd_floor": about(f"{JSD}, of halves of one label's documents", "nats", "high", "floor", "jsd"),
     **family(
-        "mean_jsd", about(f"mean {JSD} between labels", "nats", "high"), *ENDS, "corrected", "null", "p",
+        "mean_jsd", about(f"mean {JSD} between labels", "nats", "high", short_name="JSD"),
+        *ENDS, "corrected", "null", "p",
         floor=("floor", "{}, of halves of one label's documents"),
     ),
     **family(
@@ -47,7 +48,8 @@ VARIABLES = {
     **family("exclusive", about("experts of one label alone", "experts", "high"), *ENDS, "null", "p"),
     **family("universal", about("experts of all labels", "experts", "low"), *ENDS, "null", "p"),
     **family(
-        "divergence", about(f"{JSD} of translations over their mean entropy", better="low"),
+        "divergence",
+        about(f"{JSD} of translations over their mean entropy", better="low", short_name="JSD / mean entropy"),
         *ENDS, "null", "excess", "p",
     ),
     "pairs": about("translations compared", role="count", of="divergence"),

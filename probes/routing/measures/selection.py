@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 VARIABLES = {
-    **family("gap", about("activation gap, highest less second share", better="high"), "p"),
+    **family(
+        "gap",
+        about("activation gap, highest less second share", better="high", short_name="activation gap"),
+        "p",
+    ),
     "threshold": about("activation gap from which on the expert is selected", "", "high", "floor", "gap"),
     "owner": about("label with the highest share", role="label", of="gap"),
     "selected": about("experts selected for the label", role="mask"),

@@ -37,7 +37,7 @@ VARIABLES = {
     "jaccard": about("Jaccard index of both vocabularies"),
     "contained": about("shared types over the smaller vocabulary"),
     "weighted": about("shared frequency of both vocabularies"),
-    "jsd": about("Jensen-Shannon divergence", "nats"),
+    "jsd": about("Jensen-Shannon divergence", "nats", short_name="JSD"),
     **family(
         "pearson", about("correlation of divergence and shared vocabulary", better="low"), *ENDS,
     ),

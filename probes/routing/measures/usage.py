@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TWO, THREE = ("label", "block"), ("label", "block", "expert")
 ENDS = ("low", "high")
 VARIABLES = {
-    **family("share", about("share of slots"), *ENDS),
+    **family("share", about("share of slots", short_name="share"), *ENDS),
     **family("weight_share", about("share of the weights applied"), *ENDS),
     **family("probability_share", about("share of the gate's probability"), *ENDS),
     "band_low": about("share of slots by chance, lower end", role="null", of="share"),
@@ -48,7 +48,7 @@ GATE_VARIABLES = {
     **family(
         "document_information", about("information between document and expert", "nats", "high"), *ENDS, "corrected"
     ),
-    "histogram": about("share of tokens by entropy of the gate"),
+    "histogram": about("share of tokens by entropy of the gate", short_name="tokens"),
 }
 BALANCE_VARIABLES = {
     **family("aux_loss", about("load-balancing loss", better="low"), *ENDS, "corrected", "null"),

@@ -403,13 +403,18 @@ def test_wrong_arguments(planted):
 def test_the_figure_and_the_file(planted, tmp_path):
     ids, labels = documents(9)
     reading = adapter_routing(planted, ids, labels, oracle=ORACLE, trace=True, progress=False)
-    drawn = figure(usage(reading))
-    cells = drawn.data[0]
-    assert list(cells.x) == ["task_0", "task_1", "task_2"] and list(cells.y) == LABELS
-    np.testing.assert_allclose(cells.z, reading.data["weight"].mean("projection").values, atol=1e-5)
-    assert [str(cells.text[i][i]) for i in range(TASKS)] == ["○"] * TASKS
-    cells = reading.figure(by="projection", label="L1", value="chosen").data[0]
-    assert list(cells.y) == reading.data["projection"].values.tolist()
+    table = usage(reading)
+    (panel,) = figure(table).plot.panels
+    assert panel.x.names == ["task_0", "task_1", "task_2"] and panel.y.names == LABELS
+    (cells,) = panel.marks
+    np.testing.assert_array_equal(cells.values, table["mean_weight"])
+    np.testing.assert_allclose(cells.values, reading.data["weight"].mean("projection").values, atol=1e-5)
+    np.testing.assert_array_equal(cells.ringed, np.eye(TASKS, dtype=bool))
+    as_by_chance = (table["mean_weight_low"] <= 1 / TASKS) & (table["mean_weight_high"] >= 1 / TASKS)
+    np.testing.assert_array_equal(cells.dotted, as_by_chance)
+    (panel,) = reading.figure(by="projection", label="L1", value="chosen").plot.panels
+    assert panel.y.names == reading.data["projection"].values.tolist()
+    np.testing.assert_array_equal(panel.marks[0].values, table["chosen"].sel(label="L1"))
     with pytest.raises(InputError, match="no label 'L7'"):
         figure(usage(reading, draws=2), label="L7")
     again = workbench.open(reading.save(tmp_path / "adapters.nc"))

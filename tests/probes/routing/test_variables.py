@@ -9,7 +9,7 @@ import zoo
 
 import workbench
 from probes.routing import RoutingTracer, adapters, contributions, effect, effects, functional, measures, regret, shared
-from workbench.figures import Figure
+from workbench.figures.caption import about
 from workbench.organisms.polyglot import twins
 from workbench.variables import lacking
 
@@ -69,7 +69,7 @@ def check(reading, sources, tmp_path):
     *before, last = reading.provenance
     assert last["step"].rpartition(".")[2] == reading.data.attrs["measure"] and len(last["of"]) == sources
     assert reading.provenance["model"]["name"] == reading.data.attrs["model"] and "prompts" in before[0]
-    assert r"\texttt" in Figure().caption(reading)
+    assert about(reading)["model"] == reading.data.attrs["model"]
     again = workbench.open(reading.save(tmp_path / "result.nc"))
     xr.testing.assert_equal(again.data, reading.data)
     assert lacking(again.data) == []
@@ -95,9 +95,7 @@ def test_measures_of_several_sources_keep_them_all(found, model, tmp_path):
     assert figure is not None
     parallel = measures.parallel(found, [i // 4 for i in range(24)], **DRAWS)
     figure = check(parallel, 1, tmp_path)
-    np.testing.assert_array_equal(
-        [line for line in figure.data if line.name == "L0-L1"][0].y, parallel["divergence"].values[0, 1]
-    )
+    np.testing.assert_array_equal(figure.plot.panels[0].marks[0].y, parallel["divergence"].values[0, 1])
     check(measures.reordering(found, model, **DRAWS), 1, tmp_path)
     check(measures.geometry(model, draws=5), 0, tmp_path)
     check(measures.router_drift({0: twins.null(), 1: model}), 0, tmp_path)
@@ -117,31 +115,31 @@ def test_the_figure_of_a_trace_is_that_of_the_table(found, chart, measure, optio
     for settings in ({}, {"draws": 30, "level": 0.8, "seed": 3}):
         table = getattr(measures, measure)(found, **settings)
         at_once, of_table = found.figure(chart, **options, **settings), table.figure(chart, **options)
-        assert at_once.to_plotly_json()["data"][0].keys() == of_table.to_plotly_json()["data"][0].keys()
         for figure in (at_once, of_table):
-            z, own = np.array(figure.data[0].z, float), shown(table).values
-            there = np.isfinite(z) & np.isfinite(own)
+            values, own = figure.plot.panels[0].marks[0].values, shown(table).values
+            there = np.isfinite(values) & np.isfinite(own)
             assert there.any()
-            np.testing.assert_array_equal(z[there], own[there])
-        assert str(at_once.layout.title.text) == str(of_table.layout.title.text)
+            np.testing.assert_array_equal(values[there], own[there])
+        assert at_once.plot.title == of_table.plot.title
 
 
 def test_bands_and_lines_are_the_measures_own(found):
     table = measures.divergence(found)
-    figure = found.figure("layers")
-    lines = {line.name: np.array(line.y) for line in figure.data if line.name}
+    lines = {line.name: line for line in found.figure("layers").plot.panels[0].marks}
     for name, ending in (
         ("labels, less bias", "_corrected"), ("labels, as counted", ""), ("halves of one label", "_floor"),
         ("labels shuffled among documents", "_null"),
     ):  # fmt: skip
-        np.testing.assert_array_equal(lines[name], table[f"mean_jsd{ending}"])
-    band = np.array(next(x for x in figure.data if x.fill == "toself").y)
-    np.testing.assert_array_equal(band, np.r_[table["mean_jsd_high"].values, table["mean_jsd_low"].values[::-1]])
-    gap = found.figure("gaps", draws=50)
-    selected = measures.select(found, draws=50)
-    bars = {line.name: line for line in gap.data}["threshold"]
-    order = [int(x) for x in bars.text]
-    np.testing.assert_array_equal(np.array(bars.y), selected["threshold"].values[-1][order])
+        np.testing.assert_array_equal(lines[name].y, table[f"mean_jsd{ending}"])
+    for end in ("low", "high"):
+        np.testing.assert_array_equal(getattr(lines["labels, less bias"], end), table[f"mean_jsd_{end}"])
+    (panel,) = found.figure("gaps", draws=50).plot.panels
+    selected, order = measures.select(found, draws=50), [int(x) for x in panel.x.names]
+    np.testing.assert_array_equal(panel.marks[-1].y, selected["threshold"].values[-1][order])
+    for points in panel.marks[:-1]:
+        own = [order[x] for x in points.x]
+        np.testing.assert_array_equal(points.y, selected["gap"].values[-1][own])
+        assert set(selected["owner"].values[-1][own]) <= {points.name}
     with pytest.raises(workbench.errors.InputError, match="no option 'drawz'.*routing.divergence"):
         found.figure("divergence", drawz=3)
 
@@ -160,7 +158,8 @@ def test_what_runs_the_model_begins_with_the_model(model, texts, tmp_path):
     some = texts[0][:6]
     claims = {"a": (some, {1: [0, 1]}), "b": (some, {1: [2]})}
     figure = check(effects(model, claims, sets=2, **DRAWS), 2, tmp_path)
-    assert [line.name for line in figure.data] == ["other sets", "replaced at random", "dropped"]
+    _, *points = figure.plot.panels[0].marks
+    assert [one.name for one in points] == ["other sets", "replaced at random", "dropped"]
     for reading in (
         effect(model, some, {1: [0]}, sets=2, **DRAWS), regret(model, some, 1, routes=2, **DRAWS),
         contributions(model, some, **DRAWS), functional(model, some, clusters=5, **DRAWS),
@@ -173,7 +172,8 @@ def test_what_runs_the_model_begins_with_the_model(model, texts, tmp_path):
 def test_results_of_adapters(routed, tmp_path):
     own, given, oracle, reading = routed
     figure = check(adapters.usage(reading, **DRAWS), 1, tmp_path)
-    np.testing.assert_array_equal(figure.data[0].z, adapters.usage(reading, **DRAWS)["mean_weight"])
+    (cells,) = figure.plot.panels[0].marks
+    np.testing.assert_array_equal(cells.values, adapters.usage(reading, **DRAWS)["mean_weight"])
     for found in (adapters.oracle_rate(reading, **DRAWS), adapters.agreement(reading, **DRAWS)):
         check(found, 1, tmp_path)
     check(adapters.gram(own, **DRAWS), 0, tmp_path)
