@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import gallery
 from explored import stances
+from matplotlib.collections import QuadMesh
 from pages import load, needs_browser
 from plotly.colors import sample_colorscale
 
-from workbench.figures import chart, colours, theme
+from workbench.figures import Cells, Flow, Line, chart, colours
 from workbench.widgets import base, dispatch, explorer, packing, page
 from workbench.widgets.dispatch import views
 
@@ -34,10 +35,19 @@ def published(scale, share):
     return colour * (1 if colour.max() > 1 else 255)
 
 
-def ends(trace):
-    """The colours of a trace's lowest and highest number."""
-    found = trace if isinstance(trace, tuple | list) else trace.colorscale
-    return [published([list(stop) for stop in found], share) for share in (0, 1)]
+def drawn_as(figure, scale):
+    """A figure's cells, whose colours are the published ones on the screen and on paper, from one end to the other."""
+    (cells,) = figure.plot.panels[0].of(Cells)[:1]
+    axis = next((t.coloraxis for t in figure.data if t.type == "heatmap" and t.coloraxis), None)
+    shown = figure.layout[axis] if axis else next(t for t in figure.data if t.type == "heatmap")
+    colours_at = [list(stop) for stop in shown.colorscale]
+    mesh = figure.matplotlib(venue="icml").findobj(QuadMesh)[0]
+    for share in (0, 1):
+        same(published(colours_at, share), scale, share)
+        same(255 * np.array(mesh.get_cmap()(float(share))[:3]), scale, share)
+    low, high = (shown.cmin, shown.cmax) if axis else (shown.zmin, shown.zmax)
+    assert (low, high) == pytest.approx(cells.ends) and mesh.get_clim() == pytest.approx(cells.ends)
+    return cells
 
 
 def rgb(css):
@@ -63,7 +73,7 @@ def test_the_scales_are_the_published_ones_and_survive_colour_blindness():
         light = (own[::10] / 255) ** 2.2 @ [0.2126, 0.7152, 0.0722]
         ways = np.sign(np.diff(light)).tolist()
         assert ways == {"sequential": [1] * 10, "reversed": [-1] * 10, "diverging": [1] * 5 + [-1] * 5}[name]
-    assert theme.HUES is colours.HUES and colours.ink([[68, 1, 84], [253, 231, 37]]) == ["#FFFFFF", "#000000"]
+    assert colours.ink([[68, 1, 84], [253, 231, 37]]) == ["#FFFFFF", "#000000"]
 
 
 def readings():
@@ -86,9 +96,7 @@ def test_front_ends_carry_the_table_and_no_colours_of_their_own():
 def test_a_lens_in_its_figure_and_its_table(metric):
     data = readings()[metric]
     if metric != "contribution":  # whose figure is of bars
-        low, high = ends(chart(data, "heatmap", value=metric).data[0])
-        same(low, LENSES[metric], 0)
-        same(high, LENSES[metric], 1)
+        drawn_as(chart(data, "heatmap", value=metric), LENSES[metric])
     if metric in ("logprob", "cosine", "similarity", "contribution"):
         styles = [rgb(style) for _, style in dressed(explorer.static_html(data))]
         values = data[metric].isel(prompt=0).values if metric == "contribution" else None
@@ -137,10 +145,8 @@ def test_drift_in_its_figure_its_table_and_its_page(measure, tmp_path):
     data, _ = stances()
     scale = LIGHT_IF_LARGE if measure == "support" else RED_IF_LARGE
     if measure == "drift":
-        trace = figures.drifts(drift(data)).data[0]
-        assert trace.zmin == -trace.zmax < 0
-        same(ends(trace)[0], scale, 0)
-        same(ends(trace)[1], scale, 1)
+        low, high = drawn_as(figures.drifts(drift(data)), scale).ends
+        assert low == -high < 0
     if measure == "keyed":
         cells = dressed(dispatch.static_html(data))
         values = [float(text.rstrip("°")) for text, _ in cells]
@@ -169,10 +175,8 @@ def test_drift_in_its_figure_its_table_and_its_page(measure, tmp_path):
 def test_routing_and_belief_in_figures_tables_and_pages(tmp_path):
     routed, believed = gallery.routed(), gallery.believed()
     for reading, kind, high in ((routed, "usage", None), (believed, "belief", 1.0)):
-        trace = next(t for t in reading.figure(kind).data if t.type == "heatmap")
-        assert trace.zmin == 0 and trace.zmax == high
-        same(ends(trace)[0], LIGHT_IF_LARGE, 0)
-        same(ends(trace)[1], LIGHT_IF_LARGE, 1)
+        cells = drawn_as(reading.figure(kind), LIGHT_IF_LARGE)
+        assert cells.ends[0] == 0 and cells.high == high
         cells = [(text, rgb(style)) for text, style in dressed(dispatch.static_html(reading))]
         values = [float(t.rstrip("%")) / (100 if "%" in t else 1) for t, _ in cells]
         for value, (_, colour) in zip(values, cells, strict=True):
@@ -204,11 +208,10 @@ def test_stances_and_floors_have_one_hue_everywhere():
     from probes.values.explorer import SIDES
     from probes.values.measures import sides
 
-    node = figures.sides(sides(stances()[0])).data[0].node
-    named = {label.split(":")[0].split(" or")[0]: colour for label, colour in zip(node.label, node.color, strict=True)}
-    assert named == {name: colours.HUES[i] for name, i in SIDES.items()}
+    nodes = figures.sides(sides(stances()[0])).plot.panels[0].of(Flow)[0].nodes
+    assert {text.split(":")[0].split(" or")[0]: hue for _, text, hue in nodes} == SIDES
     assert dispatch.explore(stances()[0]).payload["stances"] == SIDES
     for reading in (gallery.latent(), gallery.near()):
-        floors = [t for t in reading.figure("floors").data if (t.name or "").startswith("floor")]
-        assert floors and {t.line.color for t in floors} == {colours.HUES[colours.FLOOR]}
-        assert len({t.line.dash for t in floors}) == len(floors)
+        floors = [line for line in reading.figure("floors").plot.panels[0].of(Line) if line.name.startswith("floor")]
+        assert floors and {line.hue for line in floors} == {colours.FLOOR}
+        assert len({line.dash for line in floors}) == len(floors)
