@@ -112,7 +112,11 @@ def _controls(data: Any) -> dict[str, list[str]]:
             kind = "interval" if role in ("low", "high") else role
             for own in (data[n] for n in names):
                 if own.dtype.kind != "f" or not np.isnan(own.values).all():
-                    said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}{_how(own, data)}")
+                    if kind == "interval":  # both ends in one sentence
+                        how = own.attrs.get("interval") or data.attrs.get("interval")
+                        said.append(f"interval of {called(data[name])}" + (f": {how}" if how else ""))
+                    else:
+                        said.append(called(own) if role in ("p", "q") else f"{kind}: {called(own)}")
                 elif own.attrs.get("reason"):
                     absent.setdefault(own.attrs["reason"], {})[kind] = None
         said += [f"no {_listed(kinds)}: {reason}" for reason, kinds in absent.items()]
@@ -124,12 +128,6 @@ def _controls(data: Any) -> dict[str, list[str]]:
 def _listed(words: Iterable[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} or {last}" if first else last
-
-
-def _how(variable: Any, data: Any) -> str:
-    """How an interval was made and over how many units, where its variable or the whole table says so."""
-    how = variable.attrs.get("interval") or data.attrs.get("interval")
-    return f" ({how})" if how and variable.attrs.get("role") in ("low", "high") else ""
 
 
 def latex(text: str) -> str:

@@ -455,7 +455,8 @@ def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> 
     for r, host in zip(at, hosts, strict=True):
         spots = {id(panel): host.axes[id(panel)].get_position(original=True) for panel in host.plot.panels}
         lack[r] = max(lack[r], sum(
-            max(_liked(panel, host, spots[id(panel)].width * wide) - spots[id(panel)].height * tall for panel in row)
+            max(_liked(p, host, spots[id(p)].width * wide) - spots[id(p)].height * tall
+                for p in [p for p in row if p.of(Cells)] or row)  # bars beside cells are as high as these
             for row in host.rows))  # fmt: skip
         held[r] = max(held[r], (max(s.y1 for s in spots.values()) - min(s.y0 for s in spots.values())) * tall)
     lack[np.isinf(lack)] = 0  # a row without a figure
@@ -470,7 +471,10 @@ def _liked(panel: Panel, host: _Host, wide: float) -> float:
     if tables := panel.of(plots.Table):
         size = host.points - 1
         return sum(high for _, high in _lines(tables[0], host.wide, size)) * size
-    if panel.of(Cells) or panel.of(plots.Flow) or (panel.y.names is not None and panel.y.ticks is None):
+    if (cells := panel.of(Cells)) and cells[0].text is None:  # no higher than wide, but for the names of their rows
+        rows, columns = cells[0].values.shape
+        return max(6 * host.points, min(max(6, y) * host.points, rows * max(1.2 * wide / columns, 1.2 * SMALLEST)))
+    if cells or panel.of(plots.Flow) or (panel.y.names is not None and panel.y.ticks is None):
         return max(6, y) * host.points
     return max(8 * host.points, min(wide * y / min(x, 48), y * host.points))
 
@@ -718,7 +722,9 @@ class _Host:
             if ax.get_title(loc="left") and which == "x" and panel.title:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
                 text = glyphs.drawn(letter + tokens.legible(panel.title))
-                ax.set_title("\n".join(broken(text, max(6, along / self.points))), loc="left")
+                room = max(6, along / self.points)
+                words = " ".join(cut(word, room) for word in text.split(" "))
+                ax.set_title("\n".join(broken(words, room)), loc="left")
             if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
                 if axis.ticks is not None and which == "x":
                     self._thin(axis, ax, wide)
@@ -732,7 +738,7 @@ class _Host:
                     ax.set_xlabel("\n".join(broken(plots.NUMBERED, max(8, along / self.points))))
             else:
                 whole = ax.figure.get_figure(root=True).get_figwidth() * 72
-                found = plots.names_down(drawn, each, self.points - 1, SMALLEST, 0.3 * whole)
+                found = plots.names_down(drawn, each, self.points - 1, SMALLEST, 0.38 * whole)
             if which in self.plot.shared and not ax.yaxis.get_tick_params().get("labelleft", True) and which == "y":
                 continue
             getattr(ax, f"set_{which}ticks")(found.at, labels=found.texts)

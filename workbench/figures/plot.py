@@ -254,7 +254,8 @@ class Cells(Mark):
         if not known.size and (self.low is None or self.high is None):
             low, high = 0.0, 1.0
         if self.scale == "diverging":
-            low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+            high = max(abs(low), abs(high), 1e-6)
+            low = -high
         return (low, high) if high > low else (low, low + 1e-6)
 
     @property
@@ -446,7 +447,7 @@ class Plot:
     def room(self) -> tuple[float, float]:
         """Width and height that the panels like to have, in sizes of the type, without legend and title."""
         rows = self.rows()
-        wide = max(sum(room(p)[0] + (_beside(p) if i == 0 or "y" not in self.shared else 1.5)
+        wide = max(sum(room(p)[0] + (beside(p) if i == 0 or "y" not in self.shared else 1.5)
                        for i, p in enumerate(row)) for row in rows)  # fmt: skip
         tall = sum(max(room(p)[1] + 1.8 * bool(p.title) for p in row) + (3 if r == len(rows) - 1 or
                    "x" not in self.shared else 1) for r, row in enumerate(rows))  # fmt: skip
@@ -462,10 +463,13 @@ class Plot:
         return list(found.values())
 
 
-def _beside(panel: Panel) -> float:
+def beside(panel: Panel) -> float:
     """Width of the ticks or names beside a panel in sizes of the type."""
-    named = panel.y.names if panel.y.ticks is None else None
-    return 7 if not named else max(7.0, min(3 + max(map(width, named)), 24))
+    if any(isinstance(mark, Table | Flow | Graph | Picture) for mark in panel.marks):
+        return 1.0
+    label = 1.8 * bool(panel.y.label)  # type: ignore[union-attr]
+    named = panel.y.names  # type: ignore[union-attr]
+    return label + (3.5 if not named else min(1 + max(map(width, named)), 22))
 
 
 def room(panel: Panel) -> tuple[float, float]:

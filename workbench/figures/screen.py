@@ -76,7 +76,8 @@ class _Screen:
         bars = [*plot.bars(), *(m for p in plot.panels for m in p.marks if _own_bar(m))]
         self.bars = bars
         wide, tall = (TYPE * side for side in plot.room())
-        left, right = 20.0, 24.0 + 86 * bool(bars)
+        left, right = TYPE * max(plots.beside(row[0]) for row in rows) + 10, 24.0 + 86 * bool(bars)
+        wide += 10 - left
         if plot.size:
             wide, tall = plot.size[0] - left - right, plot.size[1]
         wide = float(np.clip(wide, 420 - left - right, WIDEST - left - right))
@@ -86,7 +87,8 @@ class _Screen:
         top = 14.0 + 19 * len(lines) + 16 * len(notes) + 20 * any(p.title for p in plot.panels) + 6
         weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(columns)]
         # Axis labels and ticks stand between the panels.
-        between = (TYPE * (1.5 if "y" in plot.shared else 7)) / wide * (columns > 1)
+        labels = max((plots.beside(p) for row in rows for p in row[1:]), default=0.0)
+        between = TYPE * (1.5 if "y" in plot.shared else labels + 0.8) / wide * (columns > 1)
         under = (TYPE * (1.2 if "x" in plot.shared else 4) + 22) / tall * (len(rows) > 1)
         self.size = (wide - between * wide * (columns - 1)) / sum(weights), tall / len(rows) * (1 - under)
         self.weights = weights
