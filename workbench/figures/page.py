@@ -389,17 +389,22 @@ def _sheet(
                 host.bars(host.axes)
         if head:
             figure.suptitle("\n".join(head), x=0.01, ha="left")
-        for turn in range(5):  # names take room, which decides which names fit and how high rows are
+        # Names take room, which decides which names fit; when they stay, rows become as high as their panels like to be.
+        names_before, grown = None, 0 if tall is None else 2
+        for _ in range(7):
             figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
             for host in hosts:
                 for panel in host.plot.panels:
-                    ax = host.axes[id(panel)]
-                    host.fit(panel, ax, *_points(ax))
+                    host.fit(panel, host.axes[id(panel)], *_points(host.axes[id(panel)]))
                 host.move_legend()
                 for bar in host.titled:
                     _fit_bar(*bar, page.points)
-            if tall is None and turn in (2, 3):
-                _grow(figure, grid, [place[1] for place in places], hosts)
+            names_now = [host.fitted() for host in hosts]
+            if names_now == names_before:
+                if grown == 2 or abs(_grow(figure, grid, [place[1] for place in places], hosts)) < 1:
+                    break
+                grown += 1
+            names_before = names_now
         figure.draw_without_rendering()
         for host in hosts:
             for panel in host.plot.panels:
@@ -448,8 +453,8 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
     return [str(x) for x in letters]
 
 
-def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> None:
-    """Make the rows of a grid as high as their panels like to be; ``at``: the row of each host."""
+def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> float:
+    """Make the rows of a grid as high as their panels like to be; ``at``: the row of each host.  Gives the points more."""
     wide, tall = figure.get_size_inches() * 72
     lack, held = np.full(grid.nrows, -np.inf), np.zeros(grid.nrows)
     for r, host in zip(at, hosts, strict=True):
@@ -462,6 +467,7 @@ def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> 
     lack[np.isinf(lack)] = 0  # a row without a figure
     grid.set_height_ratios(np.maximum(held + lack, 1).tolist())
     figure.set_figheight(min(PAGE, (tall + lack.sum()) / 72))
+    return lack.sum()
 
 
 def _liked(panel: Panel, host: _Host, wide: float) -> float:
@@ -743,6 +749,13 @@ class _Host:
                 continue
             getattr(ax, f"set_{which}ticks")(found.at, labels=found.texts)
             ax.tick_params(axis=which, labelsize=found.size, labelrotation=90 if found.turned else 0)
+
+    def fitted(self) -> list[Any]:
+        """What the fit has chosen."""
+        return [
+            (ax.get_title(loc="left"), own.label.get_text(), [t.get_text() for t in own.get_ticklabels()])
+            for ax in self.axes.values() for own in (ax.xaxis, ax.yaxis)
+        ]  # fmt: skip
 
     def _thin(self, axis: Axis, ax: Any, wide: float) -> None:
         """Leave out ticks whose texts would touch."""
