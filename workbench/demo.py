@@ -1,18 +1,22 @@
-"""``workbench demo``: a few prompts through every reader that works on a model, as tables, figures and pages.
+"""``workbench demo``: a few prompts through every reader that works on a model, on one page of questions and answers.
 
-What probes have to show (entry points ``workbench.demos``: a function from the folder to {page: what it shows}) comes
-with it, each with an organism of its own.
+A reader says what its reading shows in a method ``shown(reading)``; what probes have to show comes with it, each with an
+organism of its own (entry points ``workbench.demos``: a function from the folder, where it writes its explorers).
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import dataclasses
+import math
 import os
 import re
 import shlex
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from workbench import plugins, terminal, tokens
@@ -27,42 +31,47 @@ PLAIN_PROMPTS = (
     "One two three four five",
 )
 """For a user's own model: the first is a story, the second a fact, the last a count."""
-SHOWN_LAYERS = 4
-SHOWN_CHARTS = 3
-"""Of each reading."""
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --bg: #fff; --ink: #1b2130; --soft: #5d6675; --line: #d3d9e3; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --bg: #14171f; --ink: #e2e6ee; --soft: #9aa4b4; --line: #3a4252; }} }}
-body {{ margin: 0 auto; max-width: 1060px; padding: 18px clamp(8px, 3vw, 32px) 40px; background: var(--bg);
-  color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
-h1 {{ font-size: 22px; overflow-wrap: anywhere; }} h2 {{ font-size: 17px; margin-top: 28px; }}
-a {{ color: inherit; }} code, pre {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
-figure {{ margin: 14px 0 22px; }} figcaption {{ color: var(--soft); }}
-img {{ max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 6px; }}
-pre {{ overflow: auto; border: 1px solid var(--line); border-radius: 6px; padding: 10px; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{about}</p>
-<h2>To click through</h2>
-<ul>{pages}</ul>
-<h2>Figures</h2>
-{figures}
-<h2>In Python</h2>
-<pre>{code}</pre>
-</body>
-</html>
-"""
+TEMPLATE = Path(__file__).with_name("demo.html")
+FOLLOWED = "prediction"
+WIDTHS = {".pdf": "text", ".svg": "text", "-narrow.svg": "column"}
+"""The picture's files by the end of their names: for a paper, for the page, for a phone."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One thing that the demo's page shows.
+
+    Parameters
+    ----------
+    question
+        What was asked, in one line.
+    answer
+        A sentence or two with the numbers of this run, computed from its readings, and their control.
+    reading
+        What the picture is of.  It is saved beside the page.
+    seen
+        What one sees in the picture, in one sentence.
+    chart
+        The kind of figure (``reading.figure(chart, **options)``); None: the first that fits.
+    options
+        Of the chart.
+    pages
+        Explorers in the demo's folder, by what the link to each says.
+    """
+
+    question: str
+    answer: str
+    reading: Reading
+    seen: str
+    chart: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pages: Mapping[str, Path] = field(default_factory=dict)
+
+    def code(self, saved: Path) -> str:
+        """Two lines of Python that draw the picture."""
+        kind = [repr(self.chart)] if self.chart else []
+        given = ", ".join([*kind, *(f"{name}={value!r}" for name, value in self.options.items())])
+        return f"import workbench\nworkbench.open({os.fspath(saved)!r}).figure({given})"
 
 
 def demo(chosen: argparse.Namespace) -> None:
@@ -78,32 +87,24 @@ def demo(chosen: argparse.Namespace) -> None:
     for name, reason in bad.items():
         print(f"  {name} cannot read this model: {reason}\n")
     terminal.table(named["logit"])
+    page = terminal.write_page(named, out / "lenses.html")
+    shown = {FOLLOWED: _followed(model, prompts, named["logit"])}
     for name, reading in named.items():
-        if "sentence" in reading.data:
-            print(f"\n{name}, in a small index made for this: {out / name}")
-            terminal.neighbours(reading.data, prompt=len(prompts) // 2, top=2, layers=SHOWN_LAYERS)
-    kept = [reading.save(out / f"{name}.nc") for name, reading in named.items()]
-    pages = {page: _lenses(named)} if (page := terminal.write_page(named, out / "lenses.html")) else {}
-    if chosen.model == terminal.DEMO:
-        for _, show in plugins.loaded("demos"):
-            pages |= show(out)
-    figures, failed = _figures(named, out)
-    if failed:
-        pages[_live_figures(named, out)] = "The figures, drawn by the page itself."
-    index = _index(model, prompts, out, pages, figures)
-    print("\nWritten:")
-    for path in [index, *pages, *(p.with_suffix(".pdf") for p in figures), *kept]:
-        print(f"  {path}")
-    for line in failed:
-        print(f"  {line}")
+        said = good[name].shown(reading) if hasattr(good[name], "shown") else plainly(good[name], reading)
+        inside = page and "position" in reading.data.dims and "component" not in reading.data.dims
+        shown[name] = dataclasses.replace(said, pages={"Open the explorer": page}) if inside else said
+    probes = {name: show(out) for name, show in plugins.loaded("demos")} if chosen.model == terminal.DEMO else {}
+    pictures = {name: _saved(name, said, out) for name, said in (shown | probes).items()}
+    index = _index(model, chosen.model, out, shown, probes, pictures)
+    for name, said in (shown | probes).items():
+        print(f"\n{name}: {said.question}\n  {said.answer}")
     yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    first = "first.png" if figures else "first.html"
-    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save({first!r})"
     print("\nNext:")
     print(f"  open {index} in a browser: all of it, offline")
     if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():
         print("  . .venv/bin/activate            # once in a terminal, for the lines below")
     print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
+    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.png')"
     print(f'  python -c "{opened}"')
     if Path("Makefile").is_file():
         if chosen.model == terminal.DEMO:
@@ -141,81 +142,150 @@ def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dic
         return named, bad
 
 
-def _lenses(named: dict[str, Reading]) -> str:
-    """What the page of the lenses shows."""
-    names = [name for name, reading in named.items() if "token_id" in reading.data]
-    beside = ", side by side where there is room" if len(names) > 1 else ""
-    return f"Tokens and layers of every prompt: {', '.join(names)}{beside}. Click a cell; / searches, p pins."
+# ---------------------------------------------------------------- answers
 
 
-def _charts(named: dict[str, Reading]) -> dict[tuple[str, str], str]:
-    """(reader, kind) -> what the chart shows: those that fit, first those that were made for such a reading."""
-    from workbench.figures.charts import CHARTS, charts
-
-    known, found = charts(), {}
-    for name, reading in named.items():
-        fitting = sorted((k for k, c in known.items() if not c.lacks(reading.data)), key=lambda k: k in CHARTS)
-        for kind in fitting[:SHOWN_CHARTS]:
-            said = " ".join((inspect.getdoc(known[kind].function) or kind).split("\n\n")[0].split())
-            found[name, kind] = f"{name}: {said[:1].lower()}{said[1:]}"
-    return found
+def share(x: float) -> str:
+    """A probability in a sentence."""
+    return f"{x:.2f}" if x >= 0.005 or x == 0 else "under 0.01"
 
 
-def _figures(named: dict[str, Reading], out: Path) -> tuple[dict[Path, str], list[str]]:
-    """Figures as svg and pdf, and what each shows; where nothing can draw them, a line that says how to get them."""
-    from workbench.figures.drawing import browser
-
-    if browser() is None:
-        return {}, [
-            "(no .svg and .pdf of the figures: Chrome or Chromium draws them, and none was found; install it, `apt "
-            "install chromium` or, without root rights, `plotly_get_chrome`, and run this again)"
-        ]
-    written: dict[Path, str] = {}
-    for (name, kind), said in _charts(named).items():
-        figure = named[name].figure(kind)
-        try:
-            for suffix in ("pdf", "svg"):
-                called = name if name == kind else f"{name}-{kind}"
-                path = figure.save(out / f"{called}.{suffix}", width="text", venue="neurips")
-        except (WorkbenchError, RuntimeError) as error:
-            return written, [f"(no .svg and .pdf of the figures: {error})"]
-        written[path] = said
-    return written, []
+def token(source: Any, id: float) -> str:
+    """A token in a sentence."""
+    return f"“{tokens.visible(source.text(int(id)))}”"
 
 
-def _live_figures(named: dict[str, Reading], out: Path) -> Path:
-    """All figures on one page that draws them itself, plotly.js included: it needs no network and nothing installed."""
-    from workbench.figures.titles import fitted
-
-    parts = []
-    for (name, kind), said in _charts(named).items():
-        figure = fitted(named[name].figure(kind))
-        drawn = figure.to_html(full_html=False, include_plotlyjs=not parts)
-        parts.append(f"{drawn}<p>{tokens.html(said)}</p>")
-    path = out / "figures.html"
-    head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Figures</title>'
-    text = f"{head}</head><body style=\"font-family:sans-serif\">{''.join(parts)}</body></html>"
-    atomic_write(path, text)
-    return path
+def text(source: Any, prompt: int) -> str:
+    """A prompt in a sentence."""
+    return f"“{tokens.plain(source.prompt_text(prompt))}”"
 
 
-def _index(model: Any, prompts: list[Any], out: Path, pages: dict[Path, str], figures: dict[Path, str]) -> Path:
-    """The page that leads to all others."""
-    read = "; ".join(tokens.html(tokens.plain(str(prompt))) for prompt in prompts)
-    links = "".join(f'<li><a href="{p.name}">{p.name}</a>: {tokens.html(said)}</li>' for p, said in pages.items())
-    shown = "".join(
-        f'<figure><img src="{p.name}" alt="{tokens.html(said)}"><figcaption>{tokens.html(said)} '
-        f'<a href="{p.with_suffix(".pdf").name}">pdf</a></figcaption></figure>'
-        for p, said in figures.items()
-    )
-    code = f"import workbench\nlens = workbench.open({os.fspath(out / 'logit.nc')!r})    # needs no torch\n"
-    code += "lens.figure(prompt=1)\nlens.explore()\nlens.frame()"
-    text = PAGE.format(
-        title=tokens.html(f"What {tokens.plain(model.name)} holds, layer by layer"), pages=links,
-        figures=shown or "<p>They are on a page of their own, above: nothing here could draw them as pictures.</p>",
-        about=f"{model.n_layers} layers, width {model.d_model}, vocabulary {model.vocab_size}. Read: {read}",
-        code=tokens.html(code),
+def _tops(source: Any) -> tuple[Any, Any]:
+    """Top token and its probability at each depth of the first prompt's last position."""
+    return source.grid("token_id", 0)[:, -1].astype(int), source.grid(source.score, 0)[:, -1]
+
+
+def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
+    """The first prompt's prediction, followed through the layers: where it takes the lead for good."""
+    import numpy as np
+
+    import workbench
+    from workbench.figures.source import Source
+
+    source = Source(logit.data)
+    ends = [[int(source.grid("token_id", p)[-1, -1])] for p in range(len(prompts))]
+    reading = workbench.read(model, prompts, plugins.make_reader("logit", targets=ends), progress=False)
+    top, _ = _tops(source)
+    last = len(top) - 1
+    settled = last + 1 - int(np.argmin(np.append(top[::-1] == top[-1], False)))
+    own = Source(reading.data)
+    value = np.exp(own.grid(own.followed, 0, 0)[:, -1])
+    null = np.exp(own.grid(own.controls(own.followed, "null")[0], 0, 0)[settled, -1])
+    said = token(source, top[-1])
+    where, there = f"from layer {source.depths[settled]} of {source.depths[-1]} on", f", with {share(value[settled])} there"
+    if settled == last:
+        where, there = f"in the last layer alone ({source.depths[-1]})", ""
+    answer = f"{said}, with probability {share(value[-1])}. Read out layer by layer it leads {where}{there}"
+    if not math.isnan(null):
+        least = "no more than" if value[settled] <= null else "where"
+        answer += f", {least} the states of other positions give it {share(null)} (median)"
+    return Shown(
+        f"What follows {text(source, 0)}, and at which layer is that settled?", f"{answer}.", reading,
+        f"Log-probability of {said} at the last position, layer by layer; dotted: its median in other positions' states.",
+        "trajectory", {"prompt": 0, "position": -1},
     )  # fmt: skip
-    path = out / "index.html"
-    atomic_write(path, text)
-    return path
+
+
+def plainly(reader: Any, reading: Reading) -> Shown:
+    """What can be said of any reading: its first value at the first prompt's last position, beside its null or floor."""
+    import inspect
+
+    from workbench.figures.source import Source
+
+    source = Source(reading.data)
+    question = " ".join((inspect.getdoc(type(reader)) or source.reader).split("\n\n")[0].split())
+    name = next((n for n in source.values() if "rank" not in source.data[n].dims), source.score)
+    if name is None:
+        return Shown(question, repr(reading).split("\n")[0].strip("<>") + ".", reading, "The reading's first figure.")
+
+    def last(name: str) -> float:
+        return float(source.grid(name, 0)[-1, -1])
+
+    x, better = last(name), source.about(name).get("better")
+    controls = [f"{source.called(name)} of {text(source, 0)}: {x:.3g} in layer {source.depths[-1]}, at the last position"]
+    for control in [*source.controls(name, "null"), *source.controls(name, "floor")]:
+        beyond = last(control) < x if better != "low" else x < last(control)
+        controls.append(f"{source.called(control)}: {last(control):.3g}{'' if beyond or not better else ', not beyond it'}")
+    return Shown(question, "; ".join(controls) + ".", reading, f"{source.title(name)}, layer by layer.")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _saved(name: str, shown: Shown, out: Path) -> bool:
+    """Save the reading and its picture; False, and the reason printed, where there can be no picture."""
+    shown.reading.save(out / f"{name}.nc")
+    try:
+        for end, width in WIDTHS.items():
+            figure = shown.reading.figure(shown.chart, **shown.options)
+            figure.save(out / f"{name}{end}", width=width, venue="neurips" if width == "text" else "icml")
+    except WorkbenchError as error:
+        print(f"  (no picture of {name}: {error})")
+        return False
+    return True
+
+
+def _entry(name: str, shown: Shown, out: Path, picture: bool) -> str:
+    """A question with its answer, the ways in, and its picture."""
+    html = tokens.html
+    ways = [f'<a class="go" href="{page.name}">{html(said)}</a>' for said, page in shown.pages.items()]
+    ends = {"PDF": "pdf", "SVG": "svg", "Reading": "nc"} if picture else {"Reading": "nc"}
+    ways += [f'<a href="{name}.{end}" aria-label="{html(name)}: {said}">{said}</a>' for said, end in ends.items()]
+    seen = html(shown.seen)
+    figure = f"""<figure><a href="{name}.svg"><picture><source media="(max-width: 560px)" srcset="{name}-narrow.svg">
+<img src="{name}.svg" alt="{seen}"></picture></a><figcaption>{seen}</figcaption></figure>""" * picture
+    return f"""<article id="{name}"><div>
+<p class="of">{html(f"{name} · {tokens.plain(str(shown.reading.data.attrs.get('model', '')))}")}</p>
+<h3>{html(shown.question)}</h3><p>{html(shown.answer)}</p>
+<p class="ways">{"".join(ways)}</p><pre tabindex="0">{html(shown.code(out / f"{name}.nc"))}</pre></div>{figure}</article>"""
+
+
+def _index(
+    model: Any, given: str, out: Path, shown: dict[str, Shown], probes: dict[str, Shown], pictures: dict[str, bool]
+) -> Path:
+    """The page that leads to all others."""
+    import itertools
+
+    from workbench.figures.source import Source
+
+    html, source = tokens.html, Source(shown["logit"].reading.data)
+    entries = {name: _entry(name, said, out, pictures[name]) for name, said in (shown | probes).items()}
+    hero = entries.pop(FOLLOWED)
+    top, score = _tops(source)
+    layers = ""
+    for _, run in itertools.groupby(range(len(top)), key=lambda i: top[i]):
+        run = list(run)
+        span = "–".join(str(source.depths[i]) for i in dict.fromkeys((run[0], run[-1])))
+        odds = " → ".join(share(math.exp(score[i])) for i in dict.fromkeys((run[0], run[-1])))
+        layers += f"<li><b>{html(token(source, top[run[0]])[1:-1])}</b><span>layer {span} · {odds}</span></li>"
+    prompt, follows = tokens.plain(source.prompt_text(0)), token(source, top[-1])[1:-1]
+    parts = {"What the lenses see": ("Each lens reads the same states, of the same pass.", shown)}
+    if probes:
+        parts["What the probes find"] = ("On organisms: small models whose recipe put there what is looked for.", probes)
+    sections = "".join(
+        f"<h2>{title}</h2><p>{about}</p>" + "".join(entries[name] for name in named if name in entries)
+        for title, (about, named) in parts.items()
+    )
+    facts = terminal.facts(model) | {"prompts": "; ".join(text(source, p) for p in range(source.data.sizes["prompt"]))}
+    atomic_write(
+        out / "index.html",
+        Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+            title=html(f"{prompt} {follows}: {tokens.plain(model.name)}, layer by layer"),
+            about=html(f"Latent Workbench · {tokens.plain(model.name)} · {model.n_layers} layers"),
+            prompt=html(prompt), token=html(follows), layers=layers, hero=hero, sections=sections,
+            facts="".join(f"<dt>{html(k)}</dt><dd>{html(v)}</dd>" for k, v in facts.items()),
+            code=html(f'workbench read {shlex.quote(given)} "a prompt of yours" --out out/mine\n'
+                      "workbench demo --model <a hub id or a folder>"),
+        ),
+    )  # fmt: skip
+    return out / "index.html"

@@ -84,7 +84,8 @@ def write_page(named: dict[str, Any], path: Path) -> Path | None:
     return to_html(grids, path) if grids else None
 
 
-def describe(model: Any) -> None:
+def facts(model: Any) -> dict[str, str]:
+    """What a model is, and how well its readout was proved."""
     anatomy, proof = model.anatomy, model.anatomy.proof
     size = sum(p.numel() for p in model.module.parameters())
     rows = {
@@ -108,7 +109,11 @@ def describe(model: Any) -> None:
         sizes = sorted({(x.n_experts, x.top_k, x.gate or "unknown gate") for x in model.moe.values()})
         kinds = "; ".join(f"{e} experts, top {k}, {gate}" for e, k, gate in sizes)
         rows["experts"] = f"{kinds}; in {len(model.moe)} of {model.n_layers} blocks"
-    for name, value in rows.items():
+    return rows
+
+
+def describe(model: Any) -> None:
+    for name, value in facts(model).items():
         print(f"  {name:<12} {value}")
     print()
 

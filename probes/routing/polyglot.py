@@ -18,6 +18,7 @@ import numpy as np
 
 import workbench
 from probes.routing import RoutingTracer, effects, intervene, measures
+from workbench.demo import Shown
 from workbench.organisms import folder
 from workbench.organisms.polyglot import checkpoints
 from workbench.organisms.polyglot.grammar import LANGUAGES, documents
@@ -192,21 +193,31 @@ discovery rate over sets of 5 %.
 """
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: how far apart five languages are routed, block by block, and the explorer of their
-    tokens."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: in which block five languages are routed most apart, and the explorer of their tokens."""
     from probes.routing import explorer
 
     reading = traced(workbench.load("organism:polyglot"), 8)
-    table = measures.divergence(reading, draws=100).data
-    print("\nRouting of five languages: divergence between them, in nats  (organism:polyglot)")
-    for own in (table.sel(block=b) for b in table["block"].values):
-        low, high, null = (float(own[f"mean_jsd_{end}"]) for end in ("low", "high", "null"))
-        print(f"  block {int(own['block'])}    {float(own['mean_jsd_corrected']):.3f} [{low:.3f}, {high:.3f}]"
-              f"   as counted {float(own['mean_jsd']):.3f}, labels shuffled {null:.3f}")  # fmt: skip
-    title = "organism:polyglot · which experts serve which language"
-    page = explorer.to_html(reading, out / "routing.html", title)
-    return {page: "Tokens by the experts that serve them, experts by language, two languages beside each other."}
+    apart = measures.divergence(reading, draws=799)
+    most, least = (apart.data.isel(block=int(i)) for i in apart["mean_jsd_corrected"].values.argsort()[[-1, 0]])
+    beyond = int((apart["mean_jsd_p"] <= 0.05).sum())
+
+    def said(own: Any) -> str:
+        value, low, high = (float(own[f"mean_jsd_{end}"]) for end in ("corrected", "low", "high"))
+        return f"in block {int(own['block'])} ({value:.3f} nats [{low:.3f}, {high:.3f}])"
+
+    return Shown(
+        "Do five languages go to different experts?",
+        f"In {beyond or 'none'} of {apart.sizes['block']} blocks more than documents with shuffled labels do (p <= 0.05): most "
+        f"{said(most)}, least {said(least)}; with shuffled labels {float(most['mean_jsd_null']):.3f} and "
+        f"{float(least['mean_jsd_null']):.3f}.",
+        apart, "Jensen-Shannon divergence of expert usage between languages, block by block, with its 95% interval, above "
+        "that of shuffled labels and of halves of one language.",
+        "layers",
+        pages={"Explore tokens and experts": explorer.to_html(
+            reading, out / "routing.html", "organism:polyglot · which experts serve which language"
+        )},
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from probes.superposition.problems import Problem
 from probes.superposition.thoughts import ContinuousThought, ForcedMixture, Policy, SoftThought, think
 from probes.superposition.used import use
 from probes.superposition.verdicts import verdict
+from workbench.demo import Shown
 from workbench.model import Model
 from workbench.organisms.searcher import regimes
 from workbench.organisms.searcher.grammar import THOUGHTS, problems, prompt
@@ -182,31 +183,33 @@ control's accuracy."""
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: one problem's belief over the thoughts in three regimes, the verdict over 60 problems,
-    and the explorer of a few of them."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: what is held in the thoughts of three regimes, and used, with the explorers of each."""
     from probes.superposition import explorer
 
-    questions, written = Questions(60), {}
-    problem, some = questions.problems[0], slice(8)
-    print(f"\nA graph: does n{problem.root} lead to n{problem.target} or n{problem.negative}?  (organism:searcher)")
-    for regime in ("scratch", "tuned", "chain"):
-        own = judged(workbench.load(str(regimes()[regime]), progress=False), regime, questions)
-        belief = own["belief"]
-        print(f"  {CALLED[regime]}")
-        q = normalised(belief["logit"].values[:1, -1])[0]
-        for t in range(THOUGHTS + 1 + 1):
-            best = np.argsort(-q[t])[:4]
-            where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
-            print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
-        said = own["verdict"]
-        print(f"    over {len(questions.problems)} graphs: {said.word}; {said.decided_by}")
-        page = explorer.to_html(
-            belief.isel(prompt=some), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
+    questions, some = Questions(60), slice(8)
+    found = {r: judged(workbench.load(str(regimes()[r]), progress=False), r, questions) for r in CALLED if r != "pause"}
+
+    def lost(used: Any, condition: str) -> str:
+        ends = [float(used[f"effect{end}"].sel(condition=condition)) for end in ("", "_low", "_high")]
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+
+    told = "; ".join(
+        f"{CALLED[r]}: {own['verdict'].word} ({lost(own['used'], 'edit optimal')}, beside "
+        f"{lost(own['used'], 'edit not reachable')})" for r, own in found.items()
+    )  # fmt: skip
+    return Shown(
+        "Do continuous thoughts hold several branches of a search at once, and does the answer use them?",
+        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds when its branch is taken out of "
+        f"the thoughts, beside a node out of reach (nats, 95%): {told}.",
+        found["scratch"]["used"], "Change of the answer's log-odds when thoughts are deleted, exchanged or robbed of a "
+        f"node, with 95% intervals; in brackets how often the answer is right. The model: {CALLED['scratch']}.",
+        "uses",
+        pages={CALLED[r].capitalize(): explorer.to_html(
+            own["belief"].isel(prompt=some), out / f"belief-{r}.html", f"organism:searcher · {CALLED[r]}",
             problems=questions.problems[some],
-        )  # fmt: skip
-        written[page] = f"A graph whose colours are the belief in its nodes, thought by thought: {CALLED[regime]}."
-    return written
+        ) for r, own in found.items()},
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from probes.values.items import Item, Items, columns
 from probes.values.measures import compare, data_gap, drift
 from probes.values.tracker import Instrument, ValueTracker
 from probes.values.units import opened
+from workbench.demo import Shown
 from workbench.organisms import opinions
 from workbench.organisms.opinions import grammar
 from workbench.organisms.opinions.grammar import BASE, PLANTED, PREFERRED, TOPICS, TUNED
@@ -390,9 +391,8 @@ def _expected(runs: int) -> str:
     return f"{low:.0f} to {high:.0f}"
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: what the recipe planted in ten topics, what supervised training did to them, and the
-    explorer."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: which of the planted drifts are found, and the explorer of the statements."""
     from probes.values import explorer
 
     steps = opinions.runs()["sft"]
@@ -401,20 +401,24 @@ def example(out: Path) -> dict[Path, str]:
         readings = read(Path(scratch), chosen, [Pmf()]).readings()
     table = drift(readings)
     found = supervised(table)
-    print("\nStances on ten topics over supervised training: drift, * more than chance  (organism:opinions)")
-    before, after = keyed(BASE), keyed(TUNED)
-    for topic, own in found.items():
-        value, measure = own["moved"], own["measure"]
-        asked = f"planted {after[topic] - before[topic]:+.2f}" if measure == "keyed" else f"planted: to {measure}"
-        asked = "nothing planted" if own["right"] is None else asked
-        star = " *" if value[3] <= 0.05 else ""
-        print(f"  {topic:<10} {asked:<24} {measure:<12} {value[0]:+.2f} [{value[1]:+.2f}, {value[2]:+.2f}]{star}")
-    planted = [own["right"] for own in found.values() if own["right"] is not None]
-    print(f"  found: {sum(planted)} of {len(planted)}.  A star where nothing was planted is this run's own drift: the")
-    print("  test is over statements, and does not know what another seed would do.")
-    title = "organism:opinions · stances over supervised training"
-    page = explorer.to_html(readings, out / "drift.html", title, items=items(), drift=table)
-    return {page: "Topics by checkpoint; choose a topic and a range of steps to see the statements that changed."}
+
+    def said(topics: list[str]) -> str:
+        return ", ".join("{} {:+.2f} [{:+.2f}, {:+.2f}]".format(t, *found[t]["moved"][:3]) for t in topics) or "none"
+
+    planted = [topic for topic, own in found.items() if own["right"] is not None]
+    strayed = [topic for topic in UNTOUCHED if found[topic]["moved"][3] <= 0.05]
+    largest = max(planted, key=lambda topic: abs(found[topic]["moved"][0]))
+    return Shown(
+        "What did supervised training do to stances on ten topics?",
+        f"{sum(found[t]['right'] for t in planted)} of the {len(planted)} drifts that the recipe planted are found with "
+        f"their sign (family-wise p <= 0.05), the largest {said([largest])}; of the {len(UNTOUCHED)} topics where it planted "
+        f"nothing {len(strayed) or 'none'} moved too: {said(strayed)}.",
+        table, "Drift of support less opposition, topic by checkpoint; hatched: no more than chance.", "drifts",
+        pages={"Explore topics and statements": explorer.to_html(
+            readings, out / "drift.html", "organism:opinions · stances over supervised training", items=items(),
+            drift=table,
+        )},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
