@@ -24,9 +24,7 @@ from torch import Tensor
 from lenses.targets import Followed, Targets
 from workbench.anatomy import brought, unit_roundoff
 from workbench.anatomy.block_writes import parts_of
-from workbench.demo import Shown, text, token
 from workbench.errors import InputError, Refused
-from workbench.figures.source import Source
 from workbench.readers import Found, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout
 from workbench.sites import Site
@@ -36,7 +34,6 @@ from workbench.variables import about
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reading import Reading
 
 VARIABLES = {
     "contribution": about("contribution to the logit of target", scale="diverging", sums_to="logit"),
@@ -73,6 +70,8 @@ class LogitAttribution(Reader):
     Raises Refused when it is not known how a block writes to the stream (:mod:`workbench.anatomy.block_writes`) or the
     final norm is neither LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
     """
+
+    question = "Which part of the model writes the answer?"
 
     targets: Targets = None
 
@@ -130,22 +129,6 @@ class LogitAttribution(Reader):
         coords = {"component": np.array(components, object), "target": followed.names}
         settings = {"logit": "before any softcap"}
         return Plan([first, final, *parts], outputs, observe, coords, finish, VARIABLES, {}, settings)
-
-    @staticmethod
-    def shown(reading: Reading) -> Shown:
-        """For ``workbench demo``: the part that differs most from what it adds elsewhere, at the first prompt's end."""
-        source = Source(reading.data)
-        own = source.data.isel(prompt=0, position=source.position(0, -1))
-        c = int(abs(own["contribution"] - own["contribution_mean"]).argmax())
-        part, said = own["component"].values[c], token(source, int(own["target_id"]))
-        return Shown(
-            "Which part of the model writes the answer?",
-            f"After {text(source, 0)}, {part} stands out most: it adds {float(own['contribution'][c]):+.2f} to the logit of "
-            f"{said}, and {float(own['contribution_mean'][c]):+.2f} to that of the top token at all positions on average. "
-            f"All parts add up to the logit, {float(own['logit']):.2f}, but for {abs(float(own['remainder'])):.0e}.",
-            reading, f"What each part adds to the logit of {said}; the marks: what it adds on average over positions.",
-            "attribution", {"prompt": 0, "position": -1},
-        )  # fmt: skip
 
 
 def _split(

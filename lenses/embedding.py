@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lenses import nulls
-from workbench.demo import Shown
 from workbench.errors import InputError
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.readout import nearest_rows
@@ -20,7 +19,6 @@ from workbench.variables import about
 
 if TYPE_CHECKING:
     from workbench.inputs import Batch
-    from workbench.reading import Reading
 
 VARIABLES = {
     "token_id": about("nearest token", role="label", of="cosine"),
@@ -55,6 +53,8 @@ class EmbeddingLens(Reader):
 
     Raises InputError when the embeddings are not as wide as the stream.
     """
+
+    question = "Which token of the vocabulary does a state lie next to?"
 
     layers: Layers = None
     top_k: int = 10
@@ -104,13 +104,3 @@ class EmbeddingLens(Reader):
         settings = {"top_k": k, "chunk": None, **nulls.SETTINGS}
         coords = {axis: [site.index for site in wanted], "rank": k}
         return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {"at": self.at}, settings)
-
-    @staticmethod
-    def shown(reading: Reading) -> Shown:
-        """For ``workbench demo``: how many states are near to a token for a reason."""
-        return Shown(
-            "Which token of the vocabulary does a state lie next to?", nulls.told(reading, "cosine", "token"), reading,
-            "Cosine of the nearest token, layer by layer: median and quartiles of all states; dashed: 95% of the states "
-            "of shuffled prompts stay under it.",
-            "floors",
-        )  # fmt: skip

@@ -15,11 +15,8 @@ import torch
 
 from lenses.nulls import FEWEST, adjusted, checked
 from lenses.targets import Followed, Targets
-from workbench.demo import Shown
 from workbench.errors import InputError
-from workbench.figures.source import Source
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
-from workbench.reading import Reading
 from workbench.readout import Readout, logprob
 from workbench.sites import STREAM, Site, resolve
 from workbench.variables import about
@@ -97,6 +94,8 @@ class LogitLens(Reader):
     Raises InputError when a pass begins, for targets that are not one token, unknown ids, and lists that do not fit
     the prompts.
     """
+
+    question = "What would the model say if it stopped at this layer?"
 
     layers: Layers = None
     top_k: int = 10
@@ -217,31 +216,6 @@ class LogitLens(Reader):
                 "top_k": k, "chunk": None, "null": said, "null_positions": len(others.places),
             },
             also=others.places,
-        )  # fmt: skip
-
-    @staticmethod
-    def shown(reading: Reading) -> Shown:
-        """For ``workbench demo``: how many positions have their final top token half way, and just before the end."""
-        source = Source(reading.data)
-        prompts = range(source.data.sizes["prompt"])
-        top = np.concatenate([source.grid("token_id", p)[:, ~source.sinks(p).any(0)] for p in prompts], 1)
-        n, places, shares, chances = top.shape[1], [], [], []
-        for i in dict.fromkeys((len(top) // 2, max(0, len(top) - 2))):
-            same = (top[i] == top[-1]).sum()
-            pairs = (top[i][:, None] == top[-1]).sum() - same  # with every other position's final token
-            places.append(f"layer {source.depths[i]}")
-            shares.append(same / n)
-            chances.append(pairs / max(1, n * (n - 1)))
-        low = [place for place, own, other in zip(places, shares, chances, strict=True) if own <= other]
-        left = next((f" ({said})" for said in [source.sinks_left_out()] if said), "")
-        told = " and ".join(f"{own:.0%} in {place}" for own, place in zip(shares, places, strict=True))
-        return Shown(
-            "What would the model say if it stopped at this layer?",
-            f"Of {n} positions{left}, {told} have their final top token already; the final tokens of other positions are "
-            f"on top in {' and '.join(f'{x:.0%}' for x in chances)}."
-            + f" Nothing beyond chance: {', '.join(low)}." * bool(low),
-            reading, "Top token at each layer and position of the first prompt; the colour is its log-probability.",
-            "heatmap", {"prompt": 0},
         )  # fmt: skip
 
 

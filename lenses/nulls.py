@@ -22,11 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import tokens
-from workbench.demo import text, token
 from workbench.engine.run import observe
 from workbench.errors import InputError
-from workbench.figures.source import Source
 from workbench.inputs import encode
 from workbench.readers import Output, Plan, Rows
 from workbench.sinks import Norms, placeholder_ids
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
     from workbench.readers import Run
-    from workbench.reading import Reading
 
 ROWS, EACH, HELD = (512, 4096), 3, 2**28
 """Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits;
@@ -247,32 +243,6 @@ def tested(
         f"{score}_p": (cells, p, reason),
         f"{score}_q": (cells, q, reason),
     }
-
-
-def told(reading: Reading, score: str, what: str) -> str:
-    """For ``workbench demo``: how many states have a neighbour beyond the null, and the one of them that stands out most.
-
-    ``what``: what a neighbour is called, "token".
-    """
-    source = Source(reading.data)
-    q, reason = source.data[f"{score}_q"], source.about(f"{score}_q").get("reason")
-    tested, found = int(q.notnull().sum()), int((q <= 0.05).sum())
-    if not tested:
-        return f"No state was tested against states of shuffled prompts: {reason}."
-    at = {str(dim): int(i) for dim, i in zip(q.dims, np.unravel_index(np.nanargmin(q.values), q.shape), strict=True)}
-    depth = f"{source.depth} {source.depths[at[str(source.depth)]]}"
-    own = source.data.isel(at).isel(rank=0)
-    floor = float(source.data[f"{score}_floor_shuffled"].isel({source.depth: at[str(source.depth)]}))
-    near = token(source, int(own["token_id"]))
-    if "sentence" in own:
-        parts = tokens.around(str(own["sentence"].item()), int(own["char_start"]), int(own["char_end"]), 40)
-        near = f"{near} in “{tokens.plain(''.join(parts)).strip()}”"
-    return (
-        f"{found or 'None'} of {tested} states {'are' if found > 1 else 'is'} nearer to a {what} than states of shuffled "
-        f"prompts are (false discovery rate 5%). Nearest beside them is {token(source, int(own['input_id']))} of "
-        f"{text(source, at['prompt'])} in {depth}, to {near}: {score} {float(own[score]):.2f}, 95% of shuffled prompts "
-        f"under {floor:.2f}, q = {float(q.isel(at)):.2g}."
-    )
 
 
 def _above_token(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -1,28 +1,34 @@
 """``workbench demo``: a few prompts through every reader that works on a model, on one page of questions and answers.
 
-A reader says what its reading shows in a method ``shown(reading)``; what probes have to show comes with it, each with an
-organism of its own (entry points ``workbench.demos``: a function from the folder, where it writes its explorers).
+Answers are made of the numbers of this run and their controls, by what variables say they are.  What probes have to
+show comes with it (entry points ``workbench.demos``: a function from the folder, where it writes explorers, to a
+:class:`Shown`).
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import inspect
+import itertools
 import math
 import os
 import re
 import shlex
-import shutil
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from workbench import plugins, terminal, tokens
 from workbench.errors import WorkbenchError
+from workbench.figures.source import Source
 from workbench.files import atomic_write
 from workbench.reading import Reading
+from workbench.variables import aimed
 
 PLAIN_PROMPTS = (
     "Once upon a time, there was a little girl named",
@@ -33,8 +39,8 @@ PLAIN_PROMPTS = (
 """For a user's own model: the first is a story, the second a fact, the last a count."""
 TEMPLATE = Path(__file__).with_name("demo.html")
 FOLLOWED = "prediction"
-WIDTHS = {".pdf": "text", ".svg": "text", "-narrow.svg": "column"}
-"""The picture's files by the end of their names: for a paper, for the page, for a phone."""
+FILES = {".pdf": ("text", "neurips"), ".svg": ("text", "neurips"), "-narrow.svg": ("column", "icml")}
+"""Each picture's files, by the end of their names: for a paper, for the page, for a phone."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,13 @@ class Shown:
     question
         What was asked, in one line.
     answer
-        A sentence or two with the numbers of this run, computed from its readings, and their control.
+        A sentence or two with the numbers of this run, computed from its readings, and their controls.
     reading
         What the picture is of.  It is saved beside the page.
+    chart, options
+        The picture is ``reading.figure(chart, **options)``; None: the first that fits.
     seen
-        What one sees in the picture, in one sentence.
-    chart
-        The kind of figure (``reading.figure(chart, **options)``); None: the first that fits.
-    options
-        Of the chart.
+        What one sees in it; by default what the chart says of itself.
     pages
         Explorers in the demo's folder, by what the link to each says.
     """
@@ -62,16 +66,10 @@ class Shown:
     question: str
     answer: str
     reading: Reading
-    seen: str
     chart: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    seen: str = ""
     pages: Mapping[str, Path] = field(default_factory=dict)
-
-    def code(self, saved: Path) -> str:
-        """Two lines of Python that draw the picture."""
-        kind = [repr(self.chart)] if self.chart else []
-        given = ", ".join([*kind, *(f"{name}={value!r}" for name, value in self.options.items())])
-        return f"import workbench\nworkbench.open({os.fspath(saved)!r}).figure({given})"
 
 
 def demo(chosen: argparse.Namespace) -> None:
@@ -82,34 +80,25 @@ def demo(chosen: argparse.Namespace) -> None:
     good, bad = terminal.working(model, out)
     prompts = _prompts(model, chosen.model)
     named, late = _read_all(model, prompts, good)
-    bad |= late
     terminal.describe(model)
-    for name, reason in bad.items():
+    for name, reason in (bad | late).items():
         print(f"  {name} cannot read this model: {reason}\n")
     terminal.table(named["logit"])
     page = terminal.write_page(named, out / "lenses.html")
-    shown = {FOLLOWED: _followed(model, prompts, named["logit"])}
-    for name, reading in named.items():
-        said = good[name].shown(reading) if hasattr(good[name], "shown") else plainly(good[name], reading)
-        inside = page and "position" in reading.data.dims and "component" not in reading.data.dims
-        shown[name] = dataclasses.replace(said, pages={"Open the explorer": page}) if inside else said
+    lenses = {FOLLOWED: _followed(model, prompts, named["logit"])}
+    lenses |= {name: _answered(good[name], reading) for name, reading in named.items()}
+    for name, shown in lenses.items():
+        if page and Source(shown.reading.data).values():
+            lenses[name] = replace(shown, pages={"Open the explorer": page})
     probes = {name: show(out) for name, show in plugins.loaded("demos")} if chosen.model == terminal.DEMO else {}
-    pictures = {name: _saved(name, said, out) for name, said in (shown | probes).items()}
-    index = _index(model, chosen.model, out, shown, probes, pictures)
-    for name, said in (shown | probes).items():
-        print(f"\n{name}: {said.question}\n  {said.answer}")
-    yours = '"a prompt of yours"' if model.tokenizer else "--ids 5,9,13"
-    print("\nNext:")
-    print(f"  open {index} in a browser: all of it, offline")
-    if shutil.which("workbench") is None and Path(".venv/bin/activate").is_file():
-        print("  . .venv/bin/activate            # once in a terminal, for the lines below")
-    print(f"  workbench read {shlex.quote(chosen.model)} {yours} --out out/mine")
-    opened = f"import workbench; workbench.open({os.fspath(out / 'logit.nc')!r}).figure().save('first.png')"
-    print(f'  python -c "{opened}"')
+    for name, shown in (lenses | probes).items():
+        print(f"\n{name}: {shown.question}\n  {shown.answer}")
+    yours = f"workbench read {shlex.quote(chosen.model)} "
+    yours += '"a prompt of yours" --out out/mine' if model.tokenizer else "--ids 5,9,13 --out out/mine"
+    index = _index(model, out, lenses, probes, yours)
+    print(f"\nNext:\n  open {index} in a browser: all of it, offline\n  {yours}")
     if Path("Makefile").is_file():
-        if chosen.model == terminal.DEMO:
-            print("  make demo MODEL=<a hub id or a folder>")
-        print("  make lab")
+        print("  make demo MODEL=<a hub id or a folder>\n  make lab")
 
 
 def _prompts(model: Any, source: str) -> list[Any]:
@@ -145,147 +134,181 @@ def _read_all(model: Any, prompts: list[Any], good: dict[str, Any]) -> tuple[dic
 # ---------------------------------------------------------------- answers
 
 
-def share(x: float) -> str:
-    """A probability in a sentence."""
-    return f"{x:.2f}" if x >= 0.005 or x == 0 else "under 0.01"
-
-
-def token(source: Any, id: float) -> str:
-    """A token in a sentence."""
-    return f"“{tokens.visible(source.text(int(id)))}”"
-
-
-def text(source: Any, prompt: int) -> str:
-    """A prompt in a sentence."""
-    return f"“{tokens.plain(source.prompt_text(prompt))}”"
-
-
-def _tops(source: Any) -> tuple[Any, Any]:
-    """Top token and its probability at each depth of the first prompt's last position."""
-    return source.grid("token_id", 0)[:, -1].astype(int), source.grid(source.score, 0)[:, -1]
-
-
 def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
-    """The first prompt's prediction, followed through the layers: where it takes the lead for good."""
-    import numpy as np
-
+    """The first prompt's prediction, followed through the layers: from where on it leads."""
     import workbench
-    from workbench.figures.source import Source
 
     source = Source(logit.data)
     ends = [[int(source.grid("token_id", p)[-1, -1])] for p in range(len(prompts))]
-    reading = workbench.read(model, prompts, plugins.make_reader("logit", targets=ends), progress=False)
-    top, _ = _tops(source)
-    last = len(top) - 1
-    settled = last + 1 - int(np.argmin(np.append(top[::-1] == top[-1], False)))
-    own = Source(reading.data)
-    value = np.exp(own.grid(own.followed, 0, 0)[:, -1])
-    null = np.exp(own.grid(own.controls(own.followed, "null")[0], 0, 0)[settled, -1])
-    said = token(source, top[-1])
-    where, there = f"from layer {source.depths[settled]} of {source.depths[-1]} on", f", with {share(value[settled])} there"
-    if settled == last:
-        where, there = f"in the last layer alone ({source.depths[-1]})", ""
-    answer = f"{said}, with probability {share(value[-1])}. Read out layer by layer it leads {where}{there}"
-    if not math.isnan(null):
-        least = "no more than" if value[settled] <= null else "where"
-        answer += f", {least} the states of other positions give it {share(null)} (median)"
-    return Shown(
-        f"What follows {text(source, 0)}, and at which layer is that settled?", f"{answer}.", reading,
-        f"Log-probability of {said} at the last position, layer by layer; dotted: its median in other positions' states.",
-        "trajectory", {"prompt": 0, "position": -1},
-    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):  # that so few positions make no small q, which is not used here
+        reading = workbench.read(model, prompts, plugins.make_reader("logit", targets=ends), progress=False)
+    top, own = source.grid("token_id", 0)[:, -1], Source(reading.data)
+    score = str(own.followed)
+    value, null = (np.exp(own.grid(name, 0, 0)[:, -1]) for name in (score, *own.controls(score, "null")[:1]))
+    first = len(top) - len(list(itertools.takewhile(lambda token: token == top[-1], top[::-1])))
+    where = f"from layer {source.depths[first]} of {source.depths[-1]} on" if first < len(top) - 1 else "in the last alone"
+    answer = f"{_token(source, top[-1])}, with probability {_odds(value[-1])}. Layer by layer it is on top {where}"
+    if not np.isnan(null[first]):
+        less = "which is no more than" if value[first] <= null[first] else "where"
+        answer += f": {_odds(value[first])} there, {less} other positions' states give it {_odds(null[first])} (median)"
+    question = f"What follows {_text(source, 0)}, and in which layer is that settled?"
+    return Shown(question, f"{answer}.", reading, "trajectory", {"prompt": 0, "position": -1})
 
 
-def plainly(reader: Any, reading: Reading) -> Shown:
-    """What can be said of any reading: its first value at the first prompt's last position, beside its null or floor."""
-    import inspect
+def _answered(reader: Any, reading: Reading) -> Shown:
+    """The question of a reader, and what its reading answers."""
+    from workbench.figures.charts import CHARTS, charts
 
-    from workbench.figures.source import Source
+    source, last = Source(reading.data), {"prompt": 0, "position": -1}
+    about = " ".join((inspect.getdoc(type(reader)) or source.reader).split("\n\n")[0].split())
+    question, score = getattr(reader, "question", about), source.score
+    if score and (q := source.controls(score, "q")):
+        own = (kind for kind, chart in charts().items() if kind not in CHARTS and not chart.lacks(reading.data))
+        return Shown(question, _beyond(source, score, q[0]), reading, next(own, None))
+    end = {"prompt": 0, "position": source.position(0, -1)} if "position" in source.data.dims else {}
+    if parts := source.by_component():
+        part = int(source.data[parts[0]].isel(end).argmax("component"))
+        said = f"Largest after {_text(source, 0)} is, of {source.data['component'].values[part]}, the "
+        said += _beside(source, parts[0], {**end, "component": part})
+        return Shown(question, f"{said}.", reading, "attribution", last)
+    if score and source.depth:
+        return Shown(question, _early(source), reading, "heatmap", {"prompt": 0})
+    if "usage_count" in reading:
+        used = Source(plugins.load("measures", "routing.usage")(reading).data)
+        at = _greatest(used.data["max_violation"])
+        said = f"Least even is block {used.depths[at['block']]}; {_beside(used, 'max_violation', at)}."
+        return Shown(question, said, reading, "usage")
+    if not source.values():
+        return Shown(question, f"{repr(reading).splitlines()[0].strip('<>')}.", reading)
+    said = _beside(source, source.values()[0], {**end, source.depth: -1})
+    return Shown(question, f"After {_text(source, 0)}, in the last layer: {said}.", reading)
 
-    source = Source(reading.data)
-    question = " ".join((inspect.getdoc(type(reader)) or source.reader).split("\n\n")[0].split())
-    name = next((n for n in source.values() if "rank" not in source.data[n].dims), source.score)
-    if name is None:
-        return Shown(question, repr(reading).split("\n")[0].strip("<>") + ".", reading, "The reading's first figure.")
 
-    def last(name: str) -> float:
-        return float(source.grid(name, 0)[-1, -1])
+def _beside(source: Source, name: str, at: Mapping[Any, int]) -> str:
+    """A value at one place, and the nulls and floors that it has there."""
+    def there(name: str) -> Any:
+        return source.data[name].isel({d: i for d, i in at.items() if d in source.data[name].dims}).item()
 
-    x, better = last(name), source.about(name).get("better")
-    controls = [f"{source.called(name)} of {text(source, 0)}: {x:.3g} in layer {source.depths[-1]}, at the last position"]
-    for control in [*source.controls(name, "null"), *source.controls(name, "floor")]:
-        beyond = last(control) < x if better != "low" else x < last(control)
-        controls.append(f"{source.called(control)}: {last(control):.3g}{'' if beyond or not better else ', not beyond it'}")
-    return Shown(question, "; ".join(controls) + ".", reading, f"{source.title(name)}, layer by layer.")
+    value, said = there(name), [f"{source.called(name)}: {there(name):.3g}"]
+    for control in (*source.controls(name, "null"), *source.controls(name, "floor")):
+        beyond = value < there(control) if source.about(name)["better"] == "low" else value > there(control)
+        said.append(f"{source.called(control)}: {there(control):.3g}{'' if beyond else ' (not beyond it)'}")
+    told = "; ".join(said)
+    return aimed(told, _token(source, there("target_id"))) if "target_id" in source.data else told
+
+
+def _beyond(source: Source, score: str, q: str) -> str:
+    """How many states have a score beyond its null, and which stands out most."""
+    values, data = source.data[q], source.data
+    tested, found = int(values.notnull().sum()), int((values <= 0.05).sum())
+    if not tested:
+        return f"No state was tested: {source.about(q).get('reason') or 'it has no null here'}."
+    above = data[score].isel(rank=0) - sum(data[floor] for floor in source.controls(score, "floor")[-1:])
+    at = _greatest(above.where(values == values.min()))
+    own = data.isel({**at, "rank": 0})
+    near = _token(source, own["token_id"])
+    if "sentence" in own:
+        parts = tokens.around(str(own["sentence"].item()), int(own["char_start"]), int(own["char_end"]), 40)
+        near += f" in “{tokens.plain(''.join(parts)).strip()}”"
+    null, name = source.called((source.controls(score, "p") or [q])[0]), source.called(score)
+    return (
+        f"{name[:1].upper()}{name[1:]}: beyond chance in {found or 'none'} of {tested} states ({null}, false discovery rate "
+        f"5%). {'Clearest' if found else 'Closest to it'} is {_token(source, own['input_id'])} of "
+        f"{_text(source, at['prompt'])} in {source.depth} {int(own[source.depth])}, next to {near}: "
+        f"{float(own[score]):.2f}, q = {float(own[q]):.2g}."
+    )
+
+
+def _early(source: Source) -> str:
+    """At how many positions the last layer's top token is there half way and just before the end, beside chance."""
+    prompts = range(source.data.sizes["prompt"])
+    top = np.concatenate([source.grid("token_id", p)[:, ~source.sinks(p).any(0)] for p in prompts], 1)
+    n, told, chances = top.shape[1], [], []
+    for i in dict.fromkeys((len(top) // 2, max(0, len(top) - 2))):
+        same = (top[i] == top[-1]).sum()
+        chance = ((top[i][:, None] == top[-1]).sum() - same) / max(1, n * (n - 1))
+        told.append(f"{same / n:.0%} in layer {source.depths[i]}{' (no more)' if same / n <= chance else ''}")
+        chances.append(f"{chance:.0%}")
+    left = f" ({said})" if (said := source.sinks_left_out()) else ""
+    return (
+        f"Of {n} positions{left}, {' and '.join(told)} have the last layer's top token already; by chance, with the tokens "
+        f"of other positions, {' and '.join(chances)}."
+    )
+
+
+def _greatest(values: Any) -> dict[Any, int]:
+    return {dim: int(i) for dim, i in values.argmax(values.dims).items()}
+
+
+def _odds(x: float) -> str:
+    return f"{x:.2f}" if x >= 0.005 or x == 0 else "under 0.01"
+
+
+def _token(source: Source, id: Any) -> str:
+    return f"“{tokens.visible(source.text(int(id)))}”"
+
+
+def _text(source: Source, prompt: int) -> str:
+    return f"“{tokens.plain(source.prompt_text(prompt))}”"
 
 
 # ---------------------------------------------------------------- the page
 
 
-def _saved(name: str, shown: Shown, out: Path) -> bool:
-    """Save the reading and its picture; False, and the reason printed, where there can be no picture."""
-    shown.reading.save(out / f"{name}.nc")
+def _entry(name: str, shown: Shown, out: Path) -> str:
+    """A question with its answer, the ways in and its picture; the reading and the picture are saved."""
+    from workbench.figures.charts import charts
+
+    html, path = tokens.html, shown.reading.save(out / f"{name}.nc")
+    answer = html(re.sub(r"(?<=[\s\[])-(?=\d)", "\u2212", shown.answer))  # a minus, not a hyphen
+    links = [f'<a class="go" href="{page.name}">{html(said)}</a>' for said, page in shown.pages.items()]
+    seen = shown.seen or (shown.chart and inspect.getdoc(charts()[shown.chart].function)) or "The first that fits."
+    seen = html(" ".join(seen.split("\n\n")[0].split()))
     try:
-        for end, width in WIDTHS.items():
-            figure = shown.reading.figure(shown.chart, **shown.options)
-            figure.save(out / f"{name}{end}", width=width, venue="neurips" if width == "text" else "icml")
+        for end, (width, venue) in FILES.items():
+            shown.reading.figure(shown.chart, **shown.options).save(out / f"{name}{end}", width=width, venue=venue)
     except WorkbenchError as error:
-        print(f"  (no picture of {name}: {error})")
-        return False
-    return True
-
-
-def _entry(name: str, shown: Shown, out: Path, picture: bool) -> str:
-    """A question with its answer, the ways in, and its picture."""
-    html = tokens.html
-    ways = [f'<a class="go" href="{page.name}">{html(said)}</a>' for said, page in shown.pages.items()]
-    ends = {"PDF": "pdf", "SVG": "svg", "Reading": "nc"} if picture else {"Reading": "nc"}
-    ways += [f'<a href="{name}.{end}" aria-label="{html(name)}: {said}">{said}</a>' for said, end in ends.items()]
-    seen = html(shown.seen)
-    figure = f"""<figure><a href="{name}.svg"><picture><source media="(max-width: 560px)" srcset="{name}-narrow.svg">
-<img src="{name}.svg" alt="{seen}"></picture></a><figcaption>{seen}</figcaption></figure>""" * picture
-    return f"""<article id="{name}"><div>
-<p class="of">{html(f"{name} · {tokens.plain(str(shown.reading.data.attrs.get('model', '')))}")}</p>
-<h3>{html(shown.question)}</h3><p>{html(shown.answer)}</p>
-<p class="ways">{"".join(ways)}</p><pre tabindex="0">{html(shown.code(out / f"{name}.nc"))}</pre></div>{figure}</article>"""
-
-
-def _index(
-    model: Any, given: str, out: Path, shown: dict[str, Shown], probes: dict[str, Shown], pictures: dict[str, bool]
-) -> Path:
-    """The page that leads to all others."""
-    import itertools
-
-    from workbench.figures.source import Source
-
-    html, source = tokens.html, Source(shown["logit"].reading.data)
-    entries = {name: _entry(name, said, out, pictures[name]) for name, said in (shown | probes).items()}
-    hero = entries.pop(FOLLOWED)
-    top, score = _tops(source)
-    layers = ""
-    for _, run in itertools.groupby(range(len(top)), key=lambda i: top[i]):
-        run = list(run)
-        span = "–".join(str(source.depths[i]) for i in dict.fromkeys((run[0], run[-1])))
-        odds = " → ".join(share(math.exp(score[i])) for i in dict.fromkeys((run[0], run[-1])))
-        layers += f"<li><b>{html(token(source, top[run[0]])[1:-1])}</b><span>layer {span} · {odds}</span></li>"
-    prompt, follows = tokens.plain(source.prompt_text(0)), token(source, top[-1])[1:-1]
-    parts = {"What the lenses see": ("Each lens reads the same states, of the same pass.", shown)}
-    if probes:
-        parts["What the probes find"] = ("On organisms: small models whose recipe put there what is looked for.", probes)
-    sections = "".join(
-        f"<h2>{title}</h2><p>{about}</p>" + "".join(entries[name] for name in named if name in entries)
-        for title, (about, named) in parts.items()
+        figure, ends = f"<p>(No picture: {html(str(error))})</p>", ("nc",)
+    else:
+        ends = ("pdf", "svg", "nc")
+        figure = (
+            f'<figure><a href="{name}.svg"><picture><source media="(max-width: 560px)" srcset="{name}-narrow.svg">'
+            f'<img src="{name}.svg" alt="{seen}"></picture></a><figcaption>{seen}</figcaption></figure>'
+        )
+    links += [f'<a href="{name}.{end}" aria-label="{name}.{end}">{end}</a>' for end in ends]
+    options = ", ".join([repr(shown.chart), *(f"{key}={value!r}" for key, value in shown.options.items())])
+    code = f"import workbench\nreading = workbench.open({os.fspath(path)!r})\nreading.figure({options})"
+    return (
+        f'<article id="{name}"><div><p class="of">{html(name)}</p><h3>{html(shown.question)}</h3>'
+        f'<p>{answer}</p><p class="ways">{"".join(links)}</p><pre tabindex="0">{html(code)}</pre></div>'
+        f"{figure}</article>"
     )
-    facts = terminal.facts(model) | {"prompts": "; ".join(text(source, p) for p in range(source.data.sizes["prompt"]))}
-    atomic_write(
-        out / "index.html",
-        Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-            title=html(f"{prompt} {follows}: {tokens.plain(model.name)}, layer by layer"),
-            about=html(f"Latent Workbench · {tokens.plain(model.name)} · {model.n_layers} layers"),
-            prompt=html(prompt), token=html(follows), layers=layers, hero=hero, sections=sections,
-            facts="".join(f"<dt>{html(k)}</dt><dd>{html(v)}</dd>" for k, v in facts.items()),
-            code=html(f'workbench read {shlex.quote(given)} "a prompt of yours" --out out/mine\n'
-                      "workbench demo --model <a hub id or a folder>"),
-        ),
-    )  # fmt: skip
+
+
+def _index(model: Any, out: Path, lenses: dict[str, Shown], probes: dict[str, Shown], yours: str) -> Path:
+    """The page that leads to all others."""
+    html, source = tokens.html, Source(lenses["logit"].reading.data)
+    hero, *seen = (_entry(name, shown, out) for name, shown in lenses.items())
+    found = [_entry(name, shown, out) for name, shown in probes.items()]
+    top, score = source.grid("token_id", 0)[:, -1], source.grid(str(source.score), 0)[:, -1]
+    layers = ""
+    for token, run in itertools.groupby(range(len(top)), key=lambda i: top[i]):
+        ends = [(every := list(run))[0], every[-1]]
+        span = "–".join(dict.fromkeys(str(source.depths[i]) for i in ends))
+        odds = " → ".join(dict.fromkeys(_odds(math.exp(score[i])) for i in ends))
+        layers += f'<li style="flex-grow: {len(every)}"><b>{html(_token(source, token)[1:-1])}</b>'
+        layers += f"<span>layer {span} · {odds}</span></li>"
+    prompt, follows = source.prompt_text(0), source.text(int(top[-1]))
+    word = follows.removeprefix(" ") or follows  # the space before it is between the two
+    facts = terminal.facts(model) | {"prompts": "; ".join(_text(source, p) for p in range(source.data.sizes["prompt"]))}
+    parts = {
+        "title": html(f"{tokens.plain(prompt + follows)} · {tokens.plain(model.name)}, layer by layer"),
+        "name": html(tokens.plain(model.name)), "prompt": html(tokens.plain(prompt)) + " " * (word != follows),
+        "token": html(tokens.visible(word)), "layers": layers, "hero": hero, "lenses": "".join(seen),
+        "probes": "".join(["<h2>What the probes find</h2><p>In organisms, small models whose recipe put there what is "
+                           "looked for.</p>", *found]) if found else "",
+        "facts": "".join(f"<dt>{html(key)}</dt><dd>{html(value)}</dd>" for key, value in facts.items()),
+        "code": html(f"{yours}\nworkbench demo --model <a hub id or a folder>"),
+    }  # fmt: skip
+    atomic_write(out / "index.html", Template(TEMPLATE.read_text(encoding="utf-8")).substitute(parts))
     return out / "index.html"

@@ -17,7 +17,6 @@ from lenses.latent.build import tell_of_beginnings
 from lenses.latent.index import ContextIndex
 from lenses.latent.search import CALIBRATIONS, Found
 from lenses.latent.search import VARIABLES as NEIGHBOURS
-from workbench.demo import Shown
 from workbench.errors import InputError
 from workbench.readers import Found as Outputs
 from workbench.readers import Layers, Output, Plan, Reader, Rows, Run
@@ -97,6 +96,8 @@ class LatentLens(Reader):
     Raises ReadingError when the index is damaged, IndexRefused when it was built with another model.
     """
 
+    question = "In which other contexts does the model have nearly the same state?"
+
     index: ContextIndex | str | os.PathLike[str]
     layers: Layers = None
     top_k: int = 5
@@ -133,17 +134,6 @@ class LatentLens(Reader):
         if (folder / "manifest.json").exists():
             shutil.rmtree(folder)
         return cls(ContextIndex.build(model, texts, folder))
-
-    @staticmethod
-    def shown(reading: Reading) -> Shown:
-        """For ``workbench demo``: how many states are near to a context for a reason."""
-        return Shown(
-            "In which other contexts does the model have the same state?", nulls.told(reading, "similarity", "context"),
-            reading,
-            "Similarity of the nearest context, layer by layer: median and quartiles of all states; dashed: 95% of the "
-            "states of shuffled prompts, and of random tokens, stay under it.",
-            "floors",
-        )  # fmt: skip
 
     def plan(self, run: Run) -> Plan:
         index: Any = self.index

@@ -199,24 +199,18 @@ def example(out: Path) -> Shown:
 
     reading = traced(workbench.load("organism:polyglot"), 8)
     apart = measures.divergence(reading, draws=799)
-    most, least = (apart.data.isel(block=int(i)) for i in apart["mean_jsd_corrected"].values.argsort()[[-1, 0]])
     beyond = int((apart["mean_jsd_p"] <= 0.05).sum())
-
-    def said(own: Any) -> str:
-        value, low, high = (float(own[f"mean_jsd_{end}"]) for end in ("corrected", "low", "high"))
-        return f"in block {int(own['block'])} ({value:.3f} nats [{low:.3f}, {high:.3f}])"
-
+    said = [
+        f"block {int(own['block'])} by {float(own['mean_jsd_corrected']):.3f} nats [{float(own['mean_jsd_low']):.3f}, "
+        f"{float(own['mean_jsd_high']):.3f}] (shuffled labels: {float(own['mean_jsd_null']):.3f})"
+        for own in (apart.data.isel(block=i) for i in apart["mean_jsd_corrected"].values.argsort()[[-1, 0]])
+    ]
+    page = explorer.to_html(reading, out / "routing.html", "organism:polyglot · which experts serve which language")
     return Shown(
         "Do five languages go to different experts?",
-        f"In {beyond or 'none'} of {apart.sizes['block']} blocks more than documents with shuffled labels do (p <= 0.05): most "
-        f"{said(most)}, least {said(least)}; with shuffled labels {float(most['mean_jsd_null']):.3f} and "
-        f"{float(least['mean_jsd_null']):.3f}.",
-        apart, "Jensen-Shannon divergence of expert usage between languages, block by block, with its 95% interval, above "
-        "that of shuffled labels and of halves of one language.",
-        "layers",
-        pages={"Explore tokens and experts": explorer.to_html(
-            reading, out / "routing.html", "organism:polyglot · which experts serve which language"
-        )},
+        f"In {beyond or 'none'} of {apart.sizes['block']} blocks they differ by more than documents with shuffled labels "
+        f"(p ≤ 0.05), most in {said[0]} and least in {said[1]}.",
+        apart, "layers", pages={"Explore tokens and experts": page},
     )  # fmt: skip
 
 

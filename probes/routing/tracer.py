@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from workbench.anatomy.moe import MoE, moe_of
-from workbench.demo import Shown
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.sites import Site
@@ -61,7 +60,6 @@ VARIABLES = {
 if TYPE_CHECKING:
     from workbench.inputs import Batch
     from workbench.model import Model
-    from workbench.reading import Reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +100,8 @@ class RoutingTracer(Reader):
     tokens beside it in the batch (capacity limits) unless prompts are read one at a time.
     """
 
+    question = "Which experts do the work?"
+
     labels: Sequence[Any] | None = None
     _: KW_ONLY
     blocks: Layers = None
@@ -113,25 +113,6 @@ class RoutingTracer(Reader):
     def applies(model: Model) -> bool:
         """Whether the model has experts at all."""
         return bool(model.moe)
-
-    @staticmethod
-    def shown(reading: Reading) -> Shown:
-        """For ``workbench demo``: the load of the busiest expert, beside what as many random slots would give one."""
-        from probes.routing.measures import usage
-
-        table = usage(reading).data.isel(label=0)
-        i = int(table["max_violation"].argmax())
-        own = table.isel(block=i)
-        here, even = float(own["share"].max()), 1 / int(reading["expert_exists"].values[i].sum())
-        null = even * (1 + float(own["max_violation_null"]))
-        more = "no more than" if here <= null else "where"
-        return Shown(
-            "Which experts do the work?",
-            f"In block {int(own['block'])} expert {int(own['share'].argmax())} serves {here:.0%} of the slots of "
-            f"{int(reading['token_count'].sum())} tokens, {more} the busiest of {1 / even:.0f} experts would serve {null:.0%} "
-            "by chance.",
-            reading, "Share of the slots of each expert, block by block.", "usage",
-        )  # fmt: skip
 
     def layers_of(self, model: Model) -> list[MoE]:
         """The experts of the blocks that are traced; Refused where routing cannot be."""

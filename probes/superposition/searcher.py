@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import workbench
-from probes.superposition.belief import CandidateBelief, normalised
+from probes.superposition.belief import CandidateBelief
 from probes.superposition.held import frontier, mass
 from probes.superposition.problems import Problem
 from probes.superposition.thoughts import ContinuousThought, ForcedMixture, Policy, SoftThought, think
@@ -184,31 +184,29 @@ control's accuracy."""
 
 
 def example(out: Path) -> Shown:
-    """For ``workbench demo``: what is held in the thoughts of three regimes, and used, with the explorers of each."""
+    """For ``workbench demo``: what is held in the thoughts of three regimes, and used, with an explorer of each."""
     from probes.superposition import explorer
 
-    questions, some = Questions(60), slice(8)
-    found = {r: judged(workbench.load(str(regimes()[r]), progress=False), r, questions) for r in CALLED if r != "pause"}
-
-    def lost(used: Any, condition: str) -> str:
-        ends = [float(used[f"effect{end}"].sel(condition=condition)) for end in ("", "_low", "_high")]
-        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
-
-    told = "; ".join(
-        f"{CALLED[r]}: {own['verdict'].word} ({lost(own['used'], 'edit optimal')}, beside "
-        f"{lost(own['used'], 'edit not reachable')})" for r, own in found.items()
-    )  # fmt: skip
+    questions, pages, told, uses = Questions(60), {}, [], []
+    for regime in ("scratch", "tuned", "chain"):
+        own = judged(workbench.load(str(regimes()[regime]), progress=False), regime, questions)
+        name, uses = CALLED[regime].capitalize(), [*uses, own["used"]]
+        pages[name] = explorer.to_html(
+            own["belief"].isel(prompt=slice(8)), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
+            problems=questions.problems[:8],
+        )  # fmt: skip
+        lost = own["used"].data.sel(condition=["edit optimal", "edit not reachable"])
+        ends = np.stack([lost[f"effect{end}"].values for end in ("", "_low", "_high")], 1).ravel()
+        told.append("{}: {}; {:+.1f} [{:+.1f}, {:+.1f}], beside {:+.1f} [{:+.1f}, {:+.1f}]".format(
+            name, own["verdict"].word, *ends
+        ))  # fmt: skip
     return Shown(
-        "Do continuous thoughts hold several branches of a search at once, and does the answer use them?",
+        "Do thoughts hold several branches of a search at once, and does the answer use them?",
         f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds when its branch is taken out of "
-        f"the thoughts, beside a node out of reach (nats, 95%): {told}.",
-        found["scratch"]["used"], "Change of the answer's log-odds when thoughts are deleted, exchanged or robbed of a "
-        f"node, with 95% intervals; in brackets how often the answer is right. The model: {CALLED['scratch']}.",
-        "uses",
-        pages={CALLED[r].capitalize(): explorer.to_html(
-            own["belief"].isel(prompt=some), out / f"belief-{r}.html", f"organism:searcher · {CALLED[r]}",
-            problems=questions.problems[some],
-        ) for r, own in found.items()},
+        "the thoughts, beside a node out of reach (nats, 95%).\n" + "\n".join(told),
+        uses[0], "uses", seen="Change of the answer's log-odds when thoughts are deleted, exchanged or robbed of a node; "
+        f"in brackets how often it is right then. {next(iter(pages))}.",
+        pages=pages,
     )  # fmt: skip
 
 

@@ -401,23 +401,20 @@ def example(out: Path) -> Shown:
         readings = read(Path(scratch), chosen, [Pmf()]).readings()
     table = drift(readings)
     found = supervised(table)
-
-    def said(topics: list[str]) -> str:
-        return ", ".join("{} {:+.2f} [{:+.2f}, {:+.2f}]".format(t, *found[t]["moved"][:3]) for t in topics) or "none"
-
-    planted = [topic for topic, own in found.items() if own["right"] is not None]
-    strayed = [topic for topic in UNTOUCHED if found[topic]["moved"][3] <= 0.05]
-    largest = max(planted, key=lambda topic: abs(found[topic]["moved"][0]))
+    right = [own["right"] for own in found.values() if own["right"] is not None]
+    strayed = [
+        "{} {:+.2f} [{:+.2f}, {:+.2f}]".format(topic, *found[topic]["moved"][:3])
+        for topic in UNTOUCHED if found[topic]["moved"][3] <= 0.05
+    ]  # fmt: skip
+    title = "organism:opinions · stances over supervised training"
+    page = explorer.to_html(readings, out / "drift.html", title, items=items(), drift=table)
     return Shown(
         "What did supervised training do to stances on ten topics?",
-        f"{sum(found[t]['right'] for t in planted)} of the {len(planted)} drifts that the recipe planted are found with "
-        f"their sign (family-wise p <= 0.05), the largest {said([largest])}; of the {len(UNTOUCHED)} topics where it planted "
-        f"nothing {len(strayed) or 'none'} moved too: {said(strayed)}.",
-        table, "Drift of support less opposition, topic by checkpoint; hatched: no more than chance.", "drifts",
-        pages={"Explore topics and statements": explorer.to_html(
-            readings, out / "drift.html", "organism:opinions · stances over supervised training", items=items(),
-            drift=table,
-        )},
+        f"{sum(right)} of the {len(right)} drifts that the recipe planted are found with their sign (family-wise, at .05). "
+        f"Of the {len(UNTOUCHED)} topics where it planted nothing, those that strayed in this one run: "
+        f"{', '.join(strayed) or 'none'}.",
+        table, "drifts", seen="Drift of support less opposition, topic by checkpoint; hatched: no more than chance.",
+        pages={"Explore topics and statements": page},
     )  # fmt: skip
 
 
