@@ -39,8 +39,8 @@ PLAIN_PROMPTS = (
 """For a user's own model: the first is a story, the second a fact, the last a count."""
 TEMPLATE = Path(__file__).with_name("demo.html")
 FOLLOWED = "prediction"
-FILES = {".pdf": ("text", "neurips"), ".svg": ("text", "neurips"), "-narrow.svg": ("column", "icml")}
-"""Each picture's files, by the end of their names: for a paper, for the page, for a phone."""
+WIDTHS = {"pdf": "text", "svg": 4.4}
+"""Of a picture's files: for a paper, and for the page, where its type has to be legible on a phone, too (inches)."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,12 @@ class Shown:
 
     Parameters
     ----------
-    question
-        What was asked, in one line.
-    answer
-        A sentence or two with the numbers of this run, computed from its readings, and their controls.
-    reading
-        What the picture is of.  It is saved beside the page.
-    chart, options
-        The picture is ``reading.figure(chart, **options)``; None: the first that fits.
+    question, answer
+        One line; and a sentence or two with numbers of this run and their controls, computed from its readings.
+    reading, chart, options
+        The picture is ``reading.figure(chart, **options)``; the reading is saved beside the page.
     seen
-        What one sees in it; by default what the chart says of itself.
+        What one sees in the picture; by default what the chart says of itself.
     pages
         Explorers in the demo's folder, by what the link to each says.
     """
@@ -146,31 +142,28 @@ def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
     score = str(own.followed)
     value, null = (np.exp(own.grid(name, 0, 0)[:, -1]) for name in (score, *own.controls(score, "null")[:1]))
     first = len(top) - len(list(itertools.takewhile(lambda token: token == top[-1], top[::-1])))
-    where = f"from layer {source.depths[first]} of {source.depths[-1]} on" if first < len(top) - 1 else "in the last alone"
-    answer = f"{_token(source, top[-1])}, with probability {_odds(value[-1])}. Layer by layer it is on top {where}"
+    alone = first == len(top) - 1
+    where = f"in the last layer alone ({source.depths[-1]})" if alone else f"from layer {source.depths[first]} of {source.depths[-1]} on"
+    said = _token(source, top[-1])
+    answer = f"{said}, with probability {_odds(value[-1])}. Layer by layer it is on top {where}"
     if not np.isnan(null[first]):
         less = "which is no more than" if value[first] <= null[first] else "where"
         answer += f": {_odds(value[first])} there, {less} other positions' states give it {_odds(null[first])} (median)"
     question = f"What follows {_text(source, 0)}, and in which layer is that settled?"
-    return Shown(question, f"{answer}.", reading, "trajectory", {"prompt": 0, "position": -1})
+    seen = f"Log-probability of {said}, layer by layer; dotted: its median in the states of other positions."
+    return Shown(question, f"{answer}.", reading, "trajectory", {"prompt": 0, "position": -1}, seen)
 
 
 def _answered(reader: Any, reading: Reading) -> Shown:
     """The question of a reader, and what its reading answers."""
     from workbench.figures.charts import CHARTS, charts
 
-    source, last = Source(reading.data), {"prompt": 0, "position": -1}
+    source = Source(reading.data)
     about = " ".join((inspect.getdoc(type(reader)) or source.reader).split("\n\n")[0].split())
     question, score = getattr(reader, "question", about), source.score
     if score and (q := source.controls(score, "q")):
         own = (kind for kind, chart in charts().items() if kind not in CHARTS and not chart.lacks(reading.data))
         return Shown(question, _beyond(source, score, q[0]), reading, next(own, None))
-    end = {"prompt": 0, "position": source.position(0, -1)} if "position" in source.data.dims else {}
-    if parts := source.by_component():
-        part = int(source.data[parts[0]].isel(end).argmax("component"))
-        said = f"Largest after {_text(source, 0)} is, of {source.data['component'].values[part]}, the "
-        said += _beside(source, parts[0], {**end, "component": part})
-        return Shown(question, f"{said}.", reading, "attribution", last)
     if score and source.depth:
         return Shown(question, _early(source), reading, "heatmap", {"prompt": 0})
     if "usage_count" in reading:
@@ -178,23 +171,28 @@ def _answered(reader: Any, reading: Reading) -> Shown:
         at = _greatest(used.data["max_violation"])
         said = f"Least even is block {used.depths[at['block']]}; {_beside(used, 'max_violation', at)}."
         return Shown(question, said, reading, "usage")
-    if not source.values():
+    end = {"prompt": 0, "position": source.position(0, -1) if "position" in source.data.dims else 0, "rank": 0}
+    if parts := source.by_component():
+        end["component"] = int(source.data[parts[0]].isel(end, missing_dims="ignore").argmax("component"))
+        said = f"After {_text(source, 0)}, {source.data['component'].values[end['component']]} is the largest part; "
+        said += _beside(source, parts[0], end)
+        return Shown(question, f"{said}.", reading, "attribution", {"prompt": 0, "position": -1})
+    if not (values := source.values()):
         return Shown(question, f"{repr(reading).splitlines()[0].strip('<>')}.", reading)
-    said = _beside(source, source.values()[0], {**end, source.depth: -1})
+    said = _beside(source, values[0], {**end, source.depth: -1})
     return Shown(question, f"After {_text(source, 0)}, in the last layer: {said}.", reading)
 
 
 def _beside(source: Source, name: str, at: Mapping[Any, int]) -> str:
     """A value at one place, and the nulls and floors that it has there."""
-    def there(name: str) -> Any:
-        return source.data[name].isel({d: i for d, i in at.items() if d in source.data[name].dims}).item()
-
-    value, said = there(name), [f"{source.called(name)}: {there(name):.3g}"]
+    here = source.data.isel(at, missing_dims="ignore")
+    value, said = float(here[name]), [f"{source.called(name)}: {float(here[name]):.3g}"]
     for control in (*source.controls(name, "null"), *source.controls(name, "floor")):
-        beyond = value < there(control) if source.about(name)["better"] == "low" else value > there(control)
-        said.append(f"{source.called(control)}: {there(control):.3g}{'' if beyond else ' (not beyond it)'}")
+        null = float(here[control])
+        beyond = value < null if source.about(name)["better"] == "low" else value > null
+        said.append(f"{source.called(control)}: {null:.3g}{'' if beyond else ' (not beyond it)'}")
     told = "; ".join(said)
-    return aimed(told, _token(source, there("target_id"))) if "target_id" in source.data else told
+    return aimed(told, _token(source, here["target_id"])) if "target_id" in here else told
 
 
 def _beyond(source: Source, score: str, q: str) -> str:
@@ -203,7 +201,7 @@ def _beyond(source: Source, score: str, q: str) -> str:
     tested, found = int(values.notnull().sum()), int((values <= 0.05).sum())
     if not tested:
         return f"No state was tested: {source.about(q).get('reason') or 'it has no null here'}."
-    above = data[score].isel(rank=0) - sum(data[floor] for floor in source.controls(score, "floor")[-1:])
+    above = data[score].isel(rank=0) - sum(data[floor].fillna(0) for floor in source.controls(score, "floor")[-1:])
     at = _greatest(above.where(values == values.min()))
     own = data.isel({**at, "rank": 0})
     near = _token(source, own["token_id"])
@@ -212,9 +210,9 @@ def _beyond(source: Source, score: str, q: str) -> str:
         near += f" in “{tokens.plain(''.join(parts)).strip()}”"
     null, name = source.called((source.controls(score, "p") or [q])[0]), source.called(score)
     return (
-        f"{name[:1].upper()}{name[1:]}: beyond chance in {found or 'none'} of {tested} states ({null}, false discovery rate "
-        f"5%). {'Clearest' if found else 'Closest to it'} is {_token(source, own['input_id'])} of "
-        f"{_text(source, at['prompt'])} in {source.depth} {int(own[source.depth])}, next to {near}: "
+        f"{name[:1].upper()}{name[1:]}: beyond chance in {found or 'none'} of {tested} states ({null}, false discovery "
+        f"rate 5%). {'Clearest' if found else 'Closest to it'} is {_token(source, own['input_id'])} of "
+        f"{_text(source, at['prompt'])} in {source.depth} {source.depths[at[source.depth]]}, next to {near}: "
         f"{float(own[score]):.2f}, q = {float(own[q]):.2g}."
     )
 
@@ -224,15 +222,17 @@ def _early(source: Source) -> str:
     prompts = range(source.data.sizes["prompt"])
     top = np.concatenate([source.grid("token_id", p)[:, ~source.sinks(p).any(0)] for p in prompts], 1)
     n, told, chances = top.shape[1], [], []
+    if n < 2:
+        return "Fewer than two positions are no attention sinks: there is nothing to compare."
     for i in dict.fromkeys((len(top) // 2, max(0, len(top) - 2))):
         same = (top[i] == top[-1]).sum()
-        chance = ((top[i][:, None] == top[-1]).sum() - same) / max(1, n * (n - 1))
+        chance = ((top[i][:, None] == top[-1]).sum() - same) / (n * (n - 1))
         told.append(f"{same / n:.0%} in layer {source.depths[i]}{' (no more)' if same / n <= chance else ''}")
         chances.append(f"{chance:.0%}")
     left = f" ({said})" if (said := source.sinks_left_out()) else ""
     return (
-        f"Of {n} positions{left}, {' and '.join(told)} have the last layer's top token already; by chance, with the tokens "
-        f"of other positions, {' and '.join(chances)}."
+        f"Of {n} positions{left}, {' and '.join(told)} have the last layer's top token already; by chance, with the "
+        f"tokens of other positions, {' and '.join(chances)}."
     )
 
 
@@ -265,17 +265,14 @@ def _entry(name: str, shown: Shown, out: Path) -> str:
     seen = shown.seen or (shown.chart and inspect.getdoc(charts()[shown.chart].function)) or "The first that fits."
     seen = html(" ".join(seen.split("\n\n")[0].split()))
     try:
-        for end, (width, venue) in FILES.items():
-            shown.reading.figure(shown.chart, **shown.options).save(out / f"{name}{end}", width=width, venue=venue)
+        for end, width in WIDTHS.items():
+            shown.reading.figure(shown.chart, **shown.options).save(out / f"{name}.{end}", width=width, venue="neurips")
+        files = {"pdf": "PDF", "svg": "SVG", "nc": "Reading"}
+        figure = f'<figure><a href="{name}.svg"><img src="{name}.svg" alt="{seen}"></a>'
+        figure += f"<figcaption>{seen}</figcaption></figure>"
     except WorkbenchError as error:
-        figure, ends = f"<p>(No picture: {html(str(error))})</p>", ("nc",)
-    else:
-        ends = ("pdf", "svg", "nc")
-        figure = (
-            f'<figure><a href="{name}.svg"><picture><source media="(max-width: 560px)" srcset="{name}-narrow.svg">'
-            f'<img src="{name}.svg" alt="{seen}"></picture></a><figcaption>{seen}</figcaption></figure>'
-        )
-    links += [f'<a href="{name}.{end}" aria-label="{name}.{end}">{end}</a>' for end in ends]
+        files, figure = {"nc": "Reading"}, f"<p>No picture: {html(str(error))}</p>"
+    links += [f'<a href="{name}.{end}" aria-label="{said} of {name}">{said}</a>' for end, said in files.items()]
     options = ", ".join([repr(shown.chart), *(f"{key}={value!r}" for key, value in shown.options.items())])
     code = f"import workbench\nreading = workbench.open({os.fspath(path)!r})\nreading.figure({options})"
     return (

@@ -208,8 +208,8 @@ def example(out: Path) -> Shown:
     page = explorer.to_html(reading, out / "routing.html", "organism:polyglot · which experts serve which language")
     return Shown(
         "Do five languages go to different experts?",
-        f"In {beyond or 'none'} of {apart.sizes['block']} blocks they differ by more than documents with shuffled labels "
-        f"(p ≤ 0.05), most in {said[0]} and least in {said[1]}.",
+        f"In {beyond or 'none'} of {apart.sizes['block']} blocks they differ by more than documents with shuffled "
+        f"labels (p ≤ 0.05), most in {said[0]} and least in {said[1]}.",
         apart, "layers", pages={"Explore tokens and experts": page},
     )  # fmt: skip
 

@@ -190,23 +190,22 @@ def example(out: Path) -> Shown:
     questions, pages, told, uses = Questions(60), {}, [], []
     for regime in ("scratch", "tuned", "chain"):
         own = judged(workbench.load(str(regimes()[regime]), progress=False), regime, questions)
-        name, uses = CALLED[regime].capitalize(), [*uses, own["used"]]
-        pages[name] = explorer.to_html(
+        uses.append(own["used"])
+        pages[CALLED[regime].split(", ")[1].capitalize()] = explorer.to_html(
             own["belief"].isel(prompt=slice(8)), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
             problems=questions.problems[:8],
         )  # fmt: skip
         lost = own["used"].data.sel(condition=["edit optimal", "edit not reachable"])
         ends = np.stack([lost[f"effect{end}"].values for end in ("", "_low", "_high")], 1).ravel()
-        told.append("{}: {}; {:+.1f} [{:+.1f}, {:+.1f}], beside {:+.1f} [{:+.1f}, {:+.1f}]".format(
-            name, own["verdict"].word, *ends
+        told.append(f"{CALLED[regime].capitalize()}: {own['verdict'].word}; " + (
+            "{:+.1f} [{:+.1f}, {:+.1f}], beside {:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
         ))  # fmt: skip
     return Shown(
         "Do thoughts hold several branches of a search at once, and does the answer use them?",
-        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds when its branch is taken out of "
-        "the thoughts, beside a node out of reach (nats, 95%).\n" + "\n".join(told),
-        uses[0], "uses", seen="Change of the answer's log-odds when thoughts are deleted, exchanged or robbed of a node; "
-        f"in brackets how often it is right then. {next(iter(pages))}.",
-        pages=pages,
+        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds when its branch is taken out "
+        "of the thoughts, beside a node out of reach (nats, 95%).\n" + "\n".join(told),
+        uses[0], "uses", pages=pages, seen="Change of the answer's log-odds when thoughts are deleted, exchanged or "
+        f"robbed of a node; in brackets how often it is right then: {CALLED['scratch']}.",
     )  # fmt: skip
 
 

@@ -410,8 +410,8 @@ def example(out: Path) -> Shown:
     page = explorer.to_html(readings, out / "drift.html", title, items=items(), drift=table)
     return Shown(
         "What did supervised training do to stances on ten topics?",
-        f"{sum(right)} of the {len(right)} drifts that the recipe planted are found with their sign (family-wise, at .05). "
-        f"Of the {len(UNTOUCHED)} topics where it planted nothing, those that strayed in this one run: "
+        f"{sum(right)} of the {len(right)} drifts that the recipe planted are found with their sign (family-wise p at "
+        f".05). Of the {len(UNTOUCHED)} topics where it planted nothing, those that strayed in this one run: "
         f"{', '.join(strayed) or 'none'}.",
         table, "drifts", seen="Drift of support less opposition, topic by checkpoint; hatched: no more than chance.",
         pages={"Explore topics and statements": page},
