@@ -142,9 +142,8 @@ def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
     score = str(own.followed)
     value, null = (np.exp(own.grid(name, 0, 0)[:, -1]) for name in (score, *own.controls(score, "null")[:1]))
     first = len(top) - len(list(itertools.takewhile(lambda token: token == top[-1], top[::-1])))
-    alone = first == len(top) - 1
-    where = f"in the last layer alone ({source.depths[-1]})" if alone else f"from layer {source.depths[first]} of {source.depths[-1]} on"
-    said = _token(source, top[-1])
+    said, depth = _token(source, top[-1]), source.depths
+    where = f"from layer {depth[first]} of {depth[-1]} on" if first < len(top) - 1 else f"only in the last, {depth[-1]}"
     answer = f"{said}, with probability {_odds(value[-1])}. Layer by layer it is on top {where}"
     if not np.isnan(null[first]):
         less = "which is no more than" if value[first] <= null[first] else "where"
@@ -213,7 +212,7 @@ def _beyond(source: Source, score: str, q: str) -> str:
         f"{name[:1].upper()}{name[1:]}: beyond chance in {found or 'none'} of {tested} states ({null}, false discovery "
         f"rate 5%). {'Clearest' if found else 'Closest to it'} is {_token(source, own['input_id'])} of "
         f"{_text(source, at['prompt'])} in {source.depth} {source.depths[at[source.depth]]}, next to {near}: "
-        f"{float(own[score]):.2f}, q = {float(own[q]):.2g}."
+        f"{source.called(score, short=True)} {float(own[score]):.2f}, q\u00a0=\u00a0{float(own[q]):.2g}."
     )
 
 
@@ -267,18 +266,17 @@ def _entry(name: str, shown: Shown, out: Path) -> str:
     try:
         for end, width in WIDTHS.items():
             shown.reading.figure(shown.chart, **shown.options).save(out / f"{name}.{end}", width=width, venue="neurips")
-        files = {"pdf": "PDF", "svg": "SVG", "nc": "Reading"}
+        files = {"pdf": "PDF", "svg": "SVG", "nc": "Data"}
         figure = f'<figure><a href="{name}.svg"><img src="{name}.svg" alt="{seen}"></a>'
         figure += f"<figcaption>{seen}</figcaption></figure>"
     except WorkbenchError as error:
-        files, figure = {"nc": "Reading"}, f"<p>No picture: {html(str(error))}</p>"
+        files, figure = {"nc": "Data"}, f"<p>No picture: {html(str(error))}</p>"
     links += [f'<a href="{name}.{end}" aria-label="{said} of {name}">{said}</a>' for end, said in files.items()]
     options = ", ".join([repr(shown.chart), *(f"{key}={value!r}" for key, value in shown.options.items())])
     code = f"import workbench\nreading = workbench.open({os.fspath(path)!r})\nreading.figure({options})"
     return (
-        f'<article id="{name}"><div><p class="of">{html(name)}</p><h3>{html(shown.question)}</h3>'
-        f'<p>{answer}</p><p class="ways">{"".join(links)}</p><pre tabindex="0">{html(code)}</pre></div>'
-        f"{figure}</article>"
+        f'<article id="{name}"><div><p class="of">{html(name)}</p><h3>{html(shown.question)}</h3><p>{answer}</p></div>'
+        f'{figure}<div><p class="ways">{"".join(links)}</p><pre tabindex="0">{html(code)}</pre></div></article>'
     )
 
 
