@@ -82,7 +82,7 @@ def demo(chosen: argparse.Namespace) -> None:
     terminal.table(named["logit"])
     page = terminal.write_page(named, out / "lenses.html")
     lenses = {FOLLOWED: _followed(model, prompts, named["logit"])}
-    lenses |= {name: _answered(good[name], reading) for name, reading in named.items()}
+    lenses |= {name: answered(good[name], reading) for name, reading in named.items()}
     for name, shown in lenses.items():
         if page and Source(shown.reading.data).values():
             lenses[name] = replace(shown, pages={"Open the explorer": page})
@@ -153,8 +153,8 @@ def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
     return Shown(question, f"{answer}.", reading, "trajectory", {"prompt": 0, "position": -1}, seen)
 
 
-def _answered(reader: Any, reading: Reading) -> Shown:
-    """The question of a reader, and what its reading answers."""
+def answered(reader: Any, reading: Reading) -> Shown:
+    """The question of a reader, and what its reading answers: at one place, at the first prompt's last position."""
     from workbench.figures.charts import CHARTS, charts
 
     source = Source(reading.data)
