@@ -51,8 +51,8 @@ class Shown:
     ----------
     question, answer
         One line; and a sentence or two with numbers of this run and their controls, computed from its readings.
-    reading, chart, options
-        The picture is ``reading.figure(chart, **options)``; the reading is saved beside the page.
+    reading, chart
+        The picture is ``reading.figure(chart)``; the reading is saved beside the page.
     seen
         What one sees in the picture; by default what the chart says of itself.
     pages
@@ -63,7 +63,6 @@ class Shown:
     answer: str
     reading: Reading
     chart: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
     seen: str = ""
     pages: Mapping[str, Path] = field(default_factory=dict)
 
@@ -150,7 +149,7 @@ def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
         answer += f": {_odds(value[first])} there, {less} other positions' states give it {_odds(null[first])} (median)"
     question = f"What follows {_text(source, 0)}, and in which layer is that settled?"
     seen = f"Log-probability of {said}, layer by layer; dotted: its median in the states of other positions."
-    return Shown(question, f"{answer}.", reading, "trajectory", {"prompt": 0, "position": -1}, seen)
+    return Shown(question, f"{answer}.", reading, "trajectory", seen)
 
 
 def answered(reader: Any, reading: Reading) -> Shown:
@@ -158,13 +157,12 @@ def answered(reader: Any, reading: Reading) -> Shown:
     from workbench.figures.charts import CHARTS, charts
 
     source = Source(reading.data)
-    about = " ".join((inspect.getdoc(type(reader)) or source.reader).split("\n\n")[0].split())
-    question, score = getattr(reader, "question", about), source.score
+    question, score = getattr(reader, "question", _first(type(reader))), source.score
     if score and (q := source.controls(score, "q")):
         own = (kind for kind, chart in charts().items() if kind not in CHARTS and not chart.lacks(reading.data))
         return Shown(question, _beyond(source, score, q[0]), reading, next(own, None))
     if score and source.depth:
-        return Shown(question, _early(source), reading, "heatmap", {"prompt": 0})
+        return Shown(question, _early(source), reading, "heatmap")
     if "usage_count" in reading:
         used = Source(plugins.load("measures", "routing.usage")(reading).data)
         at = _greatest(used.data["max_violation"])
@@ -173,9 +171,9 @@ def answered(reader: Any, reading: Reading) -> Shown:
     end = {"prompt": 0, "position": source.position(0, -1) if "position" in source.data.dims else 0, "rank": 0}
     if parts := source.by_component():
         end["component"] = int(source.data[parts[0]].isel(end, missing_dims="ignore").argmax("component"))
-        said = f"After {_text(source, 0)}, {source.data['component'].values[end['component']]} is the largest part; "
+        said = f"After {_text(source, 0)} {source.data['component'].values[end['component']]} comes first: "
         said += _beside(source, parts[0], end)
-        return Shown(question, f"{said}.", reading, "attribution", {"prompt": 0, "position": -1})
+        return Shown(question, f"{said}.", reading, "attribution")
     if not (values := source.values()):
         return Shown(question, f"{repr(reading).splitlines()[0].strip('<>')}.", reading)
     said = _beside(source, values[0], {**end, source.depth: -1})
@@ -185,11 +183,11 @@ def answered(reader: Any, reading: Reading) -> Shown:
 def _beside(source: Source, name: str, at: Mapping[Any, int]) -> str:
     """A value at one place, and the nulls and floors that it has there."""
     here = source.data.isel(at, missing_dims="ignore")
-    value, said = float(here[name]), [f"{source.called(name)}: {float(here[name]):.3g}"]
+    value, said = float(here[name]), [f"{source.called(name)} = {float(here[name]):.3g}"]
     for control in (*source.controls(name, "null"), *source.controls(name, "floor")):
         null = float(here[control])
         beyond = value < null if source.about(name)["better"] == "low" else value > null
-        said.append(f"{source.called(control)}: {null:.3g}{'' if beyond else ' (not beyond it)'}")
+        said.append(f"{source.called(control)} = {null:.3g}{'' if beyond else ' (not beyond it)'}")
     told = "; ".join(said)
     return aimed(told, _token(source, here["target_id"])) if "target_id" in here else told
 
@@ -207,9 +205,9 @@ def _beyond(source: Source, score: str, q: str) -> str:
     if "sentence" in own:
         parts = tokens.around(str(own["sentence"].item()), int(own["char_start"]), int(own["char_end"]), 40)
         near += f" in “{tokens.plain(''.join(parts)).strip()}”"
-    null, name = source.called((source.controls(score, "p") or [q])[0]), source.called(score)
+    null = source.called((source.controls(score, "p") or [q])[0])
     return (
-        f"{name[:1].upper()}{name[1:]}: beyond chance in {found or 'none'} of {tested} states ({null}, false discovery "
+        f"The {source.called(score)} is beyond chance in {found or 'none'} of {tested} states ({null}, false discovery "
         f"rate 5%). {'Clearest' if found else 'Closest to it'} is {_token(source, own['input_id'])} of "
         f"{_text(source, at['prompt'])} in {source.depth} {source.depths[at[source.depth]]}, next to {near}: "
         f"{source.called(score, short=True)} {float(own[score]):.2f}, q\u00a0=\u00a0{float(own[q]):.2g}."
@@ -239,6 +237,10 @@ def _greatest(values: Any) -> dict[Any, int]:
     return {dim: int(i) for dim, i in values.argmax(values.dims).items()}
 
 
+def _first(documented: Any) -> str:
+    return " ".join((inspect.getdoc(documented) or documented.__name__).split("\n\n")[0].split())
+
+
 def _odds(x: float) -> str:
     return f"{x:.2f}" if x >= 0.005 or x == 0 else "under 0.01"
 
@@ -261,19 +263,18 @@ def _entry(name: str, shown: Shown, out: Path) -> str:
     html, path = tokens.html, shown.reading.save(out / f"{name}.nc")
     answer = html(re.sub(r"(?<=[\s\[])-(?=\d)", "\u2212", shown.answer))  # a minus, not a hyphen
     links = [f'<a class="go" href="{page.name}">{html(said)}</a>' for said, page in shown.pages.items()]
-    seen = shown.seen or (shown.chart and inspect.getdoc(charts()[shown.chart].function)) or "The first that fits."
-    seen = html(" ".join(seen.split("\n\n")[0].split()))
+    chart = charts().get(shown.chart or "")
+    seen = html(shown.seen or (chart and _first(chart.function)) or shown.question)
     try:
         for end, width in WIDTHS.items():
-            shown.reading.figure(shown.chart, **shown.options).save(out / f"{name}.{end}", width=width, venue="neurips")
+            shown.reading.figure(shown.chart).save(out / f"{name}.{end}", width=width, venue="neurips")
         files = {"pdf": "PDF", "svg": "SVG", "nc": "Data"}
         figure = f'<figure><a href="{name}.svg"><img src="{name}.svg" alt="{seen}"></a>'
         figure += f"<figcaption>{seen}</figcaption></figure>"
     except WorkbenchError as error:
         files, figure = {"nc": "Data"}, f"<p>No picture: {html(str(error))}</p>"
     links += [f'<a href="{name}.{end}" aria-label="{said} of {name}">{said}</a>' for end, said in files.items()]
-    options = ", ".join([repr(shown.chart), *(f"{key}={value!r}" for key, value in shown.options.items())])
-    code = f"import workbench\nreading = workbench.open({os.fspath(path)!r})\nreading.figure({options})"
+    code = f"import workbench\nworkbench.open({os.fspath(path)!r}).figure({shown.chart!r})"
     return (
         f'<article id="{name}"><div><p class="of">{html(name)}</p><h3>{html(shown.question)}</h3><p>{answer}</p></div>'
         f'{figure}<div><p class="ways">{"".join(links)}</p><pre tabindex="0">{html(code)}</pre></div></article>'

@@ -202,10 +202,10 @@ def example(out: Path) -> Shown:
         ))  # fmt: skip
     return Shown(
         "Do thoughts hold several branches of a search at once, and does the answer use them?",
-        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds when its branch is taken out "
-        "of the thoughts, beside a node out of reach (nats, 95%).\n" + "\n".join(told),
+        f"Over {len(questions.problems)} graphs; beside each, the change of the answer's log-odds when its branch is "
+        "taken out of the thoughts, beside that when a node out of reach is (nats, 95%).\n" + "\n".join(told),
         uses[0], "uses", pages=pages, seen="Change of the answer's log-odds when thoughts are deleted, exchanged or "
-        f"robbed of a node; in brackets how often it is right then: {CALLED['scratch']}.",
+        f"robbed of a node, and how often it is right then ({CALLED['scratch']}).",
     )  # fmt: skip
 
 

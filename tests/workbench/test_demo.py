@@ -125,7 +125,7 @@ def test_answers_are_the_numbers_of_the_saved_readings(made: Path) -> None:
     c = int(parts["contribution"].argmax("component"))
     one, mean = float(parts["contribution"][c]), float(parts["contribution_mean"][c])
     beside = f"{mean:.3g}{'' if one > mean else ' (not beyond it)'}"
-    assert f": {one:.3g}; mean contribution over positions: {beside}." in text
+    assert f" = {one:.3g}; mean contribution over positions = {beside}." in text
     for name, score in (("embedding", "cosine"), ("latent", "similarity")):
         q = workbench.open(made / f"{name}.nc").data[f"{score}_q"]
         assert int(q.notnull().sum()) > 0
@@ -169,7 +169,7 @@ def test_a_value_that_is_not_beyond_its_null_is_called_that(better: str, null: f
     })  # fmt: skip
     shown = answered(Lens(), Reading(data))
     assert shown.question == "How long a state is."
-    assert shown.answer.endswith(f"length: 2; median length: {null:.3g}{'' if beyond else ' (not beyond it)'}.")
+    assert shown.answer.endswith(f"length = 2; median length = {null:.3g}{'' if beyond else ' (not beyond it)'}.")
 
 
 def test_cells_beyond_their_null_are_counted_or_there_are_none() -> None:
@@ -194,7 +194,7 @@ def test_a_mixture_of_experts_is_told_its_least_even_block(tmp_path: Path) -> No
     shown = answered(RoutingTracer(), reading)
     count = reading["usage_count"].values[0]
     load = (count / count.sum(-1, keepdims=True)).max(-1) * count.shape[-1] - 1
-    assert f"Least even is block {int(load.argmax())}; " in shown.answer and f": {load.max():.3g};" in shown.answer
+    assert f"Least even is block {int(load.argmax())}; " in shown.answer and f" = {load.max():.3g};" in shown.answer
     shown.reading.figure(shown.chart)
 
 
@@ -207,7 +207,7 @@ def test_what_probes_add_to_the_demo(tmp_path: Path, example: str, view: str, pa
     shown: Shown = point.load()(tmp_path)
     assert sorted(shown.pages.values()) == sorted(tmp_path.iterdir()) and len(shown.pages) == pages
     assert all(f'"view":"{view}"' in page.read_text("utf-8").replace(": ", ":") for page in shown.pages.values())
-    shown.reading.figure(shown.chart, **shown.options)
+    shown.reading.figure(shown.chart)
     data = shown.reading.data
     if view == "RoutingExplorer":
         said = [f"{float(data[f'mean_jsd_{end}'].max()):.3f}" for end in ("corrected", "low", "high")]
