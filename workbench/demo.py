@@ -145,7 +145,7 @@ def _followed(model: Any, prompts: list[Any], logit: Reading) -> Shown:
     where = f"from layer {depth[first]} of {depth[-1]} on" if first < len(top) - 1 else f"only in the last, {depth[-1]}"
     answer = f"{said}, with probability {_odds(value[-1])}. Layer by layer it is on top {where}"
     if not np.isnan(null[first]):
-        less = "which is no more than" if value[first] <= null[first] else "where"
+        less = "which is no more than" if value[first] - null[first] < 0.005 else "where"  # what two digits tell
         answer += f": {_odds(value[first])} there, {less} other positions' states give it {_odds(null[first])} (median)"
     question = f"What follows {_text(source, 0)}, and in which layer is that settled?"
     seen = f"Log-probability of {said}, layer by layer; dotted: its median in the states of other positions."
@@ -161,12 +161,14 @@ def answered(reader: Any, reading: Reading) -> Shown:
     if score and (q := source.controls(score, "q")):
         own = (kind for kind, chart in charts().items() if kind not in CHARTS and not chart.lacks(reading.data))
         return Shown(question, _beyond(source, score, q[0]), reading, next(own, None))
-    if score and source.depth:
+    if score and source.depth and "token_id" in reading:
         return Shown(question, _early(source), reading, "heatmap")
     if "usage_count" in reading:
-        used = Source(plugins.load("measures", "routing.usage")(reading).data)
-        at = _greatest(used.data["max_violation"])
-        said = f"Least even is block {used.depths[at['block']]}; {_beside(used, 'max_violation', at)}."
+        used = plugins.load("measures", "routing.usage")(reading).data
+        own = used.isel(_greatest(used["max_violation"]))
+        load, null = 1 + float(own["max_violation"]), 1 + float(own["max_violation_null"])
+        said = f"Least even is block {int(own['block'])}: its busiest expert serves {load:.2f} times its even share; "
+        said += f"as many slots given out at random, {null:.2f} times{' (not beyond it)' if load <= null else ''}."
         return Shown(question, said, reading, "usage")
     end = {"prompt": 0, "position": source.position(0, -1) if "position" in source.data.dims else 0, "rank": 0}
     if parts := source.by_component():
@@ -224,7 +226,8 @@ def _early(source: Source) -> str:
     for i in dict.fromkeys((len(top) // 2, max(0, len(top) - 2))):
         same = (top[i] == top[-1]).sum()
         chance = ((top[i][:, None] == top[-1]).sum() - same) / (n * (n - 1))
-        told.append(f"{same / n:.0%} in layer {source.depths[i]}{' (no more)' if same / n <= chance else ''}")
+        less = " (no more than chance)" if same / n <= chance else ""
+        told.append(f"{same / n:.0%} in layer {source.depths[i]}{less}")
         chances.append(f"{chance:.0%}")
     left = f" ({said})" if (said := source.sinks_left_out()) else ""
     return (
@@ -277,7 +280,7 @@ def _entry(name: str, shown: Shown, out: Path) -> str:
     code = f"import workbench\nworkbench.open({os.fspath(path)!r}).figure({shown.chart!r})"
     return (
         f'<article id="{name}"><div><p class="of">{html(name)}</p><h3>{html(shown.question)}</h3><p>{answer}</p></div>'
-        f'{figure}<div><p class="ways">{"".join(links)}</p><pre tabindex="0">{html(code)}</pre></div></article>'
+        f'{figure}<div><p class="ways">{"".join(links)}</p><pre>{html(code)}</pre></div></article>'
     )
 
 

@@ -198,12 +198,12 @@ def example(out: Path) -> Shown:
         lost = own["used"].data.sel(condition=["edit optimal", "edit not reachable"])
         ends = np.stack([lost[f"effect{end}"].values for end in ("", "_low", "_high")], 1).ravel()
         told.append(f"{CALLED[regime].capitalize()}: {own['verdict'].word}; " + (
-            "{:+.1f} [{:+.1f}, {:+.1f}], beside {:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+            "{:+.1f} [{:+.1f}, {:+.1f}] and {:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
         ))  # fmt: skip
     return Shown(
         "Do thoughts hold several branches of a search at once, and does the answer use them?",
-        f"Over {len(questions.problems)} graphs; beside each, the change of the answer's log-odds when its branch is "
-        "taken out of the thoughts, beside that when a node out of reach is (nats, 95%).\n" + "\n".join(told),
+        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds in nats [95%] without its "
+        "branch in the thoughts, and without a node out of reach.\n" + "\n".join(told),
         uses[0], "uses", pages=pages, seen="Change of the answer's log-odds when thoughts are deleted, exchanged or "
         f"robbed of a node, and how often it is right then ({CALLED['scratch']}).",
     )  # fmt: skip
