@@ -71,6 +71,8 @@ class LogitAttribution(Reader):
     final norm is neither LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
     """
 
+    question = "Which part of the model writes the answer?"
+
     targets: Targets = None
 
     def plan(self, run: Run) -> Plan:

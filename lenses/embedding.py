@@ -54,6 +54,8 @@ class EmbeddingLens(Reader):
     Raises InputError when the embeddings are not as wide as the stream.
     """
 
+    question = "Which token of the vocabulary does a state lie next to?"
+
     layers: Layers = None
     top_k: int = 10
     _: KW_ONLY

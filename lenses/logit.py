@@ -95,6 +95,8 @@ class LogitLens(Reader):
     the prompts.
     """
 
+    question = "What would the model say if it stopped at this layer?"
+
     layers: Layers = None
     top_k: int = 10
     targets: Targets = None

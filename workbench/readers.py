@@ -180,7 +180,10 @@ class Plan:
 
 
 class Reader:
-    """Base of every lens and probe: frozen dataclasses, whose fields are the settings that provenance tells."""
+    """Base of every lens and probe: frozen dataclasses, whose fields are the settings that provenance tells.
+
+    One may say which ``question`` it asks, in a line for the page of ``workbench demo``.
+    """
 
     def plan(self, run: Run) -> Plan:
         raise NotImplementedError(f"{type(self).__name__} does not say what it looks at: define plan(run).")

@@ -84,7 +84,8 @@ def write_page(named: dict[str, Any], path: Path) -> Path | None:
     return to_html(grids, path) if grids else None
 
 
-def describe(model: Any) -> None:
+def facts(model: Any) -> dict[str, str]:
+    """What a model is, and how well its readout was proved."""
     anatomy, proof = model.anatomy, model.anatomy.proof
     size = sum(p.numel() for p in model.module.parameters())
     rows = {
@@ -108,7 +109,11 @@ def describe(model: Any) -> None:
         sizes = sorted({(x.n_experts, x.top_k, x.gate or "unknown gate") for x in model.moe.values()})
         kinds = "; ".join(f"{e} experts, top {k}, {gate}" for e, k, gate in sizes)
         rows["experts"] = f"{kinds}; in {len(model.moe)} of {model.n_layers} blocks"
-    for name, value in rows.items():
+    return rows
+
+
+def describe(model: Any) -> None:
+    for name, value in facts(model).items():
         print(f"  {name:<12} {value}")
     print()
 
@@ -184,8 +189,8 @@ def _usage(data: Any, name: str, shown: int = 6) -> None:
         print(f"  block {block:<4} {said}   (1/{int(there.sum())} = {1 / there.sum():.0%})")
 
 
-def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int | None = None) -> None:
-    """The contexts nearest to a prompt's last token, layer by layer (``layers``: about so many of them)."""
+def neighbours(data: Any) -> None:
+    """The contexts nearest to the first prompt's last token, layer by layer."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -196,7 +201,7 @@ def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int |
     source = Source(data)
     score = str(source.score)
     floors = {source.called(n, short=True): data[n].values for n in source.controls(score, "floor")}
-    data = data.isel(prompt=prompt)
+    data = data.isel(prompt=0)
     data = data.isel(position=int((data["input_id"].values >= 0).sum()) - 1)
     table = Table(box=None, pad_edge=False, title_justify="left", title_style="")
     before = tokens.plain(str(data["prompt_text"].item()))
@@ -205,10 +210,8 @@ def neighbours(data: Any, prompt: int = 0, top: int | None = None, layers: int |
         table.add_column(name, justify="right")
     table.add_column("context", ratio=1)
     depth = "layer" if "layer" in data.dims else "block"
-    count = data.sizes[depth]
-    shown = min(layers or count, count)
-    for i in sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)}):
-        for rank in range(min(top or data.sizes["rank"], data.sizes["rank"])):
+    for i in range(data.sizes[depth]):
+        for rank in range(data.sizes["rank"]):
             one = data.isel({depth: i, "rank": rank})
             if int(one["row"]) < 0:
                 continue

@@ -96,6 +96,8 @@ class LatentLens(Reader):
     Raises ReadingError when the index is damaged, IndexRefused when it was built with another model.
     """
 
+    question = "In which other contexts does the model have nearly the same state?"
+
     index: ContextIndex | str | os.PathLike[str]
     layers: Layers = None
     top_k: int = 5

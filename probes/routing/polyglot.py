@@ -18,6 +18,7 @@ import numpy as np
 
 import workbench
 from probes.routing import RoutingTracer, effects, intervene, measures
+from workbench.demo import Shown
 from workbench.organisms import folder
 from workbench.organisms.polyglot import checkpoints
 from workbench.organisms.polyglot.grammar import LANGUAGES, documents
@@ -192,21 +193,25 @@ discovery rate over sets of 5 %.
 """
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: how far apart five languages are routed, block by block, and the explorer of their
-    tokens."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: in which block five languages are routed most apart, and the explorer of their tokens."""
     from probes.routing import explorer
 
     reading = traced(workbench.load("organism:polyglot"), 8)
-    table = measures.divergence(reading, draws=100).data
-    print("\nRouting of five languages: divergence between them, in nats  (organism:polyglot)")
-    for own in (table.sel(block=b) for b in table["block"].values):
-        low, high, null = (float(own[f"mean_jsd_{end}"]) for end in ("low", "high", "null"))
-        print(f"  block {int(own['block'])}    {float(own['mean_jsd_corrected']):.3f} [{low:.3f}, {high:.3f}]"
-              f"   as counted {float(own['mean_jsd']):.3f}, labels shuffled {null:.3f}")  # fmt: skip
-    title = "organism:polyglot · which experts serve which language"
-    page = explorer.to_html(reading, out / "routing.html", title)
-    return {page: "Tokens by the experts that serve them, experts by language, two languages beside each other."}
+    apart = measures.divergence(reading, draws=799)
+    beyond = int((apart["mean_jsd_p"] <= 0.05).sum())
+    said = [
+        f"block {int(own['block'])} by {float(own['mean_jsd_corrected']):.3f} nats [{float(own['mean_jsd_low']):.3f}, "
+        f"{float(own['mean_jsd_high']):.3f}] (shuffled labels: {float(own['mean_jsd_null']):.3f})"
+        for own in (apart.data.isel(block=i) for i in apart["mean_jsd_corrected"].values.argsort()[[-1, 0]])
+    ]
+    page = explorer.to_html(reading, out / "routing.html", "organism:polyglot · which experts serve which language")
+    return Shown(
+        "Do five languages go to different experts?",
+        f"In {beyond or 'none'} of {apart.sizes['block']} blocks they differ by more than documents with shuffled "
+        f"labels (p ≤ 0.05), most in {said[0]} and least in {said[1]}.",
+        apart, "layers", pages={"Explore tokens and experts": page},
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -100,6 +100,8 @@ class RoutingTracer(Reader):
     tokens beside it in the batch (capacity limits) unless prompts are read one at a time.
     """
 
+    question = "Which experts do the work?"
+
     labels: Sequence[Any] | None = None
     _: KW_ONLY
     blocks: Layers = None

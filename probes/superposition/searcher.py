@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 import workbench
-from probes.superposition.belief import CandidateBelief, normalised
+from probes.superposition.belief import CandidateBelief
 from probes.superposition.held import frontier, mass
 from probes.superposition.problems import Problem
 from probes.superposition.thoughts import ContinuousThought, ForcedMixture, Policy, SoftThought, think
 from probes.superposition.used import use
 from probes.superposition.verdicts import verdict
+from workbench.demo import Shown
 from workbench.model import Model
 from workbench.organisms.searcher import regimes
 from workbench.organisms.searcher.grammar import THOUGHTS, problems, prompt
@@ -182,31 +183,30 @@ control's accuracy."""
 """Said of the shipped weights; tests/workbench/test_organism_searcher.py holds it to their numbers."""
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: one problem's belief over the thoughts in three regimes, the verdict over 60 problems,
-    and the explorer of a few of them."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: what is held in the thoughts of three regimes, and used, with an explorer of each."""
     from probes.superposition import explorer
 
-    questions, written = Questions(60), {}
-    problem, some = questions.problems[0], slice(8)
-    print(f"\nA graph: does n{problem.root} lead to n{problem.target} or n{problem.negative}?  (organism:searcher)")
+    questions, pages, told, uses = Questions(60), {}, [], []
     for regime in ("scratch", "tuned", "chain"):
         own = judged(workbench.load(str(regimes()[regime]), progress=False), regime, questions)
-        belief = own["belief"]
-        print(f"  {CALLED[regime]}")
-        q = normalised(belief["logit"].values[:1, -1])[0]
-        for t in range(THOUGHTS + 1 + 1):
-            best = np.argsort(-q[t])[:4]
-            where = f"after {t} thoughts" if t <= THOUGHTS else "answer"
-            print(f"    {where:<18}" + "  ".join(f"n{v} {q[t, v]:.2f}" for v in best))
-        said = own["verdict"]
-        print(f"    over {len(questions.problems)} graphs: {said.word}; {said.decided_by}")
-        page = explorer.to_html(
-            belief.isel(prompt=some), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
-            problems=questions.problems[some],
+        uses.append(own["used"])
+        pages[CALLED[regime].split(", ")[1].capitalize()] = explorer.to_html(
+            own["belief"].isel(prompt=slice(8)), out / f"belief-{regime}.html", f"organism:searcher · {CALLED[regime]}",
+            problems=questions.problems[:8],
         )  # fmt: skip
-        written[page] = f"A graph whose colours are the belief in its nodes, thought by thought: {CALLED[regime]}."
-    return written
+        lost = own["used"].data.sel(condition=["edit optimal", "edit not reachable"])
+        ends = np.stack([lost[f"effect{end}"].values for end in ("", "_low", "_high")], 1).ravel()
+        told.append(f"{CALLED[regime].capitalize()}: {own['verdict'].word}; " + (
+            "{:+.1f} [{:+.1f}, {:+.1f}] and {:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+        ))  # fmt: skip
+    return Shown(
+        "Do thoughts hold several branches of a search at once, and does the answer use them?",
+        f"Over {len(questions.problems)} graphs, with the change of the answer's log-odds in nats [95%] without its "
+        "branch in the thoughts, and without a node out of reach.\n" + "\n".join(told),
+        uses[0], "uses", pages=pages, seen="Change of the answer's log-odds when thoughts are deleted, exchanged or "
+        f"robbed of a node, and how often it is right then ({CALLED['scratch']}).",
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from probes.values.items import Item, Items, columns
 from probes.values.measures import compare, data_gap, drift
 from probes.values.tracker import Instrument, ValueTracker
 from probes.values.units import opened
+from workbench.demo import Shown
 from workbench.organisms import opinions
 from workbench.organisms.opinions import grammar
 from workbench.organisms.opinions.grammar import BASE, PLANTED, PREFERRED, TOPICS, TUNED
@@ -390,9 +391,8 @@ def _expected(runs: int) -> str:
     return f"{low:.0f} to {high:.0f}"
 
 
-def example(out: Path) -> dict[Path, str]:
-    """For ``workbench demo``: what the recipe planted in ten topics, what supervised training did to them, and the
-    explorer."""
+def example(out: Path) -> Shown:
+    """For ``workbench demo``: which of the planted drifts are found, and the explorer of the statements."""
     from probes.values import explorer
 
     steps = opinions.runs()["sft"]
@@ -401,20 +401,21 @@ def example(out: Path) -> dict[Path, str]:
         readings = read(Path(scratch), chosen, [Pmf()]).readings()
     table = drift(readings)
     found = supervised(table)
-    print("\nStances on ten topics over supervised training: drift, * more than chance  (organism:opinions)")
-    before, after = keyed(BASE), keyed(TUNED)
-    for topic, own in found.items():
-        value, measure = own["moved"], own["measure"]
-        asked = f"planted {after[topic] - before[topic]:+.2f}" if measure == "keyed" else f"planted: to {measure}"
-        asked = "nothing planted" if own["right"] is None else asked
-        star = " *" if value[3] <= 0.05 else ""
-        print(f"  {topic:<10} {asked:<24} {measure:<12} {value[0]:+.2f} [{value[1]:+.2f}, {value[2]:+.2f}]{star}")
-    planted = [own["right"] for own in found.values() if own["right"] is not None]
-    print(f"  found: {sum(planted)} of {len(planted)}.  A star where nothing was planted is this run's own drift: the")
-    print("  test is over statements, and does not know what another seed would do.")
+    right = [own["right"] for own in found.values() if own["right"] is not None]
+    strayed = [
+        "{} {:+.2f} [{:+.2f}, {:+.2f}]".format(topic, *found[topic]["moved"][:3])
+        for topic in UNTOUCHED if found[topic]["moved"][3] <= 0.05
+    ]  # fmt: skip
     title = "organism:opinions · stances over supervised training"
     page = explorer.to_html(readings, out / "drift.html", title, items=items(), drift=table)
-    return {page: "Topics by checkpoint; choose a topic and a range of steps to see the statements that changed."}
+    return Shown(
+        "What did supervised training do to stances on ten topics?",
+        f"{sum(right)} of the {len(right)} drifts that the recipe planted are found with their sign (family-wise p at "
+        f".05). Of the {len(UNTOUCHED)} topics where it planted nothing, those that strayed in this one run: "
+        f"{', '.join(strayed) or 'none'}.",
+        table, "drifts", seen="Drift of support less opposition, topic by checkpoint; hatched: no more than chance.",
+        pages={"Explore topics and statements": page},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

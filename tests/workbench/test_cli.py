@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from tiny import tiny
 
 import workbench
 from workbench.cli import main
-from workbench.errors import Refused
 
 WORDS = ["<pad>", "<s>", "</s>", "[b]", *(f"w{i}" for i in range(93))]
 
@@ -125,76 +122,6 @@ def test_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for fact in ("LlamaForCausalLM", "model.layers: 4; width 32; vocabulary 97; context 64", "logit, ", "lm_head"):
         assert fact in said
     assert workbench.load(folder).fingerprint in said
-
-
-def test_demo_says_what_to_do_next(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workbench.demo._figures", lambda named, out: ({}, []))  # they have tests of their own
-    out = tmp_path / "demo"
-    assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    read = {"logit.nc", "embedding.nc", "attribution.nc", "latent.nc"}
-    # latent/ is the small index
-    assert {path.name for path in out.iterdir()} == {"index.html", "lenses.html", "latent", *read}
-    assert "cannot read" not in said
-    assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
-
-
-@pytest.mark.parametrize("example, view, pages", [
-    ("probes.routing.polyglot", "RoutingExplorer", 1), ("probes.superposition.searcher", "BeliefExplorer", 3),
-    ("probes.values.opinions", "DriftExplorer", 1),
-])  # fmt: skip
-def test_what_probes_add_to_the_demo(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: str, view: str, pages: int
-) -> None:
-    (point,) = [p for p in metadata.entry_points(group="workbench.demos") if p.value == f"{example}:example"]
-    written = point.load()(tmp_path)
-    assert sorted(written) == sorted(tmp_path.iterdir()) and len(written) == pages
-    assert all(f'"view":"{view}"' in page.read_text(encoding="utf-8").replace(": ", ":") for page in written)
-    assert all(said.endswith(".") for said in written.values())
-    said = capsys.readouterr().out
-    assert "organism:" in said and ("found: 6 of 6" in said or view != "DriftExplorer")
-
-
-def test_the_demos_first_page_leads_to_all_others(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a b"
-    assert main(["demo", "--model", str(folder), "--out", str(out)]) == 0
-    text = (out / "index.html").read_text(encoding="utf-8")
-    linked = set(re.findall(r'(?:href|src)="([^"]+)"', text))
-    assert "lenses.html" in linked and all((out / name).is_file() for name in linked)
-    files = {path.name for path in out.iterdir() if path.suffix in (".html", ".svg", ".pdf")}
-    assert files == linked | {"index.html"}
-    assert "http" not in text.replace("http-equiv", "") and "<script" not in text
-
-
-def test_the_demo_without_a_browser_has_its_figures_on_a_page_and_says_how_to_get_pictures(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
-    assert main(["demo", "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr()
-    assert "Traceback" not in told.out + told.err
-    (line,) = [line for line in told.out.splitlines() if "apt install chromium" in line]
-    assert "no .svg and .pdf" in line and str(tmp_path / "out" / "figures.html") in told.out
-    text = (tmp_path / "out" / "figures.html").read_text(encoding="utf-8")
-    assert text.count("Plotly.newPlot(") >= 6 and text.count("plotly.js v") == 1 and "<script src" not in text
-    assert 'href="figures.html"' in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".svg", ".pdf")]
-
-
-def test_demo_goes_on_without_a_reader_that_refuses_on_the_way(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise Refused("not with these states")
-
-    monkeypatch.setattr("workbench.demo._figures", lambda named, out: ({}, []))
-    monkeypatch.setattr("lenses.embedding.nearest_rows", refuse)
-    assert main(["demo", "--model", str(folder), "--out", str(tmp_path)]) == 0
-    assert "embedding cannot read this model: not with these states" in capsys.readouterr().out
-    others = {"logit.nc", "attribution.nc", "latent.nc"}
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "lenses.html", "latent", *others}
 
 
 @pytest.mark.parametrize(
