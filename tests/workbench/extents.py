@@ -27,6 +27,11 @@ def drawn_texts(figure: Any) -> list[Text]:
     return list(found.values())
 
 
+def shown(figure: Any) -> list[str]:
+    """The strings of all texts that are drawn."""
+    return [text.get_text() for text in drawn_texts(figure)]
+
+
 def boxes(figure: Any, texts: list[Text]) -> np.ndarray:
     """[text, 4] left, lower, right, upper edge in points."""
     found = [Text.get_window_extent(text).extents for text in texts]  # an annotation's own includes its arrow
@@ -38,7 +43,8 @@ def faults(figure: Any, near: float = 0.5) -> list[str]:
     texts = drawn_texts(figure)
     own = boxes(figure, texts)
     said = [f"{text.get_text()!r} at {np.round(box, 1).tolist()}" for text, box in zip(texts, own, strict=True)]
-    found = [f"{t.get_fontsize():.2f} pt: {s}" for t, s in zip(texts, said, strict=True) if t.get_fontsize() < SMALLEST - 1e-6]
+    sizes = [text.get_fontsize() for text in texts]
+    found = [f"{size:.2f} pt: {s}" for size, s in zip(sizes, said, strict=True) if size < SMALLEST - 1e-6]
     wide, tall = figure.get_size_inches() * 72
     outside = (own < -near).any(1) | (own[:, 2] > wide + near) | (own[:, 3] > tall + near)
     found += [f"outside of {wide:.1f} x {tall:.1f}: {said[i]}" for i in np.flatnonzero(outside)]

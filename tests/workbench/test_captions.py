@@ -1,8 +1,7 @@
-"""Captions say what the reading says, once, in LaTeX; figures and captions come from saved readings alone."""
+"""Captions say what the reading says, once, in LaTeX."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -66,30 +65,3 @@ def test_captions_are_safe_in_latex(tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "Missing character" not in run.stdout, run.stdout[-2000:]
-
-
-REBUILD = """
-import json, sys
-sys.modules["torch"] = sys.modules["transformers"] = None      # importing either is an error from here on
-import workbench
-folder, names = sys.argv[1], sys.argv[2].split()
-captions = []
-for name in names:
-    figure = workbench.open(f"{folder}/{name}.nc").figure()
-    figure.save(f"{folder}/{name}.pdf", venue="acl")
-    captions.append(figure.caption())
-print(json.dumps(captions))
-"""
-
-
-def test_figures_are_rebuilt_from_files_without_the_model_and_without_programs(tmp_path):
-    readings = {"lens": gallery.lens(), "near": gallery.near(), "attributed": gallery.attributed(), "latent": gallery.latent()}
-    for name, own in readings.items():
-        own.save(tmp_path / f"{name}.nc")
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", REBUILD, str(tmp_path), " ".join(readings)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, env={"PATH": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert len(list(tmp_path.glob("*.pdf"))) == len(readings)
-    assert json.loads(run.stdout) == [own.figure().caption() for own in readings.values()]

@@ -110,7 +110,8 @@ def test_curves_of_more_prompts_have_a_band():
     (line,) = lines(figure)
     per_prompt = np.nanmean(data["entropy"].values, axis=2)
     found = Design(n=12).bootstrap(per_prompt, seed=3)
-    np.testing.assert_allclose(np.stack([line.low, line.y, line.high]), [found.low, per_prompt.mean(0), found.high], rtol=1e-5)
+    expected = found.low, per_prompt.mean(0), found.high
+    np.testing.assert_allclose((line.low, line.y, line.high), expected, rtol=1e-5)
     assert "95% band: bootstrap-t over 12 prompts" in figure.plot.title
 
 
