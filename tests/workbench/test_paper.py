@@ -123,8 +123,9 @@ def test_no_text_of_bars_and_marks_is_lost():
     for figure in (
         chart(logit_attribution(blocks=90)),
         chart(logit_attribution().assign_coords(component=[f"{LONG} {i}" for i in range(14)])),
+        Figure(Plot([Panel([*lines, *(Rule(i, name=f"rule {i:.1f}") for i in (0.5, 0.6))], "x", "y")])),
         Figure(Plot([Panel([Points(x, y, "runs", names=[f"name{i}" for i in range(19)])], "x", "y")])),
-        Figure(Plot([Panel(lines, Axis("n", scale="log"), "y", title=f"a long topic {i}") for i in range(9)], columns=3)),
+        Figure(Plot([Panel(lines, Axis("n", scale="log"), "y", title=f"topic {i} of 9") for i in range(9)], columns=3)),
         Figure(Plot([Panel([Cells(shares, bar="share of tokens going there")], three, three), Panel(lines, "x", "y")])),
         Figure(Plot([Panel([Bars(range(60), rng.random(60), colours=rng.random(60), bar="dimensions per feature")],
                            Axis("feature", names=[f"name {i}" for i in range(60)]), "norm")])),
@@ -161,7 +162,7 @@ def test_texts_of_cells_that_do_not_fit_are_said_and_a_part_has_them(tmp_path):
     fit = int(re.search(r"some (\d+) would do", str(heard[-1].message))[1])
     cells = len(said(wide.isel(position=slice(-fit, None)).figure().matplotlib(venue="icml")))
     bare = len(said(wide.figure(text=False).matplotlib(venue="icml")))
-    assert cells > fit * wide.data.sizes["layer"] > bare / 2
+    assert cells > fit * wide.data.sizes["layer"] > bare
 
 
 def test_lines_break_between_parts_then_words_then_letters():

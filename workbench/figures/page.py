@@ -410,6 +410,7 @@ def _sheet(
             for panel in host.plot.panels:
                 host.texts(panel, host.axes[id(panel)])
                 host.names(panel, host.axes[id(panel)])
+            host.part()
             host.say_lost()
     panels = [rows[r][c] for _, r, c, _ in places]
     return Sheet(figure, panels, own, names, [host.numbered for host in hosts])
@@ -454,7 +455,7 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
 
 
 def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[_Host]) -> float:
-    """Make the rows of a grid as high as their panels like to be; ``at``: the row of each host.  Gives the points more."""
+    """Make the rows of a grid as high as their panels like to be, and give the points more; ``at``: rows of hosts."""
     wide, tall = figure.get_size_inches() * 72
     lack, held = np.full(grid.nrows, -np.inf), np.zeros(grid.nrows)
     for r, host in zip(at, hosts, strict=True):
@@ -588,6 +589,7 @@ class _Host:
         self.head: Any = None
         self.alone, self.wide = True, 0.0
         self.rows: list[list[Panel]] = []
+        self.ruled: list[tuple[bool, Any]] = []
         self.titled: list[tuple[Any, str, Any]] = []
         self.above: Any = None
         self.kept: Any = None
@@ -666,6 +668,19 @@ class _Host:
                 beside = every if len(own) > 1 and len(own) == len(every) else own if len(own) > 1 else own[0]
                 ticks = getattr(mark, "ticks", None)
                 self.titled.append((_bar(self.into, image, beside, ticks), mark.bar, ticks))
+
+    def part(self) -> None:
+        """Names of rules that would stand on each other go to the other sides of their lines."""
+        taken: list[Any] = []
+        for level, note in sorted(self.ruled, key=lambda own: (own[0], -own[1].xy[own[0]])):
+            for _ in range(2):
+                box = note.get_window_extent()
+                if not any(box.overlaps(other) for other in taken):
+                    break
+                x, y = note.xyann
+                note.xyann = (x, -y) if level else (-x, y)
+                note.set(va="top" if y > 0 else "bottom") if level else note.set(ha="right" if x > 0 else "left")
+            taken.append(box)
 
     def say_lost(self) -> None:
         if self.lost:
@@ -922,11 +937,11 @@ class _Host:
             far = mark.end == "high"
             place = (1.0 if far else 0.0, mark.at) if level else (mark.at, 1.0 if far else 0.0)
             where = ax.get_yaxis_transform() if level else ax.get_xaxis_transform()
-            ax.annotate(
+            self.ruled.append((level, ax.annotate(
                 glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-1 if far and level else 1, 1),
                 textcoords="offset points", ha="right" if far and level else "left", va="bottom", color=shade,
                 fontsize=max(SMALLEST, self.points - 1.5),
-            )  # fmt: skip
+            )))  # fmt: skip
 
     def _region(self, mark: plots.Region, panel: Panel, ax: Any) -> None:
         shade = colour(mark.hue)
