@@ -27,19 +27,7 @@ from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures import (
-    Axis,
-    Bars,
-    Cells,
-    Figure,
-    Line,
-    Panel,
-    Plot,
-    Points,
-    chart,
-    glyphs,
-    paper,
-)
+from workbench.figures import Axis, Bars, Cells, Figure, Line, Panel, Plot, Points, Rule, chart, glyphs, paper
 from workbench.figures.charts import charts
 from workbench.figures.plot import together
 from workbench.reading import Reading

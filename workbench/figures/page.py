@@ -389,7 +389,7 @@ def _sheet(
                 host.bars(host.axes)
         if head:
             figure.suptitle("\n".join(head), x=0.01, ha="left")
-        # Names take room, which decides which names fit; when they stay, rows become as high as their panels like to be.
+        # Names take room, which decides which names fit; when these stay, rows become as high as panels like to be.
         names_before, grown = None, 0 if tall is None else 2
         for _ in range(7):
             figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
