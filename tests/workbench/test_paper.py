@@ -147,7 +147,7 @@ def test_texts_of_cells_that_do_not_fit_are_said_and_a_part_has_them(tmp_path):
     wide = Reading(logit_lens(lengths=(30,)))
     with pytest.warns(UserWarning, match=r"30 columns .* some (\d+) would do") as heard:
         wide.figure().save(tmp_path / "x.pdf", venue="icml")
-    fit = int(re.search(r"some (\d+) would do", str(heard[-1].message))[1])
+    (fit,) = map(int, re.findall(r"some (\d+) would do", str(heard[-1].message)))
     cells = len(said(wide.isel(position=slice(-fit, None)).figure().matplotlib(venue="icml")))
     bare = len(said(wide.figure(text=False).matplotlib(venue="icml")))
     assert cells > fit * wide.data.sizes["layer"] > bare
