@@ -166,8 +166,9 @@ def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
     (info / "entry_points.txt").write_text("\n".join(lines))
     reading = workbench.read("organism:story", "Mara lives in", page.names["TurnLens"](), progress=False)
     assert len(reading.figure().data) == 2  # by its attribute, through the entry point
-    html = reading.to_html("turn.html", kind="turn").read_text()
-    assert '"view":"TurnExplorer"' in html and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
+    page = reading.to_html("turn.html", kind="turn")
+    html = page.read_text()
+    assert payload_of(page)["view"] == "TurnExplorer" and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
     command = ["-m", "workbench.cli", "read", "organism:story", "Mara lives in", "--lens", "turn", "--out", "out"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     out = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)

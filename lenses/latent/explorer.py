@@ -26,9 +26,9 @@ from workbench.widgets.base import (
     decimals,
     every,
     integers,
-    numbers,
     opened,
     table,
+    texts,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
     left_out: list[str] = []
     chosen = _fitting(data, axes, limit, left_out)
     data = data.isel(chosen)
-    texts, at, start, end, cut = _sentences(data)
+    sentences, at, start, end, cut = _sentences(data)
     if cut:
         left_out.append(f"what is far from the word in {cut} long sentences")
     layers = data["index_layer"].values
@@ -83,7 +83,7 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
         "similarity": decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
         "index_layer": integers(layers),
         "sentence": integers(at), "word_start": integers(start), "word_end": integers(end),
-        "sentences": texts,
+        "sentences": sentences,
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
             called: decimals(data[name].values, 4)
@@ -98,10 +98,7 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
     if "sink" in data and data["sink"].dims == cells:
         shown["sink"], shown["sink_said"] = integers(data["sink"].values.astype(int)), Source(data).sink_said
     if "input_token" in data and "position" in axes:
-        vocab: dict[str, int] = {}
-        words = [clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel()]
-        shown["input"] = integers([vocab.setdefault(w, len(vocab)) for w in words])
-        shown["inputs"] = list(vocab)
+        shown["input"] = texts(clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel())
         if "input_position" in data:  # the coordinate need not say where in its prompt a state stands
             shown["place"] = integers(data["input_position"].values)
     if depth and "index_layer_share_null" in data:
@@ -136,7 +133,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
     """The selection, whose row is whole, and in the table."""
     new = {key for key, value in asked.items() if value != now[key]}
     whole, axes, start = {**now, **asked}, shown["axes"], shown["start"]
-    scores = numbers(shown["similarity"])
+    scores = shown["similarity"].values
     if not isinstance(whole["text"], str):
         raise InputError(f"text={whole['text']!r} cannot be looked for: give a text, '' for every row.")
     least = whole["least"]
@@ -152,7 +149,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
             whole[a] = shown["values"][a][0] if only is None else only
     at = tuple(shown["values"][a].index(whole[a]) for a in axes)
     n = int(np.ravel_multi_index(at, [len(shown["values"][a]) for a in axes]))
-    if numbers(shown["index_layer"])[n] < 0:
+    if shown["index_layer"].values[n] < 0:
         raise InputError(f"There is no neighbour at {', '.join(f'{a}={whole[a]}' for a in axes)}: a shorter prompt.")
     hiding = _hiding(whole, shown, n, at, float(scores[n]))
     if not named:
@@ -169,18 +166,18 @@ def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int,
     """Filters that keep a row out of the table, as the front end filters."""
     axes, own = shown["axes"], dict(zip(shown["axes"], at, strict=True))
     found = [key for a in axes if whole.get(key := f"only_{a}") not in (None, whole[a])]
-    if whole["index_layers"] and numbers(shown["index_layer"])[n] not in whole["index_layers"]:
+    if whole["index_layers"] and shown["index_layer"].values[n] not in whole["index_layers"]:
         found.append("index_layers")
-    floors = [numbers(packed)[own[shown["depth"]]] for packed in shown["floors"].values()]
+    floors = [column.values[own[shown["depth"]]] for column in shown["floors"].values()]
     if whole["above_floor"] and not score > np.nanmax([-np.inf, *floors]):
         found.append("above_floor")
     if whole["least"] is not None and score < whole["least"]:
         found.append("least")
     text = whole["text"].lower()
-    there = text in shown["sentences"][numbers(shown["sentence"])[n]].lower()
+    there = text in shown["sentences"][shown["sentence"].values[n]].lower()
     if "input" in shown:
         spot = own["prompt"] * len(shown["values"]["position"]) + own["position"]
-        there |= text.replace(" ", "·") in shown["inputs"][numbers(shown["input"])[spot]].lower()
+        there |= text.replace(" ", "·") in shown["input"]["texts"][shown["input"]["at"].values[spot]].lower()
     return found if there else [*found, "text"]
 
 

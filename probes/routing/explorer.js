@@ -289,6 +289,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   });
 
   return {
+    figure: () => `reading.figure("usage"${L > 1 ? `, label=${quoted(p.labels[state.label])}` : ""})`,
     take(s) {
       const block = p.blocks.indexOf(s.block), find = (d) => p.traced.find((one) => one.prompt === d) || null;
       const [doc, other] = state.doc = [find(s.prompt), find(s.compare_prompt)];

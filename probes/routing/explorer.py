@@ -28,7 +28,6 @@ from workbench.widgets.base import (
     every,
     integers,
     listing,
-    numbers,
     opened,
     sendable,
     table,
@@ -164,7 +163,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
     for label, prompt, position in SIDES:  # a label brings its first document, and another document leaves the token
         if of.get(whole[prompt]) != whole[label]:
             whole[prompt] = next((one for one, name in of.items() if name == whole[label]), None)
-        places = numbers(traced[whole[prompt]]["position"]).tolist() if whole[prompt] is not None else []
+        places = traced[whole[prompt]]["position"].values.tolist() if whole[prompt] is not None else []
         kept = position in asked and whole[position] in places
         if whole[prompt] != now[prompt] and position not in new and not kept:
             whole[position] = None

@@ -16,7 +16,7 @@ const STYLE = `
   cursor:pointer;border-radius:3px;padding:1px 3px}
 .wx-list li.on{background:color-mix(in srgb,var(--accent) 16%,transparent)}
 .wx-two{display:grid;gap:12px;grid-template-columns:minmax(0,1fr) 320px;align-items:start}
-.narrow .wx-two{grid-template-columns:minmax(0,1fr)}
+&.narrow .wx-two{grid-template-columns:minmax(0,1fr)}
 .wx-list~.wx-facts{margin:8px 0 10px}
 .wx-legend{padding-top:4px;display:flex;flex-wrap:wrap;gap:4px 14px}
 `;
@@ -187,7 +187,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
     list.replaceChildren(...all.slice(0, 8).map(([b, v]) => {
       const item = make("li", v === state.node ? "on" : "");
       const text = make("span", "wx-one", names()[v]);
-      item.append(text, bar(b, 1, 1 / n), make("span", "wx-num", say(b)), make("span", "wx-hint wx-one", group(t, v)));
+      item.append(text, bar([0, b], 1 / n), make("span", "wx-num", say(b)), make("span", "wx-hint wx-one", group(t, v)));
       item.title = group(t, v);
       item.onclick = () => choose(v === state.node ? -1 : v);
       return item;
@@ -257,6 +257,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
   });
 
   return {
+    figure: () => `reading.figure("belief"${p.prompts.length > 1 ? `, prompt=${state.prompt}` : ""}${state.layer < D - 1 ? `, layer=${state.layer}` : ""})`,
     take(s) {
       stop();
       state.prompt = clamp(s.prompt || 0, 0, p.prompts.length - 1);

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import browser
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
@@ -56,8 +57,6 @@ def chromium() -> Iterator[Any]:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         without("playwright is not installed")
-    from workbench.figures.drawing import browser
-
     path = browser()
     if path is None:
         without("no Chrome or Chromium to open pages with")

@@ -294,7 +294,7 @@ def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
     )
     logit = workbench.open(logit.save(tmp_path / "own.nc"))
     for reading in (logit, part):
-        heads = payload([("one", reading)])["readings"][0]
+        heads = payload(reading)["readings"][0]
         assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == shown
     names = [[t.name for t in logit.figure("trajectory", prompt=p).data if t.mode == "lines+markers"] for p in (0, 1)]
     assert names == shown

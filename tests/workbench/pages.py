@@ -1,18 +1,35 @@
 """Pages opened in a headless browser."""
 
+import base64
+import os
+import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-try:
-    from workbench.figures.drawing import browser
+from workbench.widgets.packing import unpack
 
-    BROWSER = browser()
-except ImportError:
-    BROWSER = None
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+
+
+def browser():
+    """The path of a Chrome or Chromium, or None: BROWSER_PATH, then PATH, then where macOS keeps it."""
+    places = [os.environ["BROWSER_PATH"]] if "BROWSER_PATH" in os.environ else [
+        *filter(None, map(shutil.which, NAMES)), "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    ]  # fmt: skip
+    return next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+BROWSER = browser()
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chrome or Chromium to open the page with")
+
+
+def payload_of(page):
+    """What a page holds."""
+    return unpack(base64.b64decode(re.findall(r'id="payload">([^<]*)<', page.read_text("utf-8"))[0]))
 
 
 def load(page, script="", size="1400,900", budget=3000):

@@ -1,4 +1,4 @@
-"""The lens explorer in a notebook: an anywidget over one small ES module, with a static table beside it.
+"""The lens explorer: tokens over layers and positions of one or several readings, one cell at a time in detail.
 
 Two sizes travel.  What a notebook saves is cut to `saved_kb`; the rest stays in the kernel, and the front end asks for
 a prompt when it is looked at.  Without a kernel the saved part is explored, where the notebook kept the widget's
@@ -8,105 +8,80 @@ state, and the table is read, where it did not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench import tokens
-from workbench.errors import InputError, missing
-from workbench.figures import colours
+from workbench.errors import InputError
 from workbench.variables import aimed
-from workbench.widgets import packing
-from workbench.widgets.base import AS_IT_IS, Outlived, slim
-from workbench.widgets.packing import Packer, every, gridded
-from workbench.widgets.packing import payload as payload
+from workbench.widgets import lens
+from workbench.widgets.base import View, each, every, opened, table
+from workbench.widgets.lens import COMPONENT, Packer, label
+from workbench.widgets.packing import pack
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from workbench.figures.source import Source
 
-MODULE = Path(__file__).with_name("lens_explorer.js")
 TABLE_ROWS, TABLE_COLUMNS, TABLE_LETTERS = 13, 24, 24
 SAVED_KB = 130
+NEEDED = "tokens or values over layers and positions"
 
 
-def explore(readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB) -> Any:
-    """A live explorer of one reading or dataset, a list, or a mapping of names to them.
+def lacking(data: xr.Dataset) -> list[str]:
+    """What of tokens or values over depth and position, or over parts and position, is not there."""
+    source = lens.source_of(data)
+    there = lens.ranked(source) or source.values()
+    return [] if there and data.sizes.get("prompt") and data.sizes.get("position") else [NEEDED]
 
-    top_k      tokens for each cell; all that the reading has by default (fewer where one prompt would pass 6 MB)
-    saved_kb   how much of it a saved notebook may hold; the live widget asks the kernel for the rest.  None: all
+
+def leads(data: xr.Dataset) -> bool:
+    """Whether a reading that fits was made for just this view: there are tokens, or parts."""
+    source = lens.source_of(data)
+    return source.has("token_id") or source.depth == COMPONENT
+
+
+def payload(readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB) -> dict[str, Any]:
+    """What the explorer shows of one reading or dataset, a list, or a mapping of names to them.
+
+    Parameters
+    ----------
+    top_k
+        Tokens for each cell; all that the reading has by default, or as many as 6 MB hold.
+    saved_kb
+        How much of it a saved notebook may hold; the live widget asks the kernel for the rest.  None: all.
     """
-    return _widget_class()(readings, top_k=top_k, saved_kb=saved_kb)
+    packers = lens.packers(readings, top_k)
+    prompts = lens.whole(packers) if saved_kb is None else lens.part(packers, saved_kb * 1000)
+    shown = [{**packer.head(), "prompts": own} for packer, own in zip(packers, prompts, strict=True)]
+    names = {
+        key: ", ".join(dict.fromkeys(filter(None, (own[of] for own in shown))))
+        for key, of in (("reader", "name"), ("model", "model"), ("fingerprint", "fingerprint"))
+    }  # fmt: skip
+    sent = {
+        f"the top {own['prompts'][0]['ranks']} of the {own['ranks']} ranks that {own['reader']} kept": None
+        for own in shown if own["prompts"][0].get("ranks", 0) < own["ranks"]
+    }  # fmt: skip
+    return {
+        "about": {**names, "said": ", ".join(sent) if saved_kb is None else ""},
+        "readings": shown,
+        "start": _start(packers),
+        "called": {"depth": packers[0].depth},
+        "held": packers,
+    }
 
 
-@lru_cache(maxsize=1)
-def _widget_class() -> Any:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError:
-        raise missing("anywidget", "The live explorer", "notebook") from None
-
-    class LensExplorer(Outlived, anywidget.AnyWidget):
-        """Tokens x layers to walk through.
-
-        selection   where the reader is, readable and settable: a dict of
-                    "reading", "prompt"      indices
-                    "depth", "position"      coordinates in the dataset (for attributions, depth is a component)
-                    "token"                  id of the token that is followed from cell to cell, or None.  A click on
-                                             its bar follows it, one more (or Escape) lets it go; moving keeps it
-                    "metric"                 what cells show: "top", "probability", or a variable's name
-                    "target"                 index of a target, where several were asked for
-                    "depths"                 [lowest, highest] depth shown, or None
-                    "panes"                  [[reading, prompt], ...], what is shown side by side; None, as several
-                                             readings start: as many as there is room for
-                    "pins"                   [{"reading", "prompt", "depth", "position"}, ...]
-                    Set any of these; the others stay.  Readings that show the same prompt go to the next together.
-                    Raises InputError for what is not in the readings.
-        """
-
-        _esm = slim(MODULE.read_text(encoding="utf-8"))
-        packed = traitlets.Bytes().tag(sync=True)
-        selection = traitlets.Dict().tag(sync=True)
-
-        def __init__(
-            self, readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB, **options: Any
-        ) -> None:
-            self._packers = packing.packers(readings, top_k)
-            block = packing.whole(self._packers) if saved_kb is None else packing.part(self._packers, saved_kb * 1000)
-            options.setdefault("layout", {"width": "100%"})
-            super().__init__(packed=block, selection=_start(self._packers), **options)
-            self.on_msg(self._answer)
-
-        @traitlets.validate("selection")
-        def _checked(self, proposal: Any) -> dict[str, Any]:
-            return completed(self._packers, self.selection, proposal["value"])
-
-        def _answer(self, _: Any, asked: Any, __: Any) -> None:
-            """The front end asks for a prompt that was not sent whole."""
-            reading, prompt = _place(self._packers, *asked["ask"])
-            block = packing.one(self._packers[reading], prompt)
-            self.send({"block": [reading, prompt]}, [block])
-
-        def __repr__(self) -> str:
-            return f"<LensExplorer of {', '.join(packing.label(packer.name) for packer in self._packers)}>"
-
-        @property
-        def static_html(self) -> str:
-            """The table that takes the widget's place."""
-            return _table(self._packers)
-
-    LensExplorer.__qualname__ = "LensExplorer"
-    return LensExplorer
+def answer(shown: dict[str, Any], question: Any) -> tuple[Any, bytes]:
+    """A prompt that was not sent whole."""
+    reading, prompt = _place(shown["held"], *question["ask"])
+    return {"block": [reading, prompt]}, pack(lens.one(shown["held"][reading], prompt))
 
 
-def __getattr__(name: str) -> Any:
-    if name == "LensExplorer":
-        return _widget_class()
-    raise AttributeError(f"module 'workbench.widgets.explorer' has no attribute {name!r}")
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    return completed(shown["held"], now, asked)
 
 
 # ---------------------------------------------------------------- where the reader is
@@ -286,19 +261,20 @@ def _some(values: Sequence[Any]) -> str:
 # ---------------------------------------------------------------- without a script
 
 
-def _table(packers: Sequence[Packer]) -> str:
-    tables = [static_html(packer.data) for packer in packers[:3]]
-    more = f"<p>{len(packers) - 3} more readings are left out here.</p>" if len(packers) > 3 else ""
-    return "".join(tables) + more
+def static(readings: Any, **options: Any) -> str:
+    """A table for each of the first readings."""
+    own = each(readings)
+    more = f"<p>{len(own) - 3} more readings are left out here.</p>" if len(own) > 3 else ""
+    return "".join(static_html(opened(reading)[0], options.get("prompt", 0)) for reading in own[:3]) + more
 
 
 def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     """A small HTML table of the top tokens of one prompt, layers rising upwards; no script, no kernel.
 
     Large readings are thinned to what fits; the caption says so.  Readings without tokens (attributions) show the
-    numbers of their first value.  Raises InputError where there is neither.
+    numbers of their first value.
     """
-    source = gridded(data)
+    source = lens.source_of(data)
     data = source.data
     prompt = source.prompt(prompt)
     real, inputs = source.positions(prompt), source.inputs(prompt)
@@ -312,7 +288,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     else:
         ids = data["token_id"].isel(prompt=prompt, rank=0).transpose(source.depth, "position").values[:, real]
         own = _own_texts(data, source, prompt)
-        texts = [[own.get(i, source.text(i)) if i >= 0 else None for i in row] for row in ids.tolist()]
+        texts = [[_short(own.get(i, source.text(i))) if i >= 0 else "" for i in row] for row in ids.tolist()]
     finite = shades[np.isfinite(shades)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     most = max(abs(low), abs(high)) or 1.0
@@ -320,15 +296,10 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         low, high, shares = -most, most, shades / most
     else:
         shares = (shades - low) / (high - low) if high > low else shades - low + 1
-    held = '<bdi dir="ltr" style="white-space:nowrap">'
-    lines = []
-    for row in reversed(rows):
-        tds = "".join(
-            f'<td style="{colours.cell(scale, shares[row, c])}">{held}{_cell(texts[row][c], numbers)}</bdi></td>'
-            for c in columns
-        )
-        lines.append(f'<tr><th scope="row">{tokens.html(packing.label(str(source.depths[row])))}</th>{tds}</tr>')
-    foot = "".join(f'<th scope="col">{held}{_cell(inputs[c])}</bdi></th>' for c in columns)
+    lines = [
+        [label(str(source.depths[row])), *((texts[row][c], float(shares[row, c])) for c in columns)]
+        for row in reversed(rows)
+    ]
     left_out = []
     if len(rows) < len(source.depths):
         left_out.append(f"{len(rows)} of {len(source.depths)} {source.depth}s")
@@ -340,26 +311,11 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
     if score:
         said += f" (colour: {source.called(score, short=True)} {low:.2f} to {high:.2f})"
-    return (
-        f'<div class="lw-table {AS_IT_IS}" style="overflow-x:auto;max-width:100%">{TABLE_STYLE}'
-        f'<table style="border-collapse:collapse;font-size:12px;margin:0">'
-        f'<caption style="text-align:left;padding:2px 4px;white-space:normal">{tokens.html(packing.label(said))}'
-        f"</caption><tbody>{''.join(lines)}</tbody>"
-        f'<tfoot><tr><th scope="row">{tokens.html(str(source.depth))}</th>{foot}</tr></tfoot></table></div>'
-    )
+    return table(label(said), [str(source.depth), *(_short(inputs[c]) for c in columns)], lines, scale, foot=True)
 
 
-TABLE_STYLE = (
-    "<style>.lw-table td,.lw-table th{padding:1px 5px!important;text-align:center!important;white-space:pre!important;"
-    "max-width:11em;overflow:hidden;text-overflow:ellipsis;border:0}</style>"
-)
-
-
-def _cell(text: str | None, number: bool = False) -> str:
-    if text is None:
-        return ""
-    short = text if len(text) <= TABLE_LETTERS else text[:TABLE_LETTERS] + "…"
-    return tokens.html(short if number else tokens.visible(short))
+def _short(text: str) -> str:
+    return tokens.visible(text if len(text) <= TABLE_LETTERS else text[:TABLE_LETTERS] + "…")
 
 
 def _whose(source: Source, prompt: int) -> str:
@@ -367,7 +323,7 @@ def _whose(source: Source, prompt: int) -> str:
     ids = source.data["target_id"] if source.has("target_id") else None
     if ids is not None and "position" in ids.dims and len(set(ids.values[prompt][source.positions(prompt)])) > 1:
         return "each position's own target"
-    return packing.shown(source.targets(prompt, source.positions(prompt)[0])[0])
+    return lens.shown(source.targets(prompt, source.positions(prompt)[0])[0])
 
 
 def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
@@ -377,3 +333,19 @@ def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
     first = data[["token_id", "token"]].isel(prompt=prompt, rank=0)
     ids, texts = (first[n].transpose(source.depth, "position").values.ravel() for n in ("token_id", "token"))
     return {int(i): str(t) for i, t in zip(ids, texts, strict=True)}
+
+
+VIEW = View(
+    "LensExplorer",
+    "Each cell is what a layer holds at a token of the prompt, the prompt along the bottom, the last layer on top; "
+    "choose a cell to see it in detail.",
+    Path(__file__).with_name("lens_explorer.js"),
+    (),
+    payload,
+    static,
+    complete,
+    several=True,
+    lacking=lacking,
+    answer=answer,
+    page=(("saved_kb", None),),
+)
