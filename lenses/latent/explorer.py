@@ -9,7 +9,6 @@ says no more than one of random tokens, or of shuffled prompts.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,28 +40,21 @@ ROW_BYTES = 12
 STATIC_ROWS = 24
 
 
-def explore(reading: Any, *, limit: int = LIMIT) -> Any:
-    """The live table of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
-
-    Args:
-        limit: bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
-            positions; what was left out is named under the table.
+def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
 
     ``selection``: prompt, layer (or block), position (the coordinate) and rank of the row that is chosen (of a search:
     query and rank), all None where none is.  What is shown: only_prompt, only_layer, only_rank (None: all),
     index_layers ([]: all), above_floor, least (a similarity, or None) and text; in the order of sort, the name of a
     column, and descending.  A chosen row is always shown: choosing one clears the filters that hide it, and a filter
     that hides it leaves it.
+
+    Parameters
+    ----------
+    limit
+        Bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
+        positions; what was left out is named under the table.
     """
-    return VIEW.explore(reading, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
     data, _ = opened(reading)
     axes = _axes(data)
     data = data.transpose(*axes, ...)
@@ -309,3 +301,4 @@ VIEW = View(
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

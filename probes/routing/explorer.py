@@ -10,7 +10,6 @@ beside the largest that shuffled documents give.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,32 +43,30 @@ FEWEST_SLOTS, FEWEST_TOKENS = 2, 64
 STATIC_EXPERTS = 24
 
 
-def explore(reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT) -> Any:
-    """The live explorer of a reading of :class:`~probes.routing.RoutingTracer`.
-
-    Args:
-        label: which label it opens with, and the static table shows; None: the first.
-        documents: numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
-        limit: bytes of the payload, about.  What does not fit is named under the widget.
+def payload(
+    reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT
+) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~probes.routing.RoutingTracer`.
 
     ``selection``: label, compare (another label, or None), prompt and compare_prompt (documents), block, expert (or
     None), position and compare_position (of a token whose path is shown, or None).  These agree: a document brings its
     label, a label its first document, another document leaves the token of the one before, and a label that was
     beside and is chosen is no longer beside.
 
-    Raises InputError for a label or a document that is not in the reading or does not fit.
+    Parameters
+    ----------
+    label
+        Which label it opens with, and the static table shows; None: the first.
+    documents
+        Numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
+    limit
+        Bytes of the payload, about.  What does not fit is named under the widget.
+
+    Raises
+    ------
+    InputError
+        For a label or a document that is not in the reading or does not fit.
     """
-    return VIEW.explore(reading, label=label, documents=documents, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(
-    reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT
-) -> dict[str, Any]:
     from probes.routing.measures.documents import Documents
     from probes.routing.measures.labels import differences
     from probes.routing.measures.usage import usage
@@ -302,3 +299,4 @@ VIEW = View(
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

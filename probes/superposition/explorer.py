@@ -9,7 +9,6 @@ stands beside what the same states of other prompts believe of these very nodes,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,28 +41,25 @@ SWEEPS = 8
 STATIC_NODES = 24
 
 
-def explore(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> Any:
-    """The live explorer of a reading of :class:`~probes.superposition.CandidateBelief`.
-
-    Args:
-        problems: one for each prompt, whose names are the candidates.
-        limit: bytes of the payload, about.  Prompts that do not fit are counted under the widget.
+def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~probes.superposition.CandidateBelief`.
 
     ``selection``: prompt; layer; position, the place as the reading numbers it (thoughts so far; those behind the last
     thought are the tokens fed after it); node, the name of a candidate, or None.  Another prompt keeps the node where
     it is one of its candidates.
 
-    Raises InputError where problems and prompts do not fit together.
+    Parameters
+    ----------
+    problems
+        One for each prompt, whose names are the candidates.
+    limit
+        Bytes of the payload, about.  Prompts that do not fit are counted under the widget.
+
+    Raises
+    ------
+    InputError
+        Where problems and prompts do not fit together.
     """
-    return VIEW.explore(reading, problems=problems, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> dict[str, Any]:
     from probes.superposition.held import focus
 
     data, provenance = opened(reading)
@@ -223,3 +219,4 @@ VIEW = View(
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

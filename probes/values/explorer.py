@@ -9,7 +9,6 @@ what its framings make of no change at all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,33 +32,6 @@ SIGNED = ("keyed", "drift")
 """Measures to which zero means something."""
 
 
-def explore(
-    readings: Any,
-    *,
-    items: Iterable[Any] | Mapping[Any, str] | None = None,
-    drift: Any = None,
-    limit: int = LIMIT,
-) -> Any:
-    """The live explorer of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
-
-    Args:
-        items: what was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
-        drift: what :func:`probes.values.measures.drift` gave of these readings; None: made here, from the first
-            checkpoint on.
-        limit: bytes of the payload, about.
-
-    ``selection``: measure (:data:`CALLED`); topic (or None: all) and checkpoint, of the cell that is told; from and to,
-    the checkpoints whose items are compared; item (an id, or None).  An item brings its topic, another topic leaves
-    it, and an end of the range pushes the other along.
-    """
-    return VIEW.explore(readings, items=items, drift=drift, limit=limit)
-
-
-def to_html(readings: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(readings, path, title, **options)
-
-
 def payload(
     readings: Any,
     *,
@@ -67,6 +39,21 @@ def payload(
     drift: Any = None,
     limit: int = LIMIT,
 ) -> dict[str, Any]:
+    """What is shown of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
+
+    ``selection``: measure (:data:`CALLED`); topic (or None: all) and checkpoint, of the cell that is told; from and to,
+    the checkpoints whose items are compared; item (an id, or None).  An item brings its topic, another topic leaves
+    it, and an end of the range pushes the other along.
+
+    Parameters
+    ----------
+    items
+        What was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
+    drift
+        What :func:`probes.values.measures.drift` gave of these readings; None: made here, from the first checkpoint on.
+    limit
+        Bytes of the payload, about.
+    """
     from probes.values.measures import drift as drifted
     from probes.values.measures import stance
     from probes.values.units import STANCES, checked
@@ -234,3 +221,4 @@ VIEW = View(
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

@@ -3,8 +3,13 @@
 import itertools
 import json
 import re
+import subprocess
+import sys
+import tomllib
 from html import unescape
+from importlib import metadata
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -20,11 +25,13 @@ from workbench.widgets import base, dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    "lens": ROOT / "workbench/widgets/lens_explorer.js", "routing": ROOT / "probes/routing/explorer.js", "belief": ROOT / "probes/superposition/explorer.js",
+    "lens": ROOT / "workbench/widgets/lens_explorer.js", "routing": ROOT / "probes/routing/explorer.js",
+    "belief": ROOT / "probes/superposition/explorer.js",
     "drift": ROOT / "probes/values/explorer.js", "neighbours": ROOT / "lenses/latent/explorer.js",
 }  # fmt: skip
 NAMES = {
-    "lens": "LensExplorer", "routing": "RoutingExplorer", "belief": "BeliefExplorer", "drift": "DriftExplorer", "neighbours": "NeighbourTable",
+    "lens": "LensExplorer", "routing": "RoutingExplorer", "belief": "BeliefExplorer", "drift": "DriftExplorer",
+    "neighbours": "NeighbourTable",
 }  # fmt: skip
 SAID = """
   const el = document.getElementById("explorer"), model = el.model, out = {};
@@ -91,7 +98,8 @@ def pages(routing, thoughts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     data, texts = stances()
     return {
-        "lens": dispatch.to_html(logit_lens(), folder / "lens.html"), "routing": routing.to_html(folder / "routing.html"),
+        "lens": dispatch.to_html(logit_lens(), folder / "lens.html"),
+        "routing": routing.to_html(folder / "routing.html"),
         "belief": thoughts[0].to_html(folder / "belief.html", problems=thoughts[1]),
         "drift": dispatch.to_html(data, folder / "drift.html", items=texts),
         "neighbours": dispatch.to_html(neighbours(), folder / "neighbours.html", kind="neighbours"),
@@ -129,8 +137,34 @@ def test_the_first_explorer_that_fits_is_taken(routing, thoughts):
     assert isinstance(widgets.explore(logit_lens()), widgets.LensExplorer)
 
 
+def test_asking_which_explorers_fit_imports_no_probe():
+    """With the entry points of pyproject.toml, which name what each needs; installed ones may be older."""
+    code = """
+        import sys, tomllib
+        from importlib import metadata
+        import numpy as np, xarray as xr
+        points = tomllib.load(open("pyproject.toml", "rb"))["project"]["entry-points"]
+        metadata.entry_points = lambda group: [metadata.EntryPoint(k, v, group) for k, v in points[group].items()]
+        from workbench.widgets.dispatch import fitting, static_html
+        dims = ("prompt", "layer", "position", "rank")
+        data = xr.Dataset({"token_id": (dims, np.zeros((1, 2, 3, 1), int)), "score": (dims, np.ones((1, 2, 3, 1)))})
+        static_html(data)
+        near = data.assign(dict.fromkeys(("similarity", "index_layer", "sentence", "char_start", "char_end"), data.score))
+        print(fitting(data), fitting(near), fitting(near.drop_vars("token_id")), fitting(data[[]]))
+        print([name for name in sys.modules if name.split(".")[0] in ("probes", "lenses", "torch")])
+    """  # noqa: E501
+    out = subprocess.run([sys.executable, "-c", dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout == (
+        "['lens'] ['lens', 'neighbours'] ['neighbours', 'lens'] []\n[]\n"
+    ), out.stdout + out.stderr
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]
+    for name, value in points["workbench.explorers"].items():
+        assert metadata.EntryPoint(name, value, "workbench.explorers").extras == list(view(name).needs)
+
+
 def test_what_no_explorer_shows_is_refused_with_what_each_needs():
-    with pytest.raises(InputError, match=r"NormLens.*lens needs tokens or values.*routing needs usage_count.*\.figure\(\)"):
+    needs = r"NormLens.*lens needs tokens or values.*routing needs usage_count.*\.figure\(\)"
+    with pytest.raises(InputError, match=needs):
         dispatch.explore(xr.Dataset({"norm": (("prompt", "layer"), np.ones((1, 2)))}, attrs={"reader": "NormLens"}))
     with pytest.raises(InputError, match="no explorer 'routes'; there are lens,.*routing"):
         dispatch.explore(logit_lens(), "routes")

@@ -130,8 +130,9 @@ class View:
             f"fingerprint <code>{tokens.html(told['fingerprint'])}</code>" if told["fingerprint"] else "",
             tokens.html(told.get("said", "")),
         ]
+        title = title or " · ".join(filter(None, [told["reader"], told["model"]]))
         parts = {
-            "title": tokens.html(title or " · ".join(filter(None, [told["reader"], told["model"]]))),
+            "title": tokens.html(clipped(tokens.plain(title))),
             "about": tokens.html(self.about), "facts": ", ".join(filter(None, facts)),
             "payload": base64.b64encode(packed(shown)).decode(),
             # The same module as in the notebook; a page has no importer, so its one export becomes a name.
@@ -316,13 +317,13 @@ def checked(asked: Mapping[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, start))}.")
     return {
         key: _scalar(key, value) if key not in choices
-        else [_allowed(key, one, choices[key]) for one in _listed(key, value)] if isinstance(start[key], list)
-        else _allowed(key, value, choices[key])
+        else [allowed(key, one, choices[key]) for one in listed(key, value)] if isinstance(start[key], list)
+        else allowed(key, value, choices[key])
         for key, value in asked.items()
     }  # fmt: skip
 
 
-def _listed(key: str, value: Any) -> list[Any]:
+def listed(key: str, value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise InputError(f"{key}={value!r} cannot be selected: several may be chosen, so give a list, [{value!r}].")
     return list(value)
@@ -334,12 +335,13 @@ def _scalar(key: str, value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _allowed(key: str, value: Any, allowed: list[Any]) -> Any:
+def allowed(key: str, value: Any, known: Sequence[Any]) -> Any:
+    """The value among those that there are."""
     if isinstance(value, str | int | float | np.generic | None):  # arrays and lists would compare one by one
-        for own in allowed:
+        for own in known:
             if own == value:
                 return own
-    raise InputError(f"{key}={value!r} cannot be selected; there are {listing(allowed)}.")
+    raise InputError(f"{key}={value!r} cannot be selected; there are {listing(known)}.")
 
 
 def listing(values: Sequence[Any], most: int = 20) -> str:

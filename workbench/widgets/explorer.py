@@ -17,7 +17,7 @@ from workbench import tokens
 from workbench.errors import InputError
 from workbench.variables import aimed
 from workbench.widgets import lens
-from workbench.widgets.base import View, each, every, opened, table
+from workbench.widgets.base import View, allowed, each, every, listed, listing, opened, table
 from workbench.widgets.lens import COMPONENT, Packer, label
 from workbench.widgets.packing import pack
 
@@ -80,73 +80,63 @@ def answer(shown: dict[str, Any], question: Any) -> tuple[Any, bytes]:
     return {"block": [reading, prompt]}, pack(lens.one(shown["held"][reading], prompt))
 
 
-def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
-    return completed(shown["held"], now, asked)
-
-
 # ---------------------------------------------------------------- where the reader is
 
 
 def _start(packers: Sequence[Packer]) -> dict[str, Any]:
     first = packers[0]
     return {
-        "reading": 0, "prompt": 0, "depth": _plain(first.source.depths[-1]), "position": first.columns(0)[-1],
+        "reading": 0, "prompt": 0, "depth": _depths(first)[-1], "position": first.columns(0)[-1],
         "token": None, "metric": first.metrics[0], "target": 0, "depths": None,
         "panes": [[0, 0]] if len(packers) == 1 else None, "pins": [],
     }  # fmt: skip
 
 
-def _plain(depth: Any) -> int | str:
-    return int(depth) if isinstance(depth, int | np.integer) else str(depth)
-
-
-def completed(packers: Sequence[Packer], now: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """`asked` over what holds now, every value in it checked.
-
-    Raises InputError for keys, and for readings, prompts, depths, positions, tokens, metrics and targets that are not
-    there.
-    """
-    if unknown := set(asked) - set(known := _start(packers)):
-        depth = " Layers, blocks and components are its 'depth'." if unknown & {"layer", "block", "component"} else ""
-        raise InputError(f"selection has no {sorted(map(str, unknown))}. It has: {', '.join(known)}.{depth}")
-    found = {**known, **now, **asked}
-    before = [now.get("reading", 0), now.get("prompt", 0)]
-    panes = None if found["panes"] is None else [_place(packers, *p) for p in _pairs("panes", found["panes"])]
-    place = _place(packers, found["reading"], found["prompt"])
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, of which all is in the readings; what another reading or prompt does not have is dropped."""
+    packers, found = shown["held"], {**now, **asked}
+    if unknown := [key for key in asked if key not in now]:
+        depth = " Layers, blocks and components are its 'depth'." if unknown[0] in ("layer", "block", COMPONENT) else ""
+        raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, now))}.{depth}")
+    before, place = [now["reading"], now["prompt"]], _place(packers, found["reading"], found["prompt"])
+    panes = None if found["panes"] is None else [_place(packers, *pair) for pair in _pairs(found["panes"])]
     if panes and place not in panes:
         if "panes" in asked and not {"reading", "prompt"} & set(asked):
             place = panes[0]
         else:
             panes = _moved(packers, panes, before, place)
-    packer, prompt = packers[place[0]], place[1]
-    depths = [_plain(d) for d in packer.source.depths]
+    packer, depths, columns = packers[place[0]], _depths(packers[place[0]]), packers[place[0]].columns(place[1])
+    metrics = list(dict.fromkeys(name for own in packers for name in own.metrics))
+    targets = max(int(own.data.sizes.get("target", 1)) for own in packers)
+    elsewhere = now if place != before else {}
     return {
-        **found, **_where(packer, prompt, depths, now if place != before else {}, found),
-        "reading": place[0], "prompt": prompt, "panes": [place] if panes == [] else panes,
-        "token": _token(packers, packer, now, asked), "metric": _metric(packers, found["metric"]),
-        "target": _target(packers, found["target"]), "depths": _depths(depths, found["depths"], "depths" in asked),
-        "pins": [_pin(packers, pin) for pin in _listed("pins", found["pins"])],
-    }  # fmt: skip
+        "reading": place[0],
+        "prompt": place[1],
+        "depth": _own("depth", found, depths, elsewhere),
+        "position": _own("position", found, columns, elsewhere),
+        "token": _token(packers, packer, now, asked),
+        "metric": allowed("metric", found["metric"], metrics),
+        "target": allowed("target", found["target"], range(targets)),
+        "depths": _ends(depths, found["depths"], "depths" in asked),
+        "panes": [place] if panes == [] else panes,
+        "pins": [_pin(packers, pin) for pin in listed("pins", found["pins"])],
+    }
 
 
-def _where(
-    packer: Packer, prompt: int, depths: list[Any], left: dict[str, Any], found: dict[str, Any]
-) -> dict[str, Any]:
-    """The depth and the position.  `left`: the selection of another prompt, whose cell need not be in this one."""
-    columns, places = packer.columns(prompt), packer.source.places(prompt)
-    told = [str(c) if c == p else f"{c} (place {p} in the prompt)" for c, p in zip(columns, places, strict=True)]
-    chosen = {}
-    for name, held, names in (("depth", depths, depths), ("position", columns, told)):
-        if found[name] in held:
-            chosen[name] = held[held.index(found[name])]
-        elif name in left and found[name] == left[name]:  # another prompt was asked for, and no place in it
-            chosen[name] = held[-1]
-        else:
-            raise InputError(
-                f"selection: {name} {found[name]!r} is not in prompt {prompt} of {packer.name}. "
-                f"Choose one of its coordinates: {_some(names)}."
-            )
-    return chosen
+def _depths(packer: Packer) -> list[int | str]:
+    return [int(d) if isinstance(d, int | np.integer) else str(d) for d in packer.source.depths]
+
+
+def _place(packers: Sequence[Packer], reading: Any, prompt: Any) -> list[int]:
+    reading = allowed("reading", reading, range(len(packers)))
+    return [reading, allowed("prompt", prompt, range(packers[reading].count))]
+
+
+def _own(name: str, found: dict[str, Any], held: list[Any], left: dict[str, Any]) -> Any:
+    """A coordinate.  ``left``: the selection of another prompt, whose cell need not be in this one."""
+    if found[name] not in held and name in left and found[name] == left[name]:
+        return held[-1]  # another prompt was asked for, and no place in it
+    return allowed(name, found[name], held)
 
 
 def _moved(packers: Sequence[Packer], panes: list[Any], before: list[int], place: list[int]) -> list[list[int]]:
@@ -169,93 +159,38 @@ def _same_text(packers: Sequence[Packer], place: list[int], reading: int, defaul
 
 
 def _token(packers: Sequence[Packer], packer: Packer, now: dict[str, Any], asked: dict[str, Any]) -> int | None:
-    token, before = asked.get("token", now.get("token")), now.get("token")
-    if token is None:
-        return None
-    token = _number("token", token, "the id of the token to follow, or None")
-    if "token" not in asked and packers[now.get("reading", 0)].model != packer.model:
-        return None  # another model has other ids
-    if token != before and not any(token in other.tokens for other in packers):
-        ids = _some(packer.tokens) or "no tokens"
-        raise InputError(
-            f"selection: token {token} is in no cell, so there is nothing to follow. {packer.name} has: {ids}."
-        )
-    return token
+    """The token that is followed; none where the reader has come to another model, which has other ids."""
+    before = now["token"] if packers[now["reading"]].model == packer.model else None
+    token = asked.get("token", before)
+    if token is None or token == before:
+        return token
+    return allowed("token", token, [*packer.tokens, *(own for other in packers for own in other.tokens)])
 
 
-def _metric(packers: Sequence[Packer], metric: Any) -> str:
-    known = list(dict.fromkeys(name for packer in packers for name in packer.metrics))
-    if metric not in known:
-        raise InputError(f"selection: there is no metric {metric!r} in what is shown. There are: {', '.join(known)}.")
-    return str(metric)
-
-
-def _target(packers: Sequence[Packer], target: Any) -> int:
-    target = _number("target", target, "the index of a target, counted from 0")
-    counts = [int(packer.data.sizes.get("target", 1)) for packer in packers]
-    if not 0 <= target < max(counts):
-        packer = packers[counts.index(max(counts))]
-        names = f": {', '.join(packer.targets(0))}" if "target" in packer.data.coords else ""
-        raise InputError(f"selection: there is no target {target}; {packer.name} has {max(counts)}, from 0 on{names}.")
-    return target
-
-
-def _depths(known: list[Any], ends: Any, asked: bool) -> list[Any] | None:
+def _ends(known: list[Any], ends: Any, asked: bool) -> list[Any] | None:
     """[lowest, highest]; None where another reading's ends are not in this one."""
-    if ends is None:
-        return None
-    held = [_plain(d) for d in ends] if isinstance(ends, list | tuple) else []
-    if len(held) == 2 and set(held) <= set(known) and known.index(held[0]) <= known.index(held[1]):
-        return held
-    if not asked:
-        return None
-    raise InputError(f"selection: depths {ends!r} are not [lowest, highest] of {_some(known)}.")
+    if isinstance(ends, list | tuple) and len(ends) == 2 and all(end in known for end in ends):
+        low, high = map(known.index, ends)
+        if low <= high:
+            return [known[low], known[high]]
+    if ends is not None and asked:
+        raise InputError(f"depths={ends!r} cannot be selected: give [lowest, highest] of {listing(known)}.")
+    return None
 
 
 def _pin(packers: Sequence[Packer], pin: Any) -> dict[str, Any]:
     if not isinstance(pin, dict):
-        raise InputError(f'selection: the pin {pin!r} is no {{"reading", "prompt", "depth", "position"}}.')
+        raise InputError(f'pins={pin!r} cannot be selected: a pin is {{"reading", "prompt", "depth", "position"}}.')
     reading, prompt = _place(packers, pin.get("reading", 0), pin.get("prompt", 0))
-    depths, columns = [_plain(d) for d in packers[reading].source.depths], packers[reading].columns(prompt)
-    if pin.get("depth") not in depths or pin.get("position") not in columns:
-        raise InputError(
-            f"selection: the pin {pin} is at no depth and position of {packers[reading].name}. "
-            f"It has depths {_some(depths)} and positions {_some(columns)}."
-        )
-    return {"reading": reading, "prompt": prompt, "depth": _plain(pin["depth"]), "position": int(pin["position"])}
+    depth = allowed("depth of a pin", pin.get("depth"), _depths(packers[reading]))
+    position = allowed("position of a pin", pin.get("position"), packers[reading].columns(prompt))
+    return {"reading": reading, "prompt": prompt, "depth": depth, "position": position}
 
 
-def _place(packers: Sequence[Packer], reading: Any, prompt: Any) -> list[int]:
-    reading = _number("reading", reading, "the index of a reading, counted from 0")
-    prompt = _number("prompt", prompt, "the index of a prompt, counted from 0")
-    if not 0 <= reading < len(packers):
-        raise InputError(f"selection: there is no reading {reading}; there are {len(packers)}, counted from 0.")
-    if not 0 <= prompt < packers[reading].count:
-        name, count = packers[reading].name, packers[reading].count
-        raise InputError(f"selection: {name} has no prompt {prompt}; it has {count}, counted from 0.")
-    return [reading, prompt]
-
-
-def _number(name: str, value: Any, expected: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"selection: {name} {value!r} is not {expected}.")
-    return int(value)
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"selection: {name} {value!r} is no list.")
-    return list(value)
-
-
-def _pairs(name: str, value: Any) -> list[Any]:
-    if wrong := [p for p in _listed(name, value) if not isinstance(p, list | tuple) or len(p) != 2]:
-        raise InputError(f"selection: {wrong[0]!r} in {name} is no [reading, prompt].")
-    return list(value)
-
-
-def _some(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) if len(values) <= 12 else f"{values[0]}, {values[1]}, ... {values[-1]}"
+def _pairs(panes: Any) -> list[Any]:
+    if wrong := [pair for pair in listed("panes", panes) if not isinstance(pair, list | tuple) or len(pair) != 2]:
+        raise InputError(f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt].")
+    return list(panes)
 
 
 # ---------------------------------------------------------------- without a script
