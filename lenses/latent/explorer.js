@@ -14,6 +14,7 @@ const STYLE = `
 .wx-score{display:grid;grid-template-columns:44px 1fr;gap:6px;align-items:center}
 .wx-bar .wx-spot{min-width:8px;margin-left:-4px;border-radius:50%}
 .wx-score .wx-bar{margin-right:6px;overflow:visible}
+.narrow .wx-score .wx-bar{display:none}
 .wx-say{unicode-bidi:plaintext;white-space:pre;overflow:hidden;text-overflow:ellipsis;min-width:0}
 .wx-whole{unicode-bidi:plaintext;white-space:pre-wrap;overflow-wrap:anywhere;max-height:140px;overflow:auto}
 .wx-chips{display:flex;flex-wrap:wrap;gap:4px;align-items:center;color:var(--soft)}
@@ -75,8 +76,14 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
 
   // ---- columns
   const WIDE = { similarity: "112px", over: "80px", position: "minmax(60px,110px)", index_layer: "82px", word: "minmax(220px,1fr)" };
-  box.style.setProperty("--columns", p.columns.map((c) => WIDE[c] || "54px").join(" "));
-  box.style.setProperty("--least", `${p.columns.length * 80 + 160}px`);
+  let columns = [];
+  const fit = (width) => { // where there is little room, the score, the place and the word: the detail has the rest
+    columns = width < 640 ? p.columns.filter((c) => ["similarity", "position", "query", "word"].includes(c)) : p.columns;
+    box.style.setProperty("--columns", columns.map((c) => (width < 640 && c === "similarity" ? "50px" : WIDE[c] || "54px")).join(" "));
+    box.style.setProperty("--least", width < 640 ? "0px" : `${p.columns.length * 80 + 160}px`);
+    box.classList.toggle("narrow", width < 640);
+    for (const { column, cell } of heads) cell.hidden = !columns.includes(column);
+  };
   box.tabIndex = 0;
   box.setAttribute("role", "grid");
   box.setAttribute("aria-label", "neighbours; arrow keys walk through them");
@@ -94,6 +101,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     return { column, cell, sort };
   });
   box.append(top, space);
+  fit(1000);
 
   const chipNodes = p.index_layers.map((layer) => {
     const chip = button("", "", () => {
@@ -179,7 +187,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       line.classList.toggle("on", n === state.row);
       line.setAttribute("aria-selected", String(n === state.row));
       line.classList.toggle("under", floor !== null && !(score[n] > low));
-      for (const column of p.columns) {
+      for (const column of columns) {
         const cell = make("div", "wx-one wx-field");
         cell.setAttribute("role", "gridcell");
         if (column === "similarity") {
@@ -281,7 +289,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       leaveRow();
       return true;
     },
-    lay() { paint(); },
+    lay(width) { fit(width); paint(); },
     close() { cancelAnimationFrame(frame); clearTimeout(timer); },
   };
 });

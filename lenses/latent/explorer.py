@@ -294,7 +294,8 @@ def static(reading: Any, **options: Any) -> str:
 
 VIEW = View(
     "NeighbourTable",
-    "Nearest contexts, the word marked in its sentence, beside the floors.",
+    "The contexts whose hidden states are nearest to each state of the prompt, the word marked in its sentence; a tick "
+    "marks the floor, below which a neighbour says no more than chance.",
     Path(__file__).with_name("explorer.js"),
     ("similarity", "index_layer", "sentence", "char_start", "char_end"),
     payload,

@@ -292,7 +292,8 @@ def static(reading: Any, *, label: Any = None, **options: Any) -> str:
 
 VIEW = View(
     "RoutingExplorer",
-    "Tokens of a document by their experts, experts by label, and labels beside each other.",
+    "Which experts serve which tokens: how often each expert is used for a label, a dot where that is no more than "
+    "chance, and a document, each of its tokens in the colour of its first expert.",
     Path(__file__).with_name("explorer.js"),
     ("usage_count", "document_count", "expert_exists", "top_k"),
     payload,

@@ -225,7 +225,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       return belief(d, t, kinds[state.of] === "the target" ? one().target : kinds[state.of] ? one().negative : state.node);
     };
     heat.fill({
-      rows: p.layers.slice().reverse(), columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
+      rows: p.layers.slice().reverse(), of: "layer", columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
       places: places()[0][0] === null ? p.positions : null, high: 20,
       cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: tint("sequential", x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
     });

@@ -212,7 +212,8 @@ def static(reading: Any, **options: Any) -> str:
 
 VIEW = View(
     "BeliefExplorer",
-    "Belief in the nodes of a graph, or in any candidates, by thought and by layer.",
+    "How much the model believes in each candidate after every thought: the larger and lighter a node, the greater the "
+    "belief. Play steps through the thoughts.",
     Path(__file__).with_name("explorer.js"),
     ("belief", "candidate_name"),
     payload,

@@ -17,6 +17,7 @@ const STYLE = `
 &.wide>.wx-top{grid-column:1/-1}
 &.wide>.wx-map{grid-column:1;grid-row:2/7}
 &.wide>.wx-items{max-height:560px}
+&.wide>.wx-items>li{grid-template-columns:minmax(0,1.4fr) minmax(130px,1fr) 118px}
 .wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
 .on>div>.wx-said{-webkit-line-clamp:14}

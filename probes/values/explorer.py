@@ -214,7 +214,8 @@ def static(readings: Any, **options: Any) -> str:
 
 VIEW = View(
     "DriftExplorer",
-    "Stances by topic and checkpoint, and the items that moved between two checkpoints.",
+    "How stances on each topic move over training, hatched where the move is not beyond chance, and the items that "
+    "moved most between two checkpoints.",
     Path(__file__).with_name("explorer.js"),
     ("p", "checkpoint", "item", "stance", "topic", "polarity", "cluster"),
     payload,

@@ -100,18 +100,18 @@ class Watched:
 
 @pytest.fixture
 def file_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """file_page(path, width=, height=, dark=): a file in a browser without network; .watched says what it did."""
+    """file_page(path, width=, height=, dark=, at=): a file in a browser without network; .watched says what it did."""
     contexts = []
     SHOTS.mkdir(parents=True, exist_ok=True)
 
-    def opened(path: Path, width: int = 1400, height: int = 900, dark: bool = False) -> Any:
+    def opened(path: Path, width: int = 1400, height: int = 900, dark: bool = False, at: str = "") -> Any:
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=True
         )
         contexts.append(context)
         page = context.new_page()
         page.watched = Watched(page, "file:")
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + (f"#{at}" if at else ""))
         return page
 
     yield opened

@@ -160,7 +160,7 @@ def test_a_screen_reader_finds_a_grid(lab):
 def test_hidden_in_a_tab_at_first_and_in_boxes(lab):
     layouts = (
         "import ipywidgets as w\n"
-        "one, two, three = (explore(logit_lens(lengths=(n,))) for n in (14, 60, 30))\n"
+        "one, two, three = (explore(logit_lens(lengths=(n,), layers=14)) for n in (14, 60, 30))\n"
         "tab = w.Tab([w.Label('nothing'), one], titles=['a', 'b'])\n"
         "w.VBox([w.Label('above'), w.HBox([two, w.Label('right')]), tab, w.Accordion([three])])"
     )

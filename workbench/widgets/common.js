@@ -28,7 +28,6 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0)}
 .wx select,.wx input,.wx button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
   border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;min-width:0;margin:0}
 .wx select{max-width:min(280px,60vw);text-overflow:ellipsis}
-.wx input[type=search]{width:190px}
 .wx input[type=range]{padding:0;border:0;accent-color:var(--h0);width:150px;background:none}
 .wx input[type=checkbox]{min-height:0;accent-color:var(--h0)}
 .wx button{cursor:pointer}
@@ -224,6 +223,7 @@ function finder(name, oninput) { // where a text is looked for; the key / goes t
   const node = make("input");
   node.type = "search";
   node.placeholder = name;
+  node.style.width = `${name.length + 4}ch`;
   node.setAttribute("aria-label", name);
   node.oninput = oninput;
   return node;
@@ -280,7 +280,8 @@ function rove(host, selector, enter, leave) {
 // ------------------------------------------------------------------ one heat map
 
 // Rows x columns of colours with one tab stop: arrow keys, a click or a drag choose a cell.
-//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//   heat.fill({rows, columns, cell, of, title, wide})     names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//                                                         of: what rows are, said at the first; title: what columns are;
 //                                                         places: numbers of columns whose names are tokens
 //   heat.at(r, c)                                         the cell that is chosen; -1: all of its row, or column
 //   heat.trace([[r, c, weight], ...])                     rings on cells, and a line through the first of each row
@@ -327,8 +328,8 @@ function heatmap(label, { pick, hover = () => {}, drag = null }) {
     over = draw("g", { "pointer-events": "none" });
     cursor = draw("rect", { fill: "none", stroke: "var(--accent)", "stroke-width": 2, rx: 2, "pointer-events": "none" });
     svg.replaceChildren(...parts, over, cursor);
-    names.replaceChildren(...own.rows.map((name) => {
-      const text = make("div", "wx-one", name);
+    names.replaceChildren(...own.rows.map((name, r) => {
+      const text = make("div", "wx-one", r || !own.of ? name : `${own.of} ${name}`);
       text.style.height = text.style.lineHeight = `${high}px`;
       text.title = clip(String(name), 300);
       return text;

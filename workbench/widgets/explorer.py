@@ -272,8 +272,8 @@ def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
 
 VIEW = View(
     "LensExplorer",
-    "Each cell is what a layer holds at a token of the prompt, the prompt along the bottom, the last layer on top; "
-    "choose a cell to see it in detail.",
+    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is on "
+    "top, and the colour says how strong it is. Choose a cell for its detail.",
     Path(__file__).with_name("lens_explorer.js"),
     (),
     payload,

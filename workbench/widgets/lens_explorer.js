@@ -5,17 +5,26 @@
 const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 400; // ROOM: the least pixels for a pane
 const STYLE = `
 .wx-panes{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
-.wx-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0}
+.wx-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0;position:relative}
 .wx-pane.wide{grid-template-columns:minmax(0,1fr) 340px;column-gap:10px}
 .wx-pane.wide>.wx-head{grid-column:1/-1}
 .wx-pane.wide>.wx-panel{grid-template-columns:minmax(0,1fr)}
-.wx-head{min-height:30px}
+.wx-head{min-height:30px;align-content:start}
 .wx-head .wx-scale{margin-left:auto}
 .wx-title{font-weight:600;font-size:14px;color:var(--ink)}
 &.several .wx-pane:not(.wide){grid-row:span 3;grid-template-rows:subgrid;row-gap:6px}
 &.several .wx-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
 &.several .wx-pane.in{border-color:var(--soft)}
+&.several .wx-pane:not(.first) .wx-scale{display:none}
+&.several .wx-close{position:absolute;top:8px;right:8px}
+&.stacked .wx-pane{display:contents}
+&.stacked .wx-pane.in>.wx-grid{border-color:var(--soft)}
 &.stacked .wx-pane:not(.in)>.wx-panel{display:none}
+&.stacked .wx-panel{order:1}
+&.stacked .wx-panel h3>span::before{content:attr(data-of) " · "}
+&.stacked .wx-head{position:relative;margin-bottom:-6px}
+&.stacked .wx-close{top:0;right:0}
+&.stacked .wx-pane.alike .wx-prompt{display:none}
 .wx-grid{position:relative;overflow:auto;border:1px solid var(--line);border-radius:6px;background:var(--bg);
   overscroll-behavior:contain;contain:strict;align-self:start}
 .wx-space{position:relative;min-width:100%;display:flex;flex-direction:column;justify-content:flex-end}
@@ -38,12 +47,12 @@ const STYLE = `
 .wx-in.on{color:var(--accent)}
 .wx-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
   color:var(--soft);font-size:11px;line-height:${AXIS - 1}px;text-align:right;padding-right:6px}
-.wx-panel{display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
+.wx-panel{display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));align-content:start;
   overflow:auto;max-height:max(var(--tall,0px),560px,86vh)}
 :is(.wx-panel>h3,.wx-panel>.wx-facts,.wx-card h3){grid-column:1/-1}
 .wx-pane h3{margin:0}
 :is(.wx-pane,.wx-card) h3{display:flex;gap:8px;justify-content:space-between;align-items:start;margin:0}
-:is(.wx-pane,.wx-card) h3>button:not(.wx-go){flex:none;white-space:nowrap;font-weight:400}
+:is(.wx-pane,.wx-card) h3>button:not(.wx-go){flex:none;white-space:nowrap;font-weight:400;min-height:24px;padding:0 7px}
 .wx-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
 .wx-bars button{display:grid;grid-template-columns:minmax(80px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
   border:1px solid transparent;background:none;padding:0 3px;min-height:23px;text-align:left;border-radius:4px}
@@ -56,7 +65,7 @@ const STYLE = `
   display:grid;gap:4px;align-content:start}
 .wx-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
 .wx-card .wx-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
-.wx-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
+.wx-panel svg{width:100%;max-width:460px;height:auto;display:block;overflow:visible;cursor:pointer}
 .wx-panel svg text{fill:var(--soft);font-size:11px}
 `;
 const named = ({ name, units }) => name + (units && ` (${units})`); // of a variable
@@ -288,10 +297,11 @@ function pane(app, place) {
   const root = (self.root = make("section", "wx-pane")), head = make("div", "wx-tools wx-head");
   const pickReading = choice("reading", (i) => app.turn(self, i, self.prompt)), pickPrompt = choice("prompt", (i) => app.turn(self, self.reading, i));
   const pickTarget = choice("target", (i) => app.aim(i)), colours = make("span", "wx-scale");
-  const close = button("×", "close this pane", () => app.close(self));
+  const close = button("×", "close this pane", () => app.close(self), "wx-close");
+  pickPrompt.node.classList.add("wx-prompt");
   pickReading.select.classList.add("wx-title");
   pickReading.node.firstChild.hidden = true; // a reading's name is the title of its pane
-  head.append(pickReading.node, pickPrompt.node, pickTarget.node, colours);
+  head.append(pickReading.node, pickPrompt.node, pickTarget.node, colours, close);
 
   const grid = (self.grid = make("div", "wx-grid")), space = make("div", "wx-space"), axis = make("div", "wx-axis"), corner = make("div", "wx-corner");
   grid.tabIndex = 0;
@@ -484,7 +494,11 @@ function pane(app, place) {
   function legend() {
     const shown = metric(), ends = app.domain(view, shown), what = view.about(view.unit(shown));
     const [least, most] = ends.map((x) => say(x, Math.min(view.digits(shown), 2), view.about(shown).whole));
-    colours.replaceChildren(scale(view.about(shown).colours, least, most, what ? named(what) : ""), close);
+    colours.replaceChildren(scale(view.about(shown).colours, least, most, what ? named(what) : ""));
+    // What all panes share is said once: the scale by the first that has it, the prompt by the first that shows it.
+    const first = app.panes.find((p) => p.view().unit(p.view().metric(state.metric)) === view.unit(shown));
+    root.classList.toggle("first", first === self);
+    root.classList.toggle("alike", app.panes[0] !== self && app.panes[0].view().prompt.text === view.prompt.text);
     pickTarget.select.selectedIndex = target();
   }
 
@@ -492,6 +506,7 @@ function pane(app, place) {
     if (!view.there) return;
     const { row, at } = self, title = make("h3"), go = (d) => app.choose(self, d, at), token = app.followed(view);
     title.append(make("span", "", view.where(row, at)), button(app.pinned(self, row, at) ? "unpin" : "pin", "", () => app.pin(self)));
+    title.firstChild.dataset.of = view.reading.name;
     const follow = (id) => app.follow(self, id), found = [title];
     const said = facts(view, row, at, target());
     if (said.textContent) found.push(said);
@@ -776,7 +791,8 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     app.stacked = columns < n;
     root.classList.toggle("several", n > 1);
     root.classList.toggle("stacked", n > 1 && app.stacked);
-    for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780);
+    // A grid of few layers has its detail below: beside it most of the page would stay empty.
+    for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780 && p.view().rows > 12);
     beside.hidden = n >= Math.min(MOST_PANES, readings.reduce((sum, r) => sum + r.prompts.length, 0));
     search.hidden = !app.panes.some((p) => readings[p.reading].ranks);
     differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
