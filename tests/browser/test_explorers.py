@@ -442,7 +442,7 @@ def test_three_checkpoints_stand_beside_each_other_or_below(file_page, tmp_path,
     assert page.locator(".wx-scale:visible").count() == 1, "one scale for all"
     page.locator(".wx-pane").nth(1).locator(".wx-cell").first.click()
     page.locator(".wx-pane").nth(1).locator(".wx-grid").press("c")
-    assert page.locator(".wx-hover").inner_text().endswith("readings[\"step 4000\"].figure(\"heatmap\", prompt=0)")
+    assert page.locator(".wx-hover").inner_text().endswith("readings['step 4000'].figure(\"heatmap\", prompt=0)")
     assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
     assert page.locator(".wx").evaluate(CONTRAST) == []
     unharmed(page)

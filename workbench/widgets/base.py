@@ -68,7 +68,7 @@ class View:
         * "about" (:func:`about`, and "said", what a page says besides); "left_out", lines that say what was not sent;
         * "start", the selection as the explorer opens, all of its keys; "choices", for keys of it, the values that may
           be chosen (of a key that starts as a list: the values it may hold), absent where `complete` checks all by
-          itself; "called", for keys of it, the name that they have in the address of a page;
+          itself; "called", for keys of it, the name that they have in the address of a page (None: not in it);
         * "pictures", what was seen: [{"src": data URI, "width", "height", "prompt" (optional), "grid": {"rows",
           "columns", "boxes": [[position, left, top, width, height], ...]}}], boxes in pixels of the picture;
         * "held", what stays in Python, for `complete` and `answer`.
@@ -149,8 +149,9 @@ class View:
                     f"{self.name} needs {', '.join(self.needs or lost)}, and {this(data)} has no {', '.join(lost)}: it "
                     f"holds {', '.join(sorted(map(str, data.data_vars)))}. Use .figure() or .frame() for it."
                 )
-        takes = list(inspect.signature(self.payload).parameters)[1:]
-        if unknown := sorted(set(options) - set(takes)):
+        parameters = inspect.signature(self.payload).parameters
+        takes, others = list(parameters)[1:], any(own.kind is own.VAR_KEYWORD for own in parameters.values())
+        if unknown := [] if others else sorted(set(options) - set(takes)):
             raise InputError(
                 f"{self.name} has no option {unknown[0]!r}. Its options are: {', '.join(takes) or 'none'}."
             )

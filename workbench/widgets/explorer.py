@@ -69,7 +69,7 @@ def payload(readings: Any, *, top_k: int | None = None, saved_kb: int | None = S
         "about": {**names, "said": ", ".join(sent) if saved_kb is None else ""},
         "readings": shown,
         "start": _start(packers),
-        "called": {"depth": packers[0].depth},
+        "called": {"depth": packers[0].depth, "panes": None},
         "held": packers,
     }
 

@@ -10,7 +10,6 @@ const STYLE = `
 .wx-pane.wide>.wx-head{grid-column:1/-1}
 .wx-pane.wide>.wx-panel{grid-template-columns:minmax(0,1fr)}
 .wx-head{min-height:30px;align-content:start}
-.wx-head .wx-scale{margin-left:auto}
 .wx-title{font-weight:600;font-size:14px;color:var(--ink)}
 &.several .wx-pane:not(.wide){grid-row:span 3;grid-template-rows:subgrid;row-gap:6px}
 &.several .wx-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
@@ -296,9 +295,10 @@ function pane(app, place) {
 
   const root = (self.root = make("section", "wx-pane")), head = make("div", "wx-tools wx-head");
   const pickReading = choice("reading", (i) => app.turn(self, i, self.prompt)), pickPrompt = choice("prompt", (i) => app.turn(self, self.reading, i));
-  const pickTarget = choice("target", (i) => app.aim(i)), colours = make("span", "wx-scale");
+  const pickTarget = choice("target", (i) => app.aim(i)), colours = make("span");
   const close = button("×", "close this pane", () => app.close(self), "wx-close");
   pickPrompt.node.classList.add("wx-prompt");
+  colours.style.marginLeft = "auto";
   pickReading.select.classList.add("wx-title");
   pickReading.node.firstChild.hidden = true; // a reading's name is the title of its pane
   head.append(pickReading.node, pickPrompt.node, pickTarget.node, colours, close);
@@ -871,7 +871,8 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     last = s;
     const ok = (r, p) => readings[r] && readings[r].prompts[p];
     const places = (s.panes || []).filter(([r, p]) => ok(r, p));
-    const place = ok(s.reading, s.prompt) ? [s.reading, s.prompt] : places[0] || (here() ? [here().reading, here().prompt] : [0, 0]);
+    const asked = [s.reading ?? (here() ? here().reading : 0), s.prompt ?? 0];
+    const place = ok(...asked) ? asked : places[0] || (here() ? [here().reading, here().prompt] : [0, 0]);
     if (places.length) spread = false;
     else if (!here()) places.push(place);
     if (places.length && !places.some((p) => same(p, place))) places[clamp(focus, 0, places.length - 1)] = place;
