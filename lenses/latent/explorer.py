@@ -17,18 +17,7 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source
-from workbench.widgets.base import (
-    LIMIT,
-    View,
-    about,
-    clipped,
-    decimals,
-    every,
-    integers,
-    opened,
-    table,
-    texts,
-)
+from workbench.widgets import base as kit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,7 +29,7 @@ ROW_BYTES = 12
 STATIC_ROWS = 24
 
 
-def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
+def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
     """What is shown of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
 
     ``selection``: prompt, layer (or block), position (the coordinate) and rank of the row that is chosen (of a search:
@@ -55,7 +44,7 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
         Bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
         positions; what was left out is named under the table.
     """
-    data, _ = opened(reading)
+    data, _ = kit.opened(reading)
     axes = _axes(data)
     data = data.transpose(*axes, ...)
     left_out: list[str] = []
@@ -67,32 +56,32 @@ def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
     layers = data["index_layer"].values
     depth = next((a for a in axes if a in ("layer", "block")), None)
     shown: dict[str, Any] = {
-        "about": {**about(reading), "reader": about(reading)["reader"] or "ContextIndex.search"},
+        "about": {**kit.about(reading), "reader": kit.about(reading)["reader"] or "ContextIndex.search"},
         "axes": axes,
         "values": {a: _coordinate(data, a) for a in axes},
         "depth": depth,
         "score": "similarity" if data.attrs.get("calibration", "none") == "none" else data.attrs["calibration"],
-        "similarity": decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
-        "index_layer": integers(layers),
-        "sentence": integers(at), "word_start": integers(start), "word_end": integers(end),
+        "similarity": kit.decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
+        "index_layer": kit.integers(layers),
+        "sentence": kit.integers(at), "word_start": kit.integers(start), "word_end": kit.integers(end),
         "sentences": sentences,
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
-            called: decimals(data[name].values, 4)
+            called: kit.decimals(data[name].values, 4)
             for name, called in FLOORS.items() if depth and name in data and data[name].dims == (depth,)
         },
     }  # fmt: skip
     cells = tuple(a for a in axes if a != "rank")
     shown["tests"] = {
-        end: decimals(data[f"similarity_{end}"].values, 4)
+        end: kit.decimals(data[f"similarity_{end}"].values, 4)
         for end in ("p", "q") if f"similarity_{end}" in data and data[f"similarity_{end}"].dims == cells
     }  # fmt: skip
     if "sink" in data and data["sink"].dims == cells:
-        shown["sink"], shown["sink_said"] = integers(data["sink"].values.astype(int)), Source(data).sink_said
+        shown["sink"], shown["sink_said"] = kit.integers(data["sink"].values.astype(int)), Source(data).sink_said
     if "input_token" in data and "position" in axes:
-        shown["input"] = texts(clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel())
+        shown["input"] = kit.texts(kit.clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel())
         if "input_position" in data:  # the coordinate need not say where in its prompt a state stands
-            shown["place"] = integers(data["input_position"].values)
+            shown["place"] = kit.integers(data["input_position"].values)
     if depth and "index_layer_share_null" in data:
         index = data["index"].values.tolist()
         shown["shares"] = {
@@ -208,9 +197,9 @@ def _fitting(data: xr.Dataset, axes: list[str], limit: int, left_out: list[str])
         low, high = 1, full - 1
         while low < high:  # the most that fits
             middle = (low + high + 1) // 2
-            chosen[axis] = np.array(every(full, middle) if axis in ("layer", "block") else range(middle))
+            chosen[axis] = np.array(kit.every(full, middle) if axis in ("layer", "block") else range(middle))
             low, high = (middle, high) if fits() else (low, middle - 1)
-        chosen[axis] = np.array(every(full, low) if axis in ("layer", "block") else range(low))
+        chosen[axis] = np.array(kit.every(full, low) if axis in ("layer", "block") else range(low))
         plural = {"query": "queries"}.get(axis, f"{axis}s")
         left_out.append(f"{full - len(chosen[axis])} of {full} {plural} (.isel({axis}=...) chooses)")
     return {a: own for a, own in chosen.items() if len(own) < data.sizes[a]}
@@ -257,7 +246,7 @@ def _units(text: str) -> int:
 
 def static(reading: Any, **options: Any) -> str:
     """The nearest neighbours of all: similarity, place, word and sentence."""
-    data, _ = opened(reading)
+    data, _ = kit.opened(reading)
     axes = _axes(data)
     data = data.transpose(*axes, ...)
     similarity = np.where(data["index_layer"].values >= 0, data["similarity"].values, np.nan)
@@ -283,16 +272,16 @@ def static(reading: Any, **options: Any) -> str:
             str(int(data["index_layer"].values[at])),
             f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",
         ])  # fmt: skip
-    told = about(reading)
+    told = kit.about(reading)
     count = int((~np.isnan(similarity)).sum())
     said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
     floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
     head = ["similarity", *(f"{end} of the nearest" for end in ends), *axes, "index layer", "context"]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
+    return kit.table(said, head, rows)
 
 
-VIEW = View(
+VIEW = kit.View(
     "NeighbourTable",
     "The contexts whose hidden states are nearest to each state of the prompt, the word marked in its sentence; a tick "
     "marks the floor, below which a neighbour says no more than chance.",

@@ -15,6 +15,7 @@ from explored import hostile, neighbours, stances
 from PIL import Image
 from synthetic import logit_lens
 
+import probes.values.measures
 import workbench
 from workbench.widgets import dispatch
 from workbench.widgets import payload as explorer_payload
@@ -282,7 +283,7 @@ def test_hidden_in_tabs_at_first_all_of_them_are_drawn_when_shown(lab, saved):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", [420, 900, 1500])
+@pytest.mark.parametrize("width", [390, 900, 1500])
 def test_a_page_fits_is_readable_and_is_drawn_when_shown(file_page, saved, tmp_path, name, width):
     reading, options, _ = saved[name]
     path = dispatch.to_html(reading, tmp_path / "page.html", **options)
@@ -388,6 +389,8 @@ def test_what_is_shown_is_copied_as_the_line_that_draws_it(file_page, saved, tmp
         "neighbours": 'reading.figure("heatmap", value="similarity", prompt=1)',
         "lens": 'reading.figure("heatmap", prompt=1, value="entropy")',
     }[name]  # fmt: skip
+    reading = reading if hasattr(reading, "figure") else workbench.Reading(reading, {})
+    assert eval(line, {"probes": probes, "reading": reading, "readings": reading}) is not None
     page.get_by_role("button", name="copy the address").click()
     page.wait_for_function("() => window.copied.startsWith('file:')")
     assert page.evaluate("() => window.copied === location.href")

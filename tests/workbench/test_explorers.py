@@ -235,6 +235,23 @@ def live(routing, thoughts):
     return lambda name: make[name]()
 
 
+def test_ten_explorers_in_a_notebook_are_small(routing, thoughts):
+    """The widgets' state as a notebook keeps it, and the outputs beside it."""
+    embed = pytest.importorskip("ipywidgets.embed")
+    long = [logit_lens(lengths=(200, 100), layers=33, top_k=10), logit_lens(lengths=(400,), layers=80, top_k=10)]
+    texts = {f"item-{i}": f"A statement of some length, number {i}, about what is good." for i in range(400)}
+    readings = [
+        (long, {}), (long[1], {}), (long[0], {}), (routing, {}), (routing, {"label": "b"}),
+        (thoughts[0], {"problems": thoughts[1]}), (stances(steps=12, topics=20, items=20)[0], {"items": texts}),
+        (stances()[0], {}), (neighbours(prompts=4, positions=60), {"kind": "neighbours"}),
+        (neighbours(), {"kind": "neighbours"}),
+    ]  # fmt: skip
+    widgets = [dispatch.explore(reading, **options) for reading, options in readings]
+    state = len(json.dumps(embed.embed_data(views=widgets)))
+    tables = [len(json.dumps(widget.static_html)) for widget in widgets]
+    assert max(tables) < 300_000 and state + sum(tables) < 3_000_000
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_view_cannot_show_is_refused_with_what_there_is(live, name):
     widget = live(name)

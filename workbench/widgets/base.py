@@ -203,38 +203,6 @@ def module_text(path: Path) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("//")) + "\n"
 
 
-class Outlived:
-    """Beside an anywidget class: it is shown with a table that takes its place where the widget is gone.
-
-    ``static_html`` is the table; the widget's outermost element has the class "wx".
-    """
-
-    static_html: Any
-
-    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The widget, and beside it the table: what other viewers of notebooks show."""
-        bundle, about = self._views(**options)
-        return {**bundle, "text/html": self.static_html}, about
-
-    def _views(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = super()._repr_mimebundle_(**options)
-        return found if isinstance(found, tuple) else (found or {}, {})
-
-    def _ipython_display_(self, **options: Any) -> None:
-        """Two outputs: the widget, and the table.
-
-        JupyterLab shows an output's widget or nothing: where the model is gone, it never falls back to another form
-        of the same output.  So the table is an output of its own, and hidden while the widget lives.
-        """
-        from IPython.display import display
-
-        bundle, about = self._views(**options)
-        said = f"{repr(self)[1:-1]}: run the cell to explore; the table below is its static view."
-        display({**bundle, "text/html": f'<p class="{AS_IT_IS}">{tokens.html(said)}</p>'}, metadata=about, raw=True)
-        table = f'<div class="wx-static">{TAKES_TURNS}{self.static_html}</div>'
-        display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
-
-
 # The output before the table is the widget's: shown only once the widget is there, and then instead of the table.
 TAKES_TURNS = (
     "<style>"
@@ -253,7 +221,7 @@ def widget_class(view: View) -> Any:
     except ImportError:
         raise missing("anywidget", "The live explorer", "notebook") from None
 
-    class Explorer(Outlived, anywidget.AnyWidget):
+    class Explorer(anywidget.AnyWidget):
         _esm = module_text(view.module)
         packed = traitlets.Bytes().tag(sync=True)
         selection = traitlets.Dict().tag(sync=True)
@@ -274,6 +242,26 @@ def widget_class(view: View) -> Any:
         def static_html(self) -> str:
             """The table that takes the widget's place."""
             return self._static()
+
+        def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            """The widget, and beside it the table: what other viewers of notebooks show."""
+            found = super()._repr_mimebundle_(**options)
+            bundle, about = found if isinstance(found, tuple) else (found or {}, {})
+            return {**bundle, "text/html": self.static_html}, about
+
+        def _ipython_display_(self, **options: Any) -> None:
+            """Two outputs: the widget, and the table.
+
+            JupyterLab shows an output's widget or nothing: where the model is gone, it never falls back to another
+            form of the same output.  So the table is an output of its own, and hidden while the widget lives.
+            """
+            from IPython.display import display
+
+            bundle, about = self._repr_mimebundle_(**options)
+            said = f"{repr(self)[1:-1]}: run the cell to explore; the table below is its static view."
+            display({**bundle, "text/html": f'<p class="{AS_IT_IS}">{tokens.html(said)}</p>'}, metadata=about, raw=True)
+            table = f'<div class="wx-static">{TAKES_TURNS}{self.static_html}</div>'
+            display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
 
         def _answer(self, _: Any, question: Any, __: Any) -> None:
             content, block = view.answer(self.payload, question)
@@ -393,12 +381,18 @@ TABLE = (
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], scale: str = "sequential", foot: bool = False
+    said: str | Sequence[str],
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    scale: str = "sequential",
+    foot: bool = False,
 ) -> str:
     """A static HTML table.
 
     Parameters
     ----------
+    said
+        The caption, or its parts.
     head
         Names of the columns; `foot`: below them instead of above.
     rows
@@ -413,6 +407,7 @@ def table(
             return f'<th scope="row">{own}</th>' if first else f"<td>{own}</td>"
         return f'<td style="{colours.cell(scale, share)}">{own}</td>'
 
+    caption = said if isinstance(said, str) else " · ".join(filter(None, said))
     names = "".join(f'<th scope="col"><bdi dir="ltr">{tokens.html(clipped(str(h)))}</bdi></th>' for h in head)
     body = "".join(f"<tr>{''.join(cell(own, not i) for i, own in enumerate(row))}</tr>" for row in rows)
     parts = [f"<tbody>{body}</tbody>", f"<tfoot><tr>{names}</tr></tfoot>"] if foot else [
@@ -420,5 +415,5 @@ def table(
     ]  # fmt: skip
     return (
         f'<div class="wx-still {AS_IT_IS}" style="overflow-x:auto;max-width:100%">{TABLE}'
-        f"<table><caption>{tokens.html(caption)}</caption>{''.join(parts)}</table></div>"
+        f"<table><caption>{tokens.html(clipped(tokens.plain(caption), 600))}</caption>{''.join(parts)}</table></div>"
     )

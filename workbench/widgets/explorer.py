@@ -235,18 +235,15 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         [label(str(source.depths[row])), *((texts[row][c], float(shares[row, c])) for c in columns)]
         for row in reversed(rows)
     ]
-    left_out = []
-    if len(rows) < len(source.depths):
-        left_out.append(f"{len(rows)} of {len(source.depths)} {source.depth}s")
-    if len(columns) < len(real):
-        left_out.append(f"the last {len(columns)} of {len(real)} positions")
-    if (count := data.sizes["prompt"]) > 1:
-        left_out.append(f"prompt {prompt} of {count}")
+    left_out = [
+        f"{len(rows)} of {len(source.depths)} {source.depth}s" if len(rows) < len(source.depths) else "",
+        f"the last {len(columns)} of {len(real)} positions" if len(columns) < len(real) else "",
+        f"prompt {prompt} of {data.sizes['prompt']}" if data.sizes["prompt"] > 1 else "",
+    ]
     what = aimed(source.called(str(score)), _whose(source, prompt)) if numbers else "top token"
-    said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
-    if score:
-        said += f" (colour: {source.called(score, short=True)} {low:.2f} to {high:.2f})"
-    return table(label(said), [str(source.depth), *(_short(inputs[c]) for c in columns)], lines, scale, foot=True)
+    colour = f"colour: {source.called(score, short=True)} {low:.2f} to {high:.2f}" if score else ""
+    said = [source.reader, source.model, what, *left_out, colour]
+    return table(said, [source.depth, *(_short(inputs[c]) for c in columns)], lines, scale, foot=True)
 
 
 def _short(text: str) -> str:
@@ -272,8 +269,8 @@ def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
 
 VIEW = View(
     "LensExplorer",
-    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is on "
-    "top, and the colour says how strong it is. Choose a cell for its detail.",
+    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is "
+    "on top, and the colour says how strong it is. Choose a cell for its detail.",
     Path(__file__).with_name("lens_explorer.js"),
     (),
     payload,

@@ -15,14 +15,13 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source, short_name
-from workbench.widgets.base import are_several, each, opened
+from workbench.widgets.base import LONGEST, are_several, clipped, each, opened
 from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
 
 if TYPE_CHECKING:
     import xarray as xr
 
 WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
-LONGEST = 200  # letters of one token that are sent; the front end is told how many there are
 COMPONENT = "component"
 
 
@@ -318,7 +317,7 @@ class Packer:
         found = (self._ranked(n, p, real, ranks).ravel() for n in ("sentence", "char_start", "char_end"))
         at = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in zip(*found, strict=True)]
         said: dict[str, Any] = {
-            "texts": [[_cut(tokens.plain(part)) for part in tokens.around(*key)] for key in seen],
+            "texts": [[label(part) for part in tokens.around(*key)] for key in seen],
             "at": integers(at),
         }
         if self.source.has("index_layer"):
@@ -378,23 +377,15 @@ def _floor(source: Source) -> list[float | None] | None:
 
 
 def shown(token: str) -> str:
-    """A token's text made visible; of a very long one its ends, and how long it is."""
+    """A token's text made visible."""
     if token.isascii() and token.isprintable() and 0 < len(token) <= LONGEST:  # most are, and there are many
         return token.replace(" ", tokens.SPACE)
-    return tokens.visible(token) if len(token) <= LONGEST else _ends(token, tokens.visible)
+    return clipped(tokens.visible(token[: LONGEST + 1]))
 
 
 def label(text: str) -> str:
     """A name from outside (a model, a file, a target), without characters that nobody sees."""
-    return _cut(tokens.plain(text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else _ends(text, str)
-
-
-def _ends(text: str, write: Any) -> str:
-    return f"{write(text[: LONGEST - 60])} … [{len(text):,} letters] … {write(text[-40:])}"
+    return clipped(tokens.plain(text))
 
 
 def _float(x: Any, digits: int = 4) -> float | None:
