@@ -170,7 +170,8 @@ def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
     assert len(reading.figure().data) == 2  # by its attribute, through the entry point
     html = reading.to_html("turn.html", kind="turn").read_text()
     packed = re.findall(r'id="payload">([^<]*)<', html)[0]
-    assert unpack(base64.b64decode(packed))["view"] == "TurnExplorer" and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
+    assert unpack(base64.b64decode(packed))["view"] == "TurnExplorer"
+    assert "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
     command = ["-m", "workbench.cli", "read", "organism:story", "Mara lives in", "--lens", "turn", "--out", "out"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     out = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)

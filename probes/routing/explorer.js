@@ -9,6 +9,7 @@ const STYLE = `
 .wx-token.on{outline:2px solid var(--accent)}
 .wx-key{display:flex;flex-wrap:wrap;gap:3px}
 .wx-key button{min-height:22px;padding:0 6px;font-size:11px;font-variant-numeric:tabular-nums;border-bottom-width:3px}
+.wx-columns>section>.wx-tools{margin-bottom:6px}
 .wx-scroll{max-height:420px;overflow:auto}
 .wx-side{display:grid;gap:10px;grid-template-columns:minmax(0,1fr);align-content:start;min-width:0}
 .wx-two{display:grid;gap:12px 28px;grid-template-columns:minmax(0,1fr);align-items:start}

@@ -12,7 +12,7 @@ const STYLE = `
 @media (prefers-reduced-motion:no-preference){.wx-node .disc{transition:r .25s}}
 .wx-play button{min-width:34px}
 .wx-list{list-style:none;margin:0;padding:0;display:grid;gap:3px}
-.wx-list li{display:grid;grid-template-columns:minmax(30px,64px) minmax(30px,1fr) 34px 122px;gap:8px;align-items:center;
+.wx-list li{display:grid;grid-template-columns:minmax(30px,64px) minmax(24px,1fr) 34px minmax(0,150px);gap:8px;align-items:center;
   cursor:pointer;border-radius:3px;padding:1px 3px}
 .wx-list li.on{background:color-mix(in srgb,var(--accent) 16%,transparent)}
 .wx-two{display:grid;gap:12px;grid-template-columns:minmax(0,1fr) 320px;align-items:start}

@@ -368,7 +368,8 @@ def test_the_address_opens_a_place_and_follows_what_is_chosen(file_page, saved, 
     again.locator(f"{DRAWN}, .wx-cell").first.wait_for(state="attached")
     assert again.locator(".wx").evaluate(SAID) == page.locator(".wx").evaluate(SAID), "the link says the same"
     unharmed(page)
-    page.evaluate("() => { location.hash = '#prompt=999&layer=x&block=77&position=none&__proto__=1&topic=no'; }")
+    page.evaluate("() => { location.hash = '#prompt=999&layer=x&block=77&position=none&__proto__=1&topic=no"
+                  "&depths=x&target=x&token=x&pins=3&panes=7&index_layers=x&least=x&text=5&sort=no&metric=no'; }")
     page.locator(focus).press("ArrowLeft")
     unharmed(page)
 

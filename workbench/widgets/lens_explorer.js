@@ -64,7 +64,7 @@ const STYLE = `
   display:grid;gap:4px;align-content:start}
 .wx-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
 .wx-card .wx-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
-.wx-panel svg{width:100%;max-width:460px;height:auto;display:block;overflow:visible;cursor:pointer}
+.wx-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
 .wx-panel svg text{fill:var(--soft);font-size:11px}
 `;
 const named = ({ name, units }) => name + (units && ` (${units})`); // of a variable
@@ -845,7 +845,7 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     note(left.length ? `Here: ${left.join("; ")}.${ask ? " The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook." : ""}` : "");
     chip.hidden = state.token === null;
     chip.textContent = chip.hidden ? "" : `following ${app.called(state.token)} ×`;
-    }
+  }
 
   function seek() {
     state.query = search.value;
@@ -891,16 +891,16 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     const self = shown(...place), view = self.view();
     focus = app.panes.indexOf(self);
     if (s.metric) state.metric = s.metric;
-    if (s.target !== undefined) state.target = s.target;
+    if (Number.isInteger(s.target)) state.target = s.target;
     if (s.pins) state.pins = s.pins.filter((p) => ok(p.reading, p.prompt)).map((p) => ({ ...p }));
-    const ends = s.depths && s.depths.map((d) => view.reading.depths.indexOf(d)), range = ends && ends[0] >= 0 && ends[1] >= ends[0] ? { pane: focus, rows: ends } : null;
+    const ends = Array.isArray(s.depths) && s.depths.map((d) => view.reading.depths.indexOf(d)), range = ends && ends[0] >= 0 && ends[1] >= ends[0] ? { pane: focus, rows: ends } : null;
     if (JSON.stringify(range) !== JSON.stringify(state.range)) {
       state.range = range;
       for (const p of app.panes) if (p.view().there) p.zoom();
     }
     shape();
     const row = view.reading.depths.indexOf(s.depth), at = view.there ? view.prompt.columns.indexOf(s.position) : -1;
-    state.token = s.token ?? null;
+    state.token = Number.isInteger(s.token) ? s.token : null;
     const to = [row < 0 ? (s.depth === undefined ? view.rows - 1 : self.row) : row, at < 0 ? (s.position === undefined ? view.count - 1 : self.at) : at];
     settleOn(self, ...to);
   }
