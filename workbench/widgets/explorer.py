@@ -222,8 +222,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         texts = [[f"{x:.2f}" if np.isfinite(x) else "" for x in row] for row in shades]
     else:
         ids = data["token_id"].isel(prompt=prompt, rank=0).transpose(source.depth, "position").values[:, real]
-        own = _own_texts(data, source, prompt)
-        texts = [[_short(own.get(i, source.text(i))) if i >= 0 else "" for i in row] for row in ids.tolist()]
+        texts = [[_short(source.text(i)) if i >= 0 else "" for i in row] for row in ids.tolist()]
     finite = shades[np.isfinite(shades)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     most = max(abs(low), abs(high)) or 1.0
@@ -256,15 +255,6 @@ def _whose(source: Source, prompt: int) -> str:
     if ids is not None and "position" in ids.dims and len(set(ids.values[prompt][source.positions(prompt)])) > 1:
         return "each position's own target"
     return lens.shown(source.targets(prompt, source.positions(prompt)[0])[0])
-
-
-def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
-    """Texts of readings that carry each token's text in place, by id."""
-    if "token" not in data or "vocab_token" in data:
-        return {}
-    first = data[["token_id", "token"]].isel(prompt=prompt, rank=0)
-    ids, texts = (first[n].transpose(source.depth, "position").values.ravel() for n in ("token_id", "token"))
-    return {int(i): str(t) for i, t in zip(ids, texts, strict=True)}
 
 
 VIEW = View(

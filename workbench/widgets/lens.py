@@ -273,7 +273,7 @@ class Packer:
                     "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
                 }  # fmt: skip
         ids = self._tokens(sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
-        self._vocabulary(sent, p, real, np.unique(np.concatenate([ids.ravel(), targets])))
+        self._vocabulary(sent, np.unique(np.concatenate([ids.ravel(), targets])))
         return sent
 
     def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
@@ -295,21 +295,12 @@ class Packer:
     def _decimals(self, name: str, values: np.ndarray) -> Column:
         return decimals(values, _most(*self.ranges[name]), self.ranges[name])
 
-    def _vocabulary(self, sent: dict[str, Any], p: int, real: np.ndarray, ids: np.ndarray) -> None:
+    def _vocabulary(self, sent: dict[str, Any], ids: np.ndarray) -> None:
         """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
         first = sent.setdefault("vocab_id", [])
         known = set(first)
         first += [i for i in ids.tolist() if i >= 0 and i not in known]
-        texts = {i: self.source.text(i) for i in first}
-        if "token" in self.data and "vocab_token" not in self.data:  # readings with each token's text in place
-            ranks = int(sent["ranks"])
-            found = zip(
-                self._ranked("token_id", p, real, ranks).ravel().tolist(),
-                self._ranked("token", p, real, ranks).ravel(),
-                strict=True,
-            )
-            texts.update((i, str(text)) for i, text in found)
-        sent["vocab"] = [shown(texts[i]) for i in first]
+        sent["vocab"] = [shown(self.source.text(i)) for i in first]
 
     def _said(self, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
         """Neighbours as [text before, word, text after], each different one once, and where they came from."""
