@@ -264,6 +264,7 @@ def widget_class(view: View) -> Any:
             display({"text/plain": f"{self!r}, static view", "text/html": table}, raw=True)
 
         def _answer(self, _: Any, question: Any, __: Any) -> None:
+            assert view.answer is not None
             content, block = view.answer(self.payload, question)
             self.send(content, [block])
 
