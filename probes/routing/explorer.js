@@ -5,7 +5,7 @@ const STYLE = `
 .wx-token{display:inline-flex;align-items:baseline;max-width:min(100%,26em);margin:0 2px 0 0;padding:0 3px;border-radius:3px;
   line-height:1.5;cursor:pointer;border-bottom:3px solid transparent;vertical-align:bottom}
 .wx-token>small{font-size:10px;color:var(--ink);margin-left:3px;font-variant-numeric:tabular-nums}
-.wx-token.off{opacity:.5}
+.wx-token.off{color:var(--soft)}
 .wx-token.on{outline:2px solid var(--accent)}
 .wx-key{display:flex;flex-wrap:wrap;gap:3px}
 .wx-key button{min-height:22px;padding:0 6px;font-size:11px;font-variant-numeric:tabular-nums;border-bottom-width:3px}

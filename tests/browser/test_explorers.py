@@ -79,7 +79,7 @@ CONTRAST = """
   const low = [];
   for (const node of root.querySelectorAll("*")) {
     const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !node.getClientRects().length || node.closest("style, option, .off, .wx-live, .s3")) continue;
+    if (!own || !node.getClientRects().length || node.closest("style, option, .wx-live, .s3")) continue;
     const style = getComputedStyle(node), back = ground(node);
     const ink = over(parse(node instanceof SVGElement ? style.fill : style.color), back);
     const [a, b] = [light(ink), light(back)], ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

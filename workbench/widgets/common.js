@@ -27,7 +27,7 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0)}
 .wx-tools label{display:flex;gap:5px;align-items:center;color:var(--soft);min-width:0}
 .wx select,.wx input,.wx button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
   border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;min-width:0;margin:0}
-.wx select{max-width:min(280px,60vw);text-overflow:ellipsis}
+.wx select{max-width:min(280px,52vw);text-overflow:ellipsis}
 .wx input[type=range]{padding:0;border:0;accent-color:var(--h0);width:150px;background:none}
 .wx input[type=checkbox]{min-height:0;accent-color:var(--h0)}
 .wx button{cursor:pointer}
