@@ -152,9 +152,9 @@ def main() -> None:
     data = made_up(given.tokens, given.layers, given.top_k)
     packers = lens.packers(data)
     start = time.perf_counter()
-    sent = lens.one(packers[0], 0)
-    block = packing.pack(sent)
+    block = lens.one(packers[0], 0)
     took = time.perf_counter() - start
+    sent = packing.unpack(block)
     part = lens.part(packers, SAVED_KB * 1000)
     kept = part[0][0]
     values = (data[name].values.astype(float).round(3).tolist() for name in ("token_id", "logprob"))

@@ -54,8 +54,9 @@ KEY = {  # what is focused, the key, and the part of the selection that it chang
 SAID = """
 (root) => {
   for (const live of root.querySelectorAll(".wx-live")) live.textContent = "";  // what was last read out to somebody
-  return [root.innerText, ...[...root.querySelectorAll("[title], title")].map((n) => n.title || n.textContent)]
-    .join("\\n");
+  const own = [...root.children].filter((n) => !n.matches(".wx-foot")); // where only a page has an address to copy
+  const titles = own.flatMap((n) => [...n.querySelectorAll("[title], title")]).map((n) => n.title || n.textContent);
+  return [...own.map((n) => n.innerText), ...titles].join("\\n");
 }
 """
 CONTRAST = """

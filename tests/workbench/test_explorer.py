@@ -183,7 +183,7 @@ def test_the_same_number_is_the_same_in_the_part_and_in_the_whole():
 def test_very_large_readings_lose_ranks_and_never_cells(monkeypatch):
     monkeypatch.setattr(lens, "WHOLE", 60_000)
     (packer,) = lens.packers(logit_lens(lengths=(200,), layers=20, top_k=10))
-    for prompt in (lens.whole([packer])[0][0], lens.one(packer, 0)):
+    for prompt in (lens.whole([packer])[0][0], P.unpack(lens.one(packer, 0))):
         assert len(P.pack(prompt)) <= 60_000 and 1 <= prompt["ranks"] < 10 and len(prompt["inputs"]) == 200
 
 

@@ -19,7 +19,6 @@ from workbench.variables import aimed
 from workbench.widgets import lens
 from workbench.widgets.base import View, allowed, each, every, listed, listing, opened, table
 from workbench.widgets.lens import COMPONENT, Packer, label
-from workbench.widgets.packing import pack
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,7 +76,7 @@ def payload(readings: Any, *, top_k: int | None = None, saved_kb: int | None = S
 def answer(shown: dict[str, Any], question: Any) -> tuple[Any, bytes]:
     """A prompt that was not sent whole."""
     reading, prompt = _place(shown["held"], *question["ask"])
-    return {"block": [reading, prompt]}, pack(lens.one(shown["held"][reading], prompt))
+    return {"block": [reading, prompt]}, lens.one(shown["held"][reading], prompt)
 
 
 # ---------------------------------------------------------------- where the reader is

@@ -27,21 +27,21 @@ COMPONENT = "component"
 
 def whole(packers: Sequence[Packer]) -> list[list[dict[str, Any]]]:
     """All prompts of each reading; with fewer ranks where they would pass 6 MB."""
-    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers])
+    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers])[0]
 
 
-def one(packer: Packer, prompt: int) -> dict[str, Any]:
-    """One prompt, with fewer ranks where it would pass 6 MB."""
-    return _fitting([packer], lambda keep: packer.prompt(prompt, keep))
+def one(packer: Packer, prompt: int) -> bytes:
+    """The block of one prompt, with fewer ranks where it would pass 6 MB."""
+    return _fitting([packer], lambda keep: packer.prompt(prompt, keep))[1]
 
 
-def _fitting(packers: Sequence[Packer], made: Callable[[int], Any]) -> Any:
+def _fitting(packers: Sequence[Packer], made: Callable[[int], Any]) -> tuple[Any, bytes]:
     keep = max(packer.top_k for packer in packers)
     while True:
-        found = made(keep)
-        if (size := len(pack(found))) <= WHOLE or keep <= 1:
-            return found
-        keep = max(1, min(keep - 1, int(keep * WHOLE / size)))
+        block = pack(found := made(keep))
+        if len(block) <= WHOLE or keep <= 1:
+            return found, block
+        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
 
 
 def part(packers: Sequence[Packer], limit: int) -> list[list[dict[str, Any]]]:
