@@ -54,9 +54,8 @@ KEY = {  # what is focused, the key, and the part of the selection that it chang
 SAID = """
 (root) => {
   for (const live of root.querySelectorAll(".wx-live")) live.textContent = "";  // what was last read out to somebody
-  const own = [...root.children].filter((n) => !n.matches(".wx-foot")); // where only a page has an address to copy
-  const titles = own.flatMap((n) => [...n.querySelectorAll("[title], title")]).map((n) => n.title || n.textContent);
-  return [...own.map((n) => n.innerText), ...titles].join("\\n");
+  return [root.innerText, ...[...root.querySelectorAll("[title], title")].map((n) => n.title || n.textContent)]
+    .join("\\n");
 }
 """
 CONTRAST = """
@@ -393,7 +392,7 @@ def test_what_is_shown_is_copied_as_the_line_that_draws_it(file_page, saved, tmp
     }[name]  # fmt: skip
     reading = reading if hasattr(reading, "figure") else workbench.Reading(reading, {})
     assert eval(line, {"probes": probes, "reading": reading, "readings": reading}) is not None
-    page.get_by_role("button", name="copy the address").click()
+    page.get_by_role("button", name="copy link").click()
     page.wait_for_function("() => window.copied.startsWith('file:')")
     assert page.evaluate("() => window.copied === location.href")
     page.locator(LINKS[name][2]).press("?")

@@ -678,7 +678,7 @@ def test_drift_shows_items_beside_the_map_where_there_is_room(pages, size, besid
       Object.assign(out, { map: [map().right, map().bottom], list: [list.left, list.top], wide: document.documentElement.scrollWidth, room: innerWidth });
       for (const i of [2, 1, 0]) { pick("select", i); await wait(50); }
       out.again = [map().right, map().bottom];
-      out.told = document.querySelector(".facts").textContent;
+      out.told = document.querySelector(".facts span").textContent;
     """  # noqa: E501
     out = said(pages["drift"], script, size=size)
     assert (out["list"][0] > out["map"][0]) == beside and (out["list"][1] > out["map"][1]) != beside

@@ -519,11 +519,11 @@ const explorer = (name, style, build) => ({
     if (payload.left_out?.length) note.textContent = `Left out: ${payload.left_out.join("; ")}.`;
 
     // ---- below the view: what is left out, how to take it along, its keys
-    const copy = async (text) => { if (text) kit.hint((await copied(text)) ? `copied: ${text}` : `not copied, the browser does not allow it: ${text}`); };
-    const figure = button("copy as figure", "copy the line of Python that draws this", () => copy(view.figure()));
-    const link = button("copy link", "copy the address of this page at this place", () => copy(location.href));
+    const figure = button("copy as figure", "copy the line of Python that draws this", async () => {
+      const text = view.figure();
+      kit.hint((await copied(text)) ? `copied: ${text}` : `not copied, the browser does not allow it: ${text}`);
+    });
     const help = button("keys", "what the keys do", () => { keys.hidden = !keys.hidden; help.ariaExpanded = String(!keys.hidden); });
-    link.hidden = !model.opens;
     keys.hidden = true;
     help.ariaExpanded = "false";
     for (const [key, what] of [["arrows, Home, End", "move"], ["Enter", "into the detail"], ["Escape", "back, and leaves what is chosen"],
@@ -532,7 +532,7 @@ const explorer = (name, style, build) => ({
       entry.append(make("kbd", "", key), ` ${what}`);
       keys.append(entry);
     }
-    foot.append(figure, link, help, note, hover, keys);
+    foot.append(figure, help, note, hover, keys);
     root.append(foot, make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);
 
     // ---- keys that mean the same in every view
