@@ -459,3 +459,17 @@ def test_a_browser_that_cannot_inflate_is_told(file_page, tmp_path):
     page.get_by_text("cannot unpack").wait_for()
     assert page.locator(".wx").count() == 0
     unharmed(page)
+
+
+def test_whoever_wants_no_motion_gets_steps(file_page, saved, tmp_path):
+    reading, options, _ = saved["belief"]
+    page = file_page(dispatch.to_html(reading, tmp_path / "still.html", **options))
+    page.locator(DRAWN).first.wait_for(state="attached")
+    moves = "() => getComputedStyle(document.querySelector('.disc')).transitionDuration"
+    assert page.evaluate(moves) != "0s"
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(moves) == "0s"
+    page.get_by_role("button", name="play", exact=True).click()
+    assert selected(page)["position"] == 1
+    assert page.get_by_role("button", name="pause").count() == 0, "one step, and nothing runs"
+    unharmed(page)
