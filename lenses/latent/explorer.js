@@ -25,7 +25,7 @@ const NAMES = { similarity: "similarity", over: "over floor", index_layer: "inde
 
 export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce }) => {
   const size = p.axes.map((a) => p.values[a].length), rows = size.reduce((x, y) => x * y, 1);
-  const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.sentence), start = decode(p.word_start), end = decode(p.word_end);
+  const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.context.at);
   const floors = Object.entries(p.floors).map(([name, packed]) => [name, decode(packed)]);
   const input = p.input ? decode(p.input.at) : null, places = p.place ? decode(p.place) : null;
   const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", only: {} };
@@ -37,7 +37,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const value = (n, axis) => p.values[axis][index(n, axis)];
   const floor = p.depth && floors.length ? p.values[p.depth].map((_, d) => floors.reduce((x, [, own]) => (Number.isNaN(own[d]) ? x : Math.max(x, own[d])), -Infinity)) : null;
   const floorOf = (n) => (floor ? floor[index(n, p.depth)] : NaN);
-  const word = (n) => p.sentences[which[n]].slice(start[n], end[n]);
+  const context = (n) => p.context.texts[which[n]], word = (n) => context(n)[1]; // before, the word, after
   const spotOf = (n) => index(n, "prompt") * p.values.position.length + index(n, "position");
   const at = (n) => (input ? p.input.texts[input[spotOf(n)]] : "");
   const place = (n) => (places ? places[spotOf(n)] : value(n, "position")); // counted from the prompt's first token
@@ -125,7 +125,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   // ---- which rows, in which order
   function filter() {
     const text = state.text.toLowerCase(), spaced = text.replaceAll(" ", "·"), kept = [], layers = new Map();
-    const match = text ? p.sentences.map((s) => s.toLowerCase().includes(text)) : null;
+    const match = text ? p.context.texts.map((parts) => parts.join("").toLowerCase().includes(text)) : null;
     const axes = Object.entries(state.only).filter(([, i]) => i >= 0);
     for (let n = 0; n < rows; n++) {
       if (from[n] < 0 || Number.isNaN(score[n])) continue;
@@ -165,9 +165,8 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   }
 
   function sentence(n, reach) {
-    const text = p.sentences[which[n]], a = start[n], b = end[n], node = make("span");
-    const before = [...text.slice(0, a)], cut = before.length > reach;
-    node.append((cut ? "…" : "") + before.slice(cut ? -reach : 0).join(""), make("mark", "", text.slice(a, b)), text.slice(b, reach < 1e6 ? b + 400 : undefined));
+    const [before, marked, after] = context(n), letters = [...before], node = make("span");
+    node.append(letters.length > reach ? `…${letters.slice(-reach).join("")}` : before, make("mark", "", marked), after);
     return node;
   }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FLOORS = {"similarity_floor_random": "random tokens", "similarity_floor_shuffled": "shuffled prompts"}
-LONGEST_SENTENCE, REACH = 400, 160
+LONGEST_SENTENCE = 400
 ROW_BYTES = 12
 """Of the numbers of one neighbour, about, in base64."""
 STATIC_ROWS = 24
@@ -50,9 +50,6 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
     left_out: list[str] = []
     chosen = _fitting(data, axes, limit, left_out)
     data = data.isel(chosen)
-    sentences, at, start, end, cut = _sentences(data)
-    if cut:
-        left_out.append(f"what is far from the word in {cut} long sentences")
     layers = data["index_layer"].values
     depth = next((a for a in axes if a in ("layer", "block")), None)
     shown: dict[str, Any] = {
@@ -63,8 +60,7 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
         "score": "similarity" if data.attrs.get("calibration", "none") == "none" else data.attrs["calibration"],
         "similarity": kit.decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
         "index_layer": kit.integers(layers),
-        "sentence": kit.integers(at), "word_start": kit.integers(start), "word_end": kit.integers(end),
-        "sentences": sentences,
+        "context": kit.contexts(*(data[name].values for name in ("sentence", "char_start", "char_end")), layers >= 0),
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
             called: kit.decimals(data[name].values, 4)
@@ -155,7 +151,7 @@ def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int,
     if whole["least"] is not None and score < whole["least"]:
         found.append("least")
     text = whole["text"].lower()
-    there = text in shown["sentences"][shown["sentence"].values[n]].lower()
+    there = text in "".join(shown["context"]["texts"][shown["context"]["at"].values[n]]).lower()
     if "input" in shown:
         spot = own["prompt"] * len(shown["values"]["position"]) + own["position"]
         there |= text.replace(" ", "·") in shown["input"]["texts"][shown["input"]["at"].values[spot]].lower()
@@ -203,45 +199,6 @@ def _fitting(data: xr.Dataset, axes: list[str], limit: int, left_out: list[str])
         plural = {"query": "queries"}.get(axis, f"{axis}s")
         left_out.append(f"{full - len(chosen[axis])} of {full} {plural} (.isel({axis}=...) chooses)")
     return {a: own for a, own in chosen.items() if len(own) < data.sizes[a]}
-
-
-def _sentences(data: xr.Dataset) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, int]:
-    """Each different sentence once, and for every neighbour which it is and where its word starts and ends in it.
-
-    Places are counted as the front end counts them: in UTF-16.  Of long sentences what is near the word is kept.
-    """
-    shape = data["sentence"].shape
-    rows = zip(*(data[n].values.ravel() for n in ("sentence", "char_start", "char_end", "index_layer")), strict=True)
-    found: dict[str, int] = {}
-    places: dict[tuple[str, int, int], tuple[int, int, int]] = {}
-    out, cut = np.full((3, int(np.prod(shape))), -1), 0
-    for k, (sentence, first, last, layer) in enumerate(rows):
-        if layer < 0:
-            continue
-        key = (str(sentence), int(first), int(last))
-        if key not in places:
-            text, (a, b) = key[0], tokens.word_span(*key) if key[2] > key[1] else (0, 0)
-            if len(text) > LONGEST_SENTENCE:
-                cut += 1
-                left, right = max(0, a - REACH), min(len(text), max(a, min(b, a + REACH)) + REACH)
-                text = "…" * (left > 0) + text[left:right] + "…" * (right < len(text))
-                a, b = a - left + (left > 0), min(b, right) - left + (left > 0)
-            marked = [_plain(part) for part in (text[:a], text[a:b], text[b:])]
-            begin = _units(marked[0])
-            whole = found.setdefault("".join(marked), len(found))
-            places[key] = (whole, begin, begin + _units(marked[1]))
-        out[:, k] = places[key]
-    which, start, end = (x.reshape(shape) for x in out)
-    return list(found), which, start, end, cut
-
-
-def _plain(text: str) -> str:
-    """Running text, letter by letter, so that parts add up to the whole: breaks are spaces, controls made visible."""
-    return text if text.isprintable() else "".join(" " if c.isspace() else tokens.plain(c) for c in text)
-
-
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def static(reading: Any, **options: Any) -> str:

@@ -778,16 +778,14 @@ def test_drift_tells_the_cell_shows_the_item_and_one_checkpoint_as_one(tmp_path)
 def test_neighbours_mark_the_word_wherever_it_stands():
     data = neighbours()
     shown = view("neighbours").payload(data)
-    which, start, end = (numbers(shown[n]) for n in ("sentence", "word_start", "word_end"))
-    layers = numbers(shown["index_layer"])
+    texts, which, layers = shown["context"]["texts"], numbers(shown["context"]["at"]), numbers(shown["index_layer"])
     np.testing.assert_array_equal(layers, data["index_layer"].values.ravel())
     for n, code in enumerate(data["token_id"].values.ravel()):
         if layers[n] < 0:
             assert which[n] == -1
             continue
-        units = shown["sentences"][which[n]].encode("utf-16-le")
-        assert units[2 * start[n] : 2 * end[n]].decode("utf-16-le") == SENTENCES[code][1]
-    assert len(shown["sentences"]) == len(SENTENCES) and "tab here and a break" in shown["sentences"]
+        sentence, word = SENTENCES[code]
+        assert texts[which[n]][1] == word and "".join(texts[which[n]]) == " ".join(sentence.split())
     floors = numbers(shown["floors"]["shuffled prompts"])
     np.testing.assert_allclose(floors, [0.7, 0.55, 0.4], atol=6e-5)
     with pytest.raises(InputError, match="over query and rank; these are over"):
@@ -810,9 +808,9 @@ def test_long_sentences_are_cut_around_the_word_and_large_readings_by_rank_first
     text = "before " * 900 + "middle" + " after" * 900
     data = neighbours(sentences=[(text, "middle"), ("short middle", "middle")])
     shown = view("neighbours").payload(data)
-    assert max(map(len, shown["sentences"])) < 400 and shown["left_out"][0].endswith("1 long sentences")
-    for s, a, b in zip(*(numbers(shown[n]) for n in ("sentence", "word_start", "word_end")), strict=True):
-        assert s < 0 or shown["sentences"][s][a:b] == "middle"
+    for before, word, after in shown["context"]["texts"]:
+        assert word in ("middle", "") and len(before) <= 161 and len(after) <= 161
+    assert {before[:1] for before, _, _ in shown["context"]["texts"]} >= {"…", "s"}
     small = view("neighbours").payload(neighbours(prompts=3, positions=40), limit=3_000)
     assert base.weight(small) < 3_600 + 2 * len(json.dumps(small["choices"]))
     assert small["values"]["rank"] == [0] and "4 of 5 ranks (.isel(rank=...) chooses)" in small["left_out"]

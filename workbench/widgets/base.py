@@ -364,6 +364,24 @@ def sendable(text: Any) -> str:
     return str(text).encode("utf-8", "replace").decode("utf-8")
 
 
+def contexts(sentences: Any, starts: Any, ends: Any, there: Any = True, reach: int = 160) -> dict[str, Any]:
+    """Sentences as [before, word, after], cut to what is near the word: each different one once, and which is where.
+
+    ``starts``, ``ends``: the characters of each sentence whose word is marked; ``there``: where there is one at all;
+    ``reach``: letters that are kept on either side.
+    """
+    rows = zip(*(np.ravel(own).tolist() for own in (sentences, starts, ends)), strict=True)
+    seen: dict[tuple[str, int, int], int] = {}
+    at = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in rows]
+    parts = [[clipped(_running(part)) for part in tokens.around(*key, reach)] for key in seen]
+    return {"texts": parts, "at": integers(np.where(np.ravel(there), at, -1))}
+
+
+def _running(text: str) -> str:
+    """Running text, letter by letter, so that parts add up to the whole: breaks are spaces, controls made visible."""
+    return text if text.isprintable() else "".join(" " if c.isspace() else tokens.plain(c) for c in text)
+
+
 def every(count: int, limit: int) -> Sequence[int]:
     """At most ``limit`` indices out of ``count``, evenly spread, first and last included."""
     if count <= limit:

@@ -15,7 +15,7 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source, short_name
-from workbench.widgets.base import LONGEST, are_several, clipped, each, opened
+from workbench.widgets.base import LONGEST, are_several, clipped, contexts, each, opened
 from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
 
 if TYPE_CHECKING:
@@ -303,14 +303,9 @@ class Packer:
         sent["vocab"] = [shown(self.source.text(i)) for i in first]
 
     def _said(self, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
-        """Neighbours as [text before, word, text after], each different one once, and where they came from."""
-        seen: dict[tuple[str, int, int], int] = {}
-        found = (self._ranked(n, p, real, ranks).ravel() for n in ("sentence", "char_start", "char_end"))
-        at = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in zip(*found, strict=True)]
-        said: dict[str, Any] = {
-            "texts": [[label(part) for part in tokens.around(*key)] for key in seen],
-            "at": integers(at),
-        }
+        """Neighbours in their sentences, and where they came from."""
+        names = ("sentence", "char_start", "char_end")
+        said = contexts(*(self._ranked(name, p, real, ranks) for name in names), reach=90)
         if self.source.has("index_layer"):
             said["layer"] = integers(self._ranked("index_layer", p, real, ranks))
         return said
