@@ -11,7 +11,6 @@ the payload is what the shown numbers take as plain JSON.
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import tempfile
@@ -23,9 +22,9 @@ import numpy as np
 import xarray as xr
 from measure import arguments, machine, written
 
-from workbench.widgets import packing
-from workbench.widgets.explorer import MODULE, SAVED_KB
-from workbench.widgets.page import page
+from workbench.widgets import lens, packing
+from workbench.widgets.base import module_text
+from workbench.widgets.explorer import SAVED_KB, VIEW
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browsers import browser  # noqa: E402
@@ -35,7 +34,7 @@ VOCABULARY = 50_000
 # The time of the second frame after the first cell: by then the first has been drawn.
 FIRST = """
 new MutationObserver((_, me) => {
-  if (!document.querySelector(".lw-cell")) return;
+  if (!document.querySelector(".wx-cell")) return;
   me.disconnect();
   requestAnimationFrame(() => requestAnimationFrame(() => { window.shownAt = performance.now(); }));
 }).observe(document, { childList: true, subtree: true });
@@ -43,7 +42,7 @@ new MutationObserver((_, me) => {
 # Scrolls by (dx, dy) pixels in each frame; the times of the frames.
 SCROLL = """
 ([dx, dy, seconds]) => new Promise((done) => {
-  const grid = document.querySelector(".lw-grid"), times = [];
+  const grid = document.querySelector(".wx-grid"), times = [];
   grid.scrollLeft = grid.scrollTop = 0;
   let way = 1;
   const step = (now) => {
@@ -125,7 +124,7 @@ def measure(file: Path, width: int, height: int) -> dict[str, Any]:
                 window.close()
         found: dict[str, Any] = {
             "first_picture_ms": [round(float(x)) for x in (np.median(shown), min(shown), max(shown))],
-            "cells_in_document": last.locator(".lw-cell").count(),
+            "cells_in_document": last.locator(".wx-cell").count(),
         }
         ways = {"sideways": [24, 0], "up and down": [0, 12], "both": [30, 12], "a screen a frame": [900, 0]}
         clock = last.context.new_cdp_session(last)
@@ -136,7 +135,7 @@ def measure(file: Path, width: int, height: int) -> dict[str, Any]:
             each = 1000 * (busy(clock) - before) / len(times)
             found[f"scrolling {name}"] = {**frames(times), "main_thread_ms": round(each, 1)}
         click: Any = last.evaluate(
-            """() => { const t = performance.now(), cells = document.querySelectorAll(".lw-cell");
+            """() => { const t = performance.now(), cells = document.querySelectorAll(".wx-cell");
             cells[cells.length >> 1].click(); return performance.now() - t; }"""
         )
         chromium.close()
@@ -154,25 +153,25 @@ def main() -> None:
         given.tokens, given.layers = 200, 12
     width, height = map(int, given.window.split("x"))
     data = made_up(given.tokens, given.layers, given.top_k)
-    packers = packing.packers(data)
+    packers = lens.packers(data)
     start = time.perf_counter()
-    block = packing.one(packers[0], 0)
+    block = lens.one(packers[0], 0)
     took = time.perf_counter() - start
-    sent = packing.unpacked(block)
-    part = packing.part(packers, SAVED_KB * 1000)
-    kept = packing.unpacked(part)["readings"][0]["prompts"][0]
+    sent = packing.unpack(block)
+    part = lens.part(packers, SAVED_KB * 1000)
+    kept = part[0][0]
     values = (data[name].values.astype(float).round(3).tolist() for name in ("token_id", "logprob"))
     plain = sum(len(json.dumps(v)) for v in values)
     result: dict[str, Any] = {
         **machine("cpu"), "tokens": given.tokens, "layers": given.layers, "ranks": given.top_k,
-        "module_kb": round(len(MODULE.read_bytes()) / 1e3, 1), "comm_mb": round(len(block) / 1e6, 2),
+        "module_kb": round(len(module_text(VIEW.module).encode()) / 1e3, 1), "comm_mb": round(len(block) / 1e6, 2),
         "comm_ranks": sent["ranks"], "packed_seconds": round(took, 2), "plain_json_mb": round(plain / 1e6, 1),
         "comm / plain json": round(len(block) / plain, 3),
-        "saved_kb": round(len(base64.b64encode(part)) / 1e3), "saved_positions": len(kept["inputs"]),
+        "saved_kb": round(packing.weight(part) / 1e3), "saved_positions": len(kept["inputs"]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
-        file.write_text(page(data), "utf-8")
+        file.write_text(VIEW.page_text(data), "utf-8")
         result["page_mb"] = round(file.stat().st_size / 1e6, 2)
         result |= measure(file, width, height)
     for name, value in result.items():

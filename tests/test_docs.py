@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
 import importlib.util
@@ -27,6 +28,7 @@ import xarray as xr
 
 import workbench
 from workbench.reading import Reading
+from workbench.widgets.packing import unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -162,7 +164,9 @@ def test_a_lens_in_a_package_of_its_own_is_found(run, tmp_path):
     lines = reading.figure().plot.panels[0].marks  # by its attribute, through the entry point
     assert [line.name for line in lines] == ["own position", "another position (null)"]
     html = reading.to_html("turn.html", kind="turn").read_text()
-    assert '"view":"TurnExplorer"' in html and "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
+    packed = re.findall(r'id="payload">([^<]*)<', html)[0]
+    assert unpack(base64.b64decode(packed))["view"] == "TurnExplorer"
+    assert "http" not in html.split("<body>")[1].replace("http://www.w3.org", "")
     command = ["-m", "workbench.cli", "read", "organism:story", "Mara lives in", "--lens", "turn", "--out", "out"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     out = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)

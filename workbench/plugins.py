@@ -75,10 +75,12 @@ def load(group: str, name: str, reserved: Iterable[str] = ()) -> Any:
         raise PluginError(_broken(group, known[name], error)) from error
 
 
-def loaded(group: str, reserved: Iterable[str] = ()) -> Iterator[tuple[str, Any]]:
+def loaded(
+    group: str, reserved: Iterable[str] = (), only: Iterable[str] | None = None
+) -> Iterator[tuple[str, Any]]:
     """The plug-ins of a group that can be imported, one by one: (name, object).
 
-    A broken one is left out, with a RuntimeWarning the first time.
+    ``only``: these names of them.  A broken one is left out, with a RuntimeWarning the first time.
 
     Raises
     ------
@@ -86,6 +88,8 @@ def loaded(group: str, reserved: Iterable[str] = ()) -> Iterator[tuple[str, Any]
         For a name that is taken twice.
     """
     for name, point in points(group, reserved).items():
+        if only is not None and name not in only:
+            continue
         try:
             value = point.load()
         except Exception as error:

@@ -76,12 +76,11 @@ def make_folder(out: Path) -> None:
 
 
 def write_page(named: dict[str, Any], path: Path) -> Path | None:
-    """The explorer of all readings that have something over depth and position (an attribution is a figure)."""
-    from workbench.figures.source import Source
-    from workbench.widgets.page import to_html
+    """The explorer of all readings that have something over layers and positions (an attribution is a figure)."""
+    from workbench.widgets.explorer import VIEW
 
-    grids = [reading for reading in named.values() if "token_id" in reading.data or Source(reading.data).values()]
-    return to_html(grids, path) if grids else None
+    grids = [one for one in named.values() if "component" not in one.data.dims and not VIEW.lacks(one.data)]
+    return VIEW.to_html(grids, path) if grids else None
 
 
 def facts(model: Any) -> dict[str, str]:

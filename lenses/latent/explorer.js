@@ -11,24 +11,23 @@ const STYLE = `
 .wx-space .wx-line{position:absolute;left:0;right:0;cursor:pointer}
 .wx-line.on{background:color-mix(in srgb,var(--accent) 14%,var(--bg))}
 .wx-line.under{color:var(--soft)}
-.wx-score{display:grid;grid-template-columns:44px 1fr;gap:6px;align-items:center;font-variant-numeric:tabular-nums}
-.wx-spot{width:8px;right:auto!important;border-radius:50%!important}
-.wx-score .wx-bar{margin-right:6px}
-.wx-cell{font-variant-numeric:tabular-nums}
+.wx-score{display:grid;grid-template-columns:44px 1fr;gap:6px;align-items:center}
+.wx-bar .wx-spot{min-width:8px;margin-left:-4px;border-radius:50%}
+.wx-score .wx-bar{margin-right:6px;overflow:visible}
+.narrow .wx-score .wx-bar{display:none}
 .wx-say{unicode-bidi:plaintext;white-space:pre;overflow:hidden;text-overflow:ellipsis;min-width:0}
-.wx mark{background:color-mix(in srgb,var(--accent) 30%,transparent);color:inherit;border-radius:2px;font-weight:600}
 .wx-whole{unicode-bidi:plaintext;white-space:pre-wrap;overflow-wrap:anywhere;max-height:140px;overflow:auto}
 .wx-chips{display:flex;flex-wrap:wrap;gap:4px;align-items:center;color:var(--soft)}
-.wx-chips button{min-height:24px;padding:1px 7px;font-size:12px;font-variant-numeric:tabular-nums}
+.wx-chips button{min-height:24px;padding:1px 7px; font-size:12px}
 `;
 const HIGH = 26, TOP = 30;
 const NAMES = { similarity: "similarity", over: "over floor", index_layer: "index layer", word: "word in its context", position: "at token" };
 
 export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce }) => {
   const size = p.axes.map((a) => p.values[a].length), rows = size.reduce((x, y) => x * y, 1);
-  const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.sentence), start = decode(p.word_start), end = decode(p.word_end);
+  const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.context.at);
   const floors = Object.entries(p.floors).map(([name, packed]) => [name, decode(packed)]);
-  const input = p.input ? decode(p.input) : null, places = p.place ? decode(p.place) : null;
+  const input = p.input ? decode(p.input.at) : null, places = p.place ? decode(p.place) : null;
   const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", only: {} };
   let order = new Int32Array(0), frame = 0, timer = 0;
 
@@ -38,9 +37,9 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const value = (n, axis) => p.values[axis][index(n, axis)];
   const floor = p.depth && floors.length ? p.values[p.depth].map((_, d) => floors.reduce((x, [, own]) => (Number.isNaN(own[d]) ? x : Math.max(x, own[d])), -Infinity)) : null;
   const floorOf = (n) => (floor ? floor[index(n, p.depth)] : NaN);
-  const word = (n) => p.sentences[which[n]].slice(start[n], end[n]);
+  const context = (n) => p.context.texts[which[n]], word = (n) => context(n)[1]; // before, the word, after
   const spotOf = (n) => index(n, "prompt") * p.values.position.length + index(n, "position");
-  const at = (n) => (input ? p.inputs[input[spotOf(n)]] : "");
+  const at = (n) => (input ? p.input.texts[input[spotOf(n)]] : "");
   const place = (n) => (places ? places[spotOf(n)] : value(n, "position")); // counted from the prompt's first token
   const key = {
     similarity: (n) => score[n], over: (n) => score[n] - floorOf(n), index_layer: (n) => from[n], word: (n) => word(n).toLowerCase(),
@@ -48,14 +47,10 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   };
 
   // ---- nodes
-  const tools = make("div", "wx-tools"), chips = make("div", "wx-chips"), find = make("input"), count = make("span", "wx-hint");
+  const tools = make("div", "wx-tools"), chips = make("div", "wx-chips"), tally = make("span", "wx-hint");
   const box = make("div", "wx-table"), top = make("div", "wx-line wx-top"), space = make("div", "wx-space"), panel = make("section", "wx-panel");
-  find.type = "search";
-  find.placeholder = "find in contexts and tokens";
-  find.setAttribute("aria-label", "find in contexts and tokens");
-  find.style.width = "220px";
-  find.oninput = () => { state.text = find.value; narrow(); };
-  count.setAttribute("role", "status");
+  const find = finder("find in contexts and tokens", () => { state.text = find.value; narrow(); });
+  tally.setAttribute("role", "status");
   panel.setAttribute("aria-label", "the chosen neighbour");
   const picks = p.axes.filter((a) => a !== "position").map((a) => {
     const pick = choice(a, (i) => { state.only[a] = i - 1; narrow(); });
@@ -73,7 +68,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const all = from.reduce((sum, layer, n) => sum + (layer >= 0 && !Number.isNaN(score[n])), 0), id = fresh("row");
   const least = slider(`${p.score} from`, (x) => { state.least = x <= 0 ? null : bounds[0] + ((bounds[1] - bounds[0]) * x) / 100; narrow(); });
   least.input.max = 100;
-  tools.append(...picks.map((pick) => pick.node), above, least.node, find, count);
+  tools.append(...picks.map((pick) => pick.node), above, least.node, find, tally);
   chips.setAttribute("role", "group");
   chips.setAttribute("aria-label", "index layers");
   root.append(tools, chips, box, panel);
@@ -81,8 +76,14 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
 
   // ---- columns
   const WIDE = { similarity: "112px", over: "80px", position: "minmax(60px,110px)", index_layer: "82px", word: "minmax(220px,1fr)" };
-  box.style.setProperty("--columns", p.columns.map((c) => WIDE[c] || "54px").join(" "));
-  box.style.setProperty("--least", `${p.columns.length * 80 + 160}px`);
+  let columns = [];
+  const fit = (width) => { // where there is little room, the score, the place and the word: the detail has the rest
+    columns = width < 640 ? p.columns.filter((c) => ["similarity", "position", "query", "word"].includes(c)) : p.columns;
+    box.style.setProperty("--columns", columns.map((c) => (width < 640 && c === "similarity" ? "50px" : WIDE[c] || "54px")).join(" "));
+    box.style.setProperty("--least", width < 640 ? "0px" : `${p.columns.length * 80 + 160}px`);
+    box.classList.toggle("narrow", width < 640);
+    for (const { column, cell } of heads) cell.hidden = !columns.includes(column);
+  };
   box.tabIndex = 0;
   box.setAttribute("role", "grid");
   box.setAttribute("aria-label", "neighbours; arrow keys walk through them");
@@ -100,6 +101,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     return { column, cell, sort };
   });
   box.append(top, space);
+  fit(1000);
 
   const chipNodes = p.index_layers.map((layer) => {
     const chip = button("", "", () => {
@@ -115,21 +117,15 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   rove(chips, "button", () => {});
 
   function spot(x, low) { // a dot between the least and the greatest of all scores, a tick at the floor
-    const node = make("div", "wx-bar"), dot = make("i", "wx-spot"), where = (y) => (y - ends[0]) / (ends[1] - ends[0] || 1);
-    dot.style.left = `calc(${part(where(x))}% - 4px)`;
-    node.append(dot);
-    if (!Number.isNaN(low)) {
-      const tick = make("b", "floor");
-      tick.style.left = `calc(${part(where(low))}% - 1px)`;
-      node.append(tick);
-    }
+    const where = (y) => (y - ends[0]) / (ends[1] - ends[0] || 1), node = bar([where(x), where(x)], where(low), "floor");
+    node.firstChild.className = "wx-spot";
     return node;
   }
 
   // ---- which rows, in which order
   function filter() {
-    const text = state.text.toLowerCase(), spaced = text.replaceAll(" ", "·"), kept = [], tally = new Map();
-    const match = text ? p.sentences.map((s) => s.toLowerCase().includes(text)) : null;
+    const text = state.text.toLowerCase(), spaced = text.replaceAll(" ", "·"), kept = [], layers = new Map();
+    const match = text ? p.context.texts.map((parts) => parts.join("").toLowerCase().includes(text)) : null;
     const axes = Object.entries(state.only).filter(([, i]) => i >= 0);
     for (let n = 0; n < rows; n++) {
       if (from[n] < 0 || Number.isNaN(score[n])) continue;
@@ -137,17 +133,17 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       if (state.above && !(score[n] > floorOf(n))) continue;
       if (state.least !== null && score[n] < state.least) continue;
       if (match && !match[which[n]] && !at(n).toLowerCase().includes(spaced)) continue;
-      tally.set(from[n], (tally.get(from[n]) || 0) + 1);
+      layers.set(from[n], (layers.get(from[n]) || 0) + 1);
       if (!state.layers.size || state.layers.has(from[n])) kept.push(n);
     }
     const of = key[state.sort], way = state.down ? -1 : 1, keys = new Map(kept.map((n) => [n, of(n)]));
     kept.sort((a, b) => { const x = keys.get(a), y = keys.get(b); return (x < y ? -way : x > y ? way : 0) || a - b; });
     order = Int32Array.from(kept);
-    count.textContent = `${order.length} of ${all} neighbours`;
+    tally.textContent = `${order.length} of ${all} neighbours`;
     for (const { layer, chip } of chipNodes) {
-      chip.textContent = `${layer}  (${tally.get(layer) || 0})`;
+      chip.textContent = `${layer}  (${layers.get(layer) || 0})`;
       chip.setAttribute("aria-pressed", String(state.layers.has(layer)));
-      chip.setAttribute("aria-label", `index layer ${layer}, ${tally.get(layer) || 0} neighbours`);
+      chip.setAttribute("aria-label", `index layer ${layer}, ${layers.get(layer) || 0} neighbours`);
     }
     everyLayer.setAttribute("aria-pressed", String(!state.layers.size));
     const tabs = [everyLayer, ...chipNodes.map(({ chip }) => chip)];
@@ -169,9 +165,8 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   }
 
   function sentence(n, reach) {
-    const text = p.sentences[which[n]], a = start[n], b = end[n], node = make("span");
-    const before = [...text.slice(0, a)], cut = before.length > reach;
-    node.append((cut ? "…" : "") + before.slice(cut ? -reach : 0).join(""), make("mark", "", text.slice(a, b)), text.slice(b, reach < 1e6 ? b + 400 : undefined));
+    const [before, marked, after] = context(n), letters = [...before], node = make("span");
+    node.append(letters.length > reach ? `…${letters.slice(-reach).join("")}` : before, make("mark", "", marked), after);
     return node;
   }
 
@@ -191,8 +186,8 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       line.classList.toggle("on", n === state.row);
       line.setAttribute("aria-selected", String(n === state.row));
       line.classList.toggle("under", floor !== null && !(score[n] > low));
-      for (const column of p.columns) {
-        const cell = make("div", "wx-one wx-cell");
+      for (const column of columns) {
+        const cell = make("div", "wx-one wx-field");
         cell.setAttribute("role", "gridcell");
         if (column === "similarity") {
           cell.className = "wx-score";
@@ -261,11 +256,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   box.addEventListener("keydown", (event) => {
     if (event.target !== box) return;
     const now = order.indexOf(state.row), page = Math.max(1, Math.floor(box.clientHeight / HIGH) - 2);
-    const by = (step) => () => choose(now < 0 ? (step < 0 ? 0 : step > 1e6 ? 1e9 : 0) : now + step);
-    bound(event, {
-      ArrowDown: by(1), ArrowUp: by(-1), PageDown: by(page), PageUp: by(-page), Home: () => choose(0), End: () => choose(1e9),
-      "/": () => find.focus(),
-    });
+    bound(event, arrows((dx, dy) => choose(now < 0 && Math.abs(dx + dy) < FAR ? 0 : now + dx + dy), page));
   });
 
   const done = () => tell({
@@ -275,6 +266,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   });
 
   return {
+    figure: () => (p.depth ? `reading.figure("heatmap", value="similarity"${p.values.prompt.length > 1 ? `, prompt=${p.values.prompt.indexOf(state.row < 0 ? p.values.prompt[Math.max(state.only.prompt, 0)] : value(state.row, "prompt"))}` : ""})` : null),
     take(s) {
       if (key[s.sort]) state.sort = s.sort;
       state.down = s.descending !== false;
@@ -296,7 +288,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
       leaveRow();
       return true;
     },
-    lay() { paint(); },
+    lay(width) { fit(width); paint(); },
     close() { cancelAnimationFrame(frame); clearTimeout(timer); },
   };
 });

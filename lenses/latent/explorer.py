@@ -9,7 +9,6 @@ says no more than one of random tokens, or of shuffled prompts.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,92 +17,67 @@ import numpy as np
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.figures.source import Source
-from workbench.widgets.base import (
-    LIMIT,
-    View,
-    about,
-    clipped,
-    decimals,
-    every,
-    integers,
-    numbers,
-    opened,
-    table,
-)
+from workbench.widgets import base as kit
 
 if TYPE_CHECKING:
     import xarray as xr
 
 FLOORS = {"similarity_floor_random": "random tokens", "similarity_floor_shuffled": "shuffled prompts"}
-LONGEST_SENTENCE, REACH = 400, 160
+LONGEST_SENTENCE = 400
 ROW_BYTES = 12
 """Of the numbers of one neighbour, about, in base64."""
 STATIC_ROWS = 24
 
 
-def explore(reading: Any, *, limit: int = LIMIT) -> Any:
-    """The live table of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
-
-    Args:
-        limit: bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
-            positions; what was left out is named under the table.
+def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~lenses.LatentLens`, or of what ``ContextIndex.search`` returned.
 
     ``selection``: prompt, layer (or block), position (the coordinate) and rank of the row that is chosen (of a search:
     query and rank), all None where none is.  What is shown: only_prompt, only_layer, only_rank (None: all),
     index_layers ([]: all), above_floor, least (a similarity, or None) and text; in the order of sort, the name of a
     column, and descending.  A chosen row is always shown: choosing one clears the filters that hide it, and a filter
     that hides it leaves it.
+
+    Parameters
+    ----------
+    limit
+        Bytes of the payload, about.  Beyond it fewer ranks are sent, then fewer prompts (queries), layers and
+        positions; what was left out is named under the table.
     """
-    return VIEW.explore(reading, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(reading: Any, *, limit: int = LIMIT) -> dict[str, Any]:
-    data, _ = opened(reading)
+    data, _ = kit.opened(reading)
     axes = _axes(data)
     data = data.transpose(*axes, ...)
     left_out: list[str] = []
     chosen = _fitting(data, axes, limit, left_out)
     data = data.isel(chosen)
-    texts, at, start, end, cut = _sentences(data)
-    if cut:
-        left_out.append(f"what is far from the word in {cut} long sentences")
     layers = data["index_layer"].values
     depth = next((a for a in axes if a in ("layer", "block")), None)
     shown: dict[str, Any] = {
-        "about": {**about(reading), "reader": about(reading)["reader"] or "ContextIndex.search"},
+        "about": {**kit.about(reading), "reader": kit.about(reading)["reader"] or "ContextIndex.search"},
         "axes": axes,
         "values": {a: _coordinate(data, a) for a in axes},
         "depth": depth,
         "score": "similarity" if data.attrs.get("calibration", "none") == "none" else data.attrs["calibration"],
-        "similarity": decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
-        "index_layer": integers(layers),
-        "sentence": integers(at), "word_start": integers(start), "word_end": integers(end),
-        "sentences": texts,
+        "similarity": kit.decimals(np.where(layers >= 0, data["similarity"].values, np.nan), 4),
+        "index_layer": kit.integers(layers),
+        "context": kit.contexts(*(data[name].values for name in ("sentence", "char_start", "char_end")), layers >= 0),
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
-            called: decimals(data[name].values, 4)
+            called: kit.decimals(data[name].values, 4)
             for name, called in FLOORS.items() if depth and name in data and data[name].dims == (depth,)
         },
     }  # fmt: skip
     cells = tuple(a for a in axes if a != "rank")
     shown["tests"] = {
-        end: decimals(data[f"similarity_{end}"].values, 4)
+        end: kit.decimals(data[f"similarity_{end}"].values, 4)
         for end in ("p", "q") if f"similarity_{end}" in data and data[f"similarity_{end}"].dims == cells
     }  # fmt: skip
     if "sink" in data and data["sink"].dims == cells:
-        shown["sink"], shown["sink_said"] = integers(data["sink"].values.astype(int)), Source(data).sink_said
+        shown["sink"], shown["sink_said"] = kit.integers(data["sink"].values.astype(int)), Source(data).sink_said
     if "input_token" in data and "position" in axes:
-        vocab: dict[str, int] = {}
-        words = [clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel()]
-        shown["input"] = integers([vocab.setdefault(w, len(vocab)) for w in words])
-        shown["inputs"] = list(vocab)
+        shown["input"] = kit.texts(kit.clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel())
         if "input_position" in data:  # the coordinate need not say where in its prompt a state stands
-            shown["place"] = integers(data["input_position"].values)
+            shown["place"] = kit.integers(data["input_position"].values)
     if depth and "index_layer_share_null" in data:
         index = data["index"].values.tolist()
         shown["shares"] = {
@@ -136,7 +110,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
     """The selection, whose row is whole, and in the table."""
     new = {key for key, value in asked.items() if value != now[key]}
     whole, axes, start = {**now, **asked}, shown["axes"], shown["start"]
-    scores = numbers(shown["similarity"])
+    scores = shown["similarity"].values
     if not isinstance(whole["text"], str):
         raise InputError(f"text={whole['text']!r} cannot be looked for: give a text, '' for every row.")
     least = whole["least"]
@@ -152,7 +126,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
             whole[a] = shown["values"][a][0] if only is None else only
     at = tuple(shown["values"][a].index(whole[a]) for a in axes)
     n = int(np.ravel_multi_index(at, [len(shown["values"][a]) for a in axes]))
-    if numbers(shown["index_layer"])[n] < 0:
+    if shown["index_layer"].values[n] < 0:
         raise InputError(f"There is no neighbour at {', '.join(f'{a}={whole[a]}' for a in axes)}: a shorter prompt.")
     hiding = _hiding(whole, shown, n, at, float(scores[n]))
     if not named:
@@ -169,18 +143,18 @@ def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int,
     """Filters that keep a row out of the table, as the front end filters."""
     axes, own = shown["axes"], dict(zip(shown["axes"], at, strict=True))
     found = [key for a in axes if whole.get(key := f"only_{a}") not in (None, whole[a])]
-    if whole["index_layers"] and numbers(shown["index_layer"])[n] not in whole["index_layers"]:
+    if whole["index_layers"] and shown["index_layer"].values[n] not in whole["index_layers"]:
         found.append("index_layers")
-    floors = [numbers(packed)[own[shown["depth"]]] for packed in shown["floors"].values()]
+    floors = [column.values[own[shown["depth"]]] for column in shown["floors"].values()]
     if whole["above_floor"] and not score > np.nanmax([-np.inf, *floors]):
         found.append("above_floor")
     if whole["least"] is not None and score < whole["least"]:
         found.append("least")
     text = whole["text"].lower()
-    there = text in shown["sentences"][numbers(shown["sentence"])[n]].lower()
+    there = text in "".join(shown["context"]["texts"][shown["context"]["at"].values[n]]).lower()
     if "input" in shown:
         spot = own["prompt"] * len(shown["values"]["position"]) + own["position"]
-        there |= text.replace(" ", "·") in shown["inputs"][numbers(shown["input"])[spot]].lower()
+        there |= text.replace(" ", "·") in shown["input"]["texts"][shown["input"]["at"].values[spot]].lower()
     return found if there else [*found, "text"]
 
 
@@ -219,56 +193,17 @@ def _fitting(data: xr.Dataset, axes: list[str], limit: int, left_out: list[str])
         low, high = 1, full - 1
         while low < high:  # the most that fits
             middle = (low + high + 1) // 2
-            chosen[axis] = np.array(every(full, middle) if axis in ("layer", "block") else range(middle))
+            chosen[axis] = np.array(kit.every(full, middle) if axis in ("layer", "block") else range(middle))
             low, high = (middle, high) if fits() else (low, middle - 1)
-        chosen[axis] = np.array(every(full, low) if axis in ("layer", "block") else range(low))
+        chosen[axis] = np.array(kit.every(full, low) if axis in ("layer", "block") else range(low))
         plural = {"query": "queries"}.get(axis, f"{axis}s")
         left_out.append(f"{full - len(chosen[axis])} of {full} {plural} (.isel({axis}=...) chooses)")
     return {a: own for a, own in chosen.items() if len(own) < data.sizes[a]}
 
 
-def _sentences(data: xr.Dataset) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, int]:
-    """Each different sentence once, and for every neighbour which it is and where its word starts and ends in it.
-
-    Places are counted as the front end counts them: in UTF-16.  Of long sentences what is near the word is kept.
-    """
-    shape = data["sentence"].shape
-    rows = zip(*(data[n].values.ravel() for n in ("sentence", "char_start", "char_end", "index_layer")), strict=True)
-    found: dict[str, int] = {}
-    places: dict[tuple[str, int, int], tuple[int, int, int]] = {}
-    out, cut = np.full((3, int(np.prod(shape))), -1), 0
-    for k, (sentence, first, last, layer) in enumerate(rows):
-        if layer < 0:
-            continue
-        key = (str(sentence), int(first), int(last))
-        if key not in places:
-            text, (a, b) = key[0], tokens.word_span(*key) if key[2] > key[1] else (0, 0)
-            if len(text) > LONGEST_SENTENCE:
-                cut += 1
-                left, right = max(0, a - REACH), min(len(text), max(a, min(b, a + REACH)) + REACH)
-                text = "…" * (left > 0) + text[left:right] + "…" * (right < len(text))
-                a, b = a - left + (left > 0), min(b, right) - left + (left > 0)
-            marked = [_plain(part) for part in (text[:a], text[a:b], text[b:])]
-            begin = _units(marked[0])
-            whole = found.setdefault("".join(marked), len(found))
-            places[key] = (whole, begin, begin + _units(marked[1]))
-        out[:, k] = places[key]
-    which, start, end = (x.reshape(shape) for x in out)
-    return list(found), which, start, end, cut
-
-
-def _plain(text: str) -> str:
-    """Running text, letter by letter, so that parts add up to the whole: breaks are spaces, controls made visible."""
-    return text if text.isprintable() else "".join(" " if c.isspace() else tokens.plain(c) for c in text)
-
-
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
-
-
 def static(reading: Any, **options: Any) -> str:
     """The nearest neighbours of all: similarity, place, word and sentence."""
-    data, _ = opened(reading)
+    data, _ = kit.opened(reading)
     axes = _axes(data)
     data = data.transpose(*axes, ...)
     similarity = np.where(data["index_layer"].values >= 0, data["similarity"].values, np.nan)
@@ -294,21 +229,23 @@ def static(reading: Any, **options: Any) -> str:
             str(int(data["index_layer"].values[at])),
             f"{tokens.plain(before)}[{tokens.plain(word)}]{tokens.plain(after)}",
         ])  # fmt: skip
-    told = about(reading)
+    told = kit.about(reading)
     count = int((~np.isnan(similarity)).sum())
     said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
     floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
     head = ["similarity", *(f"{end} of the nearest" for end in ends), *axes, "index layer", "context"]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
+    return kit.table(said, head, rows)
 
 
-VIEW = View(
+VIEW = kit.View(
     "NeighbourTable",
-    "Nearest contexts, the word marked in its sentence, beside the floors.",
+    "The contexts whose hidden states are nearest to each state of the prompt, the word marked in its sentence; a tick "
+    "marks the floor, below which a neighbour says no more than chance.",
     Path(__file__).with_name("explorer.js"),
     ("similarity", "index_layer", "sentence", "char_start", "char_end"),
     payload,
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

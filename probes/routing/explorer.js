@@ -5,11 +5,15 @@ const STYLE = `
 .wx-token{display:inline-flex;align-items:baseline;max-width:min(100%,26em);margin:0 2px 0 0;padding:0 3px;border-radius:3px;
   line-height:1.5;cursor:pointer;border-bottom:3px solid transparent;vertical-align:bottom}
 .wx-token>small{font-size:10px;color:var(--ink);margin-left:3px;font-variant-numeric:tabular-nums}
-.wx-token.off{opacity:.5}
+.wx-token.off{color:var(--soft)}
 .wx-token.on{outline:2px solid var(--accent)}
 .wx-key{display:flex;flex-wrap:wrap;gap:3px}
 .wx-key button{min-height:22px;padding:0 6px;font-size:11px;font-variant-numeric:tabular-nums;border-bottom-width:3px}
+.wx-columns>section>.wx-tools{margin-bottom:6px}
 .wx-scroll{max-height:420px;overflow:auto}
+.wx-side{display:grid;gap:10px;grid-template-columns:minmax(0,1fr);align-content:start;min-width:0}
+.wx-two{display:grid;gap:12px 28px;grid-template-columns:minmax(0,1fr);align-items:start}
+.wx-two.beside{grid-template-columns:minmax(300px,42%) minmax(0,1fr)}
 .wx-path{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:2px 10px;font-variant-numeric:tabular-nums}
 .wx-path>.on{color:var(--accent);font-weight:600}
 .wx-path span.w{display:inline-flex;gap:4px;margin-right:10px;align-items:center}
@@ -28,7 +32,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
 
   // ---- nodes
   const tools = make("div", "wx-tools"), maps = make("div", "wx-columns"), facts = make("div", "wx-facts");
-  const key = make("div", "wx-key"), panes = make("div", "wx-columns"), path = make("section", "wx-panel wx-scroll");
+  const key = make("div", "wx-key"), panes = make("div", "wx-columns"), two = make("div", "wx-two"), left = make("div", "wx-side"), right = make("div", "wx-side"), path = make("section", "wx-panel wx-scroll");
   maps.style.setProperty("--least", "230px");
   if (B > 16) path.tabIndex = 0; // it scrolls
   path.setAttribute("aria-label", "path of a token through the blocks");
@@ -45,7 +49,10 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   pickLabel.node.hidden = pickOther.node.hidden = L < 2;
   pickLabel.fill(p.names);
   const hint = make("p", "wx-hint");
-  root.append(tools, maps, facts, key, panes, hint);
+  left.append(maps, facts, key);
+  right.append(panes, hint, path);
+  two.append(left, right);
+  root.append(tools, two);
   const others = () => p.labels.map((_, i) => i).filter((i) => i !== state.label);
 
   // ---- heat maps: of the label, of the other, of their difference
@@ -55,7 +62,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
     hover: (to) => tellCell(to ? [B - 1 - to[0], to[1]] : null),
   }));
   const boxes = heats.map((heat, i) => { const box = make("div"); box.append(titles[i], heat.node, scales[i]); return box; });
-  maps.append(...boxes, path);
+  maps.append(...boxes);
 
   const within = (l, b, e) => { const x = shares[cell(l, b, e)]; return x >= chance[0][l * B + b] && x <= chance[1][l * B + b]; };
   const gap = (b, e) => shares[cell(state.label, b, e)] - shares[cell(state.compare, b, e)];
@@ -66,22 +73,23 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
 
   let drawn = "";
   function draws(again) {
-    const now = `${state.label} ${state.compare} ${maps.clientWidth}`;
+    const now = `${state.label} ${state.compare} ${root.clientWidth}`;
     if (!again && drawn === now) { traces(); return; }
     drawn = now;
-    const two = state.compare >= 0, reach = [0, 0];
-    boxes[1].hidden = boxes[2].hidden = !two;
+    const several = state.compare >= 0, reach = [0, 0];
+    boxes[1].hidden = boxes[2].hidden = !several;
+    two.classList.toggle("beside", !several && root.clientWidth >= 860 && E <= 32); // the document beside the map
     for (let b = 0; b < B; b++)
       for (let e = 0; e < p.exists[b]; e++) {
-        reach[0] = Math.max(reach[0], shares[cell(state.label, b, e)] || 0, two ? shares[cell(state.compare, b, e)] || 0 : 0);
-        if (two) reach[1] = Math.max(reach[1], Math.abs(gap(b, e)) || 0);
+        reach[0] = Math.max(reach[0], shares[cell(state.label, b, e)] || 0, several ? shares[cell(state.compare, b, e)] || 0 : 0);
+        if (several) reach[1] = Math.max(reach[1], Math.abs(gap(b, e)) || 0);
       }
     const rows = p.blocks.slice().reverse(), columns = [...Array(E).keys()];
     [state.label, state.compare].forEach((l, i) => {
       if (l < 0) return;
       titles[i].textContent = `${p.names[l]}: share of slots (${p.documents[l]} documents)`;
       heats[i].fill({
-        rows, columns, title: "expert", wide: two ? 28 : 38, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
+        rows, columns, of: "block", title: "expert", wide: several ? 28 : 44, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? shares[cell(l, b, e)] : NaN;
           return { fill: tint("sequential", x / (reach[0] || 1)), mark: within(l, b, e) ? "dot" : null, title: `block ${p.blocks[b]}, expert ${e}: ${share(x)}` };
@@ -89,11 +97,11 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
       });
       scales[i].replaceChildren(scale("sequential", "0", share(reach[0])), make("span", "wx-hint", "• as by chance"));
     });
-    if (two) {
+    if (several) {
       titles[2].textContent = `${p.names[state.label]} less ${p.names[state.compare]}`;
       const tested = p.exists.some((n, b) => Array.from({ length: n }, (_, e) => beyond(b, e)).some((x) => !Number.isNaN(x)));
       heats[2].fill({
-        rows, columns, title: "expert", wide: 28, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
+        rows, columns, of: "block", title: "expert", wide: 28, least: E > 48 ? 2 : 6, high: B > 24 ? 14 : 20,
         cell: (r, e) => {
           const b = B - 1 - r, x = e < p.exists[b] ? gap(b, e) : NaN, test = beyond(b, e);
           return { fill: tint("diverging", x / (reach[1] || 1)), mark: test > 0.05 ? "hatch" : null, title: `block ${p.blocks[b]}, expert ${e}: ${say(100 * x, 1)} points, p ${say(test, 3)}` };
@@ -289,6 +297,7 @@ export default explorer("routing", STYLE, ({ payload: p, root, tell, announce })
   });
 
   return {
+    figure: () => `reading.figure("usage"${L > 1 ? `, label=${quoted(p.labels[state.label])}` : ""})`,
     take(s) {
       const block = p.blocks.indexOf(s.block), find = (d) => p.traced.find((one) => one.prompt === d) || null;
       const [doc, other] = state.doc = [find(s.prompt), find(s.compare_prompt)];

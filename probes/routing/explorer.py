@@ -10,7 +10,6 @@ beside the largest that shuffled documents give.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +18,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.widgets.base import (
-    LIMIT,
-    View,
-    about,
-    clipped,
-    decimals,
-    every,
-    integers,
-    listing,
-    numbers,
-    opened,
-    sendable,
-    table,
-    weight,
-)
+from workbench.widgets import base as kit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,38 +30,36 @@ FEWEST_SLOTS, FEWEST_TOKENS = 2, 64
 STATIC_EXPERTS = 24
 
 
-def explore(reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT) -> Any:
-    """The live explorer of a reading of :class:`~probes.routing.RoutingTracer`.
-
-    Args:
-        label: which label it opens with, and the static table shows; None: the first.
-        documents: numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
-        limit: bytes of the payload, about.  What does not fit is named under the widget.
+def payload(
+    reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = kit.LIMIT
+) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~probes.routing.RoutingTracer`.
 
     ``selection``: label, compare (another label, or None), prompt and compare_prompt (documents), block, expert (or
     None), position and compare_position (of a token whose path is shown, or None).  These agree: a document brings its
     label, a label its first document, another document leaves the token of the one before, and a label that was
     beside and is chosen is no longer beside.
 
-    Raises InputError for a label or a document that is not in the reading or does not fit.
+    Parameters
+    ----------
+    label
+        Which label it opens with, and the static table shows; None: the first.
+    documents
+        Numbers of the prompts whose tokens are shown; None: as many as fit, the same number of each label.
+    limit
+        Bytes of the payload, about.  What does not fit is named under the widget.
+
+    Raises
+    ------
+    InputError
+        For a label or a document that is not in the reading or does not fit.
     """
-    return VIEW.explore(reading, label=label, documents=documents, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(
-    reading: Any, *, label: Any = None, documents: Iterable[int] | None = None, limit: int = LIMIT
-) -> dict[str, Any]:
     from probes.routing.measures.documents import Documents
     from probes.routing.measures.labels import differences
     from probes.routing.measures.usage import usage
     from workbench.reading import Reading
 
-    data, provenance = opened(reading)
+    data, provenance = kit.opened(reading)
     found = Documents(Reading(data, provenance))
     chosen = 0 if label is None else found.number(label)
     used = usage(found.source)
@@ -94,28 +77,28 @@ def payload(
     kept = _labels(found, size, limit, left_out)
     if label is not None and chosen not in kept:
         raise InputError(f"Label {label!r} does not fit: it is of few documents. Give a larger limit.")
-    labels = [sendable(found.names[i]) for i in kept]
+    labels = [kit.sendable(found.names[i]) for i in kept]
     where = {i: k for k, i in enumerate(kept)}
     tested = [k for k, (a, b) in enumerate(pairs) if a in where and b in where]
     shown: dict[str, Any] = {
-        "about": about(reading),
+        "about": kit.about(reading),
         "labels": labels,
-        "names": [clipped(tokens.plain(found.names[i])) for i in kept],
+        "names": [kit.clipped(tokens.plain(found.names[i])) for i in kept],
         "documents": size[kept].tolist(),
         "blocks": found.blocks.tolist(),
         "experts": int(found.count.shape[2]),
         "exists": found.experts.tolist(),
-        "share": decimals(used["share"].values[kept], 4),
-        "chance_low": decimals(used["band_low"].values[kept], 4),
-        "chance_high": decimals(used["band_high"].values[kept], 4),
+        "share": kit.decimals(used["share"].values[kept], 4),
+        "chance_low": kit.decimals(used["band_low"].values[kept], 4),
+        "chance_high": kit.decimals(used["band_high"].values[kept], 4),
         "pairs": [[where[i] for i in pairs[k]] for k in tested],
-        "difference_p": decimals(tested_p[tested], 3),
+        "difference_p": kit.decimals(tested_p[tested], 3),
     }
-    if weight(shown) + 2 * weight(shown["share"]) < 0.6 * limit:
-        shown |= {end: decimals(used[f"share_{end}"].values[kept], 4) for end in ("low", "high")}
+    if kit.weight(shown) + 2 * kit.weight(shown["share"]) < 0.6 * limit:
+        shown |= {end: kit.decimals(used[f"share_{end}"].values[kept], 4) for end in ("low", "high")}
     else:
         left_out.append("intervals of the shares (limit=... adds room)")
-    texts, order = _tokens(data, found, where, documents, limit - weight(shown), left_out)
+    texts, order = _tokens(data, found, where, documents, limit - kit.weight(shown), left_out)
     own = [d for d in order if label is None or d["label"] == where[chosen]] or order
     first = own[0]["prompt"] if own else None
     known = [None, *(d["prompt"] for d in order)]
@@ -158,18 +141,18 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
         if {"compare", "compare_prompt"} & new:
             others = [None, *(name for name in shown["labels"] if name != whole["label"])]
             raise InputError(
-                f"compare={whole['compare']!r} would stand beside itself; beside it there can be {listing(others)}."
+                f"compare={whole['compare']!r} would stand beside itself; beside it there can be {kit.listing(others)}."
             )
         whole["compare"] = None
     for label, prompt, position in SIDES:  # a label brings its first document, and another document leaves the token
         if of.get(whole[prompt]) != whole[label]:
             whole[prompt] = next((one for one, name in of.items() if name == whole[label]), None)
-        places = numbers(traced[whole[prompt]]["position"]).tolist() if whole[prompt] is not None else []
+        places = traced[whole[prompt]]["position"].values.tolist() if whole[prompt] is not None else []
         kept = position in asked and whole[position] in places
         if whole[prompt] != now[prompt] and position not in new and not kept:
             whole[position] = None
         if whole[position] is not None and (isinstance(whole[position], bool) or whole[position] not in places):
-            there = f"document {whole[prompt]} has tokens at {listing(places)}" if places else "no tokens are there"
+            there = f"document {whole[prompt]} has tokens at {kit.listing(places)}" if places else "no tokens are there"
             raise InputError(f"{position}={whole[position]!r} cannot be selected; {there}.")
     exists = shown["exists"][shown["blocks"].index(whole["block"])]
     if whole["expert"] is not None and whole["expert"] >= exists:
@@ -244,20 +227,20 @@ def _tokens(
         if len(real) > longest:
             real, texts = real[:longest], texts[:longest]
             long += 1
-        new = {t for t in texts if clipped(t) not in vocab}
+        new = {t for t in texts if kit.clipped(t) not in vocab}
         one: dict[str, Any] = {
             "prompt": d, "label": where[int(label[d])],
-            "text": clipped(tokens.plain(str(data["prompt_text"].values[d])), 48),
-            "position": integers(data["position"].values[real]),
-            "expert": integers(index[d][:, real]),
+            "text": kit.clipped(tokens.plain(str(data["prompt_text"].values[d])), 48),
+            "position": kit.integers(data["position"].values[real]),
+            "expert": kit.integers(index[d][:, real]),
         }  # fmt: skip
         if weights is not None:
-            one["weight"] = decimals(weights[d][:, real], 2)
-        room -= weight(one) + 6 * len(texts) + sum(weight(clipped(t)) + 1 for t in new)
+            one["weight"] = kit.decimals(weights[d][:, real], 2)
+        room -= kit.weight(one) + 6 * len(texts) + sum(kit.weight(kit.clipped(t)) + 1 for t in new)
         if room < 0 and len(kept) >= several:
             break
-        cut += sum(len(t) > len(clipped(t)) for t in new)
-        one["token"] = integers([vocab.setdefault(clipped(t), len(vocab)) for t in texts])
+        cut += sum(len(t) > len(kit.clipped(t)) for t in new)
+        one["token"] = kit.integers([vocab.setdefault(kit.clipped(t), len(vocab)) for t in texts])
         kept.append(one)
     if len(kept) < len(order):
         left_out.append(
@@ -275,31 +258,33 @@ def static(reading: Any, *, label: Any = None, **options: Any) -> str:
     from probes.routing.measures.documents import Documents, shares
     from workbench.reading import Reading
 
-    data, provenance = opened(reading)
+    data, provenance = kit.opened(reading)
     chosen = 0 if label is None else Documents(Reading(data, provenance)).number(label)
     share = shares(data["usage_count"].transpose("label", "block", "expert").values.astype(float))[chosen]
-    blocks, experts = every(share.shape[0], 13), every(share.shape[1], STATIC_EXPERTS)
+    blocks, experts = kit.every(share.shape[0], 13), kit.every(share.shape[1], STATIC_EXPERTS)
     top = float(np.nanmax(share, initial=0)) or 1.0
     rows = [
         [str(data["block"].values[b]), *((f"{share[b, e]:.0%}", share[b, e] / top) for e in experts)]
         for b in reversed(blocks)
     ]
-    told = about(reading)
+    told = kit.about(reading)
     said = [told["reader"], told["model"], f"share of slots by block and expert, label {data['label'].values[chosen]}"]
     if len(blocks) < share.shape[0] or len(experts) < share.shape[1]:
         said.append(f"{len(blocks)} of {share.shape[0]} blocks, {len(experts)} of {share.shape[1]} experts")
     if data.sizes["label"] > 1:
         said.append(f"one of {data.sizes['label']} labels")
     said.append(f"an even share is {1 / max(1, share.shape[1]):.1%}")
-    return table(tokens.plain(" · ".join(filter(None, said))), ["block", *map(str, experts)], rows)
+    return kit.table(said, ["block", *map(str, experts)], rows)
 
 
-VIEW = View(
+VIEW = kit.View(
     "RoutingExplorer",
-    "Tokens of a document by their experts, experts by label, and labels beside each other.",
+    "Which experts serve which tokens: how often each expert is used for a label, a dot where that is no more than "
+    "chance, and a document, each of its tokens in the colour of its first expert.",
     Path(__file__).with_name("explorer.js"),
     ("usage_count", "document_count", "expert_exists", "top_k"),
     payload,
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

@@ -12,11 +12,11 @@ const STYLE = `
 @media (prefers-reduced-motion:no-preference){.wx-node .disc{transition:r .25s}}
 .wx-play button{min-width:34px}
 .wx-list{list-style:none;margin:0;padding:0;display:grid;gap:3px}
-.wx-list li{display:grid;grid-template-columns:minmax(30px,64px) minmax(30px,1fr) 34px 122px;gap:8px;align-items:center;
+.wx-list li{display:grid;grid-template-columns:minmax(30px,64px) minmax(24px,1fr) 34px minmax(0,150px);gap:8px;align-items:center;
   cursor:pointer;border-radius:3px;padding:1px 3px}
 .wx-list li.on{background:color-mix(in srgb,var(--accent) 16%,transparent)}
 .wx-two{display:grid;gap:12px;grid-template-columns:minmax(0,1fr) 320px;align-items:start}
-.narrow .wx-two{grid-template-columns:minmax(0,1fr)}
+&.narrow .wx-two{grid-template-columns:minmax(0,1fr)}
 .wx-list~.wx-facts{margin:8px 0 10px}
 .wx-legend{padding-top:4px;display:flex;flex-wrap:wrap;gap:4px 14px}
 `;
@@ -187,7 +187,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
     list.replaceChildren(...all.slice(0, 8).map(([b, v]) => {
       const item = make("li", v === state.node ? "on" : "");
       const text = make("span", "wx-one", names()[v]);
-      item.append(text, bar(b, 1, 1 / n), make("span", "wx-num", say(b)), make("span", "wx-hint wx-one", group(t, v)));
+      item.append(text, bar([0, b], 1 / n), make("span", "wx-num", say(b)), make("span", "wx-hint wx-one", group(t, v)));
       item.title = group(t, v);
       item.onclick = () => choose(v === state.node ? -1 : v);
       return item;
@@ -225,7 +225,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
       return belief(d, t, kinds[state.of] === "the target" ? one().target : kinds[state.of] ? one().negative : state.node);
     };
     heat.fill({
-      rows: p.layers.slice().reverse(), columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
+      rows: p.layers.slice().reverse(), of: "layer", columns: places().map((_, t) => short(t)), title: places()[0][0] === null ? "" : "thoughts so far, then what follows", wide: 50,
       places: places()[0][0] === null ? p.positions : null, high: 20,
       cell: (r, t) => { const x = value(D - 1 - r, t); return { fill: tint("sequential", x), title: `layer ${p.layers[D - 1 - r]}, ${called(t)}: ${say(x)}` }; },
     });
@@ -257,6 +257,7 @@ export default explorer("belief", STYLE, ({ payload: p, root, tell, announce }) 
   });
 
   return {
+    figure: () => `reading.figure("belief"${p.prompts.length > 1 ? `, prompt=${state.prompt}` : ""}${state.layer < D - 1 ? `, layer=${state.layer}` : ""})`,
     take(s) {
       stop();
       state.prompt = clamp(s.prompt || 0, 0, p.prompts.length - 1);

@@ -9,7 +9,6 @@ stands beside what the same states of other prompts believe of these very nodes,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +19,7 @@ from probes.superposition.places import called_as, places_of
 from workbench import tokens
 from workbench.errors import InputError
 from workbench.reading import Reading
-from workbench.widgets.base import (
-    LIMIT,
-    View,
-    about,
-    clipped,
-    decimals,
-    every,
-    integers,
-    listing,
-    opened,
-    sendable,
-    table,
-    weight,
-)
+from workbench.widgets import base as kit
 
 if TYPE_CHECKING:
     from probes.superposition.problems import Problem
@@ -42,31 +28,28 @@ SWEEPS = 8
 STATIC_NODES = 24
 
 
-def explore(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> Any:
-    """The live explorer of a reading of :class:`~probes.superposition.CandidateBelief`.
-
-    Args:
-        problems: one for each prompt, whose names are the candidates.
-        limit: bytes of the payload, about.  Prompts that do not fit are counted under the widget.
+def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = kit.LIMIT) -> dict[str, Any]:
+    """What is shown of a reading of :class:`~probes.superposition.CandidateBelief`.
 
     ``selection``: prompt; layer; position, the place as the reading numbers it (thoughts so far; those behind the last
     thought are the tokens fed after it); node, the name of a candidate, or None.  Another prompt keeps the node where
     it is one of its candidates.
 
-    Raises InputError where problems and prompts do not fit together.
+    Parameters
+    ----------
+    problems
+        One for each prompt, whose names are the candidates.
+    limit
+        Bytes of the payload, about.  Prompts that do not fit are counted under the widget.
+
+    Raises
+    ------
+    InputError
+        Where problems and prompts do not fit together.
     """
-    return VIEW.explore(reading, problems=problems, limit=limit)
-
-
-def to_html(reading: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(reading, path, title, **options)
-
-
-def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: int = LIMIT) -> dict[str, Any]:
     from probes.superposition.held import focus
 
-    data, provenance = opened(reading)
+    data, provenance = kit.opened(reading)
     belief = data["belief"].transpose("prompt", "layer", "position", "candidate").values.astype(float)
     names = data["candidate_name"].transpose("prompt", "candidate").values
     if problems is not None and len(problems) != len(belief):
@@ -74,12 +57,12 @@ def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
     left_out: list[str] = []
     beside: Reading | None = None
     shown: dict[str, Any] = {
-        "about": about(reading),
+        "about": kit.about(reading),
         "layers": data["layer"].values.tolist(),
         "positions": data["position"].values.tolist(),
         "mass": "mass" in data,
     }
-    room, kept, lists, place_names = limit - weight(shown), [], {}, {}
+    room, kept, lists, place_names = limit - kit.weight(shown), [], {}, {}
     for i in range(len(belief)):
         real = [k for k, name in enumerate(names[i]) if str(name)]
         own = [str(names[i][k]) for k in real]
@@ -87,18 +70,18 @@ def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
         places = places_of(data, i)
         new = sum(2 * len(n) + 8 for n in own) if tuple(own) not in lists else 0
         one: dict[str, Any] = {
-            "text": clipped(tokens.plain(str(data["prompt_text"].values[i]))) if "prompt_text" in data else "",
-            "belief": decimals(belief[i][..., real], 4),
+            "text": kit.clipped(tokens.plain(str(data["prompt_text"].values[i]))) if "prompt_text" in data else "",
+            "belief": kit.decimals(belief[i][..., real], 4),
             "names": lists.setdefault(tuple(own), len(lists)),
             "places": place_names.setdefault(tuple(map(tuple, places)), len(place_names)),
             **graph,
         }
         if "mass" in data:
-            one["mass"] = decimals(data["mass"].transpose("prompt", "layer", "position").values[i], 4)
+            one["mass"] = kit.decimals(data["mass"].transpose("prompt", "layer", "position").values[i], 4)
         if problems is not None:
             beside = beside if beside is not None else focus(Reading(data, provenance), problems)
-            one["null"] = {x: decimals(beside[f"{x}_null"].values[i], 4) for x in ("frontier", "target")}
-        room -= weight(one) + new
+            one["null"] = {x: kit.decimals(beside[f"{x}_null"].values[i], 4) for x in ("frontier", "target")}
+        room -= kit.weight(one) + new
         if room < 0 and kept:
             break
         kept.append(one)
@@ -107,13 +90,13 @@ def payload(reading: Any, *, problems: Sequence[Problem] | None = None, limit: i
     lists = {own: i for own, i in lists.items() if i <= max(one["names"] for one in kept)}
     choices: dict[str, Any] = {
         "prompt": list(range(len(kept))), "layer": shown["layers"], "position": shown["positions"],
-        "node": [None, *dict.fromkeys(sendable(name) for own in lists for name in own)],
+        "node": [None, *dict.fromkeys(kit.sendable(name) for own in lists for name in own)],
     }  # fmt: skip
     return {
         **shown,
         "prompts": kept,
-        "names": [[sendable(name) for name in own] for own in lists],
-        "shown": [[clipped(tokens.visible(name)) for name in own] for own in lists],
+        "names": [[kit.sendable(name) for name in own] for own in lists],
+        "shown": [[kit.clipped(tokens.visible(name)) for name in own] for own in lists],
         "places": [list(map(list, own)) for own in place_names],
         "left_out": left_out,
         "start": {"prompt": 0, "layer": shown["layers"][-1], "position": shown["positions"][0], "node": None},
@@ -127,7 +110,7 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
     own = shown["names"][shown["prompts"][whole["prompt"]]["names"]]
     if whole["node"] is not None and whole["node"] not in own:
         if whole["node"] != now["node"]:
-            raise InputError(f"node={whole['node']!r} is not in prompt {whole['prompt']}; it has {listing(own)}.")
+            raise InputError(f"node={whole['node']!r} is not in prompt {whole['prompt']}; it has {kit.listing(own)}.")
         whole["node"] = None
     return whole
 
@@ -145,19 +128,19 @@ def _graph(problem: Problem, names: list[str], prompt: int) -> dict[str, Any]:
     order = np.argsort(to)
     x, y = layered(problem)
     return {
-        "edges": integers(np.array([to[v] for edge in problem.edges for v in edge], int)),
+        "edges": kit.integers(np.array([to[v] for edge in problem.edges for v in edge], int)),
         "root": to[problem.root], "target": to[problem.target], "negative": to[problem.negative],
-        "depth": integers(problem.depth[order]), "to_target": integers(problem.to_target[order]),
-        "x": decimals(x[order], 3), "y": decimals(y[order], 3),
+        "depth": kit.integers(problem.depth[order]), "to_target": kit.integers(problem.to_target[order]),
+        "x": kit.decimals(x[order], 3), "y": kit.decimals(y[order], 3),
     }  # fmt: skip
 
 
 def _circle(n: int) -> dict[str, Any]:
     angle = 2 * np.pi * np.arange(n) / max(1, n) - np.pi / 2
     return {
-        "edges": integers(np.zeros(0, int)), "root": -1, "target": -1, "negative": -1,
-        "depth": integers(np.full(n, -1)), "to_target": integers(np.full(n, -1)),
-        "x": decimals(0.5 + 0.5 * np.cos(angle), 3), "y": decimals(0.5 + 0.5 * np.sin(angle), 3),
+        "edges": kit.integers(np.zeros(0, int)), "root": -1, "target": -1, "negative": -1,
+        "depth": kit.integers(np.full(n, -1)), "to_target": kit.integers(np.full(n, -1)),
+        "x": kit.decimals(0.5 + 0.5 * np.cos(angle), 3), "y": kit.decimals(0.5 + 0.5 * np.sin(angle), 3),
     }  # fmt: skip
 
 
@@ -195,31 +178,33 @@ def layered(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def static(reading: Any, **options: Any) -> str:
     """Belief in every candidate from place to place, of the first prompt at the last layer."""
-    data, _ = opened(reading)
+    data, _ = kit.opened(reading)
     own = data["belief"].transpose("prompt", "layer", "position", "candidate").values[0, -1]
     names = [str(x) for x in data["candidate_name"].values[0]]
     best = np.argsort(-np.nan_to_num(own).max(0))[:STATIC_NODES]
     best = np.sort(best[[bool(names[k]) for k in best]])
-    places = every(len(own), 12)
+    places = kit.every(len(own), 12)
     called = places_of(data, 0)
     head = ["candidate", *(called_as(*called[k]) for k in places)]
     rows = [[tokens.visible(names[v]), *((f"{own[k, v]:.2f}", float(own[k, v])) for k in places)] for v in best]
-    told = about(reading)
+    told = kit.about(reading)
     said = [told["reader"], told["model"], f"belief at layer {data['layer'].values[-1]}, prompt 0"]
     if data.sizes["prompt"] > 1:
         said.append(f"one of {data.sizes['prompt']} prompts")
     if len(best) < sum(map(bool, names)):
         said.append(f"{len(best)} of {sum(map(bool, names))} candidates")
     said.append(f"an even belief is {1 / max(1, sum(map(bool, names))):.2f}")
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows)
+    return kit.table(said, head, rows)
 
 
-VIEW = View(
+VIEW = kit.View(
     "BeliefExplorer",
-    "Belief in the nodes of a graph, or in any candidates, by thought and by layer.",
+    "How much the model believes in each candidate after every thought: the larger and lighter a node, the greater the "
+    "belief. Play steps through the thoughts.",
     Path(__file__).with_name("explorer.js"),
     ("belief", "candidate_name"),
     payload,
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

@@ -9,14 +9,15 @@ const STYLE = `
 .wx-items{list-style:none;margin:0;padding:0;max-height:430px;overflow:auto;border:1px solid var(--line);border-radius:6px}
 .wx-items>li{display:grid;grid-template-columns:minmax(0,1fr) minmax(150px,300px) 122px;gap:4px 12px;padding:6px 10px;
   border-bottom:1px solid var(--line);cursor:pointer;align-items:center}
-.narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
-.narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
+&.narrow .wx-items>li{grid-template-columns:minmax(0,1fr) 122px}
+&.narrow .wx-items>li>.wx-ends{grid-column:1/-1;grid-row:2}
 .wx-items>li:last-child{border-bottom:0}
-.wx-drift.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(5,max-content) 1fr;gap:8px 28px}
-.wx-drift.wide>*{grid-column:2}
-.wx-drift.wide>.wx-top{grid-column:1/-1}
-.wx-drift.wide>.wx-map{grid-column:1;grid-row:2/7}
-.wx-drift.wide>.wx-items{max-height:560px}
+&.wide{display:grid;grid-template-columns:max-content minmax(0,1fr);grid-template-rows:repeat(5,max-content) 1fr;gap:8px 28px}
+&.wide>*{grid-column:2}
+&.wide>.wx-top{grid-column:1/-1}
+&.wide>.wx-map{grid-column:1;grid-row:2/7}
+&.wide>.wx-items{max-height:560px}
+&.wide>.wx-items>li{grid-template-columns:minmax(0,1.4fr) minmax(130px,1fr) 118px}
 .wx-items>li.on{background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .wx-said{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden;unicode-bidi:isolate;overflow-wrap:anywhere}
 .on>div>.wx-said{-webkit-line-clamp:14}
@@ -28,7 +29,10 @@ const STYLE = `
 .wx-stack>span{overflow:hidden;white-space:nowrap;font-size:10px;line-height:15px;text-align:center;color:#000}
 .wx-change{text-align:right;font-variant-numeric:tabular-nums}
 .wx-change small{display:block;color:var(--soft);font-size:11px}
-.s0{background:var(--s0)}.s1{background:var(--s1)}.s2{background:var(--s2)}.s3{background:var(--s3);color:var(--bg)!important}
+.s0{background:var(--s0)}
+.s1{background:var(--s1)}
+.s2{background:var(--s2)}
+.s3{background:var(--s3);color:var(--bg)!important}
 .wx-key2{display:flex;flex-wrap:wrap;gap:4px 12px;font-size:12px;color:var(--soft)}
 .wx-key2 i{display:inline-block;width:14px;height:11px;border-radius:2px;margin-right:4px;vertical-align:-1px}
 .wx-course{grid-column:1/-1;min-width:0}
@@ -60,7 +64,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   // ---- nodes
   const tools = make("div", "wx-tools wx-top"), box = make("div", "wx-map"), range = make("div", "wx-range"), track = make("div", "track"), own = make("div", "own");
   const facts = make("p", "wx-facts"), scales = make("div", "wx-tools"), head = make("div", "wx-tools"), list = make("ol", "wx-items"), key = make("div", "wx-key2");
-  const title = make("h3"), find = make("input"), means = make("p", "wx-hint"), number = make("p", "wx-hint");
+  const title = make("h3"), means = make("p", "wx-hint"), number = make("p", "wx-hint");
   const pickMeasure = choice("show", (i) => { state.measure = measures[i]; paint(); done(); });
   const pickTopic = choice("topic", (i) => toTopic(i - 1));
   const toTopic = (i) => { // an item of another topic is left
@@ -75,16 +79,13 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   pickTopic.fill(["all topics", ...p.names]);
   pickFrom.fill(p.steps);
   pickTo.fill(p.steps);
-  find.type = "search";
-  find.placeholder = "find in items";
-  find.setAttribute("aria-label", "find in items");
-  find.oninput = () => {
+  const find = finder("find in items", () => {
     state.query = find.value.toLowerCase();
     const left = state.item >= 0 && !found(state.item);
     if (left) state.item = -1;
     items();
     if (left) done();
-  };
+  });
   const found = (i) => `${p.texts[i]} ${p.item_names[i]} ${p.names[p.topic[i]]}`.toLowerCase().includes(state.query);
   tools.append(pickMeasure.node, pickTopic.node, pickFrom.node, pickTo.node);
   head.append(title, find);
@@ -121,10 +122,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
       paint();
       done();
     };
-    grip.addEventListener("keydown", (event) => bound(event, {
-      ArrowLeft: () => move(state.ends[end] - 1), ArrowRight: () => move(state.ends[end] + 1), ArrowDown: () => move(state.ends[end] - 1),
-      ArrowUp: () => move(state.ends[end] + 1), Home: () => move(0), End: () => move(K - 1),
-    }));
+    grip.addEventListener("keydown", (event) => bound(event, arrows((dx, dy) => move(state.ends[end] + dx - dy))));
     grip.addEventListener("pointerdown", (event) => { grip.setPointerCapture(event.pointerId); event.preventDefault(); grip.focus(); });
     grip.addEventListener("pointermove", (event) => {
       if (!grip.hasPointerCapture(event.pointerId)) return;
@@ -316,6 +314,7 @@ export default explorer("drift", STYLE, ({ payload: p, root, tell, announce }) =
   });
 
   return {
+    figure: () => (state.measure === "drift" ? 'probes.values.measures.drift(readings).figure("drifts")' : 'probes.values.measures.stance(readings).figure("trajectories")'),
     take(s) {
       if (measures.includes(s.measure)) state.measure = s.measure;
       state.topic = s.topic === null || s.topic === undefined ? -1 : p.topics.indexOf(s.topic);

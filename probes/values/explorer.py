@@ -9,7 +9,6 @@ what its framings make of no change at all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import xarray as xr
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.widgets.base import LIMIT, View, about, clipped, decimals, every, opened, sendable, table, weight
+from workbench.widgets import base as kit
 
 LONGEST_TEXT = 600
 SIDES = {"support": 2, "neutral": 6, "oppose": 1, "uncommitted": 7}
@@ -33,46 +32,34 @@ SIGNED = ("keyed", "drift")
 """Measures to which zero means something."""
 
 
-def explore(
-    readings: Any,
-    *,
-    items: Iterable[Any] | Mapping[Any, str] | None = None,
-    drift: Any = None,
-    limit: int = LIMIT,
-) -> Any:
-    """The live explorer of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
-
-    Args:
-        items: what was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
-        drift: what :func:`probes.values.measures.drift` gave of these readings; None: made here, from the first
-            checkpoint on.
-        limit: bytes of the payload, about.
-
-    ``selection``: measure (:data:`CALLED`); topic (or None: all) and checkpoint, of the cell that is told; from and to,
-    the checkpoints whose items are compared; item (an id, or None).  An item brings its topic, another topic leaves
-    it, and an end of the range pushes the other along.
-    """
-    return VIEW.explore(readings, items=items, drift=drift, limit=limit)
-
-
-def to_html(readings: Any, path: str | os.PathLike[str], title: str | None = None, **options: Any) -> Path:
-    """The same as one offline page."""
-    return VIEW.to_html(readings, path, title, **options)
-
-
 def payload(
     readings: Any,
     *,
     items: Iterable[Any] | Mapping[Any, str] | None = None,
     drift: Any = None,
-    limit: int = LIMIT,
+    limit: int = kit.LIMIT,
 ) -> dict[str, Any]:
+    """What is shown of readings, p [checkpoint, item, sample, stance] (:mod:`probes.values.units`).
+
+    ``selection``: measure (:data:`CALLED`); topic (or None: all) and checkpoint, of the cell that is told; from and to,
+    the checkpoints whose items are compared; item (an id, or None).  An item brings its topic, another topic leaves
+    it, and an end of the range pushes the other along.
+
+    Parameters
+    ----------
+    items
+        What was asked (``track.items``), or a mapping of ids to texts.  Without it ids are shown.
+    drift
+        What :func:`probes.values.measures.drift` gave of these readings; None: made here, from the first checkpoint on.
+    limit
+        Bytes of the payload, about.
+    """
     from probes.values.measures import drift as drifted
     from probes.values.measures import stance
     from probes.values.units import STANCES, checked
     from probes.values.units import opened as as_reading
 
-    data = checked(opened(readings)[0])
+    data = checked(kit.opened(readings)[0])
     steps, ids = data["checkpoint"].values.tolist(), [str(x) for x in data["item"].values]
     topics = list(dict.fromkeys(str(t) for t in data["topic"].values))
     stood = stance(data).data
@@ -87,7 +74,7 @@ def payload(
         if sorted(map(str, drift["topic"].values)) != sorted(topics) or drift["checkpoint"].values.tolist() != steps:
             raise InputError("The drift table is of other topics or checkpoints. Make it of these readings.")
         measures["drift"] = _measure(drift, "keyed_M", topics, steps, p="keyed_M_p")
-    texts, raw = _texts(items, ids), [sendable(t) for t in topics]
+    texts, raw = _texts(items, ids), [kit.sendable(t) for t in topics]
     left_out: list[str] = []
     cut = sum(len(t) > LONGEST_TEXT for t in texts)
     if cut:
@@ -97,25 +84,25 @@ def payload(
         "steps": steps,
         "baseline": int(drift.attrs["baseline"]) if drift is not None and "baseline" in drift.attrs else None,
         "topics": raw,
-        "names": [clipped(tokens.plain(t)) for t in topics],
+        "names": [kit.clipped(tokens.plain(t)) for t in topics],
         "measures": {
             name: {**measures[name], "scale": "diverging" if name in SIGNED else "sequential"}
             for name in CALLED if name in measures
         },
         "stances": SIDES,
-        "items": [sendable(i) for i in ids],
-        "item_names": [clipped(tokens.plain(i)) for i in ids],
-        "texts": [clipped(tokens.plain(t), LONGEST_TEXT) for t in texts],
+        "items": [kit.sendable(i) for i in ids],
+        "item_names": [kit.clipped(tokens.plain(i)) for i in ids],
+        "texts": [kit.clipped(tokens.plain(t), LONGEST_TEXT) for t in texts],
         "topic": [topics.index(str(t)) for t in data["topic"].values],
         "polarity": [int(x) for x in data["polarity"].values],
     }
     p = data["p"].values.astype(float)
     mean = _mean(p)
     # The last stance is what is left of 1.  Samples are sent where they fit: they tell an item's noise.
-    shown["p"] = decimals(mean[..., :3], 3 if weight(shown) + mean[..., :3].size * 2.7 < limit else 2)
+    shown["p"] = kit.decimals(mean[..., :3], 3 if kit.weight(shown) + mean[..., :3].size * 2.7 < limit else 2)
     samples = p.shape[2]
-    many = decimals(p[..., :3], 2)
-    if 1 < samples <= 64 and weight(shown) + weight(many) < limit:
+    many = kit.decimals(p[..., :3], 2)
+    if 1 < samples <= 64 and kit.weight(shown) + kit.weight(many) < limit:
         shown["samples"], shown["n_samples"] = many, samples
     elif samples > 1:
         left_out.append(f"the {samples} samples of each item, so that changes of items are without their noise")
@@ -154,8 +141,8 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
 
 
 def _about(readings: Any) -> dict[str, str]:
-    told = about(readings)
-    steps = opened(readings)[0]["checkpoint"].values.tolist()
+    told = kit.about(readings)
+    steps = kit.opened(readings)[0]["checkpoint"].values.tolist()
     said = f"{told['reader'] or 'instrument not recorded'}, {len(steps)} checkpoints from {steps[0]} to {steps[-1]}"
     return {**told, "reader": " ".join(["values", *told["reader"].split(" ")[:1]]).strip(), "said": said}
 
@@ -183,9 +170,9 @@ def _measure(
     def values(which: str) -> np.ndarray:
         return own[which].transpose("topic", "checkpoint").values.astype(float)
 
-    found = {"value": decimals(values(name), 3)}
-    found |= {end: decimals(values(f"{name}_{end}"), 3) for end in ("low", "high")}
-    return found | ({"p": decimals(values(p), 3)} if p else {})
+    found = {"value": kit.decimals(values(name), 3)}
+    found |= {end: kit.decimals(values(f"{name}_{end}"), 3) for end in ("low", "high")}
+    return found | ({"p": kit.decimals(values(p), 3)} if p else {})
 
 
 def _texts(items: Iterable[Any] | Mapping[Any, str] | None, ids: list[str]) -> list[str]:
@@ -204,9 +191,9 @@ def static(readings: Any, **options: Any) -> str:
     from probes.values.measures import stance
     from probes.values.units import checked
 
-    stood = stance(checked(opened(readings)[0])).data
+    stood = stance(checked(kit.opened(readings)[0])).data
     keyed, low, high = (stood[n].transpose("topic", "checkpoint").values for n in ("keyed", "keyed_low", "keyed_high"))
-    topics, steps = every(len(keyed), STATIC_TOPICS), every(keyed.shape[1], STATIC_STEPS)
+    topics, steps = kit.every(len(keyed), STATIC_TOPICS), kit.every(keyed.shape[1], STATIC_STEPS)
     names, checkpoints = [str(t) for t in stood["topic"].values], stood["checkpoint"].values
     reach = max(0.05, float(np.nanmax(np.abs(keyed), initial=0)))
 
@@ -222,15 +209,17 @@ def static(readings: Any, **options: Any) -> str:
     if len(topics) < len(names) or len(steps) < len(checkpoints):
         said.append(f"{len(topics)} of {len(names)} topics, {len(steps)} of {len(checkpoints)} checkpoints")
     head = ["topic", *(str(checkpoints[s]) for s in steps)]
-    return table(tokens.plain(" · ".join(filter(None, said))), head, rows, "diverging")
+    return kit.table(said, head, rows, "diverging")
 
 
-VIEW = View(
+VIEW = kit.View(
     "DriftExplorer",
-    "Stances by topic and checkpoint, and the items that moved between two checkpoints.",
+    "How stances on each topic move over training, hatched where the move is not beyond chance, and the items that "
+    "moved most between two checkpoints.",
     Path(__file__).with_name("explorer.js"),
     ("p", "checkpoint", "item", "stance", "topic", "polarity", "cluster"),
     payload,
     static,
     complete,
 )
+explore, to_html = VIEW.explore, VIEW.to_html

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import browser
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "out" / "browser"
@@ -56,8 +57,6 @@ def chromium() -> Iterator[Any]:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         without("playwright is not installed")
-    from browsers import browser
-
     path = browser()
     if path is None:
         without("no Chrome or Chromium to open pages with")
@@ -101,18 +100,18 @@ class Watched:
 
 @pytest.fixture
 def file_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """file_page(path, width=, height=, dark=): a file in a browser without network; .watched says what it did."""
+    """file_page(path, width=, height=, dark=, at=): a file in a browser without network; .watched says what it did."""
     contexts = []
     SHOTS.mkdir(parents=True, exist_ok=True)
 
-    def opened(path: Path, width: int = 1400, height: int = 900, dark: bool = False) -> Any:
+    def opened(path: Path, width: int = 1400, height: int = 900, dark: bool = False, at: str = "") -> Any:
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=True
         )
         contexts.append(context)
         page = context.new_page()
         page.watched = Watched(page, "file:")
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + (f"#{at}" if at else ""))
         return page
 
     yield opened

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ast
+import base64
+import dataclasses
+import io
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import pytest
 from explored import hostile, neighbours, stances
+from PIL import Image
+from synthetic import logit_lens
 
+import probes.values.measures
 import workbench
 from workbench.widgets import dispatch
+from workbench.widgets import payload as explorer_payload
 
 SHOTS = Path(__file__).resolve().parents[2] / "out" / "browser"
 NAMES = ("routing", "belief", "drift", "neighbours")
@@ -71,7 +79,7 @@ CONTRAST = """
   const low = [];
   for (const node of root.querySelectorAll("*")) {
     const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !node.getClientRects().length || node.closest("style, option, .off, .wx-live, .s3")) continue;
+    if (!own || !node.getClientRects().length || node.closest("style, option, .wx-live, .s3")) continue;
     const style = getComputedStyle(node), back = ground(node);
     const ink = over(parse(node instanceof SVGElement ? style.fill : style.color), back);
     const [a, b] = [light(ink), light(back)], ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
@@ -275,7 +283,7 @@ def test_hidden_in_tabs_at_first_all_of_them_are_drawn_when_shown(lab, saved):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", [420, 900, 1500])
+@pytest.mark.parametrize("width", [390, 900, 1500])
 def test_a_page_fits_is_readable_and_is_drawn_when_shown(file_page, saved, tmp_path, name, width):
     reading, options, _ = saved[name]
     path = dispatch.to_html(reading, tmp_path / "page.html", **options)
@@ -322,3 +330,146 @@ def test_every_control_is_reached_by_tab_and_shows_its_ring(file_page, saved, tm
         "neighbours": ["prompt", "rank", "similarity from", "find in contexts", "all index layers", "neighbours;"],
     }[name]
     assert [w for w in wanted if w not in said] == []
+
+
+# ---------------------------------------------------------------- what a page can do
+
+
+def address(page: Any) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(page.evaluate("() => location.hash.slice(1)")))
+
+
+def selected(page: Any) -> dict[str, Any]:
+    return page.evaluate("() => document.getElementById('explorer').model.get('selection')")
+
+
+LINKS = {  # what is opened, and what of it the selection holds after a move
+    "routing": ("label=b&prompt=5&block=1&expert=2", {"label": "b", "prompt": 5, "block": 1}, ".wx-heat svg >> nth=0"),
+    "belief": ("prompt=2&layer=1&position=3&node=n4", {"prompt": 2, "layer": 1, "node": "n4"}, ".wx-heat svg"),
+    "drift": ("topic=topic 1&from=100&to=300", {"topic": "topic 1", "from": 200, "to": 300}, ".wx-grip >> nth=0"),
+    "neighbours": ("only_layer=5&prompt=1&layer=5&position=4&rank=2", {"only_layer": 5}, ".wx-table"),
+    "lens": ("prompt=1&layer=3&position=4&metric=entropy", {"prompt": 1, "depth": 3, "metric": "entropy"}, ".wx-grid"),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_the_address_opens_a_place_and_follows_what_is_chosen(file_page, saved, tmp_path, name):
+    reading, options, _ = saved[name] if name in saved else (logit_lens(), {}, None)
+    path = dispatch.to_html(reading, tmp_path / "page.html", **options)
+    asked, kept, focus = LINKS[name]
+    page = file_page(path, at=asked)
+    page.locator(f"{DRAWN}, .wx-cell").first.wait_for(state="attached")
+    page.locator(focus).press("ArrowRight")
+    now, told = selected(page), address(page)
+    assert kept.items() <= now.items()
+    assert all(str(now["depth" if key == "layer" and "depth" in now else key]) == value for key, value in told.items())
+    assert {"prompt", "position"} & set(told) or name == "drift"
+    again = file_page(path, at=urllib.parse.urlencode(told))
+    again.locator(f"{DRAWN}, .wx-cell").first.wait_for(state="attached")
+    assert again.locator(".wx").evaluate(SAID) == page.locator(".wx").evaluate(SAID), "the link says the same"
+    unharmed(page)
+    page.evaluate("() => { location.hash = '#prompt=999&layer=x&block=77&position=none&__proto__=1&topic=no"
+                  "&depths=x&target=x&token=x&pins=3&panes=7&index_layers=x&least=x&text=5&sort=no&metric=no'; }")
+    page.locator(focus).press("ArrowLeft")
+    unharmed(page)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_what_is_shown_is_copied_as_the_line_that_draws_it(file_page, saved, tmp_path, name):
+    reading, options, _ = saved[name] if name in saved else (logit_lens(), {}, None)
+    page = file_page(dispatch.to_html(reading, tmp_path / "page.html", **options), at=LINKS[name][0])
+    page.locator(f"{DRAWN}, .wx-cell").first.wait_for(state="attached")
+    page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
+    page.locator(LINKS[name][2]).press("c")
+    page.wait_for_function("() => window.copied")
+    line = page.evaluate("() => window.copied")
+    assert page.locator(".wx-hover").inner_text() == f"copied: {line}"
+    assert line == {
+        "routing": 'reading.figure("usage", label="b")', "belief": 'reading.figure("belief", prompt=2, layer=1)',
+        "drift": 'probes.values.measures.drift(readings).figure("drifts")',
+        "neighbours": 'reading.figure("heatmap", value="similarity", prompt=1)',
+        "lens": 'reading.figure("heatmap", prompt=1, value="entropy")',
+    }[name]  # fmt: skip
+    reading = reading if hasattr(reading, "figure") else workbench.Reading(reading, {})
+    assert eval(line, {"probes": probes, "reading": reading, "readings": reading}) is not None
+    page.get_by_role("button", name="copy link").click()
+    page.wait_for_function("() => window.copied.startsWith('file:')")
+    assert page.evaluate("() => window.copied === location.href")
+    page.locator(LINKS[name][2]).press("?")
+    assert "Escape" in page.locator(".wx-keys").inner_text()
+    unharmed(page)
+
+
+def picture(width: int = 90, height: int = 60) -> str:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_picture_has_a_grid_whose_cells_are_positions(file_page, tmp_path, width):
+    boxes = [[2 + 3 * row + column, 30 * column, 30 * row, 30, 30] for row in range(2) for column in range(3)]
+    shown = [
+        {"src": picture(), "width": 90, "height": 60, "prompt": 0, "grid": {"rows": 2, "columns": 3, "boxes": boxes}},
+        {"src": picture(), "width": 90, "height": 60, "prompt": 1, "grid": {"rows": 1, "columns": 1, "boxes": []}},
+        {"src": "https://example.org/x.png", "width": 9, "height": 9, "grid": {"rows": 0, "columns": 0, "boxes": []}},
+    ]
+    view = dispatch.views()["lens"]
+    view = dataclasses.replace(view, payload=lambda r, **o: {**explorer_payload(r, **o), "pictures": shown})
+    page = file_page(view.to_html(logit_lens(), tmp_path / "seen.html", saved_kb=None), width=width)
+    page.locator(".wx-cell").first.wait_for()
+    assert page.locator(".wx-picture:visible").count() == 1 and page.locator(".wx-picture").count() == 2
+    page.locator(".wx-picture rect").nth(4).click()
+    assert selected(page)["position"] == 6 and page.locator(".wx-in.on").get_attribute("title").endswith("#6")
+    page.locator(".wx-picture rect").nth(4).press("ArrowUp")
+    assert selected(page)["position"] == 3, "the box above"
+    page.locator(".wx-grid").press("ArrowLeft")
+    assert page.locator(".wx-picture rect.on").get_attribute("data-position") == "2"
+    page.locator(".wx-cell[aria-colindex='5']").first.hover()
+    assert page.locator(".wx-picture rect.near").get_attribute("aria-label") == "position 3: row 0, column 1"
+    page.locator("select[aria-label=prompt]").select_option("1")
+    assert page.locator(".wx-picture:visible").count() == 1 and page.locator(".wx-picture:visible rect").count() == 0
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    unharmed(page)
+
+
+@pytest.mark.parametrize(("width", "panes"), [(390, 3), (1280, 3)])
+def test_three_checkpoints_stand_beside_each_other_or_below(file_page, tmp_path, width, panes):
+    steps = {f"step {n}": logit_lens(seed=n) for n in (1000, 4000, 16000)}
+    page = file_page(dispatch.to_html(steps, tmp_path / "steps.html"), width=width, dark=True)
+    page.locator(".wx-cell").first.wait_for()
+    titles = page.locator("select.wx-title").evaluate_all("(all) => all.map((n) => n.selectedOptions[0].textContent)")
+    assert titles == list(steps)
+    lefts = {round(box["x"]) for box in (grid.bounding_box() for grid in page.locator(".wx-grid").all())}
+    assert len(lefts) == (1 if width == 390 else 3)
+    assert page.locator(".wx-panel:visible").count() == (1 if width == 390 else 3)
+    assert page.locator(".wx-scale:visible").count() == 1, "one scale for all"
+    page.locator(".wx-pane").nth(1).locator(".wx-cell").first.click()
+    page.locator(".wx-pane").nth(1).locator(".wx-grid").press("c")
+    assert page.locator(".wx-hover").inner_text().endswith("readings['step 4000'].figure(\"heatmap\", prompt=0)")
+    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.locator(".wx").evaluate(CONTRAST) == []
+    unharmed(page)
+
+
+def test_a_browser_that_cannot_inflate_is_told(file_page, tmp_path):
+    path = dispatch.to_html(neighbours(), tmp_path / "old.html", kind="neighbours")
+    path.write_text(path.read_text("utf-8").replace("<head>", "<head><script>delete DecompressionStream</script>"))
+    page = file_page(path)
+    page.get_by_text("cannot unpack").wait_for()
+    assert page.locator(".wx").count() == 0
+    unharmed(page)
+
+
+def test_whoever_wants_no_motion_gets_steps(file_page, saved, tmp_path):
+    reading, options, _ = saved["belief"]
+    page = file_page(dispatch.to_html(reading, tmp_path / "still.html", **options))
+    page.locator(DRAWN).first.wait_for(state="attached")
+    moves = "() => getComputedStyle(document.querySelector('.disc')).transitionDuration"
+    assert page.evaluate(moves) != "0s"
+    page.emulate_media(reduced_motion="reduce")
+    assert page.evaluate(moves) == "0s"
+    page.get_by_role("button", name="play", exact=True).click()
+    assert selected(page)["position"] == 1
+    assert page.get_by_role("button", name="pause").count() == 0, "one step, and nothing runs"
+    unharmed(page)

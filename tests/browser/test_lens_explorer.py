@@ -15,8 +15,8 @@ import xarray as xr
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench.tokens import visible
-from workbench.widgets import to_html
-from workbench.widgets.packing import shown
+from workbench.widgets import lens, to_html
+from workbench.widgets.lens import shown
 
 SHOTS = Path(__file__).parents[2] / "out" / "browser"
 MAKE = """
@@ -29,19 +29,19 @@ explorer
 
 def explorer_in(page: Any, cell: int = 0) -> Any:
     """The live explorer of a cell, once it is drawn."""
-    found = page.cell(cell).locator(".lw")
-    found.locator(".lw-cell").first.wait_for()
+    found = page.cell(cell).locator(".wx")
+    found.locator(".wx-cell").first.wait_for()
     return found
 
 
 def at(explorer: Any, row: int, column: int) -> Any:
     """The cell of a row (counted from the deepest shown) and a column that are in sight, from 1, as ARIA counts."""
-    return explorer.locator(f".lw-row[aria-rowindex='{row}'] .lw-cell[aria-colindex='{column + 1}']")
+    return explorer.locator(f".wx-row[aria-rowindex='{row}'] .wx-cell[aria-colindex='{column + 1}']")
 
 
 def detail(explorer: Any) -> list[str]:
     """What the panel says, line by line."""
-    return [line for line in explorer.locator(".lw-panel").first.inner_text().splitlines() if line.strip()]
+    return [line for line in explorer.locator(".wx-panel").first.inner_text().splitlines() if line.strip()]
 
 
 def selection(page: Any) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def test_a_click_changes_the_detail_and_reaches_python(lab):
     explorer = explorer_in(page)
     before = detail(explorer)
     at(explorer, 3, 4).click()  # seven layers: the third from the top is layer 4; the fourth column is position 3
-    explorer.locator(".lw-panel h3", has_text="layer 4").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 4").wait_for()
     after = detail(explorer)
     assert after != before and after[0].startswith("layer 4, at <b> #3")
 
     data = logit_lens().isel(prompt=0).sel(layer=4, position=3)
     words = dict(zip(data["vocab"].values.tolist(), data["vocab_token"].values, strict=True))
     assert [visible(words[i]) for i in data["token_id"].values.tolist()] == [
-        text.inner_text() for text in explorer.locator(".lw-bars .lw-tok").all()
+        text.inner_text() for text in explorer.locator(".wx-bars .wx-one").all()
     ]
-    numbers = [float(text.inner_text()) for text in explorer.locator(".lw-bars .lw-num").all()]
+    numbers = [float(text.inner_text()) for text in explorer.locator(".wx-bars .wx-num").all()]
     np.testing.assert_allclose(numbers, data["logprob"].values, atol=5.1e-4)
 
     page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
@@ -90,9 +90,9 @@ def test_python_sets_the_selection_and_the_view_follows(lab):
     page = lab.open([MAKE]).run()
     explorer = explorer_in(page)
     page.python("explorer.selection = {'prompt': 1, 'depth': 2, 'position': 5, 'metric': 'entropy'}")
-    explorer.locator(".lw-panel h3", has_text="layer 2").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 2").wait_for()
     entropy = float(logit_lens()["entropy"].sel(prompt=1, layer=2, position=5))
-    assert float(explorer.locator(".lw-cell.on").inner_text()) == pytest.approx(entropy, abs=0.0056)
+    assert float(explorer.locator(".wx-cell.on").inner_text()) == pytest.approx(entropy, abs=0.0056)
     assert explorer.locator("select[aria-label=show]").input_value() == "entropy"
     assert selection(page)["panes"] == [[0, 1]]
     said = page.python("explorer.selection = {'depth': 99}")
@@ -105,7 +105,7 @@ def test_two_views_of_one_widget_agree(lab):
     first, second = explorer_in(page, 0), explorer_in(page, 1)
     page.cell(0)
     at(first, 2, 2).click()
-    second.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    second.locator(".wx-panel h3", has_text="layer 5").wait_for()
     assert detail(first) == detail(second)
     unharmed(page)
 
@@ -120,17 +120,17 @@ def test_keys_move_in_the_grid_and_not_in_the_notebook(lab):
         ("End", (5, 13)),
     ):  # fmt: skip
         page.page.keyboard.press(key)
-        explorer.locator(".lw-panel h3", has_text=f"#{place[1]}").wait_for()
+        explorer.locator(".wx-panel h3", has_text=f"#{place[1]}").wait_for()
         now = selection(page)
         assert (now["depth"], now["position"]) == place, key
     for key in "xb":  # in the notebook: cut this cell, one more below
         page.page.keyboard.press(key)
     assert page.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.length") == 2
     page.page.keyboard.press("p")
-    explorer.locator(".lw-card").wait_for()
+    explorer.locator(".wx-card").wait_for()
     assert selection(page)["pins"] == [{"reading": 0, "prompt": 0, "depth": 5, "position": 13}]
     page.page.keyboard.press("Enter")  # into the detail ...
-    assert page.page.evaluate("() => document.activeElement.closest('.lw-bars') !== null")
+    assert page.page.evaluate("() => document.activeElement.closest('.wx-bars') !== null")
     page.page.keyboard.press("Escape")  # ... and back
     page.page.keyboard.press("/")
     assert page.page.evaluate("() => document.activeElement.type") == "search"
@@ -143,10 +143,10 @@ def test_a_screen_reader_finds_a_grid(lab):
     page = lab.open([MAKE]).run()
     explorer = explorer_in(page)
     at(explorer, 1, 1).click()
-    told = explorer.locator(".lw-grid").aria_snapshot()
+    told = explorer.locator(".wx-grid").aria_snapshot()
     assert 'grid "LogitLens, layer by position.' in told and "- columnheader" in told and '- rowheader "6"' in told
     assert len(re.findall(r"- '?gridcell", told)) == 7 * 14 and "[selected]" in told
-    grid = explorer.locator(".lw-grid")
+    grid = explorer.locator(".wx-grid")
     assert grid.get_attribute("aria-rowcount") == "8" and grid.get_attribute("aria-colcount") == "15"
     active = grid.get_attribute("aria-activedescendant")
     assert page.page.locator(f"#{active}").get_attribute("aria-selected") == "true"
@@ -160,27 +160,27 @@ def test_a_screen_reader_finds_a_grid(lab):
 def test_hidden_in_a_tab_at_first_and_in_boxes(lab):
     layouts = (
         "import ipywidgets as w\n"
-        "one, two, three = (explore(logit_lens(lengths=(n,))) for n in (14, 60, 30))\n"
+        "one, two, three = (explore(logit_lens(lengths=(n,), layers=14)) for n in (14, 60, 30))\n"
         "tab = w.Tab([w.Label('nothing'), one], titles=['a', 'b'])\n"
         "w.VBox([w.Label('above'), w.HBox([two, w.Label('right')]), tab, w.Accordion([three])])"
     )
     page = lab.open([MAKE.replace("explorer\n", "", 1) + "\nNone", layouts], height=1700).run()
     cell = page.cell(1)
-    two = cell.locator(".widget-hbox .lw").first
-    two.locator(".lw-cell").first.wait_for()
+    two = cell.locator(".widget-hbox .wx").first
+    two.locator(".wx-cell").first.wait_for()
     label, box = cell.get_by_text("right", exact=True).bounding_box(), two.bounding_box()
     assert box["width"] > 700 and box["x"] + box["width"] <= label["x"] + 1
-    assert cell.locator(".widget-tab .lw-cell:visible").count() == 0
+    assert cell.locator(".widget-tab .wx-cell:visible").count() == 0
     cell.locator(".widget-tab .lm-TabBar-tab").nth(1).click()
-    one = cell.locator(".widget-tab .lw")
-    one.locator(".lw-cell.on:visible").wait_for()
-    grid, chosen = one.locator(".lw-grid").bounding_box(), one.locator(".lw-cell.on").bounding_box()
+    one = cell.locator(".widget-tab .wx")
+    one.locator(".wx-cell.on:visible").wait_for()
+    grid, chosen = one.locator(".wx-grid").bounding_box(), one.locator(".wx-cell.on").bounding_box()
     assert grid["width"] > 500 and grid["height"] > 100
     assert grid["x"] <= chosen["x"] and chosen["x"] + chosen["width"] <= grid["x"] + grid["width"] + 1
-    panel = one.locator(".lw-panel").bounding_box()
+    panel = one.locator(".wx-panel").bounding_box()
     assert panel["x"] >= grid["x"] + grid["width"], "laid out for the width that it was given when shown"
     at(one, 1, 3).click()
-    one.locator(".lw-panel h3", has_text="#2").wait_for()
+    one.locator(".wx-panel h3", has_text="#2").wait_for()
     page.shot("layouts-light")
     unharmed(page)
 
@@ -189,28 +189,28 @@ def test_several_readings_side_by_side(lab):
     make = "explorer = explore([logit_lens(), embedding_lens(), logit_attribution()])\nexplorer"
     page = lab.open([MAKE.replace("explorer\n", "", 1), make], width=1700).run()
     explorer = explorer_in(page, 1)
-    assert explorer.locator(".lw-pane").count() == 3, "as many as there is room for"
-    boxes = [pane.bounding_box() for pane in explorer.locator(".lw-pane").all()]
+    assert explorer.locator(".wx-pane").count() == 3, "as many as there is room for"
+    boxes = [pane.bounding_box() for pane in explorer.locator(".wx-pane").all()]
     assert abs(boxes[0]["y"] - boxes[1]["y"]) < 2 and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
-    at(explorer.locator(".lw-pane").nth(0), 2, 11).click()
-    heads = explorer.locator(".lw-panel h3")
+    at(explorer.locator(".wx-pane").nth(0), 2, 11).click()
+    heads = explorer.locator(".wx-panel h3")
     heads.nth(1).get_by_text("layer 5").wait_for()
-    third = explorer.locator(".lw-pane").nth(2)
+    third = explorer.locator(".wx-pane").nth(2)
     third.get_by_role("button", name="close this pane").click()
     explorer.get_by_role("button", name="show another reading").click()
-    third.locator(".lw-panel h3", has_text="component").wait_for()
+    third.locator(".wx-panel h3", has_text="component").wait_for()
     assert selection(page)["panes"] == [[0, 0], [1, 0], [2, 0]]
     explorer.get_by_role("button", name="dim the cells").click()
     same = int((logit_lens()["token_id"][0, ..., 0] == embedding_lens()["token_id"][0, ..., 0]).sum())
     page.page.wait_for_timeout(300)
-    second = explorer.locator(".lw-pane").nth(1)
-    assert second.locator(".lw-cell.dim").count() <= same < second.locator(".lw-cell").count()
+    second = explorer.locator(".wx-pane").nth(1)
+    assert second.locator(".wx-cell.dim").count() <= same < second.locator(".wx-cell").count()
     page.shot("side-by-side-light")
     third.get_by_role("button", name="close this pane").click()
     assert selection(page)["panes"] == [[0, 0], [1, 0]]
     page.python("explorer.selection = {'panes': [[0, 0], [0, 1]], 'reading': 0, 'prompt': 1}")
-    explorer.locator(".lw-pane.in select[aria-label=prompt]").get_by_text("1:").wait_for(state="attached")
-    assert explorer.locator(".lw-pane.in select[aria-label=prompt]").input_value() == "1"
+    explorer.locator(".wx-pane.in select[aria-label=prompt]").get_by_text("1:").wait_for(state="attached")
+    assert explorer.locator(".wx-pane.in select[aria-label=prompt]").input_value() == "1"
     unharmed(page)
 
 
@@ -236,33 +236,33 @@ def attribution_of_two() -> Any:
 def test_an_attribution_says_whose_logit_in_the_panel_in_pins_and_aloud(file_page, tmp_path):
     data = attribution_of_two()
     page = file_page(to_html(data, tmp_path / "parts.html"))
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
     explorer.locator("select[aria-label=target]").select_option(label="·blue")
     at(explorer, 2, 5).click()
-    explorer.locator(".lw-grid").press("p")
+    explorer.locator(".wx-grid").press("p")
     here = data.sel(prompt=0, position=4, target=" blue")
     of = here["contribution"].to_series()
-    assert explorer.locator(".lw-card h3").inner_text().startswith("prompt 0 · component mlp_out.5, at")
-    assert "logit of ·blue" in explorer.locator(".lw-card h3").inner_text()
+    assert explorer.locator(".wx-card h3").inner_text().startswith("prompt 0 · component mlp_out.5, at")
+    assert "logit of ·blue" in explorer.locator(".wx-card h3").inner_text()
     strong = of.reindex(of.abs().sort_values(ascending=False).index)
-    for box, n in ((".lw-card", 5), (".lw-panel", 12)):
-        shown = explorer.locator(f"{box} .lw-num").all_inner_texts()
+    for box, n in ((".wx-card", 5), (".wx-panel", 12)):
+        shown = explorer.locator(f"{box} .wx-num").all_inner_texts()
         np.testing.assert_allclose([float(x) for x in shown], strong[:n], atol=5.1e-4)
-    facts = explorer.locator(".lw-panel .lw-facts").all_inner_texts()
+    facts = explorer.locator(".wx-panel .wx-facts").all_inner_texts()
     assert facts[0].startswith(f"contribution to the logit of ·blue {of['mlp_out.5']:.3f}")
     assert f"logit of ·blue {float(here['logit']):.3f}" in facts[0]
     assert facts[1] == "contribution to the logit of ·blue by component"
     at(explorer, 4, 5).click()
     live = f"contribution to the logit of ·blue {of['mlp_out.4']:.3f}"
     assert live in explorer.locator("[aria-live]").inner_text()
-    explorer.locator(".lw-card .lw-bars button").nth(1).click()  # a line of the card goes to its part
-    assert selected(page)["depth"] == strong.index[1] and "lw-go" not in focused(page)
+    explorer.locator(".wx-card .wx-bars button").nth(1).click()  # a line of the card goes to its part
+    assert selected(page)["depth"] == strong.index[1] and "wx-go" not in focused(page)
     assert focused(page).endswith(f"{strong.index[1]}{strong.iloc[1]:.3f}"), "and stays under the keyboard"
-    explorer.locator(".lw-depth", has_text="embed").click()
-    explorer.locator(".lw-in").nth(7).click()
+    explorer.locator(".wx-depth", has_text="embed").click()
+    explorer.locator(".wx-in").nth(7).click()
     assert (selected(page)["depth"], selected(page)["position"]) == ("embed", 7)
-    explorer.locator(".lw-panel svg circle").nth(3).click(force=True)  # its line lies over it
+    explorer.locator(".wx-panel svg circle").nth(3).click(force=True)  # its line lies over it
     assert selected(page)["depth"] == "attn_out.1"
     assert explorer.get_by_role("searchbox").count() == 0, "there are no tokens to find"
     page.screenshot(path=SHOTS / "page-attribution.png", full_page=True)
@@ -272,22 +272,22 @@ def test_an_attribution_says_whose_logit_in_the_panel_in_pins_and_aloud(file_pag
 def test_a_token_is_followed_until_it_is_let_go(file_page, tmp_path):
     data = logit_lens()
     page = file_page(to_html(data, tmp_path / "lens.html"))
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
     at(explorer, 1, 5).click()
     assert selected(page)["token"] is None
-    explorer.locator(".lw-bars button").nth(1).click()
+    explorer.locator(".wx-bars button").nth(1).click()
     token = int(data["token_id"].sel(prompt=0, layer=6, position=4, rank=1))
     text = visible(str(data["vocab_token"].values[token]))
     chip = explorer.get_by_role("button", name=f"following {text} ×")
     chip.wait_for()
     pressed = "() => document.activeElement.getAttribute('aria-pressed')"
     assert page.evaluate(pressed) == "true", "the keyboard is still on the bar"
-    grid = explorer.locator(".lw-grid")
+    grid = explorer.locator(".wx-grid")
     for key in ("ArrowRight", "ArrowDown", "Home"):
         grid.press(key)
     assert (selected(page)["token"], selected(page)["position"]) == (token, 0)
-    assert f" of {text} by layer" in explorer.locator(".lw-panel").inner_text()
+    assert f" of {text} by layer" in explorer.locator(".wx-panel").inner_text()
     explorer.locator("select[aria-label=prompt]").select_option("1")
     assert selected(page)["token"] == token and chip.is_visible()
     grid.press("Escape")
@@ -300,24 +300,26 @@ def test_a_token_is_followed_until_it_is_let_go(file_page, tmp_path):
     here = data.sel(prompt=0, layer=4, position=4)
     top = visible(str(data["vocab_token"].values[int(here["token_id"][0])]))
     said = f"{top}, log-prob {float(here['logprob'][0]):.3f} nats; entropy {float(here['entropy']):.4f} nats"
-    assert explorer.locator(".lw-foot").inner_text().endswith(said)
+    assert explorer.locator(".wx-hover").inner_text().endswith(said)
     assert float(at(explorer, 3, 5).inner_text()) == round(float(here["entropy"]), 4), "rounded once"
     here = data.sel(prompt=0, layer=6, position=13)
     assert f"log-prob of ·Paris {float(here['target_logprob']):.3f} nats (null" in " ".join(detail(explorer))
     assert "log-prob (nats); bars: probability" in detail(explorer)
-    ring = explorer.locator(".lw-cell.on").evaluate("(n) => parseFloat(getComputedStyle(n).outlineOffset)")
+    ring = explorer.locator(".wx-cell.on").evaluate("(n) => parseFloat(getComputedStyle(n).outlineOffset)")
     assert ring <= -2, "inside its cell, where the grid's edge does not cut it"
 
     grid.press("p")
-    explorer.locator(".lw-panel h3 button", has_text="unpin").focus()
+    explorer.locator(".wx-panel h3 button", has_text="unpin").focus()
     page.keyboard.press("Enter")
     assert focused(page).strip() == "pin"
     grid.press("p")
-    explorer.locator(".lw-card").get_by_role("button", name="unpin").focus()
+    explorer.locator(".wx-card").get_by_role("button", name="unpin").focus()
     page.keyboard.press("Enter")
-    assert focused(page).startswith("lw-grid"), "with the last card gone, the grid"
-    explorer.locator("summary", has_text="keys").click()
-    assert "Escape" in explorer.locator("details").inner_text()
+    assert focused(page).startswith("wx-grid"), "with the last card gone, the grid"
+    grid.press("?")
+    assert "Escape" in explorer.locator(".wx-keys").inner_text()
+    grid.press("?")
+    assert explorer.locator(".wx-keys").is_hidden()
     unharmed(page)
 
 
@@ -328,16 +330,16 @@ def test_readings_are_opened_where_there_is_room_and_go_on_together(file_page, t
         other["prompt_text"] = ("prompt", [f"{i}, the same text" for i in range(3)])
     lens["prompt_text"] = near["prompt_text"]
     page = file_page(to_html([lens, near, parts], tmp_path / "three.html"), width=width)
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
-    assert explorer.locator(".lw-pane").count() == panes
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
+    assert explorer.locator(".wx-pane").count() == panes
     explorer.locator("select[aria-label=prompt]").first.select_option("1")
     together = [[i, 1] for i in range(panes)]
     assert selected(page)["panes"] == together
     explorer.get_by_role("button", name="show another reading").click()
     assert selected(page)["panes"] == [*together, [2, 1] if panes == 2 else [0, 0]], "the first that is not shown yet"
-    explorer.locator(".lw-pane").last.get_by_role("button", name="close").click()
-    assert selected(page)["panes"] == together and focused(page).startswith("lw-grid")
+    explorer.locator(".wx-pane").last.get_by_role("button", name="close").click()
+    assert selected(page)["panes"] == together and focused(page).startswith("wx-grid")
     page.evaluate("() => document.getElementById('explorer').model.set('selection', {reading: 0, prompt: 2})")
     prompts = explorer.locator("select[aria-label=prompt]").evaluate_all("(all) => all.map((s) => s.value)")
     assert prompts == ["2"] * panes
@@ -355,9 +357,9 @@ def test_another_model_is_walked_through_alongside(file_page, tmp_path):
         data["input_token"][0] = words
         data["prompt_text"][0] = "The cat sat on the mat."
     page = file_page(to_html([one, other], tmp_path / "models.html"), width=1600)
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
-    first, second = explorer.locator(".lw-pane").nth(0), explorer.locator(".lw-pane").nth(1)
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
+    first, second = explorer.locator(".wx-pane").nth(0), explorer.locator(".wx-pane").nth(1)
     for row, column, head in (
         (1, 8, "layer 6, at . #10"), (7, 3, "layer 3, at ·cat #2"), (13, 4, "layer 0, at at #4"),
         (5, 6, "layer 4, at he #7"), (13, 2, "layer 0, at e #1"),
@@ -371,18 +373,16 @@ def test_another_model_is_walked_through_alongside(file_page, tmp_path):
 
 def test_a_part_stands_beside_a_whole_at_the_same_place(file_page, tmp_path, monkeypatch):
     """What a notebook kept: of one reading the last positions only, of the other all of them."""
-    from workbench.widgets import packing
-
-    monkeypatch.setattr(packing, "whole", lambda packers: packing.part(packers, 40_000))
+    monkeypatch.setattr(lens, "whole", lambda packers: lens.part(packers, 40_000))
     data = logit_lens(lengths=(90,), layers=24, top_k=8)
     few = data[["token_id", "input_id", "input_token", "input_position", "prompt_text", "vocab_token"]].isel(rank=[0])
     page = file_page(to_html([data, few.assign_attrs(reader="Few")], tmp_path / "part.html"), width=1600)
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
-    first, second = explorer.locator(".lw-pane").nth(0), explorer.locator(".lw-pane").nth(1)
-    kept = int(first.locator(".lw-grid").get_attribute("aria-colcount")) - 1
-    assert 8 <= kept < 90 and second.locator(".lw-grid").get_attribute("aria-colcount") == "91"
-    assert f"the last {kept} of 90 positions" in explorer.locator(".lw-note").inner_text()
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
+    first, second = explorer.locator(".wx-pane").nth(0), explorer.locator(".wx-pane").nth(1)
+    kept = int(first.locator(".wx-grid").get_attribute("aria-colcount")) - 1
+    assert 8 <= kept < 90 and second.locator(".wx-grid").get_attribute("aria-colcount") == "91"
+    assert f"the last {kept} of 90 positions" in explorer.locator(".wx-note").inner_text()
     at(first, 1, kept - 1).click()
     heads = [head.inner_text() for head in explorer.locator("h3 span").all()]
     assert heads[0] == heads[1] and heads[0].endswith("#88")
@@ -397,10 +397,10 @@ def test_opened_again_while_the_kernel_lives(lab):
     at(explorer_in(page), 3, 4).click()
     page.reload(kernel=True)
     explorer = explorer_in(page)
-    explorer.locator(".lw-panel h3", has_text="layer 4, at <b> #3").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 4, at <b> #3").wait_for()
     assert page.cell(0).locator(".wx-static").is_hidden()
     at(explorer, 2, 2).click()
-    explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 5").wait_for()
     assert selection(page)["depth"] == 5
 
 
@@ -413,8 +413,8 @@ def test_metrics_search_zoom_and_following(lab):
     hit = data["token_id"].values == list(words).index(wanted)
     explorer.get_by_role("status").get_by_text(f"{hit.any(-1).sum()} cells, {hit[..., 0].sum()} on top").wait_for()
     page.page.wait_for_timeout(200)
-    assert explorer.locator(".lw-cell.hit").count() == hit[..., 0].sum()
-    assert explorer.locator(".lw-cell.near").count() == hit.any(-1).sum() - hit[..., 0].sum()
+    assert explorer.locator(".wx-cell.hit").count() == hit[..., 0].sum()
+    assert explorer.locator(".wx-cell.near").count() == hit.any(-1).sum() - hit[..., 0].sum()
     explorer.get_by_role("searchbox").press("Enter")
     explorer.get_by_role("status").get_by_text("1 of").wait_for()
     explorer.get_by_role("searchbox").fill("")
@@ -425,31 +425,31 @@ def test_metrics_search_zoom_and_following(lab):
     at(explorer, 1, 1).click()
     for name in names[1:]:
         show.select_option(name)
-        page.page.wait_for_function(f"() => document.querySelector('.lw-cell.on') && {json.dumps(name)}")
+        page.page.wait_for_function(f"() => document.querySelector('.wx-cell.on') && {json.dumps(name)}")
         page.page.wait_for_timeout(150)
         here = data.sel(layer=6, position=0)
         value = here["logprob"][0] if name in ("probability", "logprob") else here[name]
         value = np.exp(float(value)) if name == "probability" else float(value)
-        assert float(explorer.locator(".lw-cell.on").inner_text()) == pytest.approx(value, abs=0.0056), name
+        assert float(explorer.locator(".wx-cell.on").inner_text()) == pytest.approx(value, abs=0.0056), name
     show.select_option("top")
 
     explorer.locator("select[aria-label^=lowest]").select_option(label="2")
     explorer.locator("select[aria-label^=highest]").select_option(label="4")
     page.page.wait_for_timeout(200)
-    assert explorer.locator(".lw-depth").all_inner_texts() == ["4", "3", "2"]
+    assert explorer.locator(".wx-depth").all_inner_texts() == ["4", "3", "2"]
     assert selection(page)["depths"] == [2, 4]
     page.python("explorer.selection = {'depths': None}")
     page.page.wait_for_timeout(300)
-    assert explorer.locator(".lw-depth").count() == 7
+    assert explorer.locator(".wx-depth").count() == 7
 
     at(explorer, 1, 5).click()
-    follow = explorer.locator(".lw-bars button").nth(1)
+    follow = explorer.locator(".wx-bars button").nth(1)
     follow.click()
-    explorer.locator(".lw-bars button[aria-pressed=true]").wait_for()
+    explorer.locator(".wx-bars button[aria-pressed=true]").wait_for()
     token = data["token_id"].sel(layer=6, position=4).values[1]
     assert selection(page)["token"] == token
     there = (data["token_id"].sel(position=4) == token).any("rank").sum()
-    assert explorer.locator(".lw-panel svg circle").count() == int(there)
+    assert explorer.locator(".wx-panel svg circle").count() == int(there)
     unharmed(page)
 
 
@@ -457,14 +457,14 @@ def test_a_long_prompt_is_sent_when_it_is_looked_at(lab):
     make = "explorer = explore(logit_lens(lengths=(900, 700), layers=40))\nexplorer"
     page = lab.open([MAKE.replace("explorer\n", "", 1), make]).run()
     explorer = explorer_in(page, 1)
-    page.page.wait_for_function("() => document.querySelector('.lw-note').textContent === ''")  # all is here
-    grid = explorer.locator(".lw-grid")
+    page.page.wait_for_function("() => document.querySelector('.wx-note').textContent === ''")  # all is here
+    grid = explorer.locator(".wx-grid")
     assert grid.get_attribute("aria-colcount") == "901"
-    assert 100 < explorer.locator(".lw-cell").count() < 1500, "only what is in sight is drawn"
+    assert 100 < explorer.locator(".wx-cell").count() < 1500, "only what is in sight is drawn"
     grid.evaluate("(g) => { g.scrollLeft = 0; }")
-    explorer.locator(".lw-in", has_text="</script>").first.wait_for()
+    explorer.locator(".wx-in", has_text="</script>").first.wait_for()
     explorer.locator("select[aria-label=prompt]").select_option("1")
-    explorer.locator(".lw-panel h3", has_text="#699").wait_for()
+    explorer.locator(".wx-panel h3", has_text="#699").wait_for()
     assert grid.get_attribute("aria-colcount") == "701"
     assert len(ast.literal_eval(page.python("print(list(explorer.packed))"))) < 100_000
     unharmed(page)
@@ -480,7 +480,7 @@ def test_without_a_kernel_the_table_is_there(lab):
     page.reload(kernel=False)
     table = page.cell(0).locator(".wx-static table")
     table.wait_for()
-    assert page.cell(0).locator(".lw").count() == 0
+    assert page.cell(0).locator(".wx").count() == 0
     page.page.wait_for_timeout(1500)  # JupyterLab finds out late that the widget is gone, and says so in its place
     assert page.cell(0).locator(".jp-OutputArea-child:visible").count() == 1, "the table alone, no failed widget"
     rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
@@ -494,14 +494,14 @@ def test_with_its_state_saved_the_widget_works_without_a_kernel(lab):
     page = lab.open([MAKE], save_widgets=True).run()
     explorer = explorer_in(page)
     at(explorer, 4, 5).click()
-    explorer.locator(".lw-panel h3", has_text="layer 3").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 3").wait_for()
     before = detail(explorer)
     page.reload(kernel=False)
     explorer = explorer_in(page)
-    explorer.locator(".lw-panel h3", has_text="layer 3").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 3").wait_for()
     assert detail(explorer) == before, "the selection is part of the state"
     at(explorer, 2, 2).click()
-    explorer.locator(".lw-panel h3", has_text="layer 5").wait_for()
+    explorer.locator(".wx-panel h3", has_text="layer 5").wait_for()
     assert page.cell(0).locator(".wx-static").is_hidden()
 
 
@@ -509,19 +509,19 @@ def test_the_same_click_says_the_same_in_all_views(lab, file_page, tmp_path):
     page = lab.open([MAKE], save_widgets=True).run()
     explorer = explorer_in(page)
     offline = file_page(to_html(logit_lens(), tmp_path / "lens.html"))
-    offline.locator(".lw-cell").first.wait_for()
+    offline.locator(".wx-cell").first.wait_for()
     for row, column in ((1, 1), (3, 5), (7, 14), (4, 10)):
         depth, position = 7 - row, column - 1
         at(explorer, row, column).click()
-        explorer.locator(".lw-panel h3", has_text=f"layer {depth}").wait_for()
+        explorer.locator(".wx-panel h3", has_text=f"layer {depth}").wait_for()
         clicked = detail(explorer)
-        at(offline.locator(".lw"), row, column).click()
-        assert detail(offline.locator(".lw")) == clicked and len(clicked) > 10
+        at(offline.locator(".wx"), row, column).click()
+        assert detail(offline.locator(".wx")) == clicked and len(clicked) > 10
         page.python("explorer.selection = {'depth': 0, 'position': 7}")
-        explorer.locator(".lw-panel h3", has_text="layer 0").wait_for()
+        explorer.locator(".wx-panel h3", has_text="layer 0").wait_for()
         page.python(f"explorer.selection = {{'depth': {depth}, 'position': {position}}}")
-        explorer.locator(".lw-panel h3", has_text=f"layer {depth}, ").wait_for()
-        explorer.locator(".lw-panel h3", has_text=f"#{position}").wait_for()
+        explorer.locator(".wx-panel h3", has_text=f"layer {depth}, ").wait_for()
+        explorer.locator(".wx-panel h3", has_text=f"#{position}").wait_for()
         assert detail(explorer) == clicked, "set from Python"
     last = detail(explorer)
     page.reload(kernel=False)
@@ -573,8 +573,8 @@ def short(text: str) -> str:
 
 def all_there_and_in_place(explorer: Any) -> None:
     """Every token is in its cell, every cell in its slot, and nothing reaches beyond the explorer."""
-    pane = explorer.locator(".lw-pane").first
-    grid = pane.locator(".lw-grid")
+    pane = explorer.locator(".wx-pane").first
+    grid = pane.locator(".wx-grid")
     texts: dict[int, str] = {}
     lefts = list(range(0, grid.evaluate("(g) => g.scrollWidth"), 300))
     for turn, left in enumerate(3 * lefts):  # a busy machine may draw later than it is looked at
@@ -583,8 +583,8 @@ def all_there_and_in_place(explorer: Any) -> None:
         grid.evaluate("(g, x) => { g.scrollLeft = x; g.dispatchEvent(new Event('scroll')); }", left)
         pane.page.wait_for_timeout(120)
         found = pane.evaluate(
-            """(p) => [...p.querySelectorAll(".lw-row")].at(-1) && [...p.querySelectorAll(".lw-row")].flatMap((row) =>
-              [...row.querySelectorAll(".lw-cell")].map((c) => [+row.getAttribute("aria-rowindex"),
+            """(p) => [...p.querySelectorAll(".wx-row")].at(-1) && [...p.querySelectorAll(".wx-row")].flatMap((row) =>
+              [...row.querySelectorAll(".wx-cell")].map((c) => [+row.getAttribute("aria-rowindex"),
                 +c.getAttribute("aria-colindex") - 2, c.textContent, c.offsetLeft, c.offsetWidth, c.offsetHeight,
                 c.childElementCount]))"""
         )
@@ -596,7 +596,7 @@ def all_there_and_in_place(explorer: Any) -> None:
     inside = explorer.evaluate(
         """(root) => {
           const box = root.getBoundingClientRect();
-          const all = root.querySelectorAll(".lw-panel, .lw-panel *, .lw-tools *, .lw-head *, .lw-card *");
+          const all = root.querySelectorAll(".wx-panel, .wx-panel *, .wx-tools *, .wx-head *, .wx-card *");
           const out = [...all].filter((n) => {
             const b = n.getBoundingClientRect();
             return b.width && (b.left < box.left - 1 || b.right > box.right + 1);
@@ -611,17 +611,17 @@ def all_there_and_in_place(explorer: Any) -> None:
 
 def through_details(explorer: Any) -> None:
     """The detail of every position, each at least once as a token, as a target and in a sentence."""
-    grid = explorer.locator(".lw-grid").first
-    explorer.locator(".lw-pane").first.locator(".lw-cell").first.click()
+    grid = explorer.locator(".wx-grid").first
+    explorer.locator(".wx-pane").first.locator(".wx-cell").first.click()
     grid.press("Home")
     for _ in range(hostile.LAYERS):
         grid.press("ArrowDown")
     for i, token in enumerate(EXPECTED):
-        head = explorer.locator(".lw-panel h3").first.inner_text()
+        head = explorer.locator(".wx-panel h3").first.inner_text()
         assert head.startswith(f"layer 0, at {token if len(token) <= 240 else token[:240] + '…'} #{i}"), token
-        top = explorer.locator(".lw-pane").first.locator(".lw-bars .lw-tok").first
+        top = explorer.locator(".wx-pane").first.locator(".wx-bars .wx-one").first
         assert top.text_content() == token
-        marks = explorer.locator(".lw-pane").nth(1).locator(".lw-said mark").first.text_content()
+        marks = explorer.locator(".wx-pane").nth(1).locator(".wx-said mark").first.text_content()
         assert len(marks) <= 300
         grid.press("ArrowRight")
 
@@ -631,8 +631,8 @@ def test_hostile_texts_in_the_live_widget_and_after_it(lab):
     explorer = explorer_in(page)
     all_there_and_in_place(explorer)
     through_details(explorer)
-    explorer.locator(".lw-grid").first.press("p")
-    explorer.locator(".lw-card").wait_for()
+    explorer.locator(".wx-grid").first.press("p")
+    explorer.locator(".wx-card").wait_for()
     for i in range(4):
         explorer.locator("select[aria-label=target]").first.select_option(str(i))
     explorer.get_by_role("searchbox").fill("<script>")
@@ -649,7 +649,7 @@ def test_hostile_texts_in_the_live_widget_and_after_it(lab):
             notebook.cells[1].source = "'changed elsewhere'"
             notebook.cells[0].outputs[1].data["text/html"] += "<p>changed elsewhere</p>"  # the signature no longer fits
             page = lab.open(notebook, name="foreign")
-        table = page.cell(0).locator(".lw-table table").first
+        table = page.cell(0).locator(".wx-still table").first
         table.wait_for()
         page.page.wait_for_timeout(1500)  # typesetting comes late
         foot = table.locator("tfoot th").all_text_contents()[1:]
@@ -657,7 +657,7 @@ def test_hostile_texts_in_the_live_widget_and_after_it(lab):
         assert foot == [visible(t) for t in cut]
         assert page.cell(0).locator("mjx-container, img, script, iframe, s").count() == 0
         output = page.cell(0).locator(".jp-OutputArea").bounding_box()
-        around = page.cell(0).locator(".lw-table").first.bounding_box()
+        around = page.cell(0).locator(".wx-still").first.bounding_box()
         assert around["x"] + around["width"] <= output["x"] + output["width"] + 1
         page.shot(f"hostile-static-{'trusted' if trusted else 'foreign'}")
         unharmed(page)
@@ -666,8 +666,8 @@ def test_hostile_texts_in_the_live_widget_and_after_it(lab):
 def test_hostile_texts_in_the_page(file_page, tmp_path):
     readings = {hostile.NAME: hostile.logit_lens(), "<b>latent</b>": hostile.latent_lens()}
     page = file_page(to_html(readings, tmp_path / "hostile.html", title=hostile.NAME))
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
     all_there_and_in_place(explorer)
     through_details(explorer)
     page.screenshot(path=SHOTS / "hostile-page.png")
@@ -691,7 +691,7 @@ CONTRAST = """
   const low = [];
   for (const node of root.querySelectorAll("*")) {
     const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !node.getClientRects().length || node.closest(".lw-away, style, option, .dim")) continue;
+    if (!own || !node.getClientRects().length || node.closest(".wx-live, style, option, .dim")) continue;
     const style = getComputedStyle(node), a = light(parse(node instanceof SVGElement ? style.fill : style.color));
     const b = light(ground(node)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) low.push([node.className.baseVal ?? node.className, node.textContent.slice(0, 20), ratio]);
@@ -707,8 +707,8 @@ def test_it_is_readable_in_both_themes(lab, dark):
     page = lab.open([MAKE.replace("explorer\n", "", 1), make, "logit_lens_reading = None"], dark=dark).run()
     page.page.emulate_media(color_scheme="light" if dark else "dark")  # JupyterLab's theme decides, not the system's
     explorer = explorer_in(page, 1)
-    explorer.locator(".lw-grid").first.press("p")
-    explorer.locator(".lw-card").wait_for()
+    explorer.locator(".wx-grid").first.press("p")
+    explorer.locator(".wx-card").wait_for()
     assert page.page.evaluate("() => document.body.dataset.jpThemeLight") == str(not dark).lower()
     ground = explorer.evaluate("(root) => getComputedStyle(root).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
@@ -724,18 +724,18 @@ def test_it_is_readable_in_both_themes(lab, dark):
 def test_it_fits_its_window(file_page, tmp_path, width):
     readings = [logit_lens(lengths=(40, 12), layers=30), embedding_lens(lengths=(40, 12), layers=30)]
     page = file_page(to_html(readings, tmp_path / "fits.html"), width=width, dark=width == 900)
-    explorer = page.locator(".lw")
-    explorer.locator(".lw-cell").first.wait_for()
+    explorer = page.locator(".wx")
+    explorer.locator(".wx-cell").first.wait_for()
     page.wait_for_timeout(300)
     assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
     outside = explorer.evaluate(
-        "(root) => [...root.querySelectorAll('.lw-tools *, .lw-head *, .lw-panel *')].filter((n) =>"
+        "(root) => [...root.querySelectorAll('.wx-tools *, .wx-head *, .wx-panel *')].filter((n) =>"
         " n.getBoundingClientRect().right > innerWidth + 1).length"
     )
     assert outside == 0
-    chosen, grid = (explorer.locator(name).first.bounding_box() for name in (".lw-cell.on", ".lw-grid"))
+    chosen, grid = (explorer.locator(name).first.bounding_box() for name in (".wx-cell.on", ".wx-grid"))
     assert chosen["x"] + chosen["width"] <= grid["x"] + grid["width"] and chosen["y"] >= grid["y"]
-    axis = explorer.locator(".lw-axis").first.bounding_box()
+    axis = explorer.locator(".wx-axis").first.bounding_box()
     below = grid["y"] + grid["height"] - axis["y"] - axis["height"]
     assert 0 <= below < 20, "the prompt stays in sight below the layers"
     page.screenshot(path=SHOTS / f"page-{width}.png", full_page=True)

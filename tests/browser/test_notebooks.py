@@ -12,8 +12,11 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 # Where an explorer is clicked, and what changes then: its marks by the class of its outermost element's parts.
-MARKS = {"lw": ".lw-row[aria-rowindex='3'] .lw-cell >> nth=1", "wx": ".wx-heat rect[role=gridcell] >> nth=3"}
-LINES = ".wx-space .wx-line >> nth=2"  # of a table of neighbours
+HEAT = ".wx-heat rect[role=gridcell] >> nth=3"
+MARKS = {
+    "wx-lens": ".wx-row[aria-rowindex='3'] .wx-cell >> nth=1", "wx-neighbours": ".wx-space .wx-line >> nth=2",
+    "wx-routing": HEAT, "wx-belief": HEAT, "wx-drift": HEAT,
+}  # fmt: skip
 
 
 def _explorers(notebook: Any) -> list[int]:
@@ -27,17 +30,15 @@ def _explorers(notebook: Any) -> list[int]:
 
 def _clicked(page: Any, index: int) -> None:
     """A click changes what the explorer says, and the next cell reads the selection."""
-    root = page.cell(index).locator(".lw, .wx")
+    root = page.cell(index).locator(".wx")
     root.first.wait_for()
-    kind = "lw" if "lw" in root.first.get_attribute("class").split() else "wx"
-    table = root.locator(LINES)
-    mark = root.locator(MARKS[kind] if kind == "lw" or not table.count() else LINES)
+    mark = root.locator(MARKS[root.first.get_attribute("class").split()[1]])
     mark.wait_for()
     before, was = root.first.inner_text(), ast.literal_eval(page.python("print(dict(explorer.selection))"))
     mark.click()
     page.page.wait_for_function(
         "([i, before]) => document.querySelector(`.jp-Cell[data-windowed-list-index='${i}']`)"
-        ".querySelector('.lw, .wx').innerText !== before",
+        ".querySelector('.wx').innerText !== before",
         arg=[index, before],
     )
     assert page.notebook.cells[index + 1].source.startswith("explorer.selection")
@@ -76,7 +77,7 @@ def test_it_runs_is_clicked_and_is_read_without_a_kernel(lab, name):
     for index in shown:
         cell = page.cell(index)
         cell.locator(".wx-static table tr").first.wait_for()
-        assert cell.locator(".lw, .wx").count() == 0
+        assert cell.locator(".wx").count() == 0
     page.shot(f"notebook-{name}-static")
     assert page.watched.outside == [] and page.watched.dialogs == []
     assert page.path.stat().st_size < 1e6

@@ -295,7 +295,7 @@ def test_figures_explorers_and_files_name_each_prompts_own_targets(tmp_path):
     )
     logit = workbench.open(logit.save(tmp_path / "own.nc"))
     for reading in (logit, part):
-        heads = payload([("one", reading)])["readings"][0]
+        heads = payload(reading)["readings"][0]
         assert heads["targets"] == [] and [p["targets"] for p in heads["prompts"]] == shown
     for prompt in (0, 1):
         (panel,) = logit.figure("trajectory", prompt=prompt).plot.panels

@@ -1,5 +1,7 @@
 """Pages opened in a headless browser."""
 
+import base64
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -7,8 +9,15 @@ from pathlib import Path
 import pytest
 from browsers import browser
 
+from workbench.widgets.packing import unpack
+
 BROWSER = browser()
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chrome or Chromium to open the page with")
+
+
+def payload_of(page):
+    """What a page holds."""
+    return unpack(base64.b64decode(re.findall(r'id="payload">([^<]*)<', page.read_text("utf-8"))[0]))
 
 
 def load(page, script="", size="1400,900", budget=3000):

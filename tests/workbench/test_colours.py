@@ -18,7 +18,7 @@ from pages import load, needs_browser
 from plotly.colors import sample_colorscale
 
 from workbench.figures import Cells, Flow, Line, chart, colours
-from workbench.widgets import base, dispatch, explorer, packing, page
+from workbench.widgets import base, dispatch, explorer
 from workbench.widgets.dispatch import views
 
 # Published colour maps, and which end of them a large number has.  Written out: what is compared has to come from here.
@@ -84,10 +84,9 @@ def readings():
 
 
 def test_front_ends_carry_the_table_and_no_colours_of_their_own():
-    lens = explorer.explore(gallery.lens())
-    shown = [packing.unpacked(lens.packed)["colours"], dispatch.explore(stances()[0]).payload["colours"]]
-    assert shown == [colours.sent()] * 2
-    for path in [explorer.MODULE, base.COMMON, *(view.module for view in views().values())]:
+    lens = dispatch.explore(gallery.lens())
+    assert [one.payload["colours"] for one in (lens, dispatch.explore(stances()[0]))] == [colours.sent()] * 2
+    for path in [base.COMMON, base.PAGE, *(view.module for view in views().values())]:
         text = path.read_text("utf-8").lower()
         assert not any(hue.lower() in text for hue in colours.SEQUENTIAL[1:-1] + colours.DIVERGING + colours.HUES[:6])
 
@@ -112,14 +111,14 @@ def test_a_lens_in_its_figure_and_its_table(metric):
 @needs_browser
 @pytest.mark.parametrize("metric", LENSES)
 def test_a_lens_on_its_page(metric, tmp_path):
-    path = page.to_html(readings()[metric], tmp_path / "x.html")
+    path = dispatch.to_html(readings()[metric], tmp_path / "x.html")
     script = (
         "const { model } = document.getElementById('explorer');"
         f"setTimeout(() => model.set('selection', {{ ...model.get('selection'), metric: '{metric}' }}), 300);"
     )
     dom, console = load(path, script, size="1400,900")
     assert not console
-    cells = re.findall(r'class="lw-cell[^"]*"[^>]*style="([^"]*background[^"]*)"[^>]*>([^<]+)<', dom)
+    cells = re.findall(r'class="wx-cell[^"]*"[^>]*style="([^"]*background[^"]*)"[^>]*>([^<]+)<', dom)
     cells = [(float(text.replace(",", "")), rgb(style)) for style, text in cells]
     assert len(cells) > 30
     cells.sort(key=lambda cell: cell[0])

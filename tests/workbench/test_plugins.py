@@ -82,6 +82,18 @@ def test_ours_cannot_be_taken(install, capsys, group, name):
         assert cli.main(["--help"]) == 1 and "taken twice" in capsys.readouterr().err
 
 
+def test_an_explorer_that_does_not_say_what_it_needs_is_asked(install):
+    import xarray as xr
+
+    from workbench.widgets.dispatch import fitting
+
+    made = "from workbench.widgets import View\nVIEW = View('Mine', '', None, ('norm',), dict, str)"
+    install("silent", "[workbench.explorers]\nsilent = made_up_silent:VIEW\n", made)
+    install("open", "[workbench.explorers]\nopen = made_up_open:VIEW [norm]\n", "import nowhere_at_all")
+    assert sorted(fitting(xr.Dataset({"norm": 1.0}))) == ["open", "silent"]
+    assert fitting(xr.Dataset({"mean": 1.0})) == []
+
+
 def test_the_command_line_outlives_a_broken_command(install):
     folder = install("bad", "[workbench.commands]\nsink = made_up_bad:register\n", "import nowhere_at_all")
     install("good", "[workbench.commands]\nwave = made_up_good:register\n")

@@ -19,7 +19,7 @@ from lenses import embedding
 from workbench.errors import InputError
 from workbench.figures import chart
 from workbench.variables import described
-from workbench.widgets import dispatch, packing, page
+from workbench.widgets import dispatch, lens
 
 WHERE = ("prompt", "layer", "position")
 SAID = "sink: norm beyond 20 x the layer's median"
@@ -94,7 +94,7 @@ def test_hovers_have_p_and_q_of_the_nearest():
     for end, value in (("p", 0.0123), ("q", 0.0456)):
         data[f"cosine_{end}"] = (WHERE, np.full([data.sizes[d] for d in WHERE], value))
     assert "nearest: p 0.0123, q 0.0456" in marks(chart(data))[0].hover[0][0]
-    assert packing.Packer("x", data).metrics == ["top", "cosine"], "they are no colours of cells"
+    assert lens.Packer("x", data).metrics == ["top", "cosine"], "they are no colours of cells"
 
 
 @needs_browser
@@ -110,11 +110,11 @@ def test_the_lens_explorer_says_sink_p_and_q_in_the_detail(tmp_path):
             "const { model } = document.getElementById('explorer'); setTimeout(() => model.set('selection', "
             f"{{ ...model.get('selection'), depth: {depth}, position: 0 }}), 300);"
         )
-        dom, console = load(page.to_html(data, tmp_path / f"{depth}.html"), script)
+        dom, console = load(dispatch.to_html(data, tmp_path / f"{depth}.html"), script)
         assert not console
-        panel = re.search(r'<section class="lw-panel".*?</section>', dom, re.DOTALL)[0]
+        panel = re.search(r'<section class="wx-panel".*?</section>', dom, re.DOTALL)[0]
         told[depth] = re.sub("<[^>]*>", " ", panel)
-        assert len(re.findall(r'class="lw-cell[^"]* sink', dom)) == 3
+        assert len(re.findall(r'class="wx-cell[^"]* sink', dom)) == 3
     assert SAID in told[3] and SAID not in told[6]
     assert all("p of nearest 0.0123" in text and "q of nearest 0.0456" in text for text in told.values())
 

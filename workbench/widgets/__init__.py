@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.widgets.base import View
     from workbench.widgets.dispatch import explore, static_html, to_html, views
-    from workbench.widgets.explorer import LensExplorer, payload
+    from workbench.widgets.explorer import payload
+
+    LensExplorer: Any
 
 __all__ = ["LensExplorer", "View", "explore", "payload", "static_html", "to_html", "views"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "LensExplorer":
+        return import_module("workbench.widgets.explorer").VIEW.widget
     if name in __all__:
-        home = {"LensExplorer": "explorer", "payload": "explorer", "View": "base"}.get(name, "dispatch")
+        home = {"payload": "explorer", "View": "base"}.get(name, "dispatch")
         return getattr(import_module(f"workbench.widgets.{home}"), name)
     if name.endswith(("Explorer", "Table")):
         from workbench.widgets.dispatch import views

@@ -1,7 +1,7 @@
-// What the explorers share: nodes, numbers, colours, one heat map, and the life of a widget.  An explorer's own text is
-// put behind this one, and both are one module: no dependency, no network.
+// What the explorers share: nodes, numbers, colours, keys, one heat map, and the life of a widget.  An explorer's own text
+// is put behind this one, and both are one module: no dependency, no network.
 //
-//   model.get("payload")     what base.py's View.payload builds
+//   model.get("packed")      the payload of base.py's View, packed by packing.py: bytes, in a page their base64
 //   model.get("selection")   where the reader is, written back on every choice; may be set at any time
 //
 // Texts from the data arrive made visible and are only ever set as text, never as markup.
@@ -9,24 +9,25 @@
 // The payload's "colours" are the table of workbench/figures/colours.py: hues, and scales ("sequential", "diverging", ...).
 let COLOURS = { hues: [], dark: [], scales: {} };
 const hues = (list) => list.map((hue, i) => `;--h${i}:${hue}`).join("");
-const css = ({ hues: light, dark, floor }, LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#5d6675;--line:#d9dee7;--panel:#f6f7fa;
-  --accent:#b4235a;--zero:#e9edf2;--deep:45%;--floor:var(--h${floor})${hues(light)}`, DARK = `--bg:#14171f;--ink:#e2e6ee;
-  --soft:#9aa4b4;--line:#343b49;--panel:#1c212c;--accent:#ff7ba9;--zero:#262d3a;--deep:30%;--floor:var(--h${floor})${hues(dark)}`) => `
+const css = ({ hues: light, dark, floor }, LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#59616f;--line:#d5dbe4;--panel:#f6f7fa;
+  --accent:#b4235a;--zero:#e9edf2;--deep:45%;--floor:var(--h${floor});color-scheme:light${hues(light)}`, DARK = `--bg:#14171f;
+  --ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--zero:#262d3a;--deep:30%;--floor:var(--h${floor});
+  color-scheme:dark${hues(dark)}`) => `
 .wx{${LIGHT};font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans",sans-serif;
-  color:var(--ink);background:var(--bg);display:grid;grid-template-columns:minmax(0,1fr);gap:10px;min-width:0;
-  text-align:left;padding:2px;position:relative}
+  color:var(--ink);background:var(--bg);display:grid;grid-template-columns:minmax(0,1fr);gap:10px;min-width:0;width:100%;
+  text-align:left;padding:2px;position:relative;font-variant-numeric:tabular-nums}
 @media (prefers-color-scheme:dark){.wx{${DARK}}}
 body[data-jp-theme-light="true"] .wx,body[data-vscode-theme-kind*="light"] .wx,html[theme="light"] .wx{${LIGHT}}
 body[data-jp-theme-light="false"] .wx,body[data-vscode-theme-kind*="dark"] .wx,html[theme="dark"] .wx{${DARK}}
-body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-content-font-color1);
-  --soft:var(--jp-content-font-color2);--line:var(--jp-border-color2);--panel:var(--jp-layout-color1)}
-.wx *{box-sizing:border-box}
+body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0)}
+.wx,.wx *{box-sizing:border-box}
 .wx [hidden]{display:none!important}
+@media (prefers-reduced-motion:reduce){.wx *{transition:none!important;animation:none!important}}
 .wx-tools{display:flex;flex-wrap:wrap;gap:6px 12px;align-items:center;min-width:0}
 .wx-tools label{display:flex;gap:5px;align-items:center;color:var(--soft);min-width:0}
 .wx select,.wx input,.wx button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
   border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;min-width:0;margin:0}
-.wx select{max-width:min(280px,60vw);text-overflow:ellipsis}
+.wx select{max-width:min(280px,52vw);text-overflow:ellipsis}
 .wx input[type=range]{padding:0;border:0;accent-color:var(--h0);width:150px;background:none}
 .wx input[type=checkbox]{min-height:0;accent-color:var(--h0)}
 .wx button{cursor:pointer}
@@ -38,7 +39,6 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx h4{font-size:12px;color:var(--soft)}
 .wx p{margin:0}
 .wx-hint,.wx-facts{color:var(--soft);font-size:12px;overflow-wrap:anywhere}
-.wx-facts{font-variant-numeric:tabular-nums}
 .wx-gone{display:none;color:var(--soft);font-size:12px}
 .wx.gone .wx-gone,.jupyter-widgets-disconnected .wx-gone{display:block} /* the class: opened without a kernel */
 .wx-live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);bottom:0}
@@ -47,19 +47,32 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0);--ink:var(--jp-conten
 .wx-columns{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--least,320px)),1fr));align-items:start}
 .wx-columns>*{min-width:0}
 .wx-heat{display:grid;grid-template-columns:fit-content(42%) minmax(0,1fr);column-gap:6px;font-size:11px;color:var(--soft)}
-.wx-heat-rows{min-width:0;text-align:right;font-variant-numeric:tabular-nums;padding-top:2px}
+.wx-heat-rows{min-width:0;text-align:right;padding-top:2px}
 .wx-heat-in{overflow-x:auto;overflow-y:hidden;padding:2px 2px 0}
 .wx-heat svg{display:block;cursor:pointer;touch-action:pan-y}
-.wx-heat-names{position:relative;height:18px;font-variant-numeric:tabular-nums}
+.wx-heat-names{position:relative;height:18px}
 .wx-heat-names>div{position:absolute;top:2px;transform:translateX(-50%);max-width:90px;line-height:1.2}
 .wx-heat-title{grid-column:2;padding-left:2px}
-.wx-scale{display:inline-flex;align-items:center;gap:6px;color:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
+.wx-scale{display:inline-flex;flex-wrap:wrap;align-items:center;gap:0 6px;color:var(--soft);font-size:12px}
 .wx-ramp{width:90px;height:9px;border-radius:2px;border:1px solid var(--line)}
-.wx-bar{height:9px;position:relative;background:var(--zero);border-radius:2px;min-width:20px}
+.wx-bar{height:9px;position:relative;background:var(--zero);border-radius:2px;min-width:20px;overflow:hidden}
 .wx-bar>i{position:absolute;inset:0 auto 0 0;background:var(--h0);border-radius:2px;min-width:1px}
-.wx-bar>b{position:absolute;top:-2px;bottom:-2px;width:2px;background:var(--ink);opacity:.7}
-.wx-bar>b.floor{background:var(--floor);opacity:1}
-.wx-num{text-align:right;font-variant-numeric:tabular-nums;color:var(--soft)}
+.wx-bar>i.mark{width:2px;background:var(--ink);opacity:.7;border-radius:0}
+.wx-bar>i.floor{background:var(--floor);opacity:1}
+.wx-num{text-align:right;color:var(--soft)}
+.wx mark{background:color-mix(in srgb,var(--accent) 28%,transparent);color:inherit;border-radius:2px;font-weight:600}
+.wx-foot{color:var(--soft);font-size:12px;display:flex;flex-wrap:wrap;gap:4px 10px;align-items:center;min-width:0}
+.wx-foot button{font-size:12px;min-height:24px;padding:1px 7px;color:var(--soft)}
+.wx-foot .wx-hover{flex:1 1 240px;min-height:18px}
+.wx-keys{display:flex;flex-wrap:wrap;gap:4px 14px;flex-basis:100%}
+.wx-keys kbd{font:inherit;color:var(--ink);border:1px solid var(--line);border-radius:3px;padding:0 4px;background:var(--panel)}
+.wx-pictures{display:flex;flex-wrap:wrap;gap:10px}
+.wx-picture{position:relative;max-width:min(100%,var(--wide))}
+.wx-picture img{display:block;width:100%;height:auto;border-radius:4px}
+.wx-picture svg{position:absolute;inset:0;width:100%;height:100%}
+.wx-picture rect{fill:transparent;stroke:#fff;stroke-opacity:.35;stroke-width:1;vector-effect:non-scaling-stroke;cursor:pointer;outline:none}
+.wx-picture rect:is(:hover,.near){fill:#fff;fill-opacity:.35}
+.wx-picture rect:is(.on,:focus-visible){stroke:var(--accent);stroke-opacity:1;stroke-width:3}
 `;
 
 // ------------------------------------------------------------------ small helpers
@@ -77,49 +90,79 @@ const draw = (tag, attributes, text) => {
   return node;
 };
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
-const clip = (text, n) => { const letters = [...text.slice(0, 2 * n)]; return text.length > n && letters.length >= n ? letters.slice(0, n - 1).join("") + "…" : text; };
-const say = (x, digits = 2) => (x === null || x === undefined || Number.isNaN(x) ? "–" : Number(x.toFixed(digits)) === 0 ? (0).toFixed(digits) : x.toFixed(digits));
+const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
+function clip(text, most = 40) { // at most so many letters, and an ellipsis
+  if (text.length <= most) return text;
+  const letters = [...text.slice(0, 2 * most + 2)];
+  return letters.length > most ? letters.slice(0, most).join("") + "…" : text;
+}
 function tail(text, n) { // the end of a text, from a word on
   const letters = [...text];
   if (letters.length <= n) return text;
   const end = letters.slice(1 - n).join(""), word = letters[letters.length - n] === " " ? 0 : end.indexOf(" ") + 1;
   return `…${end.slice(word && word < end.length ? word : 0)}`;
 }
+function say(x, digits = 2, whole = false) {
+  if (Number.isNaN(x ?? NaN)) return "–";
+  if (whole) return String(x);
+  const text = Math.abs(x) >= 1e6 ? x.toExponential(2) : x.toFixed(clamp(digits, 0, 9));
+  return Number(text) === 0 ? text.replace("-", "") : text;
+}
 const share = (x) => (Number.isNaN(x) ? "–" : `${(100 * x).toFixed(x < 0.1 ? 1 : 0)} %`);
+const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const fresh = (name) => `wx-${name}-${Math.random().toString(36).slice(2, 9)}`; // several widgets share a page
+const quoted = (text) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`); // for a line of Python
 
-// {t: "u8" | "u16" | "i32", b: base64}: integers; {t: "d8" | "d16", base, digits, b}: decimals.  The highest step of an
-// unsigned type is "none": -1 and NaN.
-function decode(packed) {
-  if (packed.values) return packed.values;
-  const text = atob(packed.b), bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const steps = packed.t === "i32" ? new Int32Array(bytes.buffer) : packed.t.endsWith("16") ? new Uint16Array(bytes.buffer) : bytes;
-  const none = packed.t.endsWith("16") ? 65535 : 255, unit = 10 ** (packed.digits || 0);
-  let values = steps;
-  if (packed.t[0] === "d") values = Float64Array.from(steps, (s) => (s === none ? NaN : (packed.base + s) / unit));
-  else if (packed.t !== "i32") values = Int32Array.from(steps, (s) => (s === none ? -1 : s));
-  Object.defineProperty(packed, "values", { value: values });
+// ------------------------------------------------------------------ the payload
+
+// Inflates a block (bytes, or their base64), and gives each column in it its own bytes.
+async function unpack(block) {
+  let bytes = block;
+  if (typeof block === "string") bytes = Uint8Array.from(atob(block), (c) => c.charCodeAt(0));
+  else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+  const end = 4 + new DataView(raw.buffer).getUint32(0, true), payload = JSON.parse(new TextDecoder().decode(raw.subarray(4, end)));
+  const visit = (own) => {
+    if (Array.isArray(own)) { if (typeof own[0] === "object") own.forEach(visit); }
+    else if (own && own.$) Object.defineProperty(own, "bytes", { value: raw.subarray(end + own.at) });
+    else if (own && typeof own === "object") Object.values(own).forEach(visit);
+  };
+  visit(payload);
+  return payload;
+}
+
+// The numbers of a column: packing.py tells how they are packed.
+function decode(column) {
+  if (!column || column.values) return column && column.values;
+  const { $: type, n, bytes, base } = column, width = { 8: 1, 6: 2, 2: 4 }[type.at(-1)], none = width === 1 ? 255 : 65535;
+  const values = type[0] === "d" ? new Float64Array(n) : new Int32Array(n), unit = 10 ** (column.digits || 0);
+  for (let i = 0; i < n; i++) {
+    let step = bytes[i];
+    for (let plane = 1; plane < width; plane++) step |= bytes[plane * n + i] << (8 * plane);
+    values[i] = width < 4 && step === none ? (type[0] === "d" ? NaN : -1) : type[0] === "d" ? (base + step) / unit : step;
+  }
+  Object.defineProperty(column, "values", { value: values });
   return values;
 }
+
+// ------------------------------------------------------------------ colours
 
 const part = (x) => (100 * clamp(x, 0, 1)).toFixed(1);
 const stops = (scale) => COLOURS.scales[scale];
 const CHANNELS = {}; // of colours that were asked for
 const channels = (hex) => (CHANNELS[hex] ||= [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
 
-// The colour at a share of a scale: 0 to 1, or -1 to 1 about zero ("diverging").
-function tint(scale, x) {
-  if (Number.isNaN(x)) return "transparent";
+// Red, green and blue at a share of a scale: 0 to 1, or -1 to 1 about zero ("diverging").
+function shade(scale, x) {
   const list = stops(scale), at = clamp(scale === "diverging" ? (x + 1) / 2 : x, 0, 1) * (list.length - 1), low = Math.min(Math.floor(at), list.length - 2);
-  const [a, b] = [list[low], list[low + 1]].map(channels);
-  return `rgb(${a.map((c, i) => Math.round(c + (b[i] - c) * (at - low)))})`;
+  const a = channels(list[low]), b = channels(list[low + 1]);
+  return a.map((c, i) => Math.round(c + (b[i] - c) * (at - low)));
 }
-
-function inkOn(colour) { // black or white, whichever stands out more from it
-  const rgb = colour.match(/\d+/g);
-  return rgb ? (rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff") : "var(--ink)";
-}
+const tint = (scale, x) => (Number.isNaN(x) ? "transparent" : `rgb(${shade(scale, x)})`);
+// Black or white, whichever stands out more: WCAG's contrasts cross at a luminance of 0.179.
+const ink = (rgb) => (rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff");
+const inkOn = (colour) => { const rgb = colour.match(/\d+/g); return rgb ? ink(rgb) : "var(--ink)"; };
 
 function scale(of, low, high, name = "") {
   const node = make("span", "wx-scale"), bar = make("span", "wx-ramp");
@@ -128,20 +171,24 @@ function scale(of, low, high, name = "") {
   return node;
 }
 
-function bar(value, full, mark) {
-  const node = make("div", "wx-bar"), own = make("i");
-  own.style.width = `${part(value / full || 0)}%`;
+// A bar from one share of its track to another; `mark`: a tick at a share, of a class such as "floor".
+function bar([from, to], mark = NaN, kind = "") {
+  const node = make("span", "wx-bar"), own = make("i");
+  own.style.left = `${part(from || 0)}%`;
+  own.style.width = `${part(to - from || 0)}%`;
   node.append(own);
-  if (mark !== undefined && !Number.isNaN(mark)) {
-    const tick = make("b");
-    tick.style.left = `calc(${part(mark / full)}% - 1px)`;
+  if (!Number.isNaN(mark)) {
+    const tick = make("i", `mark ${kind}`);
+    tick.style.left = `calc(${part(mark)}% - 1px)`;
     node.append(tick);
   }
   return node;
 }
 
-function button(text, name, onclick) {
-  const node = make("button", "", text);
+// ------------------------------------------------------------------ controls
+
+function button(text, name, onclick, kind = "") {
+  const node = make("button", kind, text);
   node.type = "button";
   if (name) node.setAttribute("aria-label", node.title = name);
   node.onclick = onclick;
@@ -153,7 +200,11 @@ function choice(name, onchange) { // a labelled select
   node.append(make("span", "", name), select);
   select.setAttribute("aria-label", name);
   select.onchange = () => onchange(select.selectedIndex);
-  const fill = (texts) => select.replaceChildren(...texts.map((text) => make("option", "", clip(String(text), 70))));
+  const fill = (texts, values) => {
+    const words = texts.map((text) => clip(String(text), 70));
+    if (!same(words, [...select.options].map((o) => o.textContent)))
+      select.replaceChildren(...words.map((word, i) => Object.assign(make("option", "", word), values && { value: values[i] })));
+  };
   return { node, select, fill };
 }
 
@@ -168,12 +219,31 @@ function slider(name, onchange) {
   return { node, input, set };
 }
 
+function finder(name, oninput) { // where a text is looked for; the key / goes there
+  const node = make("input");
+  node.type = "search";
+  node.placeholder = name;
+  node.style.width = `${name.length + 4}ch`;
+  node.setAttribute("aria-label", name);
+  node.oninput = oninput;
+  return node;
+}
+
+// ------------------------------------------------------------------ keys
+
 function bound(event, moves) { // run the move that a key stands for; the notebook has its own meanings for these keys
   if (event.ctrlKey || event.metaKey || event.altKey || !moves[event.key]) return;
   event.preventDefault();
   event.stopPropagation();
   moves[event.key](event);
 }
+
+const FAR = 1e9;
+// What arrows, Home, End and the page keys stand for: move(to the right, down).
+const arrows = (move, page = FAR) => ({
+  ArrowLeft: () => move(-1, 0), ArrowRight: () => move(1, 0), ArrowUp: () => move(0, -1), ArrowDown: () => move(0, 1),
+  Home: () => move(-FAR, 0), End: () => move(FAR, 0), PageUp: () => move(0, -page), PageDown: () => move(0, page),
+});
 
 // One tab stop for many: arrow keys walk the children that match.  `enter(node)` is told where the focus went, `leave`
 // of a click on the one that is chosen (class "on").
@@ -199,12 +269,7 @@ function rove(host, selector, enter, leave) {
   };
   host.addEventListener("keydown", (event) => {
     const node = event.target.closest(selector);
-    if (node)
-      bound(event, {
-        ArrowLeft: () => go(beside(node, -1)), ArrowRight: () => go(beside(node, 1)), ArrowUp: () => go(line(node, -1)),
-        ArrowDown: () => go(line(node, 1)), Home: () => go(beside(node, -1e9)), End: () => go(beside(node, 1e9)),
-        Enter: () => enter(node), " ": () => enter(node),
-      });
+    if (node) bound(event, { ...arrows((dx, dy) => go(dx ? beside(node, dx) : line(node, dy)), 1), Enter: () => enter(node), " ": () => enter(node) });
   });
   host.addEventListener("click", (event) => { const node = event.target.closest(selector); if (!node || !host.contains(node)) return;
     if (leave && node.classList.contains("on")) leave(node);
@@ -215,11 +280,12 @@ function rove(host, selector, enter, leave) {
 // ------------------------------------------------------------------ one heat map
 
 // Rows x columns of colours with one tab stop: arrow keys, a click or a drag choose a cell.
-//   heat.fill({rows, columns, cell, row, column, wide})   names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//   heat.fill({rows, columns, cell, of, title, wide})     names; cell(r, c) -> {fill, mark: "hatch" | "dot", title};
+//                                                         of: what rows are, said at the first; title: what columns are;
 //                                                         places: numbers of columns whose names are tokens
 //   heat.at(r, c)                                         the cell that is chosen; -1: all of its row, or column
 //   heat.trace([[r, c, weight], ...])                     rings on cells, and a line through the first of each row
-function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
+function heatmap(label, { pick, hover = () => {}, drag = null }) {
   const node = make("div", "wx-heat"), names = make("div", "wx-heat-rows"), inner = make("div", "wx-heat-in");
   const svg = draw("svg", { role: "grid", tabindex: 0, "aria-label": label }), below = make("div", "wx-heat-names");
   const title = make("div", "wx-heat-title"), id = fresh("heat");
@@ -262,8 +328,8 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
     over = draw("g", { "pointer-events": "none" });
     cursor = draw("rect", { fill: "none", stroke: "var(--accent)", "stroke-width": 2, rx: 2, "pointer-events": "none" });
     svg.replaceChildren(...parts, over, cursor);
-    names.replaceChildren(...own.rows.map((name) => {
-      const text = make("div", "wx-one", name);
+    names.replaceChildren(...own.rows.map((name, r) => {
+      const text = make("div", "wx-one", r || !own.of ? name : `${own.of} ${name}`);
       text.style.height = text.style.lineHeight = `${high}px`;
       text.title = clip(String(name), 300);
       return text;
@@ -322,19 +388,51 @@ function heatmap(label, { pick, hover = () => {}, drag = null, keys = {} }) {
   svg.addEventListener("pointerup", () => { from = null; });
   svg.addEventListener("pointerleave", () => hover(null));
   svg.addEventListener("keydown", (event) => {
-    const by = (dr, dc) => () => pick(clamp(chosen[0] + dr, 0, own.rows.length - 1), clamp(chosen[1] + dc, 0, own.columns.length - 1));
-    if (own)
-      bound(event, {
-        ArrowUp: by(-1, 0), ArrowDown: by(1, 0), ArrowLeft: by(0, -1), ArrowRight: by(0, 1), Home: by(0, -1e9), End: by(0, 1e9),
-        PageUp: by(-1e9, 0), PageDown: by(1e9, 0), ...keys,
-      });
+    if (own) bound(event, arrows((dx, dy) => pick(clamp(chosen[0] + dy, 0, own.rows.length - 1), clamp(chosen[1] + dx, 0, own.columns.length - 1))));
   });
   return { node, svg, fill, at, trace };
 }
 
+// ------------------------------------------------------------------ pictures
+
+// Pictures that a model saw, with the grid that it cut them into: each box is a position, chosen by a click or by keys.
+//   boxes: [[position, left, top, width, height], ...], in pixels of the picture
+function gallery(pictures, choose) {
+  const node = make("div", "wx-pictures"), frames = pictures.filter(({ src }) => src.startsWith("data:image/")).map((picture, i) => {
+    const frame = make("figure", "wx-picture"), img = make("img"), { width, height, prompt, grid } = picture;
+    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "listbox", "aria-label": `patches of picture ${i}, ${grid.rows} by ${grid.columns}; arrow keys walk through them` });
+    img.src = picture.src;
+    img.alt = picture.alt || `picture ${i} of the prompt, ${width} by ${height} pixels`;
+    frame.style.margin = 0;
+    frame.style.setProperty("--wide", `${clamp(width, 160, 420)}px`);
+    svg.append(...grid.boxes.map(([position, x, y, w, h], n) => {
+      const name = `position ${position}: row ${Math.floor(n / grid.columns)}, column ${n % grid.columns}`;
+      const box = draw("rect", { x, y, width: w, height: h, role: "option", tabindex: n ? -1 : 0, "data-position": position, "aria-label": name });
+      box.append(draw("title", {}, name));
+      return box;
+    }));
+    rove(svg, "rect", (box) => choose({ ...(prompt !== undefined && { prompt }), position: Number(box.dataset.position) }));
+    frame.append(img, svg);
+    node.append(frame);
+    return { frame, prompt, boxes: [...svg.children] };
+  });
+  // Marks the boxes of a position, as chosen ("on") or looked at ("near"); shows the pictures of a prompt.
+  const mark = ({ prompt, position }, kind) => {
+    for (const own of frames) {
+      if (kind === "on") own.frame.hidden = own.prompt !== undefined && prompt !== undefined && own.prompt !== prompt;
+      for (const box of own.boxes) {
+        const on = Number(box.dataset.position) === position;
+        box.classList.toggle(kind, on);
+        if (kind === "on") box.setAttribute("aria-selected", String(on));
+      }
+    }
+  };
+  return { node, mark };
+}
+
 // ------------------------------------------------------------------ the life of a widget
 
-// Focus that a redrawn or hidden part takes with it goes to the element at the same place.
+// Focus that a redrawn or hidden part takes with it goes to the element at the same place, or else to the grid.
 function keepFocus(root) {
   let held = null, way = [];
   root.addEventListener("focusin", (event) => {
@@ -350,7 +448,7 @@ function keepFocus(root) {
     let node = root, i = 0;
     while (i < way.length && node.children.length) node = node.children[Math.min(way[i++], node.children.length - 1)];
     const can = (other) => other.matches("[tabindex],button,select,input") && !other.closest("[hidden]");
-    while (node !== root && !can(node)) node = [...node.querySelectorAll("*")].find(can) || node.previousElementSibling || node.parentNode;
+    while (node !== root && !can(node)) node = [...node.querySelectorAll("[role=grid]"), ...node.querySelectorAll("*")].find(can) || node.previousElementSibling || node.parentNode;
     held = null;
     if (node !== root) node.focus({ preventScroll: true });
   });
@@ -358,42 +456,119 @@ function keepFocus(root) {
   return watch;
 }
 
-// build({payload, root, tell, announce}) -> {take(selection), lay(width), leave(), close()}: `tell(selection)` writes a
-// choice back, `take` follows one that was set elsewhere, `lay` draws at a width (never 0: a pane that is hidden is drawn
-// when shown), `leave` gives up what was chosen last, and says by true that there was something (the key Escape).
+async function copied(text) { // to the clipboard; false where the browser does not let us
+  try { await navigator.clipboard.writeText(text); return true; }
+  catch { // not allowed here: the old way
+    const held = document.activeElement, area = make("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    held?.focus({ preventScroll: true });
+    return done;
+  }
+}
+
+// build(kit) -> what a view is: take(selection) follows one that was set elsewhere; lay(width) draws at a width (never 0:
+// a pane that is hidden is drawn when shown); and where it has them: leave() gives up what was chosen last, and says by
+// true that there was something (the key Escape); figure() is the line of Python that draws the same, or null; pin() is
+// the key p; keys, [[key, what it does], ...] of its own; arrived(content, payload) what ask() brought; close().
+//   kit.payload, kit.root                what is shown, and where
+//   kit.tell(selection)                  writes a choice back
+//   kit.announce(text), hint(text, at)   to a screen reader; of what is under the mouse, {prompt, position}
+//   kit.note(text)                       what is left out
+//   kit.ask(question)                    of the kernel; undefined where there is none
+// Lines of `style` that begin with a dot or a colon are rules within this view; & is the view itself.
 const explorer = (name, style, build) => ({
-  render({ model, el }) {
+  async render({ model, el }) {
+    if (!globalThis.DecompressionStream) {
+      el.append(make("p", "", "This browser cannot unpack what is shown here: it has no DecompressionStream. Chrome and Edge have it since version 80, Firefox since 113, Safari since 16.4."));
+      return;
+    }
+    const payload = await unpack(model.get("packed")), own = `.wx-${name}`;
     const root = make("div", `wx wx-${name} mathjax_ignore tex2jax_ignore`), live = make("div", "wx-live");
+    root.setAttribute("role", "group");
+    root.setAttribute("aria-label", payload.view);
     live.setAttribute("aria-live", "polite");
-    root.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.target.type === "search" || !view.leave || !view.leave()) return;
-      event.preventDefault();
-      event.stopPropagation();
-    });
-    root.addEventListener("keydown", (event) => { // in a notebook plain keys are commands: d, d deletes the cell
-      if (!event.ctrlKey && !event.metaKey && !event.altKey && !["Escape", "Tab"].includes(event.key) && !(event.shiftKey && event.key === "Enter"))
-        event.stopPropagation();
-    });
-    let view = null, quiet = false, width = 0, frame = 0, timer = 0;
+    COLOURS = payload.colours || COLOURS;
+    root.append(make("style", "", css(COLOURS) + style.replace(/^(?=[.:])/gm, `${own} `).replaceAll("&", own)));
+
+    let quiet = false, width = 0, frame = 0, timer = 0, from = null;
+    const foot = make("div", "wx-foot"), note = make("span", "wx-note"), hover = make("span", "wx-hover wx-one"), keys = make("div", "wx-keys");
+    hover.setAttribute("role", "status");
     const tell = (selection) => {
       quiet = true;
       model.set("selection", selection);
       model.save_changes();
       quiet = false;
+      settled(selection);
     };
-    const announce = (text) => { live.textContent = clip(text, 300); };
-    const open = () => {
-      const payload = model.get("payload") || {};
-      if (view && view.close) view.close();
-      COLOURS = payload.colours || COLOURS;
-      root.replaceChildren(make("style", "", css(COLOURS) + style));
-      view = build({ payload, root, tell, announce });
-      if ((payload.left_out || []).length) root.append(make("p", "wx-hint wx-left-out", `Left out: ${payload.left_out.join("; ")}.`));
-      root.append(make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);
-      view.take(model.get("selection") || payload.start);
-      if (width) view.lay(width);
+    const take = (selection) => { view.take(selection); settled({ ...payload.start, ...selection }); };
+    const settled = (selection) => { seen?.mark(selection, "on"); figure.hidden = !view.figure?.(); };
+    const kit = {
+      payload, root, tell,
+      announce(text) { live.textContent = clip(text, 300); },
+      hint(text, at) { hover.textContent = text; seen?.mark(at || {}, "near"); },
+      note(text) { note.textContent = text; },
+      ask: model.send && ((question) => { try { model.send(question); } catch { /* no kernel: what was saved is what there is */ } }),
     };
-    const take = () => { if (!quiet) view.take(model.get("selection") || {}); };
+    const seen = payload.pictures?.length ? gallery(payload.pictures, (at) => { const selection = { ...model.get("selection"), ...at }; take(selection); tell(selection); }) : null;
+    if (seen) root.append(seen.node);
+    const view = build(kit);
+    if (payload.left_out?.length) note.textContent = `Left out: ${payload.left_out.join("; ")}.`;
+
+    // ---- below the view: what is left out, how to take it along, its keys
+    const figure = button("copy as figure", "copy the line of Python that draws this", async () => {
+      const text = view.figure();
+      kit.hint((await copied(text)) ? `copied: ${text}` : `not copied, the browser does not allow it: ${text}`);
+    });
+    const help = button("keys", "what the keys do", () => { keys.hidden = !keys.hidden; help.ariaExpanded = String(!keys.hidden); });
+    keys.hidden = true;
+    help.ariaExpanded = "false";
+    for (const [key, what] of [["arrows, Home, End", "move"], ["Enter", "into the detail"], ["Escape", "back, and leaves what is chosen"],
+      ...(root.querySelector("input[type=search]") ? [["/", "finds"]] : []), ...(view.keys || []), ...(view.figure ? [["c", "copies as figure"]] : []), ["?", "these keys"]]) {
+      const entry = make("span");
+      entry.append(make("kbd", "", key), ` ${what}`);
+      keys.append(entry);
+    }
+    foot.append(figure, help, note, hover, keys);
+    root.append(foot, make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);
+
+    // ---- keys that mean the same in every view
+    const focusable = (node) => node && (node.querySelector("li button") || node.querySelector("button,select,[tabindex='0']") || (node.tabIndex >= 0 && node));
+    const go = (node) => { node?.focus(); return !!node; };
+    root.addEventListener("keydown", (event) => {
+      const { target, key } = event, search = target.type === "search", writes = target.matches("select,input:not([type=range],[type=checkbox])");
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      // In a notebook plain keys are commands: d, d deletes the cell.
+      if (!["Escape", "Tab"].includes(key) && !(event.shiftKey && key === "Enter")) event.stopPropagation();
+      const acts = {
+        Escape() {
+          if (search && target.value) { target.value = ""; target.dispatchEvent(new Event("input")); }
+          if (search) return go(root.querySelector("[role=grid],[role=listbox]"));
+          if (from && target.closest(".wx-panel")) { const back = from; from = null; return go(back); }
+          return view.leave?.();
+        },
+        ...(!writes && {
+          Enter() {
+            if (target.getAttribute("role") !== "grid") return false;
+            from = target;
+            return go(focusable((target.closest(".wx-pane") || root).querySelector(".wx-panel")));
+          },
+          "/": () => go([...root.querySelectorAll("input[type=search]")].find((node) => node.offsetParent)),
+          "?"() { help.click(); return true; },
+          c() { if (!figure.hidden) figure.click(); return !figure.hidden; },
+          p() { view.pin?.(); return !!view.pin; },
+        }),
+      };
+      if (!acts[key]?.()) return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+
+    const follow = () => { if (!quiet) take(model.get("selection") || {}); };
+    const arrived = async (content, buffers) => { if (buffers?.length) view.arrived?.(content, await unpack(buffers[0])); };
     const lay = () => {
       cancelAnimationFrame(frame);
       clearTimeout(timer);
@@ -404,21 +579,18 @@ const explorer = (name, style, build) => ({
     const soon = () => { cancelAnimationFrame(frame); clearTimeout(timer); frame = requestAnimationFrame(lay); timer = setTimeout(lay, 100); }; // no frames in a pane behind others
     const watch = new ResizeObserver(soon), focus = keepFocus(root);
     el.append(root);
-    open();
+    take(model.opens?.(payload) || model.get("selection") || payload.start);
     lay();
     watch.observe(root);
-    model.on("comm_live_update", gone);
-    model.on("change:payload", open);
-    model.on("change:selection", take);
+    const heard = { comm_live_update: gone, "change:selection": follow, "msg:custom": arrived };
+    for (const [event, act] of Object.entries(heard)) model.on(event, act);
     return () => {
       watch.disconnect();
       focus.disconnect();
       cancelAnimationFrame(frame);
       clearTimeout(timer);
-      if (view.close) view.close();
-      model.off("comm_live_update", gone);
-      model.off("change:payload", open);
-      model.off("change:selection", take);
+      view.close?.();
+      for (const [event, act] of Object.entries(heard)) model.off(event, act);
       root.remove();
     };
   },

@@ -1,4 +1,4 @@
-"""The lens explorer in a notebook: an anywidget over one small ES module, with a static table beside it.
+"""The lens explorer: tokens over layers and positions of one or several readings, one cell at a time in detail.
 
 Two sizes travel.  What a notebook saves is cut to `saved_kb`; the rest stays in the kernel, and the front end asks for
 a prompt when it is looked at.  Without a kernel the saved part is explored, where the notebook kept the widget's
@@ -8,105 +8,75 @@ state, and the table is read, where it did not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench import tokens
-from workbench.errors import InputError, missing
-from workbench.figures import colours
+from workbench.errors import InputError
 from workbench.variables import aimed
-from workbench.widgets import packing
-from workbench.widgets.base import AS_IT_IS, Outlived, slim
-from workbench.widgets.packing import Packer, every, gridded
-from workbench.widgets.packing import payload as payload
+from workbench.widgets import lens
+from workbench.widgets.base import View, allowed, each, every, listed, listing, opened, table
+from workbench.widgets.lens import COMPONENT, Packer, label
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from workbench.figures.source import Source
 
-MODULE = Path(__file__).with_name("lens_explorer.js")
 TABLE_ROWS, TABLE_COLUMNS, TABLE_LETTERS = 13, 24, 24
 SAVED_KB = 130
+NEEDED = "tokens or values over layers and positions"
 
 
-def explore(readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB) -> Any:
-    """A live explorer of one reading or dataset, a list, or a mapping of names to them.
+def lacking(data: xr.Dataset) -> list[str]:
+    """What of tokens or values over depth and position, or over parts and position, is not there."""
+    source = lens.source_of(data)
+    there = lens.ranked(source) or source.values()
+    return [] if there and data.sizes.get("prompt") and data.sizes.get("position") else [NEEDED]
 
-    top_k      tokens for each cell; all that the reading has by default (fewer where one prompt would pass 6 MB)
-    saved_kb   how much of it a saved notebook may hold; the live widget asks the kernel for the rest.  None: all
+
+def leads(data: xr.Dataset) -> bool:
+    """Whether a reading that fits was made for just this view: there are tokens, or parts."""
+    source = lens.source_of(data)
+    return source.has("token_id") or source.depth == COMPONENT
+
+
+def payload(readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB) -> dict[str, Any]:
+    """What the explorer shows of one reading or dataset, a list, or a mapping of names to them.
+
+    Parameters
+    ----------
+    top_k
+        Tokens for each cell; all that the reading has by default, or as many as 6 MB hold.
+    saved_kb
+        How much of it a saved notebook may hold; the live widget asks the kernel for the rest.  None: all.
     """
-    return _widget_class()(readings, top_k=top_k, saved_kb=saved_kb)
+    packers = lens.packers(readings, top_k)
+    prompts = lens.whole(packers) if saved_kb is None else lens.part(packers, saved_kb * 1000)
+    shown = [{**packer.head(), "prompts": own} for packer, own in zip(packers, prompts, strict=True)]
+    names = {
+        key: ", ".join(dict.fromkeys(filter(None, (own[of] for own in shown))))
+        for key, of in (("reader", "name"), ("model", "model"), ("fingerprint", "fingerprint"))
+    }  # fmt: skip
+    sent = {
+        f"the top {own['prompts'][0]['ranks']} of the {own['ranks']} ranks that {own['reader']} kept": None
+        for own in shown if own["prompts"][0].get("ranks", 0) < own["ranks"]
+    }  # fmt: skip
+    return {
+        "about": {**names, "said": ", ".join(sent) if saved_kb is None else ""},
+        "readings": shown,
+        "start": _start(packers),
+        "called": {"depth": packers[0].depth, "panes": None},
+        "held": packers,
+    }
 
 
-@lru_cache(maxsize=1)
-def _widget_class() -> Any:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError:
-        raise missing("anywidget", "The live explorer", "notebook") from None
-
-    class LensExplorer(Outlived, anywidget.AnyWidget):
-        """Tokens x layers to walk through.
-
-        selection   where the reader is, readable and settable: a dict of
-                    "reading", "prompt"      indices
-                    "depth", "position"      coordinates in the dataset (for attributions, depth is a component)
-                    "token"                  id of the token that is followed from cell to cell, or None.  A click on
-                                             its bar follows it, one more (or Escape) lets it go; moving keeps it
-                    "metric"                 what cells show: "top", "probability", or a variable's name
-                    "target"                 index of a target, where several were asked for
-                    "depths"                 [lowest, highest] depth shown, or None
-                    "panes"                  [[reading, prompt], ...], what is shown side by side; None, as several
-                                             readings start: as many as there is room for
-                    "pins"                   [{"reading", "prompt", "depth", "position"}, ...]
-                    Set any of these; the others stay.  Readings that show the same prompt go to the next together.
-                    Raises InputError for what is not in the readings.
-        """
-
-        _esm = slim(MODULE.read_text(encoding="utf-8"))
-        packed = traitlets.Bytes().tag(sync=True)
-        selection = traitlets.Dict().tag(sync=True)
-
-        def __init__(
-            self, readings: Any, *, top_k: int | None = None, saved_kb: int | None = SAVED_KB, **options: Any
-        ) -> None:
-            self._packers = packing.packers(readings, top_k)
-            block = packing.whole(self._packers) if saved_kb is None else packing.part(self._packers, saved_kb * 1000)
-            options.setdefault("layout", {"width": "100%"})
-            super().__init__(packed=block, selection=_start(self._packers), **options)
-            self.on_msg(self._answer)
-
-        @traitlets.validate("selection")
-        def _checked(self, proposal: Any) -> dict[str, Any]:
-            return completed(self._packers, self.selection, proposal["value"])
-
-        def _answer(self, _: Any, asked: Any, __: Any) -> None:
-            """The front end asks for a prompt that was not sent whole."""
-            reading, prompt = _place(self._packers, *asked["ask"])
-            block = packing.one(self._packers[reading], prompt)
-            self.send({"block": [reading, prompt]}, [block])
-
-        def __repr__(self) -> str:
-            return f"<LensExplorer of {', '.join(packing.label(packer.name) for packer in self._packers)}>"
-
-        @property
-        def static_html(self) -> str:
-            """The table that takes the widget's place."""
-            return _table(self._packers)
-
-    LensExplorer.__qualname__ = "LensExplorer"
-    return LensExplorer
-
-
-def __getattr__(name: str) -> Any:
-    if name == "LensExplorer":
-        return _widget_class()
-    raise AttributeError(f"module 'workbench.widgets.explorer' has no attribute {name!r}")
+def answer(shown: dict[str, Any], question: Any) -> tuple[Any, bytes]:
+    """A prompt that was not sent whole."""
+    reading, prompt = _place(shown["held"], *question["ask"])
+    return {"block": [reading, prompt]}, lens.one(shown["held"][reading], prompt)
 
 
 # ---------------------------------------------------------------- where the reader is
@@ -115,63 +85,57 @@ def __getattr__(name: str) -> Any:
 def _start(packers: Sequence[Packer]) -> dict[str, Any]:
     first = packers[0]
     return {
-        "reading": 0, "prompt": 0, "depth": _plain(first.source.depths[-1]), "position": first.columns(0)[-1],
+        "reading": 0, "prompt": 0, "depth": _depths(first)[-1], "position": first.columns(0)[-1],
         "token": None, "metric": first.metrics[0], "target": 0, "depths": None,
         "panes": [[0, 0]] if len(packers) == 1 else None, "pins": [],
     }  # fmt: skip
 
 
-def _plain(depth: Any) -> int | str:
-    return int(depth) if isinstance(depth, int | np.integer) else str(depth)
-
-
-def completed(packers: Sequence[Packer], now: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """`asked` over what holds now, every value in it checked.
-
-    Raises InputError for keys, and for readings, prompts, depths, positions, tokens, metrics and targets that are not
-    there.
-    """
-    if unknown := set(asked) - set(known := _start(packers)):
-        depth = " Layers, blocks and components are its 'depth'." if unknown & {"layer", "block", "component"} else ""
-        raise InputError(f"selection has no {sorted(map(str, unknown))}. It has: {', '.join(known)}.{depth}")
-    found = {**known, **now, **asked}
-    before = [now.get("reading", 0), now.get("prompt", 0)]
-    panes = None if found["panes"] is None else [_place(packers, *p) for p in _pairs("panes", found["panes"])]
-    place = _place(packers, found["reading"], found["prompt"])
+def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """The selection, of which all is in the readings; what another reading or prompt does not have is dropped."""
+    packers, found = shown["held"], {**now, **asked}
+    if unknown := [key for key in asked if key not in now]:
+        depth = " Layers, blocks and components are its 'depth'." if unknown[0] in ("layer", "block", COMPONENT) else ""
+        raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, now))}.{depth}")
+    before, place = [now["reading"], now["prompt"]], _place(packers, found["reading"], found["prompt"])
+    panes = None if found["panes"] is None else [_place(packers, *pair) for pair in _pairs(found["panes"])]
     if panes and place not in panes:
         if "panes" in asked and not {"reading", "prompt"} & set(asked):
             place = panes[0]
         else:
             panes = _moved(packers, panes, before, place)
-    packer, prompt = packers[place[0]], place[1]
-    depths = [_plain(d) for d in packer.source.depths]
+    packer, depths, columns = packers[place[0]], _depths(packers[place[0]]), packers[place[0]].columns(place[1])
+    metrics = list(dict.fromkeys(name for own in packers for name in own.metrics))
+    targets = max(int(own.data.sizes.get("target", 1)) for own in packers)
+    elsewhere = now if place != before else {}
     return {
-        **found, **_where(packer, prompt, depths, now if place != before else {}, found),
-        "reading": place[0], "prompt": prompt, "panes": [place] if panes == [] else panes,
-        "token": _token(packers, packer, now, asked), "metric": _metric(packers, found["metric"]),
-        "target": _target(packers, found["target"]), "depths": _depths(depths, found["depths"], "depths" in asked),
-        "pins": [_pin(packers, pin) for pin in _listed("pins", found["pins"])],
-    }  # fmt: skip
+        "reading": place[0],
+        "prompt": place[1],
+        "depth": _own("depth", found, depths, elsewhere),
+        "position": _own("position", found, columns, elsewhere),
+        "token": _token(packers, packer, now, asked),
+        "metric": allowed("metric", found["metric"], metrics),
+        "target": allowed("target", found["target"], range(targets)),
+        "depths": _ends(depths, found["depths"], "depths" in asked),
+        "panes": [place] if panes == [] else panes,
+        "pins": [_pin(packers, pin) for pin in listed("pins", found["pins"])],
+    }
 
 
-def _where(
-    packer: Packer, prompt: int, depths: list[Any], left: dict[str, Any], found: dict[str, Any]
-) -> dict[str, Any]:
-    """The depth and the position.  `left`: the selection of another prompt, whose cell need not be in this one."""
-    columns, places = packer.columns(prompt), packer.source.places(prompt)
-    told = [str(c) if c == p else f"{c} (place {p} in the prompt)" for c, p in zip(columns, places, strict=True)]
-    chosen = {}
-    for name, held, names in (("depth", depths, depths), ("position", columns, told)):
-        if found[name] in held:
-            chosen[name] = held[held.index(found[name])]
-        elif name in left and found[name] == left[name]:  # another prompt was asked for, and no place in it
-            chosen[name] = held[-1]
-        else:
-            raise InputError(
-                f"selection: {name} {found[name]!r} is not in prompt {prompt} of {packer.name}. "
-                f"Choose one of its coordinates: {_some(names)}."
-            )
-    return chosen
+def _depths(packer: Packer) -> list[int | str]:
+    return [int(d) if isinstance(d, int | np.integer) else str(d) for d in packer.source.depths]
+
+
+def _place(packers: Sequence[Packer], reading: Any, prompt: Any) -> list[int]:
+    reading = allowed("reading", reading, range(len(packers)))
+    return [reading, allowed("prompt", prompt, range(packers[reading].count))]
+
+
+def _own(name: str, found: dict[str, Any], held: list[Any], left: dict[str, Any]) -> Any:
+    """A coordinate.  ``left``: the selection of another prompt, whose cell need not be in this one."""
+    if found[name] not in held and name in left and found[name] == left[name]:
+        return held[-1]  # another prompt was asked for, and no place in it
+    return allowed(name, found[name], held)
 
 
 def _moved(packers: Sequence[Packer], panes: list[Any], before: list[int], place: list[int]) -> list[list[int]]:
@@ -194,111 +158,57 @@ def _same_text(packers: Sequence[Packer], place: list[int], reading: int, defaul
 
 
 def _token(packers: Sequence[Packer], packer: Packer, now: dict[str, Any], asked: dict[str, Any]) -> int | None:
-    token, before = asked.get("token", now.get("token")), now.get("token")
-    if token is None:
-        return None
-    token = _number("token", token, "the id of the token to follow, or None")
-    if "token" not in asked and packers[now.get("reading", 0)].model != packer.model:
-        return None  # another model has other ids
-    if token != before and not any(token in other.tokens for other in packers):
-        ids = _some(packer.tokens) or "no tokens"
-        raise InputError(
-            f"selection: token {token} is in no cell, so there is nothing to follow. {packer.name} has: {ids}."
-        )
-    return token
+    """The token that is followed; none where the reader has come to another model, which has other ids."""
+    before = now["token"] if packers[now["reading"]].model == packer.model else None
+    token = asked.get("token", before)
+    if token is None or token == before:
+        return token
+    return allowed("token", token, [*packer.tokens, *(own for other in packers for own in other.tokens)])
 
 
-def _metric(packers: Sequence[Packer], metric: Any) -> str:
-    known = list(dict.fromkeys(name for packer in packers for name in packer.metrics))
-    if metric not in known:
-        raise InputError(f"selection: there is no metric {metric!r} in what is shown. There are: {', '.join(known)}.")
-    return str(metric)
-
-
-def _target(packers: Sequence[Packer], target: Any) -> int:
-    target = _number("target", target, "the index of a target, counted from 0")
-    counts = [int(packer.data.sizes.get("target", 1)) for packer in packers]
-    if not 0 <= target < max(counts):
-        packer = packers[counts.index(max(counts))]
-        names = f": {', '.join(packer.targets(0))}" if "target" in packer.data.coords else ""
-        raise InputError(f"selection: there is no target {target}; {packer.name} has {max(counts)}, from 0 on{names}.")
-    return target
-
-
-def _depths(known: list[Any], ends: Any, asked: bool) -> list[Any] | None:
+def _ends(known: list[Any], ends: Any, asked: bool) -> list[Any] | None:
     """[lowest, highest]; None where another reading's ends are not in this one."""
-    if ends is None:
-        return None
-    held = [_plain(d) for d in ends] if isinstance(ends, list | tuple) else []
-    if len(held) == 2 and set(held) <= set(known) and known.index(held[0]) <= known.index(held[1]):
-        return held
-    if not asked:
-        return None
-    raise InputError(f"selection: depths {ends!r} are not [lowest, highest] of {_some(known)}.")
+    if isinstance(ends, list | tuple) and len(ends) == 2 and all(end in known for end in ends):
+        low, high = map(known.index, ends)
+        if low <= high:
+            return [known[low], known[high]]
+    if ends is not None and asked:
+        raise InputError(f"depths={ends!r} cannot be selected: give [lowest, highest] of {listing(known)}.")
+    return None
 
 
 def _pin(packers: Sequence[Packer], pin: Any) -> dict[str, Any]:
     if not isinstance(pin, dict):
-        raise InputError(f'selection: the pin {pin!r} is no {{"reading", "prompt", "depth", "position"}}.')
+        raise InputError(f'pins={pin!r} cannot be selected: a pin is {{"reading", "prompt", "depth", "position"}}.')
     reading, prompt = _place(packers, pin.get("reading", 0), pin.get("prompt", 0))
-    depths, columns = [_plain(d) for d in packers[reading].source.depths], packers[reading].columns(prompt)
-    if pin.get("depth") not in depths or pin.get("position") not in columns:
-        raise InputError(
-            f"selection: the pin {pin} is at no depth and position of {packers[reading].name}. "
-            f"It has depths {_some(depths)} and positions {_some(columns)}."
-        )
-    return {"reading": reading, "prompt": prompt, "depth": _plain(pin["depth"]), "position": int(pin["position"])}
+    depth = allowed("depth of a pin", pin.get("depth"), _depths(packers[reading]))
+    position = allowed("position of a pin", pin.get("position"), packers[reading].columns(prompt))
+    return {"reading": reading, "prompt": prompt, "depth": depth, "position": position}
 
 
-def _place(packers: Sequence[Packer], reading: Any, prompt: Any) -> list[int]:
-    reading = _number("reading", reading, "the index of a reading, counted from 0")
-    prompt = _number("prompt", prompt, "the index of a prompt, counted from 0")
-    if not 0 <= reading < len(packers):
-        raise InputError(f"selection: there is no reading {reading}; there are {len(packers)}, counted from 0.")
-    if not 0 <= prompt < packers[reading].count:
-        name, count = packers[reading].name, packers[reading].count
-        raise InputError(f"selection: {name} has no prompt {prompt}; it has {count}, counted from 0.")
-    return [reading, prompt]
-
-
-def _number(name: str, value: Any, expected: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputError(f"selection: {name} {value!r} is not {expected}.")
-    return int(value)
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"selection: {name} {value!r} is no list.")
-    return list(value)
-
-
-def _pairs(name: str, value: Any) -> list[Any]:
-    if wrong := [p for p in _listed(name, value) if not isinstance(p, list | tuple) or len(p) != 2]:
-        raise InputError(f"selection: {wrong[0]!r} in {name} is no [reading, prompt].")
-    return list(value)
-
-
-def _some(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values)) if len(values) <= 12 else f"{values[0]}, {values[1]}, ... {values[-1]}"
+def _pairs(panes: Any) -> list[Any]:
+    if wrong := [pair for pair in listed("panes", panes) if not isinstance(pair, list | tuple) or len(pair) != 2]:
+        raise InputError(f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt].")
+    return list(panes)
 
 
 # ---------------------------------------------------------------- without a script
 
 
-def _table(packers: Sequence[Packer]) -> str:
-    tables = [static_html(packer.data) for packer in packers[:3]]
-    more = f"<p>{len(packers) - 3} more readings are left out here.</p>" if len(packers) > 3 else ""
-    return "".join(tables) + more
+def static(readings: Any, **options: Any) -> str:
+    """A table for each of the first readings."""
+    own = each(readings)
+    more = f"<p>{len(own) - 3} more readings are left out here.</p>" if len(own) > 3 else ""
+    return "".join(static_html(opened(reading)[0], options.get("prompt", 0)) for reading in own[:3]) + more
 
 
 def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     """A small HTML table of the top tokens of one prompt, layers rising upwards; no script, no kernel.
 
     Large readings are thinned to what fits; the caption says so.  Readings without tokens (attributions) show the
-    numbers of their first value.  Raises InputError where there is neither.
+    numbers of their first value.
     """
-    source = gridded(data)
+    source = lens.source_of(data)
     data = source.data
     prompt = source.prompt(prompt)
     real, inputs = source.positions(prompt), source.inputs(prompt)
@@ -311,8 +221,7 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         texts = [[f"{x:.2f}" if np.isfinite(x) else "" for x in row] for row in shades]
     else:
         ids = data["token_id"].isel(prompt=prompt, rank=0).transpose(source.depth, "position").values[:, real]
-        own = _own_texts(data, source, prompt)
-        texts = [[own.get(i, source.text(i)) if i >= 0 else None for i in row] for row in ids.tolist()]
+        texts = [[_short(source.text(i)) if i >= 0 else "" for i in row] for row in ids.tolist()]
     finite = shades[np.isfinite(shades)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     most = max(abs(low), abs(high)) or 1.0
@@ -320,46 +229,23 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
         low, high, shares = -most, most, shades / most
     else:
         shares = (shades - low) / (high - low) if high > low else shades - low + 1
-    held = '<bdi dir="ltr" style="white-space:nowrap">'
-    lines = []
-    for row in reversed(rows):
-        tds = "".join(
-            f'<td style="{colours.cell(scale, shares[row, c])}">{held}{_cell(texts[row][c], numbers)}</bdi></td>'
-            for c in columns
-        )
-        lines.append(f'<tr><th scope="row">{tokens.html(packing.label(str(source.depths[row])))}</th>{tds}</tr>')
-    foot = "".join(f'<th scope="col">{held}{_cell(inputs[c])}</bdi></th>' for c in columns)
-    left_out = []
-    if len(rows) < len(source.depths):
-        left_out.append(f"{len(rows)} of {len(source.depths)} {source.depth}s")
-    if len(columns) < len(real):
-        left_out.append(f"the last {len(columns)} of {len(real)} positions")
-    if (count := data.sizes["prompt"]) > 1:
-        left_out.append(f"prompt {prompt} of {count}")
+    lines = [
+        [label(str(source.depths[row])), *((texts[row][c], float(shares[row, c])) for c in columns)]
+        for row in reversed(rows)
+    ]
+    left_out = [
+        f"{len(rows)} of {len(source.depths)} {source.depth}s" if len(rows) < len(source.depths) else "",
+        f"the last {len(columns)} of {len(real)} positions" if len(columns) < len(real) else "",
+        f"prompt {prompt} of {data.sizes['prompt']}" if data.sizes["prompt"] > 1 else "",
+    ]
     what = aimed(source.called(str(score)), _whose(source, prompt)) if numbers else "top token"
-    said = " · ".join(filter(None, [source.reader, source.model, what, *left_out]))
-    if score:
-        said += f" (colour: {source.called(score, short=True)} {low:.2f} to {high:.2f})"
-    return (
-        f'<div class="lw-table {AS_IT_IS}" style="overflow-x:auto;max-width:100%">{TABLE_STYLE}'
-        f'<table style="border-collapse:collapse;font-size:12px;margin:0">'
-        f'<caption style="text-align:left;padding:2px 4px;white-space:normal">{tokens.html(packing.label(said))}'
-        f"</caption><tbody>{''.join(lines)}</tbody>"
-        f'<tfoot><tr><th scope="row">{tokens.html(str(source.depth))}</th>{foot}</tr></tfoot></table></div>'
-    )
+    colour = f"colour: {source.called(score, short=True)} {low:.2f} to {high:.2f}" if score else ""
+    said = [source.reader, source.model, what, *left_out, colour]
+    return table(said, [source.depth, *(_short(inputs[c]) for c in columns)], lines, scale, foot=True)
 
 
-TABLE_STYLE = (
-    "<style>.lw-table td,.lw-table th{padding:1px 5px!important;text-align:center!important;white-space:pre!important;"
-    "max-width:11em;overflow:hidden;text-overflow:ellipsis;border:0}</style>"
-)
-
-
-def _cell(text: str | None, number: bool = False) -> str:
-    if text is None:
-        return ""
-    short = text if len(text) <= TABLE_LETTERS else text[:TABLE_LETTERS] + "…"
-    return tokens.html(short if number else tokens.visible(short))
+def _short(text: str) -> str:
+    return tokens.visible(text if len(text) <= TABLE_LETTERS else text[:TABLE_LETTERS] + "…")
 
 
 def _whose(source: Source, prompt: int) -> str:
@@ -367,13 +253,20 @@ def _whose(source: Source, prompt: int) -> str:
     ids = source.data["target_id"] if source.has("target_id") else None
     if ids is not None and "position" in ids.dims and len(set(ids.values[prompt][source.positions(prompt)])) > 1:
         return "each position's own target"
-    return packing.shown(source.targets(prompt, source.positions(prompt)[0])[0])
+    return lens.shown(source.targets(prompt, source.positions(prompt)[0])[0])
 
 
-def _own_texts(data: xr.Dataset, source: Any, prompt: int) -> dict[int, str]:
-    """Texts of readings that carry each token's text in place, by id."""
-    if "token" not in data or "vocab_token" in data:
-        return {}
-    first = data[["token_id", "token"]].isel(prompt=prompt, rank=0)
-    ids, texts = (first[n].transpose(source.depth, "position").values.ravel() for n in ("token_id", "token"))
-    return {int(i): str(t) for i, t in zip(ids, texts, strict=True)}
+VIEW = View(
+    "LensExplorer",
+    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is "
+    "on top, and the colour says how strong it is. Choose a cell for its detail.",
+    Path(__file__).with_name("lens_explorer.js"),
+    (),
+    payload,
+    static,
+    complete,
+    several=True,
+    lacking=lacking,
+    answer=answer,
+    page=(("saved_kb", None),),
+)

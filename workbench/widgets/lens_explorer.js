@@ -1,203 +1,73 @@
 // The lens explorer: tokens x layers of one or several readings side by side, one cell at a time in detail.
-// One module, no dependency, no network: loaded by the notebook widget and the offline page.
 //
-//   model.get("packed")      what packing.py packs, as bytes; in a page model.get("payload").packed, as base64
-//   model.get("selection")   see explorer.py; written back on every choice, followed when Python sets it
-//   model.send({ask: [reading, prompt]})   for a prompt that was not sent whole; {block} answers, with its bytes
-//
-// Token texts arrive made visible (spaces as "·") and are only ever set as text, never as markup.
+// What was not sent whole is asked for: ask([reading, prompt]); the answer is {block: [reading, prompt]} with the prompt.
 
-const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 420; // ROOM: the least pixels for a pane
-let COLOURS; // the table of workbench/figures/colours.py, which every reading comes with
-
-const DARK = `--bg:#14171f;--ink:#e2e6ee;--soft:#a3adbc;--line:#3a4252;--panel:#1c212c;--accent:#ff7ba9;--bar:#35b0ab;
-  color-scheme:dark`;
-const LIGHT = `--bg:#fff;--ink:#1b2130;--soft:#59616f;--line:#d3d9e3;--panel:#f6f7fa;--accent:#b4235a;--bar:#2a788e;
-  color-scheme:light`;
-const CSS = `
-.lw{${LIGHT};font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums;color:var(--ink);background:var(--bg);
-  display:grid;gap:8px;grid-template-columns:minmax(0,1fr);min-width:0;width:100%;padding:2px;text-align:left}
-@media (prefers-color-scheme:dark){.lw{${DARK}}}
-body[data-jp-theme-light="true"] .lw,body.vscode-light .lw,html[theme="light"] .lw{${LIGHT}}
-body[data-jp-theme-light="false"] .lw,body.vscode-dark .lw,html[theme="dark"] .lw{${DARK}}
-body[data-jp-theme-light] .lw{--bg:var(--jp-layout-color0)}
-.lw,.lw *{box-sizing:border-box}
-.lw [hidden]{display:none!important}
-.lw-tools,.lw-head{display:flex;flex-wrap:wrap;gap:6px 10px;align-items:center;min-width:0}
-.lw-tools label,.lw-head label{display:flex;gap:5px;align-items:center;color:var(--soft);min-width:0}
-.lw select,.lw input,.lw button{font:inherit;color:var(--ink);background:var(--bg);border:1px solid var(--line);
-  border-radius:5px;padding:3px 7px;min-height:28px;max-width:100%;margin:0}
-.lw select{max-width:min(260px,60vw);text-overflow:ellipsis}
-.lw input{width:118px}
-.lw button{cursor:pointer}
-.lw button:hover{border-color:var(--soft)}
-.lw button[aria-pressed=true]{border-color:var(--accent);color:var(--accent)}
-.lw :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
-.lw-scale{display:flex;flex-wrap:wrap;align-items:center;gap:0 6px;color:var(--soft);margin-left:auto}
-.lw-ramp{width:90px;height:9px;border-radius:2px;border:1px solid var(--line)}
-.lw-panes{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
-.lw-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0}
-.lw-pane.wide{grid-template-columns:minmax(0,1fr) 340px;column-gap:10px}
-.lw-pane.wide>.lw-head{grid-column:1/-1}
-.lw-pane.wide>.lw-panel{grid-template-columns:minmax(0,1fr)}
-.lw-head{min-height:30px}
-.lw.several .lw-pane:not(.wide){grid-row:span 3;grid-template-rows:subgrid;row-gap:6px}
-.lw.several .lw-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
-.lw.several .lw-pane.in{border-color:var(--soft)}
-.lw-grid{position:relative;overflow:auto;border:1px solid var(--line);border-radius:6px;background:var(--bg);
+const ROW = 22, AXIS = 26, WIDTHS = [30, 44, 58, 76, 104, 150], MOST_PANES = 4, ROOM = 400; // ROOM: the least pixels for a pane
+const STYLE = `
+.wx-panes{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
+.wx-pane{display:grid;gap:6px;grid-template-columns:minmax(0,1fr);min-width:0;position:relative}
+.wx-pane.wide{grid-template-columns:minmax(0,1fr) 340px;column-gap:10px}
+.wx-pane.wide>.wx-head{grid-column:1/-1}
+.wx-pane.wide>.wx-panel{grid-template-columns:minmax(0,1fr)}
+.wx-head{min-height:30px;align-content:start}
+.wx-title{font-weight:600;font-size:14px;color:var(--ink)}
+&.several .wx-pane:not(.wide){grid-row:span 3;grid-template-rows:subgrid;row-gap:6px}
+&.several .wx-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
+&.several .wx-pane.in{border-color:var(--soft)}
+&.several .wx-pane:not(.first) .wx-scale{display:none}
+&.several .wx-close{position:absolute;top:8px;right:8px}
+&.stacked .wx-pane{display:contents}
+&.stacked .wx-pane.in>.wx-grid{border-color:var(--soft)}
+&.stacked .wx-pane:not(.in)>.wx-panel{display:none}
+&.stacked .wx-panel{order:1}
+&.stacked .wx-panel h3>span::before{content:attr(data-of) " · "}
+&.stacked .wx-head{position:relative;margin-bottom:-6px}
+&.stacked .wx-close{top:0;right:0}
+&.stacked .wx-pane.alike .wx-prompt{display:none}
+.wx-grid{position:relative;overflow:auto;border:1px solid var(--line);border-radius:6px;background:var(--bg);
   overscroll-behavior:contain;contain:strict;align-self:start}
-.lw-space{position:relative;min-width:100%;display:flex;flex-direction:column;justify-content:flex-end}
-.lw-row{position:absolute;left:0;width:100%;height:${ROW}px}
-.lw-cell,.lw-in,.lw-tok,.lw-depth{overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate;
-  direction:ltr}
-.lw-cell,.lw-in,.lw-depth{cursor:pointer}
-.lw-cell,.lw-in{position:absolute;top:0;width:calc(var(--cw) - 1px);padding:0 3px;font-size:12px;text-align:center}
-.lw-cell{height:${ROW - 1}px;line-height:${ROW - 1}px;border-radius:2px;contain:strict;forced-color-adjust:none}
-.lw-cell.on{outline:2px solid var(--accent);outline-offset:-2px;box-shadow:inset 0 0 0 3px var(--bg)}
-.lw-cell.pin{border:2px dashed currentColor;line-height:${ROW - 5}px;padding:0 1px}
-.lw-cell.hit{text-decoration:underline 2px;font-weight:700}
-.lw-cell.near{text-decoration:underline 1px dotted}
-.lw-cell.dim{opacity:.28}
-.lw-cell.sink:not(.on){outline:1px dotted;outline-offset:-2px}
-.lw-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
+.wx-space{position:relative;min-width:100%;display:flex;flex-direction:column;justify-content:flex-end}
+.wx-row{position:absolute;left:0;width:100%;height:${ROW}px}
+.wx-grid :is(.wx-cell,.wx-in,.wx-depth){overflow:hidden;white-space:pre;text-overflow:ellipsis;unicode-bidi:isolate;direction:ltr;cursor:pointer}
+.wx-grid :is(.wx-cell,.wx-in){position:absolute;top:0;width:calc(var(--cw) - 1px);padding:0 3px;font-size:12px;text-align:center}
+.wx-cell{height:${ROW - 1}px;line-height:${ROW - 1}px;border-radius:2px;contain:strict;forced-color-adjust:none}
+.wx-cell.on{outline:2px solid var(--accent);outline-offset:-2px;box-shadow:inset 0 0 0 3px var(--bg)}
+.wx-cell.pin{border:2px dashed currentColor;line-height:${ROW - 5}px;padding:0 1px}
+.wx-cell.hit{text-decoration:underline 2px;font-weight:700}
+.wx-cell.near{text-decoration:underline 1px dotted}
+.wx-cell.dim{opacity:.28}
+.wx-cell.sink:not(.on){outline:1px dotted;outline-offset:-2px}
+.wx-depth{position:sticky;left:0;z-index:3;width:var(--gutter);height:${ROW}px;line-height:${ROW}px;text-align:right;
   padding-right:8px;background:var(--bg);color:var(--soft)}
-.lw-depth.on{color:var(--accent);font-weight:600}
-.lw-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
+.wx-depth.on{color:var(--accent);font-weight:600}
+.wx-axis{position:sticky;bottom:0;z-index:4;height:${AXIS}px;background:var(--panel);border-top:1px solid var(--line);
   min-width:100%}
-.lw-in{height:${AXIS - 1}px;line-height:${AXIS - 1}px;font-weight:600}
-.lw-in.on{color:var(--accent)}
-.lw-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
+.wx-in{height:${AXIS - 1}px;line-height:${AXIS - 1}px;font-weight:600}
+.wx-in.on{color:var(--accent)}
+.wx-corner{position:sticky;left:0;z-index:5;width:var(--gutter);height:${AXIS - 1}px;background:var(--panel);
   color:var(--soft);font-size:11px;line-height:${AXIS - 1}px;text-align:right;padding-right:6px}
-.lw-panel{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px 12px;min-width:0;
-  display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));align-content:start;
+.wx-panel{display:grid;gap:8px 18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));align-content:start;
   overflow:auto;max-height:max(var(--tall,0px),560px,86vh)}
-.lw-panel>h3,.lw-panel>.lw-facts,.lw-card h3{grid-column:1/-1}
-.lw h3{margin:0;font-size:13px;font-weight:600;overflow-wrap:anywhere;display:flex;gap:8px;
-  justify-content:space-between;align-items:start;color:inherit}
-.lw h3>button:not(.lw-go){flex:none;white-space:nowrap;font-weight:400}
-.lw h3>:first-child{min-width:0}
-.lw-facts{color:var(--soft);overflow-wrap:anywhere}
-.lw-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
-.lw-bars button{display:grid;grid-template-columns:minmax(80px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
+:is(.wx-panel>h3,.wx-panel>.wx-facts,.wx-card h3){grid-column:1/-1}
+.wx-pane h3{margin:0}
+:is(.wx-pane,.wx-card) h3{display:flex;gap:8px;justify-content:space-between;align-items:start;margin:0}
+:is(.wx-pane,.wx-card) h3>button:not(.wx-go){flex:none;white-space:nowrap;font-weight:400;min-height:24px;padding:0 7px}
+.wx-bars{list-style:none;margin:0;padding:0;display:grid;gap:2px;align-content:start;min-width:0}
+.wx-bars button{display:grid;grid-template-columns:minmax(80px,2fr) 3fr 58px;gap:8px;align-items:center;width:100%;
   border:1px solid transparent;background:none;padding:0 3px;min-height:23px;text-align:left;border-radius:4px}
-.lw-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);color:inherit}
-.lw-track{height:9px;position:relative;overflow:hidden;border-radius:2px}
-.lw-fill{position:absolute;inset:0 auto 0 0;background:var(--bar);border-radius:2px;min-width:1px}
-.lw-floor{position:absolute;top:0;bottom:0;width:2px;background:var(--floor)}
-.lw-num{text-align:right;color:var(--soft)}
-.lw-said{color:var(--soft);font-size:12px;margin:0 4px 5px;overflow-wrap:anywhere;unicode-bidi:plaintext}
-.lw-said mark{background:color-mix(in srgb,var(--accent) 26%,transparent);color:var(--ink);border-radius:2px;
-  text-decoration:underline;font-weight:600}
-.lw-said small{opacity:.85;white-space:nowrap}
-.lw-pins{display:grid;gap:8px;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr))}
-.lw-card{border:1px solid var(--line);border-radius:6px;padding:8px 10px;background:var(--panel);min-width:0;
+.wx-bars button[aria-pressed=true]{background:color-mix(in srgb,var(--accent) 14%,transparent);border-color:transparent}
+.wx-said{color:var(--soft);font-size:12px;margin:0 4px 5px;overflow-wrap:anywhere;unicode-bidi:plaintext}
+.wx-said mark{color:var(--ink);text-decoration:underline}
+.wx-said small{white-space:nowrap}
+.wx-pins{display:grid;gap:8px;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr))}
+.wx-card{border:1px solid var(--line);border-radius:6px;padding:8px 10px;background:var(--panel);min-width:0;
   display:grid;gap:4px;align-content:start}
-.lw-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
-.lw-card .lw-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
-.lw-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
-.lw-panel svg text{fill:var(--soft);font-size:11px}
-.lw-foot{color:var(--soft);font-size:12px;min-height:18px;display:flex;flex-wrap:wrap;gap:0 14px}
-.lw-foot>*{min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:pre}
-.lw-foot>.lw-note,.lw-foot>details{white-space:normal;overflow-wrap:anywhere}
-.lw-away{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+.wx-card h3 button{border:0;background:none;padding:0 2px;min-height:22px}
+.wx-card .wx-go{text-align:left;font-weight:600;overflow-wrap:anywhere}
+.wx-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
+.wx-panel svg text{fill:var(--soft);font-size:11px}
 `;
-
-// -------- small helpers
-
-const make = (tag, name, text) => {
-  const node = document.createElement(tag);
-  if (name) node.className = name;
-  if (text !== undefined) node.textContent = text;
-  return node;
-};
-const button = (name, text, label, act) => {
-  const node = make("button", name, text);
-  node.type = "button";
-  if (label) node.ariaLabel = label;
-  if (label) node.title = label;
-  node.onclick = act;
-  return node;
-};
-const draw = (tag, attributes, text) => {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
-};
-const labelled = (text, node) => {
-  const label = make("label");
-  label.append(text, node);
-  node.ariaLabel = text;
-  return label;
-};
-// A select's options: texts, with values other than their numbers where these are given.
-const fill = (select, texts, values) => {
-  const words = texts.map((text) => short(String(text), 60));
-  if (!same(words, [...select.options].map((o) => o.textContent)))
-    select.replaceChildren(...words.map((word, i) => Object.assign(make("option", "", word), { value: values ? values[i] : i })));
-};
-// Fills a box anew.  Who was on a button in it is then on the one in its place, or else on `instead`.
-const refill = (box, nodes, instead) => {
-  const buttons = () => [...box.querySelectorAll("button")], at = buttons().indexOf(box.getRootNode().activeElement);
-  box.replaceChildren(...nodes);
-  if (at >= 0) (buttons()[at] || instead).focus({ preventScroll: true });
-};
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
-const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
 const named = ({ name, units }) => name + (units && ` (${units})`); // of a variable
-const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
-
-// -------- what Python packed
-
-async function unpack(block) {
-  let bytes = block;
-  if (typeof block === "string") bytes = Uint8Array.from(atob(block), (c) => c.charCodeAt(0));
-  else if (!(block instanceof Uint8Array)) bytes = new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const raw = new Uint8Array(await new Response(stream).arrayBuffer());
-  const length = new DataView(raw.buffer).getUint32(0, true);
-  const value = JSON.parse(new TextDecoder().decode(raw.subarray(4, 4 + length)));
-  return { value, numbers: raw.subarray(4 + length) };
-}
-
-// The bytes of a number stand apart by significance; a d16 is a multiple of 10^-digits, 65535 = none.
-function decode(packed, prompt) {
-  if (!packed || packed.values) return packed && packed.values;
-  const n = packed.n, from = (prompt.from || 0) + packed.at, bytes = prompt.numbers, width = packed.t.endsWith("32") ? 4 : 2;
-  const whole = new (packed.t === "i32" ? Int32Array : packed.t === "u32" ? Uint32Array : Uint16Array)(n);
-  for (let plane = 0; plane < width; plane++)
-    for (let i = 0; i < n; i++) whole[i] |= bytes[from + plane * n + i] << (8 * plane);
-  let values = whole;
-  if (packed.t === "d16") {
-    const unit = 10 ** packed.digits;
-    values = new Float64Array(n);
-    for (let i = 0; i < n; i++) values[i] = whole[i] === 65535 ? NaN : (packed.base + whole[i]) / unit;
-  }
-  Object.defineProperty(packed, "values", { value: values });
-  return values;
-}
-
-function say(x, digits, whole) {
-  if (Number.isNaN(x ?? NaN)) return "–";
-  if (whole) return String(x);
-  const text = Math.abs(x) >= 1e6 ? x.toExponential(2) : x.toFixed(clamp(digits, 0, 9));
-  return Number(text) === 0 ? text.replace("-", "") : text;
-}
-
-function colour(stops, share) {
-  const at = clamp(share, 0, 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2), part = at - low;
-  return stops[low].map((c, i) => Math.round(c + (stops[low + 1][i] - c) * part));
-}
-
-// Black or white, whichever stands out more: WCAG's contrasts cross at a luminance of 0.179.
-const ink = (...rgb) => rgb.reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * (c / 255) ** 2.2, 0) > 0.179 ? "#000" : "#fff";
-
-const short = (text, most = 40) => {
-  if (text.length <= most) return text;
-  const cut = [...text.slice(0, most)];
-  if (/[\ud800-\udbff]$/.test(cut.at(-1))) cut.pop(); // never half a character
-  return cut.join("") + "…";
-};
 
 // -------- one prompt of one reading
 
@@ -212,9 +82,9 @@ class View {
     this.whole = this.there && this.count === this.prompt.count && this.k === reading.top_k;
   }
   cell(row, at, rank = 0) { return (rank * this.count + at) * this.rows + row; }
-  get tokens() { return decode(this.prompt.token, this.prompt); }
+  get tokens() { return decode(this.prompt.token); }
   // Tokens are places in the prompt's vocabulary; -1 is none.  Between prompts they go by their ids.
-  token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] - 1 : -1; }
+  token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] : -1; }
   list(row, at) {
     return Array.from({ length: this.k }, (_, rank) => [this.token(row, at, rank), rank]).filter(([token]) => token >= 0);
   }
@@ -222,7 +92,7 @@ class View {
   id(token) { return token >= 0 ? this.prompt.vocab_id[token] : null; }
   find(id) { return this.prompt.vocab_id.indexOf(id); }
   score(row, at, rank = 0) {
-    const scores = decode(this.prompt.score, this.prompt);
+    const scores = decode(this.prompt.score);
     return scores ? scores[this.cell(row, at, rank)] : NaN;
   }
   along(token, at) {
@@ -236,7 +106,8 @@ class View {
   metric(wanted) { return this.metrics.includes(wanted) ? wanted : this.metrics[0]; }
   // What packing.py tells of a metric or variable.
   about(metric) { return this.reading.variables[metric]; }
-  stops(metric) { return COLOURS.scales[this.about(metric).colours]; }
+  // The colour at a share of the metric's domain.
+  shade(metric, share) { const { colours } = this.about(metric); return shade(colours, colours === "diverging" ? 2 * share - 1 : share); }
   // The variable whose colours a metric has.
   unit(metric) { return metric === "top" ? this.reading.score : metric; }
   digits(metric) {
@@ -252,11 +123,11 @@ class View {
   named(name, at, target) { return name.replace(/\btarget\b/, () => this.aim(at, target)); }
   target(wanted) { return clamp(wanted, 0, Math.max(this.targets.length - 1, 0)); }
   // The target at a place: one that was asked for, or the token that is on top in the end.
-  aim(at, target) { return short(this.targets[target] ?? this.text(this.find((this.prompt.target || [])[at]))) || "target"; }
+  aim(at, target) { return clip(this.targets[target] ?? this.text(this.find((this.prompt.target || [])[at]))) || "target"; }
   value(metric, row, at, target = 0) {
     if (metric === "probability") return Math.exp(this.score(row, at));
     if (metric === "top" || metric === this.reading.score) return this.score(row, at);
-    const values = decode(this.prompt.grids[metric], this.prompt), wide = this.reading.wide.includes(metric);
+    const values = decode(this.prompt.grids[metric]), wide = this.reading.wide.includes(metric);
     if (!values) return NaN;
     const x = values[this.cell(row, at, wide ? target : 0)];
     return this.about(metric)?.whole && x < 0 ? NaN : x;
@@ -265,7 +136,7 @@ class View {
     if (metric === "probability") return [0, 1];
     return this.reading.domain[this.unit(metric)] || [0, 1];
   }
-  where(row, at) { return `${this.reading.depth_label} ${this.reading.depths[row]}, at ${short(this.prompt.inputs[at], 240)} #${this.prompt.positions[at]}`; }
+  where(row, at) { return `${this.reading.depth_label} ${this.reading.depths[row]}, at ${clip(this.prompt.inputs[at], 240)} #${this.prompt.positions[at]}`; }
   // How deep a row is: 0 for the embeddings, b + 1 for what block b writes.
   level(row) {
     const depth = this.reading.depths[row];
@@ -302,55 +173,49 @@ class View {
 
 // -------- one cell in detail
 
-// A line of a list, which is a button: a text, a bar from one share of the track to another, a number.
-function bar(list, text, number, [from, to], pressed, act) {
-  const item = make("li"), line = button("", undefined, "", act), track = make("span", "lw-track"), fill = make("span", "lw-fill");
-  line.ariaPressed = String(pressed);
-  fill.style.left = `${(100 * from).toFixed(1)}%`;
-  fill.style.width = `${(100 * (to - from)).toFixed(1)}%`;
-  track.append(fill);
-  line.append(make("span", "lw-tok", text), track, make("span", "lw-num", number));
-  item.append(line);
+// A line of a list, which is a button: a text, a bar, a number.
+function line(list, text, number, bar, pressed, act) {
+  const item = make("li"), node = button("", "", act);
+  node.ariaPressed = String(pressed);
+  node.append(make("span", "wx-one", text), bar, make("span", "wx-num", number));
+  item.append(node);
   list.append(item);
-  return { item, line, track, fill };
+  return { item, node };
 }
 
 // The top tokens as bars, each a button that follows it; of contexts, the sentence with the word marked.
 function bars(view, row, at, most, followed, follow) {
-  const r = view.reading, box = make("div"), list = make("ol", "lw-bars"), found = view.list(row, at).slice(0, most);
+  const r = view.reading, box = make("div"), list = make("ol", "wx-bars"), found = view.list(row, at).slice(0, most);
   const about = view.about(r.score), chance = about?.log_prob, floor = r.floor ? r.floor[row] : null;
   const full = Math.max(...found.map(([, rank]) => Math.abs(view.score(row, at, rank))), floor || 0, 1e-9);
   for (const [token, rank] of found) {
     const x = view.score(row, at, rank), part = chance ? Math.exp(x) : Math.abs(x) / full;
-    const id = view.id(token), { item, line, track } = bar(list, view.text(token), view.say(x, "top"), [0, clamp(part || 0, 0, 1)], id === followed, () => follow(id));
-    line.title = `follow ${short(view.text(token), 240)}`;
-    if (floor) {
-      const tick = make("span", "lw-floor");
-      tick.style.left = `calc(${(100 * floor / full).toFixed(1)}% - 2px)`;
-      track.append(tick);
-    }
+    const id = view.id(token), track = bar([0, part], floor ? floor / full : NaN, "floor");
+    const { item, node } = line(list, view.text(token), view.say(x, "top"), track, id === followed, () => follow(id));
+    node.title = `follow ${clip(view.text(token), 240)}`;
     const said = view.prompt.said;
     if (said) {
-      const place = view.cell(row, at, rank), words = make("p", "lw-said");
-      const [before, word, after] = said.texts[decode(said.at, view.prompt)[place]];
+      const place = view.cell(row, at, rank), words = make("p", "wx-said");
+      const [before, word, after] = said.texts[decode(said.at)[place]];
       words.append(before, make("mark", "", word), after);
-      if (said.layer) words.append(make("small", "", ` layer ${decode(said.layer, view.prompt)[place]}`));
+      if (said.layer) words.append(make("small", "", ` layer ${decode(said.layer)[place]}`));
       item.append(words);
     }
   }
-  if (r.score) box.append(make("div", "lw-facts", `${named(about)}${chance ? "; bars: probability" : ""}`));
+  if (r.score) box.append(make("div", "wx-facts", `${named(about)}${chance ? "; bars: probability" : ""}`));
   box.append(list);
   return box;
 }
 
 // The parts that moved the logit most, at one position.
 function parts(view, row, at, target, most, go) {
-  const list = make("ol", "lw-bars"), metric = view.metrics[0];
+  const list = make("ol", "wx-bars"), metric = view.metrics[0];
   const all = view.reading.depths.map((_, d) => [d, view.value(metric, d, at, target)]).filter(([, x]) => !Number.isNaN(x));
   const full = Math.max(...all.map(([, x]) => Math.abs(x)), 1e-9);
   for (const [d, x] of all.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, most)) {
-    const end = 0.5 + x / full / 2, line = bar(list, view.reading.depths[d], view.say(x, metric), [Math.min(0.5, end), Math.max(0.5, end)], d === row, () => go(d));
-    line.fill.style.background = `rgb(${colour(view.stops(metric), x < 0 ? 0.2 : 0.8)})`;
+    const end = 0.5 + x / full / 2, track = bar([Math.min(0.5, end), Math.max(0.5, end)]);
+    track.firstChild.style.background = `rgb(${view.shade(metric, x < 0 ? 0.2 : 0.8)})`;
+    line(list, view.reading.depths[d], view.say(x, metric), track, d === row, () => go(d));
   }
   return list;
 }
@@ -366,7 +231,7 @@ function facts(view, row, at, target) {
   for (const [name, mean] of Object.entries(r.means)) found.push(`${mean.name} ${view.say((mean.values[target] || mean.values[0])[row], name)}`);
   for (const { name, values } of Object.values(view.prompt.sums || {})) found.push(`${view.named(name, at, target)} ${say((values[target] || values[0])[at], 3)}`);
   if (r.floor && r.floor[row] !== null) found.push(`${view.about(r.score).name} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
-  return make("div", "lw-facts", found.join(" · "));
+  return make("div", "wx-facts", found.join(" · "));
 }
 
 // The followed token's score over depth at this position; without one, the target's with its null.
@@ -374,7 +239,7 @@ function trajectory(view, row, at, target, followed, called, go) {
   const r = view.reading, lines = [], along = (name) => r.depths.map((_, d) => view.value(name, d, at, target));
   const token = view.find(followed);
   let title, shows = "top";
-  if (followed !== null && token < 0 && view.k) return make("div", "lw-facts", `${called(followed)} is in no cell of this prompt`);
+  if (followed !== null && token < 0 && view.k) return make("div", "wx-facts", `${called(followed)} is in no cell of this prompt`);
   const own = r.depth === "component" || !view.k ? view.metrics[0] : r.followed; // without a token that is followed
   if (token < 0 && own && view.prompt.grids[own]) {
     const { name, units, nulls } = view.about(own), mean = r.means[own], dotted = [];
@@ -387,11 +252,11 @@ function trajectory(view, row, at, target, followed, called, go) {
     const shown = token < 0 ? view.token(row, at) : token;
     if (shown < 0) return make("div");
     lines.push({ y: view.along(shown, at) });
-    title = `${r.score ? named(view.about(r.score)) : "score"} of ${short(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
+    title = `${r.score ? named(view.about(r.score)) : "score"} of ${clip(view.text(shown))} by ${r.depth} (where in the top ${view.k}${view.k < r.ranks ? ` of ${r.ranks} kept` : ""})`;
   }
   const W = 320, H = 124, L = 44, B = 20, T = 8, all = lines.flatMap((l) => l.y).filter((y) => !Number.isNaN(y));
   const box = make("div"), svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title });
-  box.append(make("div", "lw-facts", all.length ? title : `${title}: nowhere`));
+  box.append(make("div", "wx-facts", all.length ? title : `${title}: nowhere`));
   if (!all.length) return box;
   box.append(svg);
   let from = Math.min(...all), to = Math.max(...all);
@@ -413,32 +278,32 @@ function trajectory(view, row, at, target, followed, called, go) {
       if (Number.isNaN(v)) { pen = false; return; }
       path += `${pen ? "L" : "M"}${X(d).toFixed(1)},${Y(v).toFixed(1)}`;
       pen = true;
-      if (!dash) svg.append(draw("circle", { cx: X(d), cy: Y(v), r: view.rows > 40 ? 1.3 : 2.2, fill: "var(--bar)" }));
+      if (!dash) svg.append(draw("circle", { cx: X(d), cy: Y(v), r: view.rows > 40 ? 1.3 : 2.2, fill: "var(--h0)" }));
     });
-    svg.append(draw("path", { d: path, fill: "none", stroke: "var(--bar)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, "stroke-linecap": "round" }) }));
+    svg.append(draw("path", { d: path, fill: "none", stroke: "var(--h0)", "stroke-width": 1.6, ...(dash && { "stroke-dasharray": dash, "stroke-linecap": "round" }) }));
   }
   return box;
 }
 
 // -------- one grid with its detail
 
-let born = 0;
-
 // app: what the panes share (state, readings, and what happens on a choice); place: {reading, prompt}.
 function pane(app, place) {
   const { state, readings } = app, self = { ...place, row: 0, at: 0, marks: null, hits: [] };
-  const name = `lw${born++}`;
+  const name = fresh("lens");
   let view = new View(readings[place.reading], place.prompt), strips = new Map(), heads = new Map(), low = 0, high = 0, dirty = true, expected = [-1, -1], gutter = 46;
 
-  const root = (self.root = make("div", "lw-pane")), head = make("div", "lw-head");
-  const pickReading = make("select"), pickPrompt = make("select"), pickTarget = make("select");
-  const labels = [labelled("reading", pickReading), labelled("prompt", pickPrompt), labelled("target", pickTarget)];
-  const scale = make("div", "lw-scale"), from = make("span"), ramp = make("div", "lw-ramp"), to = make("span"), unit = make("span");
-  const close = button("", "×", "close this pane", () => app.close(self));
-  scale.append(unit, from, ramp, to, close);
-  head.append(...labels, scale);
+  const root = (self.root = make("section", "wx-pane")), head = make("div", "wx-tools wx-head");
+  const pickReading = choice("reading", (i) => app.turn(self, i, self.prompt)), pickPrompt = choice("prompt", (i) => app.turn(self, self.reading, i));
+  const pickTarget = choice("target", (i) => app.aim(i)), colours = make("span");
+  const close = button("×", "close this pane", () => app.close(self), "wx-close");
+  pickPrompt.node.classList.add("wx-prompt");
+  colours.style.marginLeft = "auto";
+  pickReading.select.classList.add("wx-title");
+  pickReading.node.firstChild.hidden = true; // a reading's name is the title of its pane
+  head.append(pickReading.node, pickPrompt.node, pickTarget.node, colours, close);
 
-  const grid = (self.grid = make("div", "lw-grid")), space = make("div", "lw-space"), axis = make("div", "lw-axis"), corner = make("div", "lw-corner");
+  const grid = (self.grid = make("div", "wx-grid")), space = make("div", "wx-space"), axis = make("div", "wx-axis"), corner = make("div", "wx-corner");
   grid.tabIndex = 0;
   grid.role = "grid";
   grid.setAttribute("aria-activedescendant", `${name}-on`);
@@ -448,7 +313,7 @@ function pane(app, place) {
   axis.append(corner);
   space.append(axis);
   grid.append(space);
-  const panel = make("section", "lw-panel");
+  const panel = make("section", "wx-panel");
   panel.ariaLabel = "the chosen cell";
   root.append(head, grid, panel);
 
@@ -464,14 +329,12 @@ function pane(app, place) {
     if (before.there && view.there && before.prompt.count === view.prompt.count) self.at += view.count - before.count;
     self.row = clamp(self.row, 0, view.rows - 1);
     self.at = clamp(self.at, 0, Math.max(view.count - 1, 0));
-    fill(pickReading, readings.map((x) => x.name));
-    fill(pickPrompt, r.prompts.map((p, i) => `${i}: ${p.text}`));
-    fill(pickTarget, view.targets);
-    pickReading.value = self.reading;
-    pickPrompt.value = self.prompt;
-    labels[0].hidden = readings.length < 2;
-    labels[1].hidden = r.prompts.length < 2;
-    labels[2].hidden = view.targets.length < 2;
+    for (const [pick, texts, at] of [[pickReading, readings.map((x) => x.name), self.reading], [pickPrompt, r.prompts.map((p, i) => `${i}: ${p.text}`), self.prompt], [pickTarget, view.targets, target()]]) {
+      pick.fill(texts, [...texts.keys()]);
+      pick.select.selectedIndex = at;
+      pick.node.hidden = texts.length < 2;
+    }
+    root.ariaLabel = r.name;
     close.hidden = app.panes.length < 2;
     corner.textContent = r.depth === "component" ? "part" : r.depth;
     gutter = r.depth === "component" ? 92 : 46;
@@ -480,7 +343,7 @@ function pane(app, place) {
     if (!view.whole) app.ask(self.reading, self.prompt);
     self.clear();
     if (!view.there) {
-      panel.replaceChildren(make("div", "lw-facts", `prompt ${self.prompt} is not in the saved notebook. The kernel is asked for it; where there is none, run the cell again.`));
+      panel.replaceChildren(make("div", "wx-facts", `prompt ${self.prompt} is not in the saved notebook. The kernel is asked for it; where there is none, run the cell again.`));
       grid.hidden = true;
       return;
     }
@@ -532,16 +395,16 @@ function pane(app, place) {
 
   function dress(cell, row, at) {
     const shown = metric(), x = view.value(shown, row, at, target()), token = view.token(row, at);
-    const text = shown === "top" ? short(view.text(token)) : view.say(x, shown);
+    const text = shown === "top" ? clip(view.text(token)) : view.say(x, shown);
     if (cell.firstChild) cell.firstChild.data = text;
     else cell.textContent = text;
     let style = `left:${gutter + at * cw()}px`;
     if (!Number.isNaN(x)) {
-      const rgb = colour(view.stops(shown), share(shown, x));
-      style += `;background:rgb(${rgb});color:${ink(...rgb)}`;
+      const rgb = view.shade(shown, share(shown, x));
+      style += `;background:rgb(${rgb});color:${ink(rgb)}`;
     }
     cell.style.cssText = style;
-    let kind = "lw-cell";
+    let kind = "wx-cell";
     const mark = self.marks ? self.marks[view.cell(row, at)] : 0;
     if (self.marks) kind += mark === 2 ? " hit" : mark === 1 ? " near" : " dim";
     else if (state.differ && app.alike(self, row, at)) kind += " dim";
@@ -584,14 +447,14 @@ function pane(app, place) {
       const free = [];
       for (const [at, cell] of strip.cells) if (at < left || at >= right) { free.push(cell); strip.cells.delete(at); }
       if (fresh) {
-        strip.depth.className = row === self.row ? "lw-depth on" : "lw-depth";
+        strip.depth.className = row === self.row ? "wx-depth on" : "wx-depth";
         for (const [at, cell] of strip.cells) dress(cell, row, at);
       }
       for (let at = left; at < right; at++) {
         if (strip.cells.has(at)) continue;
         let cell = free.pop();
         if (!cell) {
-          cell = make("div", "lw-cell");
+          cell = make("div", "wx-cell");
           cell.role = "gridcell";
           strip.node.append(cell);
         }
@@ -605,7 +468,7 @@ function pane(app, place) {
     for (let at = left; at < right; at++) {
       let node = heads.get(at);
       if (!node) {
-        node = make("div", "", short(view.prompt.inputs[at]));
+        node = make("div", "", clip(view.prompt.inputs[at]));
         node.at = at;
         node.role = "columnheader";
         node.ariaColIndex = at + 2;
@@ -613,7 +476,7 @@ function pane(app, place) {
         heads.set(at, node);
         axis.append(node);
       }
-      node.className = at === self.at ? "lw-in on" : "lw-in";
+      node.className = at === self.at ? "wx-in on" : "wx-in";
       node.style.left = `${gutter + at * wide}px`;
     }
     if (dirty) legend();
@@ -621,7 +484,7 @@ function pane(app, place) {
   };
 
   function newStrip() {
-    const node = make("div", "lw-row"), depth = make("div", "lw-depth");
+    const node = make("div", "wx-row"), depth = make("div", "wx-depth");
     node.role = "row";
     depth.role = "rowheader";
     node.append(depth);
@@ -630,27 +493,31 @@ function pane(app, place) {
 
   function legend() {
     const shown = metric(), ends = app.domain(view, shown), what = view.about(view.unit(shown));
-    unit.textContent = what ? named(what) : "";
-    [from.textContent, to.textContent] = ends.map((x) => say(x, Math.min(view.digits(shown), 2), view.about(shown).whole));
-    ramp.style.background = `linear-gradient(90deg,${view.stops(shown).map((c) => `rgb(${c})`)})`;
-    pickTarget.value = target();
+    const [least, most] = ends.map((x) => say(x, Math.min(view.digits(shown), 2), view.about(shown).whole));
+    colours.replaceChildren(scale(view.about(shown).colours, least, most, what ? named(what) : ""));
+    // What all panes share is said once: the scale by the first that has it, the prompt by the first that shows it.
+    const first = app.panes.find((p) => p.view().unit(p.view().metric(state.metric)) === view.unit(shown));
+    root.classList.toggle("first", first === self);
+    root.classList.toggle("alike", app.panes[0] !== self && app.panes[0].view().prompt.text === view.prompt.text);
+    pickTarget.select.selectedIndex = target();
   }
 
   self.detail = () => {
     if (!view.there) return;
     const { row, at } = self, title = make("h3"), go = (d) => app.choose(self, d, at), token = app.followed(view);
-    title.append(make("span", "", view.where(row, at)), button("", app.pinned(self, row, at) ? "unpin" : "pin", "", () => app.pin(self)));
+    title.append(make("span", "", view.where(row, at)), button(app.pinned(self, row, at) ? "unpin" : "pin", "", () => app.pin(self)));
+    title.firstChild.dataset.of = view.reading.name;
     const follow = (id) => app.follow(self, id), found = [title];
     const said = facts(view, row, at, target());
     if (said.textContent) found.push(said);
     found.push(view.k ? bars(view, row, at, view.k, token, follow) : parts(view, row, at, target(), 12, go));
     found.push(trajectory(view, row, at, target(), token, app.called, go));
-    refill(panel, found, grid);
+    panel.replaceChildren(...found);
   };
 
   self.told = (row, at) => { // a cell in words: its top token with its score, and what cells show
     const shown = metric(), score = view.reading.score, say = (what) => view.told(what, row, at, target());
-    const found = view.k ? [short(view.text(view.token(row, at)), 240) + (score ? `, ${say(score)}` : "")] : [];
+    const found = view.k ? [clip(view.text(view.token(row, at)), 240) + (score ? `, ${say(score)}` : "")] : [];
     if (shown !== "top" && shown !== score) found.push(say(shown));
     return found.join("; ");
   };
@@ -682,7 +549,7 @@ function pane(app, place) {
     if (!wanted || !view.there || !view.k) return;
     const match = view.prompt.vocab.map((t) => t.toLowerCase().includes(wanted)), cells = view.rows * view.count, all = view.tokens;
     self.marks = new Uint8Array(cells);
-    for (let i = 0; i < all.length; i++) if (all[i] && match[all[i] - 1] && !self.marks[i % cells]) self.marks[i % cells] = i < cells ? 2 : 1;
+    for (let i = 0; i < all.length; i++) if (match[all[i]] && !self.marks[i % cells]) self.marks[i % cells] = i < cells ? 2 : 1;
     for (let row = high; row >= low; row--) for (let at = 0; at < view.count; at++) if (self.marks[view.cell(row, at)]) self.hits.push([row, at]);
   };
 
@@ -702,97 +569,61 @@ function pane(app, place) {
     app.scrolled(self);
   }, { passive: true });
   grid.addEventListener("click", (event) => { // a cell; a layer at this position, or a position at this layer
-    const hit = event.target.closest(".lw-cell,.lw-depth,.lw-in");
+    const hit = event.target.closest(".wx-cell,.wx-depth,.wx-in");
     if (hit) app.choose(self, hit.row ?? self.row, hit.at ?? self.at);
   });
   grid.addEventListener("pointerover", (event) => {
-    const cell = event.target.closest(".lw-cell");
+    const cell = event.target.closest(".wx-cell");
     if (!cell || event.pointerType === "touch") return;
     cell.title = self.told(cell.row, cell.at);
-    app.hover(`${view.where(cell.row, cell.at)}: ${cell.title}`);
+    app.hint(`${view.where(cell.row, cell.at)}: ${cell.title}`, { prompt: self.prompt, position: view.prompt.columns[cell.at] });
   });
-  grid.addEventListener("pointerleave", () => app.hover(""));
+  grid.addEventListener("pointerleave", () => app.hint(""));
   grid.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !view.there) return;
-    const page = Math.max(1, Math.floor(grid.clientWidth / cw()) - 2);
-    const moves = {
-      ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e9], End: [0, 1e9],
-      PageUp: [0, -page], PageDown: [0, page],
-    };
-    const acts = {
-      p: () => app.pin(self), "/": () => app.search.focus(), "+": () => app.wider(1), "-": () => app.wider(-1),
+    if (!view.there) return;
+    const page = Math.max(1, Math.floor(grid.clientWidth / cw()) - 2), move = (dx, dy) => app.choose(self, clamp(self.row - dy, low, high), self.at + dx);
+    bound(event, {
+      ...arrows(move), PageUp: () => move(-page, 0), PageDown: () => move(page, 0), "+": () => app.wider(1), "-": () => app.wider(-1),
       "[": () => app.between(self, self.row, high), "]": () => app.between(self, low, self.row), 0: () => app.between(self, 0, view.rows - 1),
-      enter: () => panel.querySelector(".lw-bars button")?.focus(),
-      ...(state.token !== null && { escape: () => app.follow(self, state.token) }),
-    };
-    if (moves[event.key]) app.choose(self, clamp(self.row + moves[event.key][0], low, high), self.at + moves[event.key][1]);
-    else if (acts[event.key.toLowerCase()]) acts[event.key.toLowerCase()]();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
+    });
   });
-  panel.addEventListener("keydown", (event) => { if (event.key === "Escape") { grid.focus(); event.stopPropagation(); } });
-  pickReading.onchange = () => app.turn(self, Number(pickReading.value), self.prompt);
-  pickPrompt.onchange = () => app.turn(self, self.reading, Number(pickPrompt.value));
-  pickTarget.onchange = () => app.aim(Number(pickTarget.value));
   return self;
 }
 
-// -------- the widget
+// -------- the view
 
-async function render({ model, el }) {
-  const root = make("div", "lw");
-  root.role = "group";
-  root.ariaLabel = "lens explorer";
-  root.addEventListener("keydown", (event) => { // in a notebook plain keys are commands: x cuts the cell
-    if (!event.ctrlKey && !event.metaKey && !event.altKey && !["Escape", "Tab"].includes(event.key) && !(event.shiftKey && event.key === "Enter"))
-      event.stopPropagation();
-  });
-  root.append(make("style", "", CSS));
-  el.append(root);
-
-  const block = await unpack(model.get("packed") || model.get("payload").packed), readings = block.value.readings;
-  COLOURS = block.value.colours;
-  for (const [name, list] of Object.entries(COLOURS.scales)) COLOURS.scales[name] = list.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-  root.style.setProperty("--floor", COLOURS.hues[COLOURS.floor]);
-  for (const r of readings) for (const p of r.prompts) p.numbers = block.numbers;
+export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, hint, note, ask }) => {
+  const { readings } = payload;
   const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, pins: [] };
   const asked = new Set();
-  let frame = 0, timer = 0, quiet = false, focus = 0, spread = true; // spread: nobody chose which panes there are
+  let frame = 0, timer = 0, focus = 0, spread = true; // spread: nobody chose which panes there are
+  let last = {}; // the selection as it was last told or taken
 
   // ---- tools
-  const tools = make("div", "lw-tools"), pickMetric = make("select"), lowest = make("select"), highest = make("select"), search = make("input");
-  const rangeLabel = make("label", "", "layers");
-  lowest.ariaLabel = "lowest layer shown";
-  highest.ariaLabel = "highest layer shown";
-  rangeLabel.append(lowest, "to", highest);
-  search.type = "search";
-  search.placeholder = "find a token";
-  search.ariaLabel = "find a token";
-  const found = make("span", "lw-facts");
+  const tools = make("div", "wx-tools"), found = make("span", "wx-facts"), panes = make("div", "wx-panes"), pins = make("div", "wx-pins");
+  const pickMetric = choice("show", () => { state.metric = pickMetric.select.value; dress(); tell(); });
+  const lowest = choice("layers", (i) => app.between(app.panes[0], i, Math.max(highest.select.selectedIndex, i)));
+  const highest = choice("to", (i) => app.between(app.panes[0], Math.min(lowest.select.selectedIndex, i), i));
+  const search = finder("find a token", () => seek());
+  lowest.select.ariaLabel = "lowest layer shown";
+  highest.select.ariaLabel = "highest layer shown";
   found.role = "status";
-  const smaller = button("", "−", "narrower cells", () => app.wider(-1)), larger = button("", "+", "wider cells", () => app.wider(1));
-  const differ = button("", "differences", "dim the cells where the panes agree", () => { state.differ = !state.differ; dress(); });
-  const beside = button("", "compare", "show another reading or prompt beside this one", () => {
+  const smaller = button("−", "narrower cells", () => app.wider(-1)), larger = button("+", "wider cells", () => app.wider(1));
+  const differ = button("differences", "dim the cells where the panes agree", () => { state.differ = !state.differ; dress(); });
+  const beside = button("compare", "show another reading or prompt beside this one", () => {
     more(app.panes.length + 1);
     tell();
     if (beside.hidden) here().grid.focus();
   });
-  const chip = button("", "", "", () => { app.follow(here(), state.token); here().grid.focus(); });
+  const chip = button("", "", () => { app.follow(here(), state.token); here().grid.focus(); });
   chip.title = "stop following (Escape)";
-  tools.append(labelled("show", pickMetric), rangeLabel, search, found, chip, smaller, larger, differ, beside);
-  const panes = make("div", "lw-panes"), pins = make("div", "lw-pins"), foot = make("div", "lw-foot");
-  const note = make("span", "lw-note"), hover = make("span"), live = make("span", "lw-away");
-  live.ariaLive = "polite";
   pins.role = "group";
   pins.ariaLabel = "pinned cells";
-  const keys = make("details");
-  keys.append(make("summary", "", "keys"), "arrows, Home, End move · Enter goes into the detail, Escape back, and stops following · p pins · / finds · [ from this layer, ] up to it, 0 all · + - width of cells");
-  foot.append(note, keys, hover);
-  root.append(tools, panes, pins, foot, live);
+  tools.append(pickMetric.node, lowest.node, highest.node, search, found, chip, smaller, larger, differ, beside);
+  root.append(tools, panes, pins);
 
   const app = {
-    state, readings, search, panes: [], stacked: true,
+    state, readings, hint, panes: [], stacked: true,
     schedule() {
       if (frame) return;
       frame = requestAnimationFrame(go);
@@ -827,7 +658,7 @@ async function render({ model, el }) {
     followed(view) { return view.reading.model === readings[here().reading].model ? state.token : null; },
     called(id) {
       const known = [readings[here().reading], ...readings].flatMap((r) => r.prompts).find((p) => p.vocab_id?.includes(id));
-      return known ? short(known.vocab[known.vocab_id.indexOf(id)]) : `token ${id}`;
+      return known ? clip(known.vocab[known.vocab_id.indexOf(id)]) : `token ${id}`;
     },
     choose(self, row, at) {
       settleOn(self, row, at);
@@ -863,12 +694,10 @@ async function render({ model, el }) {
       each((p) => p.reveal());
     },
     scrolled(self) { for (const p of app.panes) if (p !== self) p.follows(self); },
-    hover(text) { hover.textContent = text; },
     ask(reading, prompt) {
       const key = `${reading},${prompt}`;
-      if (asked.has(key) || !model.send) return;
+      if (!asked.has(key)) ask?.({ ask: [reading, prompt] });
       asked.add(key);
-      try { model.send({ ask: [reading, prompt] }); } catch { /* no kernel: what was saved is what there is */ }
     },
     close(self) {
       const at = app.panes.indexOf(self);
@@ -915,7 +744,7 @@ async function render({ model, el }) {
     }
     self.reveal();
     for (const p of app.panes) { if (p !== self) { p.follows(self); p.reveal(); } p.paint(); }
-    if (view.there) live.textContent = `${view.where(self.row, self.at)}: ${self.told(self.row, self.at)}`;
+    if (view.there) announce(`${view.where(self.row, self.at)}: ${self.told(self.row, self.at)}`);
     details();
   }
 
@@ -961,14 +790,16 @@ async function render({ model, el }) {
     panes.style.gridTemplateColumns = `repeat(${columns},minmax(0,1fr))`;
     app.stacked = columns < n;
     root.classList.toggle("several", n > 1);
-    for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780);
+    root.classList.toggle("stacked", n > 1 && app.stacked);
+    // A grid of few layers has its detail below: beside it most of the page would stay empty.
+    for (const p of app.panes) p.root.classList.toggle("wide", width / columns >= 780 && p.view().rows > 12);
     beside.hidden = n >= Math.min(MOST_PANES, readings.reduce((sum, r) => sum + r.prompts.length, 0));
     search.hidden = !app.panes.some((p) => readings[p.reading].ranks);
     differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
     const views = app.panes.map((p) => p.view()), metrics = [...new Set(views.flatMap((v) => v.metrics))];
     const called = (m) => { const about = views.find((v) => v.metrics.includes(m)).about(m); return m === "top" ? about.name : named(about); };
-    fill(pickMetric, metrics.map(called), metrics);
-    pickMetric.value = metrics.includes(state.metric) ? state.metric : metrics[0];
+    pickMetric.fill(metrics.map(called), metrics);
+    pickMetric.select.value = metrics.includes(state.metric) ? state.metric : metrics[0];
     ranges();
   }
 
@@ -981,40 +812,40 @@ async function render({ model, el }) {
 
   function ranges() { // the two ends of the layers shown
     const first = app.panes[0], depths = readings[first.reading].depths, [low, high] = app.range(first.view()) || [0, depths.length - 1];
-    for (const [select, value] of [[lowest, low], [highest, high]]) {
-      fill(select, depths);
-      select.value = value;
+    for (const [pick, value] of [[lowest, low], [highest, high]]) {
+      pick.fill(depths);
+      pick.select.selectedIndex = value;
+      pick.node.hidden = depths.length < 2;
     }
-    rangeLabel.firstChild.data = { layer: "layers", block: "blocks", component: "parts" }[readings[first.reading].depth];
-    rangeLabel.hidden = depths.length < 2;
+    lowest.node.firstChild.textContent = { layer: "layers", block: "blocks", component: "parts" }[readings[first.reading].depth];
   }
 
   function cards() { // pinned cells beside each other
     pins.hidden = !state.pins.length;
-    refill(pins, state.pins.map((pin, i) => {
+    pins.replaceChildren(...state.pins.map((pin, i) => {
       const r = readings[pin.reading], view = new View(r, pin.prompt), row = r.depths.indexOf(pin.depth), at = view.there ? view.prompt.columns.indexOf(pin.position) : -1;
-      const card = make("article", "lw-card"), title = make("h3"), target = view.target(state.target);
+      const card = make("article", "wx-card"), title = make("h3"), target = view.target(state.target);
       const like = app.panes.find((p) => readings[p.reading].model === r.model); // where a token's id means the same
       const visit = (d) => {
         const self = shown(pin.reading, pin.prompt) || here();
         if (!shown(pin.reading, pin.prompt)) { move(self, pin.reading, pin.prompt); shape(); }
         app.choose(self, d, at);
       };
-      const go = button("lw-go", undefined, "", () => visit(row));
+      const go = button("", "", () => visit(row), "wx-go");
       go.textContent = (readings.length > 1 ? `${r.name} · ` : "") + (r.prompts.length > 1 ? `prompt ${pin.prompt} · ` : "") + (at < 0 ? `${r.depth} ${pin.depth}, not saved` : view.where(row, at) + (view.k ? "" : ` · ${view.named(view.about(view.metrics[0]).name, at, target)}`));
-      title.append(go, button("", "×", "unpin", () => { state.pins.splice(i, 1); dress(); details(); tell(); }));
+      title.append(go, button("×", "unpin", () => { state.pins.splice(i, 1); dress(); details(); tell(); }));
       card.append(title);
       if (at >= 0) card.append(view.k ? bars(view, row, at, 5, app.followed(view), (id) => app.follow(like || here(), id)) : parts(view, row, at, target, 5, visit));
       return card;
-    }), here().grid);
+    }));
   }
 
   function words() { // what is left out, and how to have it
     const left = [...new Set(app.panes.map((p) => p.left()).filter(Boolean))];
-    note.textContent = left.length ? `Here: ${left.join("; ")}.${model.send ? " The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook." : ""}` : "";
+    note(left.length ? `Here: ${left.join("; ")}.${ask ? " The rest is in the kernel; explore(saved_kb=None) keeps it in the notebook." : ""}` : "");
     chip.hidden = state.token === null;
     chip.textContent = chip.hidden ? "" : `following ${app.called(state.token)} ×`;
-    }
+  }
 
   function seek() {
     state.query = search.value;
@@ -1028,23 +859,20 @@ async function render({ model, el }) {
     const self = here(), view = self.view();
     if (!view.there) return;
     const zoomed = app.range(view);
-    quiet = true;
-    model.set("selection", {
+    write(last = {
       reading: self.reading, prompt: self.prompt, depth: view.reading.depths[self.row], position: view.prompt.columns[self.at],
       token: state.token, metric: state.metric, target: state.target,
       depths: zoomed && zoomed.map((row) => view.reading.depths[row]),
       panes: app.panes.map((p) => [p.reading, p.prompt]), pins: state.pins.map((p) => ({ ...p })),
     });
-    model.save_changes();
-    quiet = false;
   }
 
-  function take() { // a selection set from Python, or by another view of this widget
-    if (quiet) return;
-    const s = model.get("selection") || {};
+  function take(s) { // a selection set from Python, or by another view of this widget
+    last = s;
     const ok = (r, p) => readings[r] && readings[r].prompts[p];
     const places = (s.panes || []).filter(([r, p]) => ok(r, p));
-    const place = ok(s.reading, s.prompt) ? [s.reading, s.prompt] : places[0] || (here() ? [here().reading, here().prompt] : [0, 0]);
+    const asked = [s.reading ?? (here() ? here().reading : 0), s.prompt ?? 0];
+    const place = ok(...asked) ? asked : places[0] || (here() ? [here().reading, here().prompt] : [0, 0]);
     if (places.length) spread = false;
     else if (!here()) places.push(place);
     if (places.length && !places.some((p) => same(p, place))) places[clamp(focus, 0, places.length - 1)] = place;
@@ -1063,76 +891,70 @@ async function render({ model, el }) {
     const self = shown(...place), view = self.view();
     focus = app.panes.indexOf(self);
     if (s.metric) state.metric = s.metric;
-    if (s.target !== undefined) state.target = s.target;
+    if (Number.isInteger(s.target)) state.target = s.target;
     if (s.pins) state.pins = s.pins.filter((p) => ok(p.reading, p.prompt)).map((p) => ({ ...p }));
-    const ends = s.depths && s.depths.map((d) => view.reading.depths.indexOf(d)), range = ends && ends[0] >= 0 && ends[1] >= ends[0] ? { pane: focus, rows: ends } : null;
+    const ends = Array.isArray(s.depths) && s.depths.map((d) => view.reading.depths.indexOf(d)), range = ends && ends[0] >= 0 && ends[1] >= ends[0] ? { pane: focus, rows: ends } : null;
     if (JSON.stringify(range) !== JSON.stringify(state.range)) {
       state.range = range;
       for (const p of app.panes) if (p.view().there) p.zoom();
     }
     shape();
     const row = view.reading.depths.indexOf(s.depth), at = view.there ? view.prompt.columns.indexOf(s.position) : -1;
-    state.token = s.token ?? null;
+    state.token = Number.isInteger(s.token) ? s.token : null;
     const to = [row < 0 ? (s.depth === undefined ? view.rows - 1 : self.row) : row, at < 0 ? (s.position === undefined ? view.count - 1 : self.at) : at];
     settleOn(self, ...to);
   }
 
-  async function arrived(message, buffers) {
-    if (!message?.block || !buffers?.length) return;
-    const [reading, prompt] = message.block, { value, numbers } = await unpack(buffers[0]);
+  function arrived({ block: [reading, prompt] }, own) {
     const first = !readings[reading].prompts[prompt].inputs;
-    readings[reading].prompts[prompt] = { ...value, numbers, from: 0 };
+    readings[reading].prompts[prompt] = own;
     for (const p of app.panes) if (p.reading === reading && p.prompt === prompt) p.open();
-    const self = here(), s = model.get("selection") || {};
+    const self = here();
     if (!first) settleOn(self, self.row, self.at);
-    else if (s.reading === self.reading && s.prompt === self.prompt) take(); // Python asked for a place in it
+    else if (last.reading === self.reading && last.prompt === self.prompt) take(last); // Python asked for a place in it
     else {
       settleOn(self, self.row, self.view().count - 1);
       tell();
     }
   }
 
-  // ---- events
-  pickMetric.onchange = () => { state.metric = pickMetric.value; dress(); tell(); };
-  lowest.onchange = () => app.between(app.panes[0], Number(lowest.value), Math.max(Number(highest.value), Number(lowest.value)));
-  highest.onchange = () => app.between(app.panes[0], Math.min(Number(lowest.value), Number(highest.value)), Number(highest.value));
-  search.oninput = seek;
-  search.onkeydown = (event) => {
-    event.stopPropagation();
+  search.addEventListener("keydown", (event) => { // the next hit, with Shift the one before
     const self = here();
-    if (event.key === "Escape") { search.value = ""; seek(); self.grid.focus(); }
     if (event.key !== "Enter" || !self.hits.length) return;
     const place = () => self.hits.findIndex(([r, a]) => r === self.row && a === self.at);
     app.choose(self, ...self.hits[(place() + (event.shiftKey ? -1 : 1) + self.hits.length) % self.hits.length]);
     found.textContent = `${(place() + 1).toLocaleString("en")} of ${count(self.hits.length, "cell")}`;
-  };
+  });
 
-  const lay = () => {
-    if (!root.clientWidth) return;
-    // At first as many readings beside each other as there is room for, and two in any case.
-    if (spread) more(Math.min(readings.length, clamp(Math.floor(root.clientWidth / ROOM), 2, MOST_PANES)));
-    spread = false;
-    shape();
-    fit();
-    each((p) => { p.size(); p.reveal(); });
-    app.schedule();
-  };
-  take(); // makes the panes
-  const watch = new ResizeObserver(lay);
-  watch.observe(root);
-  model.on("change:selection", take);
-  model.on("msg:custom", arrived);
-  lay();
-  go();
+  function figure() { // the line of Python that draws the grid that the reader is in; of an attribution, its position
+    const self = here(), view = self.view(), r = view.reading, range = app.range(view);
+    if (!view.there) return null;
+    const shown = view.unit(view.metric(state.metric)), options = r.prompts.length > 1 ? [`prompt=${self.prompt}`] : [];
+    if (r.depth === "component") options.push(`position=${view.prompt.count - view.count + self.at}`);
+    else if (shown && shown !== "probability" && shown !== r.score) options.push(`value=${quoted(shown)}`);
+    if (view.targets.length > 1 && (r.wide.includes(shown) || r.depth === "component")) options.push(`target=${view.target(state.target)}`);
+    const part = range && r.depth !== "component" ? `.sel(${r.depth}=slice(${range.map((row) => r.depths[row]).join(", ")}))` : "";
+    return `${r.call}${part}.figure("${r.depth === "component" ? "attribution" : "heatmap"}"${options.map((o) => `, ${o}`).join("")})`;
+  }
 
-  return () => {
-    watch.disconnect();
-    cancelAnimationFrame(frame);
-    clearTimeout(timer);
-    model.off("change:selection", take);
-    model.off("msg:custom", arrived);
-    root.remove();
+  return {
+    take, arrived, figure,
+    lay() {
+      // At first as many readings beside each other as there is room for, and three below each other in any case.
+      if (spread) more(Math.min(readings.length, clamp(Math.floor(root.clientWidth / ROOM), root.clientWidth < 2 * ROOM ? 3 : 2, MOST_PANES)));
+      spread = false;
+      shape();
+      fit();
+      each((p) => { p.size(); p.reveal(); });
+      go();
+    },
+    leave() {
+      if (state.token === null) return false;
+      app.follow(here(), state.token);
+      return true;
+    },
+    pin: () => app.pin(here()),
+    keys: [["p", "pins"], ["[", "from this layer"], ["]", "up to it"], ["0", "all layers"], ["+ -", "width of cells"]],
+    close() { cancelAnimationFrame(frame); clearTimeout(timer); },
   };
-}
-
-export default { render };
+});

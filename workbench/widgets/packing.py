@@ -1,14 +1,15 @@
-"""A reading as the explorer's front end takes it: one compressed block of texts and numbers.
+"""How a payload travels: one compressed block of text and numbers.
 
-The same block travels three ways: as the widget's trait (saved in notebooks, as base64), as the answer to a question
-over the comm, and inside the offline page.  Unpacked (zlib) it is
+The same block is the widget's trait (in a notebook as base64), the answer to a question over the comm, and what an
+offline page holds.  Inflated (zlib) it is
 
-    4 bytes, the length of the JSON | JSON, UTF-8 | arrays
+    4 bytes, the length of the JSON | JSON, UTF-8 | the bytes of all columns
 
-In the JSON an array is {"t": "u16" | "u32" | "i32" | "d16", "at": offset of its first byte, "n": count}.  Offsets
-count from the prompt's own "from".  The bytes of an array stand apart by significance (all low bytes first), which
-is what makes them compress.  A "d16" has "base" and "digits": value = (base + step) / 10^digits, where the step
-65535 is "none".  What the front end shows is therefore the number rounded to `digits` decimals, and nothing else.
+A payload is a dict that JSON can hold, and columns anywhere in it: numbers that :func:`integers` or :func:`decimals`
+made.  In the JSON a column is {"$": type, "at": offset of its first byte, "n": count}.  Its bytes stand apart by
+significance, all low bytes first, which is what makes them compress.  u8, u16 and i32 are integers; the highest step
+of an unsigned type is -1, "none".  d8 and d16 are decimals, (base + step) / 10^digits, the highest step "none".  What a
+view shows is therefore the variable rounded to so many decimals, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,489 +17,109 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from workbench import tokens
-from workbench.errors import InputError
-from workbench.figures import colours
-from workbench.figures.source import Source, short_name
-from workbench.widgets.base import opened
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-VERSION = 4
-NONE = 65535
-WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
-LONGEST = 200  # letters of one token that are sent; the front end is told how many there are
-COMPONENT = "component"
+TYPES = {"u8": "<u1", "u16": "<u2", "i32": "<i4", "d8": "<u1", "d16": "<u2"}
+NONE = {"8": 255, "6": 65535}
+"""The step that says "none", by the last figure of an unsigned type."""
 
 
-def payload(readings: Iterable[tuple[str, Any]], top_k: int | None = None) -> dict[str, Any]:
-    """Everything the explorer shows: plain JSON values, and the arrays' bytes under "numbers".
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Numbers of a payload: steps of a type, and for decimals what a step is."""
 
-    readings   (name, dataset or reading) pairs
-    top_k      ranks for each cell; by default as many as there are, or as many as 6 MB hold
+    kind: str
+    steps: np.ndarray
+    base: int = 0
+    digits: int = 0
+
+    @property
+    def values(self) -> np.ndarray:
+        """The numbers as the front end reads them; -1 or NaN where there is none."""
+        if self.kind == "i32":
+            return self.steps.astype(int)
+        none, steps = self.steps == NONE[self.kind[-1]], self.steps.astype(int)
+        if self.kind[0] == "u":
+            return np.where(none, -1, steps)
+        return np.where(none, np.nan, (self.base + steps) / 10.0**self.digits)
+
+
+def integers(values: Any) -> Column:
+    """Integers from -1 ("none") on."""
+    values = np.asarray(values).ravel()
+    high = int(values.max(initial=0))
+    kind = "i32" if values.min(initial=0) < -1 or high >= 65535 else "u8" if high < 255 else "u16"
+    return Column(kind, values.astype(np.int64).astype(TYPES[kind]))
+
+
+def decimals(values: Any, digits: int, ends: tuple[float, float] | None = None) -> Column:
+    """Numbers rounded to so many decimals, or to as many as 65534 steps hold; NaN and infinities are none.
+
+    ``ends``: the least and the greatest of the whole variable, where only a part of it is sent, so that a number is
+    rounded in the same way in every part.
     """
-    return unpacked(whole([Packer(name, reading, top_k) for name, reading in readings]))
+    values = np.asarray(values, dtype=np.float64).ravel()
+    there = np.isfinite(values)
+    if ends is None:
+        ends = (values[there].min(), values[there].max()) if there.any() else (0.0, 0.0)
+    digits = places(*ends, digits)
+    base = math.floor(ends[0] * 10.0**digits)
+    kind = "d8" if ends[1] * 10.0**digits - base < 254 else "d16"
+    none = NONE[kind[-1]]
+    steps = np.full(values.shape, none, TYPES[kind])
+    steps[there] = np.clip(np.round(values[there] * 10.0**digits) - base, 0, none - 1)
+    return Column(kind, steps, base, digits)
 
 
-def whole(packers: Sequence[Packer]) -> bytes:
-    """One block with everything; with fewer ranks where it would pass 6 MB."""
-    keep = max(packer.top_k for packer in packers)
-    while True:
-        parts = [[packer.prompt(p, keep) for p in range(packer.count)] for packer in packers]
-        block = _joined(packers, parts)
-        if len(block) <= WHOLE or keep <= 1:
-            return block
-        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+def places(low: float, high: float, most: int) -> int:
+    """Decimals, at most so many, with which low..high has no more than 65533 steps."""
+    return most if high - low <= 0 else min(most, math.floor(math.log10(65533 / (high - low))))
 
 
-def one(packer: Packer, prompt: int) -> bytes:
-    """One prompt as a block of its own, with fewer ranks where it would pass 6 MB."""
-    keep = packer.top_k
-    while True:
-        block = packed(*packer.prompt(prompt, keep))
-        if len(block) <= WHOLE or keep <= 1:
-            return block
-        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+def texts(values: Iterable[str]) -> dict[str, Any]:
+    """A table of texts, each different one once."""
+    found: dict[str, int] = {}
+    at = [found.setdefault(text, len(found)) for text in values]
+    return {"texts": list(found), "at": integers(at)}
 
 
-def part(packers: Sequence[Packer], limit: int) -> bytes:
-    """A block that takes at most about `limit` bytes in a saved notebook, for the first look and for later.
+def pack(payload: Any) -> bytes:
+    """The block of a payload."""
+    numbers = bytearray()
 
-    Every reading gets an equal share.  Its first prompt comes first: whole, or with fewer ranks, or with its last
-    positions only.  Further prompts follow while there is room.
-    """
-    parts = []
-    for packer in packers:
-        room = limit // len(packers) - _size(packer.head(), b"")
-        prompts: list[tuple[dict[str, Any], bytes]] = []
-        for p in range(packer.count):
-            found = _within(packer, p, room, cut=p == 0) if room > 0 else None
-            if found is None:
-                break
-            room -= _size(*found)
-            prompts.append(found)
-        parts.append(prompts + [(packer.stub(p), b"") for p in range(len(prompts), packer.count)])
-    return _joined(packers, parts)
+    def place(column: Any) -> dict[str, Any]:
+        if not isinstance(column, Column):
+            raise TypeError(f"{column!r:.60} cannot be part of a payload: give JSON values, integers() or decimals().")
+        steps = column.steps
+        told = {"$": column.kind, "at": len(numbers), "n": steps.size}
+        numbers.extend(steps.view(np.uint8).reshape(steps.size, steps.itemsize).T.tobytes())
+        return told | ({"base": column.base, "digits": column.digits} if column.kind[0] == "d" else {})
+
+    text = json.dumps(payload, default=place, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    head = text.encode("utf-8", "replace")
+    return zlib.compress(len(head).to_bytes(4, "little") + head + numbers, 3)  # 9 takes twice as long for 1 % less
 
 
-def _within(packer: Packer, p: int, room: int, cut: bool) -> tuple[dict[str, Any], bytes] | None:
-    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3)):
-        if packer.raw(p, ranks) < 8 * room and _size(*(found := packer.prompt(p, ranks))) <= room:
-            return found
-    if not cut:
-        return None
-    low, high = 1, len(packer.source.positions(p))  # `low` is taken whether it fits or not: something is to be seen
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        fits = packer.raw(p, ranks, middle) < 8 * room and _size(*packer.prompt(p, ranks, middle)) <= room
-        low, high = (middle, high) if fits else (low, middle)
-    return packer.prompt(p, ranks, low)
-
-
-def _size(value: dict[str, Any], numbers: bytes) -> int:
-    """Bytes in a saved notebook: compressed, as base64."""
-    return math.ceil(len(packed(value, numbers)) * 4 / 3)
-
-
-def _joined(packers: Sequence[Packer], parts: Sequence[Sequence[tuple[dict[str, Any], bytes]]]) -> bytes:
-    numbers, readings = bytearray(), []
-    for packer, prompts in zip(packers, parts, strict=True):
-        sent = []
-        for prompt, own in prompts:
-            sent.append({**prompt, "from": len(numbers)})
-            numbers += own
-        readings.append({**packer.head(), "prompts": sent})
-    return packed({"version": VERSION, "colours": colours.sent(), "readings": readings}, numbers)
-
-
-def packed(value: dict[str, Any], numbers: bytes | bytearray = b"") -> bytes:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return zlib.compress(len(text).to_bytes(4, "little") + text + numbers, 3)  # 9 takes twice as long for 1 % less
-
-
-def unpacked(block: bytes) -> dict[str, Any]:
+def unpack(block: bytes) -> Any:
+    """The payload of a block, as the front end has it."""
     raw = zlib.decompress(block)
-    length = int.from_bytes(raw[:4], "little")
-    return {**json.loads(raw[4 : 4 + length]), "numbers": raw[4 + length :]}
+    start = 4 + int.from_bytes(raw[:4], "little")
+
+    def column(found: dict[str, Any]) -> Any:
+        if "$" not in found:
+            return found
+        kind, size = found["$"], np.dtype(TYPES[found["$"]]).itemsize
+        planes = np.frombuffer(raw, np.uint8, size * found["n"], start + found["at"]).reshape(size, -1)
+        steps = np.ascontiguousarray(planes.T).view(TYPES[kind]).ravel()
+        return Column(kind, steps, found.get("base", 0), found.get("digits", 0))
+
+    return json.loads(raw[4:start], object_hook=column)
 
 
-# ---------------------------------------------------------------- one reading
-
-
-class Packer:
-    """One reading, packed prompt by prompt.
-
-    depth   "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
-    """
-
-    def __init__(self, name: str, reading: Any, top_k: int | None = None) -> None:
-        self.name = name
-        data, self.provenance = opened(reading)
-        self.source = gridded(data)
-        self.data = self.source.data
-        self.depth = str(self.source.depth)
-        self.count = int(self.data.sizes["prompt"])
-        self.ranks = int(self.data.sizes["rank"]) if self.source.has("token_id") else 0
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k={top_k}: the explorer shows the nearest tokens, so at least one. Give 1 or more.")
-        self.top_k = min(top_k or self.ranks, self.ranks)
-        model = self.provenance.get("model") or {}
-        self.model = label(short_name(str(model.get("name") or self.source.model)))
-        self.fingerprint = label(str(model.get("fingerprint") or ""))
-
-    @property
-    def score(self) -> str | None:
-        return self.source.score if self.ranks else None
-
-    @cached_property
-    def grids(self) -> dict[str, np.ndarray]:
-        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks."""
-        names = [n for n in self.source.grids() if "rank" not in self.data[n].dims]
-        if self.source.has("sink") and self.depth in self.data["sink"].dims:
-            names.append("sink")
-        found = {}
-        for name in names:
-            grid = self.data[name]
-            grid = grid if "target" in grid.dims else grid.expand_dims("target")
-            found[name] = grid.transpose("prompt", "target", self.depth, "position").values
-        return found
-
-    @property
-    def metrics(self) -> list[str]:
-        """What its cells can show."""
-        top = ["top"] if self.ranks else []
-        if self.score:
-            top += [*(["probability"] if self._log_prob(self.score) else []), self.score]
-        return [*top, *(name for name in self.source.values() if name in self.grids)]
-
-    def _log_prob(self, name: str) -> bool:
-        return self.source.about(name).get("scale") == "log-prob"
-
-    @cached_property
-    def shown(self) -> dict[str, dict[str, Any]]:
-        """What the front end knows of each variable and metric: name, units, colours, and what it is compared with."""
-        found: dict[str, dict[str, Any]] = {}
-        for name in dict.fromkeys([*filter(None, [self.score]), *self.grids]):
-            own, source = self.source.about(name), self.source
-            found[name] = {
-                "name": label(source.called(name, short=True)), "units": label(str(own["units"])), "role": own["role"],
-                "colours": source.scale(name), "log": own.get("scale") == "log", "log_prob": self._log_prob(name),
-                "whole": self.data[name].dtype.kind in "iu",
-                "nulls": [n for n in source.controls(name, "null") if n in self.grids],
-            }  # fmt: skip
-        plain = {"units": "", "role": "value", "log": False, "log_prob": False, "whole": False, "nulls": []}
-        score = found.get(self.score or "", {**plain, "colours": "sequential"})
-        if self.ranks:
-            found["top"] = {**score, "name": "top token"}
-        if "probability" in self.metrics:
-            found["probability"] = {**plain, "colours": score["colours"], "name": "probability"}
-        return found
-
-    @cached_property
-    def tokens(self) -> list[int]:
-        """Ids of the tokens in its cells."""
-        ids = np.unique(self.data["token_id"].values) if self.ranks else np.zeros(0, dtype=int)
-        return ids[ids >= 0].tolist()
-
-    def columns(self, prompt: int) -> list[int]:
-        """The `position` coordinates of a prompt's own tokens."""
-        real = self.source.positions(prompt)
-        own = self.data["position"].values[real] if "position" in self.data.coords else real
-        return [int(i) for i in own]
-
-    @cached_property
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest value of each variable over the whole reading."""
-        found = {g: _range(v[v >= 0] if v.dtype.kind == "i" else v) for g, v in self.grids.items()}
-        if self.score:
-            found[self.score] = _range(self.data[self.score].values)
-        return found
-
-    @cached_property
-    def domain(self) -> dict[str, tuple[float, float]]:
-        """The ends of each variable's colours: for scores, those of the top rank."""
-        top = {self.score: _range(self.data[self.score].isel(rank=0).values)} if self.score else {}
-        ends = {**self.ranges, **top}
-        even = {n: max(map(abs, both)) for n, both in ends.items() if self.source.scale(n) == "diverging"}
-        return {**ends, **{name: (-most, most) for name, most in even.items()}}
-
-    def head(self) -> dict[str, Any]:
-        """What holds for all prompts of the reading."""
-        source, parts = self.source, self.depth == COMPONENT
-        return {
-            "name": label(self.name),
-            "reader": label(source.reader),
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "depth": self.depth,
-            "depth_label": label(source.depth_label) if not parts else COMPONENT,
-            "depths": [label(str(d)) for d in source.depths] if parts else [int(d) for d in source.depths],
-            "ranks": self.ranks,
-            "top_k": self.top_k,
-            "score": self.score,
-            "metrics": self.metrics,
-            "variables": self.shown,
-            "followed": self.source.followed,
-            "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
-            "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
-            "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
-            "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
-            "floor": _floor(source),
-            "means": self._means(),
-            "sink": label(source.sink_said),
-        }
-
-    def targets(self, p: int) -> list[str]:
-        return [shown(t) for t in self.source.targets(p, 0)]
-
-    def _means(self) -> dict[str, dict[str, Any]]:
-        """Value -> its null by depth alone, [target][depth], with its name: what a position's is compared with."""
-        means = {}
-        for name in self.metrics:
-            for null in self.source.controls(name, "null") if name in self.grids else ():
-                found = self.data[null]
-                if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
-                    found = found if "target" in found.dims else found.expand_dims("target")
-                    rows, digits = found.transpose("target", self.depth).values, _digits(*self.ranges[name])
-                    values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
-                    means[name] = {"name": label(self.source.called(null, short=True)), "values": values}
-        return means
-
-    def stub(self, p: int) -> dict[str, Any]:
-        """A prompt that is not sent: its text (where there are not too many to list) and its length."""
-        text = self.source.prompt_text(p) if self.count <= 300 else ""
-        text = tokens.visible(text[:60]).replace(tokens.SPACE, " ") if text else f"prompt {p}"
-        own = {"targets": self.targets(p)} if self.source.own_targets else {}
-        return {"text": text, "count": len(self.source.positions(p)), **own}
-
-    def raw(self, p: int, ranks: int, last: int | None = None) -> int:
-        """Bytes of the prompt's numbers before compression, about."""
-        cells = len(self.source.depths) * min(last or 10**9, len(self.source.positions(p)))
-        said = 6 if self.source.has("sentence") else 0
-        return cells * (ranks * (4 + said) + sum(2 * g.shape[1] for g in self.grids.values()))
-
-    def prompt(self, p: int, ranks: int, last: int | None = None) -> tuple[dict[str, Any], bytes]:
-        """One prompt as JSON values and the bytes of its arrays.
-
-        ranks   tokens for each cell, from the top
-        last    how many positions to keep, counted from the end; all by default
-        """
-        source, data, out = self.source, self.data, bytearray()
-        ranks = min(ranks, self.top_k)
-        real = source.positions(p)
-        inputs = source.inputs(p)
-        keep = slice(max(0, len(real) - last) if last else 0, None)
-        real, inputs = real[keep], inputs[keep]
-        own = source.places(p)[keep]
-        sent: dict[str, Any] = {
-            **self.stub(p),
-            "ranks": ranks,
-            "inputs": [shown(t) for t in inputs],
-            "positions": [int(i) for i in own],
-            "columns": self.columns(p)[keep],
-            "grids": {},
-        }
-        for name, values in self.grids.items():
-            one_prompt = values[p][:, :, real].transpose(0, 2, 1)
-            exact = values.dtype.kind in "iu"
-            sent["grids"][name] = integers(out, one_prompt) if exact else self._decimals(out, name, one_prompt)
-        targets = np.zeros(0, dtype=int)
-        if source.has("target_id") and set(data["target_id"].dims) == {"prompt", "position"}:
-            targets = data["target_id"].transpose("prompt", "position").values[p][real]
-            sent["target"] = [int(t) for t in targets]
-        sums = {name: source.about(name).get("sums_to") for name in source.values()}
-        for name, total in sums.items():
-            if total and source.has(total):
-                found = data[total] if "target" in data[total].dims else data[total].expand_dims("target")
-                found = found.transpose("prompt", "target", "position").values[p][:, real]
-                sent.setdefault("sums", {})[name] = {
-                    "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
-                }  # fmt: skip
-        ids = self._tokens(out, sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
-        self._vocabulary(sent, p, real, np.unique(np.concatenate([ids.ravel(), targets])))
-        return sent, bytes(out)
-
-    def _tokens(self, out: bytearray, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
-        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
-        ids = self._ranked("token_id", p, real, ranks)
-        used = np.unique(ids[ids >= 0])
-        # 0 stands for "no token", so that the numbers stay small and unsigned.
-        sent["token"] = integers(out, np.where(ids < 0, 0, np.searchsorted(used, ids) + 1))
-        sent["vocab_id"] = used.tolist()
-        if self.score:
-            sent["score"] = self._decimals(out, self.score, self._ranked(self.score, p, real, ranks))
-        if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
-            sent["said"] = self._said(out, p, real, ranks)
-        return ids
-
-    def _ranked(self, name: str, p: int, real: np.ndarray, ranks: int) -> np.ndarray:
-        found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
-        return found.values[:, real]
-
-    def _decimals(self, out: bytearray, name: str, values: np.ndarray) -> dict[str, Any]:
-        return decimals(out, values, *self.ranges[name])
-
-    def _vocabulary(self, sent: dict[str, Any], p: int, real: np.ndarray, ids: np.ndarray) -> None:
-        """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
-        first = sent.setdefault("vocab_id", [])
-        known = set(first)
-        first += [i for i in ids.tolist() if i >= 0 and i not in known]
-        texts = {i: self.source.text(i) for i in first}
-        if "token" in self.data and "vocab_token" not in self.data:  # readings with each token's text in place
-            ranks = int(sent["ranks"])
-            found = zip(
-                self._ranked("token_id", p, real, ranks).ravel().tolist(),
-                self._ranked("token", p, real, ranks).ravel(),
-                strict=True,
-            )
-            texts.update((i, str(text)) for i, text in found)
-        sent["vocab"] = [shown(texts[i]) for i in first]
-
-    def _said(self, out: bytearray, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
-        """Neighbours as [text before, word, text after], each different one once, and where they came from."""
-        seen: dict[tuple[str, int, int], int] = {}
-        found = (self._ranked(n, p, real, ranks).ravel() for n in ("sentence", "char_start", "char_end"))
-        places = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in zip(*found, strict=True)]
-        said: dict[str, Any] = {
-            "texts": [[_cut(tokens.plain(part)) for part in tokens.around(*key)] for key in seen],
-            "at": integers(out, np.array(places)),
-        }
-        if self.source.has("index_layer"):
-            said["layer"] = integers(out, self._ranked("index_layer", p, real, ranks))
-        return said
-
-
-def as_pairs(readings: Any) -> list[tuple[str, Any]]:
-    """(name, reading) pairs from one reading or dataset, several, or a mapping of names to them."""
-    if isinstance(readings, dict):
-        return [(str(name), reading) for name, reading in readings.items()]
-    if not isinstance(readings, list | tuple):
-        readings = [readings]
-    names: list[str] = []
-    for reading in readings:
-        data, _ = opened(reading)
-        name = str(data.attrs.get("reader", "reading"))
-        if data.attrs.get("at", "resid") != "resid":
-            name += f" at {data.attrs['at']}"
-        names.append(name)
-    counts = {name: names.count(name) for name in names}
-    models = [Source(opened(r)[0]).model for r in readings]
-    names = [f"{n} · {m}" if counts[n] > 1 and m else n for n, m in zip(names, models, strict=True)]
-    seen: dict[str, int] = {}
-    for i, name in enumerate(names):
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            names[i] = f"{name} ({seen[name]})"
-    return list(zip(names, readings, strict=True))
-
-
-def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
-    """A packer for each reading.  Raises InputError where there is none, or one that has no grid."""
-    pairs = as_pairs(readings)
-    if not pairs:
-        raise InputError("There is no reading to explore in an empty list. Give a Reading, or several.")
-    return [Packer(name, reading, top_k) for name, reading in pairs]
-
-
-def gridded(data: xr.Dataset) -> Source:
-    """The dataset as a Source, refused unless it has values over depth and position, or over parts and position."""
-    source = Source(data)
-    if source.depth is None and COMPONENT in data.dims:
-        source.depth, source.depths = COMPONENT, np.asarray(data[COMPONENT].values)
-    ranked = source.has("token_id") and {"prompt", source.depth, "position", "rank"} <= set(data["token_id"].dims)
-    if not (ranked or source.values()) or not data.sizes.get("prompt") or not data.sizes.get("position"):
-        raise InputError(
-            f"The explorer shows tokens and values over layers and positions, and this {source.reader} reading has "
-            f"none: it holds {sorted(map(str, data.data_vars))}. Use .figure() or .frame() for it."
-        )
-    return source
-
-
-def _floor(source: Source) -> list[float | None] | None:
-    """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
-    names = source.controls(source.score, "floor") if source.score else []
-    names = [name for name in names if source.data[name].dims == (source.depth,)]
-    if not names:
-        return None
-    floors = np.stack([source.data[n].values.astype(float) for n in names])
-    highest = np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), axis=0))
-    return [_float(f) for f in highest]
-
-
-# ---------------------------------------------------------------- texts and numbers
-
-
-def shown(token: str) -> str:
-    """A token's text made visible; of a very long one its ends, and how long it is."""
-    if token.isascii() and token.isprintable() and 0 < len(token) <= LONGEST:  # most are, and there are many
-        return token.replace(" ", tokens.SPACE)
-    return tokens.visible(token) if len(token) <= LONGEST else _ends(token, tokens.visible)
-
-
-def label(text: str) -> str:
-    """A name from outside (a model, a file, a target), without characters that nobody sees."""
-    return _cut(tokens.plain(text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else _ends(text, str)
-
-
-def _ends(text: str, write: Any) -> str:
-    return f"{write(text[: LONGEST - 60])} … [{len(text):,} letters] … {write(text[-40:])}"
-
-
-def _float(x: Any, digits: int = 4) -> float | None:
-    """A number with at least the four decimals that the front end may print."""
-    return round(float(x), max(digits, 4)) if np.isfinite(x) else None
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    values = np.asarray(values)[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-
-
-def _digits(low: float, high: float) -> int:
-    """Decimals for which low..high has no more than 65535 steps; no more than 4 unless the range is tiny."""
-    span = high - low
-    if span < 1e-6:  # one number everywhere, or next to it
-        return 4
-    fits = math.floor(math.log10((NONE - 2) / span))
-    return min(fits, 4) if span > 0.01 else min(fits, 9)
-
-
-def integers(out: bytearray, values: np.ndarray) -> dict[str, Any]:
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    kind, dtype = ("i32", "<i4") if low < 0 else ("u16", "<u2") if high < 2**16 else ("u32", "<u4")
-    return _array(out, kind, np.ascontiguousarray(values, dtype=dtype))
-
-
-def decimals(out: bytearray, values: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    """Numbers as multiples of 10^-digits; `low` and `high` are the ends of the variable everywhere."""
-    digits = _digits(low, high)
-    values = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(values)
-    base = math.floor(low * 10.0**digits)
-    steps = np.full(values.shape, NONE, dtype="<u2")
-    steps[finite] = np.clip(np.round(values[finite] * 10.0**digits) - base, 0, NONE - 1)
-    return {**_array(out, "d16", steps), "base": base, "digits": digits}
-
-
-def _array(out: bytearray, kind: str, raw: np.ndarray) -> dict[str, Any]:
-    found = {"t": kind, "at": len(out), "n": raw.size}
-    out += raw.reshape(-1).view(np.uint8).reshape(raw.size, raw.itemsize).T.tobytes()
-    return found
-
-
-def every(count: int, limit: int) -> Sequence[int]:
-    """At most `limit` indices out of `count`, evenly spread, first and last included."""
-    if count <= limit:
-        return range(count)
-    return sorted({int(i) for i in np.linspace(0, count - 1, limit).round()})
+def weight(value: Any) -> int:
+    """Bytes of a part of a payload in a saved notebook: compressed, as base64."""
+    return math.ceil(len(pack(value)) * 4 / 3)

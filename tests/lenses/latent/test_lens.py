@@ -247,7 +247,7 @@ def test_the_explorer_is_sent_each_sentence_once_with_its_word_marked(reading):
     from workbench.widgets import payload
 
     data = reading.data
-    sent = payload([("latent", data)])["readings"][0]["prompts"][1]["said"]
+    sent = payload(data)["readings"][0]["prompts"][1]["said"]
     shown = {tuple(p) for p in sent["texts"]}
     assert len(shown) == len(sent["texts"]) > 20
     texts = set(data.sentence.values[1].ravel())

@@ -1,0 +1,394 @@
+"""Readings over depth and position as the lens explorer's front end takes them, prompt by prompt.
+
+A notebook holds a part (:func:`part`): every reading's first prompt, and more while there is room.  The rest stays in
+the kernel, and is packed when it is asked for (:func:`one`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import tokens
+from workbench.errors import InputError
+from workbench.figures.source import Source, short_name
+from workbench.widgets.base import LONGEST, are_several, clipped, contexts, each, opened
+from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
+COMPONENT = "component"
+
+
+def whole(packers: Sequence[Packer]) -> list[list[dict[str, Any]]]:
+    """All prompts of each reading; with fewer ranks where they would pass 6 MB."""
+    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers])[0]
+
+
+def one(packer: Packer, prompt: int) -> bytes:
+    """The block of one prompt, with fewer ranks where it would pass 6 MB."""
+    return _fitting([packer], lambda keep: packer.prompt(prompt, keep))[1]
+
+
+def _fitting(packers: Sequence[Packer], made: Callable[[int], Any]) -> tuple[Any, bytes]:
+    keep = max(packer.top_k for packer in packers)
+    while True:
+        block = pack(found := made(keep))
+        if len(block) <= WHOLE or keep <= 1:
+            return found, block
+        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+
+
+def part(packers: Sequence[Packer], limit: int) -> list[list[dict[str, Any]]]:
+    """Prompts of each reading that take at most about `limit` bytes in a saved notebook, for the first look and later.
+
+    Every reading gets an equal share.  Its first prompt comes first: whole, or with fewer ranks, or with its last
+    positions only.  Further prompts follow while there is room.
+    """
+    parts = []
+    for packer in packers:
+        room = limit // len(packers) - weight(packer.head())
+        prompts: list[dict[str, Any]] = []
+        for p in range(packer.count):
+            found = _within(packer, p, room, cut=p == 0) if room > 0 else None
+            if found is None:
+                break
+            room -= weight(found)
+            prompts.append(found)
+        parts.append(prompts + [packer.stub(p) for p in range(len(prompts), packer.count)])
+    return parts
+
+
+def _within(packer: Packer, p: int, room: int, cut: bool) -> dict[str, Any] | None:
+    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3)):
+        if packer.raw(p, ranks) < 8 * room and weight(found := packer.prompt(p, ranks)) <= room:
+            return found
+    if not cut:
+        return None
+    low, high = 1, len(packer.source.positions(p))  # `low` is taken whether it fits or not: something is to be seen
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        fits = packer.raw(p, ranks, middle) < 8 * room and weight(packer.prompt(p, ranks, middle)) <= room
+        low, high = (middle, high) if fits else (low, middle)
+    return packer.prompt(p, ranks, low)
+
+
+# ---------------------------------------------------------------- one reading
+
+
+class Packer:
+    """One reading, packed prompt by prompt.
+
+    depth   "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
+    call    the reading in a line of Python
+    """
+
+    def __init__(self, name: str, reading: Any, top_k: int | None = None, call: str = "reading") -> None:
+        self.name, self.call = name, call
+        data, self.provenance = opened(reading)
+        self.source = source_of(data)
+        self.data = self.source.data
+        self.depth = str(self.source.depth)
+        self.count = int(self.data.sizes["prompt"])
+        self.ranks = int(self.data.sizes["rank"]) if self.source.has("token_id") else 0
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}: the explorer shows the nearest tokens, so at least one. Give 1 or more.")
+        self.top_k = min(top_k or self.ranks, self.ranks)
+        model = self.provenance.get("model") or {}
+        self.model = label(short_name(str(model.get("name") or self.source.model)))
+        self.fingerprint = label(str(model.get("fingerprint") or ""))
+
+    @property
+    def score(self) -> str | None:
+        return self.source.score if self.ranks else None
+
+    @cached_property
+    def grids(self) -> dict[str, np.ndarray]:
+        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks."""
+        names = [n for n in self.source.grids() if "rank" not in self.data[n].dims]
+        if self.source.has("sink") and self.depth in self.data["sink"].dims:
+            names.append("sink")
+        found = {}
+        for name in names:
+            grid = self.data[name]
+            grid = grid if "target" in grid.dims else grid.expand_dims("target")
+            found[name] = grid.transpose("prompt", "target", self.depth, "position").values
+        return found
+
+    @property
+    def metrics(self) -> list[str]:
+        """What its cells can show."""
+        top = ["top"] if self.ranks else []
+        if self.score:
+            top += [*(["probability"] if self._log_prob(self.score) else []), self.score]
+        return [*top, *(name for name in self.source.values() if name in self.grids)]
+
+    def _log_prob(self, name: str) -> bool:
+        return self.source.about(name).get("scale") == "log-prob"
+
+    @cached_property
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """What the front end knows of each variable and metric: name, units, colours, and what it is compared with."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys([*filter(None, [self.score]), *self.grids]):
+            own, source = self.source.about(name), self.source
+            found[name] = {
+                "name": label(source.called(name, short=True)), "units": label(str(own["units"])), "role": own["role"],
+                "colours": source.scale(name), "log": own.get("scale") == "log", "log_prob": self._log_prob(name),
+                "whole": self.data[name].dtype.kind in "iu",
+                "nulls": [n for n in source.controls(name, "null") if n in self.grids],
+            }  # fmt: skip
+        plain = {"units": "", "role": "value", "log": False, "log_prob": False, "whole": False, "nulls": []}
+        score = found.get(self.score or "", {**plain, "colours": "sequential"})
+        if self.ranks:
+            found["top"] = {**score, "name": "top token"}
+        if "probability" in self.metrics:
+            found["probability"] = {**plain, "colours": score["colours"], "name": "probability"}
+        return found
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Ids of the tokens in its cells."""
+        ids = np.unique(self.data["token_id"].values) if self.ranks else np.zeros(0, dtype=int)
+        return ids[ids >= 0].tolist()
+
+    def columns(self, prompt: int) -> list[int]:
+        """The `position` coordinates of a prompt's own tokens."""
+        real = self.source.positions(prompt)
+        own = self.data["position"].values[real] if "position" in self.data.coords else real
+        return [int(i) for i in own]
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each variable over the whole reading."""
+        found = {g: _range(v[v >= 0] if v.dtype.kind == "i" else v) for g, v in self.grids.items()}
+        if self.score:
+            found[self.score] = _range(self.data[self.score].values)
+        return found
+
+    @cached_property
+    def domain(self) -> dict[str, tuple[float, float]]:
+        """The ends of each variable's colours: for scores, those of the top rank."""
+        top = {self.score: _range(self.data[self.score].isel(rank=0).values)} if self.score else {}
+        ends = {**self.ranges, **top}
+        even = {n: max(map(abs, both)) for n, both in ends.items() if self.source.scale(n) == "diverging"}
+        return {**ends, **{name: (-most, most) for name, most in even.items()}}
+
+    def head(self) -> dict[str, Any]:
+        """What holds for all prompts of the reading."""
+        source, parts = self.source, self.depth == COMPONENT
+        return {
+            "name": label(self.name),
+            "call": self.call,
+            "reader": label(source.reader),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "depth": self.depth,
+            "depth_label": label(source.depth_label) if not parts else COMPONENT,
+            "depths": [label(str(d)) for d in source.depths] if parts else [int(d) for d in source.depths],
+            "ranks": self.ranks,
+            "top_k": self.top_k,
+            "score": self.score,
+            "metrics": self.metrics,
+            "variables": self.shown,
+            "followed": self.source.followed,
+            "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
+            "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
+            "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
+            "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
+            "floor": _floor(source),
+            "means": self._means(),
+            "sink": label(source.sink_said),
+        }
+
+    def targets(self, p: int) -> list[str]:
+        return [shown(t) for t in self.source.targets(p, 0)]
+
+    def _means(self) -> dict[str, dict[str, Any]]:
+        """Value -> its null by depth alone, [target][depth], with its name: what a position's is compared with."""
+        means = {}
+        for name in self.metrics:
+            for null in self.source.controls(name, "null") if name in self.grids else ():
+                found = self.data[null]
+                if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
+                    found = found if "target" in found.dims else found.expand_dims("target")
+                    rows, digits = found.transpose("target", self.depth).values, _digits(*self.ranges[name])
+                    values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
+                    means[name] = {"name": label(self.source.called(null, short=True)), "values": values}
+        return means
+
+    def stub(self, p: int) -> dict[str, Any]:
+        """A prompt that is not sent: its text (where there are not too many to list) and its length."""
+        text = self.source.prompt_text(p) if self.count <= 300 else ""
+        text = tokens.visible(text[:60]).replace(tokens.SPACE, " ") if text else f"prompt {p}"
+        own = {"targets": self.targets(p)} if self.source.own_targets else {}
+        return {"text": text, "count": len(self.source.positions(p)), **own}
+
+    def raw(self, p: int, ranks: int, last: int | None = None) -> int:
+        """Bytes of the prompt's numbers before compression, about."""
+        cells = len(self.source.depths) * min(last or 10**9, len(self.source.positions(p)))
+        said = 6 if self.source.has("sentence") else 0
+        return cells * (ranks * (4 + said) + sum(2 * g.shape[1] for g in self.grids.values()))
+
+    def prompt(self, p: int, ranks: int, last: int | None = None) -> dict[str, Any]:
+        """One prompt.
+
+        ranks   tokens for each cell, from the top
+        last    how many positions to keep, counted from the end; all by default
+        """
+        source, data = self.source, self.data
+        ranks = min(ranks, self.top_k)
+        real = source.positions(p)
+        inputs = source.inputs(p)
+        keep = slice(max(0, len(real) - last) if last else 0, None)
+        real, inputs = real[keep], inputs[keep]
+        own = source.places(p)[keep]
+        sent: dict[str, Any] = {
+            **self.stub(p),
+            "ranks": ranks,
+            "inputs": [shown(t) for t in inputs],
+            "positions": [int(i) for i in own],
+            "columns": self.columns(p)[keep],
+            "grids": {},
+        }
+        for name, values in self.grids.items():
+            one_prompt = values[p][:, :, real].transpose(0, 2, 1)
+            exact = values.dtype.kind in "iu"
+            sent["grids"][name] = integers(one_prompt) if exact else self._decimals(name, one_prompt)
+        targets = np.zeros(0, dtype=int)
+        if source.has("target_id") and set(data["target_id"].dims) == {"prompt", "position"}:
+            targets = data["target_id"].transpose("prompt", "position").values[p][real]
+            sent["target"] = [int(t) for t in targets]
+        sums = {name: source.about(name).get("sums_to") for name in source.values()}
+        for name, total in sums.items():
+            if total and source.has(total):
+                found = data[total] if "target" in data[total].dims else data[total].expand_dims("target")
+                found = found.transpose("prompt", "target", "position").values[p][:, real]
+                sent.setdefault("sums", {})[name] = {
+                    "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
+                }  # fmt: skip
+        ids = self._tokens(sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
+        self._vocabulary(sent, np.unique(np.concatenate([ids.ravel(), targets])))
+        return sent
+
+    def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
+        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
+        ids = self._ranked("token_id", p, real, ranks)
+        used = np.unique(ids[ids >= 0])
+        sent["token"] = integers(np.where(ids < 0, -1, np.searchsorted(used, ids)))
+        sent["vocab_id"] = used.tolist()
+        if self.score:
+            sent["score"] = self._decimals(self.score, self._ranked(self.score, p, real, ranks))
+        if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
+            sent["said"] = self._said(p, real, ranks)
+        return ids
+
+    def _ranked(self, name: str, p: int, real: np.ndarray, ranks: int) -> np.ndarray:
+        found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
+        return found.values[:, real]
+
+    def _decimals(self, name: str, values: np.ndarray) -> Column:
+        return decimals(values, _most(*self.ranges[name]), self.ranges[name])
+
+    def _vocabulary(self, sent: dict[str, Any], ids: np.ndarray) -> None:
+        """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
+        first = sent.setdefault("vocab_id", [])
+        known = set(first)
+        first += [i for i in ids.tolist() if i >= 0 and i not in known]
+        sent["vocab"] = [shown(self.source.text(i)) for i in first]
+
+    def _said(self, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
+        """Neighbours in their sentences, and where they came from."""
+        names = ("sentence", "char_start", "char_end")
+        said = contexts(*(self._ranked(name, p, real, ranks) for name in names), reach=90)
+        if self.source.has("index_layer"):
+            said["layer"] = integers(self._ranked("index_layer", p, real, ranks))
+        return said
+
+
+def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
+    """A packer for each reading.  Raises InputError where there is none."""
+    found = each(readings)
+    if not found:
+        raise InputError("There is no reading to explore in an empty list. Give a Reading, or several.")
+    if are_several(readings) and not isinstance(readings, list | tuple):
+        names = [str(name) for name in readings]
+        calls = [f"readings[{name!r}]" for name in readings]
+    else:
+        names = _names(found)
+        calls = [f"readings[{i}]" for i in range(len(found))] if are_several(readings) else ["reading"]
+    return [Packer(name, reading, top_k, call) for name, reading, call in zip(names, found, calls, strict=True)]
+
+
+def _names(readings: Sequence[Any]) -> list[str]:
+    """What readings without names are called: after their readers, then their models, then their numbers."""
+    sources = [Source(opened(reading)[0]) for reading in readings]
+    sites = [str(source.data.attrs.get("at", "resid")) for source in sources]
+    names = [source.reader + f" at {at}" * (at != "resid") for source, at in zip(sources, sites, strict=True)]
+    names = [n + f" · {s.model}" * (names.count(n) > 1 and bool(s.model)) for n, s in zip(names, sources, strict=True)]
+    seen = [names[:i].count(name) for i, name in enumerate(names)]
+    return [name + f" ({count + 1})" * bool(count) for name, count in zip(names, seen, strict=True)]
+
+
+def source_of(data: xr.Dataset) -> Source:
+    """The dataset as a Source; its depth is the component where there is no layer and no block."""
+    source = Source(data)
+    if source.depth is None and COMPONENT in data.dims:
+        source.depth, source.depths = COMPONENT, np.asarray(data[COMPONENT].values)
+    return source
+
+
+def ranked(source: Source) -> bool:
+    """Whether it has tokens over depth and position."""
+    return source.has("token_id") and {"prompt", source.depth, "position", "rank"} <= set(source.data["token_id"].dims)
+
+
+def _floor(source: Source) -> list[float | None] | None:
+    """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
+    names = source.controls(source.score, "floor") if source.score else []
+    names = [name for name in names if source.data[name].dims == (source.depth,)]
+    if not names:
+        return None
+    floors = np.stack([source.data[n].values.astype(float) for n in names])
+    highest = np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), axis=0))
+    return [_float(f) for f in highest]
+
+
+# ---------------------------------------------------------------- texts and numbers
+
+
+def shown(token: str) -> str:
+    """A token's text made visible."""
+    if token.isascii() and token.isprintable() and 0 < len(token) <= LONGEST:  # most are, and there are many
+        return token.replace(" ", tokens.SPACE)
+    return clipped(tokens.visible(token[: LONGEST + 1]))
+
+
+def label(text: str) -> str:
+    """A name from outside (a model, a file, a target), without characters that nobody sees."""
+    return clipped(tokens.plain(text))
+
+
+def _float(x: Any, digits: int = 4) -> float | None:
+    """A number with at least the four decimals that the front end may print."""
+    return round(float(x), max(digits, 4)) if np.isfinite(x) else None
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    values = np.asarray(values)[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+
+
+def _digits(low: float, high: float) -> int:
+    """Decimals that a variable is sent with."""
+    return places(low, high, _most(low, high))
+
+
+def _most(low: float, high: float) -> int:
+    """4 decimals, or more where the range is tiny, but not one number everywhere, or next to it."""
+    return 9 if 1e-6 <= high - low <= 0.01 else 4
