@@ -97,10 +97,10 @@ class Figure(go.Figure):
         >>> float(drawn.get_figwidth())
         3.25
         """
-        from workbench.figures import page
+        from workbench.figures import axes, page
 
         if ax is not None:
-            return page.draw_into(self.plot, ax)
+            return axes.draw_into(self.plot, ax)
         if width is None and venue is not None:
             width = "column"
         if width is None:

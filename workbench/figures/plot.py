@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from workbench import tokens
+from workbench.errors import InputError
 from workbench.figures.colours import HUES, HUES_DARK
 from workbench.figures.glyphs import broken, cut, width
 
@@ -439,6 +440,10 @@ class Plot:
     controls: Sequence[str] = ()
     size: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if not len(self.panels):
+            raise InputError("A plot without panels shows nothing. Give at least one: Plot([Panel([Line(x, y)])]).")
+
     def rows(self) -> list[list[Panel]]:
         """Panels as they stand."""
         panels, n = list(self.panels), self.columns or len(self.panels)
@@ -657,7 +662,7 @@ def placed(
             low, high = middles - half, middles + half
             free = np.all((low >= 0) & (high <= box), 1)
             for k in np.flatnonzero(free):
-                clear = not np.any(np.all((boxes[:, :2] < high[k]) & (boxes[:, 2:] > low[k]), 1))
+                clear = not np.any(np.all((boxes[:, :2] < high[k] + gap / 2) & (boxes[:, 2:] > low[k] - gap / 2), 1))
                 inside = [np.any(np.all((p > low[k] - gap / 2) & (p < high[k] + gap / 2), 1)) for p in (at, others)]
                 if clear and not any(inside):
                     found[i] = (float(middles[k][0]), float(middles[k][1]))

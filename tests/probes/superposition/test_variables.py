@@ -26,7 +26,7 @@ from probes.superposition import (
 )
 from probes.superposition.features import DictionaryFeatures, effective_features, figures, geometry, plateaus, sweep
 from workbench.errors import InputError
-from workbench.figures import Plot
+from workbench.figures import Panel, Plot
 from workbench.figures.caption import captions
 from workbench.variables import lacking
 
@@ -59,7 +59,7 @@ def check(reading, tmp_path, sources=0, ran=True):
     first, last = reading.provenance[0], reading.provenance[-1]
     assert last["step"].rpartition(".")[2] == reading.data.attrs["measure"] and len(last["of"]) == sources
     assert not ran or first["model"]["name"] == reading.data.attrs["model"]
-    assert captions([Plot([])], [], [reading])
+    assert captions([Plot([Panel([])])], [], [reading])
     again = workbench.open(reading.save(tmp_path / "result.nc"))
     xr.testing.assert_equal(again.data, reading.data)
     assert lacking(again.data) == []
