@@ -487,6 +487,7 @@ def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
     if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
         return
     size = "; sizes belong to .save(path, width=..., venue=...)" * (unknown[0] in ("width", "venue", "height"))
+    size += "; axes of your own to reading.plot(ax=...) or .matplotlib(ax=...)" * (unknown[0] in ("ax", "axes"))
     part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
     raise InputError(
         f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"

@@ -267,11 +267,14 @@ def written(figure: PaperFigure, path: str | os.PathLike[str], dpi: float) -> Pa
 def bundled(figure: PaperFigure, text: str, alt: str) -> Any:
     """What a notebook keeps of a figure: a picture of at most :data:`LIMIT` bytes with its alt text, and a line."""
     wide, tall = figure.get_size_inches()
-    for dpi in (192, 144, 96, 72, 48):
+    dpi, most = 2.0 * SCREEN_DPI, LIMIT - 2 * len(text)
+    while True:
         file = BytesIO()
         figure.savefig(file, format="png", dpi=dpi)
-        if 4 * len(file.getvalue()) / 3 <= LIMIT - 2 * len(text):
+        share = most / (4 * len(file.getvalue()) / 3)
+        if share >= 1 or dpi <= 24:
             break
+        dpi = max(24, 0.9 * dpi * share**0.5)
     size = {"width": round(wide * SCREEN_DPI), "height": round(tall * SCREEN_DPI), "alt": alt}
     return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
 
