@@ -19,7 +19,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -404,28 +403,17 @@ def _liked(panel: Panel, host: axes.Host, wide: float) -> float:
 def _one_legend(figure: Any, hosts: Sequence[axes.Host], wide: float) -> None:
     """The legend of all, every name once; InputError where a name does not look the same everywhere."""
     found: dict[str, Any] = {}
+    looks: dict[str, str] = {}
     for number, host in enumerate(hosts, start=1):
-        for name, handle in host.entries.items():
-            if name in found and _look(found[name]) != _look(handle):
+        for name, look in host.looks.items():
+            if looks.setdefault(name, look) != look:
                 raise InputError(
-                    f'share="legend": {name!r} is {_look(handle)} in panel {number} and {_look(found[name])} '
-                    "in one before it, so that one legend would be wrong for one of them. Give it the same look in "
-                    "both, or share no legend."
+                    f'share="legend": {name!r} is {look} in panel {number} and {looks[name]} in one before it, so that '
+                    "one legend would be wrong for one of them. Give it the same look in both, or share no legend."
                 )
-            found.setdefault(name, handle)
+        found = host.entries | found
     if found:
         axes.add_legend(figure, found, wide * 72 - 6, hosts[0].points, loc="outside upper left")
-
-
-def _look(handle: Any) -> dict[str, str]:
-    """What tells entries of a legend apart."""
-    own = {}
-    if hasattr(handle, "get_marker"):
-        own = {"marker": str(handle.get_marker()), "dash": str(handle.get_linestyle())}
-    elif hasattr(handle, "get_offsets"):  # points
-        own = {"marker": str(len(handle.get_paths()[0])), "filled": str(bool(len(handle.get_facecolor())))}
-    shade = handle.get_color() if hasattr(handle, "get_color") else np.atleast_2d(handle.get_edgecolor())[0]
-    return {"colour": mpl.colors.to_hex(shade), **own}
 
 
 def _one_scale(own: Sequence[Plot]) -> tuple[float, float, str, str] | None:
