@@ -441,7 +441,7 @@ class Host:
 
     def _line(self, mark: plots.Line, panel: Panel, ax: Any) -> None:
         x, y, shade = np.asarray(mark.x), np.asarray(mark.y, float), colour(mark.hue)
-        if mark.low is not None and mark.high is not None:
+        if mark.low is not None and mark.high is not None and mark.banded:
             low, high = np.asarray(mark.low, float), np.asarray(mark.high, float)
             if mark.bars:
                 _errors(ax, x, y, shade, y_low=low, y_high=high)
@@ -573,7 +573,7 @@ class Host:
         wide, tall = extent(ax)
         scale, last = tall / max(-float(np.min(base, initial=0)), 1e-9), max((c for c, *_ in mark.nodes), default=0)
         size = smaller(self.points)
-        room = 0.46 * wide / max(1, last) / size - 1
+        room = 0.41 * wide / max(1, last) / size - 1
         for (column, text, _), low, high in zip(mark.nodes, base, through, strict=True):
             if (high + gap) * scale >= 1.2 * size:
                 side, away = ("right", -0.07) if column == last else ("left", 0.07)

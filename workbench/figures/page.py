@@ -28,7 +28,9 @@ from workbench import tokens
 from workbench.errors import InputError, warn
 from workbench.figures import axes, glyphs
 from workbench.figures import plot as plots
+from workbench.figures.caption import captions
 from workbench.figures.glyphs import SMALLEST, broken
+from workbench.figures.output import bundled, written
 from workbench.figures.plot import Axis, Cells, Panel, Plot
 
 # Widths in inches, from the venues' style files: neurips_2026.sty and iclr2027_conference.sty (one column of 5.5in),
@@ -207,19 +209,13 @@ class Sheet:
 
     def save(self, path: str | os.PathLike[str], *, dpi: float = 300) -> Path:
         """Write .pdf, .svg or .png; complete under its name or not there at all."""
-        from workbench.figures.figure import written
-
         return written(self.figure, path, dpi)
 
     def caption(self, of: Sequence[Any] | None = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
-        from workbench.figures.caption import captions
-
         return captions(self.panels, self.letters, of, date, self.numbered)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        from workbench.figures.figure import bundled
-
         return bundled(self.figure, repr(self), "; ".join(p.title for p in self.plots))
 
     def __repr__(self) -> str:
