@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 
@@ -37,6 +39,20 @@ def tiny(name: str, seed: int = 0) -> transformers.PreTrainedModel:
             else:
                 parameter.mul_(6)
     return module
+
+
+def saved(path: Path, words: list[str]) -> Path:
+    """A folder with the tiny Llama and a tokenizer of these 97 words, written apart."""
+    import tokenizers
+
+    tiny("llama").save_pretrained(path)
+    known = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0")
+    made = tokenizers.Tokenizer(known)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(path)
+    return path
 
 
 def prompts(n: int = 9, vocabulary: int = 97, seed: int = 3) -> list[list[int]]:

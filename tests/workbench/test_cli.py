@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
-import transformers
-from tiny import tiny
+from tiny import saved, tiny
 
 import workbench
 from workbench.cli import main
@@ -19,16 +17,7 @@ WORDS = ["<pad>", "<s>", "</s>", "[b]", *(f"w{i}" for i in range(93))]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model with a tokenizer of 97 words, one of which is markup to a terminal."""
-    path = tmp_path_factory.mktemp("cli") / "tiny model"
-    tiny("llama").save_pretrained(path)
-    words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
-    )
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("cli") / "tiny model", WORDS)
 
 
 @pytest.fixture(scope="module")

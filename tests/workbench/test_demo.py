@@ -10,10 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tokenizers
-import transformers
 import xarray as xr
-from tiny import tiny
+from tiny import saved
 
 import workbench
 from workbench.cli import main
@@ -29,16 +27,7 @@ WORDS = ["<pad>", "<s>", "</s>", HOSTILE, "&amp;", *(f"w{i}" for i in range(92))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model with a tokenizer of 97 words, two of which are markup."""
-    path = tmp_path_factory.mktemp("demo") / "tiny <b>model"
-    tiny("llama").save_pretrained(path)
-    words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0")
-    )
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("demo") / "tiny <b>model", WORDS)
 
 
 @pytest.fixture(scope="module")
