@@ -13,6 +13,7 @@ from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench.figures import Figure
 from workbench.reading import Reading
+from workbench.variables import described
 
 ORIGIN = {
     "model": {"name": "made-up_7B", "fingerprint": "0f1e2d3c4b5a6978", "dtype": "bfloat16", "device": "cuda:0"},
@@ -43,6 +44,8 @@ def _shares(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def latent() -> Reading:
+    from lenses.latent.lens import VARIABLES
+
     rng = np.random.default_rng(0)
     dims = ("layer", "index")
     found = {name: (dims, _shares(rng, (9, 5))) for name in ("index_layer_share", "index_layer_share_null")}
@@ -51,10 +54,12 @@ def latent() -> Reading:
     data = xr.Dataset(
         found, {"layer": range(9), "index": [0, 8, 16, 24, 31]}, {"reader": "LatentLens", "model": "made-up_7B"}
     )
-    return Reading(data, {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
+    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
 
 
 def senses() -> Reading:
+    from lenses.latent.senses import VARIABLES
+
     rng = np.random.default_rng(1)
     rate = rng.uniform(0.5, 0.9, (3, 2, 8))
     found = {"rate": rate, "rate_low": rate - 0.06, "rate_high": rate + 0.06, "rate_chance": np.full(rate.shape, 0.5)}
@@ -64,7 +69,7 @@ def senses() -> Reading:
          "layer": range(8)},
         {"model": "made-up_7B", "reader": "senses"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
+    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
 
 
 @lru_cache(maxsize=1)
@@ -86,6 +91,8 @@ def routed() -> Reading:
 
 def effects() -> xr.Dataset:
     """As from probes.routing.effects: three claims, of which two are backed."""
+    from probes.routing.costs import VARIABLES
+
     rng = np.random.default_rng(2)
     own = {"delta": [0.21, 0.11, 0.02], "excess_low": [0.1, 0.05, -0.1], "q_random": [0.01, 0.01, 0.8],
            "backed": [True, True, False]}  # fmt: skip
@@ -93,7 +100,8 @@ def effects() -> xr.Dataset:
     made = {name: ("claim", np.array(values)) for name, values in own.items()}
     made |= {f"delta_{x}": (("claim", "draw"), rng.normal(0.03, 0.02, (3, 12))) for x in ("random", "replaced")}
     made["experts"] = ("claim", [json.dumps(e) for e in ({1: [0, 1]}, {1: [2]}, {0: [3]})])
-    return xr.Dataset(made, {"claim": ["L0", "L1", "L2 of another family"]}, {"model": "planted", "documents": 60})
+    claims = {"claim": ["L0", "L1", "L2 of another family"]}
+    return described(xr.Dataset(made, claims, {"model": "planted", "documents": 60}), VARIABLES)
 
 
 def routing_figures() -> dict[str, Figure]:
@@ -111,6 +119,8 @@ def routing_figures() -> dict[str, Figure]:
 
 
 def adapted() -> Reading:
+    from probes.routing.adapters.tracing import VARIABLES
+
     rng = np.random.default_rng(3)
     adapters, labels, stages = 6, ["code", "maths", "poetry", "law"], ["selected", "given"]
     weight = _shares(rng, (24, 8, adapters)) + np.eye(adapters)[np.arange(24) % 4][:, None]
@@ -132,10 +142,12 @@ def adapted() -> Reading:
         },
         {"model": "made-up_7B", "reader": "AdapterRouting"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "AdapterRouting"}})
+    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "AdapterRouting"}})
 
 
 def believed() -> Reading:
+    from probes.superposition.belief import VARIABLES
+
     rng = np.random.default_rng(4)
     names = ["Paris", "Rome", "Berlin", "the_bell", "日本", "100%"]
     belief = _shares(rng, (2, 3, 5, len(names)))
@@ -145,7 +157,7 @@ def believed() -> Reading:
         {"layer": [0, 4, 8], "position": range(5), "candidate": range(len(names))},
         {"model": "made-up_7B", "reader": "CandidateBelief"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "CandidateBelief", "mass": False}})
+    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "CandidateBelief", "mass": False}})
 
 
 def _with_interval(rng: np.random.Generator, dims: tuple[str, ...], shape: tuple[int, ...], name: str) -> dict:
@@ -154,7 +166,7 @@ def _with_interval(rng: np.random.Generator, dims: tuple[str, ...], shape: tuple
 
 
 def superposition_figures() -> dict[str, Figure]:
-    from probes.superposition import figures
+    from probes.superposition import figures, held, soft, used
     from probes.superposition.problems import Problem
 
     rng = np.random.default_rng(5)
@@ -166,19 +178,22 @@ def superposition_figures() -> dict[str, Figure]:
     )
     conditions = ["plain", "deleted", "mean", "resampled", "mirrored", "edit optimal", "edit other frontier",
                   "edit not reachable"]  # fmt: skip
-    used = xr.Dataset(
+    interventions = xr.Dataset(
         {**_with_interval(rng, ("condition",), (8,), "effect"),
          **{f"accuracy{end}": ("condition", np.linspace(0.9, 0.2, 8) + far)
             for end, far in (("", 0), ("_low", -0.1), ("_high", 0.1))}},
         {"condition": np.array(conditions, object)}, {"model": "made-up_7B"},
     )  # fmt: skip
-    soft = _with_interval(rng, ("layer",), (13,), "kl") | _with_interval(rng, ("layer",), (13,), "kl_second")
+    layers = _with_interval(rng, ("layer",), (13,), "kl") | _with_interval(rng, ("layer",), (13,), "kl_second")
     for kind in ("soft", "hard"):
-        soft |= _with_interval(rng, ("layer",), (13,), f"entropy_{kind}")
-    soft = xr.Dataset(soft, {"layer": range(13)}, {"model": "made-up_7B"})
+        layers |= _with_interval(rng, ("layer",), (13,), f"entropy_{kind}")
+    layers = xr.Dataset(layers, {"layer": range(13)}, {"model": "made-up_7B"})
     mixed = {
-        name: xr.Dataset(
-            {**_with_interval(rng, ("size",), (5,), "entropy"), "entropy_even": 10.8}, {"size": [1, 2, 4, 8, 16]}
+        name: described(
+            xr.Dataset(
+                {**_with_interval(rng, ("size",), (5,), "entropy"), "entropy_even": 10.8}, {"size": [1, 2, 4, 8, 16]}
+            ),
+            soft.MIXTURE_VARIABLES,
         )
         for name in ("random", "step 1000", "step 143000")
     }
@@ -187,9 +202,11 @@ def superposition_figures() -> dict[str, Figure]:
     problem = Problem(edges, 0, 6, 10, names)
     target = {"target_mean": (("layer", "position"), rng.random((7, 4)))}
     layered = xr.Dataset(target, {"layer": range(7), "position": range(4)}, {"problems": 4})
+    described(table, held.MASS_VARIABLES), described(interventions, used.VARIABLES)
+    described(layers, soft.VARIABLES), described(layered, held.FOCUS_VARIABLES)
     return {
-        "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(used),
-        "soft": figures.soft(soft), "entropies": figures.entropies(soft), "mixtures": figures.mixtures(mixed),
+        "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(interventions),
+        "soft": figures.soft(layers), "entropies": figures.entropies(layers), "mixtures": figures.mixtures(mixed),
         "graph": figures.graph(problem, _shares(rng, (4, 11)), then="="),
         "depths": figures.depths(layered),
     }  # fmt: skip
@@ -197,6 +214,8 @@ def superposition_figures() -> dict[str, Figure]:
 
 def featured() -> Reading:
     """A dictionary's effective features, at four layers and in two dictionaries."""
+    from probes.superposition.features.dictionary import VARIABLES
+
     rng = np.random.default_rng(6)
     dims = ("layer", "dictionary")
     data = xr.Dataset(
@@ -206,12 +225,14 @@ def featured() -> Reading:
         {"layer": [0, 4, 8, 12], "dictionary": ["4k", "16k"]},
         {"model": "made-up_7B", "reader": "DictionaryFeatures"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "DictionaryFeatures", "rotations": 3, "seed": 0}})
+    asked = {"name": "DictionaryFeatures", "rotations": 3, "seed": 0}
+    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": asked})
 
 
 def feature_figures() -> dict[str, Figure]:
     from probes.superposition.features import figures
     from probes.superposition.features.measures import dimensionality, interference
+    from probes.superposition.features.toy import VARIABLES
 
     rng = np.random.default_rng(7)
     sparsities = 1 - 1 / np.geomspace(1.25, 100, 9)
@@ -230,6 +251,7 @@ def feature_figures() -> dict[str, Figure]:
         {"sparsity": sparsities, "feature": range(20)},
         {"model": "toy autoencoder"},
     )
+    described(swept, VARIABLES)
     return {
         "gram": figures.gram(swept), "sharing": figures.sharing(swept),
         "psi": figures.psi(featured().data), "psi over width": figures.psi(featured().data, over="width"),
@@ -260,6 +282,10 @@ STEPS = [0, 100, 200, 300, 400]
 def inner_figures() -> dict[str, Figure]:
     """Of tables as from probes.values.white."""
     from probes.values import figures
+    from probes.values.white.behaviour import VARIABLES as MOVED
+    from probes.values.white.directions import DIRECTION_VARIABLES as TURNED
+    from probes.values.white.margins import VARIABLES as SETTLED
+    from probes.values.white.weights import VARIABLES as WEIGHED
 
     rng = np.random.default_rng(8)
     topics, steps, layers = len(TOPICS), len(STEPS), 7
@@ -294,6 +320,8 @@ def inner_figures() -> dict[str, Figure]:
     moved = {n: (("module", "checkpoint"), rng.normal(0.2, 0.2, (6, steps))) for n in ("change", "update", "cosine")}
     moved["reason"] = (("module", "checkpoint"), np.full((6, steps), "", object))
     weights = xr.Dataset(moved, {"module": modules, "checkpoint": STEPS})
+    for table, about in ((margins, SETTLED), (directions, TURNED), (behaviour, MOVED), (weights, WEIGHED)):
+        described(table, about)
     return {
         "margins": figures.margins(margins), "directions": figures.directions(directions),
         "behaviour": figures.behaviour(behaviour), "weights": figures.weights(weights, value="cosine"),
@@ -303,6 +331,8 @@ def inner_figures() -> dict[str, Figure]:
 def beside_figures() -> dict[str, Figure]:
     """Of tables as from probes.values.beside."""
     from probes.values import figures
+    from probes.values.beside import VARIABLES
+    from probes.values.greatest_good import VARIABLES as SCORED
 
     rng = np.random.default_rng(9)
     topics, attrs = len(TOPICS), {"level": 0.95, "topics": len(TOPICS), "warning": "four topics are few"}
@@ -338,6 +368,9 @@ def beside_figures() -> dict[str, Figure]:
          "lay": ("scale", [4.9, 3.4]), "lay_sd": ("scale", [1.0, 1.1])},
         {"scale": ["IB", "IH"], "checkpoint": STEPS},
     )  # fmt: skip
+    for table in (gap, runs, agreement):
+        described(table, VARIABLES)
+    described(plane, SCORED)
     return {
         "gap": figures.gap(gap), "runs": figures.runs(runs), "agreement": figures.agreement(agreement),
         "plane": figures.plane(plane),
