@@ -119,17 +119,19 @@ def legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     """As many columns as fit into so many points."""
     size = smaller(points)
     for n in range(len(names), 0, -1):
-        # matplotlib fills columns downwards, the first ones higher by one, and each is as wide as its widest name.
-        columns = np.array_split([size * (max(map(width, t.split("\n"))) + 3.7) for t in names], n)
-        if sum(own.max() for own in columns) <= wide:
+        # Each column is as wide as its widest name.
+        widths = [size * (max(map(width, t.split("\n"))) + 3.7) for t in names]
+        if sum(max(widths[c::n]) for c in range(n)) <= wide:
             return n
     return 1
 
 
 def add_legend(into: Any, entries: dict[str, Any], wide: float, points: float, **place: Any) -> Any:
-    """A legend of at most so many points: in as many columns as fit, too long names in several lines."""
+    """A legend of at most so many points, row by row: in as many columns as fit, too long names in several lines."""
     names = ["\n".join(broken(name, wide / smaller(points) - 3.7)) for name in entries]
-    return into.legend(list(entries.values()), names, ncols=legend_columns(names, wide, points), **place)
+    n, handles = legend_columns(names, wide, points), list(entries.values())
+    order = [i for c in range(n) for i in range(c, len(names), n)]  # matplotlib fills columns downwards
+    return into.legend([handles[i] for i in order], [names[i] for i in order], ncols=n, **place)
 
 
 def colormap(scale: str) -> LinearSegmentedColormap:
