@@ -469,7 +469,7 @@ class Host:
         for i in range(len(x)):
             looks.setdefault((bool(filled[i]), symbol[i]), []).append(i)
         handle = None
-        for (full, form), at in sorted(looks.items(), reverse=True):
+        for (full, form), at in sorted(looks.items(), key=lambda own: (not own[0][0], own[0][1])):  # legend: the first
             strokes = not full or form in ("tick", "dash")
             drawn = ax.scatter(
                 x[at], y[at], (size[at].astype(float) * PIXEL * 0.72) ** 2, marker=MARKERS[form],
