@@ -569,9 +569,9 @@ class Host:
         wide, tall = extent(ax)
         scale, last = tall / max(-float(np.min(base, initial=0)), 1e-9), max((c for c, *_ in mark.nodes), default=0)
         size = smaller(self.points)
-        room = 0.46 * wide / max(1, last) / size - 1
+        room = (0.5 - 0.07) * wide / (max(1, last) + 0.1) / size - 0.3  # to the middle between two columns
         for (column, text, _), low, high in zip(mark.nodes, base, through, strict=True):
-            if (high + gap) * scale >= 1.2 * size:
+            if high and (high + gap) * scale >= 1.2 * size:
                 side, away = ("right", -0.07) if column == last else ("left", 0.07)
                 shown = cut(glyphs.drawn(tokens.legible(text)), room)
                 ax.text(column + away, low + high / 2, shown, va="center", ha=side, fontsize=size)
