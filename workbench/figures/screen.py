@@ -256,7 +256,8 @@ class _Screen:
         errors = {}
         for which, at, low, high in (("x", x, mark.x_low, mark.x_high), ("y", y, mark.y_low, mark.y_high)):
             if low is not None:
-                errors[f"error_{which}"] = _error(at, low, high, shades[0] if len(x) else GREY)
+                # Bars of one trace have one colour.
+                errors[f"error_{which}"] = _error(at, low, high, shades[0] if len(set(shades)) == 1 else GREY)
         hover = mark.hover if mark.hover is not None else _said(mark, panel, x, y, mark.y_low, mark.y_high)
         line = {"width": [0 if f else 1.5 for f in solid], "color": shades}
         self._add(go.Scatter(
