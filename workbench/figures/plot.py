@@ -486,7 +486,8 @@ def room(panel: Panel) -> tuple[float, float]:
         tall = 1.75
         if columns > 60 and cells[0].text is None:
             wide = 60 / columns * 1.6
-        return max(14, columns * wide), max(5.0, rows * min(tall, 70 / rows))
+        titled = 0.55 * width(cells[0].bar)  # the bar's title in two lines
+        return max(14, columns * wide), max(5.0, titled, rows * min(tall, 70 / rows))
     if tables := panel.of(Table):
         return 56, 2.2 + sum(row_lines(tables[0], row, 56) * 1.45 + 0.4 for row in tables[0].rows)
     if flows := panel.of(Flow):
