@@ -15,7 +15,7 @@ import xarray as xr
 from probes.values.explorer import SIDES as SIDE_HUES
 from workbench.errors import InputError
 from workbench.figures.charts import Chart
-from workbench.figures.colours import HUES, SEQUENTIAL, rgb
+from workbench.figures.colours import HUES
 from workbench.figures.figure import drawn
 from workbench.figures.plot import GREY, INK, Axis, Cells, Flow, Line, Mark, Panel, Plot, Points, Region, Rule, whole
 from workbench.figures.source import Source
@@ -183,7 +183,7 @@ def plane(table: xr.Dataset) -> Plot:
     (mean_x, sd_x), (mean_y, sd_y) = ((float(own["lay"]), float(own["lay_sd"])) for own in (ih, ib))
     turn, corners = np.linspace(0, 2 * np.pi, 73), np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]])
     points = Points(
-        x, y, "checkpoints", _shades(len(steps)), **_interval(ih, "score_band", "x_"),
+        x, y, "checkpoints", np.linspace(0, 1, len(steps)), **_interval(ih, "score_band", "x_"),
         **_interval(ib, "score_band", "y_"), names=[steps[0], *[""] * (len(steps) - 2), *steps[1:][-1:]],
         hover=[f"step {s}: IH {a:.2f}, IB {b:.2f}" for s, a, b in zip(steps, x, y, strict=True)],
     )  # fmt: skip
@@ -250,7 +250,7 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Plot:
     ):
         auc = name == "mean_auc"
         marks: list[Mark] = [Rule(0.5 if auc else 1)]
-        for l, hue in enumerate(_shades(table.sizes["layer"])):
+        for l, hue in enumerate(np.linspace(0, 1, table.sizes["layer"])):
             at = own.isel(layer=l)
             layer = f"layer {at['layer'].item()}"
             marks.append(Line(places, at[name].values, layer, **_interval(at, name), hue=hue, bars=True))
@@ -350,11 +350,6 @@ def _sure(table: xr.Dataset, p: str) -> np.ndarray:
 def _by_chance(table: xr.Dataset, name: str) -> np.ndarray:
     """Where a variable has a value, and that is not beyond chance."""
     return table[name].notnull().values & ~_sure(table, f"{name}_p")
-
-
-def _shades(n: int) -> list[str]:
-    """As many colours, from dark to light: steps or layers in their order."""
-    return ["#{:02x}{:02x}{:02x}".format(*shade) for shade in rgb(SEQUENTIAL, np.linspace(0, 0.9, n))]
 
 
 TRAJECTORIES = Chart(trajectories, ("keyed", "keyed_low", "keyed_high"))

@@ -3,7 +3,8 @@
     Plot([Panel([Line(layers, entropy, low=low, high=high)], x="layer", y="entropy (nats)")], title="entropy by layer")
 
 A chart is a function from a reading's dataset to a `Plot`.  Texts are plain texts: renderers escape, break and cut
-them.  Colours are numbers of `HUES`, or "#rrggbb".  An axis of names has its marks at 0, 1, 2, ...
+them.  Colours are numbers of `HUES`, "#rrggbb", or, of steps in their order, shares (0.0 to 1.0) of the sequential
+scale.  An axis of names has its marks at 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures.colours import HUES, HUES_DARK
+from workbench.figures.colours import HUES, HUES_DARK, SEQUENTIAL, rgb
 from workbench.figures.glyphs import broken, cut, width
 
-Hue = int | str
+Hue = int | float | str
 GREY = "#8c8c8c"
 INK = "ink"
 """The colour of text: black on paper, light on a dark screen."""
@@ -523,6 +524,8 @@ def colour(hue: Hue, dark: bool = False) -> str:
     known = HUES_DARK if dark else HUES
     if hue == INK:
         return "#DDE2EC" if dark else "#000000"
+    if isinstance(hue, float):  # neither of the ends that the ground would hide
+        return "#{:02x}{:02x}{:02x}".format(*rgb(SEQUENTIAL, np.array([0.2 + 0.8 * hue if dark else 0.9 * hue]))[0])
     return hue if isinstance(hue, str) else known[hue % len(known)]
 
 
