@@ -223,7 +223,7 @@ def margins(table: xr.Dataset, *, drift: bool = False, columns: int = 3) -> Plot
             depth = own["depth_sure"].values
             hover = [f"settled from layer {d:g} on, at {s}" for d, s in zip(depth, steps, strict=True)]
             rows = np.interp(depth, layers, range(len(layers)))
-            marks.append(Line(range(len(steps)), rows, hue=INK, width=1.5, hover=hover))
+            marks.append(Line(range(len(steps)), rows, hue="#000000", width=1.5, hover=hover))  # cells are never dark
         up = Axis("layer", names=_names(table, "layer"))
         panels.append(Panel(marks, _checkpoints(table), up, title=topic))
     said = f"{title} (hatched: not beyond chance)"
