@@ -545,7 +545,7 @@ class Host:
 
     def _flow(self, mark: plots.Flow, panel: Panel, ax: Any) -> None:
         """Streams as bands between columns of nodes, each node as high as what goes through it."""
-        base, through, _ = _nodes(mark)
+        base, through, _ = plots.nodes(mark)
         thick, last = 0.05, max((c for c, *_ in mark.nodes), default=0)
         left, right = base + through, base + through
         for a, b, value in sorted(mark.links, key=lambda link: (link[0], link[1])):
@@ -565,13 +565,13 @@ class Host:
 
     def _name_flow(self, mark: plots.Flow, ax: Any) -> None:
         """Names beside the nodes, where these are as high as type."""
-        base, through, gap = _nodes(mark)
+        base, through, gap = plots.nodes(mark)
         wide, tall = extent(ax)
         scale, last = tall / max(-float(np.min(base, initial=0)), 1e-9), max((c for c, *_ in mark.nodes), default=0)
         size = smaller(self.points)
         room = (0.5 - 0.07) * wide / (max(1, last) + 0.1) / size - 0.3  # to the middle between two columns
         for (column, text, _), low, high in zip(mark.nodes, base, through, strict=True):
-            if high and (high + gap) * scale >= 1.2 * size:
+            if (high + gap) * scale >= 1.2 * size:
                 side, away = ("right", -0.07) if column == last else ("left", 0.07)
                 shown = cut(glyphs.drawn(tokens.legible(text)), room)
                 ax.text(column + away, low + high / 2, shown, va="center", ha=side, fontsize=size)
@@ -640,22 +640,6 @@ class Host:
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fc=shade, ec="white", lw=0.3))
         if mark.bar and mark.values is not None:
             self.images[id(mark)] = scale, mark, [ax]
-
-
-def _nodes(flow: plots.Flow) -> tuple[np.ndarray, np.ndarray, float]:
-    """Lower ends and heights of the nodes of a flow, from 0 downwards, and the gap between them."""
-    columns = np.array([c for c, *_ in flow.nodes])
-    sums = np.zeros((2, len(columns)))
-    for a, b, value in flow.links:
-        sums[0, a] += value
-        sums[1, b] += value
-    through = sums.max(0)
-    held = [np.flatnonzero(columns == c) for c in np.unique(columns)]
-    gap = 0.5 * max(through[own].sum() for own in held) / max(map(len, held))
-    base = np.zeros(len(columns))
-    for own in held:
-        base[own] = -np.cumsum(through[own]) - gap * np.arange(len(own))
-    return base, through, float(gap)
 
 
 def _shares(table: plots.Table, room: float) -> np.ndarray:

@@ -298,10 +298,18 @@ class Region(Mark):
 
 @dataclass
 class Flow(Mark):
-    """Streams between columns of nodes: nodes are (column, text, hue), links (node, node, how much)."""
+    """Streams between columns of nodes: nodes are (column, text, hue), links (node, node, how much).
+
+    Nodes without a stream are left out.
+    """
 
     nodes: Sequence[tuple[int, str, Hue]]
     links: Sequence[tuple[int, int, float]]
+
+    def __post_init__(self) -> None:
+        kept = sorted({node for *ends, much in self.links if much for node in ends})
+        self.links = [(kept.index(a), kept.index(b), much) for a, b, much in self.links if much]
+        self.nodes = [self.nodes[i] for i in kept]
 
 
 @dataclass
@@ -609,6 +617,22 @@ def cell_texts(text: Any, wide: float, tall: float, size: float, least: float) -
             fitted = [cut(tokens.legible(str(t)), (wide - 0.3 * own) / own) for t in np.ravel(text)]
             return own, np.reshape(np.array(fitted, object), np.shape(text))
     return None
+
+
+def nodes(flow: Flow) -> tuple[np.ndarray, np.ndarray, float]:
+    """Lower ends and heights of the nodes of a flow, from 0 downwards, and the gap between them."""
+    columns = np.array([c for c, *_ in flow.nodes])
+    sums = np.zeros((2, len(columns)))
+    for a, b, value in flow.links:
+        sums[0, a] += value
+        sums[1, b] += value
+    through = sums.max(0)
+    held = [np.flatnonzero(columns == c) for c in np.unique(columns)]
+    gap = 0.5 * max((through[own].sum() for own in held), default=0.0) / max(map(len, held), default=1)
+    base = np.zeros(len(columns))
+    for own in held:
+        base[own] = -np.cumsum(through[own]) - gap * np.arange(len(own))
+    return base, through, float(gap)
 
 
 def obstacles(panel: Panel) -> np.ndarray:

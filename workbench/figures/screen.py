@@ -364,9 +364,13 @@ class _Screen:
     def _flow(self, mark: plots.Flow, panel: Panel) -> None:
         source, target, value = (list(v) for v in zip(*mark.links, strict=True)) if mark.links else ([], [], [])
         shades = [self._shade(hue) for *_, hue in mark.nodes]
+        base, through, _ = plots.nodes(mark)  # plotly's own order is another than the chart's
+        last, deep = max((c for c, *_ in mark.nodes), default=0), -min(base, default=-1.0)
         self._add(go.Sankey(
             node={
-                "label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12
+                "label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12,
+                "x": [np.clip(c / max(1, last), 0.001, 0.999) for c, *_ in mark.nodes],
+                "y": np.clip(-(base + through / 2) / deep, 0.001, 0.999),
             },
             link={"source": source, "target": target, "value": value, "color": [faded(shades[s], 0.3) for s in source]},
         ))  # fmt: skip

@@ -68,7 +68,9 @@ def test_items_change_sides_and_none_is_lost(readings):
     assert sum(count for *_, count in flow.links) == 40
     mean = readings["p"].mean("sample").values[:, :40]
     crossed = int(((mean[0].argmax(-1) == 2) & (mean[-1].argmax(-1) == 0)).sum())
-    assert {(a, b): count for a, b, count in flow.links}.get((2, 4), 0) == crossed > 0
+    names = [text.split(":")[0] for _, text, _ in flow.nodes]
+    moved = {(names[a], names[b]): count for a, b, count in flow.links}
+    assert moved.get(("oppose", "support"), 0) == crossed > 0
     # What is not committed is a side of its own, in a colour of its own.
     silent = readings.copy(deep=True)
     silent["p"][-1, :7] = [0.05, 0.05, 0.05, 0.85]
