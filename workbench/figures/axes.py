@@ -470,12 +470,13 @@ class Host:
             looks.setdefault((bool(filled[i]), symbol[i]), []).append(i)
         handle = None
         for (full, form), at in sorted(looks.items(), key=lambda own: (not own[0][0], own[0][1])):  # legend: the first
-            strokes = not full or form in ("tick", "dash")
+            strokes = form in ("tick", "dash")  # matplotlib knows no edges of theirs
+            solid = full or strokes
             drawn = ax.scatter(
                 x[at], y[at], (size[at].astype(float) * PIXEL * 0.72) ** 2, marker=MARKERS[form],
                 clip_on=False, zorder=3,
-                facecolors=shades[at].tolist() if full else "none", edgecolors=shades[at].tolist(),
-                linewidths=0.8 if strokes else 0, alpha=0.5 if mark.faint else None,
+                facecolors=shades[at].tolist() if solid else "none", edgecolors=None if solid else shades[at].tolist(),
+                linewidths=0.8 if strokes or not full else 0, alpha=0.5 if mark.faint else None,
             )  # fmt: skip
             handle = handle or drawn
         self._entry(mark.name, handle, mark.legend)
