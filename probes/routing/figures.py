@@ -113,8 +113,8 @@ def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Plot:
         mine = np.flatnonzero((expert == e) & (excess > 0))
         best = mine[np.argsort(-excess[mine])][:top]
         rows.append((str(e), ", ".join(f"{tokens.visible(text[j])} {share[j]:.0%}" for j in best), str(len(mine))))
-    shown = Table(["expert", "tokens", "of it"], rows, [1.6, 8, 1.2])
-    what = f"tokens of the experts of block {own['block'].item()} (share served; at least {table.attrs['least']} times)"
+    shown = Table(["expert", "tokens (share served)", "in all"], rows, [1.6, 8, 1.2])
+    what = f"tokens of the experts of block {own['block'].item()} (at least {table.attrs['least']} times)"
     return Plot([Panel([shown])], heading(Source(table), what), shows=["share"])
 
 
