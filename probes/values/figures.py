@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -314,6 +315,8 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Plot:
         raise InputError(f"value={value!r} is not in the table of weights. Use one of: {', '.join(titles)}.")
     own = table.transpose("module", "checkpoint", ...)
     modules, steps = _names(own, "module"), _names(own, "checkpoint")
+    # What all modules begin with would leave no room for how they differ.
+    rows = [name[os.path.commonprefix(modules).rfind(".") + 1 :] for name in modules]
     told = np.where(own[value].isnull(), own["reason"], np.char.mod("%.4g", own[value].values))
     hover = [
         [f"{module} at {step}: {text}" for step, text in zip(steps, row, strict=True)]
@@ -321,7 +324,7 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Plot:
     ]
     scale, low, high = ("diverging", -1, 1) if value == "cosine" else ("sequential", 0, None)
     cells = Cells(own[value], scale, low, high, value, hover=hover)
-    panel = Panel([cells], _checkpoints(table), Axis(names=modules, reversed=True))
+    panel = Panel([cells], _checkpoints(table), Axis(names=rows, reversed=True))
     return Plot([panel], titles[value], shows=[value])
 
 
