@@ -293,13 +293,13 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None) -> Plot:
         Line(layers, r, hue=INK, markers=False, width=1.5),
         Points(layers, r, "", INK, **_interval(table, "r", "y_"), filled=_sure(table, "r_battery_p"), size=7),
     ]  # fmt: skip
-    across = whole("layer (filled: beyond all nulls)", layers)
+    across = whole("layer", layers)
     known = f"layer {chosen}: r = {float(own['r']):+.2f}, p = {float(own['r_battery_p']):.2g} (all nulls)"
     panels = [
         Panel(marks, label("said"), label("projected"), known, width=1.6),
-        Panel(reached, across, Axis("r", range=(-1.05, 1.05)), "r, layer by layer"),
+        Panel(reached, across, Axis("r", range=(-1.05, 1.05)), "r by layer"),
     ]
-    return Plot(panels, "behaviour and projection", shows=["r", "projected"])
+    return Plot(panels, "behaviour and projection (filled: beyond all nulls)", shows=["r", "projected"])
 
 
 @drawn
