@@ -255,7 +255,7 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Plot:
             at = own.isel(layer=l)
             layer = f"layer {at['layer'].item()}"
             marks.append(Line(places, at[name].values, layer, **_interval(at, name), hue=hue, bars=True))
-        up = Axis(Source(table).title(name), range=(0, 1.04) if auc else None)
+        up = Axis(Source(table).title(name, short=True), range=(0, 1.04) if auc else None)
         panels.append(Panel(marks, _checkpoints(table), up, title))
     return Plot(panels, f"stance direction, fitted: {fitted}", columns=3, shows=["rotation", "mean_auc"])
 
