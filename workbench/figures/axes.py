@@ -332,7 +332,7 @@ class Host:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
                 text = glyphs.drawn(letter + tokens.legible(panel.title))
                 room = max(6, along / self.points)
-                words = " ".join(cut(word, room) for word in text.split(" "))
+                words = " ".join(cut(word, 2 * room) for word in text.split(" "))
                 ax.set_title("\n".join(broken(words, room)), loc="left")
             if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
                 if axis.ticks is not None and which == "x":
