@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
@@ -532,9 +533,9 @@ class Host:
             place = (1.0 if far else 0.0, mark.at) if level else (mark.at, 1.0 if far else 0.0)
             where = ax.get_yaxis_transform() if level else ax.get_xaxis_transform()
             self.ruled.append((level, ax.annotate(
-                glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-1 if far and level else 1, 1),
+                glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-3 if far and level else 3, 1),
                 textcoords="offset points", ha="right" if far and level else "left", va="bottom", color=shade,
-                fontsize=smaller(self.points),
+                fontsize=smaller(self.points), path_effects=[withStroke(linewidth=2, foreground="white")],
             )))  # fmt: skip
 
     def _region(self, mark: plots.Region, panel: Panel, ax: Any) -> None:
