@@ -34,6 +34,8 @@ MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "P", "x": "X", "star": "*", "tick": "|",
     "dash": "_",
 }  # fmt: skip
+ROUND = [1, 2, 5, 10]
+"""Ticks are at multiples of these."""
 MANY = 6_000
 """Cells beyond which a heat-map is an image in the file, one dot a cell."""
 
@@ -156,7 +158,7 @@ def fit_bar(bar: Any, title: str, ticks: Any, points: float) -> None:
     tall = extent(bar.ax)[1]
     bar.set_label("\n".join(broken(glyphs.drawn(title), max(6, tall / points))))
     if ticks is None and bar.vmax - bar.vmin >= 2e-6:
-        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)))
+        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)), steps=ROUND)
         bar.update_ticks()
 
 
@@ -301,7 +303,7 @@ class Host:
             own.set_minor_locator(NullLocator())
             own.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own are formulas
         elif axis.scale == "whole":
-            own.set_major_locator(MaxNLocator(6, integer=True))
+            own.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         set_limits = getattr(ax, f"set_{which}lim")
         if axis.ticks is not None:
             names = axis.names if axis.names is not None else [f"{t:g}" for t in axis.ticks]
