@@ -134,10 +134,10 @@ def cut(text: str, room: float) -> str:
 
 
 def broken(text: str, room: float) -> list[str]:
-    """Lines no wider than ``room``: broken between parts (" · ", ", "), else words, else behind "_", else letters."""
+    """Lines no wider than ``room``: broken between parts (" · ", ", ", " ("), words, behind "_", or anywhere."""
     lines: list[str] = []
     line = ""
-    for part in re.split(r"(?<=[·,]) ", text):
+    for part in re.split(r"(?<=[·,]) | (?=\()", text):
         if line and width(line) > 0.4 * room and width(f"{line} {part}") > room:
             lines.append(line)
             line = ""
