@@ -175,6 +175,7 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
     marks = []
     for i, name in enumerate(table["label"].values.astype(str)):
         at, stars = np.flatnonzero(owner.astype(str) == name), _backed(effects, own, name)[0, order]
+        at = at[np.argsort(stars[at], kind="stable")]  # the legend has the first one's symbol
         symbols = np.where(stars[at], "star", "circle")
         marks.append(Points(at, gap[at], str(name), i, symbol=symbols, size=8 + 5 * stars[at]))
     marks.append(Points(range(len(order)), threshold, "threshold", plot.GREY, symbol="dash", size=14))
