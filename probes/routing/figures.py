@@ -226,9 +226,10 @@ def forest(table: xr.Dataset) -> Plot:
         f"{names[i]}: {own[i]:.4f} [{low[i]:.4f}, {high[i]:.4f}] nats a token, q over sets = {q[i]:.2g}" for i in rows
     ]
     marks = [Rule(0, "x", dash="solid")]
-    for name, kind, symbol in (("other sets", "random", "tick"), ("replaced at random", "replaced", "x")):
+    for name, kind, symbol, size in (("other sets", "random", "tick", 15), ("replaced at random", "replaced", "x", 6)):
         others = table[f"delta_{kind}"].values
-        marks.append(Points(others.ravel(), np.repeat(rows, others.shape[1]), name, plot.GREY, symbol=symbol))
+        at = np.repeat(rows, others.shape[1])
+        marks.append(Points(others.ravel(), at, name, plot.GREY, symbol=symbol, size=size))
     marks.append(Points(own, rows, "dropped", x_low=low, x_high=high, size=9, hover=hover))
     down = Axis(names=[n + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)], reversed=True)
     level = table.attrs.get("level", 0.95)
