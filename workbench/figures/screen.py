@@ -351,6 +351,7 @@ class _Screen:
         if mark.name:
             sides = ("top", "right" if mark.end == "high" else "left")
             given = {"annotation_text": tokens.plotly(mark.name), "annotation_position": " ".join(sides),
+                     "annotation_xshift": 4 if mark.axis == "y" and mark.end == "low" else 0,
                      "annotation_font": {"size": 10, "color": self._shade(mark.hue)}}  # fmt: skip
         put(mark.at, line=line, exclude_empty_subplots=False, **given, **self.at)  # it may be the first mark
 
