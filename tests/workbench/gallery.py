@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ ORIGIN = {
     "model": {"name": "made-up_7B", "fingerprint": "0f1e2d3c4b5a6978", "dtype": "bfloat16", "device": "cuda:0"},
     "prompts": 3, "prompts_read": 3, "date": "2026-01-02T03:04:05+00:00", "versions": {"latent-workbench": "0.1.0"},
 }  # fmt: skip
+
+
+def told(data: xr.Dataset, module: str, table: str = "VARIABLES") -> xr.Dataset:
+    """The table with the attributes that this module's results have."""
+    return described(data, getattr(import_module(module), table))
 
 
 def lens() -> Reading:
@@ -44,8 +50,6 @@ def _shares(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def latent() -> Reading:
-    from lenses.latent.lens import VARIABLES
-
     rng = np.random.default_rng(0)
     dims = ("layer", "index")
     found = {name: (dims, _shares(rng, (9, 5))) for name in ("index_layer_share", "index_layer_share_null")}
@@ -54,12 +58,10 @@ def latent() -> Reading:
     data = xr.Dataset(
         found, {"layer": range(9), "index": [0, 8, 16, 24, 31]}, {"reader": "LatentLens", "model": "made-up_7B"}
     )
-    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
+    return Reading(told(data, "lenses.latent.lens"), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
 
 
 def senses() -> Reading:
-    from lenses.latent.senses import VARIABLES
-
     rng = np.random.default_rng(1)
     rate = rng.uniform(0.5, 0.9, (3, 2, 8))
     found = {"rate": rate, "rate_low": rate - 0.06, "rate_high": rate + 0.06, "rate_chance": np.full(rate.shape, 0.5)}
@@ -69,7 +71,7 @@ def senses() -> Reading:
          "layer": range(8)},
         {"model": "made-up_7B", "reader": "senses"},
     )  # fmt: skip
-    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
+    return Reading(told(data, "lenses.latent.senses"), {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
 
 
 @lru_cache(maxsize=1)
@@ -91,8 +93,6 @@ def routed() -> Reading:
 
 def effects() -> xr.Dataset:
     """As from probes.routing.effects: three claims, of which two are backed."""
-    from probes.routing.costs import VARIABLES
-
     rng = np.random.default_rng(2)
     own = {"delta": [0.21, 0.11, 0.02], "excess_low": [0.1, 0.05, -0.1], "q_random": [0.01, 0.01, 0.8],
            "backed": [True, True, False]}  # fmt: skip
@@ -101,7 +101,7 @@ def effects() -> xr.Dataset:
     made |= {f"delta_{x}": (("claim", "draw"), rng.normal(0.03, 0.02, (3, 12))) for x in ("random", "replaced")}
     made["experts"] = ("claim", [json.dumps(e) for e in ({1: [0, 1]}, {1: [2]}, {0: [3]})])
     claims = {"claim": ["L0", "L1", "L2 of another family"]}
-    return described(xr.Dataset(made, claims, {"model": "planted", "documents": 60}), VARIABLES)
+    return told(xr.Dataset(made, claims, {"model": "planted", "documents": 60}), "probes.routing.costs")
 
 
 def routing_figures() -> dict[str, Figure]:
@@ -119,8 +119,6 @@ def routing_figures() -> dict[str, Figure]:
 
 
 def adapted() -> Reading:
-    from probes.routing.adapters.tracing import VARIABLES
-
     rng = np.random.default_rng(3)
     adapters, labels, stages = 6, ["code", "maths", "poetry", "law"], ["selected", "given"]
     weight = _shares(rng, (24, 8, adapters)) + np.eye(adapters)[np.arange(24) % 4][:, None]
@@ -142,12 +140,10 @@ def adapted() -> Reading:
         },
         {"model": "made-up_7B", "reader": "AdapterRouting"},
     )  # fmt: skip
-    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "AdapterRouting"}})
+    return Reading(told(data, "probes.routing.adapters.tracing"), {**ORIGIN, "reader": {"name": "AdapterRouting"}})
 
 
 def believed() -> Reading:
-    from probes.superposition.belief import VARIABLES
-
     rng = np.random.default_rng(4)
     names = ["Paris", "Rome", "Berlin", "the_bell", "日本", "100%"]
     belief = _shares(rng, (2, 3, 5, len(names)))
@@ -157,7 +153,8 @@ def believed() -> Reading:
         {"layer": [0, 4, 8], "position": range(5), "candidate": range(len(names))},
         {"model": "made-up_7B", "reader": "CandidateBelief"},
     )  # fmt: skip
-    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": {"name": "CandidateBelief", "mass": False}})
+    asked = {"name": "CandidateBelief", "mass": False}
+    return Reading(told(data, "probes.superposition.belief"), {**ORIGIN, "reader": asked})
 
 
 def _with_interval(rng: np.random.Generator, dims: tuple[str, ...], shape: tuple[int, ...], name: str) -> dict:
@@ -189,12 +186,9 @@ def superposition_figures() -> dict[str, Figure]:
         layers |= _with_interval(rng, ("layer",), (13,), f"entropy_{kind}")
     layers = xr.Dataset(layers, {"layer": range(13)}, {"model": "made-up_7B"})
     mixed = {
-        name: described(
-            xr.Dataset(
-                {**_with_interval(rng, ("size",), (5,), "entropy"), "entropy_even": 10.8}, {"size": [1, 2, 4, 8, 16]}
-            ),
-            soft.MIXTURE_VARIABLES,
-        )
+        name: described(xr.Dataset(
+            {**_with_interval(rng, ("size",), (5,), "entropy"), "entropy_even": 10.8}, {"size": [1, 2, 4, 8, 16]}
+        ), soft.MIXTURE_VARIABLES)
         for name in ("random", "step 1000", "step 143000")
     }
     edges = ((0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 6), (7, 8), (7, 9), (8, 10))
@@ -214,8 +208,6 @@ def superposition_figures() -> dict[str, Figure]:
 
 def featured() -> Reading:
     """A dictionary's effective features, at four layers and in two dictionaries."""
-    from probes.superposition.features.dictionary import VARIABLES
-
     rng = np.random.default_rng(6)
     dims = ("layer", "dictionary")
     data = xr.Dataset(
@@ -226,13 +218,12 @@ def featured() -> Reading:
         {"model": "made-up_7B", "reader": "DictionaryFeatures"},
     )  # fmt: skip
     asked = {"name": "DictionaryFeatures", "rotations": 3, "seed": 0}
-    return Reading(described(data, VARIABLES), {**ORIGIN, "reader": asked})
+    return Reading(told(data, "probes.superposition.features.dictionary"), {**ORIGIN, "reader": asked})
 
 
 def feature_figures() -> dict[str, Figure]:
     from probes.superposition.features import figures
     from probes.superposition.features.measures import dimensionality, interference
-    from probes.superposition.features.toy import VARIABLES
 
     rng = np.random.default_rng(7)
     sparsities = 1 - 1 / np.geomspace(1.25, 100, 9)
@@ -251,7 +242,7 @@ def feature_figures() -> dict[str, Figure]:
         {"sparsity": sparsities, "feature": range(20)},
         {"model": "toy autoencoder"},
     )
-    described(swept, VARIABLES)
+    told(swept, "probes.superposition.features.toy")
     return {
         "gram": figures.gram(swept), "sharing": figures.sharing(swept),
         "psi": figures.psi(featured().data), "psi over width": figures.psi(featured().data, over="width"),
@@ -282,10 +273,6 @@ STEPS = [0, 100, 200, 300, 400]
 def inner_figures() -> dict[str, Figure]:
     """Of tables as from probes.values.white."""
     from probes.values import figures
-    from probes.values.white.behaviour import VARIABLES as MOVED
-    from probes.values.white.directions import DIRECTION_VARIABLES as TURNED
-    from probes.values.white.margins import VARIABLES as SETTLED
-    from probes.values.white.weights import VARIABLES as WEIGHED
 
     rng = np.random.default_rng(8)
     topics, steps, layers = len(TOPICS), len(STEPS), 7
@@ -320,8 +307,9 @@ def inner_figures() -> dict[str, Figure]:
     moved = {n: (("module", "checkpoint"), rng.normal(0.2, 0.2, (6, steps))) for n in ("change", "update", "cosine")}
     moved["reason"] = (("module", "checkpoint"), np.full((6, steps), "", object))
     weights = xr.Dataset(moved, {"module": modules, "checkpoint": STEPS})
-    for table, about in ((margins, SETTLED), (directions, TURNED), (behaviour, MOVED), (weights, WEIGHED)):
-        described(table, about)
+    told(directions, "probes.values.white.directions", "DIRECTION_VARIABLES")
+    for table, module in ((margins, "margins"), (behaviour, "behaviour"), (weights, "weights")):
+        told(table, f"probes.values.white.{module}")
     return {
         "margins": figures.margins(margins), "directions": figures.directions(directions),
         "behaviour": figures.behaviour(behaviour), "weights": figures.weights(weights, value="cosine"),
@@ -331,8 +319,6 @@ def inner_figures() -> dict[str, Figure]:
 def beside_figures() -> dict[str, Figure]:
     """Of tables as from probes.values.beside."""
     from probes.values import figures
-    from probes.values.beside import VARIABLES
-    from probes.values.greatest_good import VARIABLES as SCORED
 
     rng = np.random.default_rng(9)
     topics, attrs = len(TOPICS), {"level": 0.95, "topics": len(TOPICS), "warning": "four topics are few"}
@@ -368,9 +354,9 @@ def beside_figures() -> dict[str, Figure]:
          "lay": ("scale", [4.9, 3.4]), "lay_sd": ("scale", [1.0, 1.1])},
         {"scale": ["IB", "IH"], "checkpoint": STEPS},
     )  # fmt: skip
+    told(plane, "probes.values.greatest_good")
     for table in (gap, runs, agreement):
-        described(table, VARIABLES)
-    described(plane, SCORED)
+        told(table, "probes.values.beside")
     return {
         "gap": figures.gap(gap), "runs": figures.runs(runs), "agreement": figures.agreement(agreement),
         "plane": figures.plane(plane),
