@@ -160,9 +160,8 @@ def band(shape: str, n: int, depths: int = 20) -> Trial:
             input_position=(("prompt", "position"), np.zeros((n, 1), int)),
             input_token=(("prompt", "position"), np.full((n, 1), "a", object)),
         )
-        line = chart(data, "curves", value="value", draws=999, seed=int(rng.integers(2**31))).data[-1]
-        low, high = line.customdata.T
-        return (low <= 0) & (0 <= high)
+        line = chart(data, "curves", value="value", draws=999, seed=int(rng.integers(2**31))).plot.panels[0].marks[0]
+        return (line.low <= 0) & (0 <= line.high)
 
     return trial
 

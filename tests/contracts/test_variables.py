@@ -18,7 +18,7 @@ from workbench.figures import chart
 from workbench.organisms.story.grammar import stories
 from workbench.reading import Reading
 from workbench.variables import ROLES, about, completed, controls_of, described, lacking
-from workbench.widgets import dispatch, packing
+from workbench.widgets import dispatch, lens
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workbench"))
 from synthetic import embedding_lens, logit_attribution, logit_lens
@@ -103,28 +103,28 @@ def speed_lens(prompts=2, layers=4, positions=5):
 
 def test_a_grid_of_a_third_party_is_in_figures_and_captions():
     data = speed_lens()
-    heat = chart(data, "heatmap")
-    assert heat.data[0].colorbar.title.text == "speed (norms per layer)"
-    assert "speed of the state" in heat.layout.title.text
-    logit = chart(logit_lens(), "heatmap", value="entropy").data[0]
-    assert heat.data[0].colorscale == logit.colorscale, "low is the strong end of both"
+    heat = chart(data, "heatmap").plot
+    (cells,) = heat.panels[0].marks
+    assert cells.bar == "speed (norms per layer)" and "speed of the state" in heat.title
+    (entropy,) = chart(logit_lens(), "heatmap", value="entropy").plot.panels[0].marks
+    assert cells.scale == entropy.scale, "low is the strong end of both"
     for kind in ("curves", "trajectory"):
-        figure = chart(data, kind)
-        assert figure.layout.yaxis.title.text.endswith("(norms per layer)")
-        assert [t for t in figure.data if t.line.dash == "dot"], "its null"
+        (panel,) = chart(data, kind).plot.panels
+        assert panel.y.label.endswith("(norms per layer)")
+        assert [line for line in panel.marks if line.dash == "dot"], "its null"
     caption = chart(data, "curves").caption()
     assert "Null: speed of states of shuffled prompts." in caption and "names no null" not in caption
 
 
 def test_a_grid_of_a_third_party_is_a_metric_of_the_explorer():
-    packer = packing.Packer("x", speed_lens())
+    packer = lens.Packer("x", speed_lens())
     assert packer.metrics == ["celerity"]
     known = packer.head()["variables"]
     assert known["celerity"]["name"] == "speed" and known["celerity"]["colours"] == "reversed"
     assert known["celerity"]["nulls"] == ["quiet"] and known["quiet"]["role"] == "null"
     assert "speed of the state" in dispatch.static_html(speed_lens())
     both = logit_lens(lengths=(5, 5), layers=4).merge(speed_lens()[["celerity", "quiet"]], compat="override")
-    assert packing.Packer("x", both).metrics[-1] == "celerity", "beside those of a lens with tokens"
+    assert lens.Packer("x", both).metrics[-1] == "celerity", "beside those of a lens with tokens"
 
 
 # ---------------------------------------------------------------- readings that say nothing, as of version 0.1.0
@@ -139,9 +139,9 @@ def test_what_says_nothing_is_called_by_its_bare_names(make):
     assert lacking(told) == [] and completed(told) is told
     assert all("units" not in v.attrs for v in data.variables.values()), "what was given is left as it is"
     chart(data)
-    packing.Packer("x", data).head()
+    lens.Packer("x", data).head()
     score = next(n for n in ("logprob", "cosine", "contribution") if n in data)
-    assert told[score].attrs["long_name"] == score and packing.Packer("x", data).metrics
+    assert told[score].attrs["long_name"] == score and lens.Packer("x", data).metrics
     dispatch.static_html(data)
 
 

@@ -31,7 +31,7 @@ import workbench
 from workbench.errors import InputError
 from workbench.figures import Cells, ExportError, Figure, Line, Panel, Picture, Plot, chart, paper
 from workbench.figures.charts import Chart
-from workbench.figures.figure import LIMIT
+from workbench.figures.output import LIMIT
 
 
 def media(pdf: bytes) -> list[float]:

@@ -22,7 +22,8 @@ from workbench import lazy
 
 if TYPE_CHECKING:
     from workbench.figures.charts import CHARTS, Chart, attribution, chart, curves, heatmap, trajectory
-    from workbench.figures.figure import ExportError, Figure, drawn
+    from workbench.figures.figure import Figure, drawn
+    from workbench.figures.output import ExportError
     from workbench.figures.page import Paper, Sheet, paper
     from workbench.figures.plot import (
         Areas,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "charts": ("CHARTS", "Chart", "attribution", "chart", "curves", "heatmap", "trajectory"),
-    "figure": ("ExportError", "Figure", "drawn"),
+    "figure": ("Figure", "drawn"),
+    "output": ("ExportError",),
     "page": ("Paper", "Sheet", "paper"),
     "plot": ("Areas", "Axis", "Bars", "Cells", "Flow", "Graph", "Line", "Panel", "Picture", "Plot", "Points", "Region",
              "Rule", "Table", "whole"),

@@ -174,6 +174,7 @@ class Host:
         self.into, self.plot, self.points, self.norms = into, plot, points, norms
         self.axes: dict[int, Any] = {}
         self.entries: dict[str, Any] = {}
+        self.looks: dict[str, str] = {}
         self.images: dict[Any, tuple[Any, Any, list[Any]]] = {}
         self.numbered = False
         self.lost: str = ""
@@ -426,9 +427,12 @@ class Host:
                 arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 1, "shrinkB": 3} if far else None,
             ).set_in_layout(False)  # fmt: skip
 
-    def _entry(self, name: str, handle: Any, legend: bool = True) -> None:
+    def _entry(self, name: str, handle: Any, look: str, legend: bool = True) -> None:
+        """An entry of the legend; ``look``: what tells it apart from others."""
         if name and legend:
-            self.entries.setdefault(glyphs.drawn(tokens.labels([name], 60)[0]), handle)
+            shown = glyphs.drawn(tokens.labels([name], 60)[0])
+            self.entries.setdefault(shown, handle)
+            self.looks.setdefault(shown, look)
 
     def _inks(self, mark: Cells) -> np.ndarray:
         inks = np.asarray(ink(rgb(stops(mark.scale), np.nan_to_num(self._norm(mark)(mark.values).filled(np.nan)))))
@@ -442,7 +446,7 @@ class Host:
 
     def _line(self, mark: plots.Line, panel: Panel, ax: Any) -> None:
         x, y, shade = np.asarray(mark.x), np.asarray(mark.y, float), colour(mark.hue)
-        if mark.low is not None and mark.high is not None:
+        if mark.low is not None and mark.high is not None and mark.banded:
             low, high = np.asarray(mark.low, float), np.asarray(mark.high, float)
             if mark.bars:
                 _errors(ax, x, y, shade, y_low=low, y_high=high)
@@ -453,13 +457,14 @@ class Host:
             ax.plot(np.tile(x, len(each)), each.ravel(), "o", ms=2, mew=0, color=shade, alpha=0.45)
         (line,) = ax.plot(x, y, color=shade, ls=DASHES[mark.dash], lw=mark.width * PIXEL * 0.8,
                           marker="o" if mark.markers else None, ms=2.4, mew=0)  # fmt: skip
-        self._entry(mark.name, line, mark.legend)
+        self._entry(mark.name, line, f"{shade} {mark.dash}", mark.legend)
 
     def _areas(self, mark: plots.Areas, panel: Panel, ax: Any) -> None:
         shades = [colour(hue) for hue in mark.hues]
-        for name, handle in zip(mark.names, ax.stackplot(mark.x, *mark.y, colors=shades, lw=0.3), strict=True):
+        drawn = ax.stackplot(mark.x, *mark.y, colors=shades, lw=0.3)
+        for name, hue, handle in zip(mark.names, mark.hues, drawn, strict=True):
             handle.set_alpha(0.75)
-            self._entry(name, handle)
+            self._entry(name, handle, f"{colour(hue)} area")
 
     def _points(self, mark: plots.Points, panel: Panel, ax: Any) -> None:
         x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
@@ -482,7 +487,8 @@ class Host:
                 linewidths=0.8 if strokes or not full else 0, alpha=0.5 if mark.faint else None,
             )  # fmt: skip
             handle = handle or drawn
-        self._entry(mark.name, handle, mark.legend)
+        look = " ".join([*shades[:1], *map(str, symbol[:1]), *["open"] * (not all(filled))])
+        self._entry(mark.name, handle, look, mark.legend)
 
     def _bars(self, mark: plots.Bars, panel: Panel, ax: Any) -> None:
         values, at = np.asarray(mark.values, float), np.asarray(mark.at, float)
@@ -493,7 +499,7 @@ class Host:
             self.images[id(mark)] = image, mark, [ax]
         put = ax.barh if mark.level else ax.bar
         drawn = put(at, values, 0.85, color=shade)
-        self._entry(mark.name, drawn, mark.legend)
+        self._entry(mark.name, drawn, f"{colour(mark.hue)} bars", mark.legend)
 
     def _cells(self, mark: Cells, panel: Panel, ax: Any) -> None:
         rows, columns = mark.values.shape
@@ -545,7 +551,7 @@ class Host:
         corners = np.stack([mark.x, mark.y], 1)
         outline = Polygon(corners, closed=True, fc=to_rgba(shade, 0.22), ec=shade, lw=0.6, zorder=0.5)
         ax.add_patch(outline)
-        self._entry(mark.name, outline, mark.legend)
+        self._entry(mark.name, outline, f"{shade} region", mark.legend)
 
     def _flow(self, mark: plots.Flow, panel: Panel, ax: Any) -> None:
         """Streams as bands between columns of nodes, each node as high as what goes through it."""
@@ -606,7 +612,7 @@ class Host:
             symbol, hue, name = special.get(v, ("circle", GREY, ""))
             (drawn,) = ax.plot(x[v], y[v], MARKERS[symbol], ms=9, mfc=image.to_rgba(values[v]), mec=colour(hue),
                                mew=1.5 if name else 0.5, zorder=3, clip_on=False)  # fmt: skip
-            self._entry(name, drawn)
+            self._entry(name, drawn, f"{colour(hue)} {symbol}")
         ax.margins(0.1, 0.16)
         ax.autoscale_view()  # names are laid out by the limits
         if len(mark.frames) > 1:

@@ -251,7 +251,8 @@ def curves(
         said[who] = ", ".join(filter(None, told))
     for name, panel in panels.items():
         if first.about(name).get("scale") == "log":
-            shown = [np.ravel(v) for line in panel.of(Line) for v in (line.y, line.high, line.each) if v is not None]
+            ends = [(line.y, line.high if line.banded else line.each) for line in panel.of(Line)]
+            shown = [np.ravel(v) for pair in ends for v in pair if v is not None]
             highest = float(np.nanmax(np.concatenate(shown), initial=0.3))
             panel.y.ticks, panel.y.names = plots.log_ticks(highest)  # type: ignore[union-attr]
     over = "mean over positions" * any(s.data.sizes.get("position", 1) > 1 for s in sources.values())
@@ -306,11 +307,11 @@ def _means(
         mean, low, high = found.value[i], found.low[i], found.high[i]
         line = Line(source.depths, mean, low=low, high=high)
         if few and count > 1:
-            hover = [
+            line.each, line.banded = means[:, i], False
+            line.hover = [
                 f"{source.depth} {d}: {v:.3f} [{a:.3f}, {b:.3f}], {level:.0%} interval: {found.said('prompts')}"
                 for d, v, a, b in zip(source.depths, mean, low, high, strict=True)
             ]
-            line = Line(source.depths, mean, each=means[:, i], hover=hover)
         over_depth = [str(n) for n, v in source.data.items() if v.dims == (source.depth,)]
         nulls = [n for n in source.controls(name, "null") if n in (*source.grids(), *over_depth)][:1]
         log = source.about(name).get("scale") == "log"
@@ -487,6 +488,7 @@ def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
     if len(takes) < len(parameters) or not (unknown := [name for name in options if name not in names]):
         return
     size = "; sizes belong to .save(path, width=..., venue=...)" * (unknown[0] in ("width", "venue", "height"))
+    size += "; axes of your own to reading.plot(ax=...) or .matplotlib(ax=...)" * (unknown[0] in ("ax", "axes"))
     part = "; a part of a reading is drawn as reading.isel(layer=..., position=...).figure()"
     raise InputError(
         f"The chart {kind!r} has no option {unknown[0]!r}. It takes: {', '.join(takes) or 'none'}"

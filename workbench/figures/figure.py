@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
-from base64 import b64encode
 from collections.abc import Callable
 from functools import wraps
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import xarray as xr
 
-from workbench.errors import InputError, WorkbenchError, warn
+from workbench.errors import InputError
 from workbench.figures import caption as captions
 from workbench.figures import screen
+from workbench.figures.output import SCREEN_DPI, SCREEN_POINTS, ExportError, bundled, checked, written
 from workbench.figures.plot import Plot
 from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     from workbench.figures.page import PaperFigure
-
-FORMATS = ("pdf", "svg", "png", "html")
-LIMIT = 300_000
-"""Bytes that one output may leave in a notebook."""
-SCREEN_DPI, SCREEN_POINTS = 96, 9.0
-"""Of a picture in a notebook: an inch is as many pixels, its type 12 of them."""
-
-
-class ExportError(WorkbenchError):
-    """A figure that cannot be written."""
-
 
 class Figure(go.Figure):
     """A plotly figure that knows what it shows, so that it can be drawn on paper, too.
@@ -234,46 +222,3 @@ def dataset(reading: Any) -> xr.Dataset:
             "reader or a measure gave."
         )
     return data
-
-
-# ---------------------------------------------------------------- files and displays
-
-
-def checked(path: str | os.PathLike[str]) -> Path:
-    """The path, if a figure can be saved under it; ExportError says why not."""
-    path = Path(path)
-    if path.suffix.lower().lstrip(".") not in FORMATS:
-        raise ExportError(
-            f"A figure cannot be saved as {path.suffix or 'a file without suffix'!r} ({path}). "
-            f"Name the file with one of: {', '.join('.' + f for f in FORMATS)}."
-        )
-    if not path.parent.is_dir():
-        raise ExportError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
-    return path
-
-
-def written(figure: PaperFigure, path: str | os.PathLike[str], dpi: float) -> Path:
-    """Write a matplotlib figure as .pdf, .svg or .png in one piece."""
-    path = checked(path)
-    kind = path.suffix.lower().lstrip(".")
-    if kind == "html":
-        raise ExportError("A figure on paper is a picture: save it as .pdf, .svg or .png; single figures as .html.")
-    file = BytesIO()
-    figure.savefig(file, format=kind, dpi=dpi)
-    atomic_write(path, file.getvalue())
-    return path
-
-
-def bundled(figure: PaperFigure, text: str, alt: str) -> Any:
-    """What a notebook keeps of a figure: a picture of at most :data:`LIMIT` bytes with its alt text, and a line."""
-    wide, tall = figure.get_size_inches()
-    for dpi in (192, 144, 96, 72, 48):
-        file = BytesIO()
-        figure.savefig(file, format="png", dpi=dpi)
-        if 4 * len(file.getvalue()) / 3 <= LIMIT - 2 * len(text):
-            break
-    size = {"width": round(wide * SCREEN_DPI), "height": round(tall * SCREEN_DPI), "alt": alt}
-    return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
-
-
-__all__ = ["ExportError", "Figure", "bundled", "checked", "dataset", "drawn", "warn", "written"]

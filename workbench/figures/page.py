@@ -19,7 +19,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -27,12 +26,11 @@ from matplotlib.figure import Figure as MatplotlibFigure
 
 from workbench import tokens
 from workbench.errors import InputError, warn
-from workbench.figures import glyphs
+from workbench.figures import axes, glyphs
 from workbench.figures import plot as plots
-from workbench.figures.axes import (
-    Host, add_bar, add_legend, colormap, extent, fit_bar, settings, smaller, table_lines, texts,
-)  # fmt: skip
+from workbench.figures.caption import captions
 from workbench.figures.glyphs import SMALLEST, broken
+from workbench.figures.output import bundled, written
 from workbench.figures.plot import Axis, Cells, Panel, Plot
 
 # Widths in inches, from the venues' style files: neurips_2026.sty and iclr2027_conference.sty (one column of 5.5in),
@@ -86,7 +84,7 @@ class PaperFigure(MatplotlibFigure):
             about = {"CreationDate": None} if kind == "pdf" else {"Date": None}
             options["metadata"] = {**about, **(options.get("metadata") or {})}
         options.setdefault("dpi", 300)
-        with settings(*self.drawn_with):
+        with axes.settings(*self.drawn_with):
             super().savefig(fname, transparent=transparent, **options)
 
     def _repr_png_(self) -> bytes:
@@ -211,19 +209,13 @@ class Sheet:
 
     def save(self, path: str | os.PathLike[str], *, dpi: float = 300) -> Path:
         """Write .pdf, .svg or .png; complete under its name or not there at all."""
-        from workbench.figures.figure import written
-
         return written(self.figure, path, dpi)
 
     def caption(self, of: Sequence[Any] | None = None, date: bool = False) -> str:
         """One LaTeX-safe paragraph for all panels (see `Figure.caption`); ``of``: what each panel is of."""
-        from workbench.figures.caption import captions
-
         return captions(self.panels, self.letters, of, date, self.numbered)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **options: Any) -> Any:
-        from workbench.figures.figure import bundled
-
         return bundled(self.figure, repr(self), "; ".join(p.title for p in self.plots))
 
     def __repr__(self) -> str:
@@ -241,7 +233,7 @@ def draw(plot: Plot, wide: float, tall: float | None = None, *, points: float = 
 
 def without_glyphs(plot: Plot) -> str:
     """What to say where no font has some characters of a plot; "" where all are there."""
-    lost = glyphs.missing(texts(plot))
+    lost = glyphs.missing(axes.texts(plot))
     if not lost:
         return ""
     return (
@@ -266,8 +258,8 @@ def _sheet(
     for plot in own:
         if said := without_glyphs(plot):
             warn(said)
-    everything = [t for plot in own for t in texts(plot)]
-    with settings(page.points, everything, page.family):
+    everything = [t for plot in own for t in axes.texts(plot)]
+    with axes.settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
         # A warning stands in a figure of its own; in one of several, in the caption.
         heads = [text for text, shown in ((own[0].title, title), (own[0].note, len(places) == 1)) if shown and text]
@@ -281,7 +273,7 @@ def _sheet(
         grid = figure.add_gridspec(len(rows), len(rows[0]))
         hosts = []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
-            host = Host(figure, plot, page.points, norms)
+            host = axes.Host(figure, plot, page.points, norms)
             host.build(grid[r, c : c + span], alone=len(places) == 1)
             if letter:
                 host.letter(letter)
@@ -294,8 +286,8 @@ def _sheet(
         if norms is not None:
             low, high, scale, bar = norms
             coloured = [host.axes[id(p)] for host in hosts for p in host.plot.panels if p.of(Cells)]
-            image = ScalarMappable(Normalize(low, high), colormap(scale))
-            hosts[0].titled.append((add_bar(figure, image, coloured, None), bar, None))
+            image = ScalarMappable(Normalize(low, high), axes.colormap(scale))
+            hosts[0].titled.append((axes.add_bar(figure, image, coloured, None), bar, None))
         else:
             for host in hosts:
                 host.bars(host.axes)
@@ -307,7 +299,7 @@ def _sheet(
                 _settle(figure, grid, [place[1] for place in places], hosts, tall is None)
             except UserWarning:
                 raise InputError(
-                    f"{wide:.2f} x {figure.get_figheight():.2f} inches are too small for what stands around the panels. "
+                    f"{wide:.2f} x {figure.get_figheight():.2f} inches are too little for what is around the panels. "
                     "Give more width= or height=, or draw a part."
                 ) from None
         for host in hosts:
@@ -320,17 +312,17 @@ def _sheet(
     return Sheet(figure, panels, own, names, [host.numbered for host in hosts])
 
 
-def _settle(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[Host], grows: bool) -> None:
+def _settle(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[axes.Host], grows: bool) -> None:
     """Names take room, which decides which names fit; when these stay, rows become as high as panels like to be."""
     before, grown = None, 0 if grows else 2
     for _ in range(10):
         figure.get_layout_engine().execute(figure)
         for host in hosts:
             for panel in host.plot.panels:
-                host.fit(panel, host.axes[id(panel)], *extent(host.axes[id(panel)]))
+                host.fit(panel, host.axes[id(panel)], *axes.extent(host.axes[id(panel)]))
             host.move_legend()
             for bar in host.titled:
-                fit_bar(*bar, host.points)
+                axes.fit_bar(*bar, host.points)
         now = [host.fitted() for host in hosts]
         if now == before:
             if grown == 2 or abs(_grow(figure, grid, at, hosts)) < 1:
@@ -372,7 +364,7 @@ def _letters(letters: bool | Sequence[str], count: int) -> list[str]:
     return [str(x) for x in letters]
 
 
-def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[Host]) -> float:
+def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[axes.Host]) -> float:
     """Make the rows of a grid as high as their panels like to be, and give the points more; ``at``: rows of hosts."""
     wide, tall = figure.get_size_inches() * 72
     lack, held = np.full(grid.nrows, -np.inf), np.zeros(grid.nrows)
@@ -389,13 +381,13 @@ def _grow(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[Host]) -> f
     return lack.sum()
 
 
-def _liked(panel: Panel, host: Host, wide: float) -> float:
+def _liked(panel: Panel, host: axes.Host, wide: float) -> float:
     """Points that a panel likes to be high, so many points wide."""
     x, y = plots.room(panel)
     assert isinstance(panel.y, Axis)
     if tables := panel.of(plots.Table):
-        size = smaller(host.points)
-        return sum(high for _, high in table_lines(tables[0], host.wide, size)) * size
+        size = axes.smaller(host.points)
+        return sum(high for _, high in axes.table_lines(tables[0], host.wide, size)) * size
     if (cells := panel.of(Cells)) and cells[0].text is None:  # no higher than wide, but for the names of their rows
         rows, columns = cells[0].values.shape
         return max(6 * host.points, min(max(6, y) * host.points, rows * max(1.2 * wide / columns, 1.2 * SMALLEST)))
@@ -404,31 +396,20 @@ def _liked(panel: Panel, host: Host, wide: float) -> float:
     return max(8 * host.points, min(wide * y / min(x, 48), y * host.points))
 
 
-def _one_legend(figure: Any, hosts: Sequence[Host], wide: float) -> None:
+def _one_legend(figure: Any, hosts: Sequence[axes.Host], wide: float) -> None:
     """The legend of all, every name once; InputError where a name does not look the same everywhere."""
     found: dict[str, Any] = {}
+    looks: dict[str, str] = {}
     for number, host in enumerate(hosts, start=1):
-        for name, handle in host.entries.items():
-            if name in found and _look(found[name]) != _look(handle):
+        for name, look in host.looks.items():
+            if looks.setdefault(name, look) != look:
                 raise InputError(
-                    f'share="legend": {name!r} is {_look(handle)} in panel {number} and {_look(found[name])} '
-                    "in one before it, so that one legend would be wrong for one of them. Give it the same look in "
-                    "both, or share no legend."
+                    f'share="legend": {name!r} is {look} in panel {number} and {looks[name]} in one before it, so that '
+                    "one legend would be wrong for one of them. Give it the same look in both, or share no legend."
                 )
-            found.setdefault(name, handle)
+        found = host.entries | found
     if found:
-        add_legend(figure, found, wide * 72 - 6, hosts[0].points, loc="outside upper left")
-
-
-def _look(handle: Any) -> dict[str, str]:
-    """What tells entries of a legend apart."""
-    own = {}
-    if hasattr(handle, "get_marker"):
-        own = {"marker": str(handle.get_marker()), "dash": str(handle.get_linestyle())}
-    elif hasattr(handle, "get_offsets"):  # points
-        own = {"marker": str(len(handle.get_paths()[0])), "filled": str(bool(len(handle.get_facecolor())))}
-    shade = handle.get_color() if hasattr(handle, "get_color") else np.atleast_2d(handle.get_edgecolor())[0]
-    return {"colour": mpl.colors.to_hex(shade), **own}
+        axes.add_legend(figure, found, wide * 72 - 6, hosts[0].points, loc="outside upper left")
 
 
 def _one_scale(own: Sequence[Plot]) -> tuple[float, float, str, str] | None:

@@ -112,6 +112,8 @@ class Line(Mark):
         [n] texts; by default name, x and y with the interval.
     bars
         Draw the interval as bars at the points instead of a band.
+    banded
+        False: the interval is told by the hover alone, as where ``each`` shows few units.
     legend
         False: no entry of its own (another panel has it).
     """
@@ -128,6 +130,7 @@ class Line(Mark):
     each: Any = None
     hover: Sequence[str] | None = None
     bars: bool = False
+    banded: bool = True
     legend: bool = True
 
 

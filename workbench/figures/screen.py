@@ -215,7 +215,7 @@ class _Screen:
         entry = self._entry(mark)
         group = entry["legendgroup"]
         low, high = (None if e is None else np.asarray(e, float) for e in (mark.low, mark.high))
-        if low is not None and high is not None and not mark.bars:
+        if low is not None and high is not None and mark.banded and not mark.bars:
             known = np.isfinite(low) & np.isfinite(high)
             if known.any():
                 self._add(go.Scatter(
