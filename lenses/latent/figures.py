@@ -41,7 +41,8 @@ def leap(data: xr.Dataset) -> Plot:
         ]  # fmt: skip
     panels = []
     for name in (share, *nulls):
-        shown, hover = ("neighbours", said) if name == share else (f"null: {source.called(name, short=True)}", None)
+        null = source.called(name, short=True)
+        shown, hover = ("neighbours", said) if name == share else ("null" + f": {null}" * (null != name), None)
         cells = Cells(tables[name], source.scale(share), 0, 1, source.title(share, short=True), hover=hover)
         down = Axis(f"model {source.depth_label}", names=depths)
         panels.append(Panel([cells], Axis("index layer", names=names), down, shown))

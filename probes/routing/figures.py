@@ -113,8 +113,8 @@ def words(table: xr.Dataset, block: int | None = None, top: int = 8) -> Plot:
         mine = np.flatnonzero((expert == e) & (excess > 0))
         best = mine[np.argsort(-excess[mine])][:top]
         rows.append((str(e), ", ".join(f"{tokens.visible(text[j])} {share[j]:.0%}" for j in best), str(len(mine))))
-    shown = Table(["expert", "tokens", "of it"], rows, [1.6, 8, 1.2])
-    what = f"tokens of the experts of block {own['block'].item()} (share served; at least {table.attrs['least']} times)"
+    shown = Table(["expert", "tokens (share served)", "in all"], rows, [1.6, 8, 1.2])
+    what = f"tokens of the experts of block {own['block'].item()} (at least {table.attrs['least']} times)"
     return Plot([Panel([shown])], heading(Source(table), what), shows=["share"])
 
 
@@ -175,6 +175,7 @@ def gaps(table: xr.Dataset, block: int | None = None, effects: Reading | None = 
     marks = []
     for i, name in enumerate(table["label"].values.astype(str)):
         at, stars = np.flatnonzero(owner.astype(str) == name), _backed(effects, own, name)[0, order]
+        at = at[np.argsort(stars[at], kind="stable")]  # the legend has the first one's symbol
         symbols = np.where(stars[at], "star", "circle")
         marks.append(Points(at, gap[at], str(name), i, symbol=symbols, size=8 + 5 * stars[at]))
     marks.append(Points(range(len(order)), threshold, "threshold", plot.GREY, symbol="dash", size=14))
@@ -225,9 +226,10 @@ def forest(table: xr.Dataset) -> Plot:
         f"{names[i]}: {own[i]:.4f} [{low[i]:.4f}, {high[i]:.4f}] nats a token, q over sets = {q[i]:.2g}" for i in rows
     ]
     marks = [Rule(0, "x", dash="solid")]
-    for name, kind, symbol in (("other sets", "random", "tick"), ("replaced at random", "replaced", "x")):
+    for name, kind, symbol, size in (("other sets", "random", "tick", 15), ("replaced at random", "replaced", "x", 6)):
         others = table[f"delta_{kind}"].values
-        marks.append(Points(others.ravel(), np.repeat(rows, others.shape[1]), name, plot.GREY, symbol=symbol))
+        at = np.repeat(rows, others.shape[1])
+        marks.append(Points(others.ravel(), at, name, plot.GREY, symbol=symbol, size=size))
     marks.append(Points(own, rows, "dropped", x_low=low, x_high=high, size=9, hover=hover))
     down = Axis(names=[n + " ★" * bool(held) for n, held in zip(names, _holds(table), strict=True)], reversed=True)
     level = table.attrs.get("level", 0.95)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import xarray as xr
 from probes.values.explorer import SIDES as SIDE_HUES
 from workbench.errors import InputError
 from workbench.figures.charts import Chart
-from workbench.figures.colours import HUES, SEQUENTIAL, rgb
+from workbench.figures.colours import HUES
 from workbench.figures.figure import drawn
 from workbench.figures.plot import GREY, INK, Axis, Cells, Flow, Line, Mark, Panel, Plot, Points, Region, Rule, whole
 from workbench.figures.source import Source
@@ -183,7 +184,7 @@ def plane(table: xr.Dataset) -> Plot:
     (mean_x, sd_x), (mean_y, sd_y) = ((float(own["lay"]), float(own["lay_sd"])) for own in (ih, ib))
     turn, corners = np.linspace(0, 2 * np.pi, 73), np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]])
     points = Points(
-        x, y, "checkpoints", _shades(len(steps)), **_interval(ih, "score_band", "x_"),
+        x, y, "checkpoints", np.linspace(0, 1, len(steps)), **_interval(ih, "score_band", "x_"),
         **_interval(ib, "score_band", "y_"), names=[steps[0], *[""] * (len(steps) - 2), *steps[1:][-1:]],
         hover=[f"step {s}: IH {a:.2f}, IB {b:.2f}" for s, a, b in zip(steps, x, y, strict=True)],
     )  # fmt: skip
@@ -223,7 +224,7 @@ def margins(table: xr.Dataset, *, drift: bool = False, columns: int = 3) -> Plot
             depth = own["depth_sure"].values
             hover = [f"settled from layer {d:g} on, at {s}" for d, s in zip(depth, steps, strict=True)]
             rows = np.interp(depth, layers, range(len(layers)))
-            marks.append(Line(range(len(steps)), rows, hue=INK, width=1.5, hover=hover))
+            marks.append(Line(range(len(steps)), rows, hue="#000000", width=1.5, hover=hover))  # cells are never dark
         up = Axis("layer", names=_names(table, "layer"))
         panels.append(Panel(marks, _checkpoints(table), up, title=topic))
     said = f"{title} (hatched: not beyond chance)"
@@ -250,11 +251,11 @@ def directions(table: xr.Dataset, *, fitted: str = "pooled") -> Plot:
     ):
         auc = name == "mean_auc"
         marks: list[Mark] = [Rule(0.5 if auc else 1)]
-        for l, hue in enumerate(_shades(table.sizes["layer"])):
+        for l, hue in enumerate(np.linspace(0, 1, table.sizes["layer"])):
             at = own.isel(layer=l)
             layer = f"layer {at['layer'].item()}"
             marks.append(Line(places, at[name].values, layer, **_interval(at, name), hue=hue, bars=True))
-        up = Axis(Source(table).title(name), range=(0, 1.04) if auc else None)
+        up = Axis(Source(table).title(name, short=True), range=(0, 1.04) if auc else None)
         panels.append(Panel(marks, _checkpoints(table), up, title))
     return Plot(panels, f"stance direction, fitted: {fitted}", columns=3, shows=["rotation", "mean_auc"])
 
@@ -292,13 +293,13 @@ def behaviour(table: xr.Dataset, *, layer: int | None = None) -> Plot:
         Line(layers, r, hue=INK, markers=False, width=1.5),
         Points(layers, r, "", INK, **_interval(table, "r", "y_"), filled=_sure(table, "r_battery_p"), size=7),
     ]  # fmt: skip
-    across = whole("layer (filled: beyond all nulls)", layers)
+    across = whole("layer", layers)
     known = f"layer {chosen}: r = {float(own['r']):+.2f}, p = {float(own['r_battery_p']):.2g} (all nulls)"
     panels = [
         Panel(marks, label("said"), label("projected"), known, width=1.6),
-        Panel(reached, across, Axis("r", range=(-1.05, 1.05)), "r, layer by layer"),
+        Panel(reached, across, Axis("r", range=(-1.05, 1.05)), "r by layer"),
     ]
-    return Plot(panels, "behaviour and projection", shows=["r", "projected"])
+    return Plot(panels, "behaviour and projection (filled: beyond all nulls)", shows=["r", "projected"])
 
 
 @drawn
@@ -314,6 +315,8 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Plot:
         raise InputError(f"value={value!r} is not in the table of weights. Use one of: {', '.join(titles)}.")
     own = table.transpose("module", "checkpoint", ...)
     modules, steps = _names(own, "module"), _names(own, "checkpoint")
+    # What all modules begin with would leave no room for how they differ.
+    rows = [name[os.path.commonprefix(modules).rfind(".") + 1 :] for name in modules]
     told = np.where(own[value].isnull(), own["reason"], np.char.mod("%.4g", own[value].values))
     hover = [
         [f"{module} at {step}: {text}" for step, text in zip(steps, row, strict=True)]
@@ -321,7 +324,7 @@ def weights(table: xr.Dataset, *, value: str = "change") -> Plot:
     ]
     scale, low, high = ("diverging", -1, 1) if value == "cosine" else ("sequential", 0, None)
     cells = Cells(own[value], scale, low, high, value, hover=hover)
-    panel = Panel([cells], _checkpoints(table), Axis(names=modules, reversed=True))
+    panel = Panel([cells], _checkpoints(table), Axis(names=rows, reversed=True))
     return Plot([panel], titles[value], shows=[value])
 
 
@@ -350,11 +353,6 @@ def _sure(table: xr.Dataset, p: str) -> np.ndarray:
 def _by_chance(table: xr.Dataset, name: str) -> np.ndarray:
     """Where a variable has a value, and that is not beyond chance."""
     return table[name].notnull().values & ~_sure(table, f"{name}_p")
-
-
-def _shades(n: int) -> list[str]:
-    """As many colours, from dark to light: steps or layers in their order."""
-    return ["#{:02x}{:02x}{:02x}".format(*shade) for shade in rgb(SEQUENTIAL, np.linspace(0, 0.9, n))]
 
 
 TRAJECTORIES = Chart(trajectories, ("keyed", "keyed_low", "keyed_high"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,17 @@ from synthetic import embedding_lens, logit_attribution, logit_lens
 
 from workbench.figures import Figure
 from workbench.reading import Reading
+from workbench.variables import described
 
 ORIGIN = {
     "model": {"name": "made-up_7B", "fingerprint": "0f1e2d3c4b5a6978", "dtype": "bfloat16", "device": "cuda:0"},
     "prompts": 3, "prompts_read": 3, "date": "2026-01-02T03:04:05+00:00", "versions": {"latent-workbench": "0.1.0"},
 }  # fmt: skip
+
+
+def told(data: xr.Dataset, module: str, table: str = "VARIABLES") -> xr.Dataset:
+    """The table with the attributes that this module's results have."""
+    return described(data, getattr(import_module(module), table))
 
 
 def lens() -> Reading:
@@ -51,7 +58,7 @@ def latent() -> Reading:
     data = xr.Dataset(
         found, {"layer": range(9), "index": [0, 8, 16, 24, 31]}, {"reader": "LatentLens", "model": "made-up_7B"}
     )
-    return Reading(data, {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
+    return Reading(told(data, "lenses.latent.lens"), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
 
 
 def senses() -> Reading:
@@ -64,7 +71,7 @@ def senses() -> Reading:
          "layer": range(8)},
         {"model": "made-up_7B", "reader": "senses"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
+    return Reading(told(data, "lenses.latent.senses"), {**ORIGIN, "reader": {"name": "senses", "level": 0.95}})
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +100,8 @@ def effects() -> xr.Dataset:
     made = {name: ("claim", np.array(values)) for name, values in own.items()}
     made |= {f"delta_{x}": (("claim", "draw"), rng.normal(0.03, 0.02, (3, 12))) for x in ("random", "replaced")}
     made["experts"] = ("claim", [json.dumps(e) for e in ({1: [0, 1]}, {1: [2]}, {0: [3]})])
-    return xr.Dataset(made, {"claim": ["L0", "L1", "L2 of another family"]}, {"model": "planted", "documents": 60})
+    claims = {"claim": ["L0", "L1", "L2 of another family"]}
+    return told(xr.Dataset(made, claims, {"model": "planted", "documents": 60}), "probes.routing.costs")
 
 
 def routing_figures() -> dict[str, Figure]:
@@ -132,7 +140,7 @@ def adapted() -> Reading:
         },
         {"model": "made-up_7B", "reader": "AdapterRouting"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "AdapterRouting"}})
+    return Reading(told(data, "probes.routing.adapters.tracing"), {**ORIGIN, "reader": {"name": "AdapterRouting"}})
 
 
 def believed() -> Reading:
@@ -145,7 +153,8 @@ def believed() -> Reading:
         {"layer": [0, 4, 8], "position": range(5), "candidate": range(len(names))},
         {"model": "made-up_7B", "reader": "CandidateBelief"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "CandidateBelief", "mass": False}})
+    asked = {"name": "CandidateBelief", "mass": False}
+    return Reading(told(data, "probes.superposition.belief"), {**ORIGIN, "reader": asked})
 
 
 def _with_interval(rng: np.random.Generator, dims: tuple[str, ...], shape: tuple[int, ...], name: str) -> dict:
@@ -154,7 +163,7 @@ def _with_interval(rng: np.random.Generator, dims: tuple[str, ...], shape: tuple
 
 
 def superposition_figures() -> dict[str, Figure]:
-    from probes.superposition import figures
+    from probes.superposition import figures, held, soft, used
     from probes.superposition.problems import Problem
 
     rng = np.random.default_rng(5)
@@ -166,20 +175,20 @@ def superposition_figures() -> dict[str, Figure]:
     )
     conditions = ["plain", "deleted", "mean", "resampled", "mirrored", "edit optimal", "edit other frontier",
                   "edit not reachable"]  # fmt: skip
-    used = xr.Dataset(
+    interventions = xr.Dataset(
         {**_with_interval(rng, ("condition",), (8,), "effect"),
          **{f"accuracy{end}": ("condition", np.linspace(0.9, 0.2, 8) + far)
             for end, far in (("", 0), ("_low", -0.1), ("_high", 0.1))}},
         {"condition": np.array(conditions, object)}, {"model": "made-up_7B"},
     )  # fmt: skip
-    soft = _with_interval(rng, ("layer",), (13,), "kl") | _with_interval(rng, ("layer",), (13,), "kl_second")
+    layers = _with_interval(rng, ("layer",), (13,), "kl") | _with_interval(rng, ("layer",), (13,), "kl_second")
     for kind in ("soft", "hard"):
-        soft |= _with_interval(rng, ("layer",), (13,), f"entropy_{kind}")
-    soft = xr.Dataset(soft, {"layer": range(13)}, {"model": "made-up_7B"})
+        layers |= _with_interval(rng, ("layer",), (13,), f"entropy_{kind}")
+    layers = xr.Dataset(layers, {"layer": range(13)}, {"model": "made-up_7B"})
     mixed = {
-        name: xr.Dataset(
+        name: described(xr.Dataset(
             {**_with_interval(rng, ("size",), (5,), "entropy"), "entropy_even": 10.8}, {"size": [1, 2, 4, 8, 16]}
-        )
+        ), soft.MIXTURE_VARIABLES)
         for name in ("random", "step 1000", "step 143000")
     }
     edges = ((0, 1), (0, 2), (1, 3), (1, 4), (2, 5), (3, 6), (7, 8), (7, 9), (8, 10))
@@ -187,9 +196,11 @@ def superposition_figures() -> dict[str, Figure]:
     problem = Problem(edges, 0, 6, 10, names)
     target = {"target_mean": (("layer", "position"), rng.random((7, 4)))}
     layered = xr.Dataset(target, {"layer": range(7), "position": range(4)}, {"problems": 4})
+    described(table, held.MASS_VARIABLES), described(interventions, used.VARIABLES)
+    described(layers, soft.VARIABLES), described(layered, held.FOCUS_VARIABLES)
     return {
-        "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(used),
-        "soft": figures.soft(soft), "entropies": figures.entropies(soft), "mixtures": figures.mixtures(mixed),
+        "areas": figures.areas(table), "inner": figures.inner(table), "uses": figures.uses(interventions),
+        "soft": figures.soft(layers), "entropies": figures.entropies(layers), "mixtures": figures.mixtures(mixed),
         "graph": figures.graph(problem, _shares(rng, (4, 11)), then="="),
         "depths": figures.depths(layered),
     }  # fmt: skip
@@ -206,7 +217,8 @@ def featured() -> Reading:
         {"layer": [0, 4, 8, 12], "dictionary": ["4k", "16k"]},
         {"model": "made-up_7B", "reader": "DictionaryFeatures"},
     )  # fmt: skip
-    return Reading(data, {**ORIGIN, "reader": {"name": "DictionaryFeatures", "rotations": 3, "seed": 0}})
+    asked = {"name": "DictionaryFeatures", "rotations": 3, "seed": 0}
+    return Reading(told(data, "probes.superposition.features.dictionary"), {**ORIGIN, "reader": asked})
 
 
 def feature_figures() -> dict[str, Figure]:
@@ -230,6 +242,7 @@ def feature_figures() -> dict[str, Figure]:
         {"sparsity": sparsities, "feature": range(20)},
         {"model": "toy autoencoder"},
     )
+    told(swept, "probes.superposition.features.toy")
     return {
         "gram": figures.gram(swept), "sharing": figures.sharing(swept),
         "psi": figures.psi(featured().data), "psi over width": figures.psi(featured().data, over="width"),
@@ -294,6 +307,9 @@ def inner_figures() -> dict[str, Figure]:
     moved = {n: (("module", "checkpoint"), rng.normal(0.2, 0.2, (6, steps))) for n in ("change", "update", "cosine")}
     moved["reason"] = (("module", "checkpoint"), np.full((6, steps), "", object))
     weights = xr.Dataset(moved, {"module": modules, "checkpoint": STEPS})
+    told(directions, "probes.values.white.directions", "DIRECTION_VARIABLES")
+    for table, module in ((margins, "margins"), (behaviour, "behaviour"), (weights, "weights")):
+        told(table, f"probes.values.white.{module}")
     return {
         "margins": figures.margins(margins), "directions": figures.directions(directions),
         "behaviour": figures.behaviour(behaviour), "weights": figures.weights(weights, value="cosine"),
@@ -338,6 +354,9 @@ def beside_figures() -> dict[str, Figure]:
          "lay": ("scale", [4.9, 3.4]), "lay_sd": ("scale", [1.0, 1.1])},
         {"scale": ["IB", "IH"], "checkpoint": STEPS},
     )  # fmt: skip
+    told(plane, "probes.values.greatest_good")
+    for table in (gap, runs, agreement):
+        told(table, "probes.values.beside")
     return {
         "gap": figures.gap(gap), "runs": figures.runs(runs), "agreement": figures.agreement(agreement),
         "plane": figures.plane(plane),

@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
@@ -33,6 +34,8 @@ MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "P", "x": "X", "star": "*", "tick": "|",
     "dash": "_",
 }  # fmt: skip
+ROUND = [1, 2, 5, 10]
+"""Ticks are at multiples of these."""
 MANY = 6_000
 """Cells beyond which a heat-map is an image in the file, one dot a cell."""
 
@@ -119,17 +122,19 @@ def legend_columns(names: Sequence[str], wide: float, points: float) -> int:
     """As many columns as fit into so many points."""
     size = smaller(points)
     for n in range(len(names), 0, -1):
-        # matplotlib fills columns downwards, the first ones higher by one, and each is as wide as its widest name.
-        columns = np.array_split([size * (max(map(width, t.split("\n"))) + 3.7) for t in names], n)
-        if sum(own.max() for own in columns) <= wide:
+        # Each column is as wide as its widest name.
+        widths = [size * (max(map(width, t.split("\n"))) + 3.7) for t in names]
+        if sum(max(widths[c::n]) for c in range(n)) <= wide:
             return n
     return 1
 
 
 def add_legend(into: Any, entries: dict[str, Any], wide: float, points: float, **place: Any) -> Any:
-    """A legend of at most so many points: in as many columns as fit, too long names in several lines."""
+    """A legend of at most so many points, row by row: in as many columns as fit, too long names in several lines."""
     names = ["\n".join(broken(name, wide / smaller(points) - 3.7)) for name in entries]
-    return into.legend(list(entries.values()), names, ncols=legend_columns(names, wide, points), **place)
+    n, handles = legend_columns(names, wide, points), list(entries.values())
+    order = [i for c in range(n) for i in range(c, len(names), n)]  # matplotlib fills columns downwards
+    return into.legend([handles[i] for i in order], [names[i] for i in order], ncols=n, **place)
 
 
 def colormap(scale: str) -> LinearSegmentedColormap:
@@ -153,7 +158,7 @@ def fit_bar(bar: Any, title: str, ticks: Any, points: float) -> None:
     tall = extent(bar.ax)[1]
     bar.set_label("\n".join(broken(glyphs.drawn(title), max(6, tall / points))))
     if ticks is None and bar.vmax - bar.vmin >= 2e-6:
-        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)))
+        bar.locator = MaxNLocator(int(np.clip(tall / (2 * points), 1, 5)), steps=ROUND)
         bar.update_ticks()
 
 
@@ -299,7 +304,7 @@ class Host:
             own.set_minor_locator(NullLocator())
             own.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own are formulas
         elif axis.scale == "whole":
-            own.set_major_locator(MaxNLocator(6, integer=True))
+            own.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
         set_limits = getattr(ax, f"set_{which}lim")
         if axis.ticks is not None:
             names = axis.names if axis.names is not None else [f"{t:g}" for t in axis.ticks]
@@ -331,7 +336,7 @@ class Host:
                 letter = f"{self.head} " if self.head and ax is next(iter(self.axes.values())) else ""
                 text = glyphs.drawn(letter + tokens.legible(panel.title))
                 room = max(6, along / self.points)
-                words = " ".join(cut(word, room) for word in text.split(" "))
+                words = " ".join(cut(word, 2 * room) for word in text.split(" "))
                 ax.set_title("\n".join(broken(words, room)), loc="left")
             if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
                 if axis.ticks is not None and which == "x":
@@ -472,13 +477,14 @@ class Host:
         for i in range(len(x)):
             looks.setdefault((bool(filled[i]), symbol[i]), []).append(i)
         handle = None
-        for (full, form), at in sorted(looks.items(), reverse=True):
-            strokes = not full or form in ("tick", "dash")
+        for (full, form), at in sorted(looks.items(), key=lambda own: (not own[0][0], own[0][1])):  # legend: the first
+            strokes = form in ("tick", "dash")  # matplotlib knows no edges of theirs
+            solid = full or strokes
             drawn = ax.scatter(
                 x[at], y[at], (size[at].astype(float) * PIXEL * 0.72) ** 2, marker=MARKERS[form],
                 clip_on=False, zorder=3,
-                facecolors=shades[at].tolist() if full else "none", edgecolors=shades[at].tolist(),
-                linewidths=0.8 if strokes else 0, alpha=0.5 if mark.faint else None,
+                facecolors=shades[at].tolist() if solid else "none", edgecolors=None if solid else shades[at].tolist(),
+                linewidths=0.8 if strokes or not full else 0, alpha=0.5 if mark.faint else None,
             )  # fmt: skip
             handle = handle or drawn
         look = " ".join([*shades[:1], *map(str, symbol[:1]), *["open"] * (not all(filled))])
@@ -535,9 +541,9 @@ class Host:
             place = (1.0 if far else 0.0, mark.at) if level else (mark.at, 1.0 if far else 0.0)
             where = ax.get_yaxis_transform() if level else ax.get_xaxis_transform()
             self.ruled.append((level, ax.annotate(
-                glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-1 if far and level else 1, 1),
+                glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-3 if far and level else 3, 1),
                 textcoords="offset points", ha="right" if far and level else "left", va="bottom", color=shade,
-                fontsize=smaller(self.points),
+                fontsize=smaller(self.points), path_effects=[withStroke(linewidth=2, foreground="white")],
             )))  # fmt: skip
 
     def _region(self, mark: plots.Region, panel: Panel, ax: Any) -> None:
@@ -549,7 +555,7 @@ class Host:
 
     def _flow(self, mark: plots.Flow, panel: Panel, ax: Any) -> None:
         """Streams as bands between columns of nodes, each node as high as what goes through it."""
-        base, through, _ = _nodes(mark)
+        base, through, _ = plots.nodes(mark)
         thick, last = 0.05, max((c for c, *_ in mark.nodes), default=0)
         left, right = base + through, base + through
         for a, b, value in sorted(mark.links, key=lambda link: (link[0], link[1])):
@@ -569,11 +575,11 @@ class Host:
 
     def _name_flow(self, mark: plots.Flow, ax: Any) -> None:
         """Names beside the nodes, where these are as high as type."""
-        base, through, gap = _nodes(mark)
+        base, through, gap = plots.nodes(mark)
         wide, tall = extent(ax)
         scale, last = tall / max(-float(np.min(base, initial=0)), 1e-9), max((c for c, *_ in mark.nodes), default=0)
         size = smaller(self.points)
-        room = 0.41 * wide / max(1, last) / size - 1
+        room = (0.5 - 0.07) * wide / (max(1, last) + 0.1) / size - 0.3  # to the middle between two columns
         for (column, text, _), low, high in zip(mark.nodes, base, through, strict=True):
             if (high + gap) * scale >= 1.2 * size:
                 side, away = ("right", -0.07) if column == last else ("left", 0.07)
@@ -644,22 +650,6 @@ class Host:
             ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fc=shade, ec="white", lw=0.3))
         if mark.bar and mark.values is not None:
             self.images[id(mark)] = scale, mark, [ax]
-
-
-def _nodes(flow: plots.Flow) -> tuple[np.ndarray, np.ndarray, float]:
-    """Lower ends and heights of the nodes of a flow, from 0 downwards, and the gap between them."""
-    columns = np.array([c for c, *_ in flow.nodes])
-    sums = np.zeros((2, len(columns)))
-    for a, b, value in flow.links:
-        sums[0, a] += value
-        sums[1, b] += value
-    through = sums.max(0)
-    held = [np.flatnonzero(columns == c) for c in np.unique(columns)]
-    gap = 0.5 * max(through[own].sum() for own in held) / max(map(len, held))
-    base = np.zeros(len(columns))
-    for own in held:
-        base[own] = -np.cumsum(through[own]) - gap * np.arange(len(own))
-    return base, through, float(gap)
 
 
 def _shares(table: plots.Table, room: float) -> np.ndarray:

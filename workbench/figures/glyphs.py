@@ -134,10 +134,10 @@ def cut(text: str, room: float) -> str:
 
 
 def broken(text: str, room: float) -> list[str]:
-    """Lines no wider than ``room``: broken between parts (" · ", ", "), else words, else letters."""
+    """Lines no wider than ``room``: broken between parts (" · ", ", ", " ("), words, behind "_", or anywhere."""
     lines: list[str] = []
     line = ""
-    for part in re.split(r"(?<=[·,]) ", text):
+    for part in re.split(r"(?<=[·,]) | (?=\()", text):
         if line and width(line) > 0.4 * room and width(f"{line} {part}") > room:
             lines.append(line)
             line = ""
@@ -148,6 +148,7 @@ def broken(text: str, room: float) -> list[str]:
             line = f"{line} {word}" if line else word
             while width(line) > room and len(line) > 1:
                 head = next((n for n in range(len(line), 1, -1) if width(line[:n]) <= room), 1)
+                head = line.rfind("_", 1, head) + 1 or head
                 lines.append(line[:head])
                 line = line[head:]
     return [*lines, line]

@@ -315,7 +315,7 @@ def _sheet(
 def _settle(figure: Any, grid: Any, at: Sequence[int], hosts: Sequence[axes.Host], grows: bool) -> None:
     """Names take room, which decides which names fit; when these stay, rows become as high as panels like to be."""
     before, grown = None, 0 if grows else 2
-    for _ in range(7):
+    for _ in range(10):
         figure.get_layout_engine().execute(figure)
         for host in hosts:
             for panel in host.plot.panels:

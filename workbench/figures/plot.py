@@ -3,7 +3,8 @@
     Plot([Panel([Line(layers, entropy, low=low, high=high)], x="layer", y="entropy (nats)")], title="entropy by layer")
 
 A chart is a function from a reading's dataset to a `Plot`.  Texts are plain texts: renderers escape, break and cut
-them.  Colours are numbers of `HUES`, or "#rrggbb".  An axis of names has its marks at 0, 1, 2, ...
+them.  Colours are numbers of `HUES`, "#rrggbb", or, of steps in their order, shares (0.0 to 1.0) of the sequential
+scale.  An axis of names has its marks at 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures.colours import HUES, HUES_DARK
+from workbench.figures.colours import HUES, HUES_DARK, SEQUENTIAL, rgb
 from workbench.figures.glyphs import broken, cut, width
 
-Hue = int | str
+Hue = int | float | str
 GREY = "#8c8c8c"
 INK = "ink"
 """The colour of text: black on paper, light on a dark screen."""
@@ -300,10 +301,18 @@ class Region(Mark):
 
 @dataclass
 class Flow(Mark):
-    """Streams between columns of nodes: nodes are (column, text, hue), links (node, node, how much)."""
+    """Streams between columns of nodes: nodes are (column, text, hue), links (node, node, how much).
+
+    Nodes without a stream are left out.
+    """
 
     nodes: Sequence[tuple[int, str, Hue]]
     links: Sequence[tuple[int, int, float]]
+
+    def __post_init__(self) -> None:
+        kept = sorted({node for *ends, much in self.links if much for node in ends})
+        self.links = [(kept.index(a), kept.index(b), much) for a, b, much in self.links if much]
+        self.nodes = [self.nodes[i] for i in kept]
 
 
 @dataclass
@@ -489,7 +498,8 @@ def room(panel: Panel) -> tuple[float, float]:
         tall = 1.75
         if columns > 60 and cells[0].text is None:
             wide = 60 / columns * 1.6
-        return max(14, columns * wide), max(5.0, rows * min(tall, 70 / rows))
+        titled = 0.55 * width(cells[0].bar)  # the bar's title in two lines
+        return max(14, columns * wide), max(5.0, titled, rows * min(tall, 70 / rows))
     if tables := panel.of(Table):
         return 56, 2.2 + sum(row_lines(tables[0], row, 56) * 1.45 + 0.4 for row in tables[0].rows)
     if flows := panel.of(Flow):
@@ -525,6 +535,8 @@ def colour(hue: Hue, dark: bool = False) -> str:
     known = HUES_DARK if dark else HUES
     if hue == INK:
         return "#DDE2EC" if dark else "#000000"
+    if isinstance(hue, float):  # neither of the ends that the ground would hide
+        return "#{:02x}{:02x}{:02x}".format(*rgb(SEQUENTIAL, np.array([0.2 + 0.8 * hue if dark else 0.9 * hue]))[0])
     return hue if isinstance(hue, str) else known[hue % len(known)]
 
 
@@ -608,6 +620,22 @@ def cell_texts(text: Any, wide: float, tall: float, size: float, least: float) -
             fitted = [cut(tokens.legible(str(t)), (wide - 0.3 * own) / own) for t in np.ravel(text)]
             return own, np.reshape(np.array(fitted, object), np.shape(text))
     return None
+
+
+def nodes(flow: Flow) -> tuple[np.ndarray, np.ndarray, float]:
+    """Lower ends and heights of the nodes of a flow, from 0 downwards, and the gap between them."""
+    columns = np.array([c for c, *_ in flow.nodes])
+    sums = np.zeros((2, len(columns)))
+    for a, b, value in flow.links:
+        sums[0, a] += value
+        sums[1, b] += value
+    through = sums.max(0)
+    held = [np.flatnonzero(columns == c) for c in np.unique(columns)]
+    gap = 0.5 * max((through[own].sum() for own in held), default=0.0) / max(map(len, held), default=1)
+    base = np.zeros(len(columns))
+    for own in held:
+        base[own] = -np.cumsum(through[own]) - gap * np.arange(len(own))
+    return base, through, float(gap)
 
 
 def obstacles(panel: Panel) -> np.ndarray:

@@ -256,7 +256,8 @@ class _Screen:
         errors = {}
         for which, at, low, high in (("x", x, mark.x_low, mark.x_high), ("y", y, mark.y_low, mark.y_high)):
             if low is not None:
-                errors[f"error_{which}"] = _error(at, low, high, shades[0] if len(x) else GREY)
+                # Bars of one trace have one colour.
+                errors[f"error_{which}"] = _error(at, low, high, shades[0] if len(set(shades)) == 1 else GREY)
         hover = mark.hover if mark.hover is not None else _said(mark, panel, x, y, mark.y_low, mark.y_high)
         line = {"width": [0 if f else 1.5 for f in solid], "color": shades}
         self._add(go.Scatter(
@@ -350,6 +351,7 @@ class _Screen:
         if mark.name:
             sides = ("top", "right" if mark.end == "high" else "left")
             given = {"annotation_text": tokens.plotly(mark.name), "annotation_position": " ".join(sides),
+                     "annotation_xshift": 4 if mark.axis == "y" and mark.end == "low" else 0,
                      "annotation_font": {"size": 10, "color": self._shade(mark.hue)}}  # fmt: skip
         put(mark.at, line=line, exclude_empty_subplots=False, **given, **self.at)  # it may be the first mark
 
@@ -363,9 +365,13 @@ class _Screen:
     def _flow(self, mark: plots.Flow, panel: Panel) -> None:
         source, target, value = (list(v) for v in zip(*mark.links, strict=True)) if mark.links else ([], [], [])
         shades = [self._shade(hue) for *_, hue in mark.nodes]
+        base, through, _ = plots.nodes(mark)  # plotly's own order is another than the chart's
+        last, deep = max((c for c, *_ in mark.nodes), default=0), -min(base, default=-1.0)
         self._add(go.Sankey(
             node={
-                "label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12
+                "label": [tokens.plotly(text) for _, text, _ in mark.nodes], "color": shades, "pad": 8, "thickness": 12,
+                "x": [np.clip(c / max(1, last), 0.001, 0.999) for c, *_ in mark.nodes],
+                "y": np.clip(-(base + through / 2) / deep, 0.001, 0.999),
             },
             link={"source": source, "target": target, "value": value, "color": [faded(shades[s], 0.3) for s in source]},
         ))  # fmt: skip

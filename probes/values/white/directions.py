@@ -45,6 +45,8 @@ DIRECTION_VARIABLES = {
     **family("ceiling", "cosine that directions of other items would have", ends=("low", "high")),
     **family("rotation", "cosine of directions, corrected for attenuation", ends=("low", "high")),
 }
+DIRECTION_VARIABLES["mean_auc"]["short_name"] = "AUC"
+DIRECTION_VARIABLES["rotation"]["short_name"] = "cosine"
 SIMILARITY = {
     key: value
     for name, said in (("cka", "CKA with the baseline"), ("cka_debiased", "debiased CKA with the baseline"))
