@@ -97,8 +97,9 @@ def test_curves_average_real_positions_and_show_few_prompts_as_points():
     per_prompt = np.array([np.nanmean(data["entropy"].values[p], axis=1) for p in range(3)])
     np.testing.assert_allclose(line.y, np.mean(per_prompt, axis=0), rtol=1e-5)
     np.testing.assert_allclose(line.each, per_prompt, rtol=1e-5)
-    assert line.low is None and "points: each of 3 prompts" in figure.plot.title
+    assert not line.banded and "points: each of 3 prompts" in figure.plot.title
     low, high = stats.t.interval(0.95, 2, per_prompt.mean(0), stats.sem(per_prompt))
+    np.testing.assert_allclose([line.low, line.high], [low, high], rtol=1e-4)
     assert f"[{low[0]:.3f}, {high[0]:.3f}]" in line.hover[0] and "t over 3 prompts" in line.hover[0]
     (one,) = lines(chart(data.isel(prompt=[0]), "curves", value="entropy"))
     assert one.each is None and not np.isfinite(one.low).any(), "one prompt has no band"
