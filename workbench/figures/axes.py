@@ -413,7 +413,7 @@ class Host:
         origin = ax.get_window_extent().p0
         points = (ax.transData.transform(at) - origin) * scale
         size = smaller(self.points)
-        shown = plots.together(points[:, 0], points[:, 1], [n for m in marks for n in m.names or ()], 4)
+        shown = plots.together(points[:, 0], points[:, 1], tokens.labels(n for m in marks for n in m.names or ()), 4)
         lines = [broken(glyphs.drawn(tokens.legible(t)), 20) if t else [] for t in shown]
         sizes = np.array([[size * max(map(width, own)) if own else 0, 1.25 * size * len(own)] for own in lines])
         avoid = (ax.transData.transform(plots.obstacles(panel)) - origin) * scale
@@ -665,7 +665,7 @@ def table_lines(table: plots.Table, wide: float, size: float) -> list[tuple[list
     rooms = _shares(table, wide / size) * wide / size - 1.0
     found = []
     for row in [list(table.header), *map(list, table.rows)]:
-        cells = [broken(glyphs.drawn(tokens.legible(str(t))), room) for t, room in zip(row, rooms, strict=True)]
+        cells = [broken(glyphs.drawn(tokens.legible(str(t))), room, 60) for t, room in zip(row, rooms, strict=True)]
         found.append((cells, max(map(len, cells)) * 1.3 + 0.6))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import accumulate
 
 from matplotlib import font_manager, ft2font
 
@@ -133,8 +134,12 @@ def cut(text: str, room: float) -> str:
     return out + "\u2069" * out.startswith("\u2068") + "…"  # closes the isolate of a text that runs right to left
 
 
-def broken(text: str, room: float) -> list[str]:
-    """Lines no wider than ``room``: broken between parts (" · ", ", ", " ("), words, behind "_", or anywhere."""
+def broken(text: str, room: float, most: int = 6) -> list[str]:
+    """Lines no wider than ``room``: broken between parts (" · ", ", ", " ("), words, behind "_", or anywhere.
+
+    A text of more than about ``most`` lines is cut.
+    """
+    text = cut(text, most * room)
     lines: list[str] = []
     line = ""
     for part in re.split(r"(?<=[·,]) | (?=\()", text):
@@ -147,7 +152,7 @@ def broken(text: str, room: float) -> list[str]:
                 line = ""
             line = f"{line} {word}" if line else word
             while width(line) > room and len(line) > 1:
-                head = next((n for n in range(len(line), 1, -1) if width(line[:n]) <= room), 1)
+                head = max(1, sum(end <= room for end in accumulate(map(_advance, line))))
                 head = line.rfind("_", 1, head) + 1 or head
                 lines.append(line[:head])
                 line = line[head:]

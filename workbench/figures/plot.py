@@ -524,7 +524,7 @@ def row_lines(table: Table, row: Sequence[str], width: float) -> int:
     """Lines that a row takes, of a table so many sizes of its type wide."""
     share = np.asarray(table.widths or [1] * len(row), float)
     share = share / share.sum() * width
-    return max(len(broken(text, w - 1)) for text, w in zip(row, share, strict=True))
+    return max(len(broken(text, w - 1, 60)) for text, w in zip(row, share, strict=True))
 
 
 # ---------------------------------------------------------------- texts and looks that both renderers share

@@ -471,7 +471,7 @@ class _Screen:
         marks = [m for m in panel.of(plots.Points) if m.names is not None]
         at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
         pixels = (at - low) / size * (wide, tall)
-        texts = plots.together(pixels[:, 0], pixels[:, 1], [n for m in marks for n in m.names or ()], 5)
+        texts = plots.together(pixels[:, 0], pixels[:, 1], tokens.labels(n for m in marks for n in m.names or ()), 5)
         lines = [broken(tokens.legible(t), 20) if t else [] for t in texts]
         sizes = np.array([[10.4 * max(map(width, own)) if own else 0, 13.0 * len(own)] for own in lines])
         avoid = (plots.obstacles(panel) - low) / size * (wide, tall)
