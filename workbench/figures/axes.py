@@ -91,12 +91,12 @@ def draw_into(plot: Plot, axes: Any) -> Any:
 
 
 def texts(plot: Plot) -> list[str]:
-    """Every text of a plot."""
-    found: list[str] = [plot.title, plot.note]
+    """Every text of a plot, as it is drawn."""
+    found: list[str] = [tokens.legible(plot.title), tokens.legible(plot.note)]
 
     def walk(value: Any) -> None:
         if isinstance(value, str):
-            found.append(value)
+            found.append(tokens.legible(value))
         elif isinstance(value, dict):
             for part in (*value, *value.values()):
                 walk(part)

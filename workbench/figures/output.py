@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from workbench import tokens
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 
@@ -58,5 +59,5 @@ def bundled(figure: Any, text: str, alt: str) -> Any:
         if share >= 1 or dpi <= 24:
             break
         dpi = max(24, 0.9 * dpi * share**0.5)
-    size = {"width": round(wide * SCREEN_DPI), "height": round(tall * SCREEN_DPI), "alt": alt}
+    size = {"width": round(wide * SCREEN_DPI), "height": round(tall * SCREEN_DPI), "alt": tokens.legible(alt)}
     return {"text/plain": text, "image/png": b64encode(file.getvalue()).decode()}, {"image/png": size}
