@@ -8,6 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from workbench import tokens
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
@@ -53,8 +55,10 @@ def bundled(figure: Any, text: str, alt: str) -> Any:
     wide, tall = figure.get_size_inches()
     dpi, most = 2.0 * SCREEN_DPI, LIMIT - 2 * len(text)
     while True:
-        file = BytesIO()
-        figure.savefig(file, format="png", dpi=dpi)
+        drawn, file = BytesIO(), BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi)
+        # 256 colours are enough for a picture that is to be looked at, and a third of its bytes.
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         share = most / (4 * len(file.getvalue()) / 3)
         if share >= 1 or dpi <= 24:
             break
