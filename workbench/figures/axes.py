@@ -429,7 +429,7 @@ class Host:
 
     def _entry(self, name: str, handle: Any, look: str, legend: bool = True) -> None:
         """An entry of the legend; ``look``: what tells it apart from others."""
-        if name and legend:
+        if name and legend and handle is not None:  # of no points there is none, as on the screen
             shown = glyphs.drawn(tokens.labels([name], 60)[0])
             self.entries.setdefault(shown, handle)
             self.looks.setdefault(shown, look)
