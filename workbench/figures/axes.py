@@ -59,7 +59,8 @@ def settings(points: float, texts: list[str], family: str | None = None) -> Abst
         "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "savefig.bbox": None,
         "axes.grid": False, "text.color": "black", "axes.labelcolor": "black", "xtick.color": "black",
         "ytick.color": "black", "axes.edgecolor": "black", "figure.dpi": 144, "lines.solid_capstyle": "butt",
-        "figure.constrained_layout.h_pad": 0.02, "figure.constrained_layout.w_pad": 0.02, "axes.axisbelow": False,
+        "axes.axisbelow": False, **{f"figure.constrained_layout.{pad}": 0.02 for pad in ("h_pad", "w_pad", "hspace",
+        "wspace")},
     })  # fmt: skip
 
 
@@ -79,8 +80,7 @@ def draw_into(plot: Plot, axes: Any) -> Any:
         host = Host(given[0].figure, plot, points)
         for panel, ax in zip(plot.panels, given, strict=True):
             host.panel(panel, ax)
-            box = ax.get_window_extent()
-            host.fit(panel, ax, box.width / ax.figure.dpi * 72, box.height / ax.figure.dpi * 72)
+            host.fit(panel, ax, *extent(ax))
             host.texts(panel, ax)
             host.names(panel, ax)
         host.bars(dict(zip(map(id, plot.panels), given, strict=True)))
@@ -110,6 +110,11 @@ def texts(plot: Plot) -> list[str]:
 
     walk(list(plot.panels))
     return found
+
+
+def typed(text: Any) -> str:
+    """A text from outside as it is drawn: on one line, with escapes for what is not seen or has no glyph."""
+    return glyphs.drawn(tokens.legible(str(text)))
 
 
 def extent(ax: Any) -> tuple[float, float]:
@@ -191,9 +196,7 @@ class Host:
         share = len(spot.colspan) / spot.get_gridspec().ncols
         self.alone, self.wide = alone, self.into.get_figwidth() * 72 * share
         # On a narrow page no more side by side than can be read.
-        most = max(1, int(self.wide / (68 if "y" in self.plot.shared else 94)))
-        panels, columns = list(self.plot.panels), min(most, self.plot.columns or len(self.plot.panels))
-        self.rows = rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+        self.rows = rows = self.plot.rows(max(1, int(self.wide / (68 if "y" in self.plot.shared else 94))))
         weights = [max((row[c].width for row in rows if c < len(row)), default=1) for c in range(max(map(len, rows)))]
         # A single panel stands in the figure's own grid, in line with the others.
         grid = {(0, 0): spot} if len(self.plot.panels) == 1 else spot.subgridspec(
@@ -286,7 +289,7 @@ class Host:
             getattr(self, f"_{type(mark).__name__.lower()}")(mark, panel, ax)
         if panel.title:
             # The layout makes room for the first half of a title: it has to be short before its width is known.
-            ax.set_title("\n".join(broken(glyphs.drawn(tokens.legible(panel.title)), 8)), loc="left")
+            ax.set_title("\n".join(broken(typed(panel.title), 8)), loc="left")
         if any(isinstance(m, plots.Flow | plots.Table | Graph) for m in panel.marks):
             ax.set_axis_off()
             return
@@ -298,7 +301,7 @@ class Host:
     def _axis(self, panel: Panel, ax: Any, which: str) -> None:
         axis: Axis = getattr(panel, which)
         own = getattr(ax, f"{which}axis")
-        getattr(ax, f"set_{which}label")(glyphs.drawn(tokens.legible(axis.label)))
+        getattr(ax, f"set_{which}label")(typed(axis.label))
         if axis.scale == "log":
             getattr(ax, f"set_{which}scale")("log")
             own.set_minor_locator(NullLocator())
@@ -309,7 +312,7 @@ class Host:
         if axis.ticks is not None:
             names = axis.names if axis.names is not None else [f"{t:g}" for t in axis.ticks]
             own.set_major_locator(FixedLocator(list(axis.ticks)))
-            own.set_ticks(list(axis.ticks), labels=[glyphs.drawn(tokens.legible(str(n))) for n in names])
+            own.set_ticks(list(axis.ticks), labels=[typed(n) for n in names])
         elif axis.names is not None:
             set_limits(-0.5, len(axis.names) - 0.5)
         if axis.range is not None:
@@ -338,7 +341,7 @@ class Host:
                 room = max(6, along / self.points)
                 words = " ".join(cut(word, 2 * room) for word in text.split(" "))
                 ax.set_title("\n".join(broken(words, room)), loc="left")
-            if axis.names is None or axis.ticks is not None or not axis.shown or not axis.names:
+            if not (axis.named and axis.names and axis.shown):
                 if axis.ticks is not None and which == "x":
                     self._thin(axis, ax, wide)
                 continue
@@ -405,26 +408,18 @@ class Host:
 
     def names(self, panel: Panel, ax: Any) -> None:
         """Names beside points, with a line where they stand apart; the legend or caption has what finds no room."""
-        marks = [m for m in panel.of(plots.Points) if m.names is not None]
-        if not marks:
+        if not any(mark.names is not None for mark in panel.of(plots.Points)):
             return
-        at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
+        origin, size = ax.get_window_extent().p0, smaller(self.points)
         scale = 72 / ax.figure.dpi
-        origin = ax.get_window_extent().p0
-        points = (ax.transData.transform(at) - origin) * scale
-        size = smaller(self.points)
-        shown = plots.together(points[:, 0], points[:, 1], tokens.labels(n for m in marks for n in m.names or ()), 4)
-        lines = [broken(glyphs.drawn(tokens.legible(t)), 20) if t else [] for t in shown]
-        sizes = np.array([[size * max(map(width, own)) if own else 0, 1.25 * size * len(own)] for own in lines])
-        avoid = (ax.transData.transform(plots.obstacles(panel)) - origin) * scale
-        for i, place in enumerate(plots.placed(points, sizes, extent(ax), 4.5, avoid)):
-            if place is None:
-                continue
-            far = (np.abs(np.array(place) - points[i]) - sizes[i] / 2).max() > 9
+        found = plots.labels_beside(
+            panel, lambda at: (ax.transData.transform(at) - origin) * scale, extent(ax), size, 4.5, 4, typed
+        )
+        for label in found:
+            line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 1, "shrinkB": 3}
             ax.annotate(
-                "\n".join(lines[i]), at[i], xytext=np.array(place) - points[i], textcoords="offset points", ha="center",
-                va="center", fontsize=size, annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 1, "shrinkB": 3} if far else None,
+                "\n".join(label.lines), label.at, xytext=label.away, textcoords="offset points", ha="center",
+                va="center", fontsize=size, annotation_clip=False, arrowprops=line if label.apart > 9 else None,
             ).set_in_layout(False)  # fmt: skip
 
     def _entry(self, name: str, handle: Any, look: str, legend: bool = True) -> None:
@@ -541,7 +536,7 @@ class Host:
             place = (1.0 if far else 0.0, mark.at) if level else (mark.at, 1.0 if far else 0.0)
             where = ax.get_yaxis_transform() if level else ax.get_xaxis_transform()
             self.ruled.append((level, ax.annotate(
-                glyphs.drawn(tokens.legible(mark.name)), place, xycoords=where, xytext=(-3 if far and level else 3, 1),
+                typed(mark.name), place, xycoords=where, xytext=(-3 if far and level else 3, 1),
                 textcoords="offset points", ha="right" if far and level else "left", va="bottom", color=shade,
                 fontsize=smaller(self.points), path_effects=[withStroke(linewidth=2, foreground="white")],
             )))  # fmt: skip
@@ -583,7 +578,7 @@ class Host:
         for (column, text, _), low, high in zip(mark.nodes, base, through, strict=True):
             if (high + gap) * scale >= 1.2 * size:
                 side, away = ("right", -0.07) if column == last else ("left", 0.07)
-                shown = cut(glyphs.drawn(tokens.legible(text)), room)
+                shown = cut(typed(text), room)
                 ax.text(column + away, low + high / 2, shown, va="center", ha=side, fontsize=size)
 
     def _table(self, mark: plots.Table, panel: Panel, ax: Any) -> None:
@@ -616,7 +611,7 @@ class Host:
         ax.margins(0.1, 0.16)
         ax.autoscale_view()  # names are laid out by the limits
         if len(mark.frames) > 1:
-            ax.set_title(glyphs.drawn(tokens.legible(mark.frames[-1])), loc="left")
+            ax.set_title(typed(mark.frames[-1]), loc="left")
         if mark.bar:
             self.images[id(mark)] = image, mark, [ax]
 
@@ -665,7 +660,7 @@ def table_lines(table: plots.Table, wide: float, size: float) -> list[tuple[list
     rooms = _shares(table, wide / size) * wide / size - 1.0
     found = []
     for row in [list(table.header), *map(list, table.rows)]:
-        cells = [broken(glyphs.drawn(tokens.legible(str(t))), room, 60) for t, room in zip(row, rooms, strict=True)]
+        cells = [broken(typed(t), room, 60) for t, room in zip(row, rooms, strict=True)]
         found.append((cells, max(map(len, cells)) * 1.3 + 0.6))
     return found
 

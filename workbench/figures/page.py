@@ -24,7 +24,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from workbench import tokens
 from workbench.errors import InputError, warn
 from workbench.figures import axes, glyphs
 from workbench.figures import plot as plots
@@ -231,9 +230,9 @@ def draw(plot: Plot, wide: float, tall: float | None = None, *, points: float = 
     return sheet.figure, sheet.numbered[0]
 
 
-def without_glyphs(plot: Plot) -> str:
-    """What to say where no font has some characters of a plot; "" where all are there."""
-    lost = glyphs.missing(axes.texts(plot))
+def without_glyphs(texts: list[str]) -> str:
+    """What to say where no font has some characters of a plot's texts; "" where all are there."""
+    lost = glyphs.missing(texts)
     if not lost:
         return ""
     return (
@@ -255,21 +254,21 @@ def _sheet(
     places = _places(rows)
     own = [place[0] for place in places]
     names = _letters(letters, len(places))
-    for plot in own:
-        if said := without_glyphs(plot):
+    every = [axes.texts(plot) for plot in own]
+    for texts in every:
+        if said := without_glyphs(texts):
             warn(said)
-    everything = [t for plot in own for t in axes.texts(plot)]
+    everything = [text for texts in every for text in texts]
     with axes.settings(page.points, everything, page.family):
         norms = _one_scale(own) if "colour" in shared else None
         # A warning stands in a figure of its own; in one of several, in the caption.
         heads = [text for text, shown in ((own[0].title, title), (own[0].note, len(places) == 1)) if shown and text]
         room = wide * 72 / page.points - 1
-        head = [line for text in heads for line in broken(glyphs.drawn(tokens.legible(text)), room)]
+        head = [line for text in heads for line in broken(axes.typed(text), room)]
         if tall is not None and tall < 0.5 * len(rows):
             raise InputError(f"{tall:.2f} inches are too low for {len(rows)} row(s) of panels. Give more height.")
         figure = PaperFigure(figsize=(wide, tall or PAGE), layout="constrained")
         figure.drawn_with = page.points, everything, page.family
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
         grid = figure.add_gridspec(len(rows), len(rows[0]))
         hosts = []
         for (plot, r, c, span), letter in zip(places, names or [""] * len(places), strict=True):
@@ -391,7 +390,7 @@ def _liked(panel: Panel, host: axes.Host, wide: float) -> float:
     if (cells := panel.of(Cells)) and cells[0].text is None:  # no higher than wide, but for the names of their rows
         rows, columns = cells[0].values.shape
         return max(6 * host.points, min(max(6, y) * host.points, rows * max(1.2 * wide / columns, 1.2 * SMALLEST)))
-    if cells or panel.of(plots.Flow) or (panel.y.names is not None and panel.y.ticks is None):
+    if cells or panel.of(plots.Flow) or panel.y.named:
         return max(6, y) * host.points
     return max(8 * host.points, min(wide * y / min(x, 48), y * host.points))
 

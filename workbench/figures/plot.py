@@ -9,7 +9,7 @@ scale.  An axis of names has its marks at 0, 1, 2, ...
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,11 @@ class Axis:
     def __post_init__(self) -> None:
         self.names = None if self.names is None else [str(name) for name in np.asarray(self.names, object)]
         self.ticks = None if self.ticks is None else np.asarray(self.ticks, float).tolist()
+
+    @property
+    def named(self) -> bool:
+        """Whether it is an axis of names: of ticks, names are but their texts."""
+        return self.names is not None and self.ticks is None
 
 
 def whole(label: str, values: Sequence[int] | np.ndarray) -> Axis:
@@ -456,9 +461,10 @@ class Plot:
         if not len(self.panels):
             raise InputError("A plot without panels shows nothing. Give at least one: Plot([Panel([Line(x, y)])]).")
 
-    def rows(self) -> list[list[Panel]]:
-        """Panels as they stand."""
+    def rows(self, most: int | None = None) -> list[list[Panel]]:
+        """Panels as they stand, at most so many side by side."""
         panels, n = list(self.panels), self.columns or len(self.panels)
+        n = n if most is None else min(n, most)
         return [panels[i : i + n] for i in range(0, len(panels), n)]
 
     def room(self) -> tuple[float, float]:
@@ -511,13 +517,13 @@ def room(panel: Panel) -> tuple[float, float]:
         return 28, 28 * tall / max(1, wide)
     if panel.of(Graph):
         return 48, 26
-    named = panel.y.names is not None and panel.y.ticks is None
+    across, down = panel.x, panel.y
+    assert isinstance(across, Axis) and isinstance(down, Axis)
     side = 34 if panel.square else 22
     # Points that share a name stand below each other.
-    rows = max(len(panel.y.names or ()), 0.45 * len({float(y) for mark in panel.of(Points) for y in mark.y}))
-    tall = max(5.0, 1.7 * rows) if named else side
-    named_x = panel.x.names is not None and panel.x.ticks is None
-    return (max(26.0, 1.7 * len(panel.x.names or ())) if named_x else 34) * (1 if not panel.square else 1), tall
+    rows = max(len(down.names or ()), 0.45 * len({float(y) for mark in panel.of(Points) for y in mark.y}))
+    wide = max(26.0, 1.7 * len(across.names or ())) if across.named else 34.0
+    return wide, max(5.0, 1.7 * rows) if down.named else side
 
 
 def row_lines(table: Table, row: Sequence[str], width: float) -> int:
@@ -702,6 +708,44 @@ def placed(
             if found[i]:
                 break
     return found
+
+
+@dataclass
+class Label:
+    """A name beside a point: where the point is, its lines, the way from the point to its middle, and how far off."""
+
+    at: np.ndarray
+    lines: list[str]
+    away: np.ndarray
+    apart: float
+
+
+def labels_beside(
+    panel: Panel, scaled: Callable[[np.ndarray], np.ndarray], box: tuple[float, float], size: float, gap: float,
+    near: float, drawn: Callable[[str], str] = tokens.legible,
+) -> list[Label]:  # fmt: skip
+    """The names beside the points of a panel that find room.
+
+    Parameters
+    ----------
+    scaled
+        From the units of the axes to those of ``box``, ``size`` (of the type), ``gap`` and ``near``.
+    near
+        Points nearer than this have one label.
+    drawn
+        A text as it is drawn.
+    """
+    marks = [mark for mark in panel.of(Points) if mark.names is not None]
+    at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
+    points = scaled(at)
+    names = tokens.labels(name for mark in marks for name in mark.names or ())
+    lines = [broken(drawn(t), 20) if t else [] for t in together(points[:, 0], points[:, 1], names, near)]
+    sizes = np.array([[size * max(map(width, own)) if own else 0, 1.25 * size * len(own)] for own in lines])
+    places = placed(points, sizes, box, gap, scaled(obstacles(panel)))
+    return [
+        Label(at[i], lines[i], away := np.array(place) - points[i], float((np.abs(away) - sizes[i] / 2).max()))
+        for i, place in enumerate(places) if place is not None
+    ]  # fmt: skip
 
 
 def together(x: np.ndarray, y: np.ndarray, names: Sequence[str], near: float, most: int = 6) -> list[str]:

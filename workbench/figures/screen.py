@@ -107,6 +107,7 @@ class _Screen:
             subplot_titles=titles if any(titles) else None,
         ))  # fmt: skip
         self.named: set[str] = set()
+        self.turned = 0.0  # pixels of turned names, or of a slider, below the panels
         for r, row in enumerate(rows):
             for c, panel in enumerate(row):
                 self._panel(panel, r, c, last=r == len(rows) - 1 or c >= len(rows[r + 1]))
@@ -128,7 +129,7 @@ class _Screen:
         """Pixels below the panels, and from there to the legend: of what axes and legend take."""
         last = [p for p in self.plot.panels if any(isinstance(m, plots.Flow | plots.Table) for m in p.marks)]
         axes = 46.0 if len(last) < len(self.plot.panels) else 8.0
-        axes += max((getattr(p, "_turned", 0.0) for p in self.plot.panels), default=0.0)
+        axes += self.turned
         entries = sum(46 + TYPE * width(str(n)) for n in self.named)
         return axes + 22 * int(np.ceil(entries / max(1, wide))) * bool(self.named) + 6, axes
 
@@ -157,7 +158,7 @@ class _Screen:
                 found = plots.names_across(axis, wide / n, TYPE, 8)
                 given["tickangle"] = -90 if found.turned else 0
                 given["tickfont"] = {"size": found.size}
-                panel._turned = TYPE * max(map(width, found.texts), default=0) * found.turned  # type: ignore[attr-defined]
+                self.turned = max(self.turned, TYPE * max(map(width, found.texts), default=0) * found.turned)
                 if found.numbered:
                     given["title"] = {"text": plots.NUMBERED}
             else:
@@ -425,7 +426,7 @@ class _Screen:
             ]  # fmt: skip
             self.figure.update_layout(sliders=[{"currentvalue": {"prefix": ""}, "pad": {"t": 44, "l": 20, "r": 45},
                                                 "steps": steps}])  # fmt: skip
-            panel._turned = 90.0  # type: ignore[attr-defined]  # the slider's own room
+            self.turned = max(self.turned, 90.0)  # the slider's own room
 
     def _picture(self, mark: plots.Picture, panel: Panel) -> None:
         image = np.asarray(mark.image)
@@ -468,22 +469,15 @@ class _Screen:
             spans.append(ends)
             getattr(self.figure, f"update_{which}axes")(range=ends, **self.at)  # labels are placed for these
         low, size = np.array([s[0] for s in spans]), np.array([max(s[1] - s[0], 1e-9) for s in spans])
-        marks = [m for m in panel.of(plots.Points) if m.names is not None]
-        at = np.concatenate([np.stack([np.asarray(m.x, float), np.asarray(m.y, float)], 1) for m in marks])
-        pixels = (at - low) / size * (wide, tall)
-        texts = plots.together(pixels[:, 0], pixels[:, 1], tokens.labels(n for m in marks for n in m.names or ()), 5)
-        lines = [broken(tokens.legible(t), 20) if t else [] for t in texts]
-        sizes = np.array([[10.4 * max(map(width, own)) if own else 0, 13.0 * len(own)] for own in lines])
-        avoid = (plots.obstacles(panel) - low) / size * (wide, tall)
-        for i, place in enumerate(plots.placed(pixels, sizes, (wide, tall), 7, avoid)):
-            if place is not None:
-                away = np.array(place) - pixels[i]
-                apart = bool((np.abs(away) - sizes[i] / 2).max() > 12)
-                where = {"ax": away[0], "ay": -away[1]} if apart else {"xshift": away[0], "yshift": away[1]}
-                self.figure.add_annotation(
-                    x=at[i, 0], y=at[i, 1], showarrow=apart, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY, standoff=5,
-                    text="<br>".join(map(tokens.plotly, lines[i])), align="left", font={"size": 10}, **where, **self.at,
-                )  # fmt: skip
+        found = plots.labels_beside(panel, lambda at: (at - low) / size * (wide, tall), (wide, tall), 10.4, 7, 5)
+        for label in found:
+            (x, y), apart = label.away, label.apart > 12
+            where = {"ax": x, "ay": -y} if apart else {"xshift": x, "yshift": y}
+            self.figure.add_annotation(
+                x=label.at[0], y=label.at[1], showarrow=apart, arrowhead=0, arrowwidth=0.75, arrowcolor=GREY,
+                standoff=5, text="<br>".join(map(tokens.plotly, label.lines)), align="left", font={"size": 10},
+                **where, **self.at,
+            )  # fmt: skip
 
 
 def _key(mark: Any) -> Any:
@@ -521,13 +515,9 @@ def _value(axis: Axis, value: Any) -> str:
     """A value on an axis in words."""
     if not np.isfinite(value):
         return ""
-    if _named(axis) and round(value) in range(len(axis.names or ())):  # the nearest: several marks may share a name
+    if axis.named and round(value) in range(len(axis.names or ())):  # the nearest: several marks may share a name
         return str((axis.names or ())[round(value)])
     return f"{axis.label.split(' (')[0]} {value:.5g}".strip()
-
-
-def _named(axis: Axis) -> bool:
-    return axis.names is not None and axis.ticks is None
 
 
 def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high: Any) -> list[str]:
@@ -535,13 +525,13 @@ def _said(mark: Any, panel: Panel, x: np.ndarray, y: np.ndarray, low: Any, high:
     found = []
     across, down = panel.x, panel.y
     assert isinstance(across, Axis) and isinstance(down, Axis)
-    if _named(down) and not _named(across):  # values run across, from names
+    if down.named and not across.named:  # values run across, from names
         across, down, x, y = down, across, y, x
         low, high = getattr(mark, "x_low", None), getattr(mark, "x_high", None)
     names = getattr(mark, "names", None)
     for i in range(len(x)):
         who = str(names[i]) if names is not None and names[i] else mark.name
-        value = _value(down, y[i]) if _named(down) else f"{float(y[i]):.4g}"
+        value = _value(down, y[i]) if down.named else f"{float(y[i]):.4g}"
         text = f"{who}: " * bool(who) + f"{_value(across, x[i])}: {value}"
         if low is not None and high is not None and np.isfinite(low[i]) and np.isfinite(high[i]):
             text += f" [{float(low[i]):.4g}, {float(high[i]):.4g}]"
