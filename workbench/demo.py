@@ -185,7 +185,8 @@ def answered(reader: Any, reading: Reading) -> Shown:
 def _beside(source: Source, name: str, at: Mapping[Any, int]) -> str:
     """A value at one place, and the nulls and floors that it has there."""
     here = source.data.isel(at, missing_dims="ignore")
-    value, said = float(here[name]), [f"{source.called(name)} = {float(here[name]):.3g}"]
+    value = float(here[name])
+    said = [f"{source.called(name)} = {value:.3g}"]
     for control in (*source.controls(name, "null"), *source.controls(name, "floor")):
         null = float(here[control])
         beyond = value < null if source.about(name)["better"] == "low" else value > null
@@ -295,7 +296,7 @@ def _index(model: Any, out: Path, lenses: dict[str, Shown], probes: dict[str, Sh
         ends = [(every := list(run))[0], every[-1]]
         span = "–".join(dict.fromkeys(str(source.depths[i]) for i in ends))
         odds = " → ".join(dict.fromkeys(_odds(math.exp(score[i])) for i in ends))
-        layers += f'<li style="flex-grow: {len(every)}"><b>{html(_token(source, token)[1:-1])}</b>'
+        layers += f'<li style="flex-grow: {len(every)}"><b>{html(tokens.visible(source.text(int(token))))}</b>'
         layers += f"<span>layer {span} · {odds}</span></li>"
     prompt, follows = source.prompt_text(0), source.text(int(top[-1]))
     word = follows.removeprefix(" ") or follows  # the space before it is between the two

@@ -509,7 +509,7 @@ class Host:
             )
         known = self.images.setdefault(mark.key, (image, mark, []))
         known[2].append(ax)
-        inks = self._inks(mark)
+        inks: Any = self._inks(mark) if mark.marked else None
         if mark.hatched is not None:
             for shade in ("#000000", "#FFFFFF"):
                 x, y = plots.diagonals(np.asarray(mark.hatched, bool) & (inks == shade))

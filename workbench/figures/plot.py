@@ -275,6 +275,11 @@ class Cells(Mark):
         return ((self.values - low) / (high - low)).clip(0, 1)
 
     @property
+    def marked(self) -> bool:
+        """Whether anything stands in a cell whose ink depends on the cell's colour."""
+        return any(mask is not None for mask in (self.hatched, self.ringed, self.starred, self.dotted))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What cells have in common that share a colour bar."""
         return self.bar, self.scale, self.ends, str(self.ticks)

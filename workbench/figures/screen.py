@@ -312,8 +312,7 @@ class _Screen:
             hovertext=None if hover is None else [list(map(_lines, row)) for row in hover],
             hovertemplate="%{hovertext}<extra></extra>" if hover is not None else "%{z:.4g}<extra></extra>",
         ))  # fmt: skip
-        inks = np.asarray(ink(rgb(stops(mark.scale), np.nan_to_num(mark.shares, nan=0.0))))
-        inks[~np.isfinite(mark.values)] = self._shade(INK)
+        inks: Any = self._inks(mark) if mark.marked or mark.text is not None else None
         if mark.text is not None and (fit := plots.cell_texts(mark.text, wide, tall, TYPE, 7)):
             at_y, at_x = np.indices(mark.values.shape)
             # A trace of its own: a heatmap's texts have one colour, and here each must stand out from its cell.
@@ -337,6 +336,12 @@ class _Screen:
                 y, x = np.nonzero(mask)
                 look = {"symbol": symbol, "size": float(np.clip(share * side, 3, 14)), "color": inks[y, x].tolist()}
                 self._add(go.Scatter(x=x, y=y, mode="markers", marker=look, hoverinfo="skip", showlegend=False))
+
+    def _inks(self, mark: Cells) -> np.ndarray:
+        """What stands out from each cell."""
+        inks = np.asarray(ink(rgb(stops(mark.scale), np.nan_to_num(mark.shares, nan=0.0))))
+        inks[~np.isfinite(mark.values)] = self._shade(INK)
+        return inks
 
     def _segments(self, x: np.ndarray, y: np.ndarray, shade: str, thick: float, dash: str | None = None) -> None:
         """Lines of cells, in one trace."""
