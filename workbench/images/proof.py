@@ -132,7 +132,9 @@ class Vision:
 
     # ---------------------------------------------------------------- one prompt
 
-    def visual(self, text: str, pictures: Sequence[Picture], given: Mapping[str, Any], what: str, special: bool) -> Visual:
+    def visual(
+        self, text: str, pictures: Sequence[Picture], given: Mapping[str, Any], what: str, special: bool
+    ) -> Visual:
         """The visual tokens of a prompt that :meth:`process` made."""
         ids = np.asarray(given["input_ids"])[0]
         at = np.flatnonzero(np.isin(ids, self.proof.tokens))
