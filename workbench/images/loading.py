@@ -83,8 +83,8 @@ def _template(source: str, options: dict[str, Any]) -> str | None:
 
 def _class(name: str) -> Any:
     """A processor's class, from its own module: at the top of transformers stands one that asks for torchvision."""
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
     from transformers.models.auto.auto_factory import model_type_to_module_name
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     homes = [kind for kind, known in PROCESSOR_MAPPING_NAMES.items() if known == name]
     homes = sorted(homes, key=lambda kind: kind.replace("_", "") != name.removesuffix("Processor").lower())
