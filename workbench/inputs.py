@@ -6,11 +6,12 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from workbench.anatomy import text_config
 from workbench.errors import InputError, Refused
+from workbench.images.given import Given
 from workbench.images.joining import joined, placed
 from workbench.images.pictures import Picture, is_picture, pictures_of
 from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from workbench.images.proof import Visual
     from workbench.model import Model
 
@@ -38,9 +42,11 @@ class Prompt:
 
     ids: list[int]
     text: str
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     visual: Visual | None = None
     """Which positions are pieces of pictures; None for text alone."""
+    special: bool = True
+    """Of a text with pictures: whether the processor put special tokens around it; a chat has its own."""
     positions: list[int] = field(default_factory=list)
     """The positions asked for, counted from 0 at the prompt's first token."""
 
@@ -307,7 +313,7 @@ def _tokenised(model: Model, item: Mapping[str, Any], index: int) -> list[Prompt
         for key, value in rest.items():
             value = torch.as_tensor(value)
             by_token = value.ndim == 2 and tuple(value.shape) == (1, len(row))
-            prompt.extras[key] = value[:, along] if by_token else value
+            prompt.extras = {**prompt.extras, key: value[:, along] if by_token else value}
         prompts.append(prompt)
     return prompts
 
@@ -416,11 +422,49 @@ def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> P
                 'Give each part {"type": "image", "image": picture} its picture.'
             )
         text = _rendered(model, model.processor, text, index)
-    what = f"prompt {index}"
-    given = model.vision.process(text, [picture.rgb for picture in pictures], what, special)
+    ids, given, held = _processed(model, text, lambda: [picture.rgb for picture in pictures], special, f"prompt {index}")
     visual = model.vision.visual(text, pictures, given, f"Prompt {index}", special)
-    ids = given.pop("input_ids")[0].tolist()
-    return Prompt(embeddable(model, ids, index), text, given, visual)
+    return Prompt(embeddable(model, ids, index), text, held, visual, special)
+
+
+def _processed(
+    model: Model, text: str, images: Callable[[], Sequence[Image]], special: bool, what: str
+) -> tuple[list[int], dict[str, Any], Given]:
+    """The ids of a text with pictures, all that the processor gave, and the rest of it to be kept."""
+
+    def rest() -> dict[str, Any]:
+        given = model.vision.process(text, images(), what, special)
+        return {name: value for name, value in given.items() if name != "input_ids"}
+
+    given = model.vision.process(text, images(), what, special)
+    ids = given["input_ids"][0].tolist()
+    return ids, given, Given({name: value for name, value in given.items() if name != "input_ids"}, rest)
+
+
+def with_pictures(model: Model, prompt: Prompt, images: Callable[[], Sequence[Image]], what: str = "a prompt") -> Prompt:
+    """The same prompt with other pictures of the same sizes in the places of its own.
+
+    Its ``visual`` is that of the prompt: equal sizes have equal places.
+
+    Parameters
+    ----------
+    images
+        Gives the pictures, the same ones each time: they are made again where keeping their pixels would take too much.
+
+    Raises
+    ------
+    Refused
+        Where the processor makes other ids of it: then what it gives depends on more than the sizes of pictures.
+    """
+    ids, _, held = _processed(model, prompt.text, images, prompt.special, what)
+    own = prompt.visual
+    fixed = own is not None and [ids[at] for at in own.at if at < len(ids)] == [prompt.ids[at] for at in own.at]
+    if len(ids) != len(prompt.ids) or not fixed:
+        raise Refused(
+            f"The processor of {model.name} makes {len(ids)} tokens of {what}, and made {len(prompt.ids)} with other "
+            "pictures of the same sizes: places in the two cannot be compared."
+        )
+    return dataclasses.replace(prompt, extras=held)
 
 
 # ---------------------------------------------------------------- texts and ids
@@ -748,7 +792,8 @@ def collate(
         if model.processor is not None:  # places in a picture are the model's own business
             inputs.pop("position_ids", None)
         starts = [width - n if padding_side == "left" else 0 for n in lengths]
-        inputs |= joined([p.extras for p in chosen], starts, lengths, width)
+        extras = [p.extras.whole() if isinstance(p.extras, Given) else p.extras for p in chosen]
+        inputs |= joined(extras, starts, lengths, width)
     inputs = placed(inputs, model)
     rows, prompt, slot, position, tokens, first = (
         torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, position, tokens, first)
