@@ -422,7 +422,8 @@ def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> P
                 'Give each part {"type": "image", "image": picture} its picture.'
             )
         text = _rendered(model, model.processor, text, index)
-    ids, given, held = _processed(model, text, lambda: [picture.rgb for picture in pictures], special, f"prompt {index}")
+    what = f"prompt {index}"
+    ids, given, held = _processed(model, text, lambda: [picture.rgb for picture in pictures], special, what)
     visual = model.vision.visual(text, pictures, given, f"Prompt {index}", special)
     return Prompt(embeddable(model, ids, index), text, held, visual, special)
 
@@ -441,7 +442,9 @@ def _processed(
     return ids, given, Given({name: value for name, value in given.items() if name != "input_ids"}, rest)
 
 
-def with_pictures(model: Model, prompt: Prompt, images: Callable[[], Sequence[Image]], what: str = "a prompt") -> Prompt:
+def with_pictures(
+    model: Model, prompt: Prompt, images: Callable[[], Sequence[Image]], what: str = "a prompt"
+) -> Prompt:
     """The same prompt with other pictures of the same sizes in the places of its own.
 
     Its ``visual`` is that of the prompt: equal sizes have equal places.
