@@ -116,7 +116,7 @@ def facts(model: Any) -> dict[str, str]:
 def _pictures(model: Any) -> str:
     """How pictures get into a model, and how well that was proved; or why they cannot be read."""
     from workbench.errors import Refused
-    from workbench.images.proof import image_token
+    from workbench.images.pictures import image_token
 
     try:
         proof = model.vision.proof
