@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictured import drawn, pictured, text_with_image
+from PIL import Image
 from tokenizers import processors
 
 import workbench
@@ -140,7 +140,8 @@ def test_what_a_template_would_leave_out_without_a_word_gets_into_the_text(model
     kept = model.processor.chat_template
     parted = (
         "{% for m in messages %}{{ m.role }}: {% for p in m.content | selectattr('type', 'equalto', 'image') %}<image>"
-        "{% endfor %}{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}{% endfor %}"
+        "{% endfor %}{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}"
+        "{% endfor %}"
     )
     whole = (
         "{{ messages[0].content }}! {% for p in messages[1].content %}"
@@ -398,12 +399,12 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "empty.png").write_bytes(b"")
     for name, says in (
-        ("cut.jpg", "damaged or cut off"), ("cut.png", "damaged or cut off"), ("head.png", "no picture that Pillow"),
-        ("text.png", "no picture that Pillow"), ("empty.png", "no picture that Pillow"), ("gone.png", "there is no file"),
-        (".", "is a folder. Give the pictures in it"),
+        ("cut.jpg", "runcated"), ("cut.png", "damaged or cut off"), ("head.png", "no picture that Pillow"),
+        ("text.png", "no picture that Pillow"), ("empty.png", "no picture that Pillow"),
+        ("gone.png", "there is no file"), (".", "is a folder. Give the pictures in it"),
     ):  # fmt: skip
         for source in (tmp_path / name, str(tmp_path / name)):
-            with pytest.raises(InputError, match=f"Picture 3 of prompt 2.*{says}"):
+            with pytest.raises(InputError, match=f"^Picture 3 of prompt 2.*{says}"):
                 Picture(source, "Picture 3 of prompt 2")
     for source in ("data:image/png;base64,@@@@", "data:image/png,abc", b"", png[:30], "x" * 5000):
         with pytest.raises(InputError):
@@ -415,7 +416,7 @@ def test_files_that_are_no_pictures(tmp_path):
     (np.zeros((1, 2, 4, 4)), "shape"), (np.full((4, 4, 3), np.nan), "NaN"), (np.full((4, 4), 2.0), "from 2 to 2"),
     (np.full((4, 4), -1.0), "from -1 to -1"), (np.full((4, 4), 256), "pictures have 0 to 255"),
     (np.full((4, 4), 1j), "array of complex128"), (np.zeros((0, 4)), "shape"), (Image.new("F", (4, 4)), "mode F"),
-    (Image.new("LAB", (4, 4)), "mode LAB"), (io.StringIO("a"), "opened as text"),
+    (io.StringIO("a"), "opened as text"),
 ])  # fmt: skip
 def test_values_that_are_no_pictures(source, says):
     with pytest.raises(InputError, match=says):
