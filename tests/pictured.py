@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import transformers
 import zoo
@@ -54,6 +56,7 @@ class Recipe:
     names: the tokens that the tokenizer has under a name, as ``tokenizer.image_token``.
     exact: sizes by the name of a config's field, wherever it occurs.
     config: what only this type's config wants; sub-configs nest.
+    start: the parts that the default config leaves out.
     """
 
     image: str
@@ -62,7 +65,7 @@ class Recipe:
     names: dict[str, str] = field(default_factory=dict)
     exact: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    template: bool = True
+    start: dict[str, Any] = field(default_factory=dict)
 
 
 def _module(name: str) -> Any:
@@ -71,22 +74,46 @@ def _module(name: str) -> Any:
 
 def _pil(model: str, name: str, **kwargs: Any) -> Any:
     """The image processor on pillow of one type."""
-    return getattr(_module(f"{model}.image_processing_pil_{model}"), f"{name}ImageProcessorPil")(**kwargs)
+    return _pil_class(model, name)(**kwargs)
+
+
+def _pil_class(model: str, name: str) -> Any:
+    try:
+        return getattr(_module(f"{model}.image_processing_pil_{model}"), f"{name}ImageProcessorPil")
+    except ModuleNotFoundError:  # Some were made before there were two kinds.
+        return getattr(_module(f"{model}.image_processing_{model}"), f"{name}ImageProcessor")
 
 
 def _processor(model: str, name: str) -> Any:
     return getattr(_module(f"{model}.processing_{model}"), f"{name}Processor")
 
 
+def _assembled(kind: Any, images: Any, tokenizer: Any, **given: Any) -> Any:
+    """A processor of this class without the parts that read videos and sounds."""
+    absent = {n: None for n in ("video_processor", "feature_extractor") if n in inspect.signature(kind).parameters}
+    return kind(image_processor=images, tokenizer=tokenizer, **absent, **given)
+
+
 SQUARE = {"height": SIZE, "width": SIZE}
+
+
+def _plain(kind: str, images: tuple[str, str], sizes: dict[str, Any] | None = None, **given: Any) -> Any:
+    """A processor that squashes pictures to one square and has no rule of its own."""
+    model, name = kind.split(".")
+
+    def make(tokenizer: Any, config: Any) -> Any:
+        filled = {k: v(config) if callable(v) else v for k, v in given.items()}
+        return _assembled(_processor(model, name), _pil(*images, **(sizes or {"size": SQUARE})), tokenizer, **filled)
+
+    return make
 
 
 def _llava(tokenizer: Any, config: Any) -> Any:
     vision = config.vision_config
     return _processor("llava", "Llava")(
         _pil("llava", "Llava", size={"shortest_edge": vision.image_size}, crop_size=SQUARE), tokenizer,
-        patch_size=vision.patch_size, vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
+        patch_size=vision.patch_size, num_additional_image_tokens=1,
+        vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", "default"),
     )  # fmt: skip
 
 
@@ -108,16 +135,19 @@ def _llava_onevision(tokenizer: Any, config: Any) -> Any:
     )  # fmt: skip
 
 
-def _qwen(model: str, name: str) -> Callable[[Any, Any], Any]:
+def _grid(kind: str, images: tuple[str, str] = ("qwen2_vl", "Qwen2VL"), **given: Any) -> Callable[[Any, Any], Any]:
+    """Pictures of any shape, cut to whole patches, whose grid the model is told: Qwen2-VL's way."""
+    model, name = kind.split(".")
+
     def make(tokenizer: Any, config: Any) -> Any:
         vision = config.vision_config
-        side = vision.patch_size * vision.spatial_merge_size
-        images = _pil(
-            "qwen2_vl", "Qwen2VL", patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            size={"shortest_edge": 4 * side**2, "longest_edge": 24 * side**2},
-        )  # fmt: skip
-        return _processor(model, name)(images, tokenizer, None)
+        merge = getattr(vision, "spatial_merge_size", getattr(config, "spatial_merge_size", 1))
+        side = vision.patch_size * merge
+        patches = {"patch_size": vision.patch_size, "merge_size": merge,
+                   "size": {"shortest_edge": 4 * side**2, "longest_edge": 24 * side**2}}  # fmt: skip
+        if hasattr(vision, "temporal_patch_size"):
+            patches["temporal_patch_size"] = vision.temporal_patch_size
+        return _assembled(_processor(model, name), _pil(*images, **patches | given), tokenizer)
 
     return make
 
@@ -146,13 +176,16 @@ def _idefics3(model: str, name: str) -> Callable[[Any, Any], Any]:
             model, name, size={"longest_edge": 3 * SIZE}, max_image_size={"longest_edge": SIZE}, do_image_splitting=True
         )
         given = {"image_seq_len": (SIZE // PATCH // config.scale_factor) ** 2}
-        if model == "smolvlm":
-            return _processor(model, name)(images, tokenizer, None, **given)
+        if model == "smolvlm":  # It wants a package that spells numbers out, for the times of video frames only.
+            with patch.object(_module("smolvlm.processing_smolvlm"), "num2words", str):
+                return _assembled(_processor(model, name), images, tokenizer, **given)
         return _processor(model, name)(images, tokenizer, **given)
 
     return make
 
 
+CODES = {"channel_multiplier": (1, 1, 1, 1), "num_embeddings": 16}
+"""Chameleon's and Emu3's pictures become tokens of a code book, one for 8 x 8 pixels."""
 ROWS_COLUMNS = {f"<row_{r + 1}_col_{c + 1}>": "" for r in range(6) for c in range(6)}
 
 
@@ -182,9 +215,123 @@ def _mllama(tokenizer: Any, config: Any) -> Any:
     return _processor("mllama", "Mllama")(_pil("mllama", "Mllama", size=SQUARE, max_image_tiles=4), tokenizer)
 
 
+def _got(tokenizer: Any, config: Any) -> Any:
+    size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+    images = _pil("got_ocr2", "GotOcr2", size=size)
+    processor = _assembled(_processor("got_ocr2", "GotOcr2"), images, tokenizer)
+    processor.num_image_tokens = (config.vision_config.image_size // config.vision_config.patch_size // 4) ** 2
+    return processor
+
+
+def _aria(tokenizer: Any, config: Any) -> Any:
+    """490 pixels are the least that its image processor takes."""
+    processor = _assembled(_processor("aria", "Aria"), _pil("aria", "Aria"), tokenizer, size_conversion={490: 8})
+    processor.images_kwargs = {"max_image_size": 490, "split_image": False}
+    return processor
+
+
+def _ovis(tokenizer: Any, config: Any) -> Any:
+    images = _pil("ovis2", "Ovis2", size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=6)
+    tokens = (SIZE // PATCH // config.vision_config.hidden_stride) ** 2
+    return _assembled(_processor("ovis2", "Ovis2"), images, tokenizer, image_seq_length=tokens)
+
+
+def _lighton(tokenizer: Any, config: Any) -> Any:
+    side = PATCH * config.spatial_merge_size
+    images = _pil("pixtral", "Pixtral", size={"longest_edge": 6 * side}, patch_size={"height": side, "width": side})
+    return _assembled(
+        _processor("lighton_ocr", "LightOnOcr"), images, tokenizer, patch_size=PATCH,
+        spatial_merge_size=config.spatial_merge_size,
+    )  # fmt: skip
+
+
+def _granite4(tokenizer: Any, config: Any) -> Any:
+    images = _pil("llava_next", "LlavaNext", size={"shortest_edge": SIZE}, crop_size=SQUARE,
+                  image_grid_pinpoints=PINPOINTS)  # fmt: skip
+    return _assembled(
+        _processor("granite4_vision", "Granite4Vision"), images, tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy=config.vision_feature_select_strategy, num_additional_image_tokens=1,
+        downsample_rate=config.downsample_rate,
+    )  # fmt: skip
+
+
+def _docling(tokenizer: Any, config: Any) -> Any:
+    images = _pil("granite_docling", "GraniteDocling", size=SQUARE, max_patches=6)
+    tokens = (SIZE // PATCH // config.vision_config.scale_factor) ** 2
+    return _assembled(_processor("granite_docling", "GraniteDocling"), images, tokenizer, image_seq_len=tokens)
+
+
+def _kosmos25(tokenizer: Any, config: Any) -> Any:
+    images = _pil("kosmos2_5", "Kosmos2_5", patch_size={"height": PATCH, "width": PATCH}, max_patches=40)
+    return _assembled(
+        _processor("kosmos2_5", "Kosmos2_5"), images, tokenizer, num_image_tokens=config.latent_query_num
+    )
+
+
+def _gemma4(tokenizer: Any, config: Any) -> Any:
+    vision = config.vision_config
+    images = _pil("gemma4", "Gemma4", patch_size=vision.patch_size, max_soft_tokens=70,
+                  pooling_kernel_size=vision.pooling_kernel_size)  # fmt: skip
+    return _assembled(_processor("gemma4", "Gemma4"), images, tokenizer, image_seq_length=70)
+
+
+class Underscored(PreTrainedTokenizerFast):
+    """Puts a token ahead of every text, as SentencePiece does with its underscore; Fuyu's processor cuts it off."""
+
+    def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        text = UNDERSCORE + text if isinstance(text, str) else [UNDERSCORE + t for t in text]
+        return super().__call__(text, *args, **kwargs)
+
+
+UNDERSCORE = "<underscore>"
+
+
+def _fuyu(tokenizer: Any, config: Any) -> Any:
+    tokenizer = Underscored(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    side = {"height": PATCH, "width": PATCH}
+
+    class Images(_pil_class("fuyu", "Fuyu")):  # type: ignore[misc]
+        """Given tensors by its own processor, which expects the class that stands on torchvision."""
+
+        def patchify_image(self, image: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.from_numpy(super().patchify_image(np.asarray(image), *args, **kwargs))
+
+    images = Images(size={"height": 2 * SIZE, "width": 3 * SIZE}, patch_size=side)
+    return _assembled(_processor("fuyu", "Fuyu"), images, tokenizer)
+
+
+def _aya(tokenizer: Any, config: Any) -> Any:
+    images = _pil("got_ocr2", "GotOcr2", size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=6)
+    return _assembled(
+        _processor("aya_vision", "AyaVision"), images, tokenizer, patch_size=PATCH, img_size=SIZE,
+        downsample_factor=config.downsample_factor,
+    )  # fmt: skip
+
+
+def _blip(kind: str) -> Callable[[Any, Any], Any]:
+    model, name = kind.split(".")
+
+    def make(tokenizer: Any, config: Any) -> Any:
+        given = {} if model == "blip" else {"num_query_tokens": config.num_query_tokens}
+        if model == "instructblip":
+            given["qformer_tokenizer"] = tokenizer
+        return _processor(model, name)(_pil("blip", "Blip", size=SQUARE), tokenizer, **given)
+
+    return make
+
+
+def _emu3(tokenizer: Any, config: Any) -> Any:
+    images = _pil("emu3", "Emu3", min_pixels=SIZE**2, max_pixels=4 * SIZE**2, spatial_factor=8)
+    return _processor("emu3", "Emu3")(images, tokenizer)
+
+
 RECIPES: dict[str, Recipe] = {
     "llava": Recipe("<image>", _llava, {"<image>": "image_token_id"}),
-    "vipllava": Recipe("<image>", _llava, {"<image>": "image_token_id"}),
+    "vipllava": Recipe(
+        "<image>", _llava, {"<image>": "image_token_id"}, config={"vision_feature_layer": [-1, -2]}
+    ),
     "llava_next": Recipe(
         "<image>", _llava_next, {"<image>": "image_token_id"}, config={"image_grid_pinpoints": PINPOINTS}
     ),
@@ -194,15 +341,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     **{
         model: Recipe(
-            "<|vision_start|><|image_pad|><|vision_end|>", _qwen(*kind), QWEN_TOKENS, exact={"spatial_merge_size": 2}
+            "<|vision_start|><|image_pad|><|vision_end|>", _grid(kind), QWEN_TOKENS, exact={"spatial_merge_size": 2}
         )
         for model, kind in {
-            "qwen2_vl": ("qwen2_vl", "Qwen2VL"),
-            "qwen2_5_vl": ("qwen2_5_vl", "Qwen2_5_VL"),
-            "qwen3_vl": ("qwen3_vl", "Qwen3VL"),
-            "qwen3_vl_moe": ("qwen3_vl", "Qwen3VL"),
-            "qwen3_5": ("qwen3_vl", "Qwen3VL"),
-            "qwen3_5_moe": ("qwen3_vl", "Qwen3VL"),
+            "qwen2_vl": "qwen2_vl.Qwen2VL",
+            "qwen2_5_vl": "qwen2_5_vl.Qwen2_5_VL",
+            "qwen3_vl": "qwen3_vl.Qwen3VL",
+            "qwen3_vl_moe": "qwen3_vl.Qwen3VL",
+            "qwen3_5": "qwen3_vl.Qwen3VL",
+            "qwen3_5_moe": "qwen3_vl.Qwen3VL",
         }.items()
     },
     "gemma3": Recipe(
@@ -231,6 +378,176 @@ RECIPES: dict[str, Recipe] = {
         "[IMG]", _pixtral, {"[IMG]": "image_token_id", "[IMG_BREAK]": "", "[IMG_END]": ""},
         exact={"spatial_merge_size": 2, "image_size": 8 * PATCH * 2},
     ),
+    "smolvlm": Recipe(
+        "<image>", _idefics3("smolvlm", "SmolVLM"),
+        {"<image>": "image_token_id", "<fake_token_around_image>": "", "<end_of_utterance>": "", "<global-img>": "",
+         **ROWS_COLUMNS},
+    ),
+    "aya_vision": Recipe(
+        "<image>", _aya,
+        {"<|IMG_PATCH|>": "image_token_id", "<image>": "", "<|START_OF_IMG|>": "", "<|END_OF_IMG|>": "",
+         "<|IMG_LINE_BREAK|>": "", "TILE_GLOBAL": "", **{f"TILE_{i}": "" for i in range(1, 7)}},
+    ),
+    "blip-2": Recipe("", _blip("blip_2.Blip2"), {"<image>": "image_token_id"}),
+    "instructblip": Recipe("", _blip("instructblip.InstructBlip"), {"<image>": "image_token_id"}),
+    "blip": Recipe("", _blip("blip.Blip")),
+    "git": Recipe("", _plain("git.Git", ("clip", "CLIP"), {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE})),
+    "deepseek_vl": Recipe(
+        "<image>", _plain("deepseek_vl.DeepseekVL", ("deepseek_vl", "DeepseekVL"), num_image_tokens=16),
+        {"<image>": "image_token_id"}, {"image_token": "<image>"},
+    ),
+    "deepseek_vl_hybrid": Recipe(
+        "<image>",
+        _plain("deepseek_vl_hybrid.DeepseekVLHybrid", ("deepseek_vl_hybrid", "DeepseekVLHybrid"),
+               {"size": SQUARE, "high_res_size": {"height": 2 * SIZE, "width": 2 * SIZE}}, num_image_tokens=16),
+        {"<image>": "image_token_id"}, {"image_token": "<image>"},
+        config={"high_res_vision_config": {"image_size": 2 * SIZE, "global_attn_indexes": [1]}},
+    ),
+    "janus": Recipe(
+        "<image>", _plain("janus.Janus", ("janus", "Janus"), num_image_tokens=16),
+        {"<image>": "image_token_id", "<boi>": "", "<eoi>": ""},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"},
+    ),
+    "chameleon": Recipe(
+        "<image>",
+        _plain("chameleon.Chameleon", ("chameleon", "Chameleon"),
+               {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}, image_seq_length=16),
+        {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
+        config={
+            "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join("ABCDEFGHIJ"[int(d)] for d in str(i)) + "Z": 110 + i
+                                                  for i in range(16)}},
+            "vq_config": CODES,
+        },
+    ),
+    "emu3": Recipe(
+        "<image>", _emu3,
+        {"<image>": "image_token_id", "<boi>": "", "<eoi>": "", "<|image token|>": "", "<eof>": ""},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "eof_token": "<eof>",
+         "image_wrapper_token": "<|image token|>"},
+        config={
+            "vocabulary_map": {"<image>": 100, "<|extra_200|>": 99,
+                               **{f"<|visual token {i:06d}|>": 110 + i for i in range(16)}},
+            "vq_config": CODES,
+        },
+    ),
+    "idefics2": Recipe(
+        "<image>",
+        _plain("idefics2.Idefics2", ("idefics2", "Idefics2"),
+               {"size": {"shortest_edge": SIZE // 2, "longest_edge": SIZE}, "do_image_splitting": False},
+               image_seq_len=4),
+        {"<image>": "image_token_id", "<fake_token_around_image>": "", "<end_of_utterance>": ""},
+    ),
+    **{
+        name: Recipe(
+            "<|begin_of_image|><|image|><|end_of_image|>", _grid(f"{kind.lower()}.{kind}", images),
+            {"<|image|>": "image_token_id", "<|video|>": "video_token_id",
+             "<|begin_of_image|>": "image_start_token_id", "<|end_of_image|>": "image_end_token_id"},
+            exact={"spatial_merge_size": 2},
+        )
+        for name, kind, images in (
+            ("glm4v", "Glm4v", ("glm4v", "Glm4v")),
+            ("glm4v_moe", "Glm4v", ("glm4v", "Glm4v")),
+            ("glm46v", "Glm46V", ("glm46v", "Glm46V")),
+            ("glm_ocr", "Glm46V", ("glm46v", "Glm46V")),
+            ("glmga", "Glm46V", ("glmga", "Glmga")),
+        )
+    },
+    "ernie4_5_vl_moe": Recipe(
+        "<|IMAGE_START|><|IMAGE|><|IMAGE_END|>",
+        _grid("ernie4_5_vl_moe.Ernie4_5_VLMoe", ("ernie4_5_vl_moe", "Ernie4_5_VLMoe")),
+        {"<|IMAGE|>": "image_token_id", "<|IMAGE_START|>": "image_start_token_id",
+         "<|IMAGE_END|>": "image_end_token_id", "<|VIDEO|>": "video_token_id",
+         "<|VIDEO_START|>": "video_start_token_id", "<|VIDEO_END|>": "video_end_token_id"},
+        {"image_token": "<|IMAGE|>", "image_start_token": "<|IMAGE_START|>", "image_end_token": "<|IMAGE_END|>",
+         "video_token": "<|VIDEO|>", "video_start_token": "<|VIDEO_START|>", "video_end_token": "<|VIDEO_END|>"},
+        exact={"spatial_merge_size": 2},
+    ),
+    "exaone4_5": Recipe(
+        "<|image_pad|>", _grid("exaone4_5.Exaone4_5_"), {k: v for k, v in QWEN_TOKENS.items() if "pad" in k},
+        exact={"spatial_merge_size": 2},
+    ),
+    "video_llama_3": Recipe(
+        "<|image_pad|>", _grid("video_llama_3.VideoLlama3", ("video_llama_3", "VideoLlama3")),
+        {k: v for k, v in QWEN_TOKENS.items() if "pad" in k},
+    ),
+    "paddleocr_vl": Recipe(
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        _grid("paddleocr_vl.PaddleOCRVL", ("paddleocr_vl", "PaddleOCRVL")), QWEN_TOKENS,
+        {"image_token": "<|image_pad|>"}, exact={"spatial_merge_size": 2},
+    ),
+    "hunyuan_vl": Recipe(
+        "<im_start><image><im_end>", _grid("hunyuan_vl.HunYuanVL", ("hunyuan_vl", "HunYuanVL")),
+        {"<image>": "image_token_id", "<im_start>": "", "<im_end>": ""},
+        {"image_token": "<image>", "image_start_token": "<im_start>", "image_end_token": "<im_end>"},
+        exact={"spatial_merge_size": 2, "temporal_patch_size": 1},
+    ),
+    "got_ocr2": Recipe(
+        "<img><imgpad></img>",
+        _got, {"<imgpad>": "image_token_id", "<img>": "", "</img>": "", "<|im_start|>": "", "<|im_end|>": ""},
+        exact={"image_size": 4 * SIZE},
+    ),
+    "pp_chart2table": Recipe(
+        f"<img>{'<imgpad>' * 16}</img>",
+        _plain("pp_chart2table.PPChart2Table", ("pp_chart2table", "PPChart2Table"),
+               {"size": {"height": 4 * SIZE, "width": 4 * SIZE}}),
+        {"<imgpad>": "image_token_id", "<img>": "", "</img>": ""}, exact={"image_size": 4 * SIZE},
+    ),
+    "granite4_vision": Recipe(
+        "<image>", _granite4, {"<image>": "image_token_id"}, config={"image_grid_pinpoints": PINPOINTS}
+    ),
+    "granite_docling": Recipe(
+        "<image>", _docling,
+        {"<image>": "image_token_id", "<fake_token_around_image>": "", "<global-img>": "", **ROWS_COLUMNS},
+        config={"vision_config": {"scale_factor": 2}},
+    ),
+    "ovis2": Recipe(
+        "<image>", _ovis,
+        {"<IMG_ATOM>": "image_token_id", "<image>": "", **{f"<IMG_{t}>": "" for t in ("START", "GRID", "COL", "ROW",
+                                                                                     "END")}},
+    ),
+    "lighton_ocr": Recipe(
+        "<image>", _lighton, {"<image>": "image_token_id", "<image_break>": "", "<image_end>": ""},
+        {"image_token": "<image>", "image_break_token": "<image_break>", "image_end_token": "<image_end>"},
+        exact={"spatial_merge_size": 2, "image_size": 8 * PATCH * 2},
+    ),
+    "qianfan_ocr": Recipe(
+        "<image>",
+        _plain("qianfan_ocr.QianfanOCR", ("got_ocr2", "GotOcr2"),
+               {"size": SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 6},
+               image_seq_length=lambda config: config.image_seq_length),
+        {"<IMG_CONTEXT>": "image_token_id", "<img>": "", "</img>": "", "<image>": ""},
+        {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"},
+        config={"image_seq_length": 4, "vision_config": {"image_size": (SIZE, SIZE), "patch_size": (PATCH, PATCH)}},
+    ),
+    "kosmos-2.5": Recipe(
+        "", _kosmos25, {"<img>": "", "</img>": "", "<imgpad>": ""},
+        {"image_token": "<imgpad>", "boi_token": "<img>", "eoi_token": "</img>"},
+        config={"latent_query_num": 8, "vision_config": {"patch_embed_hidden_size": 3 * PATCH**2}},
+    ),
+    "gemma3n": Recipe(
+        "<image>", _plain("gemma3n.Gemma3n", ("siglip", "Siglip"), image_seq_length=16),
+        {"<image>": "image_token_id", "<boi>": "boi_token_id", "<eoi>": "eoi_token_id", "<audio>": "audio_token_id",
+         "<boa>": "boa_token_id", "<eoa>": "eoa_token_id"},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>",
+         "boa_token": "<boa>", "eoa_token": "<eoa>"},
+    ),
+    "gemma4": Recipe(
+        "<image>", _gemma4,
+        {"<image>": "image_token_id", "<boi>": "boi_token_id", "<eoi>": "eoi_token_id", "<|video|>": "video_token_id",
+         "<audio>": "audio_token_id"},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>"},
+        start={"vision_config": {"model_type": "gemma4_vision"}},
+    ),
+    "video_llava": Recipe(
+        "<image>", _plain("video_llava.VideoLlava", ("video_llava", "VideoLlava"),
+                          {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}, patch_size=PATCH),
+        {"<image>": "image_token_id", "<video>": "video_token_id"},
+    ),
+    "aria": Recipe(
+        "<image>", _aria, {"<image>": "image_token_id"}, {"image_token": "<image>"},
+        exact={"image_size": 490, "patch_size": 14}, config={"projector_patch_to_query_dict": {35**2: 8}},
+    ),
+    "fuyu": Recipe("", _fuyu, {"|SPEAKER|": "image_token_id", "|NEWLINE|": "", UNDERSCORE: ""}),
     "mllama": Recipe(
         "<|image|>", _mllama, {"<|image|>": "image_token_index", "<|python_tag|>": ""},
         exact={"vision_output_dim": 3 * zoo.WIDTH},
@@ -248,6 +565,8 @@ def _ids(config: Any) -> dict[str, int]:
             found = _ids(value) | found
         elif name.endswith(("token_id", "token_index")) and isinstance(value, int):
             found[name] = value
+        elif name == "vocabulary_map":
+            found |= value
     return found
 
 
@@ -282,7 +601,11 @@ def _sizes(recipe: Recipe, model_type: str) -> Iterator[None]:
         return new
 
     config = merged(zoo.PATCHES.get(model_type, {}), recipe.config)
-    with patch.dict(zoo.EXACT, EXACT | recipe.exact), patch.dict(zoo.PATCHES, {model_type: config}):
+    with (
+        patch.dict(zoo.EXACT, EXACT | recipe.exact),
+        patch.dict(zoo.PATCHES, {model_type: config}),
+        patch.dict(zoo.START, {model_type: zoo.START.get(model_type, {}) | recipe.start}),
+    ):
         yield
 
 
@@ -292,7 +615,8 @@ def _without_videos() -> Iterator[None]:
     check = ProcessorMixin.check_argument_for_proper_class
 
     def lenient(self: Any, name: str, argument: Any) -> Any:
-        return None if argument is None and "video" in name else check(self, name, argument)
+        optional = argument is None and name in ("video_processor", "feature_extractor")
+        return None if optional else check(self, name, argument)
 
     with patch.object(ProcessorMixin, "check_argument_for_proper_class", lenient):
         yield
