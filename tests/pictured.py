@@ -89,9 +89,12 @@ def _processor(model: str, name: str) -> Any:
     return getattr(_module(f"{model}.processing_{model}"), f"{name}Processor")
 
 
+ABSENT = SimpleNamespace(model_input_names=[], slice_mode=False, downsample_mode="16x")
+
+
 def _assembled(kind: Any, images: Any, tokenizer: Any, **given: Any) -> Any:
     """A processor of this class without the parts that read videos and sounds."""
-    absent = {n: None for n in ("video_processor", "feature_extractor") if n in inspect.signature(kind).parameters}
+    absent = {n: ABSENT for n in ("video_processor", "feature_extractor") if n in inspect.signature(kind).parameters}
     return kind(image_processor=images, tokenizer=tokenizer, **absent, **given)
 
 
@@ -132,8 +135,9 @@ def _llava_next(tokenizer: Any, config: Any) -> Any:
 
 
 def _llava_onevision(tokenizer: Any, config: Any) -> Any:
-    return _processor("llava_onevision", "LlavaOnevision")(
-        _pil("llava_onevision", "LlavaOnevision", size=SQUARE, image_grid_pinpoints=PINPOINTS), tokenizer, None,
+    images = _pil("llava_onevision", "LlavaOnevision", size=SQUARE, image_grid_pinpoints=PINPOINTS)
+    return _assembled(
+        _processor("llava_onevision", "LlavaOnevision"), images, tokenizer,
         num_image_tokens=(SIZE // PATCH) ** 2, vision_feature_select_strategy=config.vision_feature_select_strategy,
     )  # fmt: skip
 
@@ -148,8 +152,7 @@ def _grid(kind: str, images: tuple[str, str] = ("qwen2_vl", "Qwen2VL"), **given:
         side = vision.patch_size * merge
         patches = {"patch_size": vision.patch_size, "merge_size": merge,
                    "size": {"shortest_edge": 4 * side**2, "longest_edge": 24 * side**2}}  # fmt: skip
-        if hasattr(vision, "temporal_patch_size"):
-            patches["temporal_patch_size"] = vision.temporal_patch_size
+        patches["temporal_patch_size"] = getattr(vision, "temporal_patch_size", 1)
         return _assembled(_processor(model, name), _pil(*images, **patches | given), tokenizer)
 
     return make
@@ -197,7 +200,9 @@ ROWS_COLUMNS = {f"<row_{r + 1}_col_{c + 1}>": "" for r in range(6) for c in rang
 
 def _internvl(tokenizer: Any, config: Any) -> Any:
     images = _pil("got_ocr2", "GotOcr2", size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=6)
-    return _processor("internvl", "InternVL")(images, tokenizer, None, image_seq_length=config.image_seq_length)
+    return _assembled(
+        _processor("internvl", "InternVL"), images, tokenizer, image_seq_length=config.image_seq_length
+    )
 
 
 def _pixtral(tokenizer: Any, config: Any) -> Any:
@@ -313,14 +318,14 @@ def _minicpm(kind: str) -> Callable[[Any, Any], Any]:
 
     def make(tokenizer: Any, config: Any) -> Any:
         images = _pil("minicpmv4_6", "MiniCPMV4_6", patch_size=PATCH, scale_resolution=8 * PATCH, max_slice_nums=4)
-        videos = SimpleNamespace(slice_mode=False, downsample_mode="16x")
-        return _processor(model, name)(images, videos, tokenizer)
+        return _assembled(_processor(model, name), images, tokenizer)
 
     return make
 
 
 def _ocr2(tokenizer: Any, config: Any) -> Any:
-    images = _pil("deepseek_ocr2", "DeepseekOcr2", size=SQUARE, tile_size=SIZE)
+    size = 12 * 4 * PATCH  # 12 x 12 learned queries, whatever the picture
+    images = _pil("deepseek_ocr2", "DeepseekOcr2", size={"height": size, "width": size}, tile_size=size)
     return _assembled(_processor("deepseek_ocr2", "DeepseekOcr2"), images, tokenizer, patch_size=PATCH)
 
 
@@ -331,7 +336,9 @@ def _idefics(tokenizer: Any, config: Any) -> Any:
 
 def _kosmos2(tokenizer: Any, config: Any) -> Any:
     images = _pil("clip", "CLIP", size={"shortest_edge": SIZE}, crop_size=SQUARE)
-    return _processor("kosmos2", "Kosmos2")(images, tokenizer, num_patch_index_tokens=4)
+    processor = _processor("kosmos2", "Kosmos2")(images, tokenizer, num_patch_index_tokens=4)
+    processor.num_image_tokens = config.latent_query_num
+    return processor
 
 
 def _aya(tokenizer: Any, config: Any) -> Any:
@@ -554,18 +561,12 @@ RECIPES: dict[str, Recipe] = {
         {"image_token": "<imgpad>", "boi_token": "<img>", "eoi_token": "</img>"},
         config={"latent_query_num": 8, "vision_config": {"patch_embed_hidden_size": 3 * PATCH**2}},
     ),
-    "gemma3n": Recipe(
-        "<image>", _plain("gemma3n.Gemma3n", ("siglip", "Siglip"), image_seq_length=16),
-        {"<image>": "image_token_id", "<boi>": "boi_token_id", "<eoi>": "eoi_token_id", "<audio>": "audio_token_id",
-         "<boa>": "boa_token_id", "<eoa>": "eoa_token_id"},
-        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>",
-         "boa_token": "<boa>", "eoa_token": "<eoa>"},
-    ),
     "gemma4": Recipe(
         "<image>", _gemma4,
         {"<image>": "image_token_id", "<boi>": "boi_token_id", "<eoi>": "eoi_token_id", "<|video|>": "video_token_id",
-         "<audio>": "audio_token_id"},
-        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>"},
+         "<audio>": "audio_token_id", "<boa>": "boa_token_id", "<eoa>": "eoa_token_id"},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>",
+         "boa_token": "<boa>", "eoa_token": "<eoa>"},
         start={"vision_config": {"model_type": "gemma4_vision"}},
     ),
     "video_llava": Recipe(
@@ -643,15 +644,19 @@ RECIPES: dict[str, Recipe] = {
             {"image_token": "<image>", "video_token": "<video>", "image_start_token": "<im_start>",
              "image_end_token": "<im_end>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
              "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"},
-            exact={"image_size": 16 * SIZE},
+            exact={"image_size": 16 * SIZE}, start={"image_token_id": 101, "video_token_id": 102},
         )
         for name, kind in (("minicpmv4_6", "minicpmv4_6.MiniCPMV4_6"), ("minicpmv4_7", "minicpmv4_7.MiniCPMV4_7"))
     },
-    "deepseek_ocr2": Recipe("<image>", _ocr2, {"<image>": "image_token_id"}),
+    "deepseek_ocr2": Recipe(
+        "<image>", _ocr2, {"<image>": "image_token_id"}, exact={"image_size": 12 * 4 * PATCH},
+        config={"vision_config": {"sam_config": {"output_channels": 16, "downsample_channels": [16, zoo.WIDTH],
+                                                 "global_attn_indexes": [1]}}},
+    ),
     "idefics": Recipe(
         "<image>", _idefics, {"<image>": "", "<fake_token_around_image>": "", "<end_of_utterance>": ""},
     ),
-    "kosmos-2": Recipe("<image>", _kosmos2, {"<image>": "", "</image>": ""}),
+    "kosmos-2": Recipe("", _kosmos2, {"<image>": "", "</image>": ""}),
     "mllama": Recipe(
         "<|image|>", _mllama, {"<|image|>": "image_token_index", "<|python_tag|>": ""},
         exact={"vision_output_dim": 3 * zoo.WIDTH},
@@ -677,7 +682,7 @@ def _ids(config: Any) -> dict[str, int]:
 def bytes_tokenizer(config: Any, tokens: dict[str, str], names: dict[str, str]) -> PreTrainedTokenizerFast:
     """A tokenizer of bytes whose special tokens have the ids that the config names."""
     ids = _ids(config)
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     for token, name in tokens.items():
         if name:
             vocabulary[token] = ids[name if name in ids else name.replace("_id", "_index")]
@@ -690,7 +695,7 @@ def bytes_tokenizer(config: Any, tokens: dict[str, str], names: dict[str, str]) 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
         additional_special_tokens=list(tokens), **({"extra_special_tokens": names} if names else {}),
     )  # fmt: skip
 
@@ -715,7 +720,7 @@ def _sizes(recipe: Recipe, model_type: str) -> Iterator[None]:
 
 @contextmanager
 def _without_videos() -> Iterator[None]:
-    """Processors take None for the part that reads videos."""
+    """Processors take something else for the part that reads videos."""
     check = ProcessorMixin.check_argument_for_proper_class
 
     def lenient(self: Any, name: str, argument: Any) -> Any:
@@ -729,7 +734,7 @@ def pictured(model_type: str, seed: int = 0) -> tuple[Any, Any]:
     """The tiny model of one type and a processor that fits it."""
     recipe = RECIPES.get(model_type)
     if recipe is None:
-        raise CannotBuild(UNABLE.get(model_type, "no recipe"))
+        raise CannotBuild(UNABLE[model_type])
     with _sizes(recipe, model_type):
         model = zoo.build(model_type, "image_text", seed)
     tokenizer = bytes_tokenizer(model.config, recipe.tokens, recipe.names)
@@ -745,8 +750,27 @@ def text_with_image(processor: Any, n: int = 1, text: str = "a red ball") -> str
     return " and ".join([processor.place_of_picture] * n) + f" {text}"
 
 
-UNABLE: dict[str, str] = {}
-"""Types without a processor that works with pillow alone, and why."""
+UNABLE: dict[str, str] = {
+    **{
+        name: "its image processor exists for torchvision only"
+        for name in (
+            "cohere2_vision", "gemma4_unified", "inkling2", "inkling_mm_model", "kimi_k25", "lfm2_vl", "llama4",
+            "minicpm_ocr", "minimax_m3_vl", "molmo2", "muse_glimmer", "muse_spark", "nemotron_h_omni", "perception_lm",
+            "pi0", "pp_formulanet", "step3p7", "unlimited_ocr",
+        )
+    },
+    **{
+        name: "an encoder-decoder: refused by the workbench"
+        for name in ("florence2", "pix2struct", "t5gemma2", "udop", "vision-encoder-decoder")
+    },
+    "diffusion_gemma": "it diffuses blocks of text: refused by the workbench",
+    "evolla": "it reads proteins, not pictures",
+    "fast_vlm": "its vision tower comes from the timm package",
+    "gemma3n": "its vision tower comes from the timm package",
+    "instructblipvideo": "it reads videos only, through torchvision",
+    "mistral4": "a language model: the class that this type names takes no pictures",
+}  # fmt: skip
+"""Types without a tiny model that sees, or without a processor that works with pillow alone, and why."""
 
 
 def drawn(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
@@ -757,7 +781,8 @@ def drawn(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
 
 
 def _answer(model: Any, processor: Any, picture: Image.Image) -> tuple[Any, torch.Tensor]:
-    given = processor(text=[text_with_image(processor)], images=[picture], return_tensors="pt")
+    asked = {"return_mm_token_type_ids": True} if "mm_token_type_ids" in processor.model_input_names else {}
+    given = processor(text=[text_with_image(processor)], images=[picture], return_tensors="pt", **asked)
     with torch.no_grad():
         return given, model(**given).logits
 
