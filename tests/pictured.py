@@ -27,7 +27,7 @@ import torch
 import transformers
 import zoo
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 from zoo import CannotBuild
@@ -127,7 +127,8 @@ PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE], [3 * SIZE
 def _llava_next(tokenizer: Any, config: Any) -> Any:
     images = _pil("llava_next", "LlavaNext", size={"shortest_edge": SIZE}, crop_size=SQUARE,
                   image_grid_pinpoints=PINPOINTS)  # fmt: skip
-    kind = ("llava_next_video", "LlavaNextVideo") if hasattr(config, "video_token_index") else ("llava_next", "LlavaNext")
+    video = hasattr(config, "video_token_index")
+    kind = ("llava_next_video", "LlavaNextVideo") if video else ("llava_next", "LlavaNext")
     return _assembled(
         _processor(*kind), images, tokenizer, patch_size=PATCH, num_additional_image_tokens=1,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -451,7 +452,7 @@ RECIPES: dict[str, Recipe] = {
                {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}, image_seq_length=16),
         {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
         config={
-            "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join("ABCDEFGHIJ"[int(d)] for d in str(i)) + "Z": 110 + i
+            "vocabulary_map": {"<image>": 100, **{f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 110 + i
                                                   for i in range(16)}},
             "vq_config": CODES,
         },
@@ -644,7 +645,7 @@ RECIPES: dict[str, Recipe] = {
             {"image_token": "<image>", "video_token": "<video>", "image_start_token": "<im_start>",
              "image_end_token": "<im_end>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
              "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>"},
-            exact={"image_size": 16 * SIZE}, start={"image_token_id": 101, "video_token_id": 102},
+            exact={"image_size": 16 * SIZE, "insert_layer_id": 0}, start={"image_token_id": 101, "video_token_id": 102},
         )
         for name, kind in (("minicpmv4_6", "minicpmv4_6.MiniCPMV4_6"), ("minicpmv4_7", "minicpmv4_7.MiniCPMV4_7"))
     },
@@ -694,9 +695,10 @@ def bytes_tokenizer(config: Any, tokens: dict[str, str], names: dict[str, str]) 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-        additional_special_tokens=list(tokens), **({"extra_special_tokens": names} if names else {}),
+        **({"extra_special_tokens": names} if names else {}),
     )  # fmt: skip
 
 
