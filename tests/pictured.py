@@ -707,7 +707,7 @@ def _sizes(recipe: Recipe, model_type: str) -> Iterator[None]:
     """zoo's configs with the sizes that pictures need."""
 
     def merged(old: Any, new: Any) -> Any:
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, dict) and isinstance(new, dict) and "<image>" not in new:
             return old | {k: merged(old.get(k), v) for k, v in new.items()}
         return new
 
