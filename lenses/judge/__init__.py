@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from workbench import lazy
 
 if TYPE_CHECKING:
-    from lenses.judge.kappa import agreement
     from lenses.judge.captions import Captions
     from lenses.judge.endpoint import Endpoint
+    from lenses.judge.kappa import agreement
     from lenses.judge.local import LocalModel
     from lenses.judge.people import Person
     from lenses.judge.places import sample

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from lenses.judge.questions import INSTRUCTIONS, Question, Verdict, digest
 from workbench.errors import InputError
+from workbench.fingerprint import Counted, execution_device
 
 
 class LocalModel:
@@ -38,7 +40,9 @@ class LocalModel:
             loaded = workbench.load(model)
             model, processor, called = loaded.module, loaded.processor, f"{loaded.name} {loaded.fingerprint}"
         else:
-            called = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+            counted = hashlib.blake2b(digest_size=10)
+            Counted(model).into(counted)
+            called = f"{model.config.name_or_path or type(model).__name__} {counted.hexdigest()}"
         if not hasattr(processor, "image_processor") or not hasattr(model, "generate"):
             raise InputError(
                 f"{called} has {type(processor).__name__} for a processor, which takes no pictures: a judge must see "
@@ -55,9 +59,9 @@ class LocalModel:
 
         pictures = [question.image, question.crop]
         given = self.processor(images=pictures, text=self._prompt(question), return_tensors="pt")
-        first = next(self.model.parameters())
+        device, dtype = execution_device(self.model), next(self.model.parameters()).dtype
         given = {
-            name: value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
             for name, value in given.items()
             if isinstance(value, torch.Tensor)
         }

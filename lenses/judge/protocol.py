@@ -173,7 +173,7 @@ def judge(
     _warned(result, asking)
     asked = {
         "judge": judge.name, "seed": seed, "top": top, "draws": draws, "random": random is not None,
-        "sampled": patches.provenance[-1].get("settings", {}),
+        "sampled": next((own["settings"] for own in patches.provenance if own["step"] == "judge.sample"), {}),
     }  # fmt: skip
     sources = [Reading(xr.Dataset(attrs=own.data.attrs), own.provenance) for own in named.values()]
     done = derived("judge.judge", described(result, VARIABLES), *sources, **asked)
