@@ -28,8 +28,9 @@ VARIABLES = {
     "picture_key": about("what the picture is; equal pictures have equal ones", role="label"),
     "side": about("side of a box", role="label"),
 }
-ALIKE = 0.99
-"""A patch shows picture all over where its box is as wide and high as its tile's others."""
+SLACK = 0.01, 0.15
+"""A patch shows picture all over where its box is as wide and high as its tile's others: so much of a cell, and so many
+pixels, are what boxes are known to."""
 
 
 def sample(
@@ -135,6 +136,12 @@ def same_places(readings: Sequence[Reading]) -> xr.Dataset:
                     f"{reading.data.attrs.get('reader', '?')}: they are of other prompts, pictures or models. Judge "
                     "readings of one pass together, and others apart."
                 )
+    prompts = first["picture_prompt"].values
+    if len(prompts) and prompts.max() >= first.sizes["prompt"]:
+        raise InputError(
+            f"The reading has {first.sizes['prompt']} prompts and a picture of prompt {prompts.max()}: it is a part of "
+            "another, in which prompts were numbered otherwise. Judge the whole, with patches= of those that you want."
+        )
     return first
 
 
@@ -201,17 +208,19 @@ def _whole(box: np.ndarray, size: list[float]) -> np.ndarray:
     """[cell] which boxes of a tile show picture all over: as large as the others, and nowhere beyond its edge."""
     extent = box[:, 2:] - box[:, :2]
     cell = np.median(extent, axis=0)
-    slack = (1 - ALIKE) * cell
+    slack = SLACK[0] * cell + SLACK[1]
     inside = (box[:, :2] >= -slack).all(1) & (box[:, 2:] <= np.array(size) + slack).all(1)
-    return np.asarray(inside & (extent >= ALIKE * cell).all(1))
+    return np.asarray(inside & (extent >= cell - slack).all(1))
 
 
 def _grids(data: xr.Dataset) -> str:
-    found = []
+    """Rows x columns of the pictures' tiles, in words."""
+    found: dict[str, set[str]] = {}
     for picture in range(data.sizes["picture"]):
         prompt, slots = int(data["picture_prompt"].values[picture]), tokens_of(data, picture)
         for tile in np.unique(data["tile"].values[prompt][slots]):
             here = slots[data["tile"].values[prompt][slots] == tile]
-            rows, columns = (len(np.unique(data[name].values[prompt][here])) for name in ("row", "column"))
-            found.append(f"{rows} x {columns} (tile {tile})")
-    return ", ".join(dict.fromkeys(found)) or "without any token"
+            rows, columns = (data[name].values[prompt][here] for name in ("row", "column"))
+            grid = f"{len(np.unique(rows))} x {len(np.unique(columns))}" if rows.max() >= 0 else "without places"
+            found.setdefault("crops" if tile else "tile 0", set()).add(grid)
+    return "; ".join(f"{what}: {', '.join(sorted(own))}" for what, own in found.items()) or "without any token"

@@ -15,9 +15,10 @@ from lenses.judge import kappa as agreements
 from lenses.judge.cache import Kept
 from lenses.judge.places import boxes, picture_keys, same_places, sample, tokens_of
 from lenses.judge.questions import RELATIONS, Judge, Question, Verdict, digest
-from lenses.judge.render import Seen, marked, opened, thumbnail
+from lenses.judge.render import Seen, marked
 from lenses.judge.words import Words, candidates, depth_of, random_words
 from workbench.errors import InputError, warn
+from workbench.images.pictures import Picture
 from workbench.reading import Reading, derived
 from workbench.stats import Design, fdr, over
 from workbench.variables import about, described
@@ -292,7 +293,7 @@ class _Asking:
         self.seen = {p: self._seen(p) for p in used}
         self.opened = lru_cache(4)(self._opened)
         self.square = lru_cache(4)(lambda p: self.seen[p].drawn(self.opened(p), self.sizes[p]))
-        self.source = {p: "thumbnail" if pictures is None else self._content(p) for p in used}
+        self.source = {p: "thumbnail" if pictures is None else self._given(p).digest for p in used}
 
     @property
     def shown(self) -> str:
@@ -334,19 +335,19 @@ class _Asking:
         return Seen.of(every, np.median(first[:, 2:] - first[:, :2], axis=0), self.sizes[picture])
 
     def _opened(self, picture: int) -> Any:
+        return self._given(picture).rgb
+
+    def _given(self, picture: int) -> Picture:
         if self.pictures is None:
-            return thumbnail(str(self.data["picture_data"].values[picture]))
-        found = opened(self.pictures[picture])
-        if found.size != tuple(round(x) for x in self.sizes[picture]):
+            return Picture(str(self.data["picture_data"].values[picture]), f"The thumbnail of picture {picture}")
+        found = Picture(self.pictures[picture], f"pictures[{picture}]")
+        if (found.width, found.height) != self.sizes[picture]:
             raise InputError(
                 f"pictures[{picture}] is {found.width} x {found.height} pixels, and the model read one of "
                 f"{self.sizes[picture][0]:.0f} x {self.sizes[picture][1]:.0f}. Give the pictures in the order of the "
                 "prompts."
             )
         return found
-
-    def _content(self, picture: int) -> str:
-        return hashlib.blake2b(self._opened(picture).tobytes(), digest_size=8).hexdigest()
 
 
 def _asked(

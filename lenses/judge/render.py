@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import InputError
-
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -106,30 +104,6 @@ def marked(square: Image, box: Box) -> Image:
     edges = [round(v) for v in box]
     ImageDraw.Draw(layer).rectangle(edges, fill=(*RED, ALPHA), outline=(*RED, 255), width=WIDTH)
     return Image.alpha_composite(square.convert("RGBA"), layer).convert("RGB")
-
-
-def thumbnail(text: str) -> Image:
-    """A picture from a data URI; InputError where it is none."""
-    from PIL import Image
-
-    head, _, body = text.partition(",")
-    try:
-        if not head.startswith("data:image/") or not head.endswith(";base64"):
-            raise ValueError("no data URI of a picture")
-        return Image.open(io.BytesIO(base64.b64decode(body, validate=True))).convert("RGB")
-    except (ValueError, OSError) as error:
-        raise InputError(f"The reading holds no thumbnail of a picture ({error}). Give pictures=.") from None
-
-
-def opened(picture: Any) -> Image:
-    """A picture: a path, bytes, an array or PIL's own, as RGB."""
-    from PIL import Image
-
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture).convert("RGB")
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture).convert("RGB")
 
 
 def uri(picture: Image, form: str = "PNG", **options: Any) -> str:

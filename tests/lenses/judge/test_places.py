@@ -58,7 +58,7 @@ def test_blocks_show_nothing_but_picture(grid, padded):
         (0, 0, r, c)
         for r in range(rows)
         for c in range(columns)
-        if all(0 <= r + i < rows and 0 <= c + j < columns and r + i not in padded for i in (-1, 0, 1) for j in (-1, 0, 1))
+        if {r - 1, r, r + 1} <= set(range(rows)) - set(padded) and 0 < c < columns - 1
     }
     assert every(own) == good
     found = judge.sample(own, n=1).data
@@ -70,8 +70,8 @@ def test_blocks_show_nothing_but_picture(grid, padded):
 
 @pytest.mark.parametrize("clipped", [False, True])
 def test_patches_that_are_half_padding_are_in_no_block(clipped):
-    """A grid of 6 x 6 over a picture that is 6 cells wide and 4 high, shifted by half a cell: rows 0, 5 show nothing,
-    rows 1 and 5 hang over its edge, whether their boxes are cut there or not."""
+    """6 x 6 cells over a picture that is 6 cells wide and 3.5 high, shifted by a cell and a half: row 0 shows nothing,
+    and row 1 hangs over the picture's edge, whether its boxes are cut there or not."""
 
     def boxes(p, t, r, c):
         top, bottom = (r - 1.5) * CELL, (r - 0.5) * CELL
@@ -80,12 +80,12 @@ def test_patches_that_are_half_padding_are_in_no_block(clipped):
         return c * CELL, top, (c + 1) * CELL, bottom
 
     own = reading(tables(1, (6, 6)), padded=(0,), boxes=boxes, sizes=[(6 * CELL, int(3.5 * CELL))])
-    # Whole rows: 2, 3, 4; row 1 begins at -.5 cells, row 5 ends at 4.5 of 3.5.
+    # Rows 2, 3, 4 are whole; row 1 begins at -.5 cells, row 5 ends at 4.5 of 3.5.
     assert every(own) == {(0, 0, 3, c) for c in range(1, 5)}
 
 
 def test_cells_that_are_no_whole_pixels_keep_their_place():
-    """27 x 27 patches on 512 pixels: the published mask has cells of 18 pixels, 486 in all, and the boxes of 512 / 27."""
+    """27 x 27 patches on 512 pixels: the published mask has cells of 18 pixels, 486 in all, its boxes of 512 / 27."""
 
     def boxes(p, t, r, c):
         return tuple(512 / 27 * np.array([c, r, c + 1, r + 1]))
@@ -118,7 +118,13 @@ class Keeps:
 def test_a_block_is_of_one_crop():
     cells = tables(2, (4, 4))
     crops = tables(4, (3, 5), seed=1)
-    own = reading(cells, tiles=lambda p: crops[2 * p : 2 * p + 2])
+
+    def boxes(p, t, r, c):
+        # A crop shows the whole picture in cells of its own: 64 pixels are 4 of the whole's, or 5 across and 3 down.
+        across, down = (16, 16) if t == 0 else (64 / 5, 64 / 3)
+        return c * across, r * down, (c + 1) * across, (r + 1) * down
+
+    own = reading(cells, tiles=lambda p: crops[2 * p : 2 * p + 2], boxes=boxes)
     whole = {(p, 0, r, c) for p in range(2) for r in (1, 2) for c in (1, 2)}
     parts = {(p, t, 1, c) for p in range(2) for t in (1, 2) for c in (1, 2, 3)}
     assert every(own) == whole
@@ -143,7 +149,7 @@ def test_larger_and_single_blocks():
 
 def test_what_cannot_be_sampled_is_told():
     own = reading(tables(2, (2, 9)))
-    with pytest.raises(InputError, match=r"3 x 3 patches.*2 x 9 \(tile 0\)"):
+    with pytest.raises(InputError, match="3 x 3 patches.*tile 0: 2 x 9"):
         judge.sample(own)
     with pytest.raises(InputError, match="in tile 1"):
         judge.sample(reading(tables(2)), tile=1)
@@ -152,6 +158,8 @@ def test_what_cannot_be_sampled_is_told():
             judge.sample(own, **options)
     with pytest.raises(InputError, match="has no picture_prompt.*workbench.read"):
         judge.sample(Reading(own.data.drop_vars(["picture_prompt"])))
+    with pytest.raises(InputError, match="2 prompts and a picture of prompt 2"):
+        judge.sample(Reading(reading(tables(3)).data.isel(prompt=[0, 1])))
     with pytest.raises(InputError, match="differs between the readings"):
         judge.sample([reading(tables(2)), reading(tables(2, seed=5))])
     with pytest.raises(InputError, match="no reading"):
