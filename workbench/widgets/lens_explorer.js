@@ -78,6 +78,7 @@ const STYLE = `
 .wx-strip button.on{border-color:var(--accent);color:var(--accent);font-weight:600}
 .wx-pane.pictured>.wx-grid{order:1}
 .wx-pane.pictured .wx-head .wx-scale{display:none}
+.wx-under .wx-scale{display:inline-flex!important}
 .wx-pane.pictured.wide{grid-template-columns:minmax(280px,470px) minmax(0,1fr)}
 .wx-pane.pictured.wide>.wx-head{grid-row:1}
 .wx-pane.pictured.wide>.wx-look{grid-row:2}
@@ -97,7 +98,6 @@ const STYLE = `
 &.stacked.seen .wx-panel{order:-1}
 &.stacked.seen .wx-pane.pictured>.wx-grid{order:0}
 &:not(.stacked.seen) .wx-over,&.stacked .wx-pane.in .wx-over{display:none}
-.wx-held .wx-strip{opacity:1}
 .wx-said small{font-weight:400;font-size:11px;color:var(--ink);border:1px solid var(--line);border-radius:9px;padding:0 6px;margin-left:6px;white-space:nowrap;background:var(--bg)}
 .wx-panel svg{width:100%;max-width:360px;height:auto;display:block;overflow:visible;cursor:pointer}
 .wx-panel svg text{fill:var(--soft);font-size:11px}
