@@ -48,10 +48,11 @@ class Seen:
         """Where a position is, in words; "" for a text."""
         if self.image[i] < 0:
             return ""
-        parts = [f"picture {self.image[i]}" if self.image.max() > 0 else "picture"]
-        parts += [f"tile {self.tile[i]}"] if self.tile[self.image == self.image[i]].max() > 0 else []
+        parts = [f"picture {self.image[i]}"] if self.image.max() > 0 else []
+        if self.tile[self.image == self.image[i]].max() > 0:
+            parts.append(f"tile {self.tile[i]}" if self.tile[i] > 0 else "whole picture")
         if self.kind[i] != "image":
-            return ", ".join([*parts, "shows nothing"])
+            return ", ".join([*parts, "a token that shows nothing"])
         if self.row[i] < 0:
             return ", ".join([*parts, f"token {int((self.of(self.image[i], self.tile[i]) < i).sum())}"])
         return ", ".join([*parts, f"row {self.row[i]}", f"column {self.column[i]}"])
