@@ -224,7 +224,7 @@ def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
         raise InputError(f"Prompt {index} is a chat with a turn that has no role: {str(odd)[:80]}. {_ACCEPTED}")
     if any(isinstance(turn.get("content"), (list, tuple)) for turn in turns):
         turns, pictures = _taken_out(turns, index)
-        if pictures or any(part["type"] == "image" for t in turns if not isinstance(t["content"], str) for part in t["content"]):
+        if pictures or _wanted(turns):
             return _pictured(model, turns, pictures, index)
     tokenizer = _tokenizer(model, f"prompt {index}")
     if not getattr(tokenizer, "chat_template", None) and getattr(model.processor, "chat_template", None):
@@ -392,16 +392,24 @@ def _taken_out(turns: Sequence[Any], index: int) -> tuple[list[Any], list[Pictur
     return made, found
 
 
+def _wanted(turns: Sequence[Any]) -> int:
+    """How many pictures a chat has places for."""
+    return sum(
+        part["type"] == "image" for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]
+    )
+
+
 def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> Prompt:
     """A prompt with pictures, of a text or a chat."""
     if model.processor is None:
         raise InputError(
-            f"{model.name} was loaded without a processor, so it takes no images. "
-            "Load a vision-language model by name, or give load(..., processor=...)."
+            f"{model.name} was loaded without a processor, so it takes no images"
+            + (f" ({model.no_processor}). " if model.no_processor else ". ")
+            + "Load a vision-language model by name, or give load(..., processor=...)."
         )
     special = isinstance(text, str)
     if not special:
-        wanted = sum(part.get("type") == "image" for turn in text for part in turn["content"] if not isinstance(part, str))
+        wanted = _wanted(text)
         if wanted != len(pictures):
             raise InputError(
                 f"The chat of prompt {index} has places for {wanted} picture(s), and {len(pictures)} came with it. "

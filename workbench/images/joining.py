@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from workbench.model import Model
 
 
-def joined(extras: Sequence[Mapping[str, Any]], starts: Sequence[int], lengths: Sequence[int], width: int) -> dict[str, Any]:
+def joined(
+    extras: Sequence[Mapping[str, Any]], starts: Sequence[int], lengths: Sequence[int], width: int
+) -> dict[str, Any]:
     """The prompts' inputs beside their ids as those of one batch.
 
     What has one entry for each token moves to where the prompt is in the batch; all else (pixels, grids, sizes) is

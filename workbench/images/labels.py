@@ -67,4 +67,5 @@ def labels(prompts: Sequence[Prompt], slots: int) -> tuple[dict[str, Any], dict[
     }
     cells = ("prompt", "position")
     coords = {"kind": (cells, kind), **{name: (cells, values) for name, values in numbers.items()}}
-    return variables, {**coords, "box": ((*cells, "side"), box), "side": list(SIDES), "picture": np.arange(len(pictures))}
+    own = {"box": ((*cells, "side"), box), "side": list(SIDES), "picture": np.arange(len(pictures))}
+    return variables, {**coords, **own}

@@ -105,8 +105,8 @@ def _grids(tiles: Sequence[Tile], count: int, patch: int) -> Iterator[tuple[list
             found: list[Grid] = []
             for tile in tiles:
                 cell = k if tile.patches else k * patch
-                high, wide = tile.used if used else (tile.height, tile.width)
-                found.append((-(-high // cell) if used else high // cell, -(-wide // cell) if used else wide // cell, cell, cell))
+                high, wide = (-(-n // cell) * cell for n in tile.used) if used else (tile.height, tile.width)
+                found.append((high // cell, wide // cell, cell, cell))
             if sum(rows * columns for rows, columns, *_ in found) == count:
                 yield found, f"cells of {k} x {k} patches"
                 break

@@ -143,7 +143,8 @@ def _rgb(image: Image, what: str) -> Image:
         if values.min() < 0 or values.max() > 65535:
             raise InputError(f"{what} has values from {values.min()} to {values.max()}: scale them to 8 bits.")
         # Pillow's own conversion clips at 255.
-        return Image.fromarray(((values + 128) // 257 if values.max() > 255 else values).astype(np.uint8)).convert("RGB")
+        small = (values + 128) // 257 if values.max() > 255 else values
+        return Image.fromarray(small.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise InputError(f"{what} has floating-point pixels (mode F), whose range is not known: scale them to 8 bits.")
     alpha = "A" in image.getbands() or "transparency" in image.info
@@ -183,7 +184,7 @@ def _from_array(source: Any, what: str) -> Image:
             )
         values = np.round(values * 255)
     if values.min() < 0 or values.max() > 255:
-        raise InputError(f"{what} is an array with values from {values.min()} to {values.max()}; 0 to 255 is a picture.")
+        raise InputError(f"{what} is an array of {values.min()} to {values.max()}; pictures have 0 to 255.")
     return Image.fromarray(np.ascontiguousarray(values.astype(np.uint8)))
 
 
@@ -204,7 +205,7 @@ def _file(source: Any, what: str) -> Any:
             raise InputError(f"{what} could not be fetched from {text}: {error}") from error
     path = Path(text).expanduser()
     if path.is_dir():
-        raise InputError(f"{what}: {text!r} is a folder. Give the pictures in it, e.g. sorted(Path({text!r}).iterdir()).")
+        raise InputError(f"{what}: {text!r} is a folder. Give the pictures in it: sorted(Path({text!r}).iterdir()).")
     return path
 
 

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
     from workbench.model import Model
 
-PROBES = 8
-CHANCE = 1e-3
+PROBES = 16
+CHANCE = 1e-4
 """How likely it may be that tokens without a place hit as often as those of a layout that is taken."""
+TRIES = 3
+"""Pictures on which the layout of tokens is tried, before there is held to be none."""
 PICTURES: tuple[Size, ...] = ((224, 160), (112, 80), (56, 40))
 """Sizes of the pictures of the proof; smaller ones where the larger does not fit into the model's context."""
 
@@ -94,9 +96,15 @@ class Vision:
     def __init__(self, model: Model) -> None:
         self.model, self.processor = model, model.processor
         self._rules: dict[Any, str] = {}
-        self._tiles: dict[Any, Any] = {}
+        self._failed: dict[Any, int] = {}
+        self._known: dict[Any, Places] = {}
         with untouched(model.module):
             self.proof = self._prove()
+        if self.proof.tokens:
+            # The layout, too, on a picture of an ordinary size: what comes first may be too small to tell.
+            text, size = self._example()
+            given = self.process(text, [noise(size, 0)], "the example")
+            self._places(text, given, [size], int(np.isin(given["input_ids"][0], self.proof.tokens).sum()), True)
 
     def describe(self) -> dict[str, Any]:
         """The proof as plain values, for provenance."""
@@ -132,7 +140,9 @@ class Vision:
 
     # ---------------------------------------------------------------- one prompt
 
-    def visual(self, text: str, pictures: Sequence[Picture], given: Mapping[str, Any], what: str, special: bool) -> Visual:
+    def visual(
+        self, text: str, pictures: Sequence[Picture], given: Mapping[str, Any], what: str, special: bool
+    ) -> Visual:
         """The visual tokens of a prompt that :meth:`process` made."""
         ids = np.asarray(given["input_ids"])[0]
         at = np.flatnonzero(np.isin(ids, self.proof.tokens))
@@ -150,8 +160,8 @@ class Vision:
 
     def _places(self, text: str, given: Mapping[str, Any], sizes: list[Size], count: int, special: bool) -> Places:
         key = (tuple(sizes), text.count(image_token(self.processor) or "\0"), count)
-        if key in self._tiles:
-            return self._tiles[key]
+        if key in self._known:
+            return self._known[key]
 
         def again(images: list[Any]) -> dict[str, Any]:
             return self.process(text, images, "the probe", special)
@@ -165,9 +175,9 @@ class Vision:
             self._told(str(reason))
         if places is None:
             places = unplaced(count, sizes)
-        if len(self._tiles) > 256:
-            self._tiles.clear()
-        self._tiles[key] = places
+        if len(self._known) > 256:
+            self._known.clear()
+        self._known[key] = places
         return places
 
     def _chosen(
@@ -177,16 +187,26 @@ class Vision:
         if cropped in self._rules:
             rule = self._rules[cropped]
             return next((way for way in ways if way.rule == rule), None)
-        with untouched(self.model.module):
-            scores = [(self._hits(way, text, sizes, special), way) for way in ways]
-        best = max(scores, key=lambda one: one[0][0], default=None)
-        if best is None or _tail(*best[0]) > CHANCE:
-            hits = f" (noise in a cell changed its token most in {best[0][0]} of {PROBES} trials)" if best else ""
-            self._told(f"no grid of tokens was found that holds on the model{hits}")
+        tried: list[Places] = []
+        hits = 0
+        for way in ways:
+            if any(_same(way, other) for other in tried):
+                continue
+            tried.append(way)
+            with untouched(self.model.module):
+                holds, own = self._holds(way, text, sizes, special)
+            hits = max(hits, own)
+            if holds:
+                self._rules[cropped] = way.rule
+                return way
+        self._told(
+            "no grid of tokens was found that holds on the model"
+            + (f" (noise in a cell changed its token most in {hits} of {PROBES} trials)" if tried else "")
+        )
+        self._failed[cropped] = self._failed.get(cropped, 0) + 1
+        if self._failed[cropped] >= TRIES:
             self._rules[cropped] = "none"
-            return None
-        self._rules[cropped] = best[1].rule
-        return best[1]
+        return None
 
     def _told(self, reason: str) -> None:
         if "vision_told" in self.model.known:
@@ -353,39 +373,45 @@ class Vision:
                 good.append(side)
         return tuple(good)
 
-    def _hits(self, way: Places, text: str, sizes: list[Size], special: bool) -> tuple[int, float]:
-        """How often noise in a token's cell changes that token most, and how likely a hit is without a layout."""
+    def _holds(self, way: Places, text: str, sizes: list[Size], special: bool) -> tuple[bool, int]:
+        """Whether noise in a token's cell changes that token most, more often than chance would; and how often."""
         tokens = np.flatnonzero(way.shows)
-        crops = tokens[way.tile[tokens] > 0]
+        crops = tokens[way.tile[tokens] > 0]  # the whole picture shows what its crops show
         tokens = crops if len(crops) else tokens
         if not len(tokens):
-            return 0, 1.0
+            return False, 0
         order = np.random.default_rng(0).permutation(tokens)
-        hits, chances = 0, []
+        base = [noise(size, 10 + i) for i, size in enumerate(sizes)]
+        before = self._inputs(text, base, special)
+        at = np.isin(before["input_ids"][0].cpu().numpy(), self.proof.tokens)
+        one = self._front(before)[at]
+        if len(one) != len(way):
+            return False, 0
+        hits = 0
         for trial in range(PROBES):
             token = int(order[trial % len(order)])
-            base = [noise(size, 10 + trial) for size in sizes]
             painted = [image.copy() for image in base]
             left, top, right, bottom = way.box[token]
             box = (round(left), round(top), max(round(right), round(left) + 1), max(round(bottom), round(top) + 1))
             patch = noise((box[2] - box[0], box[3] - box[1]), 50 + trial, cells=2)
             painted[way.image[token]].paste(patch, box[:2])
-            before, after = (self._inputs(text, images, special) for images in (base, painted))
-            at = np.isin(before["input_ids"][0].cpu().numpy(), self.proof.tokens)
-            one, two = self._front(before)[at], self._front(after)[at]
-            if len(one) != len(way):
-                return 0, 1.0
-            moved = ((two - one).norm(dim=-1) / one.norm(dim=-1).clamp_min(1e-12)).cpu().numpy()
+            two = self._front(self._inputs(text, painted, special))[at]
+            moved = (two - one).norm(dim=-1) / one.norm(dim=-1).clamp_min(1e-12)
             hits += int(moved.argmax()) == token
-            chances.append(1 / len(moved))
-        return hits, float(np.mean(chances))
+            if _tail(hits, trial + 1, 1 / len(way)) <= CHANCE:
+                return True, hits
+        return False, hits
 
 
-def _tail(hits: int, chance: float) -> float:
+def _same(one: Places, two: Places) -> bool:
+    return np.array_equal(one.tile, two.tile) and np.allclose(one.box, two.box, atol=0.5, equal_nan=True)
+
+
+def _tail(hits: int, trials: int, chance: float) -> float:
     """The probability of at least so many hits by chance."""
     from scipy.stats import binom
 
-    return float(binom.sf(hits - 1, PROBES, chance))
+    return float(binom.sf(hits - 1, trials, chance))
 
 
 def image_token(processor: Any) -> str | None:
