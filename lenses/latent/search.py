@@ -29,7 +29,10 @@ from workbench.variables import about
 
 VARIABLES = {
     "similarity": about("similarity of the nearest context", better="high", short_name="similarity"),
-    "index_layer": about("layer of the index that the context is from", role="label", of="similarity"),
+    "index_layer": about(
+        "layer of the index that the context is from", role="label", of="similarity", short_name="index layer",
+        scale="order",
+    ),
     "token_id": about("token that the context ends in", role="label", of="similarity"),
     "token": about("token that the context ends in, as text", role="label", of="token_id"),
     "next_token_id": about("token that follows the context in its sentence", role="label", of="similarity"),
