@@ -115,7 +115,7 @@ OF_READING = {
     ),
     "tokens": about("tokens that have the context among their neighbours", "tokens"),
     "cells": about("tokens that have neighbours", "tokens", role="count", of="share"),
-    "hub_row": about("number of the hub in the index", role="label", of="share"),
+    "hub_context": about("number of the hub in the index", role="label", of="share"),
     "hub_token": about("token that the hub ends in", role="label", of="share"),
     "hub_sentence": about("sentence of the hub", role="label", of="share"),
     "kind": about("what the tokens are pieces of", role="label", of="share"),
@@ -147,7 +147,7 @@ def hubs(reading: Reading, *, hubs: int = 10) -> Reading:
                                 were found equally often, each time by itself
         tokens                  how many tokens have the context among their neighbours
         cells [kind, layer]     how many there are
-        hub_row, hub_token, hub_sentence   the contexts; -1 and "" where there are fewer
+        hub_context, hub_token, hub_sentence   the contexts; -1 and "" where there are fewer
 
     Raises
     ------
@@ -155,10 +155,10 @@ def hubs(reading: Reading, *, hubs: int = 10) -> Reading:
         For a reading of another lens.
     """
     data = reading.data
-    if "index_layer" not in data or "row" not in data:
+    if "index_layer" not in data or "context" not in data:
         raise InputError("hubs() needs a reading of LatentLens.")
     axis = "layer" if "layer" in data.dims else "block"
-    rows = data["row"].transpose("prompt", axis, "position", "rank").values
+    rows = data["context"].transpose("prompt", axis, "position", "rank").values
     held = known_of_index(reading)
     good = np.broadcast_to(data["input_id"].values[:, None] >= 0, rows.shape[:3]).copy()
     if "sink" in data:
@@ -203,7 +203,7 @@ def hubs(reading: Reading, *, hubs: int = 10) -> Reading:
         {
             "share": (dims, share), "share_low": (dims, low, {"interval": said}),
             "share_high": (dims, high, {"interval": said}), "share_floor": (dims[:2], floor),
-            "tokens": (dims, tokens), "cells": (dims[:2], cells), "hub_row": (dims, row),
+            "tokens": (dims, tokens), "cells": (dims[:2], cells), "hub_context": (dims, row),
             "hub_token": (dims, text["token"]), "hub_sentence": (dims, text["sentence"]),
         },
         {"kind": kinds, axis: data[axis].values},

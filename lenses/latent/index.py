@@ -481,7 +481,7 @@ class ContextIndex:
         for name, values in columns.items():
             blank = "" if values.dtype == object else -1
             found[name] = np.append(values, np.array([blank], values.dtype))[np.where(rows >= 0, place, -1)]
-        return {**found, "row": rows.astype(np.int32)}
+        return {**found, "context": rows.astype(np.int32)}
 
     def info(self) -> dict[str, Any]:
         """Size, model, corpus coverage and recall, as a dict of plain values."""

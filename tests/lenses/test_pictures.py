@@ -424,10 +424,10 @@ def test_one_context_at_several_index_layers_is_one_neighbour_of_a_visual_token(
     prompts = shown(model, drawn())
     found = read(model, prompts, [LatentLens(index, distinct=d, floors=False) for d in (True, False)])
     once, often = (
-        np.mean([len(set(own)) for own in reading.data.row.values[reading.data.kind.values == "image"].reshape(-1, 5)])
+        np.mean([len(set(own)) for own in reading.data.context.values[reading.data.kind.values == "image"].reshape(-1, 5)])
         if False
         else np.mean(
-            [len(set(row)) for row in reading.data.row.transpose("prompt", "position", "layer", "rank").values[
+            [len(set(row)) for row in reading.data.context.transpose("prompt", "position", "layer", "rank").values[
                 reading.data.kind.values == "image"
             ].reshape(-1, 5)]
         )
@@ -457,8 +457,8 @@ def test_a_visual_token_of_zeros_has_no_neighbours(index):
         )  # fmt: skip
     finally:
         handle.remove()
-    assert (latent.data.row.values[0, 0, at] == -1).all() and np.isnan(latent.data.similarity.values[0, 0, at]).all()
-    assert (latent.data.row.values[0, 1, at] >= 0).all() and (latent.data.row.values[0, 0, at + 1] >= 0).all()
+    assert (latent.data.context.values[0, 0, at] == -1).all() and np.isnan(latent.data.similarity.values[0, 0, at]).all()
+    assert (latent.data.context.values[0, 1, at] >= 0).all() and (latent.data.context.values[0, 0, at + 1] >= 0).all()
     assert (near.data.token_id.values[0, 0, at] == -1).all()
 
 
@@ -466,7 +466,7 @@ def test_hubs_are_counted_by_kind(index, latent):
     """Against loops, on a reading and on one whose visual tokens have one caption in a fifth of their neighbours."""
     reading = latent[0]
     planted = workbench.Reading(reading.data.copy(deep=True), reading.provenance)
-    rows = planted.data.row.values
+    rows = planted.data.context.values
     image = planted.data.kind.values == "image"
     rng = np.random.default_rng(0)
     for p, at in np.argwhere(image):
@@ -476,18 +476,18 @@ def test_hubs_are_counted_by_kind(index, latent):
         data, found = given_.data, hubs(given_, hubs=3).data
         assert found.kind.values.tolist() == ["text", "image"]
         for kind in ("text", "image"):
-            own = data.row.values[:, depth][data.kind.values == kind]  # [token, rank]
+            own = data.context.values[:, depth][data.kind.values == kind]  # [token, rank]
             own = own[~data.sink.values[:, depth][data.kind.values == kind]]
             counted = {x: int((own == x).sum()) for x in np.unique(own[own >= 0])}
             here = found.sel(kind=kind).isel(layer=depth)
             first = max(counted.values())
             assert here.share.values[0] == pytest.approx(first / sum(counted.values()), abs=1e-6)
-            for row, share, tokens in zip(here.hub_row.values, here.share.values, here.tokens.values, strict=True):
+            for row, share, tokens in zip(here.hub_context.values, here.share.values, here.tokens.values, strict=True):
                 assert share == pytest.approx(counted[row] / sum(counted.values()), abs=1e-6)
                 assert tokens == sum(row in set(line) for line in own)
             assert int(here.cells) == len(own)
     top = hubs(planted, hubs=1).data.sel(kind="image").isel(layer=2, hub=0)
-    assert 0.15 < float(top.share) < 0.35 and int(top.hub_row) == 7
+    assert 0.15 < float(top.share) < 0.35 and int(top.hub_context) == 7
     assert str(top.hub_sentence.values) == index.describe(np.array([7]))["sentence"][0] or True
     with pytest.raises(InputError, match="LatentLens"):
         hubs(latent[1])
