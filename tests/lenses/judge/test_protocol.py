@@ -410,38 +410,20 @@ def guesses(seed, share):
     return Says(rule)
 
 
-def favours(seed, share):
-    """A judge that likes some words, whatever the picture, and some pictures, whatever the word."""
-
-    def liked(text):
-        return int(hashlib.blake2b(f"{seed} {text}".encode(), digest_size=4).hexdigest(), 16) / 2**32
-
-    def rule(question):
-        soft = 0.5 * liked(question.caption) + share / 2
-        return judge.Verdict(concrete=tuple(w for w in question.words if liked(w) < soft / 3))
-
-    return Says(rule)
-
-
-@pytest.mark.parametrize("kind", [guesses, favours])
-@pytest.mark.parametrize("copies", [1, 3])
-def test_p_holds_its_level_where_words_have_nothing_to_do_with_pictures(kind, copies):
-    """Two patches of each picture, and pictures that are there three times over, judged alike each time."""
+def test_copies_of_pictures_are_one_picture_to_the_test():
+    """A judge guesses, the same of equal pictures, each of which is there three times: p holds its level, and would not
+    if copies counted.  (Other cases: benchmarks/levels/judge.py.)"""
     reached, naive = 0, 0
-    for seed in range(30):
-        own = reading(tables(8, (3, 4), seed=seed), share=[0.0] * 8, seed=seed)
-        own = workbench.reading.Reading(_repeated(own.data, copies))
-        captions = [f"picture {i % 8}" for i in range(8 * copies)]
-        options = {"n": 16 * copies, "captions": captions, "seed": seed, "draws": 200, "progress": False}
-        data = judge.judge(own, kind(seed, 0.4), **options).data
+    for seed in range(6):
+        own = reading(tables(8, (3, 4), seed=seed), share=[0.0] * 24, seed=seed)
+        own = workbench.reading.Reading(_repeated(own.data, 3))
+        data = judge.judge(own, guesses(seed, 0.4), n=48, seed=seed, draws=256, progress=False).data
         reached += int((data["excess_p"] <= 0.05).sum())
         value = data["interpretable"].values[0]
-        alone = Design(n=16 * copies).flip((value[0] - value[1]).T, alternative="greater", draws=200)
+        alone = Design(n=48).flip((value[0] - value[1]).T, alternative="greater", draws=200)
         naive += int((alone.p <= 0.05).sum())
-    # Of 240 layers 12 are expected; more than 26 in one of ten thousand tests.
-    assert reached <= 26
-    if copies > 1 and kind is guesses:
-        assert naive > 26, "were copies counted as so many pictures"
+    # Of 144 layers at most 7 are expected; more than 17 in one of two thousand tests.
+    assert reached <= 17 < naive
 
 
 def _repeated(data, copies):
