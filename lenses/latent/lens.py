@@ -84,7 +84,7 @@ class LatentLens(Reader):
 
     The reading's variables, [prompt, layer, position, rank]:
         similarity, index_layer, token_id, token, next_token_id, next_token, sentence, token_position, word,
-        char_start, char_end, row: as :meth:`ContextIndex.search` gives them
+        char_start, char_end, context: as :meth:`ContextIndex.search` gives them
     and their controls:
         similarity_floor_shuffled  [layer]: the 95th percentile of the best similarity of states of these prompts with
                                    their tokens in random order, at the positions that are read.  A neighbour below it
@@ -171,12 +171,12 @@ class LatentLens(Reader):
             return {
                 "similarity": found.similarity.reshape(*shape, -1).swapaxes(0, 1),
                 "index_layer": found.layer.reshape(*shape, -1).swapaxes(0, 1),
-                "row": found.row.reshape(*shape, -1).swapaxes(0, 1),
+                "context": found.row.reshape(*shape, -1).swapaxes(0, 1),
                 "matched": matched.reshape(shape).any(0),
             }
 
         def finish(found: Outputs) -> dict[str, Any]:
-            variables = {name: (ranks, values) for name, values in index.describe(found["row"]).items()}
+            variables = {name: (ranks, values) for name, values in index.describe(found["context"]).items()}
             for kind, name in SHARES.items():
                 if kind == "image" and not nulls.pictured(run):
                     continue
@@ -201,7 +201,7 @@ class LatentLens(Reader):
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
         outputs = {
             "similarity": Output(ranks), "index_layer": Output(ranks, dtype=np.int32),
-            "row": Output(ranks, dtype=np.int64),
+            "context": Output(ranks, dtype=np.int64),
             "matched": Output(("prompt", "position"), dtype=bool, fill=False),
         }  # fmt: skip
         coords = {axis: [s.index for s in wanted], "rank": self.top_k, "index": np.array(self._looked_in())}
