@@ -661,7 +661,7 @@ RECIPES: dict[str, Recipe] = {
     "mllama": Recipe(
         "<|image|>", _mllama, {"<|image|>": "image_token_index", "<|python_tag|>": ""},
         exact={"vision_output_dim": 3 * zoo.WIDTH},
-        config={"text_config": {"cross_attention_layers": [1, 3]},
+        config={"text_config": {"cross_attention_layers": [1, 2]},
                 "vision_config": {"intermediate_layers_indices": [0, 1]}},
     ),
 }  # fmt: skip

@@ -114,7 +114,9 @@ class Vision:
 
     def process(self, text: str, images: Sequence[Image], what: str, special: bool = True) -> dict[str, Any]:
         """What the processor gives for one prompt, without the attention mask.  InputError where it cannot."""
-        options = {} if special else {"add_special_tokens": False}
+        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
+        if "mm_token_type_ids" in self.processor.model_input_names:
+            options["return_mm_token_type_ids"] = True  # some models want them, and their processors give them if asked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
