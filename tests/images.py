@@ -111,16 +111,18 @@ def sights(model: workbench.Model, given: dict[str, Any], positions: np.ndarray)
         model.module(**given)
     finally:
         hook.remove()
-    state = seen[0].reshape(-1, seen[0].shape[-1])
+    state = seen[0][0]
     if not state.requires_grad:
         return None
+    # Some models have several streams: [position, stream, width], or [stream, position, width].
+    state = state if len(state) == given["input_ids"].shape[1] else state.transpose(0, 1)
     wanted = list(inputs.values())
     generator = torch.Generator().manual_seed(0)
     rows = []
     for position in positions:
         total = [torch.zeros_like(v) for v in wanted]
         for _ in range(3):
-            ahead = torch.randn(state.shape[-1], generator=generator)
+            ahead = torch.randn(state.shape[1:], generator=generator)
             own = torch.autograd.grad((state[position] * ahead).sum(), wanted, retain_graph=True, allow_unused=True)
             total = [t if g is None else t + g.abs() for t, g in zip(total, own, strict=True)]
         rows.append(np.concatenate([t.detach().numpy().ravel() for t in total]))

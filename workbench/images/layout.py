@@ -122,20 +122,25 @@ def _grids(tiles: Sequence[Tile], count: int, patch: int) -> Iterator[tuple[list
     for said, learned in LEARNED.items():
         for k in range(1, MOST + 1):
             for used in (False, True):  # smaller pictures are filled up to the size of the largest, with fewer tokens
-                found: list[Grid] = []
-                for tile in tiles:
-                    cell = k if tile.patches else k * patch
-                    high, wide = (-(-n // cell) * cell for n in tile.used) if used else (tile.height, tile.width)
-                    found.append(Grid(high // cell, wide // cell, cell, cell, **learned))
-                if used and any(tile.patches for tile in tiles):
-                    continue
-                if sum(map(len, found)) == count and all(map(len, found)):
-                    yield found, f"cells of {k} x {k} patches{said}"
+                found = [_grid(tile, k, patch, used, learned) for tile in tiles]
+                if all(grid is not None for grid in found) and sum(map(len, found)) == count:  # type: ignore[arg-type]
+                    yield found, f"cells of {k} x {k} patches{said}"  # type: ignore[misc]
                     break
     # Pooled to a fixed number, which need not divide the patches.
     side = math.isqrt(count // len(tiles)) if count % len(tiles) == 0 else 0
     if side and side * side * len(tiles) == count and all(tile.height == tile.width for tile in tiles):
         yield [Grid(side, side, tile.height / side, tile.width / side) for tile in tiles], f"pooled to {side} x {side}"
+
+
+def _grid(tile: Tile, k: int, patch: int, used: bool, learned: Mapping[str, int]) -> Grid | None:
+    """Tokens of k x k patches for all of a tile, or for the part of it that is used; None where they do not fit."""
+    if tile.patches:
+        patch = 1
+    cell = k * patch
+    if used:
+        return None if tile.patches else Grid(*(-(-n // cell) for n in tile.used), cell, cell, **learned)
+    high, wide = tile.height // patch, tile.width // patch  # what is left over after the last patch is not seen
+    return None if high % k or wide % k or not high * wide else Grid(high // k, wide // k, cell, cell, **learned)
 
 
 def _orders(tiles: Sequence[Tile]) -> Iterator[tuple[list[int], str]]:
