@@ -5,7 +5,8 @@ sink, in prompts of the same length, made of tokens or patches such as the promp
 the model, each in one further pass:
 
 * *shuffled*: the prompts with their tokens in random order; pictures stay in place.  Of a prompt whose order means
-  nothing (random tokens) the shuffled versions are exchangeable with the prompt itself, so that a rank p-value is valid.
+  nothing (random tokens) the shuffled versions are exchangeable with the prompt itself, so that a rank p-value is
+  valid.
 * *random*: prompts of the same lengths whose tokens are drawn at random.
 
 For pieces of pictures, in the prompts as they are:
@@ -74,8 +75,8 @@ SETTINGS = {
 """What provenance says of them."""
 OF_PICTURES = (
     f"pictures: p and floor_patches are of states of the pictures with their cells in random order, of at least "
-    f"{PICTURES['patches']} of them, floor_noise of pictures of coloured noise, floor_others of other prompts' pictures; "
-    "visual tokens that show nothing are left out; q: over the cells of each kind"
+    f"{PICTURES['patches']} of them, floor_noise of pictures of coloured noise, floor_others of other prompts' "
+    "pictures; visual tokens that show nothing are left out; q: over the cells of each kind"
 )
 _TOKENS = 1024
 
@@ -476,9 +477,9 @@ def states_at(
     model: Model, prompts: Sequence[list[int] | Prompt], sites: list[Site], chosen: list[np.ndarray], *,
     sinks: bool = False, **options: Any,
 ) -> dict[Site, tuple[Tensor, np.ndarray, np.ndarray]]:  # fmt: skip
-    """States [rows, width] at chosen positions of prompts, given as token ids or encoded, and prompt and position of each.
+    """States [rows, width] at chosen positions of prompts, and the prompt and position of each.
 
-    Sinks are left out, unless ``sinks``.
+    Prompts are token ids, or encoded.  Sinks are left out, unless ``sinks``.
     """
     known = [
         replace(p, positions=list(range(len(p.ids)))) if isinstance(p, Prompt) else encode(model, [p], "all")[0]

@@ -410,6 +410,7 @@ def _pictured(model: Model, text: str | Sequence[Any], pictures: list[Picture], 
     held = _held(model, text, lambda: [picture.rgb for picture in pictures], special, what, given)
     return Prompt(embeddable(model, given["input_ids"][0].tolist(), index), text, held, visual, special)
 
+
 def _held(
     model: Model, text: str, images: Callable[[], Sequence[Image]], special: bool, what: str, given: Mapping[str, Any]
 ) -> Given:
