@@ -144,11 +144,8 @@ def judge(
     """
     named = _named(readings)
     data, depth, places = _checked(named, layers)
-    patches = patches or sample(list(named.values()), n, seed, block, tile=tile)
-    at = {name: patches.data[name].values for name in ("prompt", "position", "picture", "picture_key")}
-    keys = picture_keys(data)
-    if max(at["picture"]) >= len(keys) or [keys[p] for p in at["picture"]] != at["picture_key"].tolist():
-        raise InputError("These patches were sampled from readings of other pictures. Sample those that are judged.")
+    patches = sample(list(named.values()), n, seed, block, tile=tile) if patches is None else patches
+    at = _places(patches.data, data)
     own = {}
     for name, reading in named.items():
         found = candidates(reading, at["prompt"], at["position"], top)
@@ -218,6 +215,21 @@ def _checked(named: dict[str, Reading], layers: Sequence[int] | None) -> tuple[x
     if not wanted:
         raise InputError("layers=[] leaves nothing to judge.")
     return data, depth, [held.index(i) for i in wanted]
+
+
+def _places(patches: xr.Dataset, data: xr.Dataset) -> dict[str, np.ndarray]:
+    """Where patches are; InputError where they are not of these readings."""
+    at = {name: patches[name].values for name in ("prompt", "position", "picture", "picture_key")}
+    keys, here = picture_keys(data), (at["prompt"], at["position"])
+    inside = max(at["picture"]) < len(keys) and max(at["position"]) < data.sizes["position"]
+    if not inside or [keys[p] for p in at["picture"]] != at["picture_key"].tolist():
+        raise InputError("These patches were sampled from readings of other pictures. Sample those that are judged.")
+    if any((data[name].values[here] != patches[name].values).any() for name in ("tile", "row", "column")):
+        raise InputError(
+            "These patches were sampled from a reading of other positions of the same pictures. Sample those that are "
+            "judged: the same pictures and seed give the same patches."
+        )
+    return at
 
 
 def _depths(reading: Reading, depth: str) -> np.ndarray:

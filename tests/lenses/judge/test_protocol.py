@@ -493,6 +493,9 @@ def test_what_does_not_fit_together_is_told(cells, lenses):
         judge.judge({"one": lenses[0], "other": other}, Sees(), **QUIET)
     with pytest.raises(InputError, match="sampled from readings of other pictures"):
         judge.judge(lenses[0], Sees(), patches=judge.sample(other, n=5), **QUIET)
+    with pytest.raises(InputError, match="other positions of the same pictures"):
+        shifted = workbench.reading.Reading(lenses[0].data.isel(position=slice(1, None)))
+        judge.judge(lenses[0], Sees(), patches=judge.sample(shifted, n=5), **QUIET)
     with pytest.raises(InputError, match="same lens.*Give them names"):
         judge.judge([lenses[0], lenses[0]], Sees(), **QUIET)
     with pytest.raises(InputError, match="read at other depths.*LatentLens: layer.*LogitLens"):
