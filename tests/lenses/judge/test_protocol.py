@@ -463,9 +463,11 @@ def test_results_say_what_they_are_and_can_be_kept(lenses, tmp_path):
 
 
 def test_the_chart_shows_each_lens_beside_its_nulls(lenses):
-    from lenses.judge.figures import judged
+    from lenses.judge.figures import JUDGED, judged
 
     data = judge.judge(lenses, Sees(), n=20, random=NONSENSE, **QUIET).data
+    assert JUDGED.lacks(data) == [] and data.attrs["chart"] == "judged"
+    assert JUDGED.lacks(lenses[0].data)
     figure = judged(data)
     assert [panel.title for panel in figure.plot.panels] == ["LatentLens", "LogitLens"]
     for i, panel in enumerate(figure.plot.panels):
