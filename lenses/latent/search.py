@@ -42,7 +42,7 @@ VARIABLES = {
     "word": about("word of the context's token", role="label", of="sentence"),
     "char_start": about("first character of the context's token in its sentence", role="label", of="sentence"),
     "char_end": about("end of the context's token in its sentence", role="label", of="sentence"),
-    "row": about("number of the context in the index", role="label", of="similarity"),
+    "context": about("number of the context in the index", role="label", of="similarity"),
 }
 CALIBRATIONS = ("none", "centre", "z-score", "csls")
 CSLS_NEIGHBOURS = 10

@@ -11,6 +11,7 @@ Proved when the first prompt with a picture comes, on pictures of coloured noise
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,14 +27,15 @@ from workbench.engine.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Size, Unplaced, tiles
 from workbench.images.joining import placed
-from workbench.images.layout import Places, hypotheses, unplaced
-from workbench.images.pictures import Picture
+from workbench.images.layout import Places, Visual, hypotheses, unplaced
+from workbench.images.pictures import Picture, image_token
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from workbench.model import Model
 
+STARTS = re.compile(r"(vision_start|image_start|boi)_token_(id|index)")
 PROBES = 16
 CHANCE = 1e-4
 """How likely it may be that tokens without a place hit as often as those of a layout that is taken."""
@@ -41,30 +43,6 @@ TRIES = 3
 """Pictures on which the layout of tokens is tried, before there is held to be none."""
 PICTURES: tuple[Size, ...] = ((224, 160), (112, 80), (56, 40))
 """Sizes of the pictures of the proof; smaller ones where the larger does not fit into the model's context."""
-
-
-@dataclass(frozen=True)
-class Visual:
-    """The visual tokens of one prompt.
-
-    Attributes
-    ----------
-    at
-        [token] their positions.
-    places
-        What each shows.
-    pictures
-        The prompt's pictures; [] where only a processor's output was given.
-    """
-
-    at: np.ndarray
-    places: Places
-    pictures: Sequence[Picture] = ()
-
-    @property
-    def shown(self) -> np.ndarray:
-        """Positions of the tokens that show a part of a picture."""
-        return self.at[self.places.shows]
 
 
 @dataclass(frozen=True)
@@ -82,12 +60,15 @@ class VisionProof:
         block l reads, so it has them.
     pad_sides
         Sides on which prompts with pictures may be padded, so that they share a batch.
+    begins
+        The token that begins a picture, which the config names and the model's template writes; None: none.
     """
 
     error: float
     tokens: tuple[int, ...]
     added: tuple[int, ...]
     pad_sides: tuple[str, ...]
+    begins: int | None = None
 
 
 class Vision:
@@ -114,7 +95,12 @@ class Vision:
 
     def process(self, text: str, images: Sequence[Image], what: str, special: bool = True) -> dict[str, Any]:
         """What the processor gives for one prompt, without the attention mask.  InputError where it cannot."""
-        options = {} if special else {"add_special_tokens": False}
+        token = image_token(self.processor)
+        if token and text.count(token) not in (0, len(images)):  # some processors leave out what is too much
+            raise InputError(self._said(text, images, what, ValueError()))
+        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
+        if "mm_token_type_ids" in self.processor.model_input_names:
+            options["return_mm_token_type_ids"] = True  # some models want them, and their processors give them if asked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -134,8 +120,8 @@ class Vision:
             )
         sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
         return (
-            f"The processor of {self.model.name} ({type(self.processor).__name__}) does not take {what} with "
-            f"picture(s) of {sizes}: {type(error).__name__}: {str(error)[:300]}"
+            f"{what} has picture(s) of {sizes} pixels, and the processor of {self.model.name} "
+            f"({type(self.processor).__name__}) does not take them: {type(error).__name__}: {str(error)[:300]}"
         )
 
     # ---------------------------------------------------------------- one prompt
@@ -156,7 +142,23 @@ class Vision:
                     'chat with parts {"type": "image", "image": picture}.'
                 )
             return Visual(at, unplaced(0, sizes), pictures)
+        begun = int((np.r_[-1, ids][at[np.diff(at, prepend=-2) > 1]] == self.proof.begins).sum())
+        if self.proof.begins is not None and begun < len(pictures):
+            self._told_of_start(what, len(pictures) - begun)
         return Visual(at, self._places(text, given, sizes, len(at), special), pictures)
+
+    def _told_of_start(self, what: str, lacking: int) -> None:
+        if "start_told" in self.model.known:
+            return
+        self.model.known["start_told"] = True
+        known = self.model.tokenizer
+        start = known.convert_ids_to_tokens(self.proof.begins) if known is not None else self.proof.begins
+        warnings.warn(
+            f"{what} has {lacking} picture(s) without {start!r} in front. The template of {self.model.name} begins "
+            "every picture with it, and without it the model is not as it was trained. Write it in the text, or give "
+            "a chat.",
+            stacklevel=2,
+        )
 
     def _places(self, text: str, given: Mapping[str, Any], sizes: list[Size], count: int, special: bool) -> Places:
         key = (tuple(sizes), text.count(image_token(self.processor) or "\0"), count)
@@ -213,8 +215,8 @@ class Vision:
             return
         self.model.known["vision_told"] = True
         warnings.warn(
-            f"The visual tokens of {self.model.name} have no known place in their picture: {reason}. Their states are "
-            "read all the same; rows, columns and boxes are left out (-1, the whole picture).",
+            f"The visual tokens of {self.model.name} have no known place in their picture: {reason.rstrip('.')}. "
+            "Their states are read all the same; rows, columns and boxes are left out (-1, the whole picture).",
             stacklevel=2,
         )
 
@@ -238,7 +240,10 @@ class Vision:
             raise Refused(
                 f"A picture changes nothing in {model.name} on the prompt {text!r}: its states say nothing about one."
             )
-        return VisionProof(error, tokens, added, self._sides(text, size))
+        first = int(np.argmax(changed))
+        before = int(ids[first - 1]) if tokens and first else None
+        begins = before if before in _starts(model.module.config) else None
+        return VisionProof(error, tokens, added, self._sides(text, size), begins)
 
     def _example(self) -> tuple[str, Size]:
         """A text with a place for one picture, and the size of one that fits."""
@@ -414,16 +419,9 @@ def _tail(hits: int, trials: int, chance: float) -> float:
     return float(binom.sf(hits - 1, trials, chance))
 
 
-def image_token(processor: Any) -> str | None:
-    """What a text has in the place of a picture; None where the processor does not say."""
-    for owner, name in ((processor, "boi_token"), (processor, "image_token"), (processor.tokenizer, "image_token")):
-        token = getattr(owner, name, None)
-        # Gemma's texts name the token that begins a picture, and its processor writes those that stand for patches.
-        if name == "boi_token" and not hasattr(processor, "full_image_sequence"):
-            continue
-        if token is not None:
-            return str(getattr(token, "content", token))
-    return None
+def _starts(config: Any) -> list[int]:
+    """Ids of tokens that begin a picture, as the config names them."""
+    return [v for k, v in vars(config).items() if STARTS.fullmatch(k) and isinstance(v, int)]
 
 
 def examples(processor: Any) -> list[str]:
