@@ -14,7 +14,7 @@ from make_believe_cuda import MakeBelieveCuda
 from tiny import tiny
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, TokenDrift
 from probes.routing import RoutingTracer
 from probes.superposition import CandidateBelief
 from probes.superposition.features import DictionaryFeatures
@@ -78,6 +78,7 @@ READERS: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "EmbeddingLens": (EmbeddingLens(), PLAIN, {}),
     "LogitAttribution": (LogitAttribution(), PLAIN, {}),
     "States": (States(), PLAIN, {}),
+    "TokenDrift": (TokenDrift(), PLAIN, {}),
     "RoutingTracer": (RoutingTracer(), ("deepseek_v3",), {}),
     "RoutingTracer, traced": (routed, ("qwen2_moe",), {}),
     "CandidateBelief": (CandidateBelief([5, 9, 40], mass=True), PLAIN, {}),
@@ -128,7 +129,7 @@ def test_adapter_tracer_keeps_its_promises(tmp_path):
 # ---------------------------------------------------------------- elsewhere
 
 
-TWINS = ("LogitLens", "LogitLens, next", "EmbeddingLens", "LogitAttribution", "States", "CandidateBelief",
+TWINS = ("LogitLens", "LogitLens, next", "EmbeddingLens", "LogitAttribution", "States", "TokenDrift", "CandidateBelief",
          "DictionaryFeatures", "ChosenTokens", "AnswerStates", "RoutingTracer, traced")  # fmt: skip
 
 
