@@ -6,11 +6,12 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from workbench.anatomy import text_config
 from workbench.chats import filled, is_chat, rendered, taken_out
 from workbench.errors import InputError, Refused
+from workbench.images.given import Given
 from workbench.images.joining import joined, placed
 from workbench.images.layout import Visual, unplaced
 from workbench.images.pictures import Picture, image_token, is_picture, pictures_of
@@ -28,6 +30,8 @@ from workbench.sinks import placeholder_ids
 from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
@@ -40,9 +44,11 @@ class Prompt:
 
     ids: list[int]
     text: str
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     visual: Visual | None = None
     """Which positions are pieces of pictures; None for text alone."""
+    special: bool = True
+    """Of a text with pictures: whether the processor put special tokens around it; a chat has its own."""
     positions: list[int] = field(default_factory=list)
     """The positions asked for, counted from 0 at the prompt's first token."""
 
@@ -298,7 +304,7 @@ def _tokenised(model: Model, item: Mapping[str, Any], index: int) -> list[Prompt
         for key, value in rest.items():
             value = torch.as_tensor(value)
             by_token = value.ndim >= 2 and tuple(value.shape[:2]) == (1, len(row)) and not str(key).startswith("pixel")
-            prompt.extras[key] = value[:, along] if by_token else value
+            prompt.extras = {**prompt.extras, key: value[:, along] if by_token else value}
         if pictures:
             prompt.visual = _unplaced(model, prompt, i)
         prompts.append(prompt)
@@ -401,8 +407,48 @@ def _pictured(model: Model, text: str | Sequence[Any], pictures: list[Picture], 
             "bos out, and write the token in the text."
         )
     visual = vision.visual(text, pictures, given, what, special)
-    ids = given.pop("input_ids")[0].tolist()
-    return Prompt(embeddable(model, ids, index), text, given, visual)
+    held = _held(model, text, lambda: [picture.rgb for picture in pictures], special, what, given)
+    return Prompt(embeddable(model, given["input_ids"][0].tolist(), index), text, held, visual, special)
+
+
+def _held(
+    model: Model, text: str, images: Callable[[], Sequence[Image]], special: bool, what: str, given: Mapping[str, Any]
+) -> Given:
+    """What the processor gave for a text with pictures beside its ids, kept or made again."""
+
+    def rest(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name != "input_ids"}
+
+    return Given(rest(given), lambda: rest(model.vision.process(text, images(), what, special)))
+
+
+def with_pictures(
+    model: Model, prompt: Prompt, images: Callable[[], Sequence[Image]], what: str = "a prompt"
+) -> Prompt:
+    """The same prompt with other pictures of the same sizes in the places of its own.
+
+    Its ``visual`` is that of the prompt: equal sizes have equal places.
+
+    Parameters
+    ----------
+    images
+        Gives the pictures, the same ones each time: they are made again where keeping their pixels would take too much.
+
+    Raises
+    ------
+    Refused
+        Where the processor makes other ids of it: then what it gives depends on more than the sizes of pictures.
+    """
+    given = model.vision.process(prompt.text, images(), what, prompt.special)
+    ids, held = given["input_ids"][0].tolist(), _held(model, prompt.text, images, prompt.special, what, given)
+    own = prompt.visual
+    fixed = own is not None and [ids[at] for at in own.at if at < len(ids)] == [prompt.ids[at] for at in own.at]
+    if len(ids) != len(prompt.ids) or not fixed:
+        raise Refused(
+            f"The processor of {model.name} makes {len(ids)} tokens of {what}, and made {len(prompt.ids)} with other "
+            "pictures of the same sizes: places in the two cannot be compared."
+        )
+    return dataclasses.replace(prompt, extras=held)
 
 
 def _tell_of_places(model: Model, prompt: Prompt, index: int) -> None:
@@ -744,7 +790,8 @@ def collate(
         if model.processor is not None:  # places in a picture are the model's own business
             inputs.pop("position_ids", None)
         starts = [width - n if padding_side == "left" else 0 for n in lengths]
-        inputs |= joined([p.extras for p in chosen], starts, lengths, width)
+        extras = [p.extras.whole() if isinstance(p.extras, Given) else p.extras for p in chosen]
+        inputs |= joined(extras, starts, lengths, width)
     inputs = placed(inputs, model)
     rows, prompt, slot, position, tokens, first = (
         torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, position, tokens, first)

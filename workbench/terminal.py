@@ -233,7 +233,7 @@ def neighbours(data: Any) -> None:
     for i in range(data.sizes[depth]):
         for rank in range(data.sizes["rank"]):
             one = data.isel({depth: i, "rank": rank})
-            if int(one["row"]) < 0:
+            if int(one["context"]) < 0:
                 continue
             start, end = int(one["char_start"]), int(one["char_end"])
             parts = [tokens.plain(t) for t in tokens.around(str(one["sentence"].item()), start, end, 40)]

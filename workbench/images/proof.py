@@ -98,7 +98,9 @@ class Vision:
         token = image_token(self.processor)
         if token and text.count(token) not in (0, len(images)):  # some processors leave out what is too much
             raise InputError(self._said(text, images, what, ValueError()))
-        options = {} if special else {"add_special_tokens": False}
+        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
+        if "mm_token_type_ids" in self.processor.model_input_names:
+            options["return_mm_token_type_ids"] = True  # some models want them, and their processors give them if asked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

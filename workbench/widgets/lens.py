@@ -14,58 +14,86 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import patches
+from workbench.figures.patches import Picture
 from workbench.figures.source import Source, short_name
 from workbench.widgets.base import LONGEST, are_several, clipped, contexts, each, opened
-from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
+from workbench.widgets.packing import Column, Shared, decimals, integers, pack, places, weight
 
 if TYPE_CHECKING:
     import xarray as xr
 
 WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
+PICTURED = 2_150_000  # of readings with pictures, whose pages are to be under 3 MB
+KINDS = ("text", "image", "padding")
 COMPONENT = "component"
 
 
 def whole(packers: Sequence[Packer]) -> list[list[dict[str, Any]]]:
-    """All prompts of each reading; with fewer ranks where they would pass 6 MB."""
-    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers])[0]
+    """All prompts of each reading; with fewer ranks where they would pass 6 MB, with pictures 3 MB."""
+    album = packers[0].album
+    if not album.pictures:
+        return _fitting(packers, lambda keep: _every(packers, keep), WHOLE)[0]
+    room = PICTURED - len(pack(album.sent()))
+    if len(pack(found := _every(packers, max(packer.top_k for packer in packers)))) <= room:
+        return found
+    album.digits = 2  # rather than fewer ranks
+    return _fitting(packers, lambda keep: _every(packers, keep), room)[0]
+
+
+def _every(packers: Sequence[Packer], ranks: int) -> list[list[dict[str, Any]]]:
+    return [[own.prompt(p, ranks) for p in range(own.count)] for own in packers]
 
 
 def one(packer: Packer, prompt: int) -> bytes:
-    """The block of one prompt, with fewer ranks where it would pass 6 MB."""
-    return _fitting([packer], lambda keep: packer.prompt(prompt, keep))[1]
+    """The block of one prompt with its pictures; with fewer ranks where it would pass 6 MB."""
+    own = packer.pictures[prompt].values()
+    sources = {"sources": {str(i): packer.album.pictures[i].src for i in own}} if own else {}
+    return _fitting([packer], lambda keep: {**packer.prompt(prompt, keep), **sources}, WHOLE)[1]
 
 
-def _fitting(packers: Sequence[Packer], made: Callable[[int], Any]) -> tuple[Any, bytes]:
-    keep = max(packer.top_k for packer in packers)
-    while True:
-        block = pack(found := made(keep))
-        if len(block) <= WHOLE or keep <= 1:
-            return found, block
-        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+def _fitting(packers: Sequence[Packer], made: Callable[[int], Any], room: int) -> tuple[Any, bytes]:
+    most = max(1, *(packer.top_k for packer in packers))
+    block = pack(found := made(most))
+    if len(block) <= room:
+        return found, block
+    fits = 0
+    while most - fits > 1:
+        tried = pack(own := made(middle := (fits + most) // 2))
+        if len(tried) > room and middle > 1:
+            most = middle
+        else:
+            fits, found, block = middle, own, tried
+    return found, block
 
 
 def part(packers: Sequence[Packer], limit: int) -> list[list[dict[str, Any]]]:
     """Prompts of each reading that take at most about `limit` bytes in a saved notebook, for the first look and later.
 
     Every reading gets an equal share.  Its first prompt comes first: whole, or with fewer ranks, or with its last
-    positions only.  Further prompts follow while there is room.
+    positions only.  Further prompts follow while there is room.  Pictures come with the prompts that show them, once
+    for all readings.
     """
-    parts = []
-    for packer in packers:
-        room = limit // len(packers) - weight(packer.head())
-        prompts: list[dict[str, Any]] = []
+    parts, album = [], packers[0].album
+    room = limit - sum(weight(packer.head()) for packer in packers)
+    for left, packer in zip(range(len(packers), 0, -1), packers, strict=True):
+        share, prompts = room // left, list[dict[str, Any]]()
         for p in range(packer.count):
-            found = _within(packer, p, room, cut=p == 0) if room > 0 else None
-            if found is None:
+            new = [i for i in packer.pictures[p].values() if i not in album.held]
+            seen = sum(len(album.pictures[i].src) for i in new)  # base64 in a block is as large as itself
+            if share <= (seen if p else 0) or (found := _within(packer, p, share - seen, cut=p == 0)) is None:
                 break
-            room -= weight(found)
+            share -= (used := weight(found) + seen)
+            room -= used
+            album.held.update(new)
             prompts.append(found)
         parts.append(prompts + [packer.stub(p) for p in range(len(prompts), packer.count)])
     return parts
 
 
 def _within(packer: Packer, p: int, room: int, cut: bool) -> dict[str, Any] | None:
-    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3)):
+    fewest = (1,) if packer.pictures[p] else ()  # rather than half of a picture
+    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3, *fewest)):
         if packer.raw(p, ranks) < 8 * room and weight(found := packer.prompt(p, ranks)) <= room:
             return found
     if not cut:
@@ -81,15 +109,43 @@ def _within(packer: Packer, p: int, room: int, cut: bool) -> dict[str, Any] | No
 # ---------------------------------------------------------------- one reading
 
 
+class Album:
+    """The pictures of all readings that are explored together, each different one once.
+
+    held    numbers of those that are sent with the first block; the others come with their prompts
+    digits  decimals of what is told of them at most
+    """
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+        self.held: set[int] = set()
+        self.digits = 3
+
+    def number(self, picture: Picture) -> int:
+        if picture not in self.pictures:
+            self.pictures.append(picture)
+        return self.pictures.index(picture)
+
+    def sent(self, all_of_them: bool = True) -> list[dict[str, Any]]:
+        return [
+            {"src": own.src * (all_of_them or i in self.held), "width": own.width, "height": own.height}
+            for i, own in enumerate(self.pictures)
+        ]
+
+
 class Packer:
     """One reading, packed prompt by prompt.
 
-    depth   "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
-    call    the reading in a line of Python
+    depth     "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
+    call      the reading in a line of Python
+    pictures  of each prompt, number in the prompt -> number in the album
     """
 
-    def __init__(self, name: str, reading: Any, top_k: int | None = None, call: str = "reading") -> None:
+    def __init__(
+        self, name: str, reading: Any, top_k: int | None = None, call: str = "reading", album: Album | None = None
+    ) -> None:
         self.name, self.call = name, call
+        self.album = album or Album()
         data, self.provenance = opened(reading)
         self.source = source_of(data)
         self.data = self.source.data
@@ -102,6 +158,8 @@ class Packer:
         model = self.provenance.get("model") or {}
         self.model = label(short_name(str(model.get("name") or self.source.model)))
         self.fingerprint = label(str(model.get("fingerprint") or ""))
+        own = (patches.pictures(self.source, p) for p in range(self.count))
+        self.pictures = [{i: self.album.number(picture) for i, picture in found.items()} for found in own]
 
     @property
     def score(self) -> str | None:
@@ -109,13 +167,18 @@ class Packer:
 
     @cached_property
     def grids(self) -> dict[str, np.ndarray]:
-        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks."""
+        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks.
+
+        Labels whose order means something (the index layer that a context is from) are those of the first rank.
+        """
         names = [n for n in self.source.grids() if "rank" not in self.data[n].dims]
+        names += self.ordered
         if self.source.has("sink") and self.depth in self.data["sink"].dims:
             names.append("sink")
         found = {}
         for name in names:
             grid = self.data[name]
+            grid = grid.isel(rank=0) if "rank" in grid.dims else grid
             grid = grid if "target" in grid.dims else grid.expand_dims("target")
             found[name] = grid.transpose("prompt", "target", self.depth, "position").values
         return found
@@ -126,7 +189,15 @@ class Packer:
         top = ["top"] if self.ranks else []
         if self.score:
             top += [*(["probability"] if self._log_prob(self.score) else []), self.score]
-        return [*top, *(name for name in self.source.values() if name in self.grids)]
+        tests = [name for name in self.grids if self.source.about(name)["role"] in ("p", "q")]
+        return [*top, *(name for name in self.source.values() if name in self.grids), *self.ordered, *tests]
+
+    @property
+    def ordered(self) -> list[str]:
+        """Labels over depth and position whose order means something."""
+        wanted = {"prompt", self.depth, "position"}
+        found = [str(n) for n, v in self.data.data_vars.items() if v.attrs.get("scale") == "order"]
+        return [n for n in found if wanted <= set(self.data[n].dims) <= {*wanted, "rank"}]
 
     def _log_prob(self, name: str) -> bool:
         return self.source.about(name).get("scale") == "log-prob"
@@ -163,6 +234,18 @@ class Packer:
         own = self.data["position"].values[real] if "position" in self.data.coords else real
         return [int(i) for i in own]
 
+    def home(self, prompt: int) -> int:
+        """Where a look at a prompt begins: in the middle of its first picture, or else at its last token."""
+        columns, where = self.columns(prompt), patches.seen(self.source, prompt)
+        if where is None or not self.pictures[prompt]:
+            return columns[-1]
+        image = min(where.image[where.image >= 0])
+        if not (tiles := where.tiles(image)):
+            return columns[-1]
+        at, own = where.of(image, tiles[0]), self.album.pictures[self.pictures[prompt][image]]
+        middle = (where.box[at, :2] + where.box[at, 2:]) / 2 - (own.width / 2, own.height / 2)
+        return columns[at[np.hypot(*middle.T).argmin()]]
+
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each variable over the whole reading."""
@@ -198,7 +281,7 @@ class Packer:
             "variables": self.shown,
             "followed": self.source.followed,
             "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
-            "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
+            "digits": {name: places(*ends, self._most(*ends)) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
             "floor": _floor(source),
@@ -217,7 +300,7 @@ class Packer:
                 found = self.data[null]
                 if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
                     found = found if "target" in found.dims else found.expand_dims("target")
-                    rows, digits = found.transpose("target", self.depth).values, _digits(*self.ranges[name])
+                    rows, digits = found.transpose("target", self.depth).values, self._most(*self.ranges[name])
                     values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
                     means[name] = {"name": label(self.source.called(null, short=True)), "values": values}
         return means
@@ -256,6 +339,8 @@ class Packer:
             "columns": self.columns(p)[keep],
             "grids": {},
         }
+        if (where := patches.seen(source, p)) is not None:
+            sent["seen"] = self._seen(where, p, keep)
         for name, values in self.grids.items():
             one_prompt = values[p][:, :, real].transpose(0, 2, 1)
             exact = values.dtype.kind in "iu"
@@ -272,40 +357,62 @@ class Packer:
                 sent.setdefault("sums", {})[name] = {
                     "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
                 }  # fmt: skip
-        ids = self._tokens(sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
-        self._vocabulary(sent, np.unique(np.concatenate([ids.ravel(), targets])))
+        held = self._tokens(sent, p, real, ranks) if ranks else []
+        known = set(held)
+        held += [i for i in np.unique(targets).tolist() if i >= 0 and i not in known]
+        sent["words"] = Shared([i, shown(self.source.text(i))] for i in held)
         return sent
 
-    def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
-        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
+    def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> list[int]:
+        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids by their numbers.
+
+        Where a context always ends in the same token, it is told of the context and not of each cell.
+        """
         ids = self._ranked("token_id", p, real, ranks)
-        used = np.unique(ids[ids >= 0])
-        sent["token"] = integers(np.where(ids < 0, -1, np.searchsorted(used, ids)))
-        sent["vocab_id"] = used.tolist()
+        used, many = np.unique(ids[ids >= 0], return_counts=True)
+        order = np.argsort(-many, kind="stable")  # small numbers for frequent ones compress
+        numbers = np.argsort(order)
+        sent["token"] = integers(np.where(ids < 0, -1, numbers[np.searchsorted(used, ids) % max(1, len(used))]))
         if self.score:
-            sent["score"] = self._decimals(self.score, self._ranked(self.score, p, real, ranks))
+            scores = self._ranked(self.score, p, real, ranks)
+            sent["score"] = self._decimals(self.score, scores, scores[0].size)
         if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
-            sent["said"] = self._said(p, real, ranks)
-        return ids
+            said = sent["said"] = self._said(p, real, ranks)
+            at, token = said["at"].values, sent["token"].values
+            ends = np.full(len(said["texts"]), -1)
+            ends[at[at >= 0]] = token[at >= 0]
+            if ((at < 0) == (token < 0)).all() and (ends[at] == token)[at >= 0].all():
+                said["token"] = integers(ends)
+                del sent["token"]
+        return used[order].tolist()
 
     def _ranked(self, name: str, p: int, real: np.ndarray, ranks: int) -> np.ndarray:
         found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
         return found.values[:, real]
 
-    def _decimals(self, name: str, values: np.ndarray) -> Column:
-        return decimals(values, _most(*self.ranges[name]), self.ranges[name])
+    def _decimals(self, name: str, values: np.ndarray, by: int = 0) -> Column:
+        return decimals(values, self._most(*self.ranges[name]), self.ranges[name], by)
 
-    def _vocabulary(self, sent: dict[str, Any], ids: np.ndarray) -> None:
-        """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
-        first = sent.setdefault("vocab_id", [])
-        known = set(first)
-        first += [i for i in ids.tolist() if i >= 0 and i not in known]
-        sent["vocab"] = [shown(self.source.text(i)) for i in first]
+    def _most(self, low: float, high: float) -> int:
+        """Decimals that a variable is sent with at most: of pictures there are many numbers, so these are shorter."""
+        most = _most(low, high)
+        return min(self.album.digits, 3 if high - low <= 2 else 2) if most == 4 and self.album.pictures else most
+
+    def _seen(self, own: patches.Seen, p: int, keep: slice) -> dict[str, Any]:
+        """Which part of which picture each position shows; boxes as all left ends, then all upper ends, ..."""
+        box = own.box[keep]
+        return {
+            "pictures": {str(i): number for i, number in self.pictures[p].items()},
+            "kind": integers([KINDS.index(kind) for kind in own.kind[keep]]),
+            **{name: integers(getattr(own, name)[keep]) for name in ("image", "tile", "row", "column")},
+            "box": decimals(box.T, 1, _range(own.box), len(box)),
+        }
 
     def _said(self, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
         """Neighbours in their sentences, and where they came from."""
         names = ("sentence", "char_start", "char_end")
         said = contexts(*(self._ranked(name, p, real, ranks) for name in names), reach=90)
+        said["texts"] = Shared(said["texts"])
         if self.source.has("index_layer"):
             said["layer"] = integers(self._ranked("index_layer", p, real, ranks))
         return said
@@ -322,7 +429,8 @@ def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
     else:
         names = _names(found)
         calls = [f"readings[{i}]" for i in range(len(found))] if are_several(readings) else ["reading"]
-    return [Packer(name, reading, top_k, call) for name, reading, call in zip(names, found, calls, strict=True)]
+    album = Album()
+    return [Packer(name, own, top_k, call, album) for name, own, call in zip(names, found, calls, strict=True)]
 
 
 def _names(readings: Sequence[Any]) -> list[str]:
@@ -382,11 +490,6 @@ def _float(x: Any, digits: int = 4) -> float | None:
 def _range(values: np.ndarray) -> tuple[float, float]:
     values = np.asarray(values)[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-
-
-def _digits(low: float, high: float) -> int:
-    """Decimals that a variable is sent with."""
-    return places(low, high, _most(low, high))
 
 
 def _most(low: float, high: float) -> int:
