@@ -320,9 +320,9 @@ class SaysNothing(Norms):
 
 class SilentLabels(Norms):
     def plan(self, run):
-        plan, said = super().plan(run), {"by_kind": about("something of each kind")}
-        coords = {"kind": np.array(["a", "b"], object)}
-        return replace(plan, about=said, coords=coords, finish=lambda found: {"by_kind": (("kind",), np.ones(2))})
+        plan, said = super().plan(run), {"by_sort": about("something of each sort")}
+        coords = {"sort": np.array(["a", "b"], object)}
+        return replace(plan, about=said, coords=coords, finish=lambda found: {"by_sort": (("sort",), np.ones(2))})
 
 
 class Nameless(Norms):
@@ -374,7 +374,7 @@ BROKEN = [
     (AddsUpItself(), "memory", "tokens"), (AddsUpItself(), "resume", "tokens"), (KeepsBetweenRuns(), "again", "norm"),
     (ChangesItself(), "again", "runs"), (Thawed(), "again", None), (LeavesAHook(), "again", None),
     (Draws(), "again", None), (FillsWhatWasNotRead(), "interrupt", "most"), (ClaimsAll(), "interrupt", None),
-    (SaysNothing(), "metadata", None), (SilentLabels(), "metadata", "kind"), (Nameless(), "provenance", None),
+    (SaysNothing(), "metadata", None), (SilentLabels(), "metadata", "sort"), (Nameless(), "provenance", None),
     (HidesASetting(5), "provenance", "chunk"), (CannotBeKept(), "file", None), (CannotBeSpelt(), "file", None),
     (CannotBeTold(), "file", None), (HasNoSuchChart(), "shown", None), (OfItsBatch(), "twin", "norm"),
 ]  # fmt: skip
