@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
+from workbench.sinks import IMAGE, PADDING, TEXT, kinds
 from workbench.sites import Site, resolve
 from workbench.stats import Design
 from workbench.variables import about
 
 if TYPE_CHECKING:
-    from workbench.inputs import Batch, Prompt
+    from workbench.inputs import Batch
 
 CELLS = ("prompt", "layer", "position")
-MODALITIES = ("text", "image")
 OTHERS = 32
 """Prompts that the null of other prompts is taken over, at most: evenly spaced ones, where there are more."""
 VARIABLES = {
@@ -66,6 +66,8 @@ class TokenDrift(Reader):
     ----------
     layers
         Which layers; None: all.  Layer 0 is looked at in any case.
+    stream
+        "text", or "vision": states of the vision tower, where layer 0 is in front of its first block.
 
     Notes
     -----
@@ -94,17 +96,19 @@ class TokenDrift(Reader):
     question = "How much of what it came in with does a state still hold?"
 
     layers: Layers = None
+    stream: str = "text"
 
     def plan(self, run: Run) -> Plan:
         sites, first = resolve(run.model, "resid", self.layers), Site("resid", 0)
-        modalities = MODALITIES[: 1 + any(prompt.visual is not None for prompt in run.prompts)]
+        every = np.unique(np.concatenate([kinds(run.model, prompt) for prompt in run.prompts]))
+        modalities = tuple(name for name, kind in (("text", TEXT), ("image", IMAGE)) if kind in every) or ("image",)
         spaced = np.linspace(0, len(run.prompts) - 1, min(OTHERS, len(run.prompts))).round().astype(int)
         others = np.full(len(run.prompts), -1)
         others[spaced] = np.arange(len(spaced))
 
         def observe(states: Rows, batch: Batch) -> dict[str, Any]:
             start = states[first].float()
-            kind, same = _kinds(run, batch)
+            kind, same = _kinds(run, batch, modalities)
             start = start / start.norm(dim=-1, keepdim=True)  # NaN: a state of zeros has no direction
             mean = _mean_of_others(start, batch.prompt, kind, same)
             number, count = torch.from_numpy(others)[batch.prompt], len(spaced) * len(modalities)
@@ -143,21 +147,21 @@ class TokenDrift(Reader):
         return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {"at": "resid", "chart": "token_drift"})
 
 
-def _modality(prompt: Prompt) -> np.ndarray:
-    """[position] 0: text, 1: image; -1: a visual token that shows nothing."""
-    found = np.zeros(len(prompt.ids), int)
-    if prompt.visual is not None:
-        found[prompt.visual.at] = np.where(prompt.visual.places.shows, 1, -1)
-    return found
+def _modality(run: Run, prompt: int, modalities: tuple[str, ...]) -> np.ndarray:
+    """[position] number of each position's modality; -1: a visual token that shows nothing."""
+    known = {TEXT: "text", IMAGE: "image"}
+    codes = np.array([modalities.index(known[k]) if known.get(k) in modalities else -1 for k in range(PADDING + 1)])
+    return codes[kinds(run.model, run.prompts[prompt])]
 
 
-def _kinds(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+def _kinds(run: Run, batch: Batch, modalities: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Of each row its modality, and what it is the same as: its token, or for a piece of a picture its position."""
-    known = {prompt: _modality(run.prompts[prompt]) for prompt in batch.prompts}
+    known = {prompt: _modality(run, prompt, modalities) for prompt in batch.prompts}
     places = zip(batch.prompt.tolist(), batch.position.tolist(), strict=True)
     # What a model is writing is not yet in its prompt, and text.
     kind = torch.tensor([int(known[p][at]) if at < len(known[p]) else 0 for p, at in places], dtype=torch.long)
-    return kind, torch.where(kind == 0, batch.input_ids, batch.position)
+    text = torch.tensor([name == "text" for name in modalities] + [False])
+    return kind, torch.where(text[kind], batch.input_ids, batch.position)
 
 
 def _mean_of_others(start: Tensor, prompt: Tensor, kind: Tensor, same: Tensor) -> Tensor:
@@ -180,7 +184,7 @@ def _finished(run: Run, sites: list[Site], modalities: tuple[str, ...], found: F
     norm = found["norm"]
     kind = np.full((len(norm), norm.shape[2]), -1)
     for i, prompt in enumerate(run.prompts):
-        kind[i, : len(prompt.positions)] = _modality(prompt)[prompt.positions]
+        kind[i, : len(prompt.positions)] = _modality(run, i, modalities)[prompt.positions]
     sink = np.stack([run.norms.sinks(s) if s in run.norms else np.zeros(kind.shape, bool) for s in sites], 1)
     made: dict[str, list[np.ndarray]] = {}
     said: dict[str, str] = {}
