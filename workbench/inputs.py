@@ -20,9 +20,12 @@ from torch import Tensor
 
 from workbench.anatomy import text_config
 from workbench.errors import InputError, Refused
+from workbench.images.joining import joined, placed
+from workbench.images.pictures import Picture, is_picture, pictures_of
 from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
+    from workbench.images.proof import Visual
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
@@ -35,7 +38,9 @@ class Prompt:
 
     ids: list[int]
     text: str
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    visual: Visual | None = None
+    """Which positions are pieces of pictures; None for text alone."""
     positions: list[int] = field(default_factory=list)
     """The positions asked for, counted from 0 at the prompt's first token."""
 
@@ -86,11 +91,14 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
     """Prompts from whatever the user has.
 
     Args:
-        inputs: a string; a chat (a list of ``{"role", "content"}``; where the assistant has the last turn, it goes on);
-            token ids (a list, array or tensor); what a tokenizer returns (``input_ids`` with an ``attention_mask``,
-            whose pads are left out); ``{"text": ..., "images": ...}`` for vision-language models.  Or several of them:
-            a list, a generator, a column of a table; ids also as a matrix.
-        positions: "all", "last", an index, a slice or a list of indices (negative ones count from the end).
+        inputs: a string; a chat (a list of ``{"role", "content"}``; where the assistant has the last turn, it goes on;
+            parts of a content may be ``{"type": "image", "image": picture}``); token ids (a list, array or tensor);
+            what a tokenizer or processor returns (``input_ids`` with an ``attention_mask``, whose pads are left out);
+            ``{"text": ..., "images": ...}`` for vision-language models, the text with the model's image token for
+            each picture, or a chat (:mod:`workbench.images.pictures` has what is a picture).  Or several of them: a
+            list, a generator, a column of a table; ids also as a matrix.
+        positions: "all", "last", "image" (what shows a part of a picture), "text", an index, a slice or a list of
+            indices (negative ones count from the end).
         bos: the first token of texts.  None: as the tokenizer does; True: its beginning-of-sequence token (where it has
             none, its end-of-sequence token); False: none; a token as text or id: that one.  It is never put twice, nor
             before a text that begins with it; chats and token ids, which have their own, are read as they are.
@@ -131,7 +139,7 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
                 f"Prompt {i} has {len(prompt.ids)} tokens and {model.name} reads at most {limit}. "
                 "States beyond its context would mean nothing; cut the prompt or split it."
             )
-        prompt.positions = _positions(positions, len(prompt.ids), i)
+        prompt.positions = _positions(positions, prompt, i)
     if bos is None:
         tell_of_first_token(model, [prompt.ids for prompt in texts])
     tell_of_last_token(model, texts)
@@ -214,8 +222,22 @@ def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
     odd = next((x for x in turns if not (isinstance(x, Mapping) and "role" in x)), None)
     if odd is not None:
         raise InputError(f"Prompt {index} is a chat with a turn that has no role: {str(odd)[:80]}. {_ACCEPTED}")
+    if any(isinstance(turn.get("content"), (list, tuple)) for turn in turns):
+        turns, pictures = _taken_out(turns, index)
+        if pictures or _wanted(turns):
+            return _pictured(model, turns, pictures, index)
     tokenizer = _tokenizer(model, f"prompt {index}")
-    if not getattr(tokenizer, "chat_template", None):
+    if not getattr(tokenizer, "chat_template", None) and getattr(model.processor, "chat_template", None):
+        tokenizer = model.processor
+    text = _rendered(model, tokenizer, turns, index)
+    return Prompt(text_ids(model, text, f"Prompt {index}"), text)
+
+
+def _rendered(model: Model, writer: Any, turns: Sequence[Any], index: int) -> str:
+    """A chat as the template of a tokenizer or processor writes it."""
+    if not getattr(writer, "chat_template", None) and getattr(model.tokenizer, "chat_template", None):
+        writer = model.tokenizer
+    if not getattr(writer, "chat_template", None):
         raise InputError(
             f"Prompt {index} is a chat and the tokenizer of {model.name} has no chat template. "
             "Give the text as one string, or set tokenizer.chat_template."
@@ -224,7 +246,7 @@ def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
     goes_on = turns[-1]["role"] == "assistant"
     try:
         # The template writes the special tokens itself; tokenising its text again would double the first one.
-        text = tokenizer.apply_chat_template(
+        return writer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
         )
     except ValueError as error:
@@ -234,7 +256,6 @@ def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
             f"Prompt {index} is a chat that ends with what the assistant says, and the chat template of {model.name} "
             f"does not write that as it stands: {error} Render the chat and give its text."
         ) from error
-    return Prompt(text_ids(model, text, f"Prompt {index}"), text)
 
 
 _NO_STATES = ("labels", "special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping")
@@ -302,7 +323,7 @@ def _rows(values: Any, name: str) -> list[list[Any]]:
 
 
 def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[Prompt]) -> list[Prompt]:
-    """``{"text": str | list, "images": image | list}``: the processor puts the image tokens in their place."""
+    """``{"text": str | chat | list, "images": picture | list}``: the processor puts the image tokens in their place."""
     unknown = set(item) - {"text", "images"}
     if unknown or "text" not in item:
         turn = " A turn of a chat belongs in a list, [{...}]." if "role" in item else ""
@@ -310,32 +331,95 @@ def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[
             f"Prompt {index} is a dict with the keys {sorted(map(str, item))}. A dict has 'text' and 'images', or what "
             f"a tokenizer returns.{turn} {_ACCEPTED}"
         )
-    texts = [item["text"]] if isinstance(item["text"], str) else item["text"]
+    one = isinstance(item["text"], str) or _is_chat(item["text"])
+    texts = [item["text"]] if one else item["text"]
     if not isinstance(texts, (list, tuple)):
         raise InputError(f"The text of prompt {index} is a {type(texts).__name__}. Give a string, or a list of them.")
     images = item.get("images")
     if images is None or (isinstance(images, (list, tuple)) and not images):
         return [prompt for i, text in enumerate(texts, index) for prompt in _prompts(model, text, i, plain)]
+    groups = [images] if one or is_picture(images) else list(images)
+    if len(groups) != len(texts):
+        raise InputError(f"{len(texts)} texts came with {len(groups)} images. Give each text its image or images.")
+    prompts = []
+    for i, (text, image) in enumerate(zip(texts, groups, strict=True), index):
+        if _is_chat(text):
+            text, own = _taken_out(text, i)
+            prompts.append(_pictured(model, text, [*own, *pictures_of(image, f"prompt {i}")], i))
+        elif isinstance(text, str):
+            prompts.append(_pictured(model, whole(text, f"Prompt {i}"), pictures_of(image, f"prompt {i}"), i))
+        else:
+            raise InputError(f"Prompt {i} has images and a {type(text).__name__} as its text. Give a string or a chat.")
+    return prompts
+
+
+def _is_chat(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) and bool(item) and isinstance(item[0], Mapping) and "role" in item[0]
+
+
+_PARTS = {"image": ("image", "url", "path", "base64"), "image_url": ("image_url",), "input_image": ("image_url",)}
+"""Types of parts of a turn that are pictures, and where they have them."""
+
+
+def _taken_out(turns: Sequence[Any], index: int) -> tuple[list[Any], list[Picture]]:
+    """A chat whose parts are text and places of pictures, and the pictures that stood in them."""
+    found: list[Picture] = []
+    made = []
+    for turn in turns:
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        if isinstance(content, (list, tuple)):
+            parts = []
+            for part in content:
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                if isinstance(part, str):
+                    part = {"type": "text", "text": part}
+                elif kind in _PARTS:
+                    given = next((part[key] for key in _PARTS[kind] if part.get(key) is not None), None)
+                    given = given.get("url") if isinstance(given, Mapping) else given
+                    if given is not None:
+                        found += pictures_of([given], f"prompt {index}")
+                    part = {"type": "image"}
+                elif kind not in ("text", "input_text"):
+                    raise InputError(
+                        f"Prompt {index} has a part of type {kind!r}. Parts are "
+                        '{"type": "text", "text": ...} and {"type": "image", "image": picture}.'
+                    )
+                else:
+                    part = {"type": "text", "text": part["text"]}
+                parts.append(part)
+            turn = {**turn, "content": parts}
+        made.append(turn)
+    return made, found
+
+
+def _wanted(turns: Sequence[Any]) -> int:
+    """How many pictures a chat has places for."""
+    return sum(
+        part["type"] == "image" for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]
+    )
+
+
+def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> Prompt:
+    """A prompt with pictures, of a text or a chat."""
     if model.processor is None:
         raise InputError(
             f"{model.name} was loaded without a processor, so it takes no images. "
             "Load a vision-language model by name, or give load(..., processor=...)."
         )
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
-    if isinstance(item["text"], str) and len(images) > 1:
-        images = [images]
-    if len(images) != len(texts):
-        raise InputError(f"{len(texts)} texts came with {len(images)} images. Give each text its image or images.")
-    prompts = []
-    for i, (text, image) in enumerate(zip(texts, images, strict=True), index):
-        if not isinstance(text, str):
-            raise InputError(f"Prompt {i} has images and a {type(text).__name__} as its text. Give a string.")
-        whole(text, f"Prompt {i}")
-        given = model.processor(text=[text], images=image, return_tensors="pt")
-        ids = given.pop("input_ids")[0].tolist()
-        given.pop("attention_mask", None)
-        prompts.append(Prompt(embeddable(model, ids, i), text, dict(given)))
-    return prompts
+    special = isinstance(text, str)
+    if not special:
+        wanted = _wanted(text)
+        if wanted != len(pictures):
+            raise InputError(
+                f"The chat of prompt {index} has places for {wanted} picture(s), and {len(pictures)} came with it. "
+                'Give each part {"type": "image", "image": picture} its picture.'
+            )
+        text = _rendered(model, model.processor, text, index)
+    what = f"prompt {index}"
+    given = model.vision.process(text, [picture.rgb for picture in pictures], what, special)
+    visual = model.vision.visual(text, pictures, given, f"Prompt {index}", special)
+    ids = given.pop("input_ids")[0].tolist()
+    return Prompt(embeddable(model, ids, index), text, given, visual)
 
 
 # ---------------------------------------------------------------- texts and ids
@@ -498,8 +582,11 @@ def digest(prompts: Sequence[Prompt]) -> str:
     found = hashlib.blake2b(digest_size=8)
     for prompt in prompts:
         found.update(json.dumps([prompt.ids, prompt.positions, sorted(prompt.extras)]).encode())
-        for name in sorted(prompt.extras):
-            found.update(np.ascontiguousarray(prompt.extras[name].float().cpu().numpy()).tobytes())
+        pictures = prompt.visual.pictures if prompt.visual is not None else ()
+        found.update("".join(picture.digest for picture in pictures).encode())
+        for name in sorted(prompt.extras) if not pictures else ():
+            for value in prompt.extras[name] if isinstance(prompt.extras[name], list) else [prompt.extras[name]]:
+                found.update(np.ascontiguousarray(torch.as_tensor(value).float().cpu().numpy()).tobytes())
     return found.hexdigest()
 
 
@@ -544,13 +631,26 @@ def _tell_of_pads(model: Model, rows: list[list[int]]) -> None:
         )
 
 
-def _positions(positions: Positions, length: int, index: int) -> list[int]:
+def _positions(positions: Positions, prompt: Prompt, index: int) -> list[int]:
+    length = len(prompt.ids)
     if isinstance(positions, str):
         if positions == "all":
             return list(range(length))
         if positions == "last":
             return [length - 1]
-        raise InputError(f"positions={positions!r} is unknown. Use 'all', 'last', an index, a slice or a list.")
+        if positions == "text":
+            return sorted(set(range(length)) - set(prompt.visual.at.tolist() if prompt.visual else ()))
+        if positions == "image":
+            if prompt.visual is None or not len(prompt.visual.shown):
+                why = (
+                    "its text is all that it has" if prompt.visual is None
+                    else "in this model pictures enter by cross-attention, and fill no position"
+                )  # fmt: skip
+                raise InputError(f"Prompt {index} has no position that shows a part of a picture: {why}.")
+            return prompt.visual.shown.tolist()
+        raise InputError(
+            f"positions={positions!r} is unknown. Use 'all', 'last', 'image', 'text', an index, a slice or a list."
+        )
     if isinstance(positions, slice):
         return list(range(length))[positions]
     wanted = [positions] if isinstance(positions, (int, np.integer)) else list(positions)
@@ -576,18 +676,25 @@ def position_axis(prompts: list[Prompt], positions: Positions) -> list[int]:
     return list(range(max(len(p.positions) for p in prompts)))
 
 
-def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: float = math.inf) -> list[list[int]]:
+def plan(
+    prompts: list[Prompt], budget: int, batch_size: int | None, pads: float = math.inf, pictured: bool = False
+) -> list[list[int]]:
     """Batches of prompt indices, longest first, each at most ``budget`` tokens with padding (or batch_size rows).
 
     A batch wider than ``pads`` (``model.anatomy.pad_width``) holds prompts of one length: padding would change states.
 
-    Prompts with images go one at a time: what their processors give has no common batch axis.
+    Prompts with images, and with inputs of the same names, share batches where the model was proved to be the same
+    (``model.vision.proof.pad_sides``).
     """
+
+    def together(prompt: Prompt) -> bool:
+        return not prompt.extras or (pictured and prompt.visual is not None and bool(prompt.visual.pictures))
+
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
     batches: list[list[int]] = []
     for i in order:
         current = batches[-1] if batches else None
-        if current and not prompts[i].extras and not prompts[current[0]].extras:
+        if current and (prompts[i].extras.keys() == prompts[current[0]].extras.keys()) and together(prompts[i]):
             longest = len(prompts[current[0]].ids)
             room = len(current) < batch_size if batch_size else (len(current) + 1) * longest <= budget
             if room and (longest <= pads or longest == len(prompts[i].ids)):
@@ -598,8 +705,9 @@ def plan(prompts: list[Prompt], budget: int, batch_size: int | None, pads: float
 
 
 def collate(
-    model: Model, prompts: list[Prompt], members: list[int], padding_side: str = "right", width: int = 0
-) -> Batch:
+    model: Model, prompts: Sequence[Prompt], members: list[int], padding_side: str = "right", width: int = 0, *,
+    check: bool = True,
+) -> Batch:  # fmt: skip
     """Pad the members to one batch on the model's device, as wide as the longest of them or ``width``.
 
     Raises Refused where that takes pads on a side, or in a width, where they are not known to change nothing:
@@ -608,13 +716,17 @@ def collate(
     chosen = [prompts[i] for i in members]
     lengths = [len(p.ids) for p in chosen]
     width = max(width, *lengths)
-    if min(lengths) < width and width > model.anatomy.pad_width(padding_side):
+    pictured = [p for p in chosen if p.extras]
+    if check and min(lengths) < width and width > model.anatomy.pad_width(padding_side):
         raise Refused(
             f"Pads on the {padding_side} change what {model.name} computes, so prompts of {min(lengths)} to {width} "
             "tokens cannot run in one batch. Run prompts of one length together."
         )
-    pad = getattr(text_config(model.module), "pad_token_id", None)
-    pad = pad if isinstance(pad, int) and 0 <= pad < model.vocab_size else chosen[0].ids[0]
+    own = getattr(text_config(model.module), "pad_token_id", None)
+    likely = [own] if isinstance(own, int) and 0 <= own < model.vocab_size else []
+    # Never a visual token: models count those, pads or not.
+    visual = {p.ids[at] for p in chosen if p.visual is not None for at in p.visual.at}
+    pad = next((i for i in (*likely, *chosen[0].ids) if i not in visual), 0)
     ids = torch.full((len(chosen), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     rows, prompt, slot, position, tokens, first = [], [], [], [], [], []
@@ -631,10 +743,14 @@ def collate(
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if padding_side == "left" and min(lengths) < width:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-    for key in chosen[0].extras:
-        inputs[key] = chosen[0].extras[key] if len(chosen) == 1 else torch.cat([p.extras[key] for p in chosen])
-    inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    if pictured:
+        if model.processor is not None:  # places in a picture are the model's own business
+            inputs.pop("position_ids", None)
+        starts = [width - n if padding_side == "left" else 0 for n in lengths]
+        inputs |= joined([p.extras for p in chosen], starts, lengths, width)
+    inputs = placed(inputs, model)
     rows, prompt, slot, position, tokens, first = (
         torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, position, tokens, first)
     )
     return Batch(members, inputs, rows.to(model.device), prompt, slot, position, tokens, first)
+

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from workbench.anatomy.moe import MoE, routed_experts
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
 from workbench.weights import effective_weight, outermost
+
+if TYPE_CHECKING:
+    from workbench.images.proof import Vision
 
 ENGINES = ("auto", "hooks", "prefix")
 """Ways to run a model (:mod:`workbench.engine.drivers`)."""
@@ -175,6 +178,23 @@ class Model:
     def moe(self) -> dict[int, MoE]:
         """Mixture-of-experts layers by block (:class:`workbench.anatomy.moe.MoE`), proved when first asked for."""
         return routed_experts(self)
+
+    @property
+    def vision(self) -> Vision:
+        """How pictures get in (:class:`workbench.images.proof.Vision`), proved when first asked for.
+
+        Raises Refused where prompts with pictures cannot be read rightly.
+        """
+        if "vision" not in self.known:
+            from workbench.images.proof import Vision
+
+            try:
+                self.known["vision"] = Vision(self)
+            except Refused as reason:
+                self.known["vision"] = reason
+        if isinstance(self.known["vision"], Refused):
+            raise self.known["vision"]
+        return self.known["vision"]
 
     @property
     def adapters(self) -> list[str]:

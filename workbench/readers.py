@@ -31,6 +31,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from workbench.errors import InputError, WorkbenchError
+from workbench.images.labels import VARIABLES as PICTURES
+from workbench.images.labels import labels
 from workbench.reading import Reading, storable
 from workbench.sinks import SINK_ATTRIBUTES, Norms
 from workbench.sites import Site, resolve
@@ -54,6 +56,7 @@ VARIABLES = {
     "prompt_text": about("prompt", role="label", of="prompt"),
     "vocab_token": about("text of each token id", role="label", of="vocab"),
     "sink": SINK_ATTRIBUTES,
+    **PICTURES,
 }
 
 
@@ -289,7 +292,8 @@ class Run:
     ) -> xr.Dataset:
         """Variables with the prompts' tokens beside them.
 
-        Adds input_id, input_token, input_position [prompt, position] and prompt_text [prompt]; where there is a
+        Adds input_id, input_token, input_position [prompt, position] and prompt_text [prompt]; where prompts have
+        pictures, what each position shows of them (:mod:`workbench.images.labels`); where there is a
         ``token_id``, the texts of all ids in it as vocab_token [vocab]; and where there is a layer (or a block, with
         ``at=``) whose states were read, ``sink`` [prompt, layer, position] (:mod:`workbench.sinks`).
         """
@@ -310,7 +314,9 @@ class Run:
             "input_position": (("prompt", "position"), place),
             "prompt_text": (("prompt",), _texts(p.text for p in self.prompts)),
         }
-        coords = {"prompt": np.arange(len(self.prompts)), "position": np.array(self.positions), **coords}
+        pictures, places = labels(self.prompts, len(self.positions))
+        context |= pictures
+        coords = {"prompt": np.arange(len(self.prompts)), "position": np.array(self.positions), **places, **coords}
         used = [variables[n][1] for n in ("token_id", "target_id") if n in variables]
         if used and "vocab_token" not in variables:
             vocab = np.unique(np.concatenate([np.ravel(u) for u in used]))

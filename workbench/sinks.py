@@ -154,6 +154,8 @@ def random_prompts(model: Model) -> list[list[int]]:
 
 def image_positions(model: Model, prompt: Prompt) -> np.ndarray:
     """[position] whether a position holds a piece of an image, a video or a sound instead of text."""
+    if prompt.visual is not None:
+        return np.isin(np.arange(len(prompt.ids)), prompt.visual.at)
     if not prompt.extras:
         return np.zeros(len(prompt.ids), bool)
     return np.isin(prompt.ids, placeholder_ids(model))

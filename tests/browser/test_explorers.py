@@ -383,7 +383,7 @@ def test_what_is_shown_is_copied_as_the_line_that_draws_it(file_page, saved, tmp
     page.locator(LINKS[name][2]).press("c")
     page.wait_for_function("() => window.copied")
     line = page.evaluate("() => window.copied")
-    assert page.locator(".wx-hover").inner_text() == f"copied: {line}"
+    assert page.locator(".wx-done").inner_text() == f"copied: {line}"
     assert line == {
         "routing": 'reading.figure("usage", label="b")', "belief": 'reading.figure("belief", prompt=2, layer=1)',
         "drift": 'probes.values.measures.drift(readings).figure("drifts")',
@@ -446,7 +446,7 @@ def test_three_checkpoints_stand_beside_each_other_or_below(file_page, tmp_path,
     assert page.locator(".wx-scale:visible").count() == 1, "one scale for all"
     page.locator(".wx-pane").nth(1).locator(".wx-cell").first.click()
     page.locator(".wx-pane").nth(1).locator(".wx-grid").press("c")
-    assert page.locator(".wx-hover").inner_text().endswith("readings['step 4000'].figure(\"heatmap\", prompt=0)")
+    assert page.locator(".wx-done").inner_text().endswith("readings['step 4000'].figure(\"heatmap\", prompt=0)")
     assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
     assert page.locator(".wx").evaluate(CONTRAST) == []
     unharmed(page)

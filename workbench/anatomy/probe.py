@@ -50,12 +50,17 @@ def probe_inputs(module: nn.Module, seed: int) -> tuple[dict[str, Tensor], Tenso
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that this model's forward takes, with caching switched off where it has a switch."""
-    parameters = inspect.signature(module.forward).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    usual = ("input_ids", "attention_mask") if open_ended else ()
-    kept = {k: v for k, v in inputs.items() if k in parameters or k in usual}
-    if "use_cache" in parameters:
+    """The inputs that this model's forward takes, with caching switched off where it has a switch.
+
+    A forward that hands on what it does not name takes what that of the model inside names.
+    """
+    parameters = dict(inspect.signature(module.forward).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        inner = getattr(module, "model", None)
+        own = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
+        parameters = {**own, **dict.fromkeys(("input_ids", "attention_mask")), **parameters}
+    kept = {k: v for k, v in inputs.items() if k in parameters}
+    if "use_cache" in inspect.signature(module.forward).parameters:
         kept["use_cache"] = False
     return kept
 

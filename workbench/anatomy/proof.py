@@ -100,18 +100,9 @@ def prove_readout(module: nn.Module, anatomy: Anatomy) -> Anatomy:
         return seen[-1][where.to(seen[-1].device)], logits[where.to(logits.device)].float()
 
     rows, own = look(inputs, real)
-    features = Replay(module, anatomy).features(rows)
-    weight, bias = head_weights(module, anatomy)
-    features, own = features.to(weight.device), own.to(weight.device)
-    logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
-    if anatomy.softcap is not None:
-        logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)
-    if anatomy.masked:
-        logits[:, list(anatomy.masked)] = own[:, list(anatomy.masked)]
-    keep = ~(own.abs() >= torch.finfo(torch.bfloat16).max / 4)  # what the model masks; NaN stays, and fails
-    error = row_share((logits - own).masked_fill(~keep, 0), own.masked_fill(~keep, 0))
+    error, tolerance, keep = _compared(module, anatomy, rows, own)
+    own = own.to(keep.device)
     dtype = rows.dtype
-    tolerance = TOLERANCE.get(dtype, 1e-4)
     if not anatomy.proof.states_continuous:
         raise Refused(
             f"In {anatomy.architecture} a block of {anatomy.blocks} does not read what the block before it gave. "
@@ -143,6 +134,29 @@ def prove_readout(module: nn.Module, anatomy: Anatomy) -> Anatomy:
     sides = tuple(side for side, share in shares.items() if share <= tolerance and not sparse)
     proof = replace(anatomy.proof, error=error, tolerance=tolerance, positions=int(real.sum()))
     return replace(anatomy, proof=proof, pad_sides=sides, pad_limit=_rope_limit(text_config(module)))
+
+
+def readout_error(module: nn.Module, anatomy: Anatomy, rows: Tensor, own: Tensor) -> tuple[float, float]:
+    """How far the readout of states [rows, width] is from the model's own logits, and how far it may be.
+
+    As a share of the largest logit.
+    """
+    error, tolerance, _ = _compared(module, anatomy, rows, own)
+    return error, tolerance
+
+
+def _compared(module: nn.Module, anatomy: Anatomy, rows: Tensor, own: Tensor) -> tuple[float, float, Tensor]:
+    features = Replay(module, anatomy).features(rows)
+    weight, bias = head_weights(module, anatomy)
+    features, own = features.to(weight.device), own.to(weight.device)
+    logits = nn.functional.linear(features, weight, bias).float() * anatomy.scale
+    if anatomy.softcap is not None:
+        logits = anatomy.softcap * torch.tanh(logits / anatomy.softcap)
+    if anatomy.masked:
+        logits[:, list(anatomy.masked)] = own[:, list(anatomy.masked)]
+    keep = ~(own.abs() >= torch.finfo(torch.bfloat16).max / 4)  # what the model masks; NaN stays, and fails
+    error = row_share((logits - own).masked_fill(~keep, 0), own.masked_fill(~keep, 0))
+    return error, TOLERANCE.get(rows.dtype, 1e-4), keep
 
 
 def _rope_limit(config: Any) -> int | None:

@@ -66,7 +66,9 @@ class Hooks:
     def batches(self, members: Sequence[int], batch_size: int | None) -> list[list[int]]:
         own = [self.prompts[i] for i in members]
         pads = self.model.anatomy.pad_width(self.padding_side)
-        return [[members[k] for k in some] for some in plan(own, token_budget(self.model), batch_size, pads)]
+        shown = any(prompt.visual is not None and len(prompt.visual.pictures) for prompt in own)
+        pictured = shown and self.padding_side in self.model.vision.proof.pad_sides
+        return [[members[k] for k in some] for some in plan(own, token_budget(self.model), batch_size, pads, pictured)]
 
     def passes(self, members: list[int]) -> Generator[Pass, Any, None]:
         yield Pass(collate(self.model, self.prompts, members, self.padding_side))

@@ -495,8 +495,8 @@ const explorer = (name, style, build) => ({
     root.append(make("style", "", css(COLOURS) + style.replace(/^(?=[.:])/gm, `${own} `).replaceAll("&", own)));
 
     let quiet = false, width = 0, frame = 0, timer = 0, from = null;
-    const foot = make("div", "wx-foot"), note = make("span", "wx-note"), hover = make("span", "wx-hover wx-one"), keys = make("div", "wx-keys");
-    hover.setAttribute("role", "status");
+    const foot = make("div", "wx-foot"), note = make("span", "wx-note"), hover = make("span", "wx-hover wx-one"), done = make("span", "wx-done"), keys = make("div", "wx-keys");
+    for (const node of [hover, done]) node.setAttribute("role", "status");
     const tell = (selection) => {
       quiet = true;
       model.set("selection", selection);
@@ -505,7 +505,7 @@ const explorer = (name, style, build) => ({
       settled(selection);
     };
     const take = (selection) => { view.take(selection); settled({ ...payload.start, ...selection }); };
-    const settled = (selection) => { seen?.mark(selection, "on"); figure.hidden = !view.figure?.(); };
+    const settled = (selection) => { done.textContent = ""; seen?.mark(selection, "on"); figure.hidden = !view.figure?.(); };
     const kit = {
       payload, root, tell,
       announce(text) { live.textContent = clip(text, 300); },
@@ -521,7 +521,7 @@ const explorer = (name, style, build) => ({
     // ---- below the view: what is left out, how to take it along, its keys
     const figure = button("copy as figure", "copy the line of Python that draws this", async () => {
       const text = view.figure();
-      kit.hint((await copied(text)) ? `copied: ${text}` : `not copied, the browser does not allow it: ${text}`);
+      done.textContent = (await copied(text)) ? `copied: ${text}` : `not copied, the browser does not allow it: ${text}`; // not over the hint: the pointer that rests on a cell writes that
     });
     const help = button("keys", "what the keys do", () => { keys.hidden = !keys.hidden; help.ariaExpanded = String(!keys.hidden); });
     keys.hidden = true;
@@ -532,7 +532,7 @@ const explorer = (name, style, build) => ({
       entry.append(make("kbd", "", key), ` ${what}`);
       keys.append(entry);
     }
-    foot.append(figure, help, note, hover, keys);
+    foot.append(figure, help, note, done, hover, keys);
     root.append(foot, make("p", "wx-gone", "No kernel: what is chosen here is shown here only, and told to nobody."), live);
 
     // ---- keys that mean the same in every view

@@ -1,0 +1,288 @@
+"""Which part of a picture each number that a processor makes was read from, found without knowing the processor.
+
+Pictures whose brightness is a place are passed through it, all of the size in question: black and white tell what each
+number makes of 0 and 255 (and, where both give the same, that it shows no part of the picture: padding); a ramp from
+left to right then gives its x, one from top to bottom its y, and a grey of its own for each picture tells which of
+several it is from.  Whatever a processor does to place things, crops, pads, scales, cuts into tiles or patches, comes
+out as one affine map for each tile.  What is no affine map is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import Refused
+
+Size = tuple[int, int]
+"""Width and height of a picture."""
+LEVEL = 1.0
+"""Ramps are of 255 steps: an entry is known to about one."""
+ORDINARY = 0.6
+"""Share of the entries of a tile that must lie on the fitted map; those at edges, where resizing invents, need not."""
+LEAST = 4
+"""Pixels that a side of a picture must have, to have places."""
+
+
+class Unplaced(Refused):
+    """No map from the picture to what the vision tower sees is found; the states are the model's all the same."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image that the vision tower sees: a whole picture, or a crop of it.
+
+    Attributes
+    ----------
+    key
+        Which of the processor's outputs it is in.
+    index
+        Which image of that output it is.
+    picture
+        Of the prompt.
+    height, width
+        In units of its own: pixels of [channels, height, width], or patches where the processor cuts into patches.
+    patches
+        Whether the units are patches.
+    used
+        (height, width) of the part, from its upper left corner, that shows the picture; behind it a tile may be filled
+        up to the size of others.
+    x, y
+        ``(scale, offset)``: the place ``scale * u + offset`` in the original picture of a place u in the tile.
+    order
+        [height, width] number of each patch in the processor's output; None for pixels.
+    """
+
+    key: str
+    index: tuple[int, ...]
+    picture: int
+    height: int
+    width: int
+    patches: bool
+    used: tuple[int, int]
+    x: tuple[float, float]
+    y: tuple[float, float]
+    order: np.ndarray | None = None
+
+    def box(self, left: Any, top: Any, right: Any, bottom: Any) -> np.ndarray:
+        """[..., 4] left, top, right, bottom in the original picture of a rectangle in the tile."""
+        (ax, bx), (ay, by) = self.x, self.y
+        return np.stack(np.broadcast_arrays(ax * left + bx, ay * top + by, ax * right + bx, ay * bottom + by), -1)
+
+
+def tiles(process: Callable[[list[Any]], Mapping[str, Any]], sizes: Sequence[Size]) -> list[Tile]:
+    """The tiles that a processor makes of pictures of these sizes, in the order of its output.
+
+    Parameters
+    ----------
+    process
+        Gives the processor's output for as many pictures.
+
+    Raises
+    ------
+    Refused
+        Where the map from picture to output is no affine one for each tile.
+    """
+    if min(min(size) for size in sizes) < LEAST:
+        raise Unplaced(f"A picture with a side of less than {LEAST} pixels has no places that could be told apart.")
+    black, white, across, down, own = (_numbers(process(made)) for made in _painted(sizes))
+    found: list[Tile] = []
+    for key, low in black.items():
+        high = white.get(key)
+        if high is None or high.shape != low.shape:
+            raise Unplaced(f"The processor gives {key} other shapes for pictures of equal size: it has no fixed map.")
+        span = high - low
+        # An entry that mixes picture and padding, or nothing at all, says no place.
+        typical = np.abs(span).max(initial=0)
+        if not typical:
+            continue
+        shows = np.abs(span) > 0.5 * typical
+        with np.errstate(divide="ignore", invalid="ignore"):
+            places = [np.where(shows, (made[key] - low) / span, np.nan) for made in (across, down, own)]
+        for part in _parts(key, low.shape):
+            found += _tiles_of(key, part, places, sizes)
+    if not found:
+        raise Unplaced("Nothing that the processor gives depends on the picture.")
+    return _slivers_scaled(found)
+
+
+def _slivers_scaled(found: list[Tile]) -> list[Tile]:
+    """Tiles that show too little of the picture to say its scale have that of the others in the same output."""
+
+    def known(line: str, tile: Tile) -> list[float]:
+        near = [t for t in found if (t.key, t.picture) == (tile.key, tile.picture)]
+        return [getattr(t, line)[0] for t in near if not math.isnan(getattr(t, line)[0])]
+
+    for i, tile in enumerate(found):
+        for line, size in (("x", tile.width), ("y", tile.height)):
+            scale, middle = getattr(tile, line)
+            if math.isnan(scale):
+                others = known(line, tile)
+                if not others:
+                    raise Unplaced("The picture is too small to say where what the processor gives comes from.")
+                # Where in the tile the sliver lies is not told: its place is that of all of the tile.
+                scale = float(np.median(others))
+                found[i] = tile = replace(tile, **{line: (scale, middle - scale * size / 2)})
+    return found
+
+
+def _painted(sizes: Sequence[Size]) -> Iterator[list[Any]]:
+    from PIL import Image
+
+    def picture(size: Size, values: Any) -> Image.Image:
+        # Dithered: rounded up or down in turn, so that means over rows and columns are finer than one of 255 steps.
+        width, height = size
+        turn = (np.arange(height)[:, None] * 0.6180339887 + np.arange(width) * 0.7548776662) % 1
+        grey = np.floor(255 * np.broadcast_to(values, (height, width)) + turn).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(np.stack([grey] * 3, -1))
+
+    def ramp(n: int) -> np.ndarray:
+        return (np.arange(n) + 0.5) / n
+
+    yield [picture(s, 0.0) for s in sizes]
+    yield [picture(s, 1.0) for s in sizes]
+    yield [picture(s, ramp(s[0])[None]) for s in sizes]
+    yield [picture(s, ramp(s[1])[:, None]) for s in sizes]
+    yield [picture(s, round(255 * (i + 1) / (len(sizes) + 1)) / 255) for i, s in enumerate(sizes)]
+
+
+def _numbers(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The floating-point outputs as arrays; lists of tensors of several sizes one by one."""
+    found: dict[str, np.ndarray] = {}
+
+    def take(key: str, value: Any) -> None:
+        if isinstance(value, (list, tuple)):
+            for i, one in enumerate(value):
+                take(f"{key}.{i}", one)
+        elif hasattr(value, "is_floating_point"):
+            if value.is_floating_point() and value.ndim >= 2:
+                found[key] = value.detach().float().cpu().numpy().astype(np.float64)
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim >= 2:
+            found[key] = value.astype(np.float64)
+
+    for key, value in given.items():
+        take(key, value)
+    return found
+
+
+def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
+    """Index and form of each image, or batch of patches, in an output: "chw", "hwc" or "patches"."""
+    if len(shape) >= 3 and shape[-3] in (1, 3) and min(shape[-2:]) > 4:
+        form, rest = "chw", shape[:-3]
+    elif len(shape) >= 3 and shape[-1] in (1, 3) and min(shape[-3:-1]) > 4:
+        form, rest = "hwc", shape[:-3]
+    else:
+        form, rest = "patches", shape[:-2]
+    for index in itertools.product(*map(range, rest)):
+        yield index, form
+
+
+def _tiles_of(key: str, part: tuple[Any, str], places: list[np.ndarray], sizes: Sequence[Size]) -> list[Tile]:
+    index, form = part
+    x, y, which = (values[index] for values in places)
+    axis = {"chw": 0, "hwc": -1, "patches": -1}[form]
+    x, y, which = (values.mean(axis) for values in (x, y, which))  # NaN where less than all of it shows a place
+    known = np.round(which * (len(sizes) + 1)) - 1
+    made: list[Tile] = []
+    for picture in range(len(sizes)):
+        if form != "patches":
+            if not len(which[~np.isnan(which)]):
+                return []  # all padding: a tile that is there to fill a batch
+            if np.median(known[~np.isnan(known)]) == picture:
+                made.append(Tile(key, index, picture, *x.shape, False, _used(x), *_maps(x, y, sizes[picture])))
+            continue
+        # Patches of one or of several pictures in a row.
+        for own in _runs(np.flatnonzero(known == picture), x, y):
+            grid = _arranged(x[own], y[own], sizes[picture])
+            fit = _maps(x[own][grid], y[own][grid], sizes[picture])
+            made.append(Tile(key, index, picture, *grid.shape, True, grid.shape, *fit, order=own[grid]))
+    return made
+
+
+def _used(places: np.ndarray) -> tuple[int, int]:
+    rows, columns = np.nonzero(~np.isnan(places))
+    return int(rows.max()) + 1, int(columns.max()) + 1
+
+
+def _runs(rows: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Patches of one picture, cut where one tile ends and the next begins: where a place comes again."""
+    runs: list[list[int]] = []
+    seen: set[tuple[float, float]] = set()
+    for row in rows:
+        place = (round(float(x[row]), 4), round(float(y[row]), 4))
+        if not runs or place in seen:
+            runs.append([])
+            seen = set()
+        seen.add(place)
+        runs[-1].append(row)
+    return [np.array(own) for own in runs]
+
+
+def _arranged(x: np.ndarray, y: np.ndarray, size: Size) -> np.ndarray:
+    """[height, width] which patch stands where, by the places of their centres."""
+    rows, columns = _ranks(y), _ranks(x)
+    grid = np.full((rows.max() + 1, columns.max() + 1), -1)
+    grid[rows, columns] = np.arange(len(x))
+    if grid.size != len(x) or (grid < 0).any():
+        raise Unplaced(
+            f"The processor cuts a picture of {size[0]} x {size[1]} pixels into {len(x)} patches that lie on no grid "
+            f"({len(grid)} rows and {grid.shape[1]} columns were seen)."
+        )
+    return grid
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Which of the distinct places each value is at, from the least."""
+    order = np.argsort(values, kind="stable")
+    steps = np.diff(values[order])
+    widest = steps.max(initial=0)
+    ranks = np.zeros(len(values), int)
+    ranks[order[1:]] = np.cumsum(steps > widest / 3) if widest > 1e-6 else 0
+    return ranks
+
+
+def _maps(x: np.ndarray, y: np.ndarray, size: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The affine maps of a grid [height, width] whose places are shares of the picture; in pixels of the picture."""
+    found = []
+    for places, n, axis in ((x, size[0], 0), (y, size[1], 1)):
+        known = ~np.isnan(places)
+        count = known.sum(axis)
+        mean = np.where(count, np.where(known, places, 0).sum(axis) / np.maximum(count, 1), np.nan)
+        some = places.compress(count > 0, 1 - axis)
+        # Not from end to end: along the edge of a padding the resizing rings.
+        low, high = np.nanquantile(some, [0.1, 0.9], axis=axis)
+        if np.median(high - low) > max(6 / 255, 1.5 / n):
+            raise Unplaced("The processor turns or shears the picture before the vision tower.")
+        found.append(_line(mean, n))
+    return found[0], found[1]
+
+
+def _line(places: np.ndarray, n: int) -> tuple[float, float]:
+    """``(scale, offset)`` in pixels, of places that are shares of n pixels, one for each unit of the grid."""
+    at = np.arange(len(places)) + 0.5
+    known = ~np.isnan(places)
+    # Beyond the centres of the outermost pixels a resized picture is constant; resizing ripples by part of a pixel.
+    near = max(1.5 * LEVEL / 255, 0.2 / n)
+    inner = known & (places > 0.5 / n + near) & (places < 1 - 0.5 / n - near)
+    use = inner if inner.sum() >= 2 else known
+    if use.sum() < 2:
+        return math.nan, float(np.nanmean(places) * n) - 0.0 * at[0]  # a sliver: scaled as its neighbours are
+    for _ in range(4):
+        scale, offset = np.polyfit(at[use], places[use], 1)
+        on = inner & (np.abs(places - scale * at - offset) <= near)
+        if on.sum() < 2 or (on == use).all():
+            break
+        use = on
+    if inner.sum() >= 4 and (on.sum() < ORDINARY * inner.sum() or scale <= 0):
+        raise Unplaced(
+            "The processor does not just crop, pad and scale the picture: places in its output do not lie on a line."
+        )
+    return float(scale * n), float(offset * n)
+
+
+__all__ = ["Size", "Tile", "Unplaced", "tiles"]

@@ -1,0 +1,246 @@
+"""Which visual token of a prompt shows which cell of which tile.
+
+Most models give each tile of a picture a grid of tokens, row by row, tile by tile: then the number of tokens says how
+many pixels (or patches) a cell has.  Some cut off padding and put a learned vector behind each row: those say
+themselves where their features go (``pack_image_features``), and are asked.  A resampler's tokens have no place.
+What was found here is a hypothesis until :mod:`workbench.images.proof` has tried it on the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench.images.geometry import Size, Tile
+
+MOST = 16
+"""Pixels of a patch, or patches of a token, along one side, at most as many times the least."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the visual tokens of a prompt are, in their order; -1 and NaN where a token has no place.
+
+    Attributes
+    ----------
+    image, tile, row, column
+        [token].  Tile 0 is the whole picture; crops count from 1.
+    box
+        [token, 4] left, top, right, bottom in pixels of the original picture, cut at its borders.
+    shows
+        [token] whether a token shows any part of its picture: not where it is all padding, or a learned vector.
+    rule
+        How they were found.
+    """
+
+    image: np.ndarray
+    tile: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    box: np.ndarray
+    shows: np.ndarray
+    rule: str
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def unplaced(count: int, sizes: Sequence[Size]) -> Places:
+    """Tokens that each may show any part of their picture: in equal shares, where there are several."""
+    n = len(sizes)
+    image = np.repeat(np.arange(n), count // n) if n and count % n == 0 else np.zeros(count, int)
+    none = np.full(count, -1)
+    whole = np.array([(0, 0, *sizes[i]) for i in image], np.float32).reshape(-1, 4)
+    return Places(image, np.zeros(count, int), none, none, whole, np.ones(count, bool), "none")
+
+
+def hypotheses(
+    module: nn.Module, given: Mapping[str, Any], tiles: Sequence[Tile], sizes: Sequence[Size], count: int
+) -> Iterator[Places]:
+    """Ways to place ``count`` visual tokens, likely ones first.
+
+    Parameters
+    ----------
+    given
+        What the processor gave for the prompt.
+    tiles
+        Of the prompt's pictures, in the order of the processor's output.
+    """
+    packed = _packed(module, given, tiles, sizes)
+    if packed is not None and len(packed) == count:
+        yield packed
+    for key in dict.fromkeys(tile.key.partition(".")[0] for tile in tiles):
+        own = [tile for tile in tiles if tile.key.partition(".")[0] == key]
+        for grids, rule in _grids(own, count, _patch(module)):
+            for order, said in _orders(own):
+                yield _placed([own[i] for i in order], [grids[i] for i in order], sizes, rule + said)
+
+
+def _patch(module: nn.Module) -> int:
+    """Pixels of a patch of the vision tower, as its config has it; 1 where it does not say."""
+    config = getattr(module, "config", None)
+    for part in (getattr(config, "vision_config", None), config):
+        size = getattr(part, "patch_size", None)
+        size = size[0] if isinstance(size, (list, tuple)) and size else size
+        if isinstance(size, int) and size > 0:
+            return size
+    return 1
+
+
+Grid = tuple[int, int, float, float]
+"""Rows and columns of tokens, and the height and width of a cell in units of the tile."""
+
+
+def _grids(tiles: Sequence[Tile], count: int, patch: int) -> Iterator[tuple[list[Grid], str]]:
+    """Grids of tokens for each tile that come to ``count`` in all."""
+    for k in range(1, MOST + 1):
+        for used in (False, True):  # smaller pictures are filled up to the size of the largest, and have fewer tokens
+            found: list[Grid] = []
+            for tile in tiles:
+                cell = k if tile.patches else k * patch
+                high, wide = (-(-n // cell) * cell for n in tile.used) if used else (tile.height, tile.width)
+                found.append((high // cell, wide // cell, cell, cell))
+            if sum(rows * columns for rows, columns, *_ in found) == count:
+                yield found, f"cells of {k} x {k} patches"
+                break
+    # Pooled to a fixed number, which need not divide the patches.
+    side = math.isqrt(count // len(tiles)) if count % len(tiles) == 0 else 0
+    if side and side * side * len(tiles) == count and all(tile.height == tile.width for tile in tiles):
+        yield [(side, side, tile.height / side, tile.width / side) for tile in tiles], f"pooled to {side} x {side}"
+
+
+def _orders(tiles: Sequence[Tile]) -> Iterator[tuple[list[int], str]]:
+    """In which order the tiles' tokens may come: the processor's; or the whole picture before or behind its crops."""
+    usual = list(range(len(tiles)))
+    yield usual, ""
+    by_picture: dict[int, list[int]] = {}
+    for i, tile in enumerate(tiles):
+        by_picture.setdefault(tile.picture, []).append(i)
+    if any(len(own) > 1 for own in by_picture.values()):
+        yield [i for own in by_picture.values() for i in (*own[1:], own[0])], ", first tile last"
+        yield [i for own in by_picture.values() for i in (own[-1], *own[:-1])], ", last tile first"
+
+
+def _placed(tiles: Sequence[Tile], grids: Sequence[Grid], sizes: Sequence[Size], rule: str) -> Places:
+    numbers = _numbers(tiles, sizes)
+    columns: list[tuple[np.ndarray, ...]] = []
+    for tile, number, (rows, across, high, wide) in zip(tiles, numbers, grids, strict=True):
+        row, column = (x.ravel() for x in np.indices((rows, across)))
+        box = tile.box(column * wide, row * high, (column + 1) * wide, (row + 1) * high)
+        columns.append((np.full(row.shape, tile.picture), np.full(row.shape, number), row, column, box))
+    image, number, row, column, box = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return _cut(image, number, row, column, box, sizes, rule)
+
+
+def _numbers(tiles: Sequence[Tile], sizes: Sequence[Size]) -> list[int]:
+    """0 for a tile that shows all of its picture, or the only one; the others of a picture count from 1."""
+    found, crops, had = [], {}, set()
+    alone = {t.picture for t in tiles if sum(o.picture == t.picture for o in tiles) == 1}
+    for tile in tiles:
+        width, height = sizes[tile.picture]
+        left, top, right, bottom = tile.box(0, 0, tile.width, tile.height)
+        margin = 0.02 * max(width, height) + 1
+        whole = left <= margin and top <= margin and right >= width - margin and bottom >= height - margin
+        if tile.picture in alone or (whole and tile.picture not in had):
+            had.add(tile.picture)
+            found.append(0)
+        else:
+            crops[tile.picture] = crops.get(tile.picture, 0) + 1
+            found.append(crops[tile.picture])
+    return found
+
+
+def _cut(
+    image: np.ndarray, tile: np.ndarray, row: np.ndarray, column: np.ndarray, box: np.ndarray, sizes: Sequence[Size],
+    rule: str,
+) -> Places:  # fmt: skip
+    """Boxes cut at the borders of their picture; what is outside of it shows nothing."""
+    ends = np.array([(*size, *size) for size in sizes], float)[image]
+    cut = np.clip(box, 0, ends)
+    # A tenth of a pixel is what the map is known to.
+    with np.errstate(invalid="ignore"):
+        shows = (cut[:, 2] - cut[:, 0] > 0.1) & (cut[:, 3] - cut[:, 1] > 0.1)
+        small = (box[:, 2] - box[:, 0] <= 0.2) | (box[:, 3] - box[:, 1] <= 0.2)
+        shows |= small & (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+    cut[~shows] = np.nan
+    return Places(image, tile, row, column, cut.astype(np.float32), shows, rule)
+
+
+def _packed(
+    module: nn.Module, given: Mapping[str, Any], tiles: Sequence[Tile], sizes: Sequence[Size]
+) -> Places | None:
+    """Where a model's own ``pack_image_features`` puts the features of each cell; None where it has none.
+
+    It is given places in place of features, and a learned vector that is NaN.
+    """
+    inner = next((m for m in (getattr(module, "model", None), module) if hasattr(m, "pack_image_features")), None)
+    if inner is None or "image_sizes" not in given or any(tile.patches for tile in tiles):
+        return None
+    patch = _patch(module)
+    features, numbers = [], []
+    for picture in range(len(sizes)):
+        own = {tile.index[-1]: tile for tile in tiles if tile.picture == picture}
+        if not own:
+            return None
+        first = own[min(own)]
+        rows, columns = first.height // patch, first.width // patch
+        row, column = (x.ravel() for x in np.indices((rows, columns)))
+        boxes = np.full((max(own) + 1, rows * columns, 4), np.nan)
+        for i, tile in own.items():
+            boxes[i] = tile.box(column * patch, row * patch, (column + 1) * patch, (row + 1) * patch)
+        features.append(torch.from_numpy(boxes).float())
+        numbers.append(rows * columns if len(boxes) > 1 else 0)
+    takes = inspect.signature(inner.pack_image_features).parameters
+    known = {
+        "image_features": features, "image_sizes": torch.as_tensor(given["image_sizes"]),
+        "vision_feature_select_strategy": "full", "image_newline": torch.full((4,), math.nan),
+        "vision_aspect_ratio": getattr(module.config, "vision_aspect_ratio", None) or "anyres_max_9",
+    }  # fmt: skip
+    try:
+        found, _ = inner.pack_image_features(**{k: v for k, v in known.items() if k in takes})
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    image, tile, row, column, box = [], [], [], [], []
+    for picture, (packed, base) in enumerate(zip(found, numbers, strict=True)):
+        own = packed.numpy()
+        whole = base or len(own) - int(np.isnan(own[-1]).all())
+        across = next(t.width for t in tiles if t.picture == picture) // patch
+        at = np.arange(whole)
+        parts = [(np.zeros(whole, int), at // across, at % across, own[:whole])]
+        crops = own[whole:]
+        if len(crops):
+            ends = np.isnan(crops).all(1)
+            line = np.cumsum(ends) - ends if base else np.zeros(len(crops), int)
+            start = np.r_[0, np.flatnonzero(ends) + 1]
+            place = np.arange(len(crops)) - start[np.minimum(line, len(start) - 1)]
+            nothing = ends
+            parts.append(
+                (np.full(len(crops), 1 if base else 0), np.where(nothing, -1, line), np.where(nothing, -1, place),
+                 _spaced(crops, line))
+            )  # fmt: skip
+        for into, values in zip((tile, row, column, box), zip(*parts, strict=True), strict=True):
+            into.append(np.concatenate(values))
+        image.append(np.full(len(own), picture))
+    return _cut(*map(np.concatenate, (image, tile, row, column, box)), sizes, "the model's own packing")  # type: ignore
+
+
+def _spaced(boxes: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Boxes of a mosaic that may have been shrunk: about their centres, as large as the distance to the next."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    known = ~np.isnan(centre).any(1)
+    size = (boxes[known, 2:] - boxes[known, :2]).mean(0) if known.any() else np.zeros(2)
+    steps = []
+    for axis in (0, 1):
+        distinct = np.unique(np.round(centre[known, axis], 2))
+        gaps = np.diff(distinct)
+        gaps = gaps[gaps > 0.25 * size[axis]]
+        steps.append(np.median(gaps) if len(gaps) else size[axis])
+    half = np.array(steps) / 2
+    return np.concatenate([centre - half, centre + half], 1)
