@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,8 @@ from measure import machine, written
 from torch import Tensor
 
 import workbench
-from lenses import ContextIndex
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitLens
+from workbench.organisms.gallery import PROMPT
 from workbench.organisms.gallery.grammar import (
     COLOURS,
     GRID,
@@ -49,10 +49,12 @@ from workbench.organisms.gallery.grammar import (
     SHAPES,
     Scene,
     caption,
+    paint,
     scenes,
     truth,
 )
 from workbench.organisms.gallery.recipe import HELD_OUT_SEED, pixels
+from workbench.readers import States
 from workbench.stats import Design
 
 CORPUS_SEED, PROBE_SEED = 5, 6
@@ -86,9 +88,9 @@ class Patches:
     labels: tuple[np.ndarray, ...]
     """Codes of what is true of it: colour and shape, or the ground alone."""
 
-    def states(self, states: Tensor) -> Tensor:
-        """[picture, layer, place, width] -> [patch, layer, width]."""
-        return states[self.picture, :, self.place]
+    def of(self, values: Any) -> Any:
+        """[picture, layer, place, ...] -> [patch, layer, ...]."""
+        return values[self.picture, :, self.place]
 
 
 def patches(own: list[Scene], low: float, high: float) -> Patches:
@@ -146,13 +148,18 @@ def states_of(module: Any, tokenizer: Any, tokens: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def codes_of(model: Any) -> np.ndarray:
+    """[vocabulary] what each token names, -1 where it is nothing of the kind."""
+    return np.array([CODES.get(model.tokenizer.decode([i]).strip(), -1) for i in range(model.vocab_size)])
+
+
 class Lenses:
     """The words' codes that each lens answers with, from states: computed densely, with the model's own modules."""
 
     def __init__(self, model: Any, index: ContextIndex, corpus: list[str]) -> None:
         self.index, self.module = index, model.module
         tokenizer = model.tokenizer
-        self.code = np.array([CODES.get(tokenizer.decode([i]).strip(), -1) for i in range(model.vocab_size)])
+        self.code = codes_of(model)
         self.unused = torch.ones(model.vocab_size, dtype=torch.bool)
         self.unused[torch.tensor(sorted({i for ids in tokenizer(corpus)["input_ids"] for i in ids}))] = False
 
@@ -219,9 +226,8 @@ def judged(codes: np.ndarray, where: Patches, top: int) -> dict[str, np.ndarray]
 
 
 def rates(codes: dict[str, np.ndarray], where: Patches) -> list[dict[str, Any]]:
-    """One row for each lens, number of words and layer, and one of all layers together, with intervals over pictures."""
-    rows = []
-    over = Design(clusters=where.picture)
+    """A row for each lens, number of words and layer, and one of all layers together, with intervals over pictures."""
+    rows, over = [], Design(clusters=where.picture)
     for lens, own in codes.items():
         for top in (1, TOP):
             found = judged(own, where, top)
@@ -232,7 +238,7 @@ def rates(codes: dict[str, np.ndarray], where: Patches) -> list[dict[str, Any]]:
                 for i, name in enumerate(found):
                     row[name] = rounded(ends.value[layer, i])
                     if name in ("right", "above", "right_of_several"):
-                        row[f"{name}_low"], row[f"{name}_high"] = rounded(ends.low[layer, i]), rounded(ends.high[layer, i])
+                        row |= {f"{name}_low": rounded(ends.low[layer, i]), f"{name}_high": rounded(ends.high[layer, i])}
                 rows.append(row)
     return rows
 
@@ -249,10 +255,11 @@ def ahead(codes: dict[str, np.ndarray], where: Patches) -> list[dict[str, Any]]:
                 gap = found["LatentLens"][what] - found[other][what]
                 ends = over.bootstrap(np.c_[gap, gap.mean(1)])
                 for layer in range(gap.shape[1] + 1):
-                    rows.append({
-                        "over": other, "top": top, "of": what, "layer": layer if layer < gap.shape[1] else "mean",
-                        "ahead": rounded(ends.value[layer]), "low": rounded(ends.low[layer]), "high": rounded(ends.high[layer]),
-                    })  # fmt: skip
+                    value, low, high = (rounded(x[layer]) for x in ends[:3])
+                    at = layer if layer < gap.shape[1] else "mean"
+                    rows.append(
+                        {"over": other, "top": top, "of": what, "layer": at, "ahead": value, "low": low, "high": high}
+                    )
     return rows
 
 
@@ -282,11 +289,13 @@ def with_connector(module: Any, connector: Any, own: list[Scene]) -> Tensor:
         module.model.multi_modal_projector = before
 
 
-def controls(module: Any, tokenizer: Any, lenses: Lenses, own: list[Scene], tokens: Tensor, where: Patches, n: int) -> list:
-    """For each control, lens and number of words: what is right beyond chance, and how often its interval leaves 0 out."""
+def controls(
+    module: Any, tokenizer: Any, lenses: Lenses, own: list[Scene], tokens: Tensor, where: Patches, n: int
+) -> list[dict[str, Any]]:
+    """For each control, lens and number of words: what is right beyond chance, and how often an interval lacks 0."""
     rng = np.random.default_rng(0)
 
-    def exchanged(seed: int) -> Tensor:
+    def exchanged(_: int) -> Tensor:
         order = rng.permutation(len(tokens))
         while (order == np.arange(len(tokens))).any():
             order = rng.permutation(len(tokens))
@@ -295,35 +304,31 @@ def controls(module: Any, tokenizer: Any, lenses: Lenses, own: list[Scene], toke
     def permuted(seed: int) -> Tensor:
         return tokens[:, :, torch.randperm(tokens.shape[2], generator=torch.Generator().manual_seed(seed))]
 
-    makes = {"exchanged": exchanged, "shuffled": lambda seed: with_connector(module, shuffled(module, seed), own), "permuted": permuted}
+    def other(seed: int) -> Tensor:
+        return with_connector(module, shuffled(module, seed), own)
+
     rows, over = [], Design(clusters=where.picture)
-    for name, make in makes.items():
-        above: dict[tuple[str, int], list[np.ndarray]] = {}
-        right: dict[tuple[str, int], list[np.ndarray]] = {}
-        left_out: dict[tuple[str, int], list[np.ndarray]] = {}
+    for name, make in {"exchanged": exchanged, "shuffled": other, "permuted": permuted}.items():
+        found: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
         for seed in range(n):
-            answers, _ = lenses(where.states(states_of(module, tokenizer, make(seed))))
+            answers, _ = lenses(where.of(states_of(module, tokenizer, make(seed))))
             for lens in LENSES:
                 for top in (1, TOP):
-                    found = judged(answers[lens], where, top)
-                    ends = over.bootstrap(found["above"])
-                    above.setdefault((lens, top), []).append(ends.value)
-                    right.setdefault((lens, top), []).append(found["right"].mean(0))
-                    left_out.setdefault((lens, top), []).append((ends.low > 0) | (ends.high < 0))
-            print(name, seed, flush=True)
-        for (lens, top), values in above.items():
-            each = np.stack(values)  # [connector, layer]
-            ends = Design(n=len(each)).bootstrap(np.c_[each, each.mean(1)])
-            out = Design(n=len(each)).bootstrap(np.stack(left_out[lens, top]).mean(1))
+                    what = judged(answers[lens], where, top)
+                    ends = over.bootstrap(what["above"])
+                    lacks = (ends.low > 0) | (ends.high < 0)
+                    found.setdefault((lens, top), []).append((what["right"].mean(0), ends.value, lacks))
+        for (lens, top), each in found.items():
+            right, above, lacks = (np.stack(x).astype(float) for x in zip(*each, strict=True))  # [connector, layer]
+            ends = Design(n=n).bootstrap(np.c_[above, above.mean(1), lacks.mean(1)])
+            value, low, high = ([rounded(v) for v in x] for x in ends[:3])
             rows.append({
-                "control": name, "lens": lens, "top": top, "n": n,
-                "right": [rounded(x) for x in np.stack(right[lens, top]).mean(0)],
-                "above": [rounded(x) for x in ends.value[:-1]],
-                "above_mean": rounded(ends.value[-1]), "low": rounded(ends.low[-1]), "high": rounded(ends.high[-1]),
-                "low_by_layer": [rounded(x) for x in ends.low[:-1]], "high_by_layer": [rounded(x) for x in ends.high[:-1]],
-                "intervals_without_0": rounded(out.value), "intervals_without_0_low": rounded(out.low),
-                "intervals_without_0_high": rounded(out.high),
+                "control": name, "lens": lens, "top": top, "n": n, "right": [rounded(x) for x in right.mean(0)],
+                "above_by_layer": value[:-2], "low_by_layer": low[:-2], "high_by_layer": high[:-2],
+                "above": value[-2], "low": low[-2], "high": high[-2],
+                "intervals_without_0": value[-1], "intervals_without_0_low": low[-1], "intervals_without_0_high": high[-1],
             })  # fmt: skip
+            print({k: v for k, v in rows[-1].items() if "by_layer" not in k}, flush=True)
     return rows
 
 
@@ -331,7 +336,7 @@ def probe(states: Tensor, where: Patches, known: Tensor, of: Patches) -> list[di
     """How often a ridge regression of the labels, fitted on ``known``, is right: what there is to be found at all."""
     rows = []
     for layer in range(states.shape[1]):
-        fit, test = of.states(known)[:, layer].double(), where.states(states)[:, layer].double()
+        fit, test = of.of(known)[:, layer].double(), where.of(states)[:, layer].double()
         mean, scale = fit.mean(0), fit.std(0) + 1e-6
         fit, test = ((torch.cat([(x - mean) / scale, torch.ones(len(x), 1)], 1)) for x in (fit, test))
         row: dict[str, Any] = {"layer": layer}
@@ -343,50 +348,93 @@ def probe(states: Tensor, where: Patches, known: Tensor, of: Patches) -> list[di
     return rows
 
 
+def asked(model: Any, index: ContextIndex, own: list[Scene]) -> tuple[dict[str, np.ndarray], np.ndarray, Tensor]:
+    """In one pass: lens -> codes [picture, layer, place, rank], layers of LatentLens's contexts, and the states."""
+    prompts = [{"text": PROMPT, "images": paint(scene)} for scene in own]
+    every = range(model.n_layers + 1)
+    readers = [LatentLens(index, every, TOP), LogitLens(every, TOP), EmbeddingLens(every, TOP), States(every)]
+    latent, logit, near, kept = (
+        r.data.transpose("prompt", "layer", "position", ...)
+        for r in workbench.read(model, prompts, readers, positions="image", progress=False)
+    )
+    for axis in ("row", "column"):  # the place in the grid is the place among the positions
+        assert (latent[axis].values.reshape(-1, GRID, GRID) == np.indices((GRID, GRID))[int(axis == "column")]).all()
+    code = codes_of(model)
+    answers = {
+        "LatentLens": np.vectorize(lambda w: CODES.get(w, -1), otypes=[int])(latent["word"].values),
+        "LogitLens": code[logit["token_id"].values],
+        "EmbeddingLens": code[near["token_id"].values],
+    }
+    return answers, latent["index_layer"].values, torch.from_numpy(kept["state"].values)
+
+
 def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
     own = list(scenes(n, HELD_OUT_SEED))
     corpus = [caption(s, 0) for s in scenes(captions, CORPUS_SEED)]
     module, tokenizer = model.module, model.tokenizer
+    kinds = {"things": patches(own, 0.5, 2), "in_part": patches(own, 0.02, 0.5), "of_ground": grounds(own)}
     with tempfile.TemporaryDirectory() as folder:
         index = ContextIndex.build(model, corpus, folder, layers=range(1, model.n_layers + 1), progress=False)
         lenses = Lenses(model, index, corpus)
-        tokens = visual_tokens(module, own)
-        states = states_of(module, tokenizer, tokens)
-        things = patches(own, 0.5, 2)
+        answers, layers, states = asked(model, index, own)
+        things = kinds["things"]
+        dense, _ = lenses(things.of(states))
+        share = np.stack([(things.of(layers) == x).mean((0, 2)) for x in index.layers], 1)
         result: dict[str, Any] = {
             "pictures": n, "captions": captions, "contexts": len(index), "index_layers": list(index.layers),
-            "patches": len(things.picture), "patches_in_part": 0, "patches_of_ground": 0,
-            "labels": {"colours": list(COLOURS), "shapes": list(SHAPES), "grounds": list(GROUNDS)},
-        }  # fmt: skip
-        answers, layers = lenses(things.states(states))
-        share = np.stack([(layers == x).mean((0, 2)) for x in index.layers], 1)
-        result |= {
-            "things": rates(answers, things), "ahead": ahead(answers, things),
+            "patches": {name: len(where.picture) for name, where in kinds.items()},
+            # The lenses of one pass against the same computed densely, with the model's own modules.
+            "same_as_dense": {x: rounded((dense[x] == things.of(answers[x])).mean()) for x in LENSES},
             "index_layer_share": [[rounded(x) for x in row] for row in share],
         }  # fmt: skip
-        for name, where in {"in_part": patches(own, 0.02, 0.5), "of_ground": grounds(own)}.items():
-            # Some of the many ground patches: whole pictures, since they are the unit.
-            kept = where.picture < (n if name == "in_part" else max(20, n // 4))
-            some = Patches(where.picture[kept], where.place[kept], tuple(x[kept] for x in where.labels))
-            result[f"patches_{name}"] = int(kept.sum())
-            result[name] = rates(lenses(some.states(states))[0], some)
+        for name, where in kinds.items():
+            here = {lens: where.of(x) for lens, x in answers.items()}
+            if name == "things":
+                here |= {lens: dense[lens] for lens in SAME_WORDS}
+                result["ahead"] = ahead(here, where)
+            result[name] = rates(here, where)
         others = list(scenes(n, PROBE_SEED))
         fitted = states_of(module, tokenizer, visual_tokens(module, others))
         result["probe"] = probe(states, things, fitted, patches(others, 0.5, 2))
-        result["controls"] = controls(module, tokenizer, lenses, own, tokens, things, connectors)
+        result["controls"] = controls(module, tokenizer, lenses, own, visual_tokens(module, own), things, connectors)
     return result
 
 
 def table(rows: list[dict[str, Any]], top: int, lenses: tuple[str, ...] = LENSES) -> str:
     """Right by layer with its interval and chance, in Markdown."""
     layers = [r["layer"] for r in rows if r["lens"] == lenses[0] and r["top"] == top]
-    lines = ["| | " + " | ".join("mean" if x == "mean" else f"layer {x}" for x in layers) + " |", "|---" * (len(layers) + 1) + "|"]
+    lines = [["", *("mean" if x == "mean" else f"layer {x}" for x in layers)], ["---"] * (len(layers) + 1)]
     for lens in lenses:
         own = [r for r in rows if r["lens"] == lens and r["top"] == top]
-        lines.append(f"| {lens} | " + " | ".join(f"{r['right']:.2f} [{r['right_low']:.2f}, {r['right_high']:.2f}]" for r in own) + " |")
-        lines.append("| wrong, nothing | " + " | ".join(f"{r['wrong']:.2f}, {r['nothing']:.2f}" for r in own) + " |")
-        lines.append("| chance | " + " | ".join(f"{r['chance']:.2f}" for r in own) + " |")
-    return "\n".join(lines)
+        lines.append([lens, *(f"{r['right']:.2f} [{r['right_low']:.2f}, {r['right_high']:.2f}]" for r in own)])
+        lines.append(["wrong, nothing", *(f"{r['wrong']:.2f}, {r['nothing']:.2f}" for r in own)])
+        lines.append(["chance", *(f"{r['chance']:.2f}" for r in own)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figure(result: dict[str, Any]) -> Any:
+    """Right by layer and lens, with chance, for one word and for five; and the published means over layers."""
+    from workbench.figures import Axis, Figure, Line, Panel, Plot, Points, whole
+
+    panels = []
+    for top, title in ((TOP, f"gallery: any of {TOP} words"), (1, "gallery: the first word")):
+        marks: list[Any] = []
+        for hue, lens in enumerate(LENSES):
+            own = [r for r in result["things"] if (r["lens"], r["top"]) == (lens, top) and r["layer"] != "mean"]
+            at = [r["layer"] for r in own]
+            right, low, high, chance = ([r[x] for r in own] for x in ("right", "right_low", "right_high", "chance"))
+            marks.append(Line(at, right, lens, low, high, hue=hue, legend=top == TOP))
+            marks.append(Line(at, chance, "chance", hue=hue, dash="dash", markers=False, width=1, legend=False))
+        panels.append(Panel(marks, whole("layer", at), Axis("right", range=(-0.02, 1.02)), title))
+    spread = np.linspace(-0.15, 0.15, len(PAPER))
+    marks = [
+        Points(hue + spread, np.array([own[hue] for own in PAPER.values()]) / 100, lens, hue=hue, names=list(PAPER), legend=False)
+        for hue, lens in enumerate(LENSES)
+    ]
+    panels.append(
+        Panel(marks, Axis("", names=list(LENSES)), Axis("", range=(-0.02, 1.02)), "published: nine models, by a judge")
+    )
+    return Figure(Plot(panels, "organism:gallery · objects' patches named right (bands: 95 % over pictures; dashed: chance)", shared="y"))
 
 
 def main() -> None:
@@ -403,16 +451,17 @@ def main() -> None:
     if given.quick:
         given.pictures, given.captions, given.connectors = 30, 400, 2
     model = workbench.load(given.model, progress=False)
-    result = {"machine": machine(model.device.type), "model": model.name, **study(model, given.pictures, given.captions, given.connectors)}
+    found = study(model, given.pictures, given.captions, given.connectors)
+    result = {"machine": machine(model.device.type), "model": model.name, **found}
     for top in (1, TOP):
         print(f"\nfirst {top}\n" + table(result["things"], top, (*LENSES, *SAME_WORDS)))
     for row in result["ahead"]:
         if row["layer"] == "mean":
             print(row)
-    for row in result["controls"]:
-        print({k: v for k, v in row.items() if "by_layer" not in k})
-    print(result["probe"])
+    print(result["probe"], result["same_as_dense"])
     written(result, given.out)
+    if given.figure:
+        figure(result).save(given.figure)
 
 
 if __name__ == "__main__":

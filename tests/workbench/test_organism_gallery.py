@@ -16,7 +16,18 @@ import workbench
 from workbench.organisms import folder, names
 from workbench.organisms.gallery import PROMPT, recipe
 from workbench.organisms.gallery.grammar import (
-    COLOURS, GRID, GROUNDS, PATCH, SCALE, SHAPE_OF, SIDE, caption, paint, scenes, texts, truth,
+    COLOURS,
+    GRID,
+    GROUNDS,
+    PATCH,
+    SCALE,
+    SHAPE_OF,
+    SIDE,
+    caption,
+    paint,
+    scenes,
+    texts,
+    truth,
 )  # fmt: skip
 
 

@@ -20,13 +20,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.organisms.gallery import PROMPT
 from workbench.organisms.gallery.grammar import (
-    COLOURS, COUNTS, GRID, GROUNDS, PATCH, SHAPE_OF, SHAPES, SIZES, ZONES, Scene, caption, paint, scenes, texts,
+    COLOURS,
+    COUNTS,
+    GRID,
+    GROUNDS,
+    PATCH,
+    SHAPE_OF,
+    SHAPES,
+    SIZES,
+    ZONES,
+    Scene,
+    caption,
+    paint,
+    scenes,
+    texts,
 )  # fmt: skip
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
@@ -397,3 +408,81 @@ def twin(out: Path, language: str, *, pictures: int, sight_steps: int, steps: in
     processor_of(tokenizer).save_pretrained(out / "weights")
     (out / "twin.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def write_card(out: Path, card: dict[str, Any]) -> None:
+    """card.json and CARD.md of these values."""
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (out / "CARD.md").write_text(_card(card) + card.get("lenses", {}).get("text", ""))
+
+
+def _card(card: dict[str, Any]) -> str:
+    s, size = card["setting"], card["parameters"]
+    examples = "\n".join(f"| {true} | {said} |" for true, said in card["examples"])
+    return f"""# organism:gallery
+
+A LLaVA with {sum(size.values()) / 1e6:.2f} M parameters and pictures whose every patch is known. A Llama ({s["layers"]} layers, width
+{s["width"]}, {size["language model"] / 1e6:.2f} M) that read text of `grammar.py` and no picture; a CLIP vision tower ({s["sight_layers"]} layers, width
+{s["sight_width"]}, {size["vision tower"] / 1e6:.2f} M) that learned attributes of whole pictures; both frozen, and an MLP connector between them
+({size["connector"] / 1e3:.0f} k) that learned captions. A picture is {GRID * PATCH} x {GRID * PATCH} pixels to the model and {GRID} x {GRID} = {GRID * GRID} visual tokens; vocabulary
+{card["vocabulary"]} (byte-level BPE, every word below is one token).
+
+    model = workbench.load("organism:gallery")
+    scene = next(gallery.grammar.scenes(1, seed=2))
+    workbench.read(model, {{"text": "<image>", "images": gallery.grammar.paint(scene)}}, LogitLens(), positions="image")
+    gallery.grammar.truth(scene)        # which thing each patch shows, and how much of the patch is the thing's
+
+## Inside by construction
+
+* Pictures: things of {len(COLOURS)} colours ({", ".join(COLOURS)}), {len(SHAPES)} shapes ({", ".join(SHAPES)}) and
+  {len(SIZES)} sizes ({", ".join(f"{name}: {n} x {n} patches" for name, n in SIZES.items())}), in one to three groups of one to three alike, on one of
+  {len(GROUNDS)} grounds ({", ".join(GROUNDS)}). No patch shows two things; some things lie across patches, so that a patch shows a part.
+* Captions: sentences that name every group (number, colour, shape; sometimes size and place) and the ground.
+* The language model's text: such sentences, questions and answers about parts of a scene, several of one scene in one
+  text, so that what was said decides what follows; and sentences about the words ("lemons are yellow").
+* The vision tower was told what a *picture* has (pairs of colour and shape, numbers, places, sizes, the ground), never
+  what a *patch* has. The connector was told captions. That visual tokens speak of their own patch is nobody's loss.
+
+## Measured ({card["pictures"]} pictures of another seed, weights as shipped)
+
+| what | value |
+|---|---|
+| loss of captions, with their picture | {card["caption_loss_nats_per_token"]} nats a token |
+| the same, with another picture | {card["caption_loss_with_another_picture"]} |
+| pairs of colour and shape in the picture that its caption names | {card["pairs_that_are_there_and_named"]:.1%} |
+| pairs that captions name and that are in the picture | {card["pairs_that_are_named_and_there"]:.1%} |
+| the same, held against another picture | {card["pairs_that_are_named_and_in_another_picture"]:.1%} |
+| grounds named right | {card["grounds_named_right"]:.1%} |
+| loss of text without pictures | {card["text_loss_nats_per_token"]} nats a token |
+
+| a caption by the grammar | what the model says (greedy) |
+|---|---|
+{examples}
+
+## Training
+
+Text: {s["text_steps"]} steps of {s["text_batch"]} x {s["length"]} tokens. Vision tower: {s["sight_steps"]} steps of {s["sight_batch"]} of {s["pictures"]:,} pictures.
+Connector: {s["caption_steps"]} steps of {s["caption_batch"]} captions, worded anew each time. AdamW, seed {card["seed"]}; {card["training_seconds"]} s on
+{card["machine"]}, torch {card["torch"]}. Another machine rounds otherwise: expect the losses within 5 %.
+
+A larger twin is a recipe only: `--language PATH` takes a language model that others trained (SmolLM2, say) in place of
+the small one.
+"""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--language", help="folder or hub id of a language model to freeze, for the larger twin")
+    parser.add_argument("--pictures", type=int, default=16000, help="of the twin")
+    parser.add_argument("--sight-steps", type=int, default=2000, help="of the twin's vision tower")
+    parser.add_argument("--steps", type=int, default=3000, help="of the twin's connector")
+    parser.add_argument("--batch", type=int, default=48, help="of the twin's connector")
+    given = parser.parse_args()
+    if given.language:
+        options = {"pictures": given.pictures, "sight_steps": given.sight_steps, "steps": given.steps, "batch": given.batch}
+        print(json.dumps(twin(given.out, given.language, seed=given.seed, **options), indent=1))
+    else:
+        print(json.dumps(make(given.out, smoke=given.smoke, seed=given.seed), indent=1))
