@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="workbench",
         usage="workbench COMMAND ...",
         formatter_class=style,
-        description="Read the hidden states of a language model, layer by layer.",
+        description="Read the hidden states of a language or vision-language model, layer by layer.",
         epilog="Start with:  workbench demo\nMore on one:  workbench read --help",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -89,11 +89,16 @@ def _parser() -> argparse.ArgumentParser:
         "(attribution: the parts that stand out in its logit).",
         epilog="examples:\n"
         '  workbench read organism:story "the bat flew out of the"\n'
+        '  workbench read Qwen/Qwen2.5-VL-3B-Instruct "What is on the plate?" --image plate.jpg --out out/plate\n'
         '  workbench read Qwen/Qwen3-0.6B "The capital of France is" --lens logit --lens embedding --out out/paris\n\n'
         "--out writes one .nc file for each lens (workbench.open(path) in Python) and index.html, an offline page.",
     )
     read.add_argument("model", metavar="MODEL", help=about_model)
     read.add_argument("prompts", metavar="PROMPT", nargs="+", help="text; quote it")
+    read.add_argument(
+        "--image", action="append", type=Path, metavar="FILE",
+        help="a picture for the prompt, or one for each of several prompts, in their order; repeatable",
+    )  # fmt: skip
     read.add_argument("--ids", action="store_true", help="the prompts are token ids, such as 5,9,13")
     read.add_argument(
         "--lens",
@@ -138,10 +143,13 @@ def _read(chosen: argparse.Namespace) -> None:
     names = list(dict.fromkeys(chosen.lens or ["logit"]))
     options = {"layers": chosen.layers, "top_k": chosen.top_k, "targets": chosen.targets, "index": chosen.index}
     lenses = [plugins.make_reader(name, **options) for name in names]
+    model = load_model(chosen)
     prompts = [_ids(text) for text in chosen.prompts] if chosen.ids else chosen.prompts
+    if chosen.image:
+        prompts = _with_images(model, chosen)
     if chosen.out:
         make_folder(chosen.out)
-    found = workbench.read(load_model(chosen), prompts, lenses, bos=chosen.bos)
+    found = workbench.read(model, prompts, lenses, bos=chosen.bos)
     named = {name.rsplit(":", 1)[-1]: reading for name, reading in zip(names, found, strict=True)}
     for i, reading in enumerate(found):
         if i:
@@ -151,6 +159,27 @@ def _read(chosen: argparse.Namespace) -> None:
         page = write_page(named, chosen.out / "index.html")
         kept = [reading.save(chosen.out / f"{name}.nc") for name, reading in named.items()]
         print("\nWritten:", *filter(None, [page, *kept]), sep="\n  ")
+
+
+def _with_images(model: Any, chosen: argparse.Namespace) -> list[Any]:
+    """Prompts with their pictures: a text that names their place as it is, another as what a user says about them."""
+    from workbench.images.proof import image_token
+
+    if chosen.ids or (len(chosen.prompts) > 1 and len(chosen.image) != len(chosen.prompts)):
+        raise InputError(
+            f"--image: {len(chosen.image)} pictures for {len(chosen.prompts)} prompts. Give one text and its pictures, "
+            "or as many pictures as texts; token ids take none."
+        )
+    token = image_token(model.processor) if model.processor is not None else None
+    found: list[Any] = []
+    for i, text in enumerate(chosen.prompts):
+        images = chosen.image if len(chosen.prompts) == 1 else [chosen.image[i]]
+        if (token and token in text) or not getattr(model.processor, "chat_template", None):
+            found.append({"text": text, "images": images})
+        else:
+            parts = [{"type": "image", "image": image} for image in images]
+            found.append([{"role": "user", "content": [*parts, {"type": "text", "text": text}]}])
+    return found
 
 
 def _ids(text: str) -> list[int]:

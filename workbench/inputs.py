@@ -403,8 +403,9 @@ def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> P
     """A prompt with pictures, of a text or a chat."""
     if model.processor is None:
         raise InputError(
-            f"{model.name} was loaded without a processor, so it takes no images. "
-            "Load a vision-language model by name, or give load(..., processor=...)."
+            f"{model.name} was loaded without a processor, so it takes no images"
+            + (f" ({model.no_processor}). " if model.no_processor else ". ")
+            + "Load a vision-language model by name, or give load(..., processor=...)."
         )
     special = isinstance(text, str)
     if not special:

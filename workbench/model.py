@@ -31,6 +31,7 @@ from workbench.anatomy.block_writes import Parts, block_writes
 from workbench.anatomy.moe import MoE, routed_experts
 from workbench.errors import InputError, Refused
 from workbench.fingerprint import DIGITS, Counted, adapters, execution_device, of_config, placed
+from workbench.images.loading import load_processor
 from workbench.weights import effective_weight, outermost
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Model:
         engine: how :func:`workbench.read` runs it where it is not told otherwise.
         module: the ``torch.nn.Module`` (a transformers model).
         tokenizer, processor: as transformers gives them; either may be None.
+        no_processor: why a vision-language model that was loaded by name has no processor; "" where it has, or takes
+            none.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
         known: what was found about the model once, by whoever needed it; forgotten when it is proved again.
     """
@@ -59,6 +62,7 @@ class Model:
         self.source: str | None = None
         self.quantization: str | None = None
         self.engine = "auto"
+        self.no_processor = ""
         self.module = module
         self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.processor = processor
@@ -229,7 +233,7 @@ class Model:
             raise Refused(f"{of}: it is adapted or quantised. Load the plain base model, and take its twin.")
         if not isinstance(module, transformers.PreTrainedModel):
             raise Refused(f"{of}: {type(module).__name__} is no model of transformers, so its config is not known.")
-        auto, _ = _auto_class(module.config, self.name)
+        auto, _ = _auto_class(module.config, self.name, type(module).__name__)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
             made = auto.from_config(copy.deepcopy(module.config))
@@ -339,14 +343,14 @@ def load(
 
         # With the chat template that it was trained in.
         tokenizer = _optional(transformers.AutoTokenizer, str(Path(adapter).expanduser()), {})
-    rounded = None
+    rounded, lack = None, ""
     if isinstance(source, (str, Path)):
         found = str(source)
         gguf = _gguf(found, gguf_file, quantization, revision)
         if gguf is not None:
             found, rounded = f"{found}/{gguf_file}" if gguf_file else found, _rounding(gguf)
         with nullcontext() if progress else _no_bars():
-            module, tokenizer, processor = _from_pretrained(
+            module, tokenizer, processor, lack = _from_pretrained(
                 str(source), tokenizer, processor, device, dtype, device_map, quantization, revision, trust_remote_code,
                 gguf, hint,
             )  # fmt: skip
@@ -370,6 +374,7 @@ def load(
     model.source = found if isinstance(source, (str, Path)) else None
     model.quantization = rounded or _quantization(module)
     model.engine = engine
+    model.no_processor = lack
     return model
 
 
@@ -460,10 +465,11 @@ def _from_pretrained(
     trust_remote_code: bool,
     gguf: Path | None = None,
     hint: str = "",
-) -> tuple[nn.Module, Any, Any]:
+) -> tuple[nn.Module, Any, Any, str]:
+    """The module, the tokenizer, the processor, and why there is none."""
     import transformers
 
-    name = source
+    name, lack = source, ""
     if gguf is not None:
         source = str(gguf.parent)
     elif source.startswith("organism:"):
@@ -514,13 +520,13 @@ def _from_pretrained(
     if device_map is None and quantization is None:
         module = module.to(device)
     if multimodal and processor is None:
-        processor = _optional(transformers.AutoProcessor, source, common)
+        processor, lack = load_processor(source, config, common)
     if tokenizer is None and getattr(processor, "tokenizer", None) is None:
         tokenizer = _optional(transformers.AutoTokenizer, source, common)
         # Without tokenizer files transformers makes an empty one of the model's usual kind.
         if tokenizer is not None and not tokenizer("a b", add_special_tokens=False)["input_ids"]:
             tokenizer = None
-    return module, tokenizer, processor
+    return module, tokenizer, processor, lack
 
 
 def _gguf(source: str, name: str | None, quantization: str | None, revision: str | None) -> Path | None:
@@ -603,12 +609,16 @@ def _near(source: str) -> str:
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
-def _auto_class(config: Any, name: str) -> tuple[Any, bool]:
-    """The auto class for a config, and whether the model also takes images."""
+def _auto_class(config: Any, name: str, kind: str = "") -> tuple[Any, bool]:
+    """The auto class for a config (of a model of class ``kind``), and whether the model also takes images."""
     import transformers
     from transformers.models.auto import modeling_auto as mappings
 
-    if config.model_type in mappings.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    # Some types are in both: a checkpoint that was saved with its vision tower is loaded with it.
+    own = mappings.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    own = {own} if isinstance(own, str) else set(own or ())
+    saved = {kind} if kind else set(getattr(config, "architectures", None) or ())
+    if config.model_type in mappings.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not saved & own:
         return transformers.AutoModelForCausalLM, False
     if config.model_type in mappings.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return transformers.AutoModelForImageTextToText, True

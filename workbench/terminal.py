@@ -108,7 +108,28 @@ def facts(model: Any) -> dict[str, str]:
         sizes = sorted({(x.n_experts, x.top_k, x.gate or "unknown gate") for x in model.moe.values()})
         kinds = "; ".join(f"{e} experts, top {k}, {gate}" for e, k, gate in sizes)
         rows["experts"] = f"{kinds}; in {len(model.moe)} of {model.n_layers} blocks"
+    if hasattr(model.processor, "image_processor"):
+        rows["pictures"] = _pictures(model)
     return rows
+
+
+def _pictures(model: Any) -> str:
+    """How pictures get into a model, and how well that was proved; or why they cannot be read."""
+    from workbench.errors import Refused
+    from workbench.images.proof import image_token
+
+    try:
+        proof = model.vision.proof
+    except Refused as reason:
+        return f"not read: {reason}"
+    token = image_token(model.processor)
+    ways = [
+        f"{token!r} in a text for each" if token else "one with each text",
+        *([] if proof.tokens else ["they enter by cross-attention, and fill no position"]),
+        *([f"features are added to the stream at layers {', '.join(map(str, proof.added))}"] if proof.added else []),
+        f"readout replayed on a prompt with one: off by {proof.error:.1e}",
+    ]
+    return "; ".join(ways)
 
 
 def describe(model: Any) -> None:

@@ -90,20 +90,19 @@ def tiles(process: Callable[[list[Any]], Mapping[str, Any]], sizes: Sequence[Siz
     """
     if min(min(size) for size in sizes) < LEAST:
         raise Unplaced(f"A picture with a side of less than {LEAST} pixels has no places that could be told apart.")
-    black, white, across, down, own = (_numbers(process(made)) for made in _painted(sizes))
+    black, white, across, down, *own = (_numbers(process(made)) for made in _painted(sizes))
     found: list[Tile] = []
     for key, low in black.items():
         high = white.get(key)
         if high is None or high.shape != low.shape:
             raise Unplaced(f"The processor gives {key} other shapes for pictures of equal size: it has no fixed map.")
         span = high - low
-        # An entry that mixes picture and padding, or nothing at all, says no place.
         typical = np.abs(span).max(initial=0)
         if not typical:
             continue
-        shows = np.abs(span) > 0.5 * typical
-        with np.errstate(divide="ignore", invalid="ignore"):
-            places = [np.where(shows, (made[key] - low) / span, np.nan) for made in (across, down, own)]
+        # An entry that is more padding than picture says no place.
+        scale = np.where(np.abs(span) > 0.5 * typical, span, np.nan)
+        places = [(made[key] - low) / scale for made in (across, down, *own)]
         for part in _parts(key, low.shape):
             found += _tiles_of(key, part, places, sizes)
     if not found:
@@ -134,21 +133,20 @@ def _slivers_scaled(found: list[Tile]) -> list[Tile]:
 def _painted(sizes: Sequence[Size]) -> Iterator[list[Any]]:
     from PIL import Image
 
-    def picture(size: Size, values: Any) -> Image.Image:
+    def ramp(size: Size, axis: int) -> Image.Image:
         # Dithered: rounded up or down in turn, so that means over rows and columns are finer than one of 255 steps.
         width, height = size
-        turn = (np.arange(height)[:, None] * 0.6180339887 + np.arange(width) * 0.7548776662) % 1
-        grey = np.floor(255 * np.broadcast_to(values, (height, width)) + turn).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(np.stack([grey] * 3, -1))
+        column, row = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+        rises = (column + 0.5) / width if axis == 0 else (row + 0.5) / height
+        grey = 255 * rises + (row * 0.6180340 + column * 0.7548777) % 1
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
 
-    def ramp(n: int) -> np.ndarray:
-        return (np.arange(n) + 0.5) / n
-
-    yield [picture(s, 0.0) for s in sizes]
-    yield [picture(s, 1.0) for s in sizes]
-    yield [picture(s, ramp(s[0])[None]) for s in sizes]
-    yield [picture(s, ramp(s[1])[:, None]) for s in sizes]
-    yield [picture(s, round(255 * (i + 1) / (len(sizes) + 1)) / 255) for i, s in enumerate(sizes)]
+    yield [Image.new("RGB", s, "black") for s in sizes]
+    yield [Image.new("RGB", s, "white") for s in sizes]
+    yield [ramp(s, 0) for s in sizes]
+    yield [ramp(s, 1) for s in sizes]
+    if len(sizes) > 1:
+        yield [Image.new("RGB", s, (round(255 * (i + 1) / (len(sizes) + 1)),) * 3) for i, s in enumerate(sizes)]
 
 
 def _numbers(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -161,9 +159,9 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 take(f"{key}.{i}", one)
         elif hasattr(value, "is_floating_point"):
             if value.is_floating_point() and value.ndim >= 2:
-                found[key] = value.detach().float().cpu().numpy().astype(np.float64)
+                found[key] = value.detach().float().cpu().numpy()
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim >= 2:
-            found[key] = value.astype(np.float64)
+            found[key] = value.astype(np.float32)
 
     for key, value in given.items():
         take(key, value)
@@ -184,14 +182,14 @@ def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
 
 def _tiles_of(key: str, part: tuple[Any, str], places: list[np.ndarray], sizes: Sequence[Size]) -> list[Tile]:
     index, form = part
-    x, y, which = (values[index] for values in places)
     axis = {"chw": 0, "hwc": -1, "patches": -1}[form]
-    x, y, which = (values.mean(axis) for values in (x, y, which))  # NaN where less than all of it shows a place
-    known = np.round(which * (len(sizes) + 1)) - 1
+    # NaN where less than all of it shows a place.
+    x, y, *which = (values[index].mean(axis, dtype=np.float64) for values in places)
+    known = np.round(which[0] * (len(sizes) + 1)) - 1 if which else np.where(np.isnan(x), np.nan, 0)
     made: list[Tile] = []
     for picture in range(len(sizes)):
         if form != "patches":
-            if not len(which[~np.isnan(which)]):
+            if np.isnan(known).all():
                 return []  # all padding: a tile that is there to fill a batch
             if np.median(known[~np.isnan(known)]) == picture:
                 made.append(Tile(key, index, picture, *x.shape, False, _used(x), *_maps(x, y, sizes[picture])))
