@@ -39,7 +39,7 @@ from measure import machine, written
 from torch import Tensor
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitLens
+from lenses import ContextIndex, EmbeddingLens, LogitLens
 from workbench.organisms.gallery import PROMPT
 from workbench.organisms.gallery.grammar import (
     COLOURS,
@@ -352,20 +352,24 @@ def asked(model: Any, index: ContextIndex, own: list[Scene]) -> tuple[dict[str, 
     """In one pass: lens -> codes [picture, layer, place, rank], layers of LatentLens's contexts, and the states."""
     prompts = [{"text": PROMPT, "images": paint(scene)} for scene in own]
     every = range(model.n_layers + 1)
-    readers = [LatentLens(index, every, TOP), LogitLens(every, TOP), EmbeddingLens(every, TOP), States(every)]
-    latent, logit, near, kept = (
+    logit, near, kept = (
         r.data.transpose("prompt", "layer", "position", ...)
-        for r in workbench.read(model, prompts, readers, positions="image", progress=False)
-    )
+        for r in workbench.read(
+            model, prompts, [LogitLens(every, TOP), EmbeddingLens(every, TOP), States(every)], positions="image",
+            progress=False,
+        )
+    )  # fmt: skip
     for axis in ("row", "column"):  # the place in the grid is the place among the positions
-        assert (latent[axis].values.reshape(-1, GRID, GRID) == np.indices((GRID, GRID))[int(axis == "column")]).all()
-    code = codes_of(model)
+        assert (logit[axis].values.reshape(-1, GRID, GRID) == np.indices((GRID, GRID))[int(axis == "column")]).all()
+    code, states = codes_of(model), kept["state"].values
+    latent = index.search(states.reshape(-1, states.shape[-1]), TOP, model=model)
+    words, layers = (latent[x].values.reshape(*states.shape[:-1], TOP) for x in ("word", "index_layer"))
     answers = {
-        "LatentLens": np.vectorize(lambda w: CODES.get(w, -1), otypes=[int])(latent["word"].values),
+        "LatentLens": np.vectorize(lambda w: CODES.get(w, -1), otypes=[int])(words),
         "LogitLens": code[logit["token_id"].values],
         "EmbeddingLens": code[near["token_id"].values],
     }
-    return answers, latent["index_layer"].values, torch.from_numpy(kept["state"].values)
+    return answers, layers, torch.from_numpy(states)
 
 
 def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
