@@ -238,7 +238,7 @@ def rates(codes: dict[str, np.ndarray], where: Patches) -> list[dict[str, Any]]:
                 for i, name in enumerate(found):
                     row[name] = rounded(ends.value[layer, i])
                     if name in ("right", "above", "right_of_several"):
-                        row |= {f"{name}_low": rounded(ends.low[layer, i]), f"{name}_high": rounded(ends.high[layer, i])}
+                        row |= {f"{name}_low": rounded(ends[1][layer, i]), f"{name}_high": rounded(ends[2][layer, i])}
                 rows.append(row)
     return rows
 
@@ -326,7 +326,7 @@ def controls(
                 "control": name, "lens": lens, "top": top, "n": n, "right": [rounded(x) for x in right.mean(0)],
                 "above_by_layer": value[:-2], "low_by_layer": low[:-2], "high_by_layer": high[:-2],
                 "above": value[-2], "low": low[-2], "high": high[-2],
-                "intervals_without_0": value[-1], "intervals_without_0_low": low[-1], "intervals_without_0_high": high[-1],
+                "without_0": value[-1], "without_0_low": low[-1], "without_0_high": high[-1],
             })  # fmt: skip
             print({k: v for k, v in rows[-1].items() if "by_layer" not in k}, flush=True)
     return rows
@@ -429,16 +429,17 @@ def figure(result: dict[str, Any]) -> Any:
             right, low, high, chance = ([r[x] for r in own] for x in ("right", "right_low", "right_high", "chance"))
             marks.append(Line(at, right, lens, low, high, hue=hue, legend=top == TOP))
             marks.append(Line(at, chance, "chance", hue=hue, dash="dash", markers=False, width=1, legend=False))
-        panels.append(Panel(marks, whole("layer", at), Axis("right", range=(-0.02, 1.02)), title))
+        panels.append(Panel(marks, whole("layer", at), Axis("share of patches", range=(-0.02, 1.02)), title))
     spread = np.linspace(-0.15, 0.15, len(PAPER))
     marks = [
-        Points(hue + spread, np.array([own[hue] for own in PAPER.values()]) / 100, lens, hue=hue, names=list(PAPER), legend=False)
+        Points(hue + spread, [x[hue] / 100 for x in PAPER.values()], lens, hue=hue, hover=list(PAPER), legend=False)
         for hue, lens in enumerate(LENSES)
     ]
     panels.append(
         Panel(marks, Axis("", names=list(LENSES)), Axis("", range=(-0.02, 1.02)), "published: nine models, by a judge")
     )
-    return Figure(Plot(panels, "organism:gallery · objects' patches named right (bands: 95 % over pictures; dashed: chance)", shared="y"))
+    said = "patches of things named right · bands: 95 % over pictures · dashed: chance"
+    return Figure(Plot(panels, f"organism:gallery · {said}", shared="y"))
 
 
 def main() -> None:

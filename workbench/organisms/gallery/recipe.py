@@ -43,8 +43,8 @@ from workbench.organisms.gallery.grammar import (
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 FULL = {
     "texts": 24000, "text_steps": 1600, "text_batch": 32, "length": 96, "layers": 6, "width": 96, "rate": 4e-3,
-    "pictures": 16000, "sight_steps": 2000, "sight_batch": 64, "sight_layers": 4, "sight_width": 96, "sight_rate": 1.5e-3,
-    "caption_steps": 3000, "caption_batch": 48, "caption_rate": 3e-3,
+    "pictures": 16000, "sight_steps": 1500, "sight_batch": 64, "sight_layers": 4, "sight_width": 96, "sight_rate": 1.5e-3,
+    "caption_steps": 1600, "caption_batch": 40, "caption_rate": 4e-3,
 }  # fmt: skip
 SMOKE = {
     "texts": 1500, "text_steps": 60, "text_batch": 16, "length": 96, "layers": 2, "width": 64, "rate": 5e-3,
