@@ -241,7 +241,7 @@ def _held_out(model: workbench.Model, kept: Kept, layers: list[int], n: int = 50
 
 def _overlap(a: Any, b: Any) -> float:
     """Share of the neighbours (index layer, row) of a that b has, too."""
-    keys = [x["index_layer"].values.astype(np.int64) << 40 | x["row"].values for x in (a, b)]
+    keys = [x["index_layer"].values.astype(np.int64) << 40 | x["context"].values for x in (a, b)]
     return float(np.mean([len(set(x) & set(y)) / len(x) for x, y in zip(*keys, strict=True)]))
 
 

@@ -18,6 +18,7 @@ from lenses.targets import Followed, Targets
 from workbench.errors import InputError
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout, logprob
+from workbench.sinks import IMAGE, PADDING, TEXT, kinds
 from workbench.sites import STREAM, Site, resolve
 from workbench.variables import about
 
@@ -80,7 +81,9 @@ class LogitLens(Reader):
         target_logprob_null              the control: the median log-probability of the same target under the states of
                                          other positions at the same layer.  Of all positions of the prompts, whichever
                                          are read, up to 128 are drawn; attention sinks are compared with sinks
-                                         alone, and others with others
+                                         alone, and others with others.  Pieces of pictures are compared with pieces of
+                                         pictures, of which 128 are drawn, too, and text with text; visual tokens that
+                                         show nothing have no null
         target_logprob_p                 its rank among them, (1 + how many reach it) / (1 + how many there are): small
                                          where this state gives the target more than states here do anyway.  NaN with
                                          fewer than 20
@@ -193,7 +196,7 @@ class LogitLens(Reader):
                 "target_rank": (found["target_rank"],), "target_logprob": (target,),
                 "target_logprob_null": (null, {"reason": few}), "target_logprob_p": (p, {"reason": no_p}),
                 "target_logprob_q": (
-                    adjusted(p, len(others.places), "target_logprob_q", others.more), {"reason": no_p},
+                    adjusted(p, others.fewest, "target_logprob_q", others.more), {"reason": no_p},
                 ),
             }  # fmt: skip
             return {
@@ -222,17 +225,24 @@ class LogitLens(Reader):
 class _Others:
     """Which positions the null takes its targets' log-probabilities from.
 
-    Up to ``draws`` positions of all prompts: the same ones however the prompts are batched or which positions are
-    read.  Their normed states are kept [null, layer, f], and never anything of the size of the vocabulary.
+    Up to ``draws`` positions of all prompts, and as many that show a part of a picture, where there are pictures: text
+    is compared with text and pictures with pictures.  They are the same however the prompts are batched or which
+    positions are read.  Their normed states are kept [null, layer, f], and never anything of the size of the vocabulary.
     """
 
     def __init__(self, run: Run, draws: int) -> None:
         self._run = run
-        every = [(p, at) for p, prompt in enumerate(run.prompts) for at in range(len(prompt.ids))]
-        rng = np.random.default_rng(0)
-        kept = sorted(rng.choice(len(every), draws, replace=False)) if len(every) > draws else range(len(every))
-        self.places = [every[i] for i in kept]
-        self.more = "draws=" if len(every) > draws else "positions of further prompts, in all "
+        self._kinds = [kinds(run.model, prompt) for prompt in run.prompts]
+        rng, self.places, most = np.random.default_rng(0), [], 0
+        for kind in (TEXT, IMAGE):
+            every = [(p, int(at)) for p, own in enumerate(self._kinds) for at in np.flatnonzero(own == kind)]
+            kept = sorted(rng.choice(len(every), draws, replace=False)) if len(every) > draws else range(len(every))
+            self.places += [every[i] for i in kept]
+            most = max(most, len(every))
+        self._of: np.ndarray = np.array([self._kinds[p][at] for p, at in self.places], int)
+        counts = np.bincount(self._of)
+        self.fewest = int(counts[counts > 0].min(initial=len(self.places)))
+        self.more = "draws=" if most > draws else "positions of further prompts, in all "
 
     def lacking(self, p: np.ndarray) -> tuple[str, str]:
         """Why there is no null, and no p, where that is so everywhere; else ""."""
@@ -252,7 +262,9 @@ class _Others:
         kept = found["null_place"]
         if not len(kept):
             return null, p
-        where = np.full((*targets.shape[:2], 1), -1)
+        where, kind = np.full((*targets.shape[:2], 1), -1), np.full(targets.shape[:2], PADDING)
+        for i, prompt in enumerate(self._run.prompts):
+            kind[i, : len(prompt.positions)] = self._kinds[i][prompt.positions]
         for k, place in enumerate(kept):
             i, at = self.places[place]
             slots = [s for s, a in enumerate(self._run.prompts[i].positions) if a == at]
@@ -262,8 +274,11 @@ class _Others:
         ids, which = np.unique(targets[tuple(cell.T)], return_inverse=True)
         device = readout.weight.device
         for depth, site in enumerate(sites):
-            limit = self._run.norms.limit(site)[0] if site in self._run.norms else np.inf
-            sink, others_sink = found["norm"][:, depth] > limit, found["null_norm"][:, depth] > limit
+            limits = np.full(3, np.inf)
+            if site in self._run.norms:
+                limits[:2] = self._run.norms.limit(site)
+            of = self._of[kept]
+            sink, others_sink = found["norm"][:, depth] > limits[kind], found["null_norm"][:, depth] > limits[of]
             rows = torch.from_numpy(np.ascontiguousarray(found["null_features"][:, depth])).to(device)
             total = torch.from_numpy(found["null_total"][:, depth])
             for lo in range(0, len(ids), 1024):
@@ -273,7 +288,7 @@ class _Others:
                 for some in np.array_split(own, max(1, len(own) // 4096)):
                     i, s, t = cell[some].T
                     given = table[which[some] - lo].copy()
-                    given[sink[i, s][:, None] != others_sink[None]] = np.nan
+                    given[(sink[i, s][:, None] != others_sink[None]) | (kind[i, s][:, None] != of[None])] = np.nan
                     itself = where[i, s] == np.arange(len(kept))
                     given[itself] = np.nan
                     count = (~np.isnan(given)).sum(1)

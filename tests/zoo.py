@@ -389,7 +389,8 @@ def inputs(
 
 
 def _pixels(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.rand(len(ids), 3, 16, 16, generator=torch.Generator().manual_seed(5))}
+    size = EXACT["image_size"]
+    return {"pixel_values": torch.rand(len(ids), 3, size, size, generator=torch.Generator().manual_seed(5))}
 
 
 def _queries(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:

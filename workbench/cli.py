@@ -163,7 +163,7 @@ def _read(chosen: argparse.Namespace) -> None:
 
 def _with_images(model: Any, chosen: argparse.Namespace) -> list[Any]:
     """Prompts with their pictures: a text that names their place as it is, another as what a user says about them."""
-    from workbench.images.proof import image_token
+    from workbench.images.pictures import image_token
 
     if chosen.ids or (len(chosen.prompts) > 1 and len(chosen.image) != len(chosen.prompts)):
         raise InputError(

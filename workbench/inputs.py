@@ -6,11 +6,12 @@ explicit position ids), whatever the tokenizer's ``padding_side`` says, and a pa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,18 @@ import torch
 from torch import Tensor
 
 from workbench.anatomy import text_config
+from workbench.chats import filled, is_chat, rendered, taken_out
 from workbench.errors import InputError, Refused
+from workbench.images.given import Given
 from workbench.images.joining import joined, placed
-from workbench.images.pictures import Picture, is_picture, pictures_of
+from workbench.images.layout import Visual, unplaced
+from workbench.images.pictures import Picture, image_token, is_picture, pictures_of
+from workbench.sinks import placeholder_ids
 from workbench.tokens import UNKNOWN, token_texts, unknown_id, unknown_share, whole
 
 if TYPE_CHECKING:
-    from workbench.images.proof import Visual
+    from PIL.Image import Image
+
     from workbench.model import Model
 
 Positions = str | int | slice | Sequence[int]
@@ -38,9 +44,11 @@ class Prompt:
 
     ids: list[int]
     text: str
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     visual: Visual | None = None
     """Which positions are pieces of pictures; None for text alone."""
+    special: bool = True
+    """Of a text with pictures: whether the processor put special tokens around it; a chat has its own."""
     positions: list[int] = field(default_factory=list)
     """The positions asked for, counted from 0 at the prompt's first token."""
 
@@ -114,21 +122,23 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
     if not items:
         raise InputError("There is no prompt to read: the list is empty.")
     prompts: list[Prompt] = []
-    texts: list[Prompt] = []
+    told = _Told(None if bos is None else first_token(model, bos))
     for item in items:
-        prompts += _prompts(model, item, len(prompts), texts)
+        prompts += _prompts(model, item, len(prompts), told)
+    texts = told.plain
     lists = [item for item in items if isinstance(item, (list, tuple)) and _is_id(item[:1])]
     if len(lists) > 1 and len(set(map(len, lists))) == 1:
         _tell_of_pads(model, lists)
-    if bos is not None and not texts:
+    if bos is not None and not (texts or told.pictured):
         raise InputError(
             f"bos={bos!r} is for texts, and none was given: chats and token ids are read as they are. Leave it out."
         )
-    first = first_token(model, bos) if texts else None
     for prompt in texts:
-        prompt.ids = begun(model, prompt.ids, first)
+        prompt.ids = begun(model, prompt.ids, told.first)
     limit = model.context_length
     for i, prompt in enumerate(prompts):
+        if not prompt.extras:
+            _tell_of_places(model, prompt, i)
         if not prompt.ids:
             raise InputError(
                 f"Prompt {i} is empty (no tokens). A model gives no state without a token; "
@@ -145,6 +155,15 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
     tell_of_last_token(model, texts)
     tell_of_unknown_tokens(model, [prompt.ids for prompt in prompts], "prompts")
     return prompts
+
+
+@dataclass
+class _Told:
+    """What is known while prompts are made: the first token of texts that ``bos=`` asks for, and which were texts."""
+
+    first: int | None
+    plain: list[Prompt] = field(default_factory=list)
+    pictured: list[int] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------- what is a prompt
@@ -179,16 +198,16 @@ def _is_id(items: Sequence[Any]) -> bool:
     )
 
 
-def _prompts(model: Model, item: Any, index: int, texts: list[Prompt]) -> list[Prompt]:
-    """The prompts of one item: one, but of a mapping or a matrix as many as it has rows.  Plain ones join ``texts``."""
+def _prompts(model: Model, item: Any, index: int, told: _Told) -> list[Prompt]:
+    """The prompts of one item: one, but of a mapping or a matrix as many as it has rows.  Texts are told of."""
     if isinstance(item, str):
         # An empty text is an empty prompt, even where the tokenizer would prepend its first token.
-        texts.append(Prompt(text_ids(model, item, f"Prompt {index}", special=True) if item else [], item))
-        return texts[-1:]
+        told.plain.append(Prompt(text_ids(model, item, f"Prompt {index}", special=True) if item else [], item))
+        return told.plain[-1:]
     if isinstance(item, Mapping):
         if "input_ids" in item:
             return _tokenised(model, item, index)
-        return _with_images(model, item, index, texts)
+        return _with_images(model, item, index, told)
     if hasattr(item, "tolist") and hasattr(item, "ndim"):
         if item.ndim not in (1, 2):
             raise InputError(
@@ -201,7 +220,7 @@ def _prompts(model: Model, item: Any, index: int, texts: list[Prompt]) -> list[P
         return [_of_ids(model, row, index + i) for i, row in enumerate(rows)]
     if isinstance(item, (list, tuple)):
         if item and isinstance(item[0], Mapping):
-            return [_chat(model, item, index)]
+            return [_chat(model, item, index, None, told)]
         return [_of_ids(model, list(item), index)]
     raise InputError(f"Prompt {index} is a {type(item).__name__}. {_ACCEPTED}")
 
@@ -218,44 +237,22 @@ def _of_ids(model: Model, ids: list[Any], index: int) -> Prompt:
     return Prompt(ids, text)
 
 
-def _chat(model: Model, turns: Sequence[Any], index: int) -> Prompt:
+def _chat(model: Model, turns: Sequence[Any], index: int, images: Any, told: _Told) -> Prompt:
+    """A chat, with the pictures that came beside it."""
     odd = next((x for x in turns if not (isinstance(x, Mapping) and "role" in x)), None)
     if odd is not None:
         raise InputError(f"Prompt {index} is a chat with a turn that has no role: {str(odd)[:80]}. {_ACCEPTED}")
-    if any(isinstance(turn.get("content"), (list, tuple)) for turn in turns):
-        turns, pictures = _taken_out(turns, index)
-        if pictures or _wanted(turns):
-            return _pictured(model, turns, pictures, index)
-    tokenizer = _tokenizer(model, f"prompt {index}")
-    if not getattr(tokenizer, "chat_template", None) and getattr(model.processor, "chat_template", None):
-        tokenizer = model.processor
-    text = _rendered(model, tokenizer, turns, index)
-    return Prompt(text_ids(model, text, f"Prompt {index}"), text)
-
-
-def _rendered(model: Model, writer: Any, turns: Sequence[Any], index: int) -> str:
-    """A chat as the template of a tokenizer or processor writes it."""
-    if not getattr(writer, "chat_template", None) and getattr(model.tokenizer, "chat_template", None):
-        writer = model.tokenizer
-    if not getattr(writer, "chat_template", None):
-        raise InputError(
-            f"Prompt {index} is a chat and the tokenizer of {model.name} has no chat template. "
-            "Give the text as one string, or set tokenizer.chat_template."
-        )
-    # As in transformers' pipelines: what the assistant has begun to say goes on, without a second heading.
-    goes_on = turns[-1]["role"] == "assistant"
-    try:
-        # The template writes the special tokens itself; tokenising its text again would double the first one.
-        return writer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
-    except ValueError as error:
-        if not goes_on:
-            raise
-        raise InputError(
-            f"Prompt {index} is a chat that ends with what the assistant says, and the chat template of {model.name} "
-            f"does not write that as it stands: {error} Render the chat and give its text."
-        ) from error
+    turns, found = taken_out(turns, index)
+    # Without a part for any, the text of a turn may name them: the processor counts.
+    pictures = filled(found, images, index) if found else pictures_of(images, f"prompt {index}")
+    if pictures:
+        return _pictured(model, turns, pictures, index, told)
+    tokenizer, processor = _tokenizer(model, f"prompt {index}"), model.processor
+    own = getattr(tokenizer, "chat_template", None) or not getattr(processor, "chat_template", None)
+    text = rendered(model, tokenizer if own else processor, turns, index)
+    first = tokenizer.bos_token if hasattr(tokenizer, "bos_token") else None
+    special = not own and not (first and text.startswith(first))
+    return Prompt(text_ids(model, text, f"Prompt {index}", special=special), text)
 
 
 _NO_STATES = ("labels", "special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping")
@@ -306,10 +303,26 @@ def _tokenised(model: Model, item: Mapping[str, Any], index: int) -> list[Prompt
         along = torch.tensor(own)
         for key, value in rest.items():
             value = torch.as_tensor(value)
-            by_token = value.ndim == 2 and tuple(value.shape) == (1, len(row))
-            prompt.extras[key] = value[:, along] if by_token else value
+            by_token = value.ndim >= 2 and tuple(value.shape[:2]) == (1, len(row)) and not str(key).startswith("pixel")
+            prompt.extras = {**prompt.extras, key: value[:, along] if by_token else value}
+        if pictures:
+            prompt.visual = _unplaced(model, prompt, i)
         prompts.append(prompt)
     return prompts
+
+
+def _unplaced(model: Model, prompt: Prompt, index: int) -> Visual | None:
+    """The visual tokens of what a processor returned: where in a picture they belong it does not say."""
+    tokens = placeholder_ids(model) if model.processor is None else model.vision.proof.tokens
+    at = np.flatnonzero(np.isin(prompt.ids, tokens))
+    if len(at):
+        return Visual(at, unplaced(len(at), []))
+    if model.processor is None or not tokens:
+        return None
+    raise InputError(
+        f"Prompt {index} came with pictures, and none of its token ids is one of theirs ({list(tokens)[:4]}): its text "
+        "had no place for them."
+    )
 
 
 def _rows(values: Any, name: str) -> list[list[Any]]:
@@ -322,7 +335,7 @@ def _rows(values: Any, name: str) -> list[list[Any]]:
     return [list(row) for row in rows]
 
 
-def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[Prompt]) -> list[Prompt]:
+def _with_images(model: Model, item: Mapping[str, Any], index: int, told: _Told) -> list[Prompt]:
     """``{"text": str | chat | list, "images": picture | list}``: the processor puts the image tokens in their place."""
     unknown = set(item) - {"text", "images"}
     if unknown or "text" not in item:
@@ -331,96 +344,124 @@ def _with_images(model: Model, item: Mapping[str, Any], index: int, plain: list[
             f"Prompt {index} is a dict with the keys {sorted(map(str, item))}. A dict has 'text' and 'images', or what "
             f"a tokenizer returns.{turn} {_ACCEPTED}"
         )
-    one = isinstance(item["text"], str) or _is_chat(item["text"])
+    one = isinstance(item["text"], str) or is_chat(item["text"])
     texts = [item["text"]] if one else item["text"]
     if not isinstance(texts, (list, tuple)):
         raise InputError(f"The text of prompt {index} is a {type(texts).__name__}. Give a string, or a list of them.")
     images = item.get("images")
-    if images is None or (isinstance(images, (list, tuple)) and not images):
-        return [prompt for i, text in enumerate(texts, index) for prompt in _prompts(model, text, i, plain)]
-    groups = [images] if one or is_picture(images) else list(images)
+    if one:
+        if isinstance(images, (list, tuple)) and len(images) == 1 and isinstance(images[0], (list, tuple)):
+            images = images[0]  # as processors take them: a list for each text
+        groups = [images]
+    elif images is None or is_picture(images):
+        groups = [images] * (len(texts) if images is None else 1)
+    else:
+        groups = list(images)
     if len(groups) != len(texts):
-        raise InputError(f"{len(texts)} texts came with {len(groups)} images. Give each text its image or images.")
+        raise InputError(
+            f"Prompt {index} has {len(texts)} texts and {len(groups)} images. Give each text its own: "
+            '"images": [[picture, ...], ...], [] for none.'
+        )
     prompts = []
-    for i, (text, image) in enumerate(zip(texts, groups, strict=True), index):
-        if _is_chat(text):
-            text, own = _taken_out(text, i)
-            prompts.append(_pictured(model, text, [*own, *pictures_of(image, f"prompt {i}")], i))
+    for i, (text, own) in enumerate(zip(texts, groups, strict=True), index):
+        if is_chat(text):
+            prompts.append(_chat(model, text, i, own, told))
+        elif own is None or (isinstance(own, (list, tuple)) and not own):
+            prompts += _prompts(model, text, i, told)
         elif isinstance(text, str):
-            prompts.append(_pictured(model, whole(text, f"Prompt {i}"), pictures_of(image, f"prompt {i}"), i))
+            prompts.append(_pictured(model, text, pictures_of(own, f"prompt {i}"), i, told))
         else:
             raise InputError(f"Prompt {i} has images and a {type(text).__name__} as its text. Give a string or a chat.")
     return prompts
 
 
-def _is_chat(item: Any) -> bool:
-    return isinstance(item, (list, tuple)) and bool(item) and isinstance(item[0], Mapping) and "role" in item[0]
-
-
-_PARTS = {"image": ("image", "url", "path", "base64"), "image_url": ("image_url",), "input_image": ("image_url",)}
-"""Types of parts of a turn that are pictures, and where they have them."""
-
-
-def _taken_out(turns: Sequence[Any], index: int) -> tuple[list[Any], list[Picture]]:
-    """A chat whose parts are text and places of pictures, and the pictures that stood in them."""
-    found: list[Picture] = []
-    made = []
-    for turn in turns:
-        content = turn.get("content") if isinstance(turn, Mapping) else None
-        if isinstance(content, (list, tuple)):
-            parts = []
-            for part in content:
-                kind = part.get("type") if isinstance(part, Mapping) else None
-                if isinstance(part, str):
-                    part = {"type": "text", "text": part}
-                elif kind in _PARTS:
-                    given = next((part[key] for key in _PARTS[kind] if part.get(key) is not None), None)
-                    given = given.get("url") if isinstance(given, Mapping) else given
-                    if given is not None:
-                        found += pictures_of([given], f"prompt {index}")
-                    part = {"type": "image"}
-                elif kind not in ("text", "input_text"):
-                    raise InputError(
-                        f"Prompt {index} has a part of type {kind!r}. Parts are "
-                        '{"type": "text", "text": ...} and {"type": "image", "image": picture}.'
-                    )
-                else:
-                    part = {"type": "text", "text": part["text"]}
-                parts.append(part)
-            turn = {**turn, "content": parts}
-        made.append(turn)
-    return made, found
-
-
-def _wanted(turns: Sequence[Any]) -> int:
-    """How many pictures a chat has places for."""
-    return sum(
-        part["type"] == "image" for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]
-    )
-
-
-def _pictured(model: Model, text: Any, pictures: list[Picture], index: int) -> Prompt:
-    """A prompt with pictures, of a text or a chat."""
+def _pictured(model: Model, text: str | Sequence[Any], pictures: list[Picture], index: int, told: _Told) -> Prompt:
+    """A prompt with pictures, of a text or a chat of :func:`workbench.chats.taken_out`."""
     if model.processor is None:
         raise InputError(
             f"{model.name} was loaded without a processor, so it takes no images"
             + (f" ({model.no_processor}). " if model.no_processor else ". ")
             + "Load a vision-language model by name, or give load(..., processor=...)."
         )
-    special = isinstance(text, str)
-    if not special:
-        wanted = _wanted(text)
-        if wanted != len(pictures):
-            raise InputError(
-                f"The chat of prompt {index} has places for {wanted} picture(s), and {len(pictures)} came with it. "
-                'Give each part {"type": "image", "image": picture} its picture.'
-            )
-        text = _rendered(model, model.processor, text, index)
-    what = f"prompt {index}"
-    given = model.vision.process(text, [picture.rgb for picture in pictures], what, special)
-    visual = model.vision.visual(text, pictures, given, f"Prompt {index}", special)
-    ids = given.pop("input_ids")[0].tolist()
-    return Prompt(embeddable(model, ids, index), text, given, visual)
+    what = f"Prompt {index}"
+    first, special = told.first, True
+    if isinstance(text, str):
+        told.pictured.append(index)
+        text = whole(text, what)
+        if first is not None:
+            begins = model.tokenizer.decode([first]) if first >= 0 else ""
+            text, special = text if text.startswith(begins) else begins + text, False
+    else:
+        # As transformers' processors do it: a template that does not write the first token leaves it to the tokenizer.
+        text, first = whole(rendered(model, model.processor, text, index), what), None
+        own = getattr(model.tokenizer, "bos_token", None)
+        special = not (own and text.startswith(own))
+    vision, images = model.vision, [picture.rgb for picture in pictures]
+    given = vision.process(text, images, what, special)
+    ids = given["input_ids"][0].tolist()
+    if special and ids[:1] * 2 == ids[:2] and ids[0] == own_first(model):
+        given = vision.process(text, images, what, special := False)  # the text has it already
+    if first is not None and (ids[0] != first if first >= 0 else ids[0] == own_first(model)):
+        raise InputError(
+            f"{what} has a picture, and {type(model.processor).__name__} does not let its first token be chosen. Leave "
+            "bos out, and write the token in the text."
+        )
+    visual = vision.visual(text, pictures, given, what, special)
+    held = _held(model, text, lambda: [picture.rgb for picture in pictures], special, what, given)
+    return Prompt(embeddable(model, given["input_ids"][0].tolist(), index), text, held, visual, special)
+
+def _held(
+    model: Model, text: str, images: Callable[[], Sequence[Image]], special: bool, what: str, given: Mapping[str, Any]
+) -> Given:
+    """What the processor gave for a text with pictures beside its ids, kept or made again."""
+
+    def rest(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name != "input_ids"}
+
+    return Given(rest(given), lambda: rest(model.vision.process(text, images(), what, special)))
+
+
+def with_pictures(
+    model: Model, prompt: Prompt, images: Callable[[], Sequence[Image]], what: str = "a prompt"
+) -> Prompt:
+    """The same prompt with other pictures of the same sizes in the places of its own.
+
+    Its ``visual`` is that of the prompt: equal sizes have equal places.
+
+    Parameters
+    ----------
+    images
+        Gives the pictures, the same ones each time: they are made again where keeping their pixels would take too much.
+
+    Raises
+    ------
+    Refused
+        Where the processor makes other ids of it: then what it gives depends on more than the sizes of pictures.
+    """
+    given = model.vision.process(prompt.text, images(), what, prompt.special)
+    ids, held = given["input_ids"][0].tolist(), _held(model, prompt.text, images, prompt.special, what, given)
+    own = prompt.visual
+    fixed = own is not None and [ids[at] for at in own.at if at < len(ids)] == [prompt.ids[at] for at in own.at]
+    if len(ids) != len(prompt.ids) or not fixed:
+        raise Refused(
+            f"The processor of {model.name} makes {len(ids)} tokens of {what}, and made {len(prompt.ids)} with other "
+            "pictures of the same sizes: places in the two cannot be compared."
+        )
+    return dataclasses.replace(prompt, extras=held)
+
+
+def _tell_of_places(model: Model, prompt: Prompt, index: int) -> None:
+    """InputError for a prompt that has places for pictures and no picture."""
+    token = image_token(model.processor) if model.processor is not None else None
+    named = prompt.text.count(token) if token else 0
+    ids = sorted(set(prompt.ids) & set(placeholder_ids(model)))
+    if named or ids:
+        raise InputError(
+            f"Prompt {index} has {f'{named} place(s) for a picture ({token!r})' if named else f'tokens {ids}'}"
+            + ("" if named else ", which stand for pieces of pictures,")
+            + " and no picture came with it: what the model embeds there has no meaning of its own. Give "
+            '{"text": ..., "images": ...}, or a processor\'s whole output; or leave the place out of the text.'
+        )
 
 
 # ---------------------------------------------------------------- texts and ids
@@ -748,7 +789,8 @@ def collate(
         if model.processor is not None:  # places in a picture are the model's own business
             inputs.pop("position_ids", None)
         starts = [width - n if padding_side == "left" else 0 for n in lengths]
-        inputs |= joined([p.extras for p in chosen], starts, lengths, width)
+        extras = [p.extras.whole() if isinstance(p.extras, Given) else p.extras for p in chosen]
+        inputs |= joined(extras, starts, lengths, width)
     inputs = placed(inputs, model)
     rows, prompt, slot, position, tokens, first = (
         torch.tensor(x, dtype=torch.long) for x in (rows, prompt, slot, position, tokens, first)

@@ -31,6 +31,8 @@ SPREAD = 2.0
 """Between these: so many times the norm that all but a tenth of the positions stay under.  A layer where norms are
 merely spread (where kinds of words differ sixfold, say) has no sinks."""
 PLACEHOLDER = re.compile(r"(image|video|audio|sound|img_context|video_context|sound_context)_token_(id|index)")
+TEXT, IMAGE, PADDING = 0, 1, 2
+"""What a position holds; padding is a visual token that shows no part of its picture."""
 ENOUGH = 16
 """With fewer positions than this, the typical norm is taken from a pass over random tokens."""
 SINK_ATTRIBUTES = about(
@@ -44,7 +46,8 @@ class Norms:
     """The norms of the states that a pass shows, at each site, and which positions are sinks by them.
 
     A position is a sink where its norm is beyond ``limit`` times the median over the positions of its kind (text, or
-    image) at that site, first positions of prompts left out of the median, with
+    image) at that site, first positions of prompts left out of the median.  Visual tokens that show nothing (padding,
+    learned vectors) say nothing of what is usual, and are no sinks.  It is
 
         limit = min(20, max(5, 2 * ninth decile / median)).
 
@@ -63,12 +66,12 @@ class Norms:
         self.model, self.prompts = model, prompts
         self._norm: dict[Site, np.ndarray] = {}
         self._counts: dict[Site, np.ndarray] = {}
-        self._image: dict[int, np.ndarray] = {}
+        self._known: dict[int, np.ndarray] = {}
 
-    def _images(self, prompt: int) -> np.ndarray:
-        if prompt not in self._image:
-            self._image[prompt] = image_positions(self.model, self.prompts[prompt])
-        return self._image[prompt]
+    def _kinds(self, prompt: int) -> np.ndarray:
+        if prompt not in self._known:
+            self._known[prompt] = kinds(self.model, self.prompts[prompt])
+        return self._known[prompt]
 
     def measured(self, norms: dict[Site, Tensor], batch: Batch) -> dict[str, np.ndarray]:
         """Of [batch, padded length] norms at each site: norm [selected, site], and counts [site, kind, bin]."""
@@ -77,19 +80,20 @@ class Norms:
         mine = every.reshape(len(every), -1)[:, batch.rows.cpu().numpy()]
         if isinstance(mask, Tensor) and mask.shape == every.shape[1:] and batch.whole:
             real = mask.cpu().numpy().astype(bool)
-            counted, image = [], []
+            counted, of = [], []
             for row, prompt in enumerate(batch.prompts):
                 own = every[:, row, real[row]][:, 1:]
-                kind = self._images(prompt)[1:]
-                counted.append(own)
-                image.append(kind if len(kind) == own.shape[1] else np.zeros(own.shape[1], bool))
-            values, kinds = np.concatenate(counted, 1), np.concatenate(image)
+                kind = self._kinds(prompt)[1:]
+                kind = kind if len(kind) == own.shape[1] else np.full(own.shape[1], TEXT)
+                counted.append(own[:, kind != PADDING])
+                of.append(kind[kind != PADDING])
+            values, of = np.concatenate(counted, 1), np.concatenate(of)
         else:
-            values, kinds = mine, np.zeros(mine.shape[1], bool)
+            values, of = mine, np.full(mine.shape[1], TEXT)
         with np.errstate(divide="ignore", invalid="ignore"):
             bins = np.floor((np.log2(values) - _LEAST) * _OCTAVE)
         bins = np.nan_to_num(bins, nan=0, neginf=0, posinf=BINS - 1).clip(0, BINS - 1).astype(int)
-        counts = [np.bincount(kinds * BINS + own, minlength=2 * BINS).reshape(2, BINS) for own in bins]
+        counts = [np.bincount(of * BINS + own, minlength=2 * BINS).reshape(2, BINS) for own in bins]
         return {"norm": mine.T, "counts": np.array(counts, np.int64).reshape(-1, 2, BINS)}
 
     def take(self, sites: Sequence[Site], norm: np.ndarray, counts: np.ndarray) -> None:
@@ -120,13 +124,13 @@ class Norms:
 
     def sinks(self, site: Site) -> np.ndarray:
         """[prompt, slot] whether each position that was read is a sink there."""
-        limits, norm = self.limit(site), self._norm[site]
-        image = np.zeros(norm.shape, bool)
+        norm, limits = self._norm[site], np.r_[self.limit(site), np.inf]
+        kind = np.full(norm.shape, TEXT)
         for i, prompt in enumerate(self.prompts):
-            if prompt.extras and self._images(i).any():
-                image[i, : len(prompt.positions)] = self._images(i)[prompt.positions]
+            if prompt.extras:
+                kind[i, : len(prompt.positions)] = self._kinds(i)[prompt.positions]
         with np.errstate(invalid="ignore"):
-            return norm > np.where(image, limits[1], limits[0])
+            return norm > limits[kind]
 
 
 def _limit(counts: np.ndarray, otherwise: Any) -> float:
@@ -152,13 +156,14 @@ def random_prompts(model: Model) -> list[list[int]]:
     return [[int(i) for i in row if int(i) not in special] or [0] for row in drawn]
 
 
-def image_positions(model: Model, prompt: Prompt) -> np.ndarray:
-    """[position] whether a position holds a piece of an image, a video or a sound instead of text."""
+def kinds(model: Model, prompt: Prompt) -> np.ndarray:
+    """[position] :data:`TEXT`, :data:`IMAGE` (a piece of an image, a video or a sound), or :data:`PADDING`."""
+    found = np.full(len(prompt.ids), TEXT)
     if prompt.visual is not None:
-        return np.isin(np.arange(len(prompt.ids)), prompt.visual.at)
-    if not prompt.extras:
-        return np.zeros(len(prompt.ids), bool)
-    return np.isin(prompt.ids, placeholder_ids(model))
+        found[prompt.visual.at] = np.where(prompt.visual.places.shows, IMAGE, PADDING)
+    elif prompt.extras:
+        found[np.isin(prompt.ids, placeholder_ids(model))] = IMAGE
+    return found
 
 
 def placeholder_ids(model: Model) -> list[int]:

@@ -116,7 +116,7 @@ def facts(model: Any) -> dict[str, str]:
 def _pictures(model: Any) -> str:
     """How pictures get into a model, and how well that was proved; or why they cannot be read."""
     from workbench.errors import Refused
-    from workbench.images.proof import image_token
+    from workbench.images.pictures import image_token
 
     try:
         proof = model.vision.proof
@@ -233,7 +233,7 @@ def neighbours(data: Any) -> None:
     for i in range(data.sizes[depth]):
         for rank in range(data.sizes["rank"]):
             one = data.isel({depth: i, "rank": rank})
-            if int(one["row"]) < 0:
+            if int(one["context"]) < 0:
                 continue
             start, end = int(one["char_start"]), int(one["char_end"])
             parts = [tokens.plain(t) for t in tokens.around(str(one["sentence"].item()), start, end, 40)]

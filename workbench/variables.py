@@ -39,6 +39,7 @@ SCALES = {
     "log": "drawn logarithmically, log10(1 + x): ranks and counts of many sizes",
     "log-prob": "the natural logarithm of a probability, shown as the probability where a share is easier to read",
     "diverging": "zero means something: colours are centred on it",
+    "order": "whole numbers of a label whose order means something (a layer), so that colours may show them",
 }
 """What ``scale`` may say of a variable (where nothing else is said: linear)."""
 CONTROLS = ("null", "floor", "chance", "low", "high", "p", "q")

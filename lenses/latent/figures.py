@@ -9,9 +9,10 @@ import numpy as np
 
 from workbench.errors import InputError
 from workbench.figures import colours
-from workbench.figures.charts import Chart, heading
+from workbench.figures.charts import Chart
 from workbench.figures.figure import drawn
 from workbench.figures.plot import Axis, Cells, Line, Mark, Panel, Plot, first_few, whole
+from workbench.figures.said import heading, of_kind
 from workbench.figures.source import Source
 from workbench.variables import completed, controls_of
 
@@ -26,7 +27,40 @@ def leap(data: xr.Dataset) -> Plot:
     Shares of a row add up to 1.  The null is of prompts of random tokens: what it shows, too, is
     what the index prefers by itself (hubs, crowded layers), and not where meaning lies.
     """
-    source, share = Source(data), "index_layer_share"
+    source = Source(data)
+    return Plot(
+        _aligned(source, "index_layer_share"), heading(source, "which index layer answers"), shared="y",
+        shows=["index_layer_share"],
+    )  # fmt: skip
+
+
+@drawn
+def alignment(data: xr.Dataset) -> Plot:
+    """Every share over model layers and index layers, each beside its nulls: of texts, and of patches where there are.
+
+    The same as :func:`leap` for whatever shares a reading holds: rows that follow the diagonal, and whose null does
+    not, answer from their own depth.
+    """
+    source = Source(data)
+    names = shares(source.data)
+    panels = [panel for name in names for panel in _aligned(source, name, source.called(name, short=True))]
+    return Plot(
+        panels, heading(source, "which index layer answers"), columns=len(panels) // len(names), shared="xy", shows=names
+    )  # fmt: skip
+
+
+def shares(data: xr.Dataset) -> list[str]:
+    """Values over model layers and index layers that have a null of the same shape."""
+    depth = next((d for d in ("layer", "block") if d in data.dims), None)
+    return [
+        str(name) for name, variable in data.data_vars.items()
+        if variable.attrs.get("role") == "value" and set(variable.dims) == {depth, "index"}
+        and any(set(data[null].dims) == {depth, "index"} for null in controls_of(data, str(name)).get("null", []))
+    ]  # fmt: skip
+
+
+def _aligned(source: Source, share: str, shown: str = "neighbours") -> list[Panel]:
+    """A share and its nulls, a panel each."""
     names, depths = [str(i) for i in source.data["index"].values], [str(d) for d in source.depths]
     nulls = source.controls(share, "null")
     ends = [name for end in ("low", "high") for name in source.controls(share, end)[:1]]
@@ -42,28 +76,31 @@ def leap(data: xr.Dataset) -> Plot:
     panels = []
     for name in (share, *nulls):
         null = source.called(name, short=True)
-        shown, hover = ("neighbours", said) if name == share else ("null" + f": {null}" * (null != name), None)
-        cells = Cells(tables[name], source.scale(share), 0, 1, source.title(share, short=True), hover=hover)
+        called, hover = (shown, said) if name == share else ("null" + f": {null}" * (null != name), None)
+        cells = Cells(tables[name], source.scale(share), 0, 1, "share", hover=hover)
         down = Axis(f"model {source.depth_label}", names=depths)
-        panels.append(Panel([cells], Axis("index layer", names=names), down, shown))
-    return Plot(panels, heading(source, "which index layer answers"), shared="y", shows=[share])
+        panels.append(Panel([cells], Axis("index layer", names=names), down, called))
+    return panels
 
 
 DASHES = ("dash", "dashdot", "dot", "longdash")
 
 
 @drawn
-def floors(data: xr.Dataset) -> Plot:
+def floors(data: xr.Dataset, positions: str | None = None) -> Plot:
     """How near the nearest is at every depth, beside what chance reaches: median and quartiles, floors dashed.
 
     Over all positions of all prompts but sinks, where the reading tells them; the legend has the share of all states
-    above each floor, the hover each depth's.
+    above each floor, the hover each depth's.  Of prompts with pictures over ``positions``: "text" (the default
+    where there are any), "image" or "all".
     A state below a floor has a neighbour that says no more than one of random tokens, a random direction or a shuffled
     prompt does.
     """
-    source = Source(data)
+    source, kinds = of_kind(data, positions, "floors")
     data, name = source.data, str(source.score)
     best = data[name].isel(rank=0)
+    if source.kind is not None:
+        best = best.where(data["kind"] == source.kind)
     if source.has("sink"):
         best = best.where(~data["sink"].astype(bool))
     best = best.transpose(source.depth, ...).values.reshape(len(source.depths), -1)
@@ -83,7 +120,7 @@ def floors(data: xr.Dataset) -> Plot:
         lines.append(Line(source.depths, level, entry, hue=colours.FLOOR, dash=dash, markers=False, width=1.5))
     median = Line(source.depths, middle, "median (band: quartiles)", low, high, hover=hover)
     states = int(np.isfinite(best).any(0).sum())
-    said = ", ".join(filter(None, [f"band: quartiles over {states:,} positions", source.sinks_left_out()]))
+    said = ", ".join(filter(None, [f"band: quartiles over {states:,} {kinds or 'positions'}", source.sinks_left_out()]))
     panel = Panel([median, *lines], whole(source.depth_label, source.depths), source.title(name))
     return Plot([panel], heading(source, said), shows=[name])
 
@@ -136,6 +173,9 @@ def rated(data: xr.Dataset) -> list[str]:
 
 
 LEAP = Chart(leap, ("index_layer_share",))
+ALIGNMENT = Chart(
+    alignment, lacking=lambda data: [] if shares(completed(data)) else ["a share over layers and index layers with a null"]
+)
 FLOORS = Chart(floors, lacking=lambda data: [] if by_depth(Source(data)) else ["a floor of its score by layer"])
 RATES = Chart(
     rates, lacking=lambda data: [] if rated(completed(data)) else ["a value over measures with interval and chance"]

@@ -382,7 +382,7 @@ class ContextIndex:
 
         Returns:
             dims (query, rank): similarity, index_layer, token_id, token, next_token_id, next_token, sentence,
-            token_position, word, char_start, char_end, row.  Where there are fewer contexts than asked for, numbers
+            token_position, word, char_start, char_end, context.  Where there are fewer contexts than asked for, numbers
             are -1, similarities NaN and texts empty.
 
         Raises:
@@ -481,7 +481,7 @@ class ContextIndex:
         for name, values in columns.items():
             blank = "" if values.dtype == object else -1
             found[name] = np.append(values, np.array([blank], values.dtype))[np.where(rows >= 0, place, -1)]
-        return {**found, "row": rows.astype(np.int32)}
+        return {**found, "context": rows.astype(np.int32)}
 
     def info(self) -> dict[str, Any]:
         """Size, model, corpus coverage and recall, as a dict of plain values."""

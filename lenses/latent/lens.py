@@ -33,6 +33,7 @@ AT_ONCE = 4096
 """States that wait before the index is read for all of them together."""
 RANDOM = 100
 """States of random tokens that are searched at each layer."""
+SHARES = {"text": "index_layer_share", "image": "index_layer_share_image"}
 VARIABLES = {
     **NEIGHBOURS,
     "similarity_floor_random": about(
@@ -45,6 +46,15 @@ VARIABLES = {
     "index_layer_share_high": about("95 % interval over prompts", role="high", of="index_layer_share"),
     "index_layer_share_null": about(
         "share of the neighbours of random tokens", role="null", of="index_layer_share", short_name="random tokens"
+    ),
+    "index_layer_share_image": about(
+        "share of the neighbours of visual tokens from an index layer", short_name="share, pictures", kind="image"
+    ),
+    "index_layer_share_image_low": about("95 % interval over prompts", role="low", of="index_layer_share_image"),
+    "index_layer_share_image_high": about("95 % interval over prompts", role="high", of="index_layer_share_image"),
+    "index_layer_share_image_null": about(
+        "share of the neighbours of visual tokens in pictures of noise", role="null", of="index_layer_share_image",
+        short_name="pictures of noise",
     ),
 }  # fmt: skip
 
@@ -74,7 +84,7 @@ class LatentLens(Reader):
 
     The reading's variables, [prompt, layer, position, rank]:
         similarity, index_layer, token_id, token, next_token_id, next_token, sentence, token_position, word,
-        char_start, char_end, row: as :meth:`ContextIndex.search` gives them
+        char_start, char_end, context: as :meth:`ContextIndex.search` gives them
     and their controls:
         similarity_floor_shuffled  [layer]: the 95th percentile of the best similarity of states of these prompts with
                                    their tokens in random order, at the positions that are read.  A neighbour below it
@@ -85,13 +95,22 @@ class LatentLens(Reader):
         similarity_floor_random    [layer]: as the other floor, of prompts of random tokens (as frequent as in the
                                    index's corpus)
         sink                       [prompt, layer, position]: attention sinks (:mod:`workbench.sinks`).  They, special
-                                   tokens and pieces of images are in no null and have no p; floors and p are NaN where
-                                   fewer than 20 null states are left (attribute ``reason``).
-        index_layer_share          [layer, index]: how often neighbours come from each index layer; _low and _high are
-                                   the 95 % interval over prompts (:meth:`workbench.stats.Design.bootstrap`; NaN with
-                                   fewer than two prompts).  Sinks are left out.
+                                   tokens and visual tokens that show nothing are in no null and have no p; floors and
+                                   p are NaN where fewer than 20 null states are left (attribute ``reason``).
+        index_layer_share          [layer, index]: how often neighbours of text come from each index layer; _low and
+                                   _high are the 95 % interval over prompts (:meth:`workbench.stats.Design.bootstrap`;
+                                   NaN with fewer than two prompts).  Sinks are left out.
         index_layer_share_null     [layer, index]: the same for the states of random tokens: what the index alone
                                    prefers.
+    Where pictures are read their tokens have controls of their own, and those above are of text alone:
+        similarity_floor_patches   [layer]: as similarity_floor_shuffled, of the pictures with their cells in random
+                                   order; similarity_p and similarity_q of visual tokens are ranks among these states
+        similarity_floor_noise     [layer]: of pictures of coloured noise
+        similarity_floor_others    [layer]: of other prompts' pictures in the places of these; NaN with one picture
+        index_layer_share_image    [layer, index], _low, _high: the shares of the neighbours of visual tokens; with
+                                   model layers as rows and index layers as columns it is the table of layer alignment
+                                   (the "mid-layer leap")
+        index_layer_share_image_null   [layer, index]: the same in pictures of noise
 
     Raises ReadingError when the index is damaged, IndexRefused when it was built with another model.
     """
@@ -152,15 +171,18 @@ class LatentLens(Reader):
             return {
                 "similarity": found.similarity.reshape(*shape, -1).swapaxes(0, 1),
                 "index_layer": found.layer.reshape(*shape, -1).swapaxes(0, 1),
-                "row": found.row.reshape(*shape, -1).swapaxes(0, 1),
+                "context": found.row.reshape(*shape, -1).swapaxes(0, 1),
                 "matched": matched.reshape(shape).any(0),
             }
 
         def finish(found: Outputs) -> dict[str, Any]:
-            ordinary = np.where(nulls.left_out(run, wanted)[..., None], -1, found["index_layer"])
-            variables = {name: (ranks, values) for name, values in index.describe(found["row"]).items()}
-            for end, values, said in self._share_interval(ordinary):
-                variables[f"index_layer_share{end}"] = ((axis, "index"), values.astype(np.float32), said)
+            variables = {name: (ranks, values) for name, values in index.describe(found["context"]).items()}
+            for kind, name in SHARES.items():
+                if kind == "image" and not nulls.pictured(run):
+                    continue
+                own = np.where(nulls.cells(run, wanted)[kind][..., None], found["index_layer"], -1)
+                for end, values, said in self._share_interval(own):
+                    variables[f"{name}{end}"] = ((axis, "index"), values.astype(np.float32), said)
             if self.floors and found["similarity"].size:
                 variables |= self._controls(run, wanted, search, found["similarity"][..., 0])
             return variables
@@ -170,7 +192,7 @@ class LatentLens(Reader):
             "layers": None, "chunk": None, "top_k": self.top_k, "index_layers": self._looked_in(),
             "index": {k: made[k] for k in ("contexts", "n_rows", "corpus", "settings", "storage")}
             | {"model": {k: v for k, v in made["model"].items() if k != "source"}},
-            **nulls.SETTINGS,
+            **nulls.settings(run),
             "floor": f"{nulls.SETTINGS['floor']}; floor_random: of at most {RANDOM} states of random tokens",
             "self_matches": "left out" if search.barring else "found",
             "without": 0 if self.without is None else len(self.without),  # type: ignore[arg-type]
@@ -179,12 +201,12 @@ class LatentLens(Reader):
             settings["recall_at_10"] = made["approximate"]["recall_at_10"]
         outputs = {
             "similarity": Output(ranks), "index_layer": Output(ranks, dtype=np.int32),
-            "row": Output(ranks, dtype=np.int64),
+            "context": Output(ranks, dtype=np.int64),
             "matched": Output(("prompt", "position"), dtype=bool, fill=False),
         }  # fmt: skip
         coords = {axis: [s.index for s in wanted], "rank": self.top_k, "index": np.array(self._looked_in())}
         return Plan(
-            wanted, outputs, observe, coords, finish, VARIABLES, {"at": self.at}, settings,
+            wanted, outputs, observe, coords, finish, nulls.of_kinds(VARIABLES, run), {"at": self.at}, settings,
             gather=-(-AT_ONCE // max(1, len(wanted))),
         )  # fmt: skip
 
@@ -211,13 +233,20 @@ class LatentLens(Reader):
         axis = wanted[0].axis
         shuffled = nulls.null_states(run, wanted, self.draws)
         random = nulls.null_states(run, wanted, RANDOM, draw=self._drawn(run.model), seed=1)
-        (scores, _), (lowest, layers) = search.scores(shuffled), search.scores(random)
-        share = np.stack([self._share(one[None])[0] for one in layers])
+        known = {"shuffled": shuffled, **nulls.picture_nulls(run, wanted, self.draws)}
+        found = {name: (null, *search.scores(null)) for name, null in known.items()}
+        lowest, layers = search.scores(random)
+        of_nothing = {"text": layers} | ({"image": found["noise"][2]} if "noise" in found else {})
         return {
             "similarity_floor_random": ((axis,), nulls.floors(lowest), {"reason": random.reason}),
-            **nulls.tested("similarity", best, run, wanted, shuffled, scores),
-            "index_layer_share_null": ((axis, "index"), share.astype(np.float32)),
-        }
+            **nulls.tested("similarity", best, run, wanted, {name: own[:2] for name, own in found.items()}),
+            **{
+                f"{SHARES[kind]}_null": (
+                    (axis, "index"), np.stack([self._share(one[None])[0] for one in own]).astype(np.float32)
+                )
+                for kind, own in of_nothing.items()
+            },
+        }  # fmt: skip
 
     def _looked_in(self) -> list[int]:
         return self.index.chosen_layers(self.index_layers)  # type: ignore[union-attr]

@@ -29,7 +29,10 @@ from workbench.variables import about
 
 VARIABLES = {
     "similarity": about("similarity of the nearest context", better="high", short_name="similarity"),
-    "index_layer": about("layer of the index that the context is from", role="label", of="similarity"),
+    "index_layer": about(
+        "layer of the index that the context is from", role="label", of="similarity", short_name="index layer",
+        scale="order",
+    ),
     "token_id": about("token that the context ends in", role="label", of="similarity"),
     "token": about("token that the context ends in, as text", role="label", of="token_id"),
     "next_token_id": about("token that follows the context in its sentence", role="label", of="similarity"),
@@ -39,7 +42,7 @@ VARIABLES = {
     "word": about("word of the context's token", role="label", of="sentence"),
     "char_start": about("first character of the context's token in its sentence", role="label", of="sentence"),
     "char_end": about("end of the context's token in its sentence", role="label", of="sentence"),
-    "row": about("number of the context in the index", role="label", of="similarity"),
+    "context": about("number of the context in the index", role="label", of="similarity"),
 }
 CALIBRATIONS = ("none", "centre", "z-score", "csls")
 CSLS_NEIGHBOURS = 10

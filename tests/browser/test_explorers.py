@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import ast
-import base64
-import dataclasses
-import io
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import pytest
 from explored import hostile, neighbours, stances
-from PIL import Image
 from synthetic import logit_lens
 
 import probes.values.measures
 import workbench
 from workbench.widgets import dispatch
-from workbench.widgets import payload as explorer_payload
 
 SHOTS = Path(__file__).resolve().parents[2] / "out" / "browser"
 NAMES = ("routing", "belief", "drift", "neighbours")
@@ -397,39 +392,6 @@ def test_what_is_shown_is_copied_as_the_line_that_draws_it(file_page, saved, tmp
     assert page.evaluate("() => window.copied === location.href")
     page.locator(LINKS[name][2]).press("?")
     assert "Escape" in page.locator(".wx-keys").inner_text()
-    unharmed(page)
-
-
-def picture(width: int = 90, height: int = 60) -> str:
-    out = io.BytesIO()
-    Image.linear_gradient("L").resize((width, height)).save(out, "PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_picture_has_a_grid_whose_cells_are_positions(file_page, tmp_path, width):
-    boxes = [[2 + 3 * row + column, 30 * column, 30 * row, 30, 30] for row in range(2) for column in range(3)]
-    shown = [
-        {"src": picture(), "width": 90, "height": 60, "prompt": 0, "grid": {"rows": 2, "columns": 3, "boxes": boxes}},
-        {"src": picture(), "width": 90, "height": 60, "prompt": 1, "grid": {"rows": 1, "columns": 1, "boxes": []}},
-        {"src": "https://example.org/x.png", "width": 9, "height": 9, "grid": {"rows": 0, "columns": 0, "boxes": []}},
-    ]
-    view = dispatch.views()["lens"]
-    view = dataclasses.replace(view, payload=lambda r, **o: {**explorer_payload(r, **o), "pictures": shown})
-    page = file_page(view.to_html(logit_lens(), tmp_path / "seen.html", saved_kb=None), width=width)
-    page.locator(".wx-cell").first.wait_for()
-    assert page.locator(".wx-picture:visible").count() == 1 and page.locator(".wx-picture").count() == 2
-    page.locator(".wx-picture rect").nth(4).click()
-    assert selected(page)["position"] == 6 and page.locator(".wx-in.on").get_attribute("title").endswith("#6")
-    page.locator(".wx-picture rect").nth(4).press("ArrowUp")
-    assert selected(page)["position"] == 3, "the box above"
-    page.locator(".wx-grid").press("ArrowLeft")
-    assert page.locator(".wx-picture rect.on").get_attribute("data-position") == "2"
-    page.locator(".wx-cell[aria-colindex='5']").first.hover()
-    assert page.locator(".wx-picture rect.near").get_attribute("aria-label") == "position 3: row 0, column 1"
-    page.locator("select[aria-label=prompt]").select_option("1")
-    assert page.locator(".wx-picture:visible").count() == 1 and page.locator(".wx-picture:visible rect").count() == 0
-    assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
     unharmed(page)
 
 

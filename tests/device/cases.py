@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 import zoo
+from pictured import drawn, pictured, text_with_image
 from tiny import prompts, tiny
 
 import workbench
@@ -349,6 +350,21 @@ def white_box(device: str, folder: Path) -> Any:
     tracker = ValueTracker(folder / "series", living.ITEMS, [WhiteBox(default_framings()[:2], draws=20)])
     inside = tracker.run(made, progress=False).table("whitebox")
     return [inside, margins(inside, draws=20), projections(inside, draws=20), weights(made)]
+
+
+@case("LogitLens", "EmbeddingLens", "States")
+def images(device: str, folder: Path) -> Any:
+    """Pictures of several sizes in one batch: pixels, grids of patches, crops."""
+    found = []
+    for kind in ("llava", "qwen2_5_vl", "llava_next"):
+        made, processor = pictured(kind)
+        model = placed(made, device, tokenizer=processor.tokenizer, processor=processor)
+        prompts = [
+            {"text": text_with_image(processor), "images": drawn(50, 40)},
+            {"text": text_with_image(processor, 2), "images": [drawn(40, 90), drawn(64, 64)]},
+        ]
+        found += workbench.read(model, prompts, [LogitLens(), EmbeddingLens(), States()], progress=False)
+    return found
 
 
 @case("ChosenTokens")

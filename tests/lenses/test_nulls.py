@@ -32,7 +32,7 @@ def test_p_is_the_rank_among_null_states_above_what_their_tokens_reach():
     null = SimpleNamespace(
         prompts=drawn, prompt=[np.array([i for i, _ in at])] * 2, position=[np.array([j for _, j in at])] * 2, reason=""
     )
-    found = nulls.tested("score", best, run, sites, null, scores)
+    found = nulls.tested("score", best, run, sites, {"shuffled": (null, scores)})
     p = found["score_p"][1]
     assert found["score_p"][0] == ("prompt", "layer", "position") and np.isnan(p[1, :, 2]).all()
     for depth in range(2):

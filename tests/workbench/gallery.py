@@ -363,6 +363,24 @@ def beside_figures() -> dict[str, Figure]:
     }  # fmt: skip
 
 
+def judged() -> Reading:
+    """What a judge said of two lenses: shares of patches with a word that fits, and those of two nulls."""
+    from lenses.judge.protocol import VARIABLES
+
+    rng = np.random.default_rng(0)
+    layers, lenses, nulls = range(8), ["LatentLens", "LogitLens"], ["other picture", "random words"]
+    rate, null = rng.uniform(0.4, 0.8, (2, 8)), rng.uniform(0.1, 0.3, (2, 2, 8))
+    cells, dims = ("lens", "layer"), ("null", "lens", "layer")
+    variables = {
+        "rate": (cells, rate), "rate_low": (cells, rate - 0.1), "rate_high": (cells, rate + 0.1),
+        "rate_null": (dims, null), "rate_null_low": (dims, null - 0.06), "rate_null_high": (dims, null + 0.06),
+        "picture_key": ("patch", np.array([f"{i}" for i in range(100)], object)),
+    }  # fmt: skip
+    axes = {"lens": np.array(lenses, object), "null": np.array(nulls, object), "layer": layers}
+    data = xr.Dataset(variables, axes, {"reader": "judge.judge (a model)", "model": "made-up"})
+    return Reading(described(data, VARIABLES), {"model": {"name": "made-up"}})
+
+
 def readings() -> dict[str, Reading]:
     return {
         "lens": lens(), "near": near(), "attributed": attributed(), "latent": latent(), "senses": senses(),
@@ -384,7 +402,8 @@ def gallery() -> dict[str, Figure]:
     """Every chart that is registered, and every figure function of the probes."""
     return {
         **lens_figures(), "leap": latent().figure("leap"), "floors": latent().figure("floors"),
-        "floors of embeddings": near().figure("floors"), "rates": senses().figure("rates"), **routing_figures(),
+        "floors of embeddings": near().figure("floors"), "rates": senses().figure("rates"),
+        "judged": judged().figure("judged"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),
         "belief": believed().figure("belief"), **superposition_figures(), **feature_figures(), **value_figures(),

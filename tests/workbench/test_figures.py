@@ -40,8 +40,12 @@ def test_chart_chooses_what_fits_and_says_what_does():
     assert chart(logit_attribution()).plot.panels[0].of(Bars)
     with pytest.raises(InputError, match=r"position and component.*heatmap.*trajectory.*curves"):
         chart(logit_lens(), "attribution")
-    with pytest.raises(InputError, match=r"'heatmap' has no option 'positions'. It takes: prompt: int = 0.*isel"):
+    with pytest.raises(InputError, match=r"'heatmap' has no option 'layers'. It takes: prompt: int = 0.*isel"):
+        chart(logit_lens(), layers=[1])
+    with pytest.raises(InputError, match=r"heatmap\(positions=\[1\]\): give 'text', 'image', 'all'.*isel"):
         chart(logit_lens(), positions=[1])
+    with pytest.raises(InputError, match=r"this reading has text positions"):
+        chart(logit_lens(), positions="image")
     with pytest.raises(InputError, match=r"prompt='a' was asked for"):
         chart(logit_lens(), prompt="a")
     with pytest.raises(InputError, match="no chart 'pie'"):

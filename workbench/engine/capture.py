@@ -14,7 +14,7 @@ from workbench.anatomy.block_writes import add_hooks
 from workbench.anatomy.moe import Routing, moe_of
 from workbench.anatomy.moe import hooks as moe_hooks
 from workbench.engine.hooks import StopForward, hooked, run
-from workbench.errors import Refused, StateError
+from workbench.errors import Refused, StateError, WorkbenchError
 from workbench.readers import Tap
 from workbench.sites import STREAM, Site
 
@@ -99,7 +99,7 @@ def capture(
         if isinstance(tap, Tap):
             _chained(after, tap.module, _tapped(tap, show))
     with hooked(before, after):
-        output = run(model.module, accepted(model.module, batch.inputs)) if forward is None else forward()
+        output = _ran(model, batch) if forward is None else forward()
     _check(finite, batch)
     missed = [x for x in wanted if x not in seen]
     if missed:
@@ -109,6 +109,24 @@ def capture(
             "these inputs."
         )
     return Captured(output, seen, lengths)
+
+
+def _ran(model: Model, batch: Batch) -> Any:
+    given = accepted(model.module, batch.inputs)
+    try:
+        return run(model.module, given)
+    except (WorkbenchError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        more = [name for name in given if name.startswith("pixel") or "image" in name]
+        if not more:
+            raise
+        shapes = ", ".join(f"{name} {tuple(given[name].shape)}" for name in more if isinstance(given[name], Tensor))
+        which = f"prompt {batch.prompts[0]}" if len(batch.prompts) == 1 else f"prompts {batch.prompts}"
+        raise Refused(
+            f"A pass of {model.name} on the picture(s) of {which} ({shapes}) fails with {type(error).__name__}: "
+            f"{str(error)[:300]}. Very small or long pictures do that, and a processor that is another model's."
+        ) from error
 
 
 def _tapped(tap: Tap, show: Callable[[Any, Any], None]) -> Callable[..., None]:

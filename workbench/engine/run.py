@@ -196,7 +196,7 @@ def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
 
 def provenance(model: Model, run: Run, done: int) -> dict[str, Any]:
     """Where a reading comes from: enough to tell whether two readings may be compared."""
-    shown = any(prompt.visual is not None and len(prompt.visual.pictures) for prompt in run.prompts)
+    shown = model.processor is not None and any(prompt.visual is not None for prompt in run.prompts)
     vision = {"vision": model.vision.describe()} if shown else {}
     return {**model_step(model), **vision, "prompts": len(run.prompts), "prompts_read": done}
 

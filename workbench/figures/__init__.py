@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Region,
         Rule,
         Table,
+        Thumbnails,
         whole,
     )  # fmt: skip
 
@@ -49,11 +50,11 @@ _HOMES = {
     "output": ("ExportError",),
     "page": ("Paper", "Sheet", "paper"),
     "plot": ("Areas", "Axis", "Bars", "Cells", "Flow", "Graph", "Line", "Panel", "Picture", "Plot", "Points", "Region",
-             "Rule", "Table", "whole"),
+             "Rule", "Table", "Thumbnails", "whole"),
 }  # fmt: skip
 __all__ = [
     "CHARTS", "Areas", "Axis", "Bars", "Cells", "Chart", "ExportError", "Figure", "Flow", "Graph", "Line", "Panel",
-    "Paper", "Picture", "Plot", "Points", "Region", "Rule", "Sheet", "Table", "attribution", "chart", "curves", "drawn",
+    "Paper", "Picture", "Plot", "Points", "Region", "Rule", "Sheet", "Table", "Thumbnails", "attribution", "chart", "curves", "drawn",
     "heatmap", "paper", "trajectory", "whole",
 ]  # fmt: skip
 

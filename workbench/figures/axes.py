@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.patches import PathPatch, Polygon, Rectangle
 from matplotlib.path import Path as Outline
@@ -388,6 +388,10 @@ class Host:
             self._name_flow(mark, ax)
         for mark in panel.of(Graph):
             self._name_graph(mark, ax)
+        for mark in panel.of(plots.Thumbnails):
+            self._place_thumbnails(mark, ax)
+        for mark in panel.of(plots.Picture):
+            self._texts_of_picture(mark, ax, min(wide / mark.pixels.shape[1], tall / mark.pixels.shape[0]))
         for mark in panel.of(Cells):
             if mark.text is None:
                 continue
@@ -405,6 +409,17 @@ class Host:
                     if fit[1][r, c]:
                         ax.text(c, r, fit[1][r, c], ha="center", va="center", color=inks[r, c], fontsize=fit[0],
                                 clip_on=True).set_in_layout(False)  # fmt: skip
+
+    def _texts_of_picture(self, mark: plots.Picture, ax: Any, scale: float) -> None:
+        """Texts of a picture's cells, where they can be read; ``scale``: points of a pixel."""
+        if mark.text is None or mark.boxes is None or not len(mark.boxes):
+            return
+        boxes = np.asarray(mark.boxes, float)
+        texts = np.array([glyphs.drawn(str(t)) for t in mark.text], object)
+        if fit := plots.cell_texts(texts, *(boxes[:, 2:] - boxes[:, :2]).min(0) * scale, self.points, SMALLEST):
+            for (x, y), text, shade in zip((boxes[:, :2] + boxes[:, 2:]) / 2, fit[1], mark.inks(), strict=True):
+                if text:
+                    ax.text(x, y, text, ha="center", va="center", color=shade, fontsize=fit[0], clip_on=True).set_in_layout(False)
 
     def names(self, panel: Panel, ax: Any) -> None:
         """Names beside points, with a line where they stand apart; the legend or caption has what finds no room."""
@@ -632,19 +647,40 @@ class Host:
                 ).set_in_layout(False)  # fmt: skip
 
     def _picture(self, mark: plots.Picture, panel: Panel, ax: Any) -> None:
-        image = np.asarray(mark.image)
-        ax.imshow(image, interpolation="nearest")
+        image = mark.pixels
+        tall, wide = image.shape[:2]
+        ax.imshow(image, interpolation="nearest", extent=(0, wide, tall, 0))
         ax.set_axis_off()
         if mark.boxes is None:
             return
-        values = np.full(len(mark.boxes), np.nan) if mark.values is None else np.asarray(mark.values, float)
-        cells = Cells(values[None], mark.scale, mark.low, mark.high, mark.bar)
+        boxes, cells = np.asarray(mark.boxes, float), mark.cells
         scale = ScalarMappable(Normalize(*cells.ends, clip=True), colormap(mark.scale))
-        for (x0, y0, x1, y1), value in zip(np.asarray(mark.boxes, float), values, strict=True):
-            shade = (*scale.to_rgba(value)[:3], 0.55) if np.isfinite(value) else "none"
-            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fc=shade, ec="white", lw=0.3))
+        shades = scale.to_rgba(cells.values[0])
+        shades[:, 3] = np.where(np.isfinite(cells.values[0]), plots.VEIL, 0)
+        ax.add_collection(PolyCollection(
+            np.stack(plots.corners(boxes), -1), facecolors=shades, edgecolors=(1, 1, 1, 0.45), linewidths=0.3
+        ), autolim=False)  # fmt: skip
+        if mark.framed is not None and np.any(mark.framed):
+            frames = np.stack(plots.corners(boxes[np.asarray(mark.framed, bool)], 0.06), -1)
+            for shade, dash in (("#FFFFFF", "-"), ("#000000", (0, (1, 1)))):
+                ax.add_collection(LineCollection(frames, colors=shade, linewidths=0.9, linestyles=[dash]), autolim=False)
         if mark.bar and mark.values is not None:
-            self.images[id(mark)] = scale, mark, [ax]
+            self.images.setdefault(mark.key, (scale, mark, []))[2].append(ax)
+
+    def _thumbnails(self, mark: plots.Thumbnails, panel: Panel, ax: Any) -> None:
+        """They wait for their room: :meth:`texts`."""
+
+    def _place_thumbnails(self, mark: plots.Thumbnails, ax: Any) -> None:
+        wide, tall = extent(ax)
+        ends = ax.get_xlim(), ax.get_ylim()
+        unit = wide / abs(ends[0][1] - ends[0][0]), tall / abs(ends[1][1] - ends[1][0])  # points
+        for image, x, y in zip(mark.images, mark.x, mark.y, strict=True):
+            high, across = np.shape(image)[:2]
+            size = 0.94 * min(unit[0] / across, mark.high * unit[1] / high)  # points of a pixel
+            half = size * across / unit[0] / 2, size * high / unit[1] / 2
+            low, top = (y - half[1], y + half[1]) if ends[1][1] > ends[1][0] else (y + half[1], y - half[1])
+            ax.imshow(image, extent=(x - half[0], x + half[0], low, top), aspect="auto", zorder=3).set_in_layout(False)
+        ax.set(xlim=ends[0], ylim=ends[1])
 
 
 def _shares(table: plots.Table, room: float) -> np.ndarray:

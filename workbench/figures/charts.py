@@ -12,10 +12,13 @@ import numpy as np
 
 from workbench import plugins, tokens
 from workbench.errors import InputError
+from workbench.figures import patches
 from workbench.figures import plot as plots
 from workbench.figures.caption import by_name
 from workbench.figures.figure import Figure, dataset, drawn
+from workbench.figures.pictures import overlay, rows_of_patches
 from workbench.figures.plot import Axis, Bars, Cells, Line, Panel, Plot, Points, Rule, first_few, whole
+from workbench.figures.said import at_position, heading, hovers, ids, names_of_positions, of_kind, on_scale, prompt_title
 from workbench.figures.source import Source
 from workbench.stats import Design, nanmean
 from workbench.stats.design import FEW
@@ -39,6 +42,7 @@ def heatmap(
     value: str | None = None,
     target: int | str | None = None,
     text: bool = True,
+    positions: str | None = None,
 ) -> Plot:
     """Depth x positions of one prompt, rising upwards, the top token in each cell and the input below.
 
@@ -47,8 +51,10 @@ def heatmap(
             score that the tokens are in the order of, or the first value.
     target  which target, by text or number, for variables over targets
     text    whether cells show their top token (left out by itself where cells are too small to read)
+    positions    of a prompt with pictures: "text" (the default where there is any), "image" or "all"; a picture itself is
+                 drawn by the chart "overlay"
     """
-    source = Source(data)
+    source, kinds = of_kind(data, positions, "heatmap")
     prompt = source.prompt(prompt)
     value = value or source.score or next(iter(source.values()), None)
     if value is None or not source.has(value):
@@ -56,15 +62,11 @@ def heatmap(
             f"heatmap(value={value!r}): this reading holds {source.grids()}. Choose one of these."
         )
     grid = source.grid(value, prompt, target)
-    shown, ticks = grid, None
-    if source.about(value).get("scale") == "log":
-        shown = np.log10(grid + 1)
-        ticks = plots.log_ticks(float(np.nanmax(shown, initial=0.3)))
-    inputs = [tokens.visible(t) for t in source.inputs(prompt)]
+    shown, ticks = on_scale(source, value, grid)
     top = None
     if text and source.has("token_id") and grid.size <= TEXT_CELLS:
-        ids = _ids(source, prompt)[:, :, 0]
-        top = np.array([[tokens.visible(source.text(i)) if i >= 0 else "" for i in row] for row in ids], object)
+        first = ids(source, prompt)[:, :, 0]
+        top = np.array([[tokens.visible(source.text(i)) if i >= 0 else "" for i in row] for row in first], object)
     sinks = source.sinks(prompt)
     said = source.title(value)
     if "target" in data[value].dims:
@@ -72,68 +74,11 @@ def heatmap(
     framed = f"dotted frame: {source.sink_said}" if sinks.any() else ""
     cells = Cells(
         shown, source.scale(value), bar=source.title(value, short=True), ticks=ticks, text=top, framed=sinks,
-        hover=_hovers(source, prompt, value, grid, inputs) if grid.size <= plots.HOVER_CELLS else None,
+        hover=hovers(source, prompt, value, grid) if grid.size <= plots.HOVER_CELLS else None,
     )  # fmt: skip
-    across = Axis(names=inputs, places=source.places(prompt).tolist())
+    across = Axis(names=names_of_positions(source, prompt), places=source.places(prompt).tolist())
     panel = Panel([cells], across, Axis(source.depth_label, names=[str(d) for d in source.depths]))
-    return Plot([panel], _title(source, ", ".join(filter(None, [said, framed])), prompt), shows=[value])
-
-
-def _ids(source: Source, prompt: int) -> np.ndarray:
-    """token_id of one prompt as [depth, real position, rank]."""
-    found = source.data["token_id"].isel(prompt=prompt).transpose(source.depth, "position", "rank")
-    return found.values[:, source.positions(prompt)]
-
-
-def _hovers(source: Source, prompt: int, value: str, grid: np.ndarray, inputs: list[str]) -> list[list[str]]:
-    """What hovering a cell tells: place, value, and the five nearest tokens."""
-    ids = _ids(source, prompt)[:, :, :5] if source.has("token_id") else None
-    score, scores = source.score, None
-    if ids is not None and score is not None:
-        found = source.data[score].isel(prompt=prompt).transpose(source.depth, "position", "rank")
-        scores = found.values[:, source.positions(prompt), :5]
-    name = source.title(value)
-    said, places, sinks = _contexts(source, prompt), source.places(prompt), source.sinks(prompt)
-    found = {end: source.controls(score, end) if score else [] for end in ("p", "q")}
-    tests = {end: source.grid(names[0], prompt) for end, names in found.items() if names}
-    rows = []
-    for d, depth in enumerate(source.depths):
-        row = []
-        for p, token in enumerate(inputs):
-            lines = [f"{source.depth} {depth}, after {token} (#{places[p]})"]
-            if not np.isnan(grid[d, p]):
-                lines.append(f"{name}: {grid[d, p]:.4g}")
-            if sinks[d, p]:
-                lines.append(source.sink_said)
-            if known := [f"{end} {v[d, p]:.3g}" for end, v in tests.items() if not np.isnan(v[d, p])]:
-                lines.append(f"nearest: {', '.join(known)}")
-            if ids is not None:
-                for rank, token_id in enumerate(ids[d, p]):
-                    if token_id >= 0:
-                        number = f"  {scores[d, p, rank]:.3g}" if scores is not None else ""
-                        text = said(d, p, rank) or tokens.visible(source.text(token_id))
-                        lines.append(f"{rank}. {text}{number}")
-            row.append("\n".join(lines))
-        rows.append(row)
-    return rows
-
-
-def _contexts(source: Source, prompt: int) -> Callable[[int, int, int], str]:
-    """The sentence of a neighbour with its word in brackets, by (depth, position, rank); "" where there is none."""
-    if not source.has("sentence"):
-        return lambda d, p, rank: ""
-    real = source.positions(prompt)
-    found = {
-        name: source.data[name].isel(prompt=prompt).transpose(source.depth, "position", "rank").values[:, real]
-        for name in ("sentence", "char_start", "char_end")
-    }
-
-    def said(d: int, p: int, rank: int) -> str:
-        text, start, end = (found[name][d, p, rank] for name in ("sentence", "char_start", "char_end"))
-        before, word, after = (tokens.plain(t) for t in tokens.around(str(text), start, end, 30))
-        return f"{before}⟨{word}⟩{after}"
-
-    return said
+    return Plot([panel], prompt_title(source, ", ".join(filter(None, [said, kinds, framed])), prompt), shows=[value])
 
 
 # ---------------------------------------------------------------- trajectory
@@ -187,12 +132,11 @@ def trajectory(
             nulls[-1].hue, nulls[-1].legend = hue, len(chosen) == 1
     if nulls and len(chosen) > 1:  # one entry for all of them
         marks.append(Line([], [], null_name, hue=plots.GREY, dash="dot", markers=False, width=1.5))
-    token = tokens.visible(source.inputs(prompt)[column])
     sink = "a sink" if source.sinks(prompt)[:, column].any() else ""
-    what = f"{source.called(value, short=True)} after {token} (#{source.places(prompt)[column]})"
+    what = f"{source.called(value, short=True)} {at_position(source, prompt, column)}"
     said = ", ".join(filter(None, [what, sink, more]))
     panel = Panel([*marks, *nulls], whole(source.depth_label, source.depths), source.title(value, short=True))
-    return Plot([panel], _title(source, said, prompt), shows=[value])
+    return Plot([panel], prompt_title(source, said, prompt), shows=[value])
 
 
 def _along(source: Source, name: str, prompt: int, column: int, target: int) -> np.ndarray:
@@ -209,6 +153,7 @@ def curves(
     value: str | Sequence[str] | None = None,
     target: int | str | None = None,
     *,
+    positions: str | None = None,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
@@ -222,11 +167,14 @@ def curves(
     value      one variable or several (one panel each); default: the first that is logarithmic (ranks of targets) and
                the first other that is not over ranks
     target     one of several, by text or number; default all of them, a line each
+    positions  of prompts with pictures, those that are averaged: "text" (the default where there are any), "image" or
+               "all"
     level, draws, seed    of the interval over prompts (:meth:`workbench.stats.Design.bootstrap`); with one prompt there
                is none
     What is logarithmic by its attributes (ranks of targets) is averaged as log10(1 + x) and drawn on that scale.
     """
-    sources = {str(who): Source(own) for who, own in (data if by_name(data) else {"": data}).items()}
+    kept = {str(who): of_kind(own, positions, "curves") for who, own in (data if by_name(data) else {"": data}).items()}
+    sources, kinds = {who: source for who, (source, _) in kept.items()}, next(iter(kept.values()))[1]
     first, *others = sources.values()
     names = _curved(sources, value)
     aimed_at = [name for name in names if "target" in first.data[name].dims]
@@ -255,7 +203,7 @@ def curves(
             shown = [np.ravel(v) for pair in ends for v in pair if v is not None]
             highest = float(np.nanmax(np.concatenate(shown), initial=0.3))
             panel.y.ticks, panel.y.names = plots.log_ticks(highest)  # type: ignore[union-attr]
-    over = "mean over positions" * any(s.data.sizes.get("position", 1) > 1 for s in sources.values())
+    over = f"mean over {kinds or 'positions'}" * any(s.data.sizes.get("position", 1) > 1 for s in sources.values())
     nulls = "dotted: null" * any(line.dash == "dot" for panel in panels.values() for line in panel.of(Line))
     same = len(set(said.values())) == 1
     every = list(said.values())[:1] if same else [f"{text} ({who})" for who, text in said.items()]
@@ -378,9 +326,9 @@ def attribution(data: xr.Dataset, prompt: int = 0, position: int = -1, target: i
         said += f", target {index + 1} of {len(targets)}"
     column = int(np.flatnonzero(source.positions(prompt) == at)[0])
     if len(source.positions(prompt)) > 1:
-        said += f", after {tokens.visible(source.inputs(prompt)[column])} (#{source.places(prompt)[column]})"
+        said += f", {at_position(source, prompt, column)}"
     across = Axis("component", names=[n.replace("_out", "") for n in names])
-    return Plot([Panel(marks, across, source.title(value))], _title(source, said, prompt), shows=[value])
+    return Plot([Panel(marks, across, source.title(value))], prompt_title(source, said, prompt), shows=[value])
 
 
 # ---------------------------------------------------------------- choosing
@@ -429,6 +377,12 @@ def _no_grid(data: xr.Dataset) -> list[str]:
     return [] if Source(data).values() else ["a value over layer (or block) and position"]
 
 
+def _no_pictures(data: xr.Dataset) -> list[str]:
+    source = Source(data)
+    there = patches.pictured(source) and (data["kind"].values == "image").any()
+    return _no_grid(data) or ([] if there else ["pictures in its prompts"])
+
+
 def _no_parts(data: xr.Dataset) -> list[str]:
     return [] if Source(data).by_component() else ["a value over position and component"]
 
@@ -438,6 +392,8 @@ CHARTS: dict[str, Chart] = {
     "trajectory": Chart(trajectory, lacking=_no_grid),
     "curves": Chart(curves, lacking=_no_grid),
     "attribution": Chart(attribution, lacking=_no_parts),
+    "overlay": Chart(overlay, lacking=_no_pictures),
+    "patches": Chart(rows_of_patches, lacking=_no_pictures),
 }
 
 
@@ -497,18 +453,3 @@ def _known_options(kind: str, own: Chart, options: dict[str, Any]) -> None:
         + (part if unknown[0].rstrip("s") in ("layer", "position", "block", "depth") else "")
         + "."
     )
-
-
-# ---------------------------------------------------------------- common
-
-
-def heading(source: Source, what: str, *others: Source) -> str:
-    """A title: reader, model, and what is shown, of one reading or several."""
-    readers = dict.fromkeys(str(s.data.attrs.get("reader", "")) for s in (source, *others))
-    models = dict.fromkeys(s.model for s in (source, *others))
-    return " · ".join(filter(None, [*(", ".join(filter(None, own)) for own in (readers, models)), what]))
-
-
-def _title(source: Source, what: str, prompt: int) -> str:
-    count = source.data.sizes.get("prompt", 1)
-    return heading(source, what + (f" · prompt {prompt} of {count}" if count > 1 else ""))

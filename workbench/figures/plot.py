@@ -17,13 +17,15 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
-from workbench.figures.colours import HUES, HUES_DARK, SEQUENTIAL, rgb
+from workbench.figures.colours import HUES, HUES_DARK, SEQUENTIAL, ink, rgb, stops
 from workbench.figures.glyphs import broken, cut, width
 
 Hue = int | float | str
 GREY = "#8c8c8c"
 INK = "ink"
 """The colour of text: black on paper, light on a dark screen."""
+VEIL = 0.6
+"""How strong the colours over a picture are."""
 HOVER_CELLS = 3_000
 """Above this many cells their hover texts would outweigh the figure."""
 
@@ -375,9 +377,13 @@ class Picture(Mark):
     boxes
         [cell, 4] left, upper, right, lower edge in pixels.
     values
-        [cell] numbers, shown as colours over the picture.
-    scale, low, high, bar
-        As of :class:`Cells`.
+        [cell] numbers, shown as colours over the picture, which is grey then.
+    scale, low, high, bar, ticks
+        As of :class:`Cells`; panels of one plot share a bar in the same way.
+    text
+        [cell] texts, fitted to their cells, or left out where they cannot be read.
+    framed
+        [cell] truth values: a dotted frame.
     hover
         [cell] texts.
     """
@@ -389,7 +395,61 @@ class Picture(Mark):
     low: float | None = None
     high: float | None = None
     bar: str = ""
+    ticks: tuple[Sequence[float], Sequence[str]] | None = None
+    text: Any = None
+    framed: Any = None
     hover: Sequence[str] | None = None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image as bytes, grey where colours lie over it."""
+        image = np.asarray(self.image)
+        image = (image * 255).round().astype(np.uint8) if image.dtype.kind == "f" else image.astype(np.uint8)
+        if self.values is None:
+            return image
+        grey = image[..., :3] @ np.array([0.299, 0.587, 0.114])
+        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, -1)
+
+    def inks(self) -> np.ndarray:
+        """[cell] black or white, whichever stands out more from what is seen there."""
+        cells, pixels = self.cells, self.pixels[..., :3]
+        own = rgb(stops(self.scale), np.nan_to_num(cells.shares[0]))
+        veil = np.where(np.isfinite(cells.values[0]), VEIL, 0.0)[:, None]
+        edges = np.asarray(self.boxes, float).round().astype(int).clip(0).tolist()
+        under = [pixels[t : max(b, t + 1), l : max(r, l + 1)].reshape(-1, 3).mean(0) for l, t, r, b in edges]
+        return np.asarray(ink(veil * own + (1 - veil) * np.reshape(under, (-1, 3))))
+
+    @property
+    def cells(self) -> Cells:
+        """Its colours as those of one row of cells."""
+        boxes = 0 if self.boxes is None else len(self.boxes)
+        values = np.full(boxes, np.nan) if self.values is None else np.asarray(self.values, float)
+        return Cells(values[None], self.scale, self.low, self.high, self.bar, self.ticks)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What pictures have in common that share a colour bar."""
+        return self.cells.key
+
+
+@dataclass
+class Thumbnails(Mark):
+    """Small images in an axis of names: each within a place one wide and ``high`` high, in its own proportions.
+
+    Parameters
+    ----------
+    images
+        Arrays [height, width, 3] of bytes.
+    x, y
+        [image] where their middles are.
+    high
+        Rows that each takes.
+    """
+
+    images: Sequence[Any]
+    x: Any
+    y: Any
+    high: float = 1
 
 
 # ---------------------------------------------------------------- panels
@@ -485,8 +545,8 @@ class Plot:
         """Marks that need a colour bar, one for all that share it."""
         found: dict[Any, Any] = {}
         for panel in self.panels:
-            for mark in panel.of(Cells):
-                if mark.bar:
+            for mark in (*panel.of(Cells), *panel.of(Picture)):
+                if mark.bar and (isinstance(mark, Cells) or mark.values is not None):
                     found.setdefault(mark.key, mark)
         return list(found.values())
 
@@ -519,7 +579,8 @@ def room(panel: Panel) -> tuple[float, float]:
         return 8 + 11 * columns, max(16.0, min(1.9 * deep, 44))
     if pictures := panel.of(Picture):
         tall, wide = np.asarray(pictures[0].image).shape[:2]
-        return 28, 28 * tall / max(1, wide)
+        each = 36 if pictures[0].text is not None and len(pictures[0].boxes) <= 200 else 28
+        return each, each * tall / max(1, wide)
     if panel.of(Graph):
         return 48, 26
     across, down = panel.x, panel.y
@@ -566,6 +627,14 @@ def diagonals(mask: np.ndarray, lines: int = 3) -> tuple[np.ndarray, np.ndarray]
         found.append(np.stack([columns + low, rows + low + shift, columns + high, rows + high + shift], -1))
     ends = np.concatenate(found) if found else np.zeros((0, 4))
     return ends[:, [0, 2]], ends[:, [1, 3]]
+
+
+def corners(boxes: Any, inset: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Outlines of boxes, smaller by a share: x and y, each [box, 5]."""
+    left, top, right, bottom = np.asarray(boxes, float).reshape(-1, 4).T
+    wide, tall = inset * (right - left), inset * (bottom - top)
+    left, right, top, bottom = left + wide, right - wide, top + tall, bottom - tall
+    return np.stack([left, right, right, left, left], 1), np.stack([top, top, bottom, bottom, top], 1)
 
 
 def outlines(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

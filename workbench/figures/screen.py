@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -178,7 +180,7 @@ class _Screen:
                 given["range"] = ends[::-1] if axis.reversed else ends
         elif axis.reversed and axis.names is None:
             given["autorange"] = "reversed"
-        if not axis.shown or panel.of(Graph) or panel.of(plots.Picture):
+        if not axis.shown or panel.of(Graph) or panel.of(plots.Picture):  # pixels say nothing
             given |= {"visible": False}
         if which in self.plot.shared and not labelled and len(self.plot.panels) > 1:
             given["showticklabels"] = False
@@ -434,32 +436,61 @@ class _Screen:
             self.turned = max(self.turned, 90.0)  # the slider's own room
 
     def _picture(self, mark: plots.Picture, panel: Panel) -> None:
-        image = np.asarray(mark.image)
-        if image.dtype.kind == "f":
-            image = (image * 255).round().astype(np.uint8)
-        self._add(go.Image(z=image, hoverinfo="skip"))
-        if mark.boxes is None:
-            return
-        boxes, values = np.asarray(mark.boxes, float), mark.values
-        known = np.full(len(boxes), np.nan) if values is None else np.asarray(values, float)
-        cells = Cells(known[None], mark.scale, mark.low, mark.high)
-        shades = rgb(stops(mark.scale), np.nan_to_num(cells.shares[0]))
-        if mark.bar and values is not None:
+        image = mark.pixels
+        tall, wide = image.shape[:2]
+        self.figure.add_layout_image(
+            source=_source(image), x=0, y=0, sizex=wide, sizey=tall, sizing="stretch", layer="below",
+            exclude_empty_subplots=False, **self.at,
+        )  # fmt: skip
+        name = self.figure.get_subplot(self.at["row"], self.at["col"]).xaxis.plotly_name.replace("axis", "")
+        self.figure.update_xaxes(range=[0, wide], constrain="domain", **self.at)
+        self.figure.update_yaxes(range=[tall, 0], constrain="domain", scaleanchor=name, **self.at)
+        boxes = np.zeros((0, 4)) if mark.boxes is None else np.asarray(mark.boxes, float)
+        cells, middles = mark.cells, (boxes[:, :2] + boxes[:, 2:]) / 2
+        if mark.bar and mark.values is not None and not any(getattr(t, "meta", None) == str(mark.key) for t in self.figure.data):
             low, high = cells.ends
+            bar = self._bar(mark, mark.bar)
+            if mark.ticks is not None:
+                bar |= {"tickvals": list(mark.ticks[0]), "ticktext": list(mark.ticks[1])}
             self._add(go.Scatter(
-                x=[None], y=[None], mode="markers", showlegend=False,
+                x=[None], y=[None], mode="markers", showlegend=False, meta=str(mark.key),
                 marker={"color": [low], "cmin": low, "cmax": high, "colorscale": stops(mark.scale), "showscale": True,
-                        "colorbar": self._bar(mark, mark.bar)},
+                        "colorbar": bar},
             ))  # fmt: skip
-        for i, (x0, y0, x1, y1) in enumerate(boxes):
-            shade = "#{:02x}{:02x}{:02x}".format(*shades[i])
-            hidden = not np.isfinite(known[i])
+        # As many traces as there are steps of colour, not as there are cells: of these there may be thousands.
+        steps = np.where(np.isfinite(cells.shares[0]), np.round(32 * np.nan_to_num(cells.shares[0])), -1).astype(int)
+        for step in np.unique(steps[steps >= 0]).tolist():
+            shade = "#{:02x}{:02x}{:02x}".format(*rgb(stops(mark.scale), step / 32))
+            x, y = (np.pad(v, ((0, 0), (0, 1)), constant_values=np.nan).ravel() for v in plots.corners(boxes[steps == step]))
             self._add(go.Scatter(
-                x=[x0, x1, x1, x0, x0], y=[y0, y0, y1, y1, y0], mode="lines", fill="toself", showlegend=False,
-                fillcolor="rgba(0,0,0,0)" if hidden else faded(shade, 0.55), line={"color": "#FFFFFF", "width": 0.5},
-                text=tokens.plotly(mark.hover[i]) if mark.hover is not None else None,
-                hoverinfo="text" if mark.hover is not None else "skip", hoveron="fills",
+                x=x, y=y, mode="lines", fill="toself", fillcolor=faded(shade, plots.VEIL), line={"width": 0},
+                hoverinfo="skip", showlegend=False,
             ))  # fmt: skip
+        self._segments(*plots.corners(boxes), "rgba(255,255,255,0.45)", 0.5)
+        inks = mark.inks()
+        if mark.framed is not None and np.any(mark.framed):
+            for shade, dash in (("#FFFFFF", None), ("#000000", "dot")):
+                self._segments(*plots.corners(boxes[np.asarray(mark.framed, bool)], 0.06), shade, 1.5, dash)
+        if mark.text is not None and len(boxes):
+            scale = min(self.size[0] * self.weights[self.at["col"] - 1] / wide, self.size[1] / tall)
+            each = (boxes[:, 2:] - boxes[:, :2]).min(0) * scale
+            if fit := plots.cell_texts(np.asarray(mark.text, object), *each, TYPE, 7):
+                self._add(go.Scatter(
+                    x=middles[:, 0], y=middles[:, 1], mode="text", hoverinfo="skip", showlegend=False,
+                    text=[tokens.plotly(str(t)) for t in fit[1]], textfont={"color": inks.tolist(), "size": fit[0]},
+                ))  # fmt: skip
+        if mark.hover is not None:
+            self._add(go.Scatter(
+                x=middles[:, 0], y=middles[:, 1], mode="markers", marker={"size": 12, "opacity": 0}, showlegend=False,
+                **_hover(mark.hover),
+            ))  # fmt: skip
+
+    def _thumbnails(self, mark: plots.Thumbnails, panel: Panel) -> None:
+        for image, x, y in zip(mark.images, mark.x, mark.y, strict=True):
+            self.figure.add_layout_image(
+                source=_source(image), x=x, y=y, sizex=0.94, sizey=0.94 * mark.high, sizing="contain",
+                xanchor="center", yanchor="middle", layer="above", exclude_empty_subplots=False, **self.at,
+            )  # fmt: skip
 
     def _names(self, panel: Panel, wide: float, tall: float) -> None:
         """Names beside points, where there is room for them; the hover has all."""
@@ -486,12 +517,22 @@ class _Screen:
 
 
 def _key(mark: Any) -> Any:
-    return mark.key if isinstance(mark, Cells) else id(mark)
+    return mark.key if isinstance(mark, Cells | plots.Picture) else id(mark)
 
 
 def _own_bar(mark: Any) -> bool:
-    """Whether a mark that is not cells has a colour bar of its own."""
-    return not isinstance(mark, Cells) and bool(getattr(mark, "bar", ""))
+    """Whether a mark has a colour bar that it shares with no other."""
+    return not isinstance(mark, Cells | plots.Picture) and bool(getattr(mark, "bar", ""))
+
+
+def _source(image: Any) -> str:
+    """Pixels as a data URI."""
+    from PIL import Image
+
+    out, own = io.BytesIO(), Image.fromarray(np.asarray(image, np.uint8))
+    kind = "png" if own.mode == "RGBA" else "jpeg"
+    own.save(out, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _error(at: Any, low: Any, high: Any, shade: str) -> dict[str, Any]:

@@ -28,10 +28,12 @@ class Source:
                (:func:`workbench.variables.completed`)
     depth      "layer" (residual stream, 0..L) or "block" (inside a block); None when the data has neither
     depths     int array [depth]: the layers or blocks that were read
+    kind       of prompts with pictures, which positions there are: "text", "image"; None: all
     """
 
-    def __init__(self, data: xr.Dataset):
+    def __init__(self, data: xr.Dataset, kind: str | None = None):
         self.data = data = completed(data)
+        self.kind = kind
         self.depth: str | None = next((d for d in DEPTHS if d in data.dims), None)
         self.depths: np.ndarray = (
             np.asarray(
@@ -121,10 +123,14 @@ class Source:
     def positions(self, prompt: int) -> np.ndarray:
         """Indices along `position` that hold a token of this prompt; padding is left out."""
         if self.has("input_id"):
-            return np.flatnonzero(self.data["input_id"].values[prompt] >= 0)
-        if self.has("input_token"):
-            return np.flatnonzero(self.data["input_token"].values[prompt].astype(str) != "")
-        return np.arange(self.data.sizes.get("position", 0))
+            real = self.data["input_id"].values[prompt] >= 0
+        elif self.has("input_token"):
+            real = self.data["input_token"].values[prompt].astype(str) != ""
+        else:
+            real = np.ones(self.data.sizes.get("position", 0), bool)
+        if self.kind is not None and "kind" in self.data.coords:
+            real = real & (self.data["kind"].transpose("prompt", "position").values[prompt] == self.kind)
+        return np.flatnonzero(real)
 
     def position(self, prompt: int, position: int) -> int:
         """The index along `position` of the n-th real token; negative counts from the prompt's end."""

@@ -34,7 +34,8 @@ def labels(prompts: Sequence[Prompt], slots: int) -> tuple[dict[str, Any], dict[
     Returns
     -------
     The pictures, over the dimension picture; and the labels kind, image, tile, row, column [prompt, position] and box
-    [prompt, position, side].  Both empty where no prompt has a picture.
+    [prompt, position, side].  Both empty where no prompt has a picture; no pictures where only a processor's output was
+    given.
     """
     if not any(prompt.visual is not None for prompt in prompts):
         return {}, {}
@@ -58,6 +59,11 @@ def labels(prompts: Sequence[Prompt], slots: int) -> tuple[dict[str, Any], dict[
         for name, values in numbers.items():
             values[i, slot] = getattr(places, name)[own]
         box[i, slot] = places.box[own]
+    cells = ("prompt", "position")
+    coords = {"kind": (cells, kind), **{name: (cells, values) for name, values in numbers.items()}}
+    coords |= {"box": ((*cells, "side"), box), "side": list(SIDES)}
+    if not pictures:  # of what a processor gave
+        return {}, coords
     variables = {
         "picture_prompt": ("picture", np.array([i for i, *_ in pictures], np.int32)),
         "picture_image": ("picture", np.array([number for _, number, _ in pictures], np.int32)),
@@ -65,7 +71,4 @@ def labels(prompts: Sequence[Prompt], slots: int) -> tuple[dict[str, Any], dict[
         "picture_height": ("picture", np.array([p.height for *_, p in pictures], np.int32)),
         "picture_data": ("picture", np.array([p.thumbnail for *_, p in pictures], dtype=object)),
     }
-    cells = ("prompt", "position")
-    coords = {"kind": (cells, kind), **{name: (cells, values) for name, values in numbers.items()}}
-    own = {"box": ((*cells, "side"), box), "side": list(SIDES), "picture": np.arange(len(pictures))}
-    return variables, {**coords, **own}
+    return variables, {**coords, "picture": np.arange(len(pictures))}

@@ -12,13 +12,16 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from workbench.images.geometry import Size, Tile
+
+if TYPE_CHECKING:
+    from workbench.images.pictures import Picture
 
 MOST = 16
 """Pixels of a patch, or patches of a token, along one side, at most as many times the least."""
@@ -52,11 +55,40 @@ class Places:
         return len(self.image)
 
 
+@dataclass(frozen=True)
+class Visual:
+    """The visual tokens of one prompt.
+
+    Attributes
+    ----------
+    at
+        [token] their positions.
+    places
+        What each shows.
+    pictures
+        The prompt's pictures; [] where only a processor's output was given.
+    """
+
+    at: np.ndarray
+    places: Places
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Positions of the tokens that show a part of a picture."""
+        return self.at[self.places.shows]
+
+
 def unplaced(count: int, sizes: Sequence[Size]) -> Places:
-    """Tokens that each may show any part of their picture: in equal shares, where there are several."""
+    """Tokens that each may show any part of their picture: in equal shares, where there are several.
+
+    Without sizes it is not known of which picture, either.
+    """
     n = len(sizes)
-    image = np.repeat(np.arange(n), count // n) if n and count % n == 0 else np.zeros(count, int)
     none = np.full(count, -1)
+    if not n:
+        return Places(none, none, none, none, np.full((count, 4), np.nan, np.float32), np.ones(count, bool), "none")
+    image = np.repeat(np.arange(n), count // n) if count % n == 0 else np.zeros(count, int)
     whole = np.array([(0, 0, *sizes[i]) for i in image], np.float32).reshape(-1, 4)
     return Places(image, np.zeros(count, int), none, none, whole, np.ones(count, bool), "none")
 

@@ -11,6 +11,7 @@ Proved when the first prompt with a picture comes, on pictures of coloured noise
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,43 +27,22 @@ from workbench.engine.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Size, Unplaced, tiles
 from workbench.images.joining import placed
-from workbench.images.layout import Places, hypotheses, unplaced
-from workbench.images.pictures import Picture
+from workbench.images.layout import Places, Visual, hypotheses, unplaced
+from workbench.images.pictures import Picture, image_token
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from workbench.model import Model
 
-PROBES = 8
-CHANCE = 1e-3
+STARTS = re.compile(r"(vision_start|image_start|boi)_token_(id|index)")
+PROBES = 16
+CHANCE = 1e-4
 """How likely it may be that tokens without a place hit as often as those of a layout that is taken."""
+TRIES = 3
+"""Pictures on which the layout of tokens is tried, before there is held to be none."""
 PICTURES: tuple[Size, ...] = ((224, 160), (112, 80), (56, 40))
 """Sizes of the pictures of the proof; smaller ones where the larger does not fit into the model's context."""
-
-
-@dataclass(frozen=True)
-class Visual:
-    """The visual tokens of one prompt.
-
-    Attributes
-    ----------
-    at
-        [token] their positions.
-    places
-        What each shows.
-    pictures
-        The prompt's pictures; [] where only a processor's output was given.
-    """
-
-    at: np.ndarray
-    places: Places
-    pictures: Sequence[Picture] = ()
-
-    @property
-    def shown(self) -> np.ndarray:
-        """Positions of the tokens that show a part of a picture."""
-        return self.at[self.places.shows]
 
 
 @dataclass(frozen=True)
@@ -80,12 +60,15 @@ class VisionProof:
         block l reads, so it has them.
     pad_sides
         Sides on which prompts with pictures may be padded, so that they share a batch.
+    begins
+        The token that begins a picture, which the config names and the model's template writes; None: none.
     """
 
     error: float
     tokens: tuple[int, ...]
     added: tuple[int, ...]
     pad_sides: tuple[str, ...]
+    begins: int | None = None
 
 
 class Vision:
@@ -94,9 +77,15 @@ class Vision:
     def __init__(self, model: Model) -> None:
         self.model, self.processor = model, model.processor
         self._rules: dict[Any, str] = {}
-        self._tiles: dict[Any, Any] = {}
+        self._failed: dict[Any, int] = {}
+        self._known: dict[Any, Places] = {}
         with untouched(model.module):
             self.proof = self._prove()
+        if self.proof.tokens:
+            # The layout, too, on a picture of an ordinary size: what comes first may be too small to tell.
+            text, size = self._example()
+            given = self.process(text, [noise(size, 0)], "the example")
+            self._places(text, given, [size], int(np.isin(given["input_ids"][0], self.proof.tokens).sum()), True)
 
     def describe(self) -> dict[str, Any]:
         """The proof as plain values, for provenance."""
@@ -106,6 +95,9 @@ class Vision:
 
     def process(self, text: str, images: Sequence[Image], what: str, special: bool = True) -> dict[str, Any]:
         """What the processor gives for one prompt, without the attention mask.  InputError where it cannot."""
+        token = image_token(self.processor)
+        if token and text.count(token) not in (0, len(images)):  # some processors leave out what is too much
+            raise InputError(self._said(text, images, what, ValueError()))
         options = {} if special else {"add_special_tokens": False}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -126,8 +118,8 @@ class Vision:
             )
         sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
         return (
-            f"The processor of {self.model.name} ({type(self.processor).__name__}) does not take {what} with "
-            f"picture(s) of {sizes}: {type(error).__name__}: {str(error)[:300]}"
+            f"{what} has picture(s) of {sizes} pixels, and the processor of {self.model.name} "
+            f"({type(self.processor).__name__}) does not take them: {type(error).__name__}: {str(error)[:300]}"
         )
 
     # ---------------------------------------------------------------- one prompt
@@ -148,12 +140,28 @@ class Vision:
                     'chat with parts {"type": "image", "image": picture}.'
                 )
             return Visual(at, unplaced(0, sizes), pictures)
+        begun = int((np.r_[-1, ids][at[np.diff(at, prepend=-2) > 1]] == self.proof.begins).sum())
+        if self.proof.begins is not None and begun < len(pictures):
+            self._told_of_start(what, len(pictures) - begun)
         return Visual(at, self._places(text, given, sizes, len(at), special), pictures)
+
+    def _told_of_start(self, what: str, lacking: int) -> None:
+        if "start_told" in self.model.known:
+            return
+        self.model.known["start_told"] = True
+        known = self.model.tokenizer
+        start = known.convert_ids_to_tokens(self.proof.begins) if known is not None else self.proof.begins
+        warnings.warn(
+            f"{what} has {lacking} picture(s) without {start!r} in front. The template of {self.model.name} begins "
+            "every picture with it, and without it the model is not as it was trained. Write it in the text, or give "
+            "a chat.",
+            stacklevel=2,
+        )
 
     def _places(self, text: str, given: Mapping[str, Any], sizes: list[Size], count: int, special: bool) -> Places:
         key = (tuple(sizes), text.count(image_token(self.processor) or "\0"), count)
-        if key in self._tiles:
-            return self._tiles[key]
+        if key in self._known:
+            return self._known[key]
 
         def again(images: list[Any]) -> dict[str, Any]:
             return self.process(text, images, "the probe", special)
@@ -167,9 +175,9 @@ class Vision:
             self._told(str(reason))
         if places is None:
             places = unplaced(count, sizes)
-        if len(self._tiles) > 256:
-            self._tiles.clear()
-        self._tiles[key] = places
+        if len(self._known) > 256:
+            self._known.clear()
+        self._known[key] = places
         return places
 
     def _chosen(
@@ -179,24 +187,34 @@ class Vision:
         if cropped in self._rules:
             rule = self._rules[cropped]
             return next((way for way in ways if way.rule == rule), None)
-        with untouched(self.model.module):
-            scores = [(self._hits(way, text, sizes, special), way) for way in ways]
-        best = max(scores, key=lambda one: one[0][0], default=None)
-        if best is None or _tail(*best[0]) > CHANCE:
-            hits = f" (noise in a cell changed its token most in {best[0][0]} of {PROBES} trials)" if best else ""
-            self._told(f"no grid of tokens was found that holds on the model{hits}")
+        tried: list[Places] = []
+        hits = 0
+        for way in ways:
+            if any(_same(way, other) for other in tried):
+                continue
+            tried.append(way)
+            with untouched(self.model.module):
+                holds, own = self._holds(way, text, sizes, special)
+            hits = max(hits, own)
+            if holds:
+                self._rules[cropped] = way.rule
+                return way
+        self._told(
+            "no grid of tokens was found that holds on the model"
+            + (f" (noise in a cell changed its token most in {hits} of {PROBES} trials)" if tried else "")
+        )
+        self._failed[cropped] = self._failed.get(cropped, 0) + 1
+        if self._failed[cropped] >= TRIES:
             self._rules[cropped] = "none"
-            return None
-        self._rules[cropped] = best[1].rule
-        return best[1]
+        return None
 
     def _told(self, reason: str) -> None:
         if "vision_told" in self.model.known:
             return
         self.model.known["vision_told"] = True
         warnings.warn(
-            f"The visual tokens of {self.model.name} have no known place in their picture: {reason}. Their states are "
-            "read all the same; rows, columns and boxes are left out (-1, the whole picture).",
+            f"The visual tokens of {self.model.name} have no known place in their picture: {reason.rstrip('.')}. "
+            "Their states are read all the same; rows, columns and boxes are left out (-1, the whole picture).",
             stacklevel=2,
         )
 
@@ -220,7 +238,10 @@ class Vision:
             raise Refused(
                 f"A picture changes nothing in {model.name} on the prompt {text!r}: its states say nothing about one."
             )
-        return VisionProof(error, tokens, added, self._sides(text, size))
+        first = int(np.argmax(changed))
+        before = int(ids[first - 1]) if tokens and first else None
+        begins = before if before in _starts(model.module.config) else None
+        return VisionProof(error, tokens, added, self._sides(text, size), begins)
 
     def _example(self) -> tuple[str, Size]:
         """A text with a place for one picture, and the size of one that fits."""
@@ -355,51 +376,50 @@ class Vision:
                 good.append(side)
         return tuple(good)
 
-    def _hits(self, way: Places, text: str, sizes: list[Size], special: bool) -> tuple[int, float]:
-        """How often noise in a token's cell changes that token most, and how likely a hit is without a layout."""
+    def _holds(self, way: Places, text: str, sizes: list[Size], special: bool) -> tuple[bool, int]:
+        """Whether noise in a token's cell changes that token most, more often than chance would; and how often."""
         tokens = np.flatnonzero(way.shows)
-        crops = tokens[way.tile[tokens] > 0]
+        crops = tokens[way.tile[tokens] > 0]  # the whole picture shows what its crops show
         tokens = crops if len(crops) else tokens
         if not len(tokens):
-            return 0, 1.0
+            return False, 0
         order = np.random.default_rng(0).permutation(tokens)
-        hits, chances = 0, []
+        base = [noise(size, 10 + i) for i, size in enumerate(sizes)]
+        before = self._inputs(text, base, special)
+        at = np.isin(before["input_ids"][0].cpu().numpy(), self.proof.tokens)
+        one = self._front(before)[at]
+        if len(one) != len(way):
+            return False, 0
+        hits = 0
         for trial in range(PROBES):
             token = int(order[trial % len(order)])
-            base = [noise(size, 10 + trial) for size in sizes]
             painted = [image.copy() for image in base]
             left, top, right, bottom = way.box[token]
             box = (round(left), round(top), max(round(right), round(left) + 1), max(round(bottom), round(top) + 1))
             patch = noise((box[2] - box[0], box[3] - box[1]), 50 + trial, cells=2)
             painted[way.image[token]].paste(patch, box[:2])
-            before, after = (self._inputs(text, images, special) for images in (base, painted))
-            at = np.isin(before["input_ids"][0].cpu().numpy(), self.proof.tokens)
-            one, two = self._front(before)[at], self._front(after)[at]
-            if len(one) != len(way):
-                return 0, 1.0
-            moved = ((two - one).norm(dim=-1) / one.norm(dim=-1).clamp_min(1e-12)).cpu().numpy()
+            two = self._front(self._inputs(text, painted, special))[at]
+            moved = (two - one).norm(dim=-1) / one.norm(dim=-1).clamp_min(1e-12)
             hits += int(moved.argmax()) == token
-            chances.append(1 / len(moved))
-        return hits, float(np.mean(chances))
+            if _tail(hits, trial + 1, 1 / len(way)) <= CHANCE:
+                return True, hits
+        return False, hits
 
 
-def _tail(hits: int, chance: float) -> float:
+def _same(one: Places, two: Places) -> bool:
+    return np.array_equal(one.tile, two.tile) and np.allclose(one.box, two.box, atol=0.5, equal_nan=True)
+
+
+def _tail(hits: int, trials: int, chance: float) -> float:
     """The probability of at least so many hits by chance."""
     from scipy.stats import binom
 
-    return float(binom.sf(hits - 1, PROBES, chance))
+    return float(binom.sf(hits - 1, trials, chance))
 
 
-def image_token(processor: Any) -> str | None:
-    """What a text has in the place of a picture; None where the processor does not say."""
-    for owner, name in ((processor, "boi_token"), (processor, "image_token"), (processor.tokenizer, "image_token")):
-        token = getattr(owner, name, None)
-        # Gemma's texts name the token that begins a picture, and its processor writes those that stand for patches.
-        if name == "boi_token" and not hasattr(processor, "full_image_sequence"):
-            continue
-        if token is not None:
-            return str(getattr(token, "content", token))
-    return None
+def _starts(config: Any) -> list[int]:
+    """Ids of tokens that begin a picture, as the config names them."""
+    return [v for k, v in vars(config).items() if STARTS.fullmatch(k) and isinstance(v, int)]
 
 
 def examples(processor: Any) -> list[str]:

@@ -69,8 +69,6 @@ class View:
         * "start", the selection as the explorer opens, all of its keys; "choices", for keys of it, the values that may
           be chosen (of a key that starts as a list: the values it may hold), absent where `complete` checks all by
           itself; "called", for keys of it, the name that they have in the address of a page (None: not in it);
-        * "pictures", what was seen: [{"src": data URI, "width", "height", "prompt" (optional), "grid": {"rows",
-          "columns", "boxes": [[position, left, top, width, height], ...]}}], boxes in pixels of the picture;
         * "held", what stays in Python, for `complete` and `answer`.
     static
         (reading or dataset, \\*\\*options) -> an HTML table, which remains where there is no kernel.

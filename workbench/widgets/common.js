@@ -66,13 +66,17 @@ body[data-jp-theme-light] .wx{--bg:var(--jp-layout-color0)}
 .wx-foot .wx-hover{flex:1 1 240px;min-height:18px}
 .wx-keys{display:flex;flex-wrap:wrap;gap:4px 14px;flex-basis:100%}
 .wx-keys kbd{font:inherit;color:var(--ink);border:1px solid var(--line);border-radius:3px;padding:0 4px;background:var(--panel)}
-.wx-pictures{display:flex;flex-wrap:wrap;gap:10px}
-.wx-picture{position:relative;max-width:min(100%,var(--wide))}
-.wx-picture img{display:block;width:100%;height:auto;border-radius:4px}
-.wx-picture svg{position:absolute;inset:0;width:100%;height:100%}
-.wx-picture rect{fill:transparent;stroke:#fff;stroke-opacity:.35;stroke-width:1;vector-effect:non-scaling-stroke;cursor:pointer;outline:none}
-.wx-picture rect:is(:hover,.near){fill:#fff;fill-opacity:.35}
-.wx-picture rect:is(.on,:focus-visible){stroke:var(--accent);stroke-opacity:1;stroke-width:3}
+.wx-mosaic{position:relative;width:100%;background:var(--panel);border-radius:4px;cursor:crosshair;touch-action:manipulation;user-select:none;-webkit-user-select:none}
+.wx-mosaic:focus-visible{outline-offset:2px}
+.wx-mosaic>:is(img,canvas){position:absolute;inset:0;width:100%;height:100%;border-radius:4px;pointer-events:none}
+.wx-mosaic.veiled img{filter:grayscale(1)}
+.wx-mosaic>.wx-facts{position:absolute;inset:auto 8px 8px}
+.wx-mosaic :is(.wx-at,.wx-near,.wx-kept){position:absolute;pointer-events:none;border-radius:1px}
+.wx-at{outline:2px solid var(--accent);box-shadow:0 0 0 3.5px #fff,inset 0 0 0 1px #fff}
+.wx-near{outline:1px solid #000;box-shadow:0 0 0 2px #fff}
+.wx-kept{outline:2px dashed #000;box-shadow:0 0 0 2px #fff}
+.wx-crop{position:relative;display:inline-block;flex:none;overflow:hidden;border-radius:4px;background:var(--zero) no-repeat}
+.wx-crop i{position:absolute;outline:2px solid var(--accent);box-shadow:0 0 0 3px #fff8}
 `;
 
 // ------------------------------------------------------------------ small helpers
@@ -137,9 +141,11 @@ function decode(column) {
   if (!column || column.values) return column && column.values;
   const { $: type, n, bytes, base } = column, width = { 8: 1, 6: 2, 2: 4 }[type.at(-1)], none = width === 1 ? 255 : 65535;
   const values = type[0] === "d" ? new Float64Array(n) : new Int32Array(n), unit = 10 ** (column.digits || 0);
+  const by = column.by || n, steps = by < n ? new Uint16Array(n) : null;
   for (let i = 0; i < n; i++) {
     let step = bytes[i];
     for (let plane = 1; plane < width; plane++) step |= bytes[plane * n + i] << (8 * plane);
+    if (steps) step = steps[i] = i < by ? step : (steps[i - by] - step) & none;
     values[i] = width < 4 && step === none ? (type[0] === "d" ? NaN : -1) : type[0] === "d" ? (base + step) / unit : step;
   }
   Object.defineProperty(column, "values", { value: values });
@@ -395,39 +401,151 @@ function heatmap(label, { pick, hover = () => {}, drag = null }) {
 
 // ------------------------------------------------------------------ pictures
 
-// Pictures that a model saw, with the grid that it cut them into: each box is a position, chosen by a click or by keys.
-//   boxes: [[position, left, top, width, height], ...], in pixels of the picture
-function gallery(pictures, choose) {
-  const node = make("div", "wx-pictures"), frames = pictures.filter(({ src }) => src.startsWith("data:image/")).map((picture, i) => {
-    const frame = make("figure", "wx-picture"), img = make("img"), { width, height, prompt, grid } = picture;
-    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "listbox", "aria-label": `patches of picture ${i}, ${grid.rows} by ${grid.columns}; arrow keys walk through them` });
-    img.src = picture.src;
-    img.alt = picture.alt || `picture ${i} of the prompt, ${width} by ${height} pixels`;
-    frame.style.margin = 0;
-    frame.style.setProperty("--wide", `${clamp(width, 160, 420)}px`);
-    svg.append(...grid.boxes.map(([position, x, y, w, h], n) => {
-      const name = `position ${position}: row ${Math.floor(n / grid.columns)}, column ${n % grid.columns}`;
-      const box = draw("rect", { x, y, width: w, height: h, role: "option", tabindex: n ? -1 : 0, "data-position": position, "aria-label": name });
-      box.append(draw("title", {}, name));
-      return box;
-    }));
-    rove(svg, "rect", (box) => choose({ ...(prompt !== undefined && { prompt }), position: Number(box.dataset.position) }));
-    frame.append(img, svg);
-    node.append(frame);
-    return { frame, prompt, boxes: [...svg.children] };
-  });
-  // Marks the boxes of a position, as chosen ("on") or looked at ("near"); shows the pictures of a prompt.
-  const mark = ({ prompt, position }, kind) => {
-    for (const own of frames) {
-      if (kind === "on") own.frame.hidden = own.prompt !== undefined && prompt !== undefined && own.prompt !== prompt;
-      for (const box of own.boxes) {
-        const on = Number(box.dataset.position) === position;
-        box.classList.toggle(kind, on);
-        if (kind === "on") box.setAttribute("aria-selected", String(on));
+// The address of a picture that came with the data; "" for anything else.
+const safe = (src) => (/^data:image\/(png|jpeg|webp|gif);base64,[\w+/=]+$/.test(src || "") ? src : "");
+const pixels = (x) => `${Math.round(10 * x) / 10}px`;
+
+// A picture that a model saw, under the grid that it was cut into: one tab stop; arrow keys, a click or a drag choose a
+// patch, wherever it lies.
+//   mosaic.show({src, width, height, alt, boxes, names})   boxes: [[left, top, right, bottom], ...] in its pixels
+//   mosaic.paint(cell, veil)        cell(i) -> {rgb, faded, sink, text}; veil: how strong its colours are, 0 to 1
+//   mosaic.at(i)  mosaic.near(i)    the patch that is chosen, or looked at; -1: none
+//   mosaic.pins([i, ...])           patches that are kept
+function mosaic(label, { pick, hover = () => {}, step = null }) {
+  const node = make("div", "wx-mosaic"), img = make("img"), canvas = make("canvas"), row = make("div"), on = make("div", "wx-at");
+  const near = make("div", "wx-near"), kept = make("div"), id = fresh("patch"), gone = make("span", "wx-facts", "The picture itself is in the kernel.");
+  let own = null, chosen = -1, painted = null, wide = 0, dragged = false;
+  node.tabIndex = 0;
+  node.role = "grid";
+  node.ariaLabel = label;
+  row.role = "row";
+  on.role = "gridcell";
+  on.id = id;
+  on.ariaSelected = "true";
+  canvas.ariaHidden = "true";
+  row.append(on);
+  node.append(gone, img, canvas, kept, near, row);
+
+  function show(given) {
+    own = given;
+    const src = safe(given.src);
+    if (src) img.src = src;
+    img.hidden = !src;
+    gone.hidden = !!src;
+    img.alt = given.alt;
+    node.style.aspectRatio = `${given.width} / ${given.height}`;
+    node.style.maxWidth = pixels(Math.min(640, (480 * given.width) / given.height));
+    painted = null;
+    chosen = -1;
+    for (const box of [on, near]) box.hidden = true;
+    kept.replaceChildren();
+  }
+  function put(box, i) {
+    box.hidden = !(i >= 0 && own && i < own.boxes.length);
+    if (box.hidden) return;
+    const [left, top, right, bottom] = own.boxes[i], part = (x, whole) => `${(100 * x) / whole}%`;
+    Object.assign(box.style, { left: part(left, own.width), top: part(top, own.height), width: part(right - left, own.width), height: part(bottom - top, own.height) });
+  }
+  function at(i) {
+    put(on, (chosen = i));
+    if (i >= 0) { on.ariaLabel = own.names(i); node.setAttribute("aria-activedescendant", id); }
+    else node.removeAttribute("aria-activedescendant");
+  }
+  const pins = (list) => kept.replaceChildren(...list.map((i) => { const box = make("div", "wx-kept"); put(box, i); return box; }));
+
+  function paint(cell = painted?.cell, veil = painted?.veil) {
+    wide = node.clientWidth;
+    painted = { cell, veil };
+    if (!own || !wide || !cell) return;
+    const ratio = globalThis.devicePixelRatio || 1, scale = (wide * ratio) / own.width, g = canvas.getContext("2d");
+    canvas.width = Math.round(wide * ratio);
+    canvas.height = Math.round(own.height * scale);
+    node.classList.toggle("veiled", veil > 0);
+    const small = Math.min(...own.boxes.map(([l, t, r, b]) => Math.min(r - l, b - t))) * scale;
+    own.boxes.forEach((box, i) => {
+      const [x, y, right, bottom] = box.map((side) => Math.round(side * scale)), w = right - x, h = bottom - y, { rgb, faded, sink, text } = cell(i);
+      if (rgb) {
+        g.globalAlpha = veil * (faded ? 0.16 : 1);
+        g.fillStyle = `rgb(${rgb})`;
+        g.fillRect(x, y, w, h);
       }
-    }
-  };
-  return { node, mark };
+      g.globalAlpha = 1;
+      if (small >= 6 * ratio) {
+        g.strokeStyle = "rgba(255,255,255,.3)";
+        g.lineWidth = 1;
+        g.strokeRect(x + 0.5, y + 0.5, w, h);
+      }
+      if (sink && small >= 4 * ratio) for (const [shade, dash] of [["#fff", []], ["#000", [2 * ratio, 2 * ratio]]]) {
+        g.strokeStyle = shade;
+        g.lineWidth = ratio;
+        g.setLineDash(dash);
+        g.strokeRect(x + 1.5 * ratio, y + 1.5 * ratio, w - 3 * ratio, h - 3 * ratio);
+        g.setLineDash([]);
+      }
+      if (text && w >= 36 * ratio && h >= 15 * ratio) write(g, text, x + w / 2, y + h / 2, w - 4 * ratio, ratio);
+    });
+  }
+  function write(g, text, x, y, room, ratio) { // cut to its box, and seen on whatever is under it
+    g.font = `${11 * ratio}px system-ui,sans-serif`;
+    g.textAlign = "center";
+    g.textBaseline = "middle";
+    const letters = [...clip(text, 24)];
+    while (letters.length > 1 && g.measureText(letters.join("")).width > room) letters.splice(-2, 2, "…");
+    g.lineWidth = 3 * ratio;
+    g.strokeStyle = "rgba(0,0,0,.8)";
+    g.lineJoin = "round";
+    g.strokeText(letters.join(""), x, y);
+    g.fillStyle = "#fff";
+    g.fillText(letters.join(""), x, y);
+  }
+
+  // The patch under the pointer; of several that lie on each other the one behind the chosen one.
+  function under(event) {
+    if (!own) return -1;
+    const box = node.getBoundingClientRect(), x = ((event.clientX - box.left) / box.width) * own.width, y = ((event.clientY - box.top) / box.height) * own.height;
+    const found = own.boxes.flatMap(([l, t, r, b], i) => (x >= l && x < r && y >= t && y < b ? [i] : []));
+    return found.length ? found[(found.indexOf(chosen) + 1) % found.length] : -1;
+  }
+  function beside(dx, dy) { // the nearest patch that way; of patches on each other the next one
+    if (chosen < 0) return 0;
+    const middle = ([l, t, r, b]) => [(l + r) / 2, (t + b) / 2], [x, y] = middle(own.boxes[chosen]), far = Math.abs(dx || dy) > 1;
+    let best = chosen, least = Infinity;
+    own.boxes.forEach((box, i) => {
+      const [u, v] = middle(box), along = dx ? (u - x) * Math.sign(dx) : (v - y) * Math.sign(dy), off = Math.abs(dx ? v - y : u - x);
+      if (along < 0.01 || (far && off > (box[3] - box[1]) / 2)) return;
+      const cost = far ? -along : along + 4 * off;
+      if (cost < least) [best, least] = [i, cost];
+    });
+    const alone = own.boxes.every((box) => same(box, own.boxes[0]));
+    return alone ? clamp(chosen + Math.sign(dx + dy), 0, own.boxes.length - 1) : best;
+  }
+  node.addEventListener("keydown", (event) => {
+    if (!own?.boxes.length || event.target !== node) return;
+    bound(event, { ...arrows((dx, dy) => pick(beside(dx, dy))), ...(step && { PageUp: () => step(1), PageDown: () => step(-1) }) });
+  });
+  node.addEventListener("click", (event) => { const i = under(event); if (i >= 0 && !dragged) pick(i); node.focus({ preventScroll: true }); });
+  node.addEventListener("pointerdown", () => { dragged = false; });
+  node.addEventListener("pointermove", (event) => {
+    const i = under(event);
+    if (event.pointerType === "touch") return;
+    if (i >= 0 && event.buttons & 1 && !same(own.boxes[i], own.boxes[chosen] || [])) { dragged = true; pick(i); }
+    put(near, i);
+    hover(i);
+  });
+  node.addEventListener("pointerleave", () => { put(near, -1); hover(-1); });
+  img.draggable = false;
+  return { node, show, paint, at, pins, near: (i) => put(near, i), get wide() { return wide; } };
+}
+
+// A part of a picture as the model's patch stands in it: what is around, and the patch in a frame.
+function crop({ src, width, height }, [left, top, right, bottom], size = 56) {
+  const node = make("span", "wx-crop"), frame = make("i"), side = Math.min(3 * Math.max(right - left, bottom - top), Math.max(width, height)), scale = size / side;
+  const from = (a, b, whole) => (whole <= side ? (whole - side) / 2 : clamp((a + b - side) / 2, 0, whole - side)), x = from(left, right, width), y = from(top, bottom, height);
+  if (safe(src)) node.style.backgroundImage = `url("${src}")`;
+  Object.assign(node.style, { width: pixels(size), height: pixels(size), backgroundSize: `${pixels(width * scale)} ${pixels(height * scale)}`, backgroundPosition: `${pixels(-x * scale)} ${pixels(-y * scale)}` });
+  Object.assign(frame.style, { left: pixels((left - x) * scale), top: pixels((top - y) * scale), width: pixels((right - left) * scale), height: pixels((bottom - top) * scale) });
+  node.append(frame);
+  return node;
 }
 
 // ------------------------------------------------------------------ the life of a widget
@@ -476,7 +594,7 @@ async function copied(text) { // to the clipboard; false where the browser does 
 // the key p; keys, [[key, what it does], ...] of its own; arrived(content, payload) what ask() brought; close().
 //   kit.payload, kit.root                what is shown, and where
 //   kit.tell(selection)                  writes a choice back
-//   kit.announce(text), hint(text, at)   to a screen reader; of what is under the mouse, {prompt, position}
+//   kit.announce(text), hint(text)       to a screen reader; of what is under the mouse
 //   kit.note(text)                       what is left out
 //   kit.ask(question)                    of the kernel; undefined where there is none
 // Lines of `style` that begin with a dot or a colon are rules within this view; & is the view itself.
@@ -502,19 +620,17 @@ const explorer = (name, style, build) => ({
       model.set("selection", selection);
       model.save_changes();
       quiet = false;
-      settled(selection);
+      settled();
     };
-    const take = (selection) => { view.take(selection); settled({ ...payload.start, ...selection }); };
-    const settled = (selection) => { done.textContent = ""; seen?.mark(selection, "on"); figure.hidden = !view.figure?.(); };
+    const take = (selection) => { view.take(selection); settled(); };
+    const settled = () => { done.textContent = ""; figure.hidden = !view.figure?.(); };
     const kit = {
       payload, root, tell,
       announce(text) { live.textContent = clip(text, 300); },
-      hint(text, at) { hover.textContent = text; seen?.mark(at || {}, "near"); },
+      hint(text) { hover.textContent = text; },
       note(text) { note.textContent = text; },
       ask: model.send && ((question) => { try { model.send(question); } catch { /* no kernel: what was saved is what there is */ } }),
     };
-    const seen = payload.pictures?.length ? gallery(payload.pictures, (at) => { const selection = { ...model.get("selection"), ...at }; take(selection); tell(selection); }) : null;
-    if (seen) root.append(seen.node);
     const view = build(kit);
     if (payload.left_out?.length) note.textContent = `Left out: ${payload.left_out.join("; ")}.`;
 

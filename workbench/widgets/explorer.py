@@ -67,6 +67,7 @@ def payload(readings: Any, *, top_k: int | None = None, saved_kb: int | None = S
     return {
         "about": {**names, "said": ", ".join(sent) if saved_kb is None else ""},
         "readings": shown,
+        "pictures": packers[0].album.sent(saved_kb is None),
         "start": _start(packers),
         "called": {"depth": packers[0].depth, "panes": None},
         "held": packers,
@@ -85,7 +86,7 @@ def answer(shown: dict[str, Any], question: Any) -> tuple[Any, bytes]:
 def _start(packers: Sequence[Packer]) -> dict[str, Any]:
     first = packers[0]
     return {
-        "reading": 0, "prompt": 0, "depth": _depths(first)[-1], "position": first.columns(0)[-1],
+        "reading": 0, "prompt": 0, "depth": _depths(first)[-1], "position": first.home(0),
         "token": None, "metric": first.metrics[0], "target": 0, "depths": None,
         "panes": [[0, 0]] if len(packers) == 1 else None, "pins": [],
     }  # fmt: skip
@@ -98,10 +99,10 @@ def complete(asked: dict[str, Any], now: dict[str, Any], shown: dict[str, Any]) 
         depth = " Layers, blocks and components are its 'depth'." if unknown[0] in ("layer", "block", COMPONENT) else ""
         raise InputError(f"A selection has no {unknown[0]!r}; it has {', '.join(map(repr, now))}.{depth}")
     before, place = [now["reading"], now["prompt"]], _place(packers, found["reading"], found["prompt"])
-    panes = None if found["panes"] is None else [_place(packers, *pair) for pair in _pairs(found["panes"])]
-    if panes and place not in panes:
+    panes = None if found["panes"] is None else [_pane(packers, pane) for pane in _pairs(found["panes"])]
+    if panes and place not in [pane[:2] for pane in panes]:
         if "panes" in asked and not {"reading", "prompt"} & set(asked):
-            place = panes[0]
+            place = panes[0][:2]
         else:
             panes = _moved(packers, panes, before, place)
     packer, depths, columns = packers[place[0]], _depths(packers[place[0]]), packers[place[0]].columns(place[1])
@@ -138,15 +139,18 @@ def _own(name: str, found: dict[str, Any], held: list[Any], left: dict[str, Any]
     return allowed(name, found[name], held)
 
 
-def _moved(packers: Sequence[Packer], panes: list[Any], before: list[int], place: list[int]) -> list[list[int]]:
+def _moved(packers: Sequence[Packer], panes: list[Any], before: list[int], place: list[int]) -> list[list[Any]]:
     """The panes once the reader is at `place`: its reading's pane goes there, with those that showed the same text."""
-    alike = [pane for pane in panes if pane[0] == place[0]]
-    own = before if before in panes and (before in alike or not alike) else [*alike, panes[0]][0]
+    shown = [pane[:2] for pane in panes]
+    alike = [pane for pane in shown if pane[0] == place[0]]
+    own = before if before in shown and (before in alike or not alike) else [*alike, shown[0]][0]
     moved = []
     for i, pane in enumerate(panes):
         if pane[0] != own[0] == place[0] and pane[1] == _same_text(packers, own, pane[0]):
-            pane = [pane[0], _same_text(packers, place, pane[0], pane[1])]
-        moved.append(place if i == panes.index(own) else pane)
+            pane = [pane[0], _same_text(packers, place, pane[0], pane[1]), *pane[2:]]
+        if i == shown.index(own) or (pane[2:] and pane[:2] == own and place[0] == own[0]):  # another layer of the same
+            pane = [*place, *(pane[2:] if place[0] == own[0] else [])]
+        moved.append(pane)
     return moved
 
 
@@ -187,9 +191,18 @@ def _pin(packers: Sequence[Packer], pin: Any) -> dict[str, Any]:
 
 
 def _pairs(panes: Any) -> list[Any]:
-    if wrong := [pair for pair in listed("panes", panes) if not isinstance(pair, list | tuple) or len(pair) != 2]:
-        raise InputError(f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt].")
+    if wrong := [p for p in listed("panes", panes) if not isinstance(p, list | tuple) or len(p) not in (2, 3)]:
+        raise InputError(
+            f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt], and no [reading, prompt, depth] "
+            "of a pane that keeps its layer."
+        )
     return list(panes)
+
+
+def _pane(packers: Sequence[Packer], pane: Sequence[Any]) -> list[Any]:
+    """[reading, prompt], and the layer that the pane keeps while others move, where it keeps one."""
+    place = _place(packers, *pane[:2])
+    return [*place, *(allowed("depth of a pane", depth, _depths(packers[place[0]])) for depth in pane[2:])]
 
 
 # ---------------------------------------------------------------- without a script

@@ -14,6 +14,8 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import patches
+from workbench.figures.patches import Picture
 from workbench.figures.source import Source, short_name
 from workbench.widgets.base import LONGEST, are_several, clipped, contexts, each, opened
 from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
@@ -22,50 +24,61 @@ if TYPE_CHECKING:
     import xarray as xr
 
 WHOLE = 4_200_000  # bytes of one block; as base64 under 6 MB.  Beyond it fewer ranks are sent, never fewer cells.
+PICTURED = 2_150_000  # of readings with pictures, whose pages are to be under 3 MB
+KINDS = ("text", "image", "padding")
 COMPONENT = "component"
 
 
 def whole(packers: Sequence[Packer]) -> list[list[dict[str, Any]]]:
-    """All prompts of each reading; with fewer ranks where they would pass 6 MB."""
-    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers])[0]
+    """All prompts of each reading; with fewer ranks where they would pass 6 MB, with pictures 3 MB."""
+    album = packers[0].album
+    room = PICTURED - len(pack(album.sent())) if album.pictures else WHOLE
+    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers], room)[0]
 
 
 def one(packer: Packer, prompt: int) -> bytes:
-    """The block of one prompt, with fewer ranks where it would pass 6 MB."""
-    return _fitting([packer], lambda keep: packer.prompt(prompt, keep))[1]
+    """The block of one prompt with its pictures; with fewer ranks where it would pass 6 MB."""
+    own = packer.pictures[prompt].values()
+    sources = {"sources": {str(i): packer.album.pictures[i].src for i in own}} if own else {}
+    return _fitting([packer], lambda keep: {**packer.prompt(prompt, keep), **sources}, WHOLE)[1]
 
 
-def _fitting(packers: Sequence[Packer], made: Callable[[int], Any]) -> tuple[Any, bytes]:
+def _fitting(packers: Sequence[Packer], made: Callable[[int], Any], room: int) -> tuple[Any, bytes]:
     keep = max(packer.top_k for packer in packers)
     while True:
         block = pack(found := made(keep))
-        if len(block) <= WHOLE or keep <= 1:
+        if len(block) <= room or keep <= 1:
             return found, block
-        keep = max(1, min(keep - 1, int(keep * WHOLE / len(block))))
+        keep = max(1, min(keep - 1, int(keep * room / len(block))))
 
 
 def part(packers: Sequence[Packer], limit: int) -> list[list[dict[str, Any]]]:
     """Prompts of each reading that take at most about `limit` bytes in a saved notebook, for the first look and later.
 
     Every reading gets an equal share.  Its first prompt comes first: whole, or with fewer ranks, or with its last
-    positions only.  Further prompts follow while there is room.
+    positions only.  Further prompts follow while there is room.  Pictures come with the prompts that show them, once
+    for all readings.
     """
-    parts = []
-    for packer in packers:
-        room = limit // len(packers) - weight(packer.head())
-        prompts: list[dict[str, Any]] = []
+    parts, album = [], packers[0].album
+    room = limit - sum(weight(packer.head()) for packer in packers)
+    for left, packer in zip(range(len(packers), 0, -1), packers, strict=True):
+        share, prompts = room // left, list[dict[str, Any]]()
         for p in range(packer.count):
-            found = _within(packer, p, room, cut=p == 0) if room > 0 else None
-            if found is None:
+            new = [i for i in packer.pictures[p].values() if i not in album.held]
+            seen = sum(len(album.pictures[i].src) for i in new)  # base64 in a block is as large as itself
+            if share <= (seen if p else 0) or (found := _within(packer, p, share - seen, cut=p == 0)) is None:
                 break
-            room -= weight(found)
+            share -= (used := weight(found) + seen)
+            room -= used
+            album.held.update(new)
             prompts.append(found)
         parts.append(prompts + [packer.stub(p) for p in range(len(prompts), packer.count)])
     return parts
 
 
 def _within(packer: Packer, p: int, room: int, cut: bool) -> dict[str, Any] | None:
-    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3)):
+    fewest = (1,) if packer.pictures[p] else ()  # rather than half of a picture
+    for ranks in dict.fromkeys(min(k, packer.top_k) for k in (packer.top_k, 5, 3, *fewest)):
         if packer.raw(p, ranks) < 8 * room and weight(found := packer.prompt(p, ranks)) <= room:
             return found
     if not cut:
@@ -81,15 +94,41 @@ def _within(packer: Packer, p: int, room: int, cut: bool) -> dict[str, Any] | No
 # ---------------------------------------------------------------- one reading
 
 
+class Album:
+    """The pictures of all readings that are explored together, each different one once.
+
+    held    numbers of those that are sent with the first block; the others come with their prompts
+    """
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+        self.held: set[int] = set()
+
+    def number(self, picture: Picture) -> int:
+        if picture not in self.pictures:
+            self.pictures.append(picture)
+        return self.pictures.index(picture)
+
+    def sent(self, all_of_them: bool = True) -> list[dict[str, Any]]:
+        return [
+            {"src": own.src * (all_of_them or i in self.held), "width": own.width, "height": own.height}
+            for i, own in enumerate(self.pictures)
+        ]
+
+
 class Packer:
     """One reading, packed prompt by prompt.
 
-    depth   "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
-    call    the reading in a line of Python
+    depth     "layer" or "block"; for attributions "component", whose rows are the parts that write to the stream
+    call      the reading in a line of Python
+    pictures  of each prompt, number in the prompt -> number in the album
     """
 
-    def __init__(self, name: str, reading: Any, top_k: int | None = None, call: str = "reading") -> None:
+    def __init__(
+        self, name: str, reading: Any, top_k: int | None = None, call: str = "reading", album: Album | None = None
+    ) -> None:
         self.name, self.call = name, call
+        self.album = album or Album()
         data, self.provenance = opened(reading)
         self.source = source_of(data)
         self.data = self.source.data
@@ -102,6 +141,8 @@ class Packer:
         model = self.provenance.get("model") or {}
         self.model = label(short_name(str(model.get("name") or self.source.model)))
         self.fingerprint = label(str(model.get("fingerprint") or ""))
+        own = (patches.pictures(self.source, p) for p in range(self.count))
+        self.pictures = [{i: self.album.number(picture) for i, picture in found.items()} for found in own]
 
     @property
     def score(self) -> str | None:
@@ -109,13 +150,18 @@ class Packer:
 
     @cached_property
     def grids(self) -> dict[str, np.ndarray]:
-        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks."""
+        """name -> [prompt, target, depth, position]: values, what they are compared with cell by cell, and sinks.
+
+        Labels whose order means something (the index layer that a context is from) are those of the first rank.
+        """
         names = [n for n in self.source.grids() if "rank" not in self.data[n].dims]
+        names += self.ordered
         if self.source.has("sink") and self.depth in self.data["sink"].dims:
             names.append("sink")
         found = {}
         for name in names:
             grid = self.data[name]
+            grid = grid.isel(rank=0) if "rank" in grid.dims else grid
             grid = grid if "target" in grid.dims else grid.expand_dims("target")
             found[name] = grid.transpose("prompt", "target", self.depth, "position").values
         return found
@@ -126,7 +172,15 @@ class Packer:
         top = ["top"] if self.ranks else []
         if self.score:
             top += [*(["probability"] if self._log_prob(self.score) else []), self.score]
-        return [*top, *(name for name in self.source.values() if name in self.grids)]
+        tests = [name for name in self.grids if self.source.about(name)["role"] in ("p", "q")]
+        return [*top, *(name for name in self.source.values() if name in self.grids), *self.ordered, *tests]
+
+    @property
+    def ordered(self) -> list[str]:
+        """Labels over depth and position whose order means something."""
+        wanted = {"prompt", self.depth, "position"}
+        found = [str(n) for n, v in self.data.data_vars.items() if v.attrs.get("scale") == "order"]
+        return [n for n in found if wanted <= set(self.data[n].dims) <= {*wanted, "rank"}]
 
     def _log_prob(self, name: str) -> bool:
         return self.source.about(name).get("scale") == "log-prob"
@@ -163,6 +217,18 @@ class Packer:
         own = self.data["position"].values[real] if "position" in self.data.coords else real
         return [int(i) for i in own]
 
+    def home(self, prompt: int) -> int:
+        """Where a look at a prompt begins: in the middle of its first picture, or else at its last token."""
+        columns, where = self.columns(prompt), patches.seen(self.source, prompt)
+        if where is None or not self.pictures[prompt]:
+            return columns[-1]
+        image = min(where.image[where.image >= 0])
+        if not (tiles := where.tiles(image)):
+            return columns[-1]
+        at, own = where.of(image, tiles[0]), self.album.pictures[self.pictures[prompt][image]]
+        middle = (where.box[at, :2] + where.box[at, 2:]) / 2 - (own.width / 2, own.height / 2)
+        return columns[at[np.hypot(*middle.T).argmin()]]
+
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each variable over the whole reading."""
@@ -198,7 +264,7 @@ class Packer:
             "variables": self.shown,
             "followed": self.source.followed,
             "domain": {name: [float(x) for x in ends] for name, ends in self.domain.items()},
-            "digits": {name: _digits(*ends) for name, ends in self.ranges.items()},
+            "digits": {name: places(*ends, self._most(*ends)) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
             "floor": _floor(source),
@@ -217,7 +283,7 @@ class Packer:
                 found = self.data[null]
                 if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
                     found = found if "target" in found.dims else found.expand_dims("target")
-                    rows, digits = found.transpose("target", self.depth).values, _digits(*self.ranges[name])
+                    rows, digits = found.transpose("target", self.depth).values, self._most(*self.ranges[name])
                     values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
                     means[name] = {"name": label(self.source.called(null, short=True)), "values": values}
         return means
@@ -256,6 +322,8 @@ class Packer:
             "columns": self.columns(p)[keep],
             "grids": {},
         }
+        if (where := patches.seen(source, p)) is not None:
+            sent["seen"] = self._seen(where, p, keep)
         for name, values in self.grids.items():
             one_prompt = values[p][:, :, real].transpose(0, 2, 1)
             exact = values.dtype.kind in "iu"
@@ -279,11 +347,14 @@ class Packer:
     def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
         """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
         ids = self._ranked("token_id", p, real, ranks)
-        used = np.unique(ids[ids >= 0])
-        sent["token"] = integers(np.where(ids < 0, -1, np.searchsorted(used, ids)))
-        sent["vocab_id"] = used.tolist()
+        used, many = np.unique(ids[ids >= 0], return_counts=True)
+        order = np.argsort(-many, kind="stable")  # small numbers for frequent ones compress
+        numbers = np.argsort(order)
+        sent["token"] = integers(np.where(ids < 0, -1, numbers[np.searchsorted(used, ids) % max(1, len(used))]))
+        sent["vocab_id"] = used[order].tolist()
         if self.score:
-            sent["score"] = self._decimals(self.score, self._ranked(self.score, p, real, ranks))
+            scores = self._ranked(self.score, p, real, ranks)
+            sent["score"] = self._decimals(self.score, scores, scores[0].size)
         if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
             sent["said"] = self._said(p, real, ranks)
         return ids
@@ -292,11 +363,26 @@ class Packer:
         found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
         return found.values[:, real]
 
-    def _decimals(self, name: str, values: np.ndarray) -> Column:
-        return decimals(values, _most(*self.ranges[name]), self.ranges[name])
+    def _decimals(self, name: str, values: np.ndarray, by: int = 0) -> Column:
+        return decimals(values, self._most(*self.ranges[name]), self.ranges[name], by)
+
+    def _most(self, low: float, high: float) -> int:
+        """Decimals that a variable is sent with at most: of pictures there are many numbers, so of most one less."""
+        most = _most(low, high)
+        return most - 1 if most == 4 and self.album.pictures else most
+
+    def _seen(self, own: patches.Seen, p: int, keep: slice) -> dict[str, Any]:
+        """Which part of which picture each position shows; boxes as all left ends, then all upper ends, ..."""
+        box = own.box[keep]
+        return {
+            "pictures": {str(i): number for i, number in self.pictures[p].items()},
+            "kind": integers([KINDS.index(kind) for kind in own.kind[keep]]),
+            **{name: integers(getattr(own, name)[keep]) for name in ("image", "tile", "row", "column")},
+            "box": decimals(box.T, 1, _range(own.box), len(box)),
+        }
 
     def _vocabulary(self, sent: dict[str, Any], ids: np.ndarray) -> None:
-        """Texts of the tokens that occur: of those in cells in the order of their numbers, then of the others."""
+        """Texts of the tokens that occur: of those in cells by their numbers, then of the others."""
         first = sent.setdefault("vocab_id", [])
         known = set(first)
         first += [i for i in ids.tolist() if i >= 0 and i not in known]
@@ -322,7 +408,8 @@ def packers(readings: Any, top_k: int | None = None) -> list[Packer]:
     else:
         names = _names(found)
         calls = [f"readings[{i}]" for i in range(len(found))] if are_several(readings) else ["reading"]
-    return [Packer(name, reading, top_k, call) for name, reading, call in zip(names, found, calls, strict=True)]
+    album = Album()
+    return [Packer(name, own, top_k, call, album) for name, own, call in zip(names, found, calls, strict=True)]
 
 
 def _names(readings: Sequence[Any]) -> list[str]:
@@ -382,11 +469,6 @@ def _float(x: Any, digits: int = 4) -> float | None:
 def _range(values: np.ndarray) -> tuple[float, float]:
     values = np.asarray(values)[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-
-
-def _digits(low: float, high: float) -> int:
-    """Decimals that a variable is sent with."""
-    return places(low, high, _most(low, high))
 
 
 def _most(low: float, high: float) -> int:

@@ -9,7 +9,9 @@ A payload is a dict that JSON can hold, and columns anywhere in it: numbers that
 made.  In the JSON a column is {"$": type, "at": offset of its first byte, "n": count}.  Its bytes stand apart by
 significance, all low bytes first, which is what makes them compress.  u8, u16 and i32 are integers; the highest step
 of an unsigned type is -1, "none".  d8 and d16 are decimals, (base + step) / 10^digits, the highest step "none".  What a
-view shows is therefore the variable rounded to so many decimals, and nothing else.
+view shows is therefore the variable rounded to so many decimals, and nothing else.  Where a column says "by", only its
+first so many steps are themselves: each of the others is how far the one that far before is above it, modulo the type
+(scores fall from rank to rank, mostly by little).
 """
 
 from __future__ import annotations
@@ -36,13 +38,18 @@ class Column:
     steps: np.ndarray
     base: int = 0
     digits: int = 0
+    by: int = 0
 
     @property
     def values(self) -> np.ndarray:
         """The numbers as the front end reads them; -1 or NaN where there is none."""
         if self.kind == "i32":
             return self.steps.astype(int)
-        none, steps = self.steps == NONE[self.kind[-1]], self.steps.astype(int)
+        steps = self.steps.astype(int)
+        if self.by:
+            rows = steps.reshape(-1, self.by)
+            steps = ((rows[0] - np.cumsum(np.concatenate([rows[:1] * 0, rows[1:]]), 0)) % (NONE[self.kind[-1]] + 1)).ravel()
+        none = steps == NONE[self.kind[-1]]
         if self.kind[0] == "u":
             return np.where(none, -1, steps)
         return np.where(none, np.nan, (self.base + steps) / 10.0**self.digits)
@@ -56,11 +63,12 @@ def integers(values: Any) -> Column:
     return Column(kind, values.astype(np.int64).astype(TYPES[kind]))
 
 
-def decimals(values: Any, digits: int, ends: tuple[float, float] | None = None) -> Column:
+def decimals(values: Any, digits: int, ends: tuple[float, float] | None = None, by: int = 0) -> Column:
     """Numbers rounded to so many decimals, or to as many as 65534 steps hold; NaN and infinities are none.
 
     ``ends``: the least and the greatest of the whole variable, where only a part of it is sent, so that a number is
-    rounded in the same way in every part.
+    rounded in the same way in every part.  ``by``: each number travels as what it differs by from the one so many
+    before, of which their count is a multiple; 0: as it is.
     """
     values = np.asarray(values, dtype=np.float64).ravel()
     there = np.isfinite(values)
@@ -72,7 +80,9 @@ def decimals(values: Any, digits: int, ends: tuple[float, float] | None = None) 
     none = NONE[kind[-1]]
     steps = np.full(values.shape, none, TYPES[kind])
     steps[there] = np.clip(np.round(values[there] * 10.0**digits) - base, 0, none - 1)
-    return Column(kind, steps, base, digits)
+    if by and steps.size > by:
+        steps[by:] = steps[:-by] - steps[by:]
+    return Column(kind, steps, base, digits, by if steps.size > by else 0)
 
 
 def places(low: float, high: float, most: int) -> int:
@@ -97,7 +107,8 @@ def pack(payload: Any) -> bytes:
         steps = column.steps
         told = {"$": column.kind, "at": len(numbers), "n": steps.size}
         numbers.extend(steps.view(np.uint8).reshape(steps.size, steps.itemsize).T.tobytes())
-        return told | ({"base": column.base, "digits": column.digits} if column.kind[0] == "d" else {})
+        told |= {"base": column.base, "digits": column.digits} if column.kind[0] == "d" else {}
+        return told | ({"by": column.by} if column.by else {})
 
     text = json.dumps(payload, default=place, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     head = text.encode("utf-8", "replace")
@@ -115,7 +126,7 @@ def unpack(block: bytes) -> Any:
         kind, size = found["$"], np.dtype(TYPES[found["$"]]).itemsize
         planes = np.frombuffer(raw, np.uint8, size * found["n"], start + found["at"]).reshape(size, -1)
         steps = np.ascontiguousarray(planes.T).view(TYPES[kind]).ravel()
-        return Column(kind, steps, found.get("base", 0), found.get("digits", 0))
+        return Column(kind, steps, found.get("base", 0), found.get("digits", 0), found.get("by", 0))
 
     return json.loads(raw[4:start], object_hook=column)
 

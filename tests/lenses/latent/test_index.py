@@ -89,8 +89,8 @@ def test_search_is_the_exact_top_k_over_all_layers(index, dense, story, calibrat
     value, row = by_hand(dense, queries, 10, calibration, special)
     found = index.search(queries, 10, calibration=calibration)
     np.testing.assert_allclose(found.similarity, value, atol=1e-3)
-    agree = (found.row.values == row.numpy()) | (np.abs(found.similarity.values - value.numpy()) < 1e-3)
-    assert agree.all() and (found.row.values == row.numpy()).mean() > 0.97
+    agree = (found.context.values == row.numpy()) | (np.abs(found.similarity.values - value.numpy()) < 1e-3)
+    assert agree.all() and (found.context.values == row.numpy()).mean() > 0.97
     assert not np.isin(found.token_id, story.tokenizer.all_special_ids).any()
 
 
@@ -145,9 +145,9 @@ def test_memory_does_not_keep_whole_batches(story, tmp_path):
 
 def test_one_context_counts_once_over_all_layers(index, dense):
     found = index.search(dense[4][::20], 8)
-    rows = found.row.values
+    rows = found.context.values
     assert all(len(set(r)) == len(r) for r in rows.tolist())
-    doubled = index.search(dense[4][::20], 8, distinct=False).row.values
+    doubled = index.search(dense[4][::20], 8, distinct=False).context.values
     assert any(len(set(r)) < len(r) for r in doubled.tolist())
 
 
@@ -176,11 +176,11 @@ def test_more_neighbours_than_contexts_and_an_empty_index(story, tmp_path):
     small = ContextIndex.build(story, ["one two"], tmp_path / "small", progress=False)
     found = small.search(torch.randn(3, 128), 9)
     there = small.n_rows - 1  # without the leading special token
-    assert (found.row.values[:, :there] >= 0).all() and (found.row.values[:, there:] == -1).all()
+    assert (found.context.values[:, :there] >= 0).all() and (found.context.values[:, there:] == -1).all()
     assert np.isnan(found.similarity.values[:, there:]).all() and (found.word.values[:, there:] == "").all()
     empty = ContextIndex.build(story, [], tmp_path / "empty", progress=False)
     assert len(empty) == 0 and "0 contexts" in repr(empty)
-    assert (empty.search(torch.randn(3, 128)).row.values == -1).all()
+    assert (empty.search(torch.randn(3, 128)).context.values == -1).all()
 
 
 def test_words_come_from_offsets_never_from_a_search_for_the_token():
@@ -231,7 +231,7 @@ def test_an_index_of_another_model_or_tokenizer_is_refused(index, story):
 def test_int8_keeps_the_neighbours_in_half_the_room(index, dense, story, sentences, tmp_path):
     small = ContextIndex.build(story, sentences, tmp_path / "i8", contexts_per_token=20, storage="int8", progress=False)
     queries = torch.cat([dense[layer][layer::60] for layer in dense]) + 0.05 * torch.randn(1, 128)
-    a, b = index.search(queries, 10).row.values, small.search(queries, 10).row.values
+    a, b = index.search(queries, 10).context.values, small.search(queries, 10).context.values
     kept = np.mean([len(set(x) & set(y)) / 10 for x, y in zip(a.tolist(), b.tolist(), strict=True)])
     assert kept >= 0.98
     rows = {k: v["bytes"] for k, v in small.manifest["files"].items() if k.startswith("layer")}
@@ -322,10 +322,10 @@ def test_approximate_search_ranks_exactly_and_its_recall_is_what_it_says(
     fast = ContextIndex.open(fast.path)
     queries = torch.cat([dense[layer][layer::30] for layer in dense])
     exact, near = index.search(queries, 10), fast.search(queries, 10, method="approximate")
-    pairs = zip(exact.row.values.tolist(), near.row.values.tolist(), strict=True)
+    pairs = zip(exact.context.values.tolist(), near.context.values.tolist(), strict=True)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
     assert near.attrs["recall_at_10"] >= 0.99 and recall >= 0.98
-    same = (exact.row.values == near.row.values) & (exact.index_layer.values == near.index_layer.values)
+    same = (exact.context.values == near.context.values) & (exact.index_layer.values == near.index_layer.values)
     np.testing.assert_allclose(exact.similarity.values[same], near.similarity.values[same], atol=1e-5)
     assert fast.info()["approximate"]["kind"] == kind
 

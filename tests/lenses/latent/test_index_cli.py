@@ -110,4 +110,4 @@ def test_read_takes_the_lens_with_its_index(built: Path, tmp_path: Path) -> None
     ]
     assert main(command) == 0
     data = workbench.open(tmp_path / "latent.nc").data
-    assert (data.row.values >= 0).any() and "similarity_floor_random" in data
+    assert (data.context.values >= 0).any() and "similarity_floor_random" in data

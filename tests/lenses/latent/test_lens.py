@@ -17,7 +17,7 @@ from workbench.errors import InputError
 from workbench.organisms.story.grammar import stories
 
 PROMPTS = ["Mara lives in", "He took the money to the bank to save it.", "one two three four"]
-NAMES = ("similarity", "index_layer", "token_id", "sentence", "token_position", "word", "char_start", "char_end", "row")
+NAMES = ("similarity", "index_layer", "token_id", "sentence", "token_position", "word", "char_start", "char_end", "context")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_place_has_the_neighbours_that_the_index_gives_for_its_own_state(s
 
 def test_the_word_is_marked_where_it_stands(reading):
     data = reading.data
-    real = data.row.values >= 0
+    real = data.context.values >= 0
     for text, a, b, word in zip(
         *(data[n].values[real] for n in ("sentence", "char_start", "char_end", "word")), strict=True
     ):
@@ -57,7 +57,7 @@ def test_pads_have_no_neighbours(story, reading):
     short = len(story.tokenizer(PROMPTS[0])["input_ids"])
     pads = data.isel(prompt=0, position=slice(short, None))
     assert pads.sizes["position"] > 0
-    assert (pads.row.values == -1).all() and np.isnan(pads.similarity.values).all()
+    assert (pads.context.values == -1).all() and np.isnan(pads.similarity.values).all()
     assert (pads.sentence.values == "").all()
 
 
@@ -75,7 +75,7 @@ def test_a_state_of_zeros_has_no_neighbours_and_is_no_error(story, index):
         module.get_input_embeddings().weight[5] = 0
     model = workbench.load(module, tokenizer=story.tokenizer)
     data = workbench.read(model, [[1, 5, 9]], lens, progress=False).data
-    assert (data.row.values[0, 0, 1] == -1).all() and (data.row.values[0, 0, 2] >= 0).all()
+    assert (data.context.values[0, 0, 1] == -1).all() and (data.context.values[0, 0, 2] >= 0).all()
 
 
 def test_another_models_index_is_refused_unless_that_is_wanted(index):
@@ -98,7 +98,7 @@ def test_states_of_the_corpus_itself_come_back_as_themselves(story, index):
         for i, layer in enumerate(index.layers):
             place = data.isel(prompt=0, layer=i, position=at)
             # Another context may be as near where sentences agree up to the last bit; this one is among the best.
-            assert row in place.row.values[place.index_layer.values == layer]
+            assert row in place.context.values[place.index_layer.values == layer]
             assert float(place.similarity[0]) == pytest.approx(1, abs=1e-3)
 
 
@@ -151,15 +151,15 @@ def test_contexts_that_begin_as_the_prompt_does_are_left_out_and_counted(story, 
     data = workbench.read(story, text, LatentLens(index, 2, 60, floors=False), progress=False).data
     matched = 0
     for at in range(1, len(ids)):
-        rows = set(data.row.values[0, 0, at].tolist())
+        rows = set(data.context.values[0, 0, at].tolist())
         assert not rows & same[at]
-        kept = [r for r in every.row.values[0, 0, at].tolist() if r not in same[at]]
-        assert kept[:5] == data.row.values[0, 0, at].tolist()[:5] or not same[at]
+        kept = [r for r in every.context.values[0, 0, at].tolist() if r not in same[at]]
+        assert kept[:5] == data.context.values[0, 0, at].tolist()[:5] or not same[at]
         matched += bool(same[at])
     assert matched >= 5 and data.attrs["self_matches_left_out"] in (matched, matched + 1)
-    out = sorted({int(r) for r in data.row.values[0, 0, 4, :3]})
+    out = sorted({int(r) for r in data.context.values[0, 0, 4, :3]})
     without = workbench.read(story, text, LatentLens(index, 2, 60, without=out, floors=False), progress=False).data
-    assert not np.isin(without.row.values, out).any()
+    assert not np.isin(without.context.values, out).any()
 
 
 def test_floors_and_shares_do_not_move_with_a_sink(story, index):
@@ -408,7 +408,7 @@ def test_senses_of_an_index_that_is_there_are_those_of_a_new_one(story, index, t
 def test_left_out_contexts_are_never_found(index, dense):
     queries = dense[index.layers[0]][:20]
     first = index.search(queries, 3)
-    without = np.unique(first.row.values)
+    without = np.unique(first.context.values)
     again = index.search(queries, 3, without=without)
-    assert not np.isin(again.row.values, without).any()
+    assert not np.isin(again.context.values, without).any()
     assert (again.similarity.values <= first.similarity.values + 1e-6).all()

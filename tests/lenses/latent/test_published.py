@@ -73,7 +73,7 @@ def test_rows_and_labels_are_the_caches(story, some, tmp_path):
         *(found[n].values[:, 0] for n in ("sentence", "char_start", "char_end", "word")), strict=True
     ):
         assert text[a:b] in word
-    assert workbench.read(story, "Mara lives in", LatentLens(index, 3), progress=False).data.row.values.min() >= -1
+    assert workbench.read(story, "Mara lives in", LatentLens(index, 3), progress=False).data.context.values.min() >= -1
 
 
 def test_the_left_padding_defect_is_said(story, some, tmp_path):
@@ -139,7 +139,7 @@ def test_without_a_model_it_is_only_read_as_foreign_and_cannot_grow(story, some,
     with pytest.raises(IndexRefused, match="does not say which model made it"):
         workbench.read(story, "Mara lives in", LatentLens(index), progress=False)
     assert (
-        workbench.read(story, "Mara lives in", LatentLens(index, foreign=True), progress=False).data.row.values.max()
+        workbench.read(story, "Mara lives in", LatentLens(index, foreign=True), progress=False).data.context.values.max()
         >= 0
     )
     with pytest.raises(IndexRefused, match="was imported"):
