@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ from measure import machine, written
 from torch import Tensor
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LogitLens
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitLens
+from workbench.organisms import folder
 from workbench.organisms.gallery import PROMPT
 from workbench.organisms.gallery.grammar import (
     COLOURS,
@@ -53,7 +55,7 @@ from workbench.organisms.gallery.grammar import (
     scenes,
     truth,
 )
-from workbench.organisms.gallery.recipe import HELD_OUT_SEED, pixels
+from workbench.organisms.gallery.recipe import HELD_OUT_SEED, pixels, write_card
 from workbench.readers import States
 from workbench.stats import Design
 
@@ -320,13 +322,14 @@ def controls(
                     found.setdefault((lens, top), []).append((what["right"].mean(0), ends.value, lacks))
         for (lens, top), each in found.items():
             right, above, lacks = (np.stack(x).astype(float) for x in zip(*each, strict=True))  # [connector, layer]
-            ends = Design(n=n).bootstrap(np.c_[above, above.mean(1), lacks.mean(1)])
+            ends = Design(n=n).bootstrap(np.c_[above, above.mean(1)])
             value, low, high = ([rounded(v) for v in x] for x in ends[:3])
+            without = Design(n=n).bootstrap(lacks.mean(1), bounds=(0, 1))
             rows.append({
                 "control": name, "lens": lens, "top": top, "n": n, "right": [rounded(x) for x in right.mean(0)],
-                "above_by_layer": value[:-2], "low_by_layer": low[:-2], "high_by_layer": high[:-2],
-                "above": value[-2], "low": low[-2], "high": high[-2],
-                "without_0": value[-1], "without_0_low": low[-1], "without_0_high": high[-1],
+                "above_by_layer": value[:-1], "low_by_layer": low[:-1], "high_by_layer": high[:-1],
+                "above": value[-1], "low": low[-1], "high": high[-1], "without_0": rounded(without.value),
+                "without_0_low": rounded(without.low), "without_0_high": rounded(without.high),
             })  # fmt: skip
             print({k: v for k, v in rows[-1].items() if "by_layer" not in k}, flush=True)
     return rows
@@ -352,24 +355,20 @@ def asked(model: Any, index: ContextIndex, own: list[Scene]) -> tuple[dict[str, 
     """In one pass: lens -> codes [picture, layer, place, rank], layers of LatentLens's contexts, and the states."""
     prompts = [{"text": PROMPT, "images": paint(scene)} for scene in own]
     every = range(model.n_layers + 1)
-    logit, near, kept = (
+    readers = [LatentLens(index, every, TOP), LogitLens(every, TOP), EmbeddingLens(every, TOP), States(every)]
+    latent, logit, near, kept = (
         r.data.transpose("prompt", "layer", "position", ...)
-        for r in workbench.read(
-            model, prompts, [LogitLens(every, TOP), EmbeddingLens(every, TOP), States(every)], positions="image",
-            progress=False,
-        )
-    )  # fmt: skip
+        for r in workbench.read(model, prompts, readers, positions="image", progress=False)
+    )
     for axis in ("row", "column"):  # the place in the grid is the place among the positions
-        assert (logit[axis].values.reshape(-1, GRID, GRID) == np.indices((GRID, GRID))[int(axis == "column")]).all()
-    code, states = codes_of(model), kept["state"].values
-    latent = index.search(states.reshape(-1, states.shape[-1]), TOP, model=model)
-    words, layers = (latent[x].values.reshape(*states.shape[:-1], TOP) for x in ("word", "index_layer"))
+        assert (latent[axis].values.reshape(-1, GRID, GRID) == np.indices((GRID, GRID))[int(axis == "column")]).all()
+    code = codes_of(model)
     answers = {
-        "LatentLens": np.vectorize(lambda w: CODES.get(w, -1), otypes=[int])(words),
+        "LatentLens": np.vectorize(lambda w: CODES.get(w, -1), otypes=[int])(latent["word"].values),
         "LogitLens": code[logit["token_id"].values],
         "EmbeddingLens": code[near["token_id"].values],
     }
-    return answers, layers, torch.from_numpy(states)
+    return answers, latent["index_layer"].values, torch.from_numpy(kept["state"].values)
 
 
 def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
@@ -377,8 +376,8 @@ def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
     corpus = [caption(s, 0) for s in scenes(captions, CORPUS_SEED)]
     module, tokenizer = model.module, model.tokenizer
     kinds = {"things": patches(own, 0.5, 2), "in_part": patches(own, 0.02, 0.5), "of_ground": grounds(own)}
-    with tempfile.TemporaryDirectory() as folder:
-        index = ContextIndex.build(model, corpus, folder, layers=range(1, model.n_layers + 1), progress=False)
+    with tempfile.TemporaryDirectory() as place:
+        index = ContextIndex.build(model, corpus, place, layers=range(1, model.n_layers + 1), progress=False)
         lenses = Lenses(model, index, corpus)
         answers, layers, states = asked(model, index, own)
         things = kinds["things"]
@@ -414,6 +413,72 @@ def table(rows: list[dict[str, Any]], top: int, lenses: tuple[str, ...] = LENSES
         lines.append(["wrong, nothing", *(f"{r['wrong']:.2f}, {r['nothing']:.2f}" for r in own)])
         lines.append(["chance", *(f"{r['chance']:.2f}" for r in own)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def into_card(result: dict[str, Any]) -> None:
+    """Writes the tables into the organism's card, with what they say."""
+    home = folder("gallery").parent
+    card = json.loads((home / "card.json").read_text())
+    card["lenses"] = {"text": said(result)}
+    write_card(home, card)
+
+
+def said(result: dict[str, Any]) -> str:
+    gaps = {(r["over"], r["top"], r["of"]): r for r in result["ahead"] if r["layer"] == "mean"}
+    probed = ["| | " + " | ".join(f"layer {r['layer']}" for r in result["probe"]) + " |"]
+    probed += ["|---" * (len(result["probe"]) + 1) + "|"]
+    probed += [f"| {x} | " + " | ".join(f"{r[x]:.2f}" for r in result["probe"]) + " |" for x in ("colour", "shape")]
+    nothing = ["| | | right beyond chance | intervals that lack 0 |", "|---|---|---|---|"]
+    for r in result["controls"]:
+        if r["top"] == TOP:
+            lacks = f"{r['without_0']:.3f} [{r['without_0_low']:.3f}, {r['without_0_high']:.3f}]"
+            own = [r["control"], r["lens"], f"{r['above']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"]
+            nothing.append(f"| {' | '.join(own)} | {lacks if r['control'] == 'exchanged' else ''} |")
+    ahead_of = ["| LatentLens less | right | right beyond chance |", "|---|---|---|"]
+    for top in (1, TOP):
+        for lens in (*LENSES[1:], *SAME_WORDS):
+            cells = [gaps[lens, top, of] for of in ("right", "above")]
+            numbers = " | ".join(f"{r['ahead']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" for r in cells)
+            ahead_of.append(f"| {lens}, {'first word' if top == 1 else f'any of {top}'} | {numbers} |")
+    parts = {
+        "patches": f"{result['patches']['things']:,}", "pictures": result["pictures"],
+        "captions": f"{result['captions']:,}", "contexts": f"{result['contexts']:,}",
+        "any": table(result["things"], TOP), "first": table(result["things"], 1), "probe": "\n".join(probed),
+        "controls": "\n".join(nothing), "ahead": "\n".join(ahead_of), "times": result["controls"][0]["n"],
+    }  # fmt: skip
+    return CARD.format(**parts)
+
+
+CARD = """
+## What lenses name at visual tokens
+
+{patches} patches of {pictures} held-out pictures that a thing covers by half or more, read at every layer; LatentLens over
+{contexts} contexts of {captions} captions of other pictures. `python benchmarks/gallery.py` says how answers are read, and makes
+these tables. *Right*: a word is the thing's colour or shape; *wrong*: words of the kind, none of which is; *nothing*: no
+such word. Chance: the same answers held against the things of other pictures. In brackets 95 % intervals over pictures.
+
+Any of five words (as the paper's judge counts):
+
+{any}
+
+The first word alone:
+
+{first}
+
+Means over layers, on the same patches; "words of the corpus": with no other candidates than tokens of the captions:
+
+{ahead}
+
+What is there to be found, by a linear probe of the same states that was fitted on other pictures:
+
+{probe}
+
+Where nothing may be found ({times} times each, any of five words, mean over layers): visual tokens of another picture
+(exchanged; nominal rate of intervals that lack 0: .05), a connector whose weights are shuffled, and the connector's
+outputs in another order (intervals over connectors, since one of them may turn red into "red" by luck).
+
+{controls}
+"""
 
 
 def figure(result: dict[str, Any]) -> Any:
@@ -467,6 +532,8 @@ def main() -> None:
     written(result, given.out)
     if given.figure:
         figure(result).save(given.figure)
+    if given.card:
+        into_card(result)
 
 
 if __name__ == "__main__":
