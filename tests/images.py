@@ -91,6 +91,29 @@ def pixels(given: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in flat.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.ndim >= 2}
 
 
+def entering(model: workbench.Model, given: dict[str, Any]) -> np.ndarray:
+    """[position, width] states ahead of block 0."""
+    with torch.no_grad():
+        return _ahead(model, given).numpy()
+
+
+def _ahead(model: workbench.Model, given: dict[str, Any]) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+
+    def keep(block: Any, args: tuple, kwargs: dict) -> None:
+        seen.append(kwargs.get("hidden_states", args[0] if args else None))
+
+    block = list(model.module.get_submodule(model.anatomy.blocks).children())[0]
+    hook = block.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model.module(**given)
+    finally:
+        hook.remove()
+    state = seen[0][0]
+    # Some models have several streams: [position, stream, width], or [stream, position, width].
+    return state if len(state) == given["input_ids"].shape[1] else state.transpose(0, 1)
+
+
 def sights(model: workbench.Model, given: dict[str, Any], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """[token, entry] how much the state ahead of block 0 depends on each number that the processor gave.
 
@@ -99,19 +122,7 @@ def sights(model: workbench.Model, given: dict[str, Any], positions: np.ndarray)
     inputs = pixels(given)
     for value in inputs.values():
         value.requires_grad_(True)
-    seen: list[torch.Tensor] = []
-
-    def keep(block: Any, args: tuple, kwargs: dict) -> None:
-        state = kwargs.get("hidden_states", args[0] if args else None)
-        seen.append(state)
-
-    block = list(model.module.get_submodule(model.anatomy.blocks).children())[0]
-    hook = block.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        model.module(**given)
-    finally:
-        hook.remove()
-    state = seen[0].reshape(-1, seen[0].shape[-1])
+    state = _ahead(model, given)
     if not state.requires_grad:
         return None
     wanted = list(inputs.values())
@@ -120,7 +131,7 @@ def sights(model: workbench.Model, given: dict[str, Any], positions: np.ndarray)
     for position in positions:
         total = [torch.zeros_like(v) for v in wanted]
         for _ in range(3):
-            ahead = torch.randn(state.shape[-1], generator=generator)
+            ahead = torch.randn(state.shape[1:], generator=generator)
             own = torch.autograd.grad((state[position] * ahead).sum(), wanted, retain_graph=True, allow_unused=True)
             total = [t if g is None else t + g.abs() for t, g in zip(total, own, strict=True)]
         rows.append(np.concatenate([t.detach().numpy().ravel() for t in total]))
@@ -184,7 +195,21 @@ def _codes(
     model: workbench.Model, processor: Any, picture: Image.Image, at: np.ndarray, boxes: np.ndarray
 ) -> str | None:
     """The same for models whose pictures become entries of a code book: which token's entry changes most often."""
-    raise NotImplementedError
+    text = pictured.text_with_image(processor)
+    rng = np.random.default_rng(0)
+    changed = np.zeros((len(at), len(at)))
+    before = entering(model, processed(processor, text, [picture]))[at]
+    for k, box in enumerate(boxes):
+        left, top, right, bottom = (round(float(v)) for v in box)
+        for _ in range(8):
+            values = np.asarray(picture).copy()
+            values[top:bottom, left:right] = rng.integers(0, 256, 3)
+            after = entering(model, processed(processor, text, [Image.fromarray(values)]))[at]
+            changed[k] += (after != before).any(-1)
+    # Some entries change with anything: what counts is that one changes more than it does with other boxes.
+    own = changed - changed.mean(0)
+    hits = int((own.argmax(1) == np.arange(len(at))).sum())
+    return None if hits >= 0.7 * len(at) else f"the entries of {len(at) - hits} of {len(at)} tokens change with others"
 
 
 def main() -> None:

@@ -194,7 +194,8 @@ def _idefics3(model: str, name: str) -> Callable[[Any, Any], Any]:
 GEMMA3_TOKENS = {
     "<image_soft_token>": "image_token_id", "<start_of_image>": "boi_token_id", "<end_of_image>": "eoi_token_id",
 }  # fmt: skip
-CODES = {"channel_multiplier": (1, 1, 1, 1), "num_embeddings": 16}
+ENTRIES = 128
+CODES = {"channel_multiplier": (1, 1, 1, 1), "num_embeddings": ENTRIES, "codebook_size": ENTRIES}
 """Chameleon's and Emu3's pictures become tokens of a code book, one for 8 x 8 pixels."""
 ROWS_COLUMNS = {f"<row_{r + 1}_col_{c + 1}>": "" for r in range(6) for c in range(6)}
 
@@ -363,7 +364,7 @@ def _blip(kind: str) -> Callable[[Any, Any], Any]:
 
 
 def _emu3(tokenizer: Any, config: Any) -> Any:
-    images = _pil("emu3", "Emu3", min_pixels=SIZE**2, max_pixels=4 * SIZE**2, spatial_factor=8)
+    images = _pil("emu3", "Emu3", min_pixels=9 * SIZE**2, max_pixels=12 * SIZE**2, spatial_factor=8)
     return _processor("emu3", "Emu3")(images, tokenizer)
 
 
@@ -449,11 +450,12 @@ RECIPES: dict[str, Recipe] = {
     "chameleon": Recipe(
         "<image>",
         _plain("chameleon.Chameleon", ("chameleon", "Chameleon"),
-               {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}, image_seq_length=16),
+               {"size": {"shortest_edge": 3 * SIZE}, "crop_size": {"height": 3 * SIZE, "width": 3 * SIZE}},
+               image_seq_length=144),
         {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
         config={
-            "vocabulary_map": {"<image>": 100, **{f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 110 + i
-                                                  for i in range(16)}},
+            "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join(chr(65 + int(d)) for d in f"{i:03d}") + "Z": 110 + i
+                                                  for i in range(ENTRIES)}},
             "vq_config": CODES,
         },
     ),
@@ -464,7 +466,7 @@ RECIPES: dict[str, Recipe] = {
          "image_wrapper_token": "<|image token|>"},
         config={
             "vocabulary_map": {"<image>": 100, "<|extra_200|>": 99,
-                               **{f"<|visual token {i:06d}|>": 110 + i for i in range(16)}},
+                               **{f"<|visual token {i:06d}|>": 110 + i for i in range(ENTRIES)}},
             "vq_config": CODES,
         },
     ),
@@ -661,7 +663,7 @@ RECIPES: dict[str, Recipe] = {
     "mllama": Recipe(
         "<|image|>", _mllama, {"<|image|>": "image_token_index", "<|python_tag|>": ""},
         exact={"vision_output_dim": 3 * zoo.WIDTH},
-        config={"text_config": {"cross_attention_layers": [1, 3]},
+        config={"text_config": {"cross_attention_layers": [1, 2]},
                 "vision_config": {"intermediate_layers_indices": [0, 1]}},
     ),
 }  # fmt: skip
@@ -739,12 +741,31 @@ def pictured(model_type: str, seed: int = 0) -> tuple[Any, Any]:
         raise CannotBuild(UNABLE[model_type])
     with _sizes(recipe, model_type):
         model = zoo.build(model_type, "image_text", seed)
+    if hasattr(model.config, "vocabulary_map"):
+        _fill_code_book(model)
     tokenizer = bytes_tokenizer(model.config, recipe.tokens, recipe.names)
     with _without_videos():
         processor = recipe.make(tokenizer, model.config)
     processor.chat_template = TEMPLATE % recipe.image
     processor.place_of_picture = recipe.image
     return model, processor
+
+
+def _fill_code_book(model: Any) -> None:
+    """Entries that pictures need: what the encoder makes of some of them."""
+    coder = model.model.vqmodel
+    seen: list[torch.Tensor] = []
+    hook = coder.quantize.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    noise = torch.rand(24, 3, 3 * SIZE, 3 * SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    noise = torch.nn.functional.interpolate(noise[..., ::PATCH, ::PATCH], scale_factor=PATCH)
+    try:
+        with torch.no_grad():
+            coder.encode(noise, *([[(3 * SIZE, 3 * SIZE)] * 24] if hasattr(model.config, "text_config") else []))
+    finally:
+        hook.remove()
+    vectors = seen[0].movedim(-3, -1).reshape(-1, coder.quantize.embedding.weight.shape[1])
+    entries = coder.quantize.embedding.weight
+    entries.data.copy_(vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[: len(entries)]])
 
 
 def text_with_image(processor: Any, n: int = 1, text: str = "a red ball") -> str:

@@ -382,7 +382,7 @@ class ContextIndex:
 
         Returns:
             dims (query, rank): similarity, index_layer, token_id, token, next_token_id, next_token, sentence,
-            token_position, word, char_start, char_end, row.  Where there are fewer contexts than asked for, numbers
+            token_position, word, char_start, char_end, context.  Where there are fewer contexts than asked for, numbers
             are -1, similarities NaN and texts empty.
 
         Raises:

@@ -168,7 +168,11 @@ class View {
   }
   home() { return this.where ? this.middle(this.where.frames[0]) : this.count - 1; } // where a look at a prompt begins
   cell(row, at, rank = 0) { return (rank * this.count + at) * this.rows + row; }
-  get tokens() { return decode(this.prompt.token); }
+  get tokens() { // where each context tells its own, they are told once
+    const { token, said } = this.prompt;
+    if (!token && !said.tokens) Object.defineProperty(said, "tokens", { value: Int32Array.from(decode(said.at), (i) => (i < 0 ? -1 : decode(said.token)[i])) });
+    return token ? decode(token) : said.tokens;
+  }
   // Tokens are places in the prompt's vocabulary; -1 is none.  Between prompts they go by their ids.
   token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] : -1; }
   list(row, at) {
@@ -875,7 +879,8 @@ function pane(app, place) {
 
 export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, hint, note, ask }) => {
   const { readings } = payload;
-  for (const reading of readings) reading.pictures = payload.pictures || [];
+  const opened = (prompt) => Object.assign(prompt, { vocab_id: prompt.words?.map(([id]) => id), vocab: prompt.words?.map(([, text]) => text) });
+  for (const reading of readings) { reading.pictures = payload.pictures || []; reading.prompts.forEach(opened); }
   const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, floor: false, spread: false, veil: 0.5, pins: [] };
   const asked = new Set();
   let frame = 0, timer = 0, focus = 0, spread = true; // spread: nobody chose which panes there are
@@ -1242,7 +1247,7 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
 
   function arrived({ block: [reading, prompt] }, own) {
     const first = !readings[reading].prompts[prompt].inputs;
-    readings[reading].prompts[prompt] = own;
+    readings[reading].prompts[prompt] = opened(own);
     for (const [i, src] of Object.entries(own.sources || {})) payload.pictures[i].src = src;
     for (const p of app.panes) if (p.reading === reading && p.prompt === prompt) p.open();
     const self = here();
