@@ -512,13 +512,13 @@ def lens_readings() -> dict[str, Any]:
 
     readers = [
         lenses.LogitLens(), lenses.EmbeddingLens(), lenses.LatentLens(index()), lenses.LogitAttribution(),
-        lenses.States(),
+        lenses.States(), lenses.TokenDrift(),
     ]  # fmt: skip
     found = workbench.read(organism("story"), STORY, readers, progress=False)
     return {type(reader).__name__: reading for reader, reading in zip(readers, found, strict=True)}
 
 
-for _name in ("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States"):
+for _name in ("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States", "TokenDrift"):
     SOURCES[f"lenses.{_name}"] = lambda name=_name: lens_readings()[name].data
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from image_readings import found
 from moving import moving
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
@@ -397,6 +398,22 @@ def lens_figures() -> dict[str, Figure]:
     }  # fmt: skip
 
 
+def pictured() -> Reading:
+    return Reading(found(), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
+
+
+def picture_figures() -> dict[str, Figure]:
+    from lenses.latent.figures import alignment
+
+    own = pictured()
+    return {
+        "overlay": own.figure("overlay"), "patches": own.figure("patches"), "alignment": alignment(own),
+        "overlay of layers": own.figure("overlay", layer=[0, 2, 4, 8], prompt=1),
+        "overlay of a tile": own.figure("overlay", prompt=3, tile=1, word="sky"),
+        "heatmap of patches": own.figure("heatmap", positions="image", prompt=1, text=False),
+    }  # fmt: skip
+
+
 @lru_cache(maxsize=1)
 def gallery() -> dict[str, Figure]:
     """Every chart that is registered, and every figure function of the probes."""
@@ -406,5 +423,6 @@ def gallery() -> dict[str, Figure]:
         "judged": judged().figure("judged"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),
+        **picture_figures(),
         "belief": believed().figure("belief"), **superposition_figures(), **feature_figures(), **value_figures(),
     }  # fmt: skip
