@@ -108,8 +108,11 @@ def _row(source: Source, layer: int | str | None) -> int:
 
 
 def _floor(source: Source, value: str) -> np.ndarray | None:
-    """[depth] the highest floor of a value; None where it has none."""
-    known = [n for n in source.controls(value, "floor") if source.data[n].dims == (source.depth,)]
+    """[depth] the highest of the floors of a value for patches; None where it has none."""
+    known = [
+        n for n in source.controls(value, "floor")
+        if source.data[n].dims == (source.depth,) and source.holds_for(n, "image")
+    ]  # fmt: skip
     floors = [source.data[n].values.astype(float) for n in known]
     return np.nan_to_num(np.max([np.nan_to_num(f, nan=-np.inf) for f in floors], 0), nan=-np.inf) if floors else None
 
