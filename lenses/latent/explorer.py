@@ -63,8 +63,8 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
         "context": kit.contexts(*(data[name].values for name in ("sentence", "char_start", "char_end")), layers >= 0),
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
-            source.called(name, short=True): {"of": source.data[name].attrs.get("kind", ""), "values": kit.decimals(data[name].values, 4)}
-            for name in _floors(source, depth)
+            source.called(name, short=True): {"of": source.data[name].attrs.get("kind", ""), "values": column}
+            for name in _floors(source, depth) for column in [kit.decimals(data[name].values, 4)]
         },
     }  # fmt: skip
     if patches.pictured(source) and "position" in axes:
