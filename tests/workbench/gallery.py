@@ -375,7 +375,7 @@ def judged() -> Reading:
     variables = {
         "rate": (cells, rate), "rate_low": (cells, rate - 0.1), "rate_high": (cells, rate + 0.1),
         "rate_null": (dims, null), "rate_null_low": (dims, null - 0.06), "rate_null_high": (dims, null + 0.06),
-        "picture_key": ("patch", np.array([f"{i}" for i in range(100)], object)),
+        "excess": (dims, rate - null), "picture_key": ("patch", np.array([f"{i}" for i in range(100)], object)),
     }  # fmt: skip
     axes = {"lens": np.array(lenses, object), "null": np.array(nulls, object), "layer": layers}
     data = xr.Dataset(variables, axes, {"reader": "judge.judge (a model)", "model": "made-up"})
