@@ -149,7 +149,7 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
                 f"Prompt {i} has {len(prompt.ids)} tokens and {model.name} reads at most {limit}. "
                 "States beyond its context would mean nothing; cut the prompt or split it."
             )
-        prompt.positions = _positions(positions, prompt, i)
+        prompt.positions = selected(positions, prompt, i)
     if bos is None:
         tell_of_first_token(model, [prompt.ids for prompt in texts])
     tell_of_last_token(model, texts)
@@ -674,7 +674,8 @@ def _tell_of_pads(model: Model, rows: list[list[int]]) -> None:
         )
 
 
-def _positions(positions: Positions, prompt: Prompt, index: int) -> list[int]:
+def selected(positions: Positions, prompt: Prompt, index: int) -> list[int]:
+    """The positions of a prompt that are asked for."""
     length = len(prompt.ids)
     if isinstance(positions, str):
         if positions == "all":

@@ -22,7 +22,7 @@ from pictured import drawn, pictured, text_with_image
 from tiny import prompts, tiny
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States, TokenDrift
 from lenses.latent import logit_agreement
 from lenses.latent.hubness import hubness
 from lenses.latent.search import CALIBRATIONS
@@ -122,6 +122,11 @@ def logit_bf16(device: str, folder: Path) -> Any:
 @case("EmbeddingLens")
 def embedding(device: str, folder: Path) -> Any:
     return read(story(device), TEXTS, EmbeddingLens(), EmbeddingLens([0, 2], 3))
+
+
+@case("TokenDrift")
+def drift(device: str, folder: Path) -> Any:
+    return read(story(device), TEXTS, TokenDrift(), TokenDrift([0, 2]))
 
 
 @case("LogitAttribution")

@@ -110,12 +110,12 @@ def hypotheses(
         yield packed
     for key in dict.fromkeys(tile.key.partition(".")[0] for tile in tiles):
         own = [tile for tile in tiles if tile.key.partition(".")[0] == key]
-        for grids, rule in _grids(own, count, _patch(module)):
+        for grids, rule in _grids(own, count, patch_size(module)):
             for order, said in _orders(own):
                 yield _placed([own[i] for i in order], [grids[i] for i in order], sizes, rule + said)
 
 
-def _patch(module: nn.Module) -> int:
+def patch_size(module: nn.Module) -> int:
     """Pixels of a patch of the vision tower, as its config has it; 1 where it does not say."""
     config = getattr(module, "config", None)
     for part in (getattr(config, "vision_config", None), config):
@@ -124,6 +124,13 @@ def _patch(module: nn.Module) -> int:
         if isinstance(size, int) and size > 0:
             return size
     return 1
+
+
+def patches(module: nn.Module, tiles: Sequence[Tile], sizes: Sequence[Size]) -> Places | None:
+    """Places of the patches of a vision tower, tile by tile, row by row; None where tiles are no whole patches."""
+    grids = [_grid(tile, 1, patch_size(module), False, {}) for tile in tiles]
+    known = [grid for grid in grids if grid is not None]
+    return _placed(tiles, known, sizes, "patches") if len(known) == len(tiles) else None
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,7 @@ def _packed(
     if inner is None or "image_sizes" not in given or any(tile.patches for tile in tiles):
         return None
     for k in (1, 2, 3, 4):
-        found = _packed_by(inner, module.config, given, tiles, sizes, k * _patch(module))
+        found = _packed_by(inner, module.config, given, tiles, sizes, k * patch_size(module))
         if found is not None and len(found) == count:
             return found
     return None

@@ -83,7 +83,7 @@ class Vision:
             self.proof = self._prove()
         if self.proof.tokens:
             # The layout, too, on a picture of an ordinary size: what comes first may be too small to tell.
-            text, size = self._example()
+            text, size = self.example()
             given = self.process(text, [noise(size, 0)], "the example")
             self._places(text, given, [size], int(np.isin(given["input_ids"][0], self.proof.tokens).sum()), True)
 
@@ -224,7 +224,7 @@ class Vision:
 
     def _prove(self) -> VisionProof:
         model = self.model
-        text, size = self._example()
+        text, size = self.example()
         inputs = self._inputs(text, [noise(size, 0)])
         ids = inputs["input_ids"][0].cpu().numpy()
         one, two = (self._front(self._inputs(text, [noise(size, seed)])) for seed in (0, 1))
@@ -245,7 +245,7 @@ class Vision:
         begins = before if before in _starts(model.module.config) else None
         return VisionProof(error, tokens, added, self._sides(text, size), begins)
 
-    def _example(self) -> tuple[str, Size]:
+    def example(self) -> tuple[str, Size]:
         """A text with a place for one picture, and the size of one that fits."""
         limit, reasons = self.model.context_length, []
         for text in examples(self.processor):
