@@ -34,7 +34,11 @@ SIZES = ((200, 150), (150, 330), (300, 90), (95, 97))
 
 
 def examine(model_type: str) -> dict[str, Any]:
-    """One row.  Status: exact, no places (read, but which part a token shows is not said), refused, WRONG, not built."""
+    """One row.
+
+    Status: exact; read (cross-attention), no places (read, but which part a token shows is not said), refused, WRONG,
+    not built.
+    """
     row: dict[str, Any] = {"model_type": model_type}
     try:
         module, processor = pictured.pictured(model_type)
@@ -114,7 +118,9 @@ def _ahead(model: workbench.Model, given: dict[str, Any]) -> torch.Tensor:
     return state if len(state) == given["input_ids"].shape[1] else state.transpose(0, 1)
 
 
-def sights(model: workbench.Model, given: dict[str, Any], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def sights(
+    model: workbench.Model, given: dict[str, Any], positions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
     """[token, entry] how much the state ahead of block 0 depends on each number that the processor gave.
 
     And [entry] which image of the processor's output each is in.  None where a code book is in between.
@@ -170,16 +176,16 @@ def disagreement(model: workbench.Model, processor: Any, picture: Image.Image, d
     if found is None:
         return _codes(model, processor, picture, at, boxes)
     seen, image = found
-    misses, sizes = [], []
-    for k in range(len(at)):
-        own = np.bincount(image, weights=seen[k]).argmax()
-        inside = image == own
-        share = np.array([seen[k][shows[q] & inside].sum() if tile[q] == tile[k] else 0.0 for q in range(len(at))])
-        if share.argmax() != k:
-            misses.append((k, int(share.argmax())))
-        # Cells of a token count about as many entries as its tile has for each of its tokens.
-        fair = np.abs(before[inside]).astype(bool).sum() / max((tile == tile[k]).sum(), 1)
-        sizes.append((shows[k] & inside).sum() / fair)
+    shown = np.stack(shows).astype(np.float32)
+    right, other = np.zeros(len(at), bool), np.zeros(len(at), int)
+    for one in np.unique(image):  # a model with two towers sees a place sharply in one of them
+        mass = seen[:, image == one].sum(1) > 0.002 * seen.sum(1)
+        share = seen[:, image == one] @ shown[:, image == one].T
+        share[tile[:, None] != tile[None]] = 0  # another tile may show the same part of the picture
+        best = share.argmax(1)
+        right |= mass & (best == np.arange(len(at)))
+        other[mass] = best[mass]
+    misses = [(k, int(other[k])) for k in np.flatnonzero(~right)]
     if misses:
         where = data.isel(position=at)
         k, q = misses[0]

@@ -195,6 +195,7 @@ GEMMA3_TOKENS = {
     "<image_soft_token>": "image_token_id", "<start_of_image>": "boi_token_id", "<end_of_image>": "eoi_token_id",
 }  # fmt: skip
 ENTRIES = 128
+DIGITS = str.maketrans("0123456789", "ABCDEFGHIJ")
 CODES = {"channel_multiplier": (1, 1, 1, 1), "num_embeddings": ENTRIES, "codebook_size": ENTRIES}
 """Chameleon's and Emu3's pictures become tokens of a code book, one for 8 x 8 pixels."""
 ROWS_COLUMNS = {f"<row_{r + 1}_col_{c + 1}>": "" for r in range(6) for c in range(6)}
@@ -440,7 +441,8 @@ RECIPES: dict[str, Recipe] = {
         _plain("deepseek_vl_hybrid.DeepseekVLHybrid", ("deepseek_vl_hybrid", "DeepseekVLHybrid"),
                {"size": SQUARE, "high_res_size": {"height": 2 * SIZE, "width": 2 * SIZE}}, num_image_tokens=16),
         {"<image>": "image_token_id"}, {"image_token": "<image>"},
-        config={"high_res_vision_config": {"image_size": 2 * SIZE, "global_attn_indexes": [1]}},
+        config={"high_res_vision_config": {"image_size": 2 * SIZE, "global_attn_indexes": [1],
+                                           "output_channels": 16}},
     ),
     "janus": Recipe(
         "<image>", _plain("janus.Janus", ("janus", "Janus"), num_image_tokens=16),
@@ -454,7 +456,7 @@ RECIPES: dict[str, Recipe] = {
                image_seq_length=144),
         {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
         config={
-            "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join(chr(65 + int(d)) for d in f"{i:03d}") + "Z": 110 + i
+            "vocabulary_map": {"<image>": 100, **{f"IMGIMG{str(i).translate(DIGITS)}Z": 110 + i
                                                   for i in range(ENTRIES)}},
             "vq_config": CODES,
         },
@@ -615,7 +617,8 @@ RECIPES: dict[str, Recipe] = {
         {"<|IMAGE_PAD|>": "image_token_id", "<|VIDEO_PAD|>": "video_token_id"}, exact={"spatial_merge_size": 2},
     ),
     "glm5_next": Recipe(
-        "<|begin_of_image|><|image|><|end_of_image|>", _grid("glm5_next.Glm5Next", ("glm5_next", "Glm5Next")),
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        _grid("glm5_next.Glm5Next", ("glm5_next", "Glm5Next"), min_image_tokens=4, max_image_tokens=24),
         {"<|image|>": "image_token_id", "<|video|>": "video_token_id", "<|begin_of_image|>": "image_start_token_id",
          "<|end_of_image|>": "image_end_token_id"},
         exact={"spatial_merge_size": 2},
@@ -765,7 +768,8 @@ def _fill_code_book(model: Any) -> None:
         hook.remove()
     vectors = seen[0].movedim(-3, -1).reshape(-1, coder.quantize.embedding.weight.shape[1])
     entries = coder.quantize.embedding.weight
-    entries.data.copy_(vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[: len(entries)]])
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[: len(entries)]
+    entries.data.copy_(vectors[chosen])
 
 
 def text_with_image(processor: Any, n: int = 1, text: str = "a red ball") -> str:
