@@ -75,7 +75,8 @@ class LogitAttribution(Reader):
         sink           [prompt, position]: attention sinks in the final state (:mod:`workbench.sinks`)
 
     Raises Refused when it is not known how a block writes to the stream (:mod:`workbench.anatomy.block_writes`), the
-    final norm is neither LayerNorm nor RMSNorm, or visual features of pictures are added between blocks (deepstack); InputError for targets as :class:`LogitLens` does.
+    final norm is neither LayerNorm nor RMSNorm, or visual features of pictures are added between blocks (deepstack);
+    InputError for targets as :class:`LogitLens` does.
     """
 
     question = "Which part of the model writes the answer?"

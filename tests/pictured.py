@@ -364,7 +364,7 @@ def _blip(kind: str) -> Callable[[Any, Any], Any]:
 
 
 def _emu3(tokenizer: Any, config: Any) -> Any:
-    images = _pil("emu3", "Emu3", min_pixels=SIZE**2, max_pixels=4 * SIZE**2, spatial_factor=8)
+    images = _pil("emu3", "Emu3", min_pixels=9 * SIZE**2, max_pixels=12 * SIZE**2, spatial_factor=8)
     return _processor("emu3", "Emu3")(images, tokenizer)
 
 
@@ -450,7 +450,8 @@ RECIPES: dict[str, Recipe] = {
     "chameleon": Recipe(
         "<image>",
         _plain("chameleon.Chameleon", ("chameleon", "Chameleon"),
-               {"size": {"shortest_edge": SIZE}, "crop_size": SQUARE}, image_seq_length=16),
+               {"size": {"shortest_edge": 3 * SIZE}, "crop_size": {"height": 3 * SIZE, "width": 3 * SIZE}},
+               image_seq_length=144),
         {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
         config={
             "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join(chr(65 + int(d)) for d in f"{i:03d}") + "Z": 110 + i
@@ -755,11 +756,11 @@ def _fill_code_book(model: Any) -> None:
     coder = model.model.vqmodel
     seen: list[torch.Tensor] = []
     hook = coder.quantize.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    noise = torch.rand(24, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    noise = torch.rand(24, 3, 3 * SIZE, 3 * SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
     noise = torch.nn.functional.interpolate(noise[..., ::PATCH, ::PATCH], scale_factor=PATCH)
     try:
         with torch.no_grad():
-            coder.encode(noise, *([[(2 * SIZE, 2 * SIZE)] * 24] if hasattr(model.config, "text_config") else []))
+            coder.encode(noise, *([[(3 * SIZE, 3 * SIZE)] * 24] if hasattr(model.config, "text_config") else []))
     finally:
         hook.remove()
     vectors = seen[0].movedim(-3, -1).reshape(-1, coder.quantize.embedding.weight.shape[1])

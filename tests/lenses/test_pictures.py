@@ -13,8 +13,8 @@ import numpy as np
 import pictured as recipes
 import pytest
 import torch
-from PIL import Image
 from pictured import drawn, pictured, text_with_image
+from PIL import Image
 
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States, nulls
@@ -125,8 +125,9 @@ def test_null_states_are_those_of_null_prompts_at_the_places_of_pictures(name, m
     monkeypatch.setattr(nulls, "states_at", lambda m, v, s, c, **o: seen.append((v, c)) or states_at(m, v, s, c, **o))
     run = workbench.engine.run.Run(model, encode(model, shown(model, drawn(), drawn(60, 60, 1))), [])
     sites = [Site("resid", 0), Site("resid", 2)]
-    found = nulls.picture_nulls(run, sites, 40)
-    assert list(found) == ["patches", "noise", "others"] and [len(v) for v, _ in seen] >= [20, 8, 8]
+    found = nulls.picture_nulls(run, sites, 300)
+    assert list(found) == ["patches", "noise", "others"]
+    assert all(len(variants) >= nulls.PICTURES[name] for name, (variants, _) in zip(found, seen, strict=True))
     for null, (variants, chosen) in zip(found.values(), seen, strict=True):
         own = variants[0]
         assert own.ids in [p.ids for p in run.prompts]
@@ -165,10 +166,8 @@ def test_pieces_of_pictures_are_ranked_among_their_own_null_and_text_among_its()
     run = SimpleNamespace(model=model, prompts=[prompt], positions=range(5), norms={})
     best = rng.random((1, 1, 5)).astype(np.float32)
     scores = {name: rng.random(40) + shift for name, shift in (("shuffled", 0), ("patches", 0.3), ("noise", 5))}
-    found = {
-        name: (SimpleNamespace(prompts=[[7] * 40], prompt=[np.zeros(40, int)], position=[np.arange(40)], reason=""), [s])
-        for name, s in scores.items()
-    }
+    null = SimpleNamespace(prompts=[[7] * 40], prompt=[np.zeros(40, int)], position=[np.arange(40)], reason="")
+    found = {name: (null, [own]) for name, own in scores.items()}
     data = nulls.tested("score", best, run, [Site("resid", 1)], found)
     p = data["score_p"][1][0, 0]
     for at in (1, 3):
@@ -323,7 +322,7 @@ def test_features_that_are_added_between_blocks_are_in_what_the_next_block_reads
     dense, inputs = hidden(model, prompt)
     with torch.no_grad():
         tower = model.module.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-    added = tower.deepstack_features
+    added = [features[0] for features in tower.deepstack_features]
     state = torch.tensor(read(model, prompts, States([0, 1, 2, 3])).data.state.values[0])
     wanted = dense[:4].clone()
     for layer, features in zip((1, 2), added, strict=True):
@@ -423,16 +422,12 @@ def test_one_context_at_several_index_layers_is_one_neighbour_of_a_visual_token(
     model = vision("llava")
     prompts = shown(model, drawn())
     found = read(model, prompts, [LatentLens(index, distinct=d, floors=False) for d in (True, False)])
+    order = ("prompt", "position", "layer", "rank")
+    image = found[0].data.kind.values == "image"
     once, often = (
-        np.mean([len(set(own)) for own in reading.data.context.values[reading.data.kind.values == "image"].reshape(-1, 5)])
-        if False
-        else np.mean(
-            [len(set(row)) for row in reading.data.context.transpose("prompt", "position", "layer", "rank").values[
-                reading.data.kind.values == "image"
-            ].reshape(-1, 5)]
-        )
+        np.mean([len(set(own)) for own in reading.data.context.transpose(*order).values[image].reshape(-1, 5)])
         for reading in found
-    )  # fmt: skip
+    )
     assert once == 5 and often < 5
 
 
@@ -442,12 +437,6 @@ def test_a_visual_token_of_zeros_has_no_neighbours(index):
     (prompt,) = encode(model, shown(model, drawn()))
     at = int(prompt.visual.at[5])
 
-    def zeros(module, args, output):
-        output.pooler_output[0][5] = 0
-        return output
-
-    handle = model.module.model.register_forward_pre_hook(lambda *_: None)
-    handle.remove()
     connector = model.module.model.multi_modal_projector
     handle = connector.register_forward_hook(lambda m, a, out: out.index_fill(-2, torch.tensor([5]), 0))
     try:
@@ -457,8 +446,9 @@ def test_a_visual_token_of_zeros_has_no_neighbours(index):
         )  # fmt: skip
     finally:
         handle.remove()
-    assert (latent.data.context.values[0, 0, at] == -1).all() and np.isnan(latent.data.similarity.values[0, 0, at]).all()
-    assert (latent.data.context.values[0, 1, at] >= 0).all() and (latent.data.context.values[0, 0, at + 1] >= 0).all()
+    context = latent.data.context.values[0]
+    assert (context[0, at] == -1).all() and np.isnan(latent.data.similarity.values[0, 0, at]).all()
+    assert (context[1, at] >= 0).all() and (context[0, at + 1] >= 0).all()
     assert (near.data.token_id.values[0, 0, at] == -1).all()
 
 
@@ -470,7 +460,7 @@ def test_hubs_are_counted_by_kind(index, latent):
     image = planted.data.kind.values == "image"
     rng = np.random.default_rng(0)
     for p, at in np.argwhere(image):
-        if rng.random() < 0.72:
+        if rng.random() < 0.95:
             rows[p, 2, at, 0] = 7
     for given_, depth in ((reading, 1), (planted, 2)):
         data, found = given_.data, hubs(given_, hubs=3).data
@@ -487,8 +477,7 @@ def test_hubs_are_counted_by_kind(index, latent):
                 assert tokens == sum(row in set(line) for line in own)
             assert int(here.cells) == len(own)
     top = hubs(planted, hubs=1).data.sel(kind="image").isel(layer=2, hub=0)
-    assert 0.15 < float(top.share) < 0.35 and int(top.hub_context) == 7
-    assert str(top.hub_sentence.values) == index.describe(np.array([7]))["sentence"][0] or True
+    assert 0.2 < float(top.share) < 0.35 and int(top.hub_context) == 7
     with pytest.raises(InputError, match="LatentLens"):
         hubs(latent[1])
 

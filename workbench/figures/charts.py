@@ -370,7 +370,7 @@ class Chart:
 
 
 def _absent(needs: tuple[str, ...], data: xr.Dataset) -> list[str]:
-    return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
+    return [name for name in needs if not any(one in data.variables for one in name.split(" or "))]
 
 
 def _no_grid(data: xr.Dataset) -> list[str]:
