@@ -452,10 +452,11 @@ def said(result: dict[str, Any]) -> str:
 CARD = """
 ## What lenses name at visual tokens
 
-{patches} patches of {pictures} held-out pictures that a thing covers by half or more, read at every layer; LatentLens over
-{contexts} contexts of {captions} captions of other pictures. `python benchmarks/gallery.py` says how answers are read, and makes
-these tables. *Right*: a word is the thing's colour or shape; *wrong*: words of the kind, none of which is; *nothing*: no
-such word. Chance: the same answers held against the things of other pictures. In brackets 95 % intervals over pictures.
+{patches} patches of {pictures} held-out pictures that a thing covers by half or more, read at every layer;
+LatentLens over {contexts} contexts of {captions} captions of other pictures. `python benchmarks/gallery.py` says how
+answers are read, and makes these tables. *Right*: a word is the thing's colour or shape; *wrong*: words of the kind,
+none of which is; *nothing*: no such word. Chance: the same answers held against the things of other pictures. In
+brackets 95 % intervals over pictures.
 
 Any of five words (as the paper's judge counts):
 

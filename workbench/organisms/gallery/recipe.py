@@ -42,12 +42,12 @@ from workbench.organisms.gallery.grammar import (
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 FULL = {
-    "texts": 24000, "text_steps": 1600, "text_batch": 32, "length": 96, "layers": 6, "width": 96, "rate": 4e-3,
+    "texts": 24000, "text_steps": 1600, "text_batch": 32, "length": 96, "layers": 6, "width": 96, "rate": 4e-3, "tied": True,
     "pictures": 16000, "sight_steps": 1500, "sight_batch": 64, "sight_layers": 4, "sight_width": 96, "sight_rate": 1.5e-3,
     "caption_steps": 1600, "caption_batch": 40, "caption_rate": 4e-3,
 }  # fmt: skip
 SMOKE = {
-    "texts": 1500, "text_steps": 60, "text_batch": 16, "length": 96, "layers": 2, "width": 64, "rate": 5e-3,
+    "texts": 1500, "text_steps": 60, "text_batch": 16, "length": 96, "layers": 2, "width": 64, "rate": 5e-3, "tied": True,
     "pictures": 200, "sight_steps": 30, "sight_batch": 32, "sight_layers": 2, "sight_width": 48, "sight_rate": 2e-3,
     "caption_steps": 40, "caption_batch": 16, "caption_rate": 3e-3,
 }  # fmt: skip
@@ -96,7 +96,7 @@ def train_language(tokenizer: Any, data: Tensor, setting: dict[str, Any], seed: 
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=round(width * 8 / 3 / 8) * 8,
         num_hidden_layers=setting["layers"], num_attention_heads=width // 16, num_key_value_heads=width // 16,
-        max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.05,
+        max_position_embeddings=256, tie_word_embeddings=setting["tied"], initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -349,9 +349,12 @@ def _split(items: list[Any], n: int) -> list[list[Any]]:
 # All of it -------------------------------------------------------------------------------------------------------
 
 
-def make(out: Path, *, smoke: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Train, measure, and write weights/, card.json and CARD.md below ``out``; the card's values."""
-    setting = SMOKE if smoke else FULL
+def make(out: Path, *, smoke: bool = False, seed: int = 0, tied: bool = True) -> dict[str, Any]:
+    """Train, measure, and write weights/, card.json and CARD.md below ``out``; the card's values.
+
+    ``tied``: whether the language model reads and writes with one matrix, as what ships does.
+    """
+    setting = (SMOKE if smoke else FULL) | {"tied": tied}
     start = time.time()
     read = list(texts(setting["texts"], TRAIN_SEED))
     tokenizer = make_tokenizer(read)
@@ -475,6 +478,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--untied", action="store_true", help="embeddings and head of their own")
     parser.add_argument("--language", help="folder or hub id of a language model to freeze, for the larger twin")
     parser.add_argument("--pictures", type=int, default=16000, help="of the twin")
     parser.add_argument("--sight-steps", type=int, default=2000, help="of the twin's vision tower")
@@ -485,4 +489,4 @@ if __name__ == "__main__":
         options = {"pictures": given.pictures, "sight_steps": given.sight_steps, "steps": given.steps, "batch": given.batch}
         print(json.dumps(twin(given.out, given.language, seed=given.seed, **options), indent=1))
     else:
-        print(json.dumps(make(given.out, smoke=given.smoke, seed=given.seed), indent=1))
+        print(json.dumps(make(given.out, smoke=given.smoke, seed=given.seed, tied=not given.untied), indent=1))
