@@ -738,6 +738,12 @@ WITH_TENSORS: dict[str, Recipe] = {
         )
         for name, kind in (("muse_glimmer", "muse_glimmer.MuseGlimmer"), ("muse_spark", "muse_spark.MuseSpark"))
     },
+    "minicpm_ocr": Recipe(
+        "<image>", _with_tensors("minicpm_ocr.MiniCPMOcr", ("minicpm_ocr", "MiniCPMOcr"),
+                                 {"patch_size": PATCH, "scale_resolution": 8 * PATCH, "max_slice_nums": 4}),
+        RECIPES["minicpmv4_6"].tokens, RECIPES["minicpmv4_6"].names,
+        exact={"image_size": 16 * SIZE}, start={"image_token_id": 101, "video_token_id": 102},
+    ),
 }  # fmt: skip
 """The same for types whose image processor exists for torchvision only."""
 
