@@ -1,4 +1,4 @@
-"""Readings of prompts with pictures, made up for tests of the views: the layout that readings have, and contents to see.
+"""Readings of prompts with pictures, made up for tests of the views: laid out as readings are, with contents to see.
 
 A prompt is a list of texts (one token each) and of :class:`Seen` pictures, whose visual tokens stand where the picture
 stands.  What the lenses "find" at a patch goes by the colour that is painted there, clearer at deeper layers.
@@ -162,8 +162,8 @@ def context(prompts: Sequence[Sequence[str | Seen]]) -> tuple[xr.Dataset, np.nda
 
 
 def found(
-    name: str = "LatentLens", prompts: Sequence[Sequence[str | Seen]] | None = None, layers: Sequence[int] = (0, 2, 4, 8),
-    top_k: int = 5, seed: int = 0,
+    name: str = "LatentLens", prompts: Sequence[Sequence[str | Seen]] | None = None,
+    layers: Sequence[int] = (0, 2, 4, 8), top_k: int = 5, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """A reading of LogitLens, EmbeddingLens or LatentLens over prompts with pictures."""
     rng = np.random.default_rng(seed + len(name))
