@@ -5,7 +5,7 @@ prompt with a picture read.  Then the places in the reading are compared with th
 the workbench takes part in: the gradient of a token's state with respect to the processor's output says what the token
 sees, and what the processor's output becomes when a box of the picture is painted anew says what the box shows.
 
-    python tests/images.py [--only NAME ...]        writes tests/images.csv when nothing is left out
+    python tests/images.py [--only NAME ...]        writes their rows of tests/images.csv
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # Ahead of transformers: types whose image processor exists for torchvision only.
+    import make_believe_torchvision  # noqa: F401
 
 import numpy as np
 import pictured
@@ -28,7 +32,10 @@ import workbench
 from lenses import LogitLens
 from workbench.errors import InputError, Refused
 
-FIELDS = ["model_type", "class", "status", "places", "tokens", "tiles", "error", "added", "pads", "detail"]
+FIELDS = [
+    "model_type", "class", "status", "layout", "whole", "learned", "tokens", "tiles", "error", "added", "pads",
+    "detail",
+]  # fmt: skip
 SIZES = ((200, 150), (150, 330), (300, 90), (95, 97))
 """Wide, tall, a strip, and one of no even number: each cell has several pixels, so that boxes can be painted."""
 
@@ -52,7 +59,7 @@ def examine(model_type: str) -> dict[str, Any]:
         return {**row, "status": "refused", "detail": str(reason)}
     row |= {"error": f"{proof['error']:.0e}", "added": " ".join(map(str, proof["added"])),
             "pads": " ".join(proof["pad_sides"])}  # fmt: skip
-    counts, tiles, reasons = [], [], []
+    counts, tiles, reasons, placed = [], [], [], 0
     for size in SIZES:
         picture = pictured.drawn(*size)
         with warnings.catch_warnings(record=True) as said:
@@ -64,17 +71,22 @@ def examine(model_type: str) -> dict[str, Any]:
         reasons += [str(w.message) for w in said if "no known place" in str(w.message)]
         here = data.kind.values == "image"
         counts.append(int(here.sum()))
-        tiles.append(len(np.unique(data.tile.values[here])))
+        own = data.tile.values[here]
+        tiles.append(len(np.unique(own)))
         row |= {"tokens": " ".join(map(str, counts)), "tiles": " ".join(map(str, tiles))}
         if (data.row.values[here] < 0).all():
             continue
+        if tiles[-1] > 1:
+            row["whole"] = {True: "first", False: "last"}.get(bool(own[0] == 0)) if 0 in (own[0], own[-1]) else "none"
+        if ((data.kind.values == "padding") & (data.image.values >= 0) & (data.row.values < 0)).any():
+            row["learned"] = "yes"
         wrong = disagreement(model, processor, picture, data)
         if wrong:
             return {**row, "status": "WRONG", "detail": f"{size[0]} x {size[1]}: {wrong}"}
-        row["places"] = int(row.get("places", 0)) + 1
+        placed += 1
     if not sum(counts):
         return {**row, "status": "read", "detail": "pictures enter by cross-attention: there are no visual tokens"}
-    placed = row.get("places", 0)
+    row["layout"] = "; ".join(rule for rule in model.vision.describe()["layout"] if rule != "none")
     return {**row, "status": "exact" if placed == len(SIZES) else "no places", "detail": " ".join(reasons[:1])}
 
 
@@ -86,7 +98,8 @@ def read(model: workbench.Model, processor: Any, *pictures: Image.Image) -> Any:
 
 def processed(processor: Any, text: str, pictures: list[Image.Image]) -> dict[str, Any]:
     asked = {"return_mm_token_type_ids": True} if "mm_token_type_ids" in processor.model_input_names else {}
-    return dict(processor(text=[text], images=pictures, return_tensors="pt", **asked))
+    given = dict(processor(text=[text], images=pictures, return_tensors="pt", **asked))
+    return {k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in given.items()}
 
 
 def pixels(given: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -224,19 +237,19 @@ def main() -> None:
     chosen = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # tiny products: more threads only wait for each other
-    rows = []
+    path = Path(__file__).parent / "images.csv"
+    known = {row["model_type"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
     for model_type in zoo.image_text():
         if chosen.only and model_type not in chosen.only:
             continue
         row = examine(model_type)
-        rows.append(row)
+        known[model_type] = {**row, "detail": " ".join(str(row.get("detail", "")).split())[:400]}
         print(f"{row['status']:<10} {model_type:<24} {row.get('tokens', ''):<18} {row.get('detail', '')}", flush=True)
-    print(dict(Counter(row["status"] for row in rows)))
-    if not chosen.only:
-        with (Path(__file__).parent / "images.csv").open("w", newline="") as file:
+        with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows({**r, "detail": " ".join(str(r.get("detail", "")).split())[:400]} for r in rows)
+            writer.writerows(known[name] for name in zoo.image_text() if name in known)
+    print(dict(Counter(row["status"] for row in known.values())))
 
 
 if __name__ == "__main__":
