@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.figures.source import Source
 
 TABLE_ROWS, TABLE_COLUMNS, TABLE_LETTERS = 13, 24, 24
-SAVED_KB = 130
+SAVED_KB = 118
 NEEDED = "tokens or values over layers and positions"
 
 
