@@ -71,7 +71,7 @@ class Tower:
                     self._places(text, given, [size], True)
                     return
                 except Unplaced as reason:
-                    reasons.append(f"{self.path}: {reason}")
+                    reasons.append(f"{self.path}: {str(reason).rstrip('.')}")
         raise Refused(
             f"The vision tower of {model.name} cannot be read: "
             + ("; ".join(reasons[:2]) or "no list of blocks runs on the pixels, each once, on what the one before gave")
