@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import patches
 from workbench.variables import aimed
 from workbench.widgets import lens
 from workbench.widgets.base import View, allowed, each, every, listed, listing, opened, table
@@ -224,7 +225,9 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     source = lens.source_of(data)
     data = source.data
     prompt = source.prompt(prompt)
-    real, inputs = source.positions(prompt), source.inputs(prompt)
+    real, inputs, where = source.positions(prompt), source.inputs(prompt), patches.seen(source, prompt)
+    if where is not None:
+        inputs = [where.short(i) if where.image[i] >= 0 else text for i, text in enumerate(inputs)]
     rows, columns = every(len(source.depths), TABLE_ROWS), range(len(real))[-TABLE_COLUMNS:]
     numbers = not source.has("token_id")
     score = source.values()[0] if numbers else source.score
