@@ -20,7 +20,8 @@ LENSES = ("LogitLens", "EmbeddingLens", "LatentLens")
 COLOURED = """
 (canvas, [boxes, wide]) => {
   const g = canvas.getContext("2d"), scale = canvas.width / wide;
-  return boxes.map(([l, t, r, b]) => g.getImageData((l + 0.2 * (r - l)) * scale, (t + 0.2 * (b - t)) * scale, 1, 1).data[3]);
+  const at = (a, b) => (a + 0.2 * (b - a)) * scale;
+  return boxes.map(([l, t, r, b]) => g.getImageData(at(l, r), at(t, b), 1, 1).data[3]);
 }
 """
 
@@ -73,6 +74,10 @@ def test_a_click_on_a_patch_says_what_all_lenses_say_there(file_page, tmp_path):
     assert before == sentence[:start], "marked where it stands, not where it stands first"
     assert said.locator("small").inner_text() == f"index layer {int(data['index_layer'][0])}"
     assert "similarity floor 0.340" in latent.locator(".wx-panel .wx-facts").first.inner_text()
+    page.get_by_role("searchbox").fill("car")
+    page.wait_for_timeout(250)
+    scales = page.locator(".wx-under .wx-scale").all_inner_texts()
+    assert len({scale.split("top 5")[1] for scale in scales}) == 3, "each score has a scale of its own"
     unharmed(page)
 
 
@@ -148,7 +153,8 @@ def test_two_layers_stand_beside_each_other(file_page, tmp_path):
     assert [h.split(" #")[0] for h in heads] == ["layer 2, row 0, column 0", "layer 8, row 0, column 0"]
     click(page.locator(".wx-pane").nth(1).locator(".wx-mosaic"), 5, 7, 6, 8)
     assert selected(page)["position"] == 47 and selected(page)["panes"] == [[0, 0], [0, 0, 8]]
-    page.evaluate("() => document.getElementById('explorer').model.set('selection', {prompt: 1, depth: 8, panes: [[0, 1], [0, 1, 4]]})")
+    asked = {"prompt": 1, "depth": 8, "panes": [[0, 1], [0, 1, 4]]}
+    page.evaluate("(asked) => document.getElementById('explorer').model.set('selection', asked)", asked)
     heads = page.locator(".wx-panel h3 > span:not(.wx-crop)").all_inner_texts()
     assert [h.split(",")[0] for h in heads] == ["layer 8", "layer 4"]
     unharmed(page)

@@ -39,7 +39,7 @@ def cells(figure):
 
 @pytest.mark.parametrize(("prompt", "size"), [(0, (320, 240)), (1, (300, 200))])
 def test_an_overlay_has_each_number_on_the_patch_that_it_is_of(prompt, size):
-    """The word of a patch is the colour that is painted there: in the thumbnail's pixels it must stand on that colour."""
+    """The word of a patch is the colour that is painted there: in the thumbnail it must stand on that colour."""
     data = found(layers=(0, 8))
     (mark,) = pictures(chart(data, "overlay", prompt=prompt, floor=False))
     at = np.flatnonzero(data["kind"].values[prompt] == "image")
@@ -78,6 +78,20 @@ def test_what_is_not_above_its_floor_has_no_colour():
     other = chart(data, "overlay", layer=2, value="norm")
     assert np.isfinite(pictures(other)[0].values).all() and "floor" not in other.plot.title, "norms have none"
     assert mark.framed.tolist() == [True] + [False] * 47 and "dotted frame: sink" in figure.plot.title
+
+
+def test_patches_have_the_floors_that_are_made_of_pictures():
+    data = found().drop_vars(["similarity_floor_random"])
+    data["similarity_floor_shuffled"] = ("layer", [0.9] * 4, data["similarity_floor_shuffled"].attrs | {"kind": "text"})
+    own = about("shuffled patches", role="floor", of="similarity", short_name="shuffled patches", kind="image")
+    data["similarity_floor_patches"] = ("layer", np.array([0.1, 0.2, 0.3, 0.4]), own)
+    head = payload(data)["readings"][0]
+    assert head["floor"] == [0.9] * 4 and head["floor_image"] == [0.1, 0.2, 0.3, 0.4]
+    (mark,), value = pictures(chart(data, "overlay")), data["similarity"].values[0, -1, :48, 0]
+    np.testing.assert_array_equal(np.isfinite(mark.values), value > 0.4)
+    for positions, name in (("text", "shuffled prompts"), ("image", "shuffled patches")):
+        _, *floors = latent.floors(data, positions=positions).plot.panels[0].marks
+        assert [floor.name.split(" (")[0] for floor in floors] == [f"floor: {name}"]
 
 
 def test_a_word_has_the_score_of_the_first_rank_that_holds_it():

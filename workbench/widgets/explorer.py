@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.figures.source import Source
 
 TABLE_ROWS, TABLE_COLUMNS, TABLE_LETTERS = 13, 24, 24
-SAVED_KB = 130
+SAVED_KB = 118
 NEEDED = "tokens or values over layers and positions"
 
 
@@ -193,8 +193,8 @@ def _pin(packers: Sequence[Packer], pin: Any) -> dict[str, Any]:
 def _pairs(panes: Any) -> list[Any]:
     if wrong := [p for p in listed("panes", panes) if not isinstance(p, list | tuple) or len(p) not in (2, 3)]:
         raise InputError(
-            f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt], and no [reading, prompt, depth] "
-            "of a pane that keeps its layer."
+            f"panes={panes!r} cannot be selected: {wrong[0]!r} is no [reading, prompt], and no [reading, prompt, "
+            "depth] of a pane that keeps its layer."
         )
     return list(panes)
 

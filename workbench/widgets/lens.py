@@ -264,7 +264,7 @@ class Packer:
 
     def head(self) -> dict[str, Any]:
         """What holds for all prompts of the reading."""
-        source, parts = self.source, self.depth == COMPONENT
+        source, parts, pictured = self.source, self.depth == COMPONENT, patches.pictured(self.source)
         return {
             "name": label(self.name),
             "call": self.call,
@@ -284,21 +284,22 @@ class Packer:
             "digits": {name: places(*ends, self._most(*ends)) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
-            "floor": _floor(source),
-            "means": self._means(),
+            "floor": _floor(source, "text"),
+            "means": self._means("text"),
+            **({"floor_image": _floor(source, "image"), "means_image": self._means("image")} if pictured else {}),
             "sink": label(source.sink_said),
         }
 
     def targets(self, p: int) -> list[str]:
         return [shown(t) for t in self.source.targets(p, 0)]
 
-    def _means(self) -> dict[str, dict[str, Any]]:
+    def _means(self, kind: str) -> dict[str, dict[str, Any]]:
         """Value -> its null by depth alone, [target][depth], with its name: what a position's is compared with."""
         means = {}
         for name in self.metrics:
             for null in self.source.controls(name, "null") if name in self.grids else ():
                 found = self.data[null]
-                if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
+                if self.source.holds_for(null, kind) and {self.depth} <= set(found.dims) <= {self.depth, "target"}:
                     found = found if "target" in found.dims else found.expand_dims("target")
                     rows, digits = found.transpose("target", self.depth).values, self._most(*self.ranges[name])
                     values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
@@ -456,10 +457,10 @@ def ranked(source: Source) -> bool:
     return source.has("token_id") and {"prompt", source.depth, "position", "rank"} <= set(source.data["token_id"].dims)
 
 
-def _floor(source: Source) -> list[float | None] | None:
-    """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
+def _floor(source: Source, kind: str) -> list[float | None] | None:
+    """For each depth, the highest of the floors for positions of a kind; a score below it says nothing."""
     names = source.controls(source.score, "floor") if source.score else []
-    names = [name for name in names if source.data[name].dims == (source.depth,)]
+    names = [name for name in names if source.data[name].dims == (source.depth,) and source.holds_for(name, kind)]
     if not names:
         return None
     floors = np.stack([source.data[n].values.astype(float) for n in names])

@@ -11,8 +11,8 @@ significance, all low bytes first, which is what makes them compress.  u8, u16 a
 of an unsigned type is -1, "none".  d8 and d16 are decimals, (base + step) / 10^digits, the highest step "none".  What a
 view shows is therefore the variable rounded to so many decimals, and nothing else.  Where a column says "by", only its
 first so many steps are themselves: each of the others is how far the one that far before is above it, modulo the type
-(scores fall from rank to rank, mostly by little).  A list of texts or tuples that is :class:`Shared` travels as a column
-of numbers that says "shared": they are places in the list "$shared" of the payload, which has each different one once.
+(scores fall from rank to rank, mostly by little).  A list that is :class:`Shared` travels as a column of numbers that
+says "shared": they are places in the list "$shared" of the payload, which has each different text or tuple once.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Column:
         steps = self.steps.astype(int)
         if self.by:
             rows = steps.reshape(-1, self.by)
-            steps = ((rows[0] - np.cumsum(np.concatenate([rows[:1] * 0, rows[1:]]), 0)) % (NONE[self.kind[-1]] + 1)).ravel()
+            fallen = np.cumsum(np.concatenate([0 * rows[:1], rows[1:]]), 0)
+            steps = ((rows[0] - fallen) % (NONE[self.kind[-1]] + 1)).ravel()
         none = steps == NONE[self.kind[-1]]
         if self.kind[0] == "u":
             return np.where(none, -1, steps)
