@@ -20,7 +20,7 @@ from pathlib import Path
 
 from levels.case import Case, measured
 
-FAMILIES = ("stats", "lenses", "routing", "effects", "superposition", "values")
+FAMILIES = ("stats", "lenses", "judge", "routing", "effects", "superposition", "values")
 
 
 def cases(only: str = "") -> list[Case]:

@@ -8,12 +8,13 @@ from workbench import lazy
 
 if TYPE_CHECKING:
     from lenses.attribution import LogitAttribution
+    from lenses.drift import TokenDrift
     from lenses.embedding import EmbeddingLens
     from lenses.latent import ContextIndex, LatentLens
     from lenses.logit import LogitLens
     from workbench.readers import States
 
-__all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens", "States"]
+__all__ = ["ContextIndex", "EmbeddingLens", "LatentLens", "LogitAttribution", "LogitLens", "States", "TokenDrift"]
 
 __getattr__ = lazy.names(
     __name__,
@@ -24,6 +25,7 @@ __getattr__ = lazy.names(
         "LatentLens": "latent",
         "ContextIndex": "latent",
         "States": "workbench.readers",
+        "TokenDrift": "drift",
     },
 )
 

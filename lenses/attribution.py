@@ -27,6 +27,7 @@ from workbench.anatomy.block_writes import parts_of
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout
+from workbench.sinks import IMAGE, PADDING, TEXT, kinds
 from workbench.sites import Site
 from workbench.stats import nanmean
 from workbench.variables import about
@@ -40,12 +41,17 @@ VARIABLES = {
     "contribution_mean": about(
         "mean contribution over positions", role="null", of="contribution", short_name="mean over positions"
     ),
+    "contribution_mean_image": about(
+        "mean contribution over pieces of pictures", role="null", of="contribution",
+        short_name="mean over pieces of pictures", kind="image",
+    ),
     "logit": about("logit of target"),
     "remainder": about("logit of target less its contributions: rounding", scale="diverging"),
     "component": about("part of the model", role="label", of="contribution"),
     "target_id": about("target", role="label", of="logit"),
     "target": about("target", role="label", of="target_id"),
 }
+MEANS = {TEXT: "contribution_mean", IMAGE: "contribution_mean_image"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +67,16 @@ class LogitAttribution(Reader):
         contribution   [prompt, position, component] (+ target): "embed", "attn_out.0", "mlp_out.0", ..., "bias";
                        they add up to ``logit``, but for ``remainder``
         contribution_mean   [component] (+ target): the mean over all positions read, the baseline for one position;
-                       attention sinks are left out
+                       attention sinks are left out.  Where pictures are read it is over text alone, and
+                       contribution_mean_image over the tokens that show a part of one
         logit          [prompt, position] (+ target), before any softcap
         remainder      [prompt, position] (+ target): logit less the sum of its contributions, which is rounding; in
                        half precision it can be large where the stream holds massive activations (first positions)
         sink           [prompt, position]: attention sinks in the final state (:mod:`workbench.sinks`)
 
-    Raises Refused when it is not known how a block writes to the stream (:mod:`workbench.anatomy.block_writes`) or the
-    final norm is neither LayerNorm nor RMSNorm; InputError for targets as :class:`LogitLens` does.
+    Raises Refused when it is not known how a block writes to the stream (:mod:`workbench.anatomy.block_writes`), the
+    final norm is neither LayerNorm nor RMSNorm, or visual features of pictures are added between blocks (deepstack);
+    InputError for targets as :class:`LogitLens` does.
     """
 
     question = "Which part of the model writes the answer?"
@@ -77,6 +85,7 @@ class LogitAttribution(Reader):
 
     def plan(self, run: Run) -> Plan:
         model = run.model
+        refuse_features_in_between(run)
         parts = [Site(k, b) for b in range(model.n_layers) for k in ("attn_out", "mlp_out") if parts_of(model, b)]
         first, final = Site("resid", 0), Site("resid", model.n_layers)
         readout, followed, norm = Readout(model), Followed(run, self.targets), _Norm(model)
@@ -114,11 +123,18 @@ class LogitAttribution(Reader):
         def finish(found: Found) -> dict[str, Any]:
             sink = run.norms.sinks(final) if final in run.norms else np.zeros(found["followed"].shape, bool)
             contribution = found["contribution"]
-            known = np.where(sink[..., None, None], np.nan, contribution)
-            mean = nanmean(known.reshape(-1, *contribution.shape[2:]))
+            of = np.full(sink.shape, PADDING)
+            for i, prompt in enumerate(run.prompts):
+                of[i, : len(prompt.positions)] = kinds(model, prompt)[prompt.positions]
+            means = {}
+            for kind, name in MEANS.items():
+                if kind == TEXT or (of == kind).any():
+                    known = np.where((sink | (of != kind))[..., None, None], np.nan, contribution)
+                    mean = nanmean(known.reshape(-1, *contribution.shape[2:]))
+                    means[name] = (("component", "target"), mean.astype(np.float32))
             own = {
                 "contribution": (outputs["contribution"].dims, contribution),
-                "contribution_mean": (("component", "target"), mean.astype(np.float32)),
+                **means,
                 "logit": (outputs["logit"].dims, found["logit"]),
                 "remainder": (outputs["remainder"].dims, found["remainder"]),
             }
@@ -129,6 +145,18 @@ class LogitAttribution(Reader):
         coords = {"component": np.array(components, object), "target": followed.names}
         settings = {"logit": "before any softcap"}
         return Plan([first, final, *parts], outputs, observe, coords, finish, VARIABLES, {}, settings)
+
+
+def refuse_features_in_between(run: Run) -> None:
+    """Raise Refused where visual features come into the stream between blocks: no part of the sum has them."""
+    shown = [i for i, p in enumerate(run.prompts) if p.visual is not None and len(p.visual.pictures)]
+    added = run.model.vision.proof.added if shown else ()
+    if added:
+        raise Refused(
+            f"On prompts with pictures {run.model.name} adds visual features to the stream between blocks (in front of "
+            f"blocks {', '.join(map(str, added))}), which neither the embeddings nor a block wrote: a sum over these "
+            "would leave them out. Attribute prompts without pictures, or read states with another lens."
+        )
 
 
 def _split(

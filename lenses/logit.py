@@ -227,7 +227,8 @@ class _Others:
 
     Up to ``draws`` positions of all prompts, and as many that show a part of a picture, where there are pictures: text
     is compared with text and pictures with pictures.  They are the same however the prompts are batched or which
-    positions are read.  Their normed states are kept [null, layer, f], and never anything of the size of the vocabulary.
+    positions are read.  Their normed states are kept [null, layer, f], and never anything of the size of the
+    vocabulary.
     """
 
     def __init__(self, run: Run, draws: int) -> None:

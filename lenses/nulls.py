@@ -5,7 +5,8 @@ sink, in prompts of the same length, made of tokens or patches such as the promp
 the model, each in one further pass:
 
 * *shuffled*: the prompts with their tokens in random order; pictures stay in place.  Of a prompt whose order means
-  nothing (random tokens) the shuffled versions are exchangeable with the prompt itself, so that a rank p-value is valid.
+  nothing (random tokens) the shuffled versions are exchangeable with the prompt itself, so that a rank p-value is
+  valid.
 * *random*: prompts of the same lengths whose tokens are drawn at random.
 
 For pieces of pictures, in the prompts as they are:
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
 ROWS, EACH, HELD = (512, 4096), 3, 2**28
 """Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits;
 beyond 1024 states no more than so many numbers over all depths of the model."""
-PICTURES = {"patches": 20, "noise": 8, "others": 8}
-"""Of how many pictures null states are at least.  All pieces of one may lie above those of another: above all of 20
-shuffled versions a picture comes as rarely as once in 20."""
+PICTURES = {"patches": 20, "noise": 8, "others": 8, "shuffled": 20}
+"""Of how many pictures null states are at least; of the null of text beside pictures, at most.  All pieces of one may
+lie above those of another: above all of 20 shuffled versions a picture comes as rarely as once in 20."""
 PICTURED = 512
 """States of noise, and of others' pictures."""
 PRIOR = 3
@@ -74,8 +75,8 @@ SETTINGS = {
 """What provenance says of them."""
 OF_PICTURES = (
     f"pictures: p and floor_patches are of states of the pictures with their cells in random order, of at least "
-    f"{PICTURES['patches']} of them, floor_noise of pictures of coloured noise, floor_others of other prompts' pictures; "
-    "visual tokens that show nothing are left out; q: over the cells of each kind"
+    f"{PICTURES['patches']} of them, floor_noise of pictures of coloured noise, floor_others of other prompts' "
+    "pictures; visual tokens that show nothing are left out; q: over the cells of each kind"
 )
 _TOKENS = 1024
 
@@ -140,7 +141,7 @@ def of_kinds(table: Mapping[str, Mapping[str, Any]], run: Run) -> dict[str, dict
     found = {name: dict(own) for name, own in table.items()}
     if pictured(run):
         for name, own in found.items():
-            if name.endswith("_floor_shuffled"):
+            if name.endswith(("_floor_shuffled", "_floor_random")):  # of tokens: no null of what a picture shows
                 own["kind"] = "text"
             elif own.get("role") == "p":
                 own["long_name"] += " (text) or shuffled patches (pictures)"
@@ -259,6 +260,8 @@ def _variants(run: Run, rows: int, draw: Draw | None, seed: int, *, limited: boo
         # As many tokens as the prompts have are run again, at least 1024, and four prompts.
         room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
         count = min(count, max(4, room // round(np.mean([len(run.prompts[i].ids) for i in usable]))))
+        if any(getattr(run.prompts[i], "extras", None) for i in usable):
+            count = min(count, PICTURES["shuffled"])  # each with its picture, of many more tokens than the text
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
     each = -(-rows // sum(len(read[i]) for i in order))
     variants: list[list[int] | Prompt] = []
@@ -476,9 +479,9 @@ def states_at(
     model: Model, prompts: Sequence[list[int] | Prompt], sites: list[Site], chosen: list[np.ndarray], *,
     sinks: bool = False, **options: Any,
 ) -> dict[Site, tuple[Tensor, np.ndarray, np.ndarray]]:  # fmt: skip
-    """States [rows, width] at chosen positions of prompts, given as token ids or encoded, and prompt and position of each.
+    """States [rows, width] at chosen positions of prompts, and the prompt and position of each.
 
-    Sinks are left out, unless ``sinks``.
+    Prompts are token ids, or encoded.  Sinks are left out, unless ``sinks``.
     """
     known = [
         replace(p, positions=list(range(len(p.ids)))) if isinstance(p, Prompt) else encode(model, [p], "all")[0]

@@ -63,15 +63,17 @@ class Followed:
         self.count = 1 if self.ids is None else self.ids.shape[1]
 
     def at(self, batch: Batch) -> Tensor | None:
-        """[selected, target] ids, -1 where there is no next token of text, or one without a logit; None where the model's own
-        top token is followed."""
+        """[selected, target] ids, -1 where there is no next token of text, or one without a logit; None where the
+        model's own top token is followed."""
         if self.ids is not None:
             return torch.from_numpy(self.ids[batch.prompt.numpy()]).long()
         if not self.next:
             return None
         places = zip(batch.prompt.tolist(), batch.position.tolist(), strict=True)
         prompts = self.run.prompts
-        following = [-1 if self._shows(p, at + 1) else (prompts[p].ids[at + 1 : at + 2] or [-1])[0] for p, at in places]
+        following = [
+            -1 if self._shows(p, at + 1) else (prompts[p].ids[at + 1 : at + 2] or [-1])[0] for p, at in places
+        ]
         following = [i if i < self.run.model.vocab_size else -1 for i in following]
         return torch.tensor(following, dtype=torch.long)[:, None]
 

@@ -36,7 +36,7 @@ DOCS = ROOT / "docs"
 # ---------------------------------------------------------------- code
 
 WITH_CODE = [
-    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/chart.md",
+    "index.md", "reading.md", "figures.md", "judge.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/chart.md",
     "add/instrument.md", "testing.md",
 ]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)
@@ -311,8 +311,8 @@ def test_docstrings_keep_their_lines_where_they_have_columns():
 
 
 PUBLIC = (
-    "workbench", "lenses", "lenses.latent", "probes.routing", "probes.routing.measures", "probes.routing.adapters",
-    "probes.superposition", "probes.superposition.features",
+    "workbench", "lenses", "lenses.judge", "lenses.latent", "probes.routing", "probes.routing.measures",
+    "probes.routing.adapters", "probes.superposition", "probes.superposition.features",
 )  # fmt: skip
 
 
@@ -512,13 +512,13 @@ def lens_readings() -> dict[str, Any]:
 
     readers = [
         lenses.LogitLens(), lenses.EmbeddingLens(), lenses.LatentLens(index()), lenses.LogitAttribution(),
-        lenses.States(),
+        lenses.States(), lenses.TokenDrift(),
     ]  # fmt: skip
     found = workbench.read(organism("story"), STORY, readers, progress=False)
     return {type(reader).__name__: reading for reader, reading in zip(readers, found, strict=True)}
 
 
-for _name in ("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States"):
+for _name in ("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States", "TokenDrift"):
     SOURCES[f"lenses.{_name}"] = lambda name=_name: lens_readings()[name].data
 
 
@@ -539,6 +539,41 @@ def _logit_agreement() -> xr.Dataset:
     from lenses.latent import logit_agreement
 
     return logit_agreement(lens_readings()["LatentLens"], lens_readings()["LogitLens"]).data
+
+
+@cache
+def mosaics() -> dict[str, Any]:
+    """Patches of pictures that are mosaics, what a judge and people say of them, and their agreement."""
+    from mosaics import NONSENSE, Says, Sees, reading, tables, yes
+
+    from lenses import judge
+
+    own, options = reading(tables(6)), {"n": 6, "random": NONSENSE, "progress": False, "draws": 50}
+    people = judge.judge(own, Says(yes), **options)
+    return {
+        "sample": judge.sample(own, n=6), "judge": judge.judge(own, Sees(), **options),
+        "agreement": judge.agreement(judge.judge(own, Sees(), **options), people),
+    }  # fmt: skip
+
+
+for _name in ("sample", "judge", "agreement"):
+    SOURCES[f"judge.{_name}"] = lambda name=_name: mosaics()[name].data
+
+
+@source("judge.replay")
+def _replay() -> xr.Dataset:
+    from lenses import judge
+
+    def write(name: str, content: Any) -> None:
+        (folder() / f"{name}.json").write_text(json.dumps(content))
+
+    ids = range(6)
+    same = {"caption": "a red house", "candidates": ["red"], "model": "m"}
+    write("data", [{"id": i, "index": i // 2, **same} for i in ids])
+    write("humans", [{"annotator": "a", "instance": i, "words": ["red"] * (i % 2)} for i in ids])
+    lists = [{"concrete_words": ["red"] * (i % 3), "abstract_words": [], "global_words": []} for i in ids]
+    write("judge", {"results": [{"instance_id": i, "gpt_response": own} for i, own in enumerate(lists)]})
+    return judge.replay(folder(), draws=20).data
 
 
 @cache

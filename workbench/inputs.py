@@ -149,7 +149,7 @@ def encode(model: Model, inputs: Any, positions: Positions = "all", *, bos: Bos 
                 f"Prompt {i} has {len(prompt.ids)} tokens and {model.name} reads at most {limit}. "
                 "States beyond its context would mean nothing; cut the prompt or split it."
             )
-        prompt.positions = _positions(positions, prompt, i)
+        prompt.positions = selected(positions, prompt, i)
     if bos is None:
         tell_of_first_token(model, [prompt.ids for prompt in texts])
     tell_of_last_token(model, texts)
@@ -409,6 +409,7 @@ def _pictured(model: Model, text: str | Sequence[Any], pictures: list[Picture], 
     visual = vision.visual(text, pictures, given, what, special)
     held = _held(model, text, lambda: [picture.rgb for picture in pictures], special, what, given)
     return Prompt(embeddable(model, given["input_ids"][0].tolist(), index), text, held, visual, special)
+
 
 def _held(
     model: Model, text: str, images: Callable[[], Sequence[Image]], special: bool, what: str, given: Mapping[str, Any]
@@ -673,7 +674,8 @@ def _tell_of_pads(model: Model, rows: list[list[int]]) -> None:
         )
 
 
-def _positions(positions: Positions, prompt: Prompt, index: int) -> list[int]:
+def selected(positions: Positions, prompt: Prompt, index: int) -> list[int]:
+    """The positions of a prompt that are asked for."""
     length = len(prompt.ids)
     if isinstance(positions, str):
         if positions == "all":

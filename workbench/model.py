@@ -55,7 +55,10 @@ class Model:
             none.
         anatomy: where things are, and the proof (:class:`workbench.anatomy.Anatomy`).
         known: what was found about the model once, by whoever needed it; forgotten when it is proved again.
+        stream: whose residual stream readers see: "text"; of a vision tower, "vision".
     """
+
+    stream = "text"
 
     def __init__(self, module: nn.Module, *, name: str, tokenizer: Any = None, processor: Any = None) -> None:
         self.name = name

@@ -186,7 +186,15 @@ class Reader:
     """Base of every lens and probe: frozen dataclasses, whose fields are the settings that provenance tells.
 
     One may say which ``question`` it asks, in a line for the page of ``workbench demo``.
+
+    Attributes
+    ----------
+    stream
+        "text", or "vision": the blocks of the vision tower in place of the text model's, where ``run.model`` has its
+        depth and width, and positions are its patches.  A reader that can do both has a field of this name.
     """
+
+    stream = "text"
 
     def plan(self, run: Run) -> Plan:
         raise NotImplementedError(f"{type(self).__name__} does not say what it looks at: define plan(run).")
@@ -362,12 +370,18 @@ class States(Reader):
         Which layers (or blocks, with another ``at``); None: all.
     at
         "resid", "resid_mid", "attn_out" or "mlp_out".
+    stream
+        "text", or "vision": states of the vision tower, whose positions are patches (layer 0: in front of its first
+        block).
     """
 
     layers: Layers = None
     at: str = "resid"
+    stream: str = "text"
 
     def plan(self, run: Run) -> Plan:
+        if self.stream == "vision" and self.at != "resid":
+            raise InputError(f"at={self.at!r} is of the text model. States of the vision tower are read at \"resid\".")
         sites = resolve(run.model, self.at, self.layers)
 
         def observe(states: Rows, batch: Batch) -> dict[str, Tensor]:

@@ -165,7 +165,7 @@ class Reading:
             raise InputError(f"This reading has no dimension {unknown[0]!r}. It has: {known}.")
         kept = {name: [x] if np.ndim(x) == 0 and not isinstance(x, slice) else x for name, x in asked.items()}
         try:
-            return Reading(select(kept), self.provenance)
+            return Reading(_own_pictures(self.data, select, kept), self.provenance)
         except (KeyError, IndexError) as error:
             held = "; ".join(f"{name}: {_brief(self.data[name].values)}" for name in asked)
             raise InputError(f"{error.args[0] if error.args else error}. The reading holds {held}.") from None
@@ -305,6 +305,21 @@ def _own_places(real: np.ndarray, wanted: Any) -> list[np.ndarray]:
             last = there[np.clip(back, 0, max(0, len(there) - 1))] if len(there) else np.full(len(asked), -1)
             found.append(np.where(asked >= 0, asked, np.where(back >= 0, last, -1)))
     return found
+
+
+def _own_pictures(data: xr.Dataset, select: Callable[..., xr.Dataset], kept: dict[str, Any]) -> xr.Dataset:
+    """A part of a dataset; where prompts are chosen, with their pictures alone, whose prompts are numbered anew."""
+    part = select(kept)
+    if "prompt" not in kept or "picture" in kept or "picture_prompt" not in data:
+        return part
+    known = {"prompt": data["prompt"]} if "prompt" in data.coords else {}
+    numbers = xr.DataArray(np.arange(data.sizes["prompt"]), known, "prompt")
+    chosen = getattr(numbers, select.__name__)(prompt=kept["prompt"]).values
+    own = [np.flatnonzero(data["picture_prompt"].values == prompt) for prompt in chosen]
+    part = part.isel(picture=np.concatenate([*own, np.zeros(0, int)]).astype(int))
+    places = np.repeat(np.arange(len(own)), [len(one) for one in own])
+    part["picture_prompt"] = part["picture_prompt"].copy(data=places.astype(data["picture_prompt"].dtype))
+    return part
 
 
 def _gathered(data: xr.Dataset, chosen: list[np.ndarray]) -> xr.Dataset:

@@ -49,4 +49,4 @@ def judged(data: xr.Dataset) -> Plot:
     return Plot(panels, title, columns=min(3, len(panels)), shared="y", shows=["rate"])
 
 
-JUDGED = Chart(judged, ("rate", "rate_null", "lens", "null"))
+JUDGED = Chart(judged, ("rate", "rate_null", "excess"))

@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.reading import Reading, derived
-from workbench.stats import Design, Interval, over
+from workbench.stats import Design, over
 from workbench.variables import about, described
 
 VARIABLES = {
@@ -25,6 +25,7 @@ VARIABLES = {
     "pictures": about("pictures of these", "pictures", role="count", of="kappa"),
     "among": about("which questions", role="label"),
 }
+NEARLY = 0.999
 
 
 def agreed(one: np.ndarray, other: np.ndarray, clusters: np.ndarray, level: float = 0.95) -> dict[str, float | str]:
@@ -45,17 +46,22 @@ def agreed(one: np.ndarray, other: np.ndarray, clusters: np.ndarray, level: floa
         expected = p * q + (1 - p) * (1 - q)
         return over(same - expected, 1 - expected)
 
+    def fisher(times: np.ndarray) -> np.ndarray:
+        # Near 1 kappa is skewed, and an interval of it lies too high; on this scale it does not.
+        return np.arctanh(np.clip(kappa(times), -NEARLY, NEARLY))
+
     told: dict[str, float | str] = {"questions": int(known.sum()), "pictures": design.n, "kappa_chance": 0.0}
     told["accuracy_chance"] = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
-    intervals: Mapping[str, Interval] = {
-        "kappa": design.bootstrap(kappa, level=level, bounds=(-1, 1)),
+    told |= {"kappa": float(kappa(np.ones((1, len(a))))[0]), "accuracy": float((a == b).mean())}
+    intervals = {
+        "kappa": design.bootstrap(fisher, level=level),
         "accuracy": design.bootstrap((a == b).astype(float), level=level, bounds=(0, 1)),
     }
     for name, found in intervals.items():
-        told[name] = float(found.value)
         # Where nothing varies between pictures, resampling them says nothing of how sure it is.
-        if not found.error == 0 or found.method == "exact":
-            told |= {f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
+        if found.error > 1e-12 or found.method == "exact":
+            ends = [float(np.tanh(end) if name == "kappa" else end) for end in (found.low, found.high)]
+            told |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
             told[f"{name}_interval"] = found.said("pictures")
     return told
 

@@ -140,7 +140,7 @@ def same_places(readings: Sequence[Reading]) -> xr.Dataset:
     if len(prompts) and prompts.max() >= first.sizes["prompt"]:
         raise InputError(
             f"The reading has {first.sizes['prompt']} prompts and a picture of prompt {prompts.max()}: it is a part of "
-            "another, in which prompts were numbered otherwise. Judge the whole, with patches= of those that you want."
+            "another, in which prompts were numbered otherwise. Choose prompts with reading.isel(prompt=...)."
         )
     return first
 

@@ -36,7 +36,9 @@ VARIABLES = {
     "rate": about("share of patches with a word that fits", better="high", short_name="interpretable"),
     "rate_low": about("95 % interval over pictures", role="low", of="rate"),
     "rate_high": about("95 % interval over pictures", role="high", of="rate"),
-    "rate_null": about("the same share of words that have nothing to do with the picture", role="null", of="rate"),
+    "rate_null": about(
+        "share of patches with a word that fits, of words of other pictures or at random", role="null", of="rate"
+    ),
     "rate_null_low": about("95 % interval over pictures", role="low", of="rate_null"),
     "rate_null_high": about("95 % interval over pictures", role="high", of="rate_null"),
     "excess": about("share of patches with a word that fits, less the null's", better="high", short_name="above null"),
@@ -91,7 +93,7 @@ def judge(
         How many different words of each place are shown.  Read lenses with a larger ``top_k`` for as many where
         neighbours repeat.
     layers
-        Which layers; None: all.
+        Which layers (or blocks); None: all.
     pictures
         The original pictures, one for each of the reading's dimension ``picture``, in its order (that of the prompts).
         Without them judges see the thumbnails in the reading, of at most 336 pixels.
@@ -144,11 +146,8 @@ def judge(
     """
     named = _named(readings)
     data, depth, places = _checked(named, layers)
-    patches = patches or sample(list(named.values()), n, seed, block, tile=tile)
-    at = {name: patches.data[name].values for name in ("prompt", "position", "picture", "picture_key")}
-    keys = picture_keys(data)
-    if max(at["picture"]) >= len(keys) or [keys[p] for p in at["picture"]] != at["picture_key"].tolist():
-        raise InputError("These patches were sampled from readings of other pictures. Sample those that are judged.")
+    patches = sample(list(named.values()), n, seed, block, tile=tile) if patches is None else patches
+    at = _places(patches.data, data)
     own = {}
     for name, reading in named.items():
         found = candidates(reading, at["prompt"], at["position"], top)
@@ -212,12 +211,30 @@ def _checked(named: dict[str, Reading], layers: Sequence[int] | None) -> tuple[x
         told = "; ".join(f"{name}: {depth} {held}" for name, (depth, held) in known.items())
         raise InputError(f"The lenses were read at other depths: {told}. Read them at the same layers, in one pass.")
     depth, held = next(iter(known.values()))
-    wanted = held if layers is None else [int(i) for i in np.atleast_1d(layers)]
+    # Negative ones count from the model's end, as where layers are read.
+    last = data.attrs.get("n_layers", max(held) + (depth == "block")) + (depth == "layer")
+    wanted = held if layers is None else [int(i) + last * (i < 0) for i in np.atleast_1d(layers)]
     if missing := [i for i in wanted if i not in held]:
-        raise InputError(f"layers={list(wanted)}: the readings have no {depth} {missing[0]}. They have {held}.")
+        asked = np.ravel(layers).tolist()  # type: ignore[arg-type]
+        raise InputError(f"layers={asked}: the readings have no {depth} {missing[0]}. They have {held}.")
     if not wanted:
         raise InputError("layers=[] leaves nothing to judge.")
     return data, depth, [held.index(i) for i in wanted]
+
+
+def _places(patches: xr.Dataset, data: xr.Dataset) -> dict[str, np.ndarray]:
+    """Where patches are; InputError where they are not of these readings."""
+    at = {name: patches[name].values for name in ("prompt", "position", "picture", "picture_key")}
+    keys, here = picture_keys(data), (at["prompt"], at["position"])
+    inside = max(at["picture"]) < len(keys) and max(at["position"]) < data.sizes["position"]
+    if not inside or [keys[p] for p in at["picture"]] != at["picture_key"].tolist():
+        raise InputError("These patches were sampled from readings of other pictures. Sample those that are judged.")
+    if any((data[name].values[here] != patches[name].values).any() for name in ("tile", "row", "column")):
+        raise InputError(
+            "These patches were sampled from a reading of other positions of the same pictures. Sample those that are "
+            "judged: the same pictures and seed give the same patches."
+        )
+    return at
 
 
 def _depths(reading: Reading, depth: str) -> np.ndarray:
@@ -291,8 +308,10 @@ class _Asking:
         used = np.unique(patches["picture"].values).tolist()
         self.sizes = {p: tuple(float(data[f"picture_{end}"].values[p]) for end in ("width", "height")) for p in used}
         self.seen = {p: self._seen(p) for p in used}
-        self.opened = lru_cache(4)(self._opened)
-        self.square = lru_cache(4)(lambda p: self.seen[p].drawn(self.opened(p), self.sizes[p]))
+        # Questions come in random order; what is drawn is small, and what it is drawn from may not be.
+        self.opened = lru_cache(2)(lambda p: self._given(p).rgb)
+        self.square = lru_cache(128)(lambda p: self.seen[p].drawn(self.opened(p), self.sizes[p]))
+        self.close = lru_cache(256)(lambda p, box: self.seen[p].close(self.opened(p), self.sizes[p], box))
         self.source = {p: "thumbnail" if pictures is None else self._given(p).digest for p in used}
 
     @property
@@ -315,16 +334,16 @@ class _Asking:
             self.questions[asked] = Question(
                 asked, tuple(known[i] for i in order),
                 None if self.captions is None else str(self.captions[picture]),
-                seen.place(box), f"{self.source[picture]} {seen}", self._drawing(picture, box),
+                seen.place(box), f"{self.source[picture]} {seen}", self._drawing(picture, tuple(box.tolist())),
             )  # fmt: skip
         return asked
 
-    def _drawing(self, picture: int, box: np.ndarray) -> Callable[[str], Any]:
+    def _drawing(self, picture: int, box: tuple[float, ...]) -> Callable[[str], Any]:
         def draw(what: str) -> Any:
-            seen = self.seen[picture]
             if what == "crop":
-                return seen.close(self.opened(picture), self.sizes[picture], box)
-            return marked(self.square(picture), seen.place(box)) if what == "image" else self.square(picture)
+                return self.close(picture, box).copy()
+            square = self.square(picture)
+            return marked(square, self.seen[picture].place(box)) if what == "image" else square.copy()
 
         return draw
 
@@ -333,9 +352,6 @@ class _Asking:
         every, tiles = boxes(self.data)[prompt][slots], self.data["tile"].values[prompt][slots]
         first = every[tiles == tiles.min()]
         return Seen.of(every, np.median(first[:, 2:] - first[:, :2], axis=0), self.sizes[picture])
-
-    def _opened(self, picture: int) -> Any:
-        return self._given(picture).rgb
 
     def _given(self, picture: int) -> Picture:
         if self.pictures is None:

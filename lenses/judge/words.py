@@ -94,7 +94,8 @@ def _drawer(source: Any, of_contexts: bool) -> Draw | None:
         if of_contexts:
             return None
         special = set(getattr(source.tokenizer, "all_special_ids", ()) or ())
-        known = np.array([i for i in range(min(source.vocab_size, len(source.tokenizer))) if i not in special])
+        # A vocabulary may have room for more tokens than there are.
+        known = np.array(sorted(set(source.tokenizer.get_vocab().values()) - special))
         return _drawing(lambda rng, k: token_texts(source.tokenizer, rng.choice(known, k).tolist()))
     raise InputError(
         f"random={type(source).__name__} gives no words. Give the ContextIndex (or its folder) for LatentLens, the "

@@ -26,7 +26,7 @@ const NAMES = { similarity: "similarity", over: "over floor", index_layer: "inde
 export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce }) => {
   const size = p.axes.map((a) => p.values[a].length), rows = size.reduce((x, y) => x * y, 1);
   const score = decode(p.similarity), from = decode(p.index_layer), which = decode(p.context.at);
-  const floors = Object.entries(p.floors).map(([name, packed]) => [name, decode(packed)]);
+  const floors = Object.entries(p.floors).map(([name, { of, values }]) => [name, decode(values), of]), kinds = p.kind ? decode(p.kind) : null;
   const input = p.input ? decode(p.input.at) : null, places = p.place ? decode(p.place) : null;
   const state = { row: -1, sort: "similarity", down: true, layers: new Set(), above: false, least: null, text: "", only: {} };
   let order = new Int32Array(0), frame = 0, timer = 0;
@@ -35,8 +35,9 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
   const strides = size.map((_, i) => size.slice(i + 1).reduce((x, y) => x * y, 1));
   const index = (n, axis) => { const i = p.axes.indexOf(axis); return Math.floor(n / strides[i]) % size[i]; };
   const value = (n, axis) => p.values[axis][index(n, axis)];
-  const floor = p.depth && floors.length ? p.values[p.depth].map((_, d) => floors.reduce((x, [, own]) => (Number.isNaN(own[d]) ? x : Math.max(x, own[d])), -Infinity)) : null;
-  const floorOf = (n) => (floor ? floor[index(n, p.depth)] : NaN);
+  const meant = (of, n) => !of || of === (kinds?.[spotOf(n)] ? "image" : "text"); // a floor of patches is none of texts
+  const floor = p.depth && floors.length ? floors.flatMap(([, own]) => [...own].filter((x) => !Number.isNaN(x))) : null;
+  const floorOf = (n) => (floor ? floors.reduce((x, [, own, of]) => (Number.isNaN(own[index(n, p.depth)]) || !meant(of, n) ? x : Math.max(x, own[index(n, p.depth)])), -Infinity) : NaN);
   const context = (n) => p.context.texts[which[n]], word = (n) => context(n)[1]; // before, the word, after
   const spotOf = (n) => index(n, "prompt") * p.values.position.length + index(n, "position");
   const at = (n) => (input ? p.input.texts[input[spotOf(n)]] : "");
@@ -217,7 +218,7 @@ export default explorer("neighbours", STYLE, ({ payload: p, root, tell, announce
     const cell = Math.floor(n / size[size.length - 1]); // rank is the last axis, and these are of the nearest
     const tests = Object.entries(p.tests).map(([name, own]) => `${name} of the nearest ${say(decode(own)[cell], 4)}`);
     const said = [...(p.sink && decode(p.sink)[cell] > 0 ? [p.sink_said] : []), `${p.score} ${say(score[n], 4)}`, ...tests, `index layer ${from[n]}`, `rank ${value(n, "rank")}`];
-    for (const [name, own] of floors) said.push(`floor of ${name} ${say(own[index(n, p.depth)], 4)}`);
+    for (const [name, own, of] of floors) if (meant(of, n)) said.push(`floor of ${name} ${say(own[index(n, p.depth)], 4)}`);
     facts.textContent = said.join(" · ");
     panel.replaceChildren(head, text, facts);
     announce(`${say(score[n], 3)}: ${word(n)}, index layer ${from[n]}`);

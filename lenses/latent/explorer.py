@@ -16,13 +16,13 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import patches
 from workbench.figures.source import Source
 from workbench.widgets import base as kit
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FLOORS = {"similarity_floor_random": "random tokens", "similarity_floor_shuffled": "shuffled prompts"}
 LONGEST_SENTENCE = 400
 ROW_BYTES = 12
 """Of the numbers of one neighbour, about, in base64."""
@@ -50,7 +50,7 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
     left_out: list[str] = []
     chosen = _fitting(data, axes, limit, left_out)
     data = data.isel(chosen)
-    layers = data["index_layer"].values
+    layers, source = data["index_layer"].values, Source(data)
     depth = next((a for a in axes if a in ("layer", "block")), None)
     shown: dict[str, Any] = {
         "about": {**kit.about(reading), "reader": kit.about(reading)["reader"] or "ContextIndex.search"},
@@ -63,10 +63,13 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
         "context": kit.contexts(*(data[name].values for name in ("sentence", "char_start", "char_end")), layers >= 0),
         "index_layers": [int(x) for x in np.unique(layers[layers >= 0])],
         "floors": {
-            called: kit.decimals(data[name].values, 4)
-            for name, called in FLOORS.items() if depth and name in data and data[name].dims == (depth,)
+            source.called(name, short=True): {"of": source.data[name].attrs.get("kind", ""), "values": column}
+            for name in _floors(source, depth) for column in [kit.decimals(data[name].values, 4)]
         },
     }  # fmt: skip
+    if patches.pictured(source) and "position" in axes:
+        kinds = data["kind"].transpose("prompt", "position").values.ravel()
+        shown["kind"] = kit.integers(np.where(kinds == "image", 1, 0))
     cells = tuple(a for a in axes if a != "rank")
     shown["tests"] = {
         end: kit.decimals(data[f"similarity_{end}"].values, 4)
@@ -75,7 +78,7 @@ def payload(reading: Any, *, limit: int = kit.LIMIT) -> dict[str, Any]:
     if "sink" in data and data["sink"].dims == cells:
         shown["sink"], shown["sink_said"] = kit.integers(data["sink"].values.astype(int)), Source(data).sink_said
     if "input_token" in data and "position" in axes:
-        shown["input"] = kit.texts(kit.clipped(tokens.visible(str(t))) for t in data["input_token"].values.ravel())
+        shown["input"] = kit.texts(_called(source))
         if "input_position" in data:  # the coordinate need not say where in its prompt a state stands
             shown["place"] = kit.integers(data["input_position"].values)
     if depth and "index_layer_share_null" in data:
@@ -145,7 +148,11 @@ def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int,
     found = [key for a in axes if whole.get(key := f"only_{a}") not in (None, whole[a])]
     if whole["index_layers"] and shown["index_layer"].values[n] not in whole["index_layers"]:
         found.append("index_layers")
-    floors = [column.values[own[shown["depth"]]] for column in shown["floors"].values()]
+    kind = "text"
+    if "kind" in shown and shown["kind"].values[own["prompt"] * len(shown["values"]["position"]) + own["position"]]:
+        kind = "image"
+    known = [floor["values"] for floor in shown["floors"].values() if floor["of"] in ("", kind)]
+    floors = [column.values[own[shown["depth"]]] for column in known]
     if whole["above_floor"] and not score > np.nanmax([-np.inf, *floors]):
         found.append("above_floor")
     if whole["least"] is not None and score < whole["least"]:
@@ -156,6 +163,25 @@ def _hiding(whole: dict[str, Any], shown: dict[str, Any], n: int, at: tuple[int,
         spot = own["prompt"] * len(shown["values"]["position"]) + own["position"]
         there |= text.replace(" ", "·") in shown["input"]["texts"][shown["input"]["at"].values[spot]].lower()
     return found if there else [*found, "text"]
+
+
+def _floors(source: Source, depth: str | None) -> list[str]:
+    """The floors of the similarity by depth."""
+    known = source.controls("similarity", "floor")
+    return [name for name in known if depth and source.data[name].dims == (depth,)]
+
+
+def _called(source: Source) -> list[str]:
+    """What each position is called, prompt after prompt: its token, of a patch its row and column."""
+    data, found = source.data, []
+    for p in range(data.sizes["prompt"]):
+        names = [kit.clipped(tokens.visible(str(t))) for t in data["input_token"].values[p]]
+        own = patches.seen(source, p)
+        for i, at in enumerate(source.positions(p) if own is not None else ()):
+            if own is not None and own.image[i] >= 0:
+                names[at] = own.short(i)
+        found += names
+    return found
 
 
 def _axes(data: xr.Dataset) -> list[str]:
@@ -232,7 +258,8 @@ def static(reading: Any, **options: Any) -> str:
     told = kit.about(reading)
     count = int((~np.isnan(similarity)).sum())
     said = [told["reader"] or "ContextIndex.search", told["model"], f"the nearest {len(rows)} of {count} neighbours"]
-    floors = [np.nanmax(data[n].values) for n in FLOORS if n in data and np.isfinite(data[n].values).any()]
+    known = [source.data[n].values for n in _floors(source, source.depth)]
+    floors = [np.nanmax(own) for own in known if np.isfinite(own).any()]
     said.append(f"highest floor {max(floors):.3f}" if floors else "no floor was measured")
     head = ["similarity", *(f"{end} of the nearest" for end in ends), *axes, "index layer", "context"]
     return kit.table(said, head, rows)

@@ -44,9 +44,8 @@ def alignment(data: xr.Dataset) -> Plot:
     source = Source(data)
     names = shares(source.data)
     panels = [panel for name in names for panel in _aligned(source, name, source.called(name, short=True))]
-    return Plot(
-        panels, heading(source, "which index layer answers"), columns=len(panels) // len(names), shared="xy", shows=names
-    )  # fmt: skip
+    title, columns = heading(source, "which index layer answers"), len(panels) // len(names)
+    return Plot(panels, title, columns=columns, shared="xy", shows=names)
 
 
 def shares(data: xr.Dataset) -> list[str]:
@@ -174,7 +173,7 @@ def rated(data: xr.Dataset) -> list[str]:
 
 LEAP = Chart(leap, ("index_layer_share",))
 ALIGNMENT = Chart(
-    alignment, lacking=lambda data: [] if shares(completed(data)) else ["a share over layers and index layers with a null"]
+    alignment, lacking=lambda data: [] if shares(completed(data)) else ["a share over layers and index layers"]
 )
 FLOORS = Chart(floors, lacking=lambda data: [] if by_depth(Source(data)) else ["a floor of its score by layer"])
 RATES = Chart(

@@ -10,7 +10,9 @@ import xarray as xr
 
 from lenses.latent.search import CALIBRATIONS, SAMPLE
 from workbench.engine.hooks import neutral
+from workbench.errors import InputError
 from workbench.reading import Reading, derived
+from workbench.stats import Design, over
 from workbench.variables import about, described
 
 if TYPE_CHECKING:
@@ -101,3 +103,127 @@ def hubness(
         {"queries": len(states), "top_k": k},
     )
     return derived("lenses.latent.hubness", described(data, VARIABLES), index.origin(), top_k=k, queries=len(states))
+
+
+OF_READING = {
+    "share": about("share of the neighbours that are one context", better="low", short_name="share"),
+    "share_low": about("95 % interval over prompts", role="low", of="share"),
+    "share_high": about("95 % interval over prompts", role="high", of="share"),
+    "share_floor": about(
+        "95th percentile of the largest share if all contexts were found equally often", role="floor", of="share",
+        short_name="equal chances",
+    ),
+    "tokens": about("tokens that have the context among their neighbours", "tokens"),
+    "cells": about("tokens that have neighbours", "tokens", role="count", of="share"),
+    "hub_context": about("number of the hub in the index", role="label", of="share"),
+    "hub_token": about("token that the hub ends in", role="label", of="share"),
+    "hub_sentence": about("sentence of the hub", role="label", of="share"),
+    "kind": about("what the tokens are pieces of", role="label", of="share"),
+}  # fmt: skip
+
+
+def hubs(reading: Reading, *, hubs: int = 10) -> Reading:
+    """Which contexts are the neighbours of how many tokens of a reading, apart for text and for pictures.
+
+    One context that stands among the neighbours of many tokens, or heads the list at every layer, says more about the
+    index than about them.  The same context in several index layers counts as one.
+
+    Parameters
+    ----------
+    reading
+        Of :class:`lenses.LatentLens`.
+    hubs
+        How many of the most frequent contexts to name.
+
+    Returns
+    -------
+    Reading
+        With [kind, layer, hub], kind "text" or "image" as far as the reading has them, without attention sinks and
+        visual tokens that show nothing:
+        share                   of all neighbours; the first hub's is the share of the most frequent context
+        share_low, share_high   interval over prompts (:meth:`workbench.stats.Design.bootstrap`); NaN with one prompt.
+                                The contexts are chosen by the same prompts, so that it is of these contexts alone
+        share_floor [kind, layer]   what the largest share stays under in 95 of 100 cases if all contexts of the index
+                                were found equally often, each time by itself
+        tokens                  how many tokens have the context among their neighbours
+        cells [kind, layer]     how many there are
+        hub_context, hub_token, hub_sentence   the contexts; -1 and "" where there are fewer
+
+    Raises
+    ------
+    InputError
+        For a reading of another lens.
+    """
+    data = reading.data
+    if "index_layer" not in data or "context" not in data:
+        raise InputError("hubs() needs a reading of LatentLens.")
+    axis = "layer" if "layer" in data.dims else "block"
+    rows = data["context"].transpose("prompt", axis, "position", "rank").values
+    held = known_of_index(reading)
+    good = np.broadcast_to(data["input_id"].values[:, None] >= 0, rows.shape[:3]).copy()
+    if "sink" in data:
+        good &= ~data["sink"].transpose("prompt", axis, "position").values.astype(bool)
+    shape = data["input_id"].shape
+    of = data["kind"].values.astype(str) if "kind" in data.coords else np.full(shape, "text")
+    kinds = [kind for kind in ("text", "image") if (of == kind).any()]
+    size = (len(kinds), rows.shape[1], hubs)
+    share, low, high = (np.full(size, np.nan, np.float32) for _ in range(3))
+    tokens, row = np.zeros(size, np.int64), np.full(size, -1, np.int64)
+    floor, cells = np.full(size[:2], np.nan, np.float32), np.zeros(size[:2], np.int64)
+    named = {name: data[name].transpose("prompt", axis, "position", "rank").values for name in ("token", "sentence")}
+    text = {name: np.full(size, "", object) for name in named}
+    said = ""
+    for k, kind in enumerate(kinds):
+        for depth in range(rows.shape[1]):
+            some = good[:, depth] & (of == kind)
+            own = np.where(some[..., None], rows[:, depth], -1)
+            each = [np.unique(r[r >= 0], return_counts=True) for r in own]
+            total = (own >= 0).sum((1, 2))
+            cells[k, depth] = (own >= 0).any(-1).sum()
+            if not total.sum():
+                continue
+            every, times = np.unique(own[own >= 0], return_counts=True)
+            top = every[np.argsort(-times, kind="stable")[:hubs]]
+            counts = np.array([[dict(zip(*one, strict=True)).get(x, 0) for x in top] for one in each])
+            n = len(top)
+            row[k, depth, :n] = top
+            tokens[k, depth, :n] = [(own == x).any(-1).sum() for x in top]
+            found = Design(weights=np.broadcast_to(total[:, None], counts.shape)).bootstrap(
+                over(counts, total[:, None]), bounds=(0, 1)
+            )
+            share[k, depth, :n], low[k, depth, :n], high[k, depth, :n] = found.value, found.low, found.high
+            said = found.said("prompts")
+            floor[k, depth] = _largest(int(total.sum()), held) / total.sum()
+            for j, x in enumerate(top):
+                p, at, rank = np.argwhere(own == x)[0]
+                for name, values in text.items():
+                    values[k, depth, j] = str(named[name][p, depth, at, rank])
+    dims = ("kind", axis, "hub")
+    made = xr.Dataset(
+        {
+            "share": (dims, share), "share_low": (dims, low, {"interval": said}),
+            "share_high": (dims, high, {"interval": said}), "share_floor": (dims[:2], floor),
+            "tokens": (dims, tokens), "cells": (dims[:2], cells), "hub_context": (dims, row),
+            "hub_token": (dims, text["token"]), "hub_sentence": (dims, text["sentence"]),
+        },
+        {"kind": kinds, axis: data[axis].values},
+        {"contexts": held, "top_k": int(data.sizes["rank"])},
+    )  # fmt: skip
+    return derived("lenses.latent.hubness.hubs", described(made, OF_READING), reading, hubs=hubs)
+
+
+def known_of_index(reading: Reading) -> int:
+    """How many contexts the index of a LatentLens reading has, by its provenance."""
+    for step in reading.provenance:
+        told = step.get("reader") if isinstance(step, dict) else None
+        if isinstance(told, dict) and isinstance(told.get("index"), dict):
+            return int(told["index"]["n_rows"])
+    raise InputError("The provenance of this reading does not say which index its neighbours come from.")
+
+
+def _largest(found: int, contexts: int, level: float = 0.95) -> int:
+    """What the largest of ``contexts`` counts stays under that often, of so many neighbours found at random."""
+    from scipy.stats import binom
+
+    # The counts of a multinomial are negatively associated: a union bound over them is a bound.
+    return int(binom.isf((1 - level) / contexts, found, 1 / contexts))

@@ -304,7 +304,7 @@ def test_a_context_that_begins_alike_is_the_same_state_only_where_nothing_looks_
     texts, table = index.store.sentences["text"].to_pylist(), index.store.contexts
 
     def found(prompt, at):
-        rows = data.row.values[prompt, 0, at]
+        rows = data.context.values[prompt, 0, at]
         return {(texts[table["sentence"][r]], int(table["position"][r])) for r in rows if r >= 0}
 
     for at in range(6):

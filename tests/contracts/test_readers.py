@@ -14,7 +14,7 @@ from make_believe_cuda import MakeBelieveCuda
 from tiny import tiny
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, TokenDrift
 from probes.routing import RoutingTracer
 from probes.superposition import CandidateBelief
 from probes.superposition.features import DictionaryFeatures
@@ -78,6 +78,7 @@ READERS: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "EmbeddingLens": (EmbeddingLens(), PLAIN, {}),
     "LogitAttribution": (LogitAttribution(), PLAIN, {}),
     "States": (States(), PLAIN, {}),
+    "TokenDrift": (TokenDrift(), PLAIN, {}),
     "RoutingTracer": (RoutingTracer(), ("deepseek_v3",), {}),
     "RoutingTracer, traced": (routed, ("qwen2_moe",), {}),
     "CandidateBelief": (CandidateBelief([5, 9, 40], mass=True), PLAIN, {}),
@@ -128,7 +129,7 @@ def test_adapter_tracer_keeps_its_promises(tmp_path):
 # ---------------------------------------------------------------- elsewhere
 
 
-TWINS = ("LogitLens", "LogitLens, next", "EmbeddingLens", "LogitAttribution", "States", "CandidateBelief",
+TWINS = ("LogitLens", "LogitLens, next", "EmbeddingLens", "LogitAttribution", "States", "TokenDrift", "CandidateBelief",
          "DictionaryFeatures", "ChosenTokens", "AnswerStates", "RoutingTracer, traced")  # fmt: skip
 
 
@@ -319,9 +320,9 @@ class SaysNothing(Norms):
 
 class SilentLabels(Norms):
     def plan(self, run):
-        plan, said = super().plan(run), {"by_kind": about("something of each kind")}
-        coords = {"kind": np.array(["a", "b"], object)}
-        return replace(plan, about=said, coords=coords, finish=lambda found: {"by_kind": (("kind",), np.ones(2))})
+        plan, said = super().plan(run), {"by_sort": about("something of each sort")}
+        coords = {"sort": np.array(["a", "b"], object)}
+        return replace(plan, about=said, coords=coords, finish=lambda found: {"by_sort": (("sort",), np.ones(2))})
 
 
 class Nameless(Norms):
@@ -373,7 +374,7 @@ BROKEN = [
     (AddsUpItself(), "memory", "tokens"), (AddsUpItself(), "resume", "tokens"), (KeepsBetweenRuns(), "again", "norm"),
     (ChangesItself(), "again", "runs"), (Thawed(), "again", None), (LeavesAHook(), "again", None),
     (Draws(), "again", None), (FillsWhatWasNotRead(), "interrupt", "most"), (ClaimsAll(), "interrupt", None),
-    (SaysNothing(), "metadata", None), (SilentLabels(), "metadata", "kind"), (Nameless(), "provenance", None),
+    (SaysNothing(), "metadata", None), (SilentLabels(), "metadata", "sort"), (Nameless(), "provenance", None),
     (HidesASetting(5), "provenance", "chunk"), (CannotBeKept(), "file", None), (CannotBeSpelt(), "file", None),
     (CannotBeTold(), "file", None), (HasNoSuchChart(), "shown", None), (OfItsBatch(), "twin", "norm"),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from pictured import drawn, pictured, text_with_image
 from tiny import prompts, tiny
 
 import workbench
-from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States
+from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitAttribution, LogitLens, States, TokenDrift
 from lenses.latent import logit_agreement
 from lenses.latent.hubness import hubness
 from lenses.latent.search import CALIBRATIONS
@@ -122,6 +122,11 @@ def logit_bf16(device: str, folder: Path) -> Any:
 @case("EmbeddingLens")
 def embedding(device: str, folder: Path) -> Any:
     return read(story(device), TEXTS, EmbeddingLens(), EmbeddingLens([0, 2], 3))
+
+
+@case("TokenDrift")
+def drift(device: str, folder: Path) -> Any:
+    return read(story(device), TEXTS, TokenDrift(), TokenDrift([0, 2]))
 
 
 @case("LogitAttribution")
@@ -363,7 +368,9 @@ def images(device: str, folder: Path) -> Any:
             {"text": text_with_image(processor), "images": drawn(50, 40)},
             {"text": text_with_image(processor, 2), "images": [drawn(40, 90), drawn(64, 64)]},
         ]
-        found += workbench.read(model, prompts, [LogitLens(), EmbeddingLens(), States()], progress=False)
+        readers = [LogitLens(), EmbeddingLens(), States(), TokenDrift()]
+        readers += [States(stream="vision"), TokenDrift(stream="vision")]
+        found += workbench.read(model, prompts, readers, progress=False)
     return found
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import xarray as xr
 from synthetic import HOSTILE
 
+from lenses.latent.lens import VARIABLES
 from workbench.tokens import visible
+from workbench.variables import described
 from workbench.widgets.base import clipped
 
 LONG = "longest" * 1429
@@ -80,7 +82,7 @@ def neighbours(prompts=2, layers=3, positions=4, ranks=5, sentences=SENTENCES, f
     if floors:
         data["similarity_floor_random"] = (("layer",), np.linspace(0.5, 0.6, layers))
         data["similarity_floor_shuffled"] = (("layer",), np.linspace(0.7, 0.4, layers))
-    return data
+    return described(data, VARIABLES)
 
 
 def hostile(name, reading=None, problems=None):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from image_readings import found
 from moving import moving
 from synthetic import embedding_lens, logit_attribution, logit_lens
 
@@ -374,7 +375,7 @@ def judged() -> Reading:
     variables = {
         "rate": (cells, rate), "rate_low": (cells, rate - 0.1), "rate_high": (cells, rate + 0.1),
         "rate_null": (dims, null), "rate_null_low": (dims, null - 0.06), "rate_null_high": (dims, null + 0.06),
-        "picture_key": ("patch", np.array([f"{i}" for i in range(100)], object)),
+        "excess": (dims, rate - null), "picture_key": ("patch", np.array([f"{i}" for i in range(100)], object)),
     }  # fmt: skip
     axes = {"lens": np.array(lenses, object), "null": np.array(nulls, object), "layer": layers}
     data = xr.Dataset(variables, axes, {"reader": "judge.judge (a model)", "model": "made-up"})
@@ -397,6 +398,22 @@ def lens_figures() -> dict[str, Figure]:
     }  # fmt: skip
 
 
+def pictured() -> Reading:
+    return Reading(found(), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
+
+
+def picture_figures() -> dict[str, Figure]:
+    from lenses.latent.figures import alignment
+
+    own = pictured()
+    return {
+        "overlay": own.figure("overlay"), "patches": own.figure("patches"), "alignment": alignment(own),
+        "overlay of layers": own.figure("overlay", layer=[0, 2, 4, 8], prompt=1),
+        "overlay of a tile": own.figure("overlay", prompt=3, tile=1, word="sky"),
+        "heatmap of patches": own.figure("heatmap", positions="image", prompt=1, text=False),
+    }  # fmt: skip
+
+
 @lru_cache(maxsize=1)
 def gallery() -> dict[str, Figure]:
     """Every chart that is registered, and every figure function of the probes."""
@@ -406,5 +423,6 @@ def gallery() -> dict[str, Figure]:
         "judged": judged().figure("judged"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),
+        **picture_figures(),
         "belief": believed().figure("belief"), **superposition_figures(), **feature_figures(), **value_figures(),
     }  # fmt: skip

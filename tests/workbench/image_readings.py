@@ -1,4 +1,4 @@
-"""Readings of prompts with pictures, made up for tests of the views: the layout that readings have, and contents to see.
+"""Readings of prompts with pictures, made up for tests of the views: laid out as readings are, with contents to see.
 
 A prompt is a list of texts (one token each) and of :class:`Seen` pictures, whose visual tokens stand where the picture
 stands.  What the lenses "find" at a patch goes by the colour that is painted there, clearer at deeper layers.
@@ -26,7 +26,7 @@ PAINTED = {" sky": (120, 170, 230), " grass": (70, 150, 60), " sun": (250, 210, 
 NOISE = [" the", " of", "s", " and", ",", " photo", "日", " Paris", *HOSTILE[:6]]
 VOCAB = [*PAINTED, *NOISE, "<image>", "Describe", " this", " image", "."]
 SENTENCES = {
-    " sky": ("The sky above the field is blue.", 3), " grass": ("A dog runs in green grass.", 21),
+    " sky": ("The sky above the field is blue.", 3), " grass": ("A dog runs in green grass.", 20),
     " sun": ("The sun sets; sun and sea.", 14), " car": ("A red car, a car of a child.", 13),
 }  # fmt: skip
 
@@ -162,8 +162,8 @@ def context(prompts: Sequence[Sequence[str | Seen]]) -> tuple[xr.Dataset, np.nda
 
 
 def found(
-    name: str = "LatentLens", prompts: Sequence[Sequence[str | Seen]] | None = None, layers: Sequence[int] = (0, 2, 4, 8),
-    top_k: int = 5, seed: int = 0,
+    name: str = "LatentLens", prompts: Sequence[Sequence[str | Seen]] | None = None,
+    layers: Sequence[int] = (0, 2, 4, 8), top_k: int = 5, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """A reading of LogitLens, EmbeddingLens or LatentLens over prompts with pictures."""
     rng = np.random.default_rng(seed + len(name))

@@ -68,9 +68,9 @@ def test_payload_holds_what_the_data_holds():
     shape = (5, 9, 7)  # rank, position, layer
     ids = prompt["token"].values.reshape(shape)
     expected = data["token_id"].values[2, :, :9].transpose(2, 1, 0)
-    np.testing.assert_array_equal(np.array(prompt["vocab_id"])[ids], expected)
+    np.testing.assert_array_equal(np.array([i for i, _ in prompt["words"]])[ids], expected)
     words = data["vocab_token"].values
-    assert [prompt["vocab"][i] for i in ids[0, 0]] == [visible(words[i]) for i in expected[0, 0]]
+    assert [prompt["words"][i][1] for i in ids[0, 0]] == [visible(words[i]) for i in expected[0, 0]]
     scores = prompt["score"].values.reshape(shape)
     own = data["logprob"].values[2, :, :9].astype(float).transpose(2, 1, 0)
     np.testing.assert_allclose(scores, own.round(prompt["score"].digits), atol=1e-9)
@@ -161,7 +161,7 @@ def test_a_part_keeps_to_its_limit_and_has_the_ends_of_prompts(limit):
     assert 0 < kept < 400 and first["columns"] == list(range(400 - kept, 400)) and first["count"] == 400
     ids = first["token"].values.reshape(first["ranks"], kept, 33)
     expected = data["token_id"].values[0, :, 400 - kept : 400, : first["ranks"]].transpose(2, 1, 0)
-    np.testing.assert_array_equal(np.array(first["vocab_id"])[ids], expected)
+    np.testing.assert_array_equal(np.array([i for i, _ in first["words"]])[ids], expected)
     assert all("text" in prompt and prompt["count"] > 0 for prompt in shown["readings"][0]["prompts"])
 
 

@@ -786,7 +786,7 @@ def test_neighbours_mark_the_word_wherever_it_stands():
             continue
         sentence, word = SENTENCES[code]
         assert texts[which[n]][1] == word and "".join(texts[which[n]]) == " ".join(sentence.split())
-    floors = numbers(shown["floors"]["shuffled prompts"])
+    floors = numbers(shown["floors"]["shuffled prompts"]["values"])
     np.testing.assert_allclose(floors, [0.7, 0.55, 0.4], atol=6e-5)
     with pytest.raises(InputError, match="over query and rank; these are over"):
         view("neighbours").payload(data.isel(prompt=0))

@@ -11,7 +11,7 @@ from tiny import prompts
 import workbench
 from lenses import EmbeddingLens, LogitAttribution, LogitLens
 from workbench.errors import InputError, ReadingError
-from workbench.reading import tidy
+from workbench.reading import Reading, tidy
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,28 @@ def test_a_part_is_a_reading(readings, tmp_path):
         whole.sel(layer=99)
     with pytest.raises(InputError, match=r"holds position: 0"):
         whole.isel(position=last + 1)
+
+
+def test_prompts_that_are_chosen_have_their_own_pictures():
+    """Prompt 0 has two pictures, prompt 1 none, prompt 2 one."""
+    data = xr.Dataset(
+        {
+            "value": ("prompt", [0.0, 1.0, 2.0]), "picture_prompt": ("picture", np.array([0, 0, 2], np.int32)),
+            "picture_data": ("picture", np.array(["a", "b", "c"], object)),
+        },
+        {"picture": range(3)},
+    )  # fmt: skip
+    for chosen, data_of, prompt_of in (
+        ([2, 0], "cab", [0, 1, 1]), (1, "", []), (slice(1, None), "c", [1]), ([0, 0], "abab", [0, 0, 1, 1]),
+        (-1, "c", [0]),
+    ):  # fmt: skip
+        part = Reading(data).isel(prompt=chosen)
+        assert "".join(part["picture_data"].values) == data_of and part["picture_prompt"].values.tolist() == prompt_of
+        assert part["picture_prompt"].dtype == np.int32
+    named = Reading(data.assign_coords(prompt=[10, 20, 30])).sel(prompt=[30, 10])
+    assert named["picture_prompt"].values.tolist() == [0, 1, 1]
+    assert Reading(data)["picture_prompt"].values.tolist() == [0, 0, 2], "the whole is left as it is"
+    assert Reading(data).isel(prompt=[2], picture=[0])["picture_data"].values.tolist() == ["a"]
 
 
 def test_a_tidy_table_repeats_nothing(readings):

@@ -99,7 +99,7 @@ def capture(
         if isinstance(tap, Tap):
             _chained(after, tap.module, _tapped(tap, show))
     with hooked(before, after):
-        output = _ran(model, batch) if forward is None else forward()
+        output = ran(model, batch.inputs, batch.prompts) if forward is None else forward()
     _check(finite, batch)
     missed = [x for x in wanted if x not in seen]
     if missed:
@@ -111,8 +111,9 @@ def capture(
     return Captured(output, seen, lengths)
 
 
-def _ran(model: Model, batch: Batch) -> Any:
-    given = accepted(model.module, batch.inputs)
+def ran(model: Model, inputs: dict[str, Any], prompts: Sequence[int]) -> Any:
+    """One forward pass.  Refused where it fails on prompts with pictures."""
+    given = accepted(model.module, inputs)
     try:
         return run(model.module, given)
     except (WorkbenchError, torch.OutOfMemoryError, MemoryError):
@@ -122,7 +123,7 @@ def _ran(model: Model, batch: Batch) -> Any:
         if not more:
             raise
         shapes = ", ".join(f"{name} {tuple(given[name].shape)}" for name in more if isinstance(given[name], Tensor))
-        which = f"prompt {batch.prompts[0]}" if len(batch.prompts) == 1 else f"prompts {batch.prompts}"
+        which = f"prompt {prompts[0]}" if len(prompts) == 1 else f"prompts {list(prompts)}"
         raise Refused(
             f"A pass of {model.name} on the picture(s) of {which} ({shapes}) fails with {type(error).__name__}: "
             f"{str(error)[:300]}. Very small or long pictures do that, and a processor that is another model's."

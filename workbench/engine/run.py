@@ -19,12 +19,13 @@ from workbench.engine.hooks import neutral
 from workbench.engine.loop import Result, collect
 from workbench.engine.prefix import Prefix
 from workbench.engine.saved import Saved
+from workbench.engine.tower import Through
 from workbench.errors import InputError
 from workbench.inputs import Bos, Positions, Prompt, encode, first_token, position_axis
 from workbench.model import ENGINES, Model, load
 from workbench.readers import Plan, Reader, Run, settled
 from workbench.reading import Reading
-from workbench.sinks import Norms, random_prompts
+from workbench.sinks import BINS, Norms, random_prompts
 from workbench.sites import Site
 
 if TYPE_CHECKING:
@@ -107,15 +108,30 @@ def read(
         raise InputError(f"batch_size must be a positive number or None, got {batch_size}.")
     if padding_side not in ("right", "left"):
         raise InputError(f"padding_side={padding_side!r} is unknown. Use 'right' or 'left'.")
-    prompts = encode(model, inputs, positions, bos=bos)
+    streams = [getattr(reader, "stream", "text") for reader in chosen]
+    if odd := set(streams) - {"text", "vision"}:
+        raise InputError(f"stream={odd.pop()!r} is unknown. Use 'text' or 'vision'.")
+    if out is not None and len(set(streams)) > 1:
+        raise InputError(
+            "out= keeps one run, and the text model and its vision tower are two. Read the readers with "
+            'stream="vision" apart, into a folder of their own.'
+        )
+    prompts = encode(model, inputs, positions if "text" in streams else "all", bos=bos)
     first = None if bos is None else first_token(model, bos)
-    run = Run(model, prompts, position_axis(prompts, positions), first, progress)
-    drives = driver(engine or model.engine, model, prompts, padding_side)
-    readings = run_readers(
-        run, chosen, drives, batch_size=batch_size, progress=progress, partial=partial, out=out,
-        more={} if bos is None else {"bos": first},
-    )  # fmt: skip
-    return readings[0] if single else tuple(readings)
+    more = {} if bos is None else {"bos": first}
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "partial": partial, "out": out}
+    found: dict[int, Reading] = {}
+    for stream in dict.fromkeys(streams):
+        if stream == "text":
+            drives = driver(engine or model.engine, model, prompts, padding_side)
+            run = Run(model, prompts, position_axis(prompts, positions), first, progress)
+        else:
+            drives = Through(model, prompts, positions)
+            run = Run(drives.model, drives.prompts, position_axis(drives.prompts, positions), first, progress)
+            more = {**more, "tower": drives.model.tower.describe()}
+        own = [i for i, of in enumerate(streams) if of == stream]
+        found |= zip(own, run_readers(run, [chosen[i] for i in own], drives, more=more, **options), strict=True)
+    return found[0] if single else tuple(found[i] for i in range(len(chosen)))
 
 
 def run_readers(
@@ -135,6 +151,9 @@ def run_readers(
     ``more`` goes into the readings' first step of provenance.
     """
     model, prompts = run.model, run.prompts
+    other = next((reader for reader in readers if getattr(reader, "stream", "text") != model.stream), None)
+    if other is not None:
+        raise InputError(f'{type(other).__name__}(stream={other.stream!r}) has a pass of its own: read() runs it.')
     run.norms.usual = lambda sites: _usual(model, sites)
     plans = [reader.plan(run) for reader in readers]
     saved = None if out is None else Saved(out, run, readers, plans, more or {})
@@ -186,7 +205,9 @@ def driver(engine: str, model: Model, prompts: Sequence[Prompt], padding_side: s
 
 
 def _usual(model: Model, sites: list[Site]) -> dict[Site, np.ndarray]:
-    """Counts of norms over prompts of random tokens (:class:`workbench.sinks.Norms`)."""
+    """Counts of norms over prompts of random tokens (:class:`workbench.sinks.Norms`); a vision tower knows none."""
+    if model.stream == "vision":
+        return {site: np.zeros(BINS, np.int64) for site in sites}
     prompts = encode(model, random_prompts(model), "all")
     norms = Norms(model, prompts)
     nothing = Plan(sites, {}, lambda states, batch: {})

@@ -54,8 +54,8 @@ _HOMES = {
 }  # fmt: skip
 __all__ = [
     "CHARTS", "Areas", "Axis", "Bars", "Cells", "Chart", "ExportError", "Figure", "Flow", "Graph", "Line", "Panel",
-    "Paper", "Picture", "Plot", "Points", "Region", "Rule", "Sheet", "Table", "Thumbnails", "attribution", "chart", "curves", "drawn",
-    "heatmap", "paper", "trajectory", "whole",
+    "Paper", "Picture", "Plot", "Points", "Region", "Rule", "Sheet", "Table", "Thumbnails", "attribution", "chart",
+    "curves", "drawn", "heatmap", "paper", "trajectory", "whole",
 ]  # fmt: skip
 
 

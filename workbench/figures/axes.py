@@ -417,9 +417,10 @@ class Host:
         boxes = np.asarray(mark.boxes, float)
         texts = np.array([glyphs.drawn(str(t)) for t in mark.text], object)
         if fit := plots.cell_texts(texts, *(boxes[:, 2:] - boxes[:, :2]).min(0) * scale, self.points, SMALLEST):
+            look = {"ha": "center", "va": "center", "fontsize": fit[0], "clip_on": True}
             for (x, y), text, shade in zip((boxes[:, :2] + boxes[:, 2:]) / 2, fit[1], mark.inks(), strict=True):
                 if text:
-                    ax.text(x, y, text, ha="center", va="center", color=shade, fontsize=fit[0], clip_on=True).set_in_layout(False)
+                    ax.text(x, y, text, color=shade, **look).set_in_layout(False)
 
     def names(self, panel: Panel, ax: Any) -> None:
         """Names beside points, with a line where they stand apart; the legend or caption has what finds no room."""
@@ -663,7 +664,8 @@ class Host:
         if mark.framed is not None and np.any(mark.framed):
             frames = np.stack(plots.corners(boxes[np.asarray(mark.framed, bool)], 0.06), -1)
             for shade, dash in (("#FFFFFF", "-"), ("#000000", (0, (1, 1)))):
-                ax.add_collection(LineCollection(frames, colors=shade, linewidths=0.9, linestyles=[dash]), autolim=False)
+                lines = LineCollection(frames, colors=shade, linewidths=0.9, linestyles=[dash])
+                ax.add_collection(lines, autolim=False)
         if mark.bar and mark.values is not None:
             self.images.setdefault(mark.key, (scale, mark, []))[2].append(ax)
 

@@ -18,7 +18,16 @@ from workbench.figures.caption import by_name
 from workbench.figures.figure import Figure, dataset, drawn
 from workbench.figures.pictures import overlay, rows_of_patches
 from workbench.figures.plot import Axis, Bars, Cells, Line, Panel, Plot, Points, Rule, first_few, whole
-from workbench.figures.said import at_position, heading, hovers, ids, names_of_positions, of_kind, on_scale, prompt_title
+from workbench.figures.said import (
+    at_position,
+    heading,
+    hovers,
+    ids,
+    names_of_positions,
+    of_kind,
+    on_scale,
+    prompt_title,
+)
 from workbench.figures.source import Source
 from workbench.stats import Design, nanmean
 from workbench.stats.design import FEW
@@ -51,8 +60,8 @@ def heatmap(
             score that the tokens are in the order of, or the first value.
     target  which target, by text or number, for variables over targets
     text    whether cells show their top token (left out by itself where cells are too small to read)
-    positions    of a prompt with pictures: "text" (the default where there is any), "image" or "all"; a picture itself is
-                 drawn by the chart "overlay"
+    positions    of a prompt with pictures: "text" (the default where there is any), "image" or "all"; a picture itself
+                 is drawn by the chart "overlay"
     """
     source, kinds = of_kind(data, positions, "heatmap")
     prompt = source.prompt(prompt)
@@ -167,8 +176,8 @@ def curves(
     value      one variable or several (one panel each); default: the first that is logarithmic (ranks of targets) and
                the first other that is not over ranks
     target     one of several, by text or number; default all of them, a line each
-    positions  of prompts with pictures, those that are averaged: "text" (the default where there are any), "image" or
-               "all"
+    positions  of prompts with pictures, those that are averaged: "text" (the default where there are any), "image"
+               or "all"
     level, draws, seed    of the interval over prompts (:meth:`workbench.stats.Design.bootstrap`); with one prompt there
                is none
     What is logarithmic by its attributes (ranks of targets) is averaged as log10(1 + x) and drawn on that scale.
@@ -370,7 +379,7 @@ class Chart:
 
 
 def _absent(needs: tuple[str, ...], data: xr.Dataset) -> list[str]:
-    return [name for name in needs if not any(one in data.data_vars for one in name.split(" or "))]
+    return [name for name in needs if not any(one in data.variables for one in name.split(" or "))]
 
 
 def _no_grid(data: xr.Dataset) -> list[str]:
@@ -403,7 +412,12 @@ def charts() -> dict[str, Chart]:
 
 
 def _first_that_fits(data: xr.Dataset) -> str | None:
-    """A chart that was made for a kind of reading goes before those that draw any, unless there are tokens to show."""
+    """A chart that was made for a kind of reading goes before those that draw any, unless there are tokens to show.
+
+    Of patches alone the picture is shown.
+    """
+    if not _no_pictures(data) and not (data["kind"].values == "text").any():
+        return "overlay"
     ours = next((name for name, c in CHARTS.items() if not c.lacks(data)), None)
     if ours and ("token_id" in data or Source(data).by_component()):
         return ours

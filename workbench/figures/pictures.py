@@ -1,4 +1,4 @@
-"""Charts of prompts with pictures: a picture with what its patches say over it, and patches with their words by layer."""
+"""Charts of prompts with pictures: a picture with what its patches say, and patches with their words by layer."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def overlay(
     for n, row in enumerate(rows):
         words = None if top is None else [tokens.visible(source.text(i)) if i >= 0 else "" for i in top[row, at]]
         mark = Picture(
-            image, boxes, drawn_as[row, at], source.scale(value), low, high, source.title(value, short=True), ticks, words,
-            sinks[row, at], None if told is None else told[n],
+            image, boxes, drawn_as[row, at], source.scale(value), low, high, bar=source.title(value, short=True),
+            ticks=ticks, text=words, framed=sinks[row, at], hover=None if told is None else told[n],
         )  # fmt: skip
         panels.append(Panel([mark], title=f"{source.depth} {source.depths[row]}" * (len(rows) > 1)))
     said = source.title(value)
@@ -108,15 +108,16 @@ def _row(source: Source, layer: int | str | None) -> int:
 
 
 def _floor(source: Source, value: str) -> np.ndarray | None:
-    """[depth] the highest floor of a value; None where it has none."""
-    known = [n for n in source.controls(value, "floor") if source.data[n].dims == (source.depth,)]
+    """[depth] the highest of the floors of a value for patches; None where it has none."""
+    known = [
+        n for n in source.controls(value, "floor")
+        if source.data[n].dims == (source.depth,) and source.holds_for(n, "image")
+    ]  # fmt: skip
     floors = [source.data[n].values.astype(float) for n in known]
     return np.nan_to_num(np.max([np.nan_to_num(f, nan=-np.inf) for f in floors], 0), nan=-np.inf) if floors else None
 
 
-def _of_word(
-    source: Source, prompt: int, word: str, rows: Sequence[int], at: np.ndarray
-) -> tuple[str, np.ndarray]:
+def _of_word(source: Source, prompt: int, word: str, rows: Sequence[int], at: np.ndarray) -> tuple[str, np.ndarray]:
     """The score's name, and [depth, position] the score of the first rank that holds a word; NaN for none."""
     if not source.has("token_id") or source.score is None:
         raise InputError("overlay(word=...): this reading holds no tokens with scores. Choose a value= instead.")
@@ -127,7 +128,8 @@ def _of_word(
     if not hit[np.ix_(rows, at)].any():
         used, many = np.unique(own[np.ix_(rows, at)][..., 0], return_counts=True)
         most = [tokens.visible(source.text(int(i))) for i in used[np.argsort(-many)][:8] if i >= 0]
-        raise InputError(f"overlay(word={word!r}): no patch has it in its top {own.shape[2]}. Most have {', '.join(most)}.")
+        said = f"overlay(word={word!r}): no patch has it in its top {own.shape[2]}."
+        raise InputError(f"{said} Most have {', '.join(most)}.")
     first = hit.argmax(-1)[..., None]
     return source.score, np.where(hit.any(-1), np.take_along_axis(scores, first, -1)[..., 0], np.nan)
 
@@ -135,9 +137,8 @@ def _of_word(
 def _words(source: Source, prompt: int, word: str) -> np.ndarray:
     """[depth, position, rank] whether the whole word that a context's token is in holds a text."""
     real, order = source.positions(prompt), (source.depth, "position", "rank")
-    sentence, start, end = (
-        source.data[n].isel(prompt=prompt).transpose(*order).values[:, real] for n in ("sentence", "char_start", "char_end")
-    )
+    names = ("sentence", "char_start", "char_end")
+    sentence, start, end = (source.data[n].isel(prompt=prompt).transpose(*order).values[:, real] for n in names)
     flat = zip(sentence.ravel().tolist(), start.ravel().tolist(), end.ravel().tolist(), strict=True)
     keys = [(str(text), int(a), int(b)) for text, a, b in flat]
     known = {key: word.lower() in _whole_word(*key).lower() for key in set(keys)}

@@ -86,7 +86,7 @@ def hovers(
     source: Source, prompt: int, value: str, grid: np.ndarray, rows: Sequence[int] | None = None,
     columns: Sequence[int] | None = None,
 ) -> list[list[str]]:  # fmt: skip
-    """What hovering a cell tells: place, value, and the five nearest tokens; of some depths and positions, or of all."""
+    """What hovering a cell tells: place, value, and the five nearest tokens; of some rows and columns, or of all."""
     own = ids(source, prompt)[:, :, :5] if source.has("token_id") else None
     score, scores = source.score, None
     if own is not None and score is not None:

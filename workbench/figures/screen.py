@@ -447,7 +447,8 @@ class _Screen:
         self.figure.update_yaxes(range=[tall, 0], constrain="domain", scaleanchor=name, **self.at)
         boxes = np.zeros((0, 4)) if mark.boxes is None else np.asarray(mark.boxes, float)
         cells, middles = mark.cells, (boxes[:, :2] + boxes[:, 2:]) / 2
-        if mark.bar and mark.values is not None and not any(getattr(t, "meta", None) == str(mark.key) for t in self.figure.data):
+        known = [getattr(trace, "meta", None) for trace in self.figure.data]
+        if mark.bar and mark.values is not None and str(mark.key) not in known:
             low, high = cells.ends
             bar = self._bar(mark, mark.bar)
             if mark.ticks is not None:
@@ -461,7 +462,8 @@ class _Screen:
         steps = np.where(np.isfinite(cells.shares[0]), np.round(32 * np.nan_to_num(cells.shares[0])), -1).astype(int)
         for step in np.unique(steps[steps >= 0]).tolist():
             shade = "#{:02x}{:02x}{:02x}".format(*rgb(stops(mark.scale), step / 32))
-            x, y = (np.pad(v, ((0, 0), (0, 1)), constant_values=np.nan).ravel() for v in plots.corners(boxes[steps == step]))
+            own = plots.corners(boxes[steps == step])
+            x, y = (np.pad(v, ((0, 0), (0, 1)), constant_values=np.nan).ravel() for v in own)
             self._add(go.Scatter(
                 x=x, y=y, mode="lines", fill="toself", fillcolor=faded(shade, plots.VEIL), line={"width": 0},
                 hoverinfo="skip", showlegend=False,

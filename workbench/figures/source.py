@@ -80,8 +80,13 @@ class Source:
         return colours.scale(self.data[name].attrs)
 
     def controls(self, name: str, role: str) -> list[str]:
-        """The variables that are its nulls, floors, ..."""
-        return controls_of(self.data, name, [role]).get(role, [])
+        """The variables that are its nulls, floors, ..., for the kind of positions that there are."""
+        known = controls_of(self.data, name, [role]).get(role, [])
+        return [one for one in known if self.kind is None or self.holds_for(one, self.kind)]
+
+    def holds_for(self, control: str, kind: str) -> bool:
+        """Whether a control is one for positions of a kind: its attribute ``kind`` says for which it was made."""
+        return self.data[control].attrs.get("kind", kind) == kind
 
     @property
     def score(self) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ LEVEL = 1.0
 """Ramps are of 255 steps: an entry is known to about one."""
 ORDINARY = 0.6
 """Share of the entries of a tile that must lie on the fitted map; those at edges, where resizing invents, need not."""
+MOST_MERGED = 8
+"""Patches along one side of a block that becomes one token, at most."""
 LEAST = 4
 """Pixels that a side of a picture must have, to have places."""
 
@@ -54,6 +57,8 @@ class Tile:
         up to the size of others.
     x, y
         ``(scale, offset)``: the place ``scale * u + offset`` in the original picture of a place u in the tile.
+    shown
+        [height, width] which of its units show a part of the picture; the others are padding.
     order
         [height, width] number of each patch in the processor's output; None for pixels.
     """
@@ -67,6 +72,7 @@ class Tile:
     used: tuple[int, int]
     x: tuple[float, float]
     y: tuple[float, float]
+    shown: np.ndarray
     order: np.ndarray | None = None
 
     def box(self, left: Any, top: Any, right: Any, bottom: Any) -> np.ndarray:
@@ -90,7 +96,8 @@ def tiles(process: Callable[[list[Any]], Mapping[str, Any]], sizes: Sequence[Siz
     """
     if min(min(size) for size in sizes) < LEAST:
         raise Unplaced(f"A picture with a side of less than {LEAST} pixels has no places that could be told apart.")
-    black, white, across, down, *own = (_numbers(process(made)) for made in _painted(sizes))
+    made = [process(painted) for painted in _painted(sizes)]
+    black, white, across, down, *own = map(_numbers, made)
     found: list[Tile] = []
     for key, low in black.items():
         high = white.get(key)
@@ -102,9 +109,10 @@ def tiles(process: Callable[[list[Any]], Mapping[str, Any]], sizes: Sequence[Siz
             continue
         # An entry that is more padding than picture says no place.
         scale = np.where(np.abs(span) > 0.5 * typical, span, np.nan)
-        places = [(made[key] - low) / scale for made in (across, down, *own)]
-        for part in _parts(key, low.shape):
-            found += _tiles_of(key, part, places, sizes)
+        places = [(one[key] - low) / scale for one in (across, down, *own)]
+        grids = _grids(low.shape, made[0])
+        for i, (index, form) in enumerate(_parts(key, low.shape)):
+            found += _tiles_of(key, index, form, grids[i] if grids else [], places, sizes)
     if not found:
         raise Unplaced("Nothing that the processor gives depends on the picture.")
     return _slivers_scaled(found)
@@ -159,20 +167,49 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 take(f"{key}.{i}", one)
         elif hasattr(value, "is_floating_point"):
             if value.is_floating_point() and value.ndim >= 2:
-                found[key] = value.detach().float().cpu().numpy()
+                found[key] = _cut_up(value.detach().float().cpu().numpy(), given)
         elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim >= 2:
-            found[key] = value.astype(np.float32)
+            found[key] = _cut_up(value.astype(np.float32), given)
 
     for key, value in given.items():
         take(key, value)
     return found
 
 
+def _cut_up(values: np.ndarray, given: Mapping[str, Any]) -> np.ndarray:
+    """Patches in a row, [1, channels, side, patches * side], or each an image of its own, as [patches, numbers]."""
+    count = sum(h * w for h, w in _sides(given))
+    if values.ndim == 4 and count and values.shape == (1, 3, values.shape[2], count * values.shape[2]):
+        return np.moveaxis(values[0].reshape(3, values.shape[2], count, -1), 2, 0).reshape(count, -1)
+    return values.reshape(count, -1) if values.ndim == 4 and values.shape[:2] == (count, 3) else values
+
+
+def _sides(given: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of patches of each tile, where a processor says them."""
+    for name in ("image_grid_thw", "target_sizes"):
+        if name in given:
+            return [(int(h), int(w)) for *_, h, w in np.asarray(given[name]).reshape(-1, 3 if "thw" in name else 2)]
+    return []
+
+
+def _grids(shape: tuple[int, ...], given: Mapping[str, Any]) -> list[list[tuple[int, int]]]:
+    """The same for each batch of patches in one output; [] where they are not told."""
+    sides = _sides(given)
+    if len(shape) == 2 and sum(h * w for h, w in sides) == shape[0]:
+        return [sides]
+    if len(shape) == 3 and "spatial_shapes" in given:  # each filled up to the same number of patches
+        shapes = [(int(h), int(w)) for h, w in np.asarray(given["spatial_shapes"]).reshape(-1, 2)]
+        return [[one] for one in shapes] if len(shapes) == shape[0] else []
+    return []
+
+
 def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
     """Index and form of each image, or batch of patches, in an output: "chw", "hwc" or "patches"."""
-    if len(shape) >= 3 and shape[-3] in (1, 3) and min(shape[-2:]) > 4:
+    # Only what is one of a list has no axis for the pictures: [3, n, m] of a tensor are three batches of patches.
+    pixels = len(shape) > 3 or (len(shape) == 3 and "." in key)
+    if pixels and shape[-3] == 3 and min(shape[-2:]) > 4:
         form, rest = "chw", shape[:-3]
-    elif len(shape) >= 3 and shape[-1] in (1, 3) and min(shape[-3:-1]) > 4:
+    elif pixels and shape[-1] == 3 and min(shape[-3:-1]) > 4:
         form, rest = "hwc", shape[:-3]
     else:
         form, rest = "patches", shape[:-2]
@@ -180,26 +217,70 @@ def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
         yield index, form
 
 
-def _tiles_of(key: str, part: tuple[Any, str], places: list[np.ndarray], sizes: Sequence[Size]) -> list[Tile]:
-    index, form = part
+def _tiles_of(
+    key: str, index: Any, form: str, grids: list[tuple[int, int]], places: list[np.ndarray], sizes: Sequence[Size]
+) -> list[Tile]:
     axis = {"chw": 0, "hwc": -1, "patches": -1}[form]
+    shown = ~np.isnan(places[0][index]).all(axis)
     # NaN where less than all of it shows a place.
     x, y, *which = (values[index].mean(axis, dtype=np.float64) for values in places)
-    known = np.round(which[0] * (len(sizes) + 1)) - 1 if which else np.where(np.isnan(x), np.nan, 0)
+    known = np.where(shown, 0.0, np.nan)
+    if which:
+        own = places[2][index]
+        sums, counts = np.nansum(own, axis), np.maximum((~np.isnan(own)).sum(axis), 1)
+        known = np.where(shown, np.round(sums / counts * (len(sizes) + 1)) - 1, np.nan)
+    if not shown.any():
+        return []  # all padding: a tile that is there to fill a batch
+
+    def most(values: np.ndarray) -> int:
+        return int(np.median(values[~np.isnan(values)])) if not np.isnan(values).all() else -1
+
+    if form != "patches":
+        picture = most(known)
+        return [Tile(key, index, picture, *x.shape, False, _used(x), *_maps(x, y, sizes[picture]), shown)]
+    # Where a part of a patch is padding its place is that of the rest: enough to tell its row and column.
+    rough = [np.nansum(v, -1) / np.maximum((~np.isnan(v)).sum(-1), 1) for v in (places[0][index], places[1][index])]
+    rough = [np.where(shown, v, np.nan) for v in rough]
     made: list[Tile] = []
+    start = 0
+    for high, wide in grids:
+        own = np.arange(start, start + high * wide)
+        start += high * wide
+        picture = most(known[own])
+        if picture >= 0:
+            grid = own[_numbered(rough[0][own], rough[1][own], high, wide)]
+            made.append(_of_patches(key, index, picture, grid, x, y, shown, sizes))
+    if grids:
+        return made
     for picture in range(len(sizes)):
-        if form != "patches":
-            if np.isnan(known).all():
-                return []  # all padding: a tile that is there to fill a batch
-            if np.median(known[~np.isnan(known)]) == picture:
-                made.append(Tile(key, index, picture, *x.shape, False, _used(x), *_maps(x, y, sizes[picture])))
-            continue
-        # Patches of one or of several pictures in a row.
-        for own in _runs(np.flatnonzero(known == picture), x, y):
-            grid = _arranged(x[own], y[own], sizes[picture])
-            fit = _maps(x[own][grid], y[own][grid], sizes[picture])
-            made.append(Tile(key, index, picture, *grid.shape, True, grid.shape, *fit, order=own[grid]))
+        for own in _runs(np.flatnonzero(known == picture), *rough):
+            grid = own[_arranged(rough[0][own], rough[1][own], sizes[picture])]
+            made.append(_of_patches(key, index, picture, grid, x, y, shown, sizes))
     return made
+
+
+def _of_patches(
+    key: str, index: Any, picture: int, grid: np.ndarray, x: np.ndarray, y: np.ndarray, shown: np.ndarray,
+    sizes: Sequence[Size],
+) -> Tile:  # fmt: skip
+    lines = _maps(x[grid], y[grid], sizes[picture])
+    return Tile(key, index, picture, *grid.shape, True, grid.shape, *lines, shown[grid], order=grid)
+
+
+def _numbered(x: np.ndarray, y: np.ndarray, high: int, wide: int) -> np.ndarray:
+    """[height, width] which patch stands where: row by row, or row by row of blocks that become one token."""
+
+    def uneven(grid: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # rows that are padding from end to end
+            return float(np.nanmean(np.nanstd(x[grid], 0)) + np.nanmean(np.nanstd(y[grid], 1)))
+
+    ways = []
+    for m in range(1, MOST_MERGED + 1):
+        if high % m == 0 and wide % m == 0:
+            blocks = np.arange(high * wide).reshape(high // m, wide // m, m, m)
+            ways.append(blocks.transpose(0, 2, 1, 3).reshape(high, wide))
+    return min(ways, key=uneven)
 
 
 def _used(places: np.ndarray) -> tuple[int, int]:

@@ -105,17 +105,17 @@ def hypotheses(
     tiles
         Of the prompt's pictures, in the order of the processor's output.
     """
-    packed = _packed(module, given, tiles, sizes)
-    if packed is not None and len(packed) == count:
+    packed = _packed(module, given, tiles, sizes, count)
+    if packed is not None:
         yield packed
     for key in dict.fromkeys(tile.key.partition(".")[0] for tile in tiles):
         own = [tile for tile in tiles if tile.key.partition(".")[0] == key]
-        for grids, rule in _grids(own, count, _patch(module)):
+        for grids, rule in _grids(own, count, patch_size(module)):
             for order, said in _orders(own):
                 yield _placed([own[i] for i in order], [grids[i] for i in order], sizes, rule + said)
 
 
-def _patch(module: nn.Module) -> int:
+def patch_size(module: nn.Module) -> int:
     """Pixels of a patch of the vision tower, as its config has it; 1 where it does not say."""
     config = getattr(module, "config", None)
     for part in (getattr(config, "vision_config", None), config):
@@ -126,26 +126,60 @@ def _patch(module: nn.Module) -> int:
     return 1
 
 
-Grid = tuple[int, int, float, float]
-"""Rows and columns of tokens, and the height and width of a cell in units of the tile."""
+def patches(module: nn.Module, tiles: Sequence[Tile], sizes: Sequence[Size]) -> Places | None:
+    """Places of the patches of a vision tower, tile by tile, row by row; None where tiles are no whole patches."""
+    grids = [_grid(tile, 1, patch_size(module), False, {}) for tile in tiles]
+    known = [grid for grid in grids if grid is not None]
+    return _placed(tiles, known, sizes, "patches") if len(known) == len(tiles) else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens of one tile: rows and columns, the height and width of a cell in units of the tile, learned vectors."""
+
+    rows: int
+    columns: int
+    high: float
+    wide: float
+    row_ends: int = 0
+    ahead: int = 0
+    behind: int = 0
+
+    def __len__(self) -> int:
+        return self.ahead + self.rows * (self.columns + self.row_ends) + self.behind
+
+
+LEARNED = {
+    "": {}, ", a vector behind each row": {"row_ends": 1},
+    ", a vector behind each row, one ahead and one behind": {"row_ends": 1, "ahead": 1, "behind": 1},
+}  # fmt: skip
+"""Where models put learned vectors, that show nothing, into the tokens of a picture."""
 
 
 def _grids(tiles: Sequence[Tile], count: int, patch: int) -> Iterator[tuple[list[Grid], str]]:
     """Grids of tokens for each tile that come to ``count`` in all."""
-    for k in range(1, MOST + 1):
-        for used in (False, True):  # smaller pictures are filled up to the size of the largest, and have fewer tokens
-            found: list[Grid] = []
-            for tile in tiles:
-                cell = k if tile.patches else k * patch
-                high, wide = (-(-n // cell) * cell for n in tile.used) if used else (tile.height, tile.width)
-                found.append((high // cell, wide // cell, cell, cell))
-            if sum(rows * columns for rows, columns, *_ in found) == count:
-                yield found, f"cells of {k} x {k} patches"
-                break
+    for said, learned in LEARNED.items():
+        for k in range(1, MOST + 1):
+            for used in (False, True):  # smaller pictures are filled up to the size of the largest, with fewer tokens
+                found = [_grid(tile, k, patch, used, learned) for tile in tiles]
+                if all(grid is not None for grid in found) and sum(map(len, found)) == count:  # type: ignore[arg-type]
+                    yield found, f"cells of {k} x {k} patches{said}"  # type: ignore[misc]
+                    break
     # Pooled to a fixed number, which need not divide the patches.
     side = math.isqrt(count // len(tiles)) if count % len(tiles) == 0 else 0
     if side and side * side * len(tiles) == count and all(tile.height == tile.width for tile in tiles):
-        yield [(side, side, tile.height / side, tile.width / side) for tile in tiles], f"pooled to {side} x {side}"
+        yield [Grid(side, side, tile.height / side, tile.width / side) for tile in tiles], f"pooled to {side} x {side}"
+
+
+def _grid(tile: Tile, k: int, patch: int, used: bool, learned: Mapping[str, int]) -> Grid | None:
+    """Tokens of k x k patches for all of a tile, or for the part of it that is used; None where they do not fit."""
+    if tile.patches:
+        patch = 1
+    cell = k * patch
+    if used:
+        return None if tile.patches else Grid(*(-(-n // cell) for n in tile.used), cell, cell, **learned)
+    high, wide = tile.height // patch, tile.width // patch  # what is left over after the last patch is not seen
+    return None if high % k or wide % k or not high * wide else Grid(high // k, wide // k, cell, cell, **learned)
 
 
 def _orders(tiles: Sequence[Tile]) -> Iterator[tuple[list[int], str]]:
@@ -162,13 +196,29 @@ def _orders(tiles: Sequence[Tile]) -> Iterator[tuple[list[int], str]]:
 
 def _placed(tiles: Sequence[Tile], grids: Sequence[Grid], sizes: Sequence[Size], rule: str) -> Places:
     numbers = _numbers(tiles, sizes)
-    columns: list[tuple[np.ndarray, ...]] = []
-    for tile, number, (rows, across, high, wide) in zip(tiles, numbers, grids, strict=True):
-        row, column = (x.ravel() for x in np.indices((rows, across)))
-        box = tile.box(column * wide, row * high, (column + 1) * wide, (row + 1) * high)
-        columns.append((np.full(row.shape, tile.picture), np.full(row.shape, number), row, column, box))
-    image, number, row, column, box = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return _cut(image, number, row, column, box, sizes, rule)
+    made: list[tuple[np.ndarray, ...]] = []
+    for tile, number, grid in zip(tiles, numbers, grids, strict=True):
+        row, column = np.indices((grid.rows, grid.columns + grid.row_ends))
+        learned = column >= grid.columns
+        row, column, learned = (
+            np.pad(values.ravel(), (grid.ahead, grid.behind), constant_values=fill)
+            for values, fill in ((row, 0), (column, 0), (learned, True))
+        )
+        left, top = column * grid.wide, row * grid.high
+        box = tile.box(left, top, left + grid.wide, top + grid.high)
+        shows = ~learned & _any(tile.shown, left, top, grid)
+        row, column = (np.where(learned, -1, place) for place in (row, column))
+        made.append((np.full(row.shape, tile.picture), np.full(row.shape, number), row, column, box, shows))
+    image, number, row, column, box, shows = (np.concatenate(parts) for parts in zip(*made, strict=True))
+    return _cut(image, number, row, column, box, shows, sizes, rule)
+
+
+def _any(shown: np.ndarray, left: Any, top: Any, grid: Grid) -> np.ndarray:
+    """Which cells have anything that shows a part of the picture."""
+    sums = np.pad(shown.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    y0, y1 = (np.clip(v, 0, shown.shape[0]).astype(int) for v in (np.floor(top), np.ceil(top + grid.high)))
+    x0, x1 = (np.clip(v, 0, shown.shape[1]).astype(int) for v in (np.floor(left), np.ceil(left + grid.wide)))
+    return sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0] > 0
 
 
 def _numbers(tiles: Sequence[Tile], sizes: Sequence[Size]) -> list[int]:
@@ -190,23 +240,20 @@ def _numbers(tiles: Sequence[Tile], sizes: Sequence[Size]) -> list[int]:
 
 
 def _cut(
-    image: np.ndarray, tile: np.ndarray, row: np.ndarray, column: np.ndarray, box: np.ndarray, sizes: Sequence[Size],
-    rule: str,
+    image: np.ndarray, tile: np.ndarray, row: np.ndarray, column: np.ndarray, box: np.ndarray, shows: np.ndarray,
+    sizes: Sequence[Size], rule: str,
 ) -> Places:  # fmt: skip
     """Boxes cut at the borders of their picture; what is outside of it shows nothing."""
     ends = np.array([(*size, *size) for size in sizes], float)[image]
     cut = np.clip(box, 0, ends)
-    # A tenth of a pixel is what the map is known to.
     with np.errstate(invalid="ignore"):
-        shows = (cut[:, 2] - cut[:, 0] > 0.1) & (cut[:, 3] - cut[:, 1] > 0.1)
-        small = (box[:, 2] - box[:, 0] <= 0.2) | (box[:, 3] - box[:, 1] <= 0.2)
-        shows |= small & (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+        shows = shows & (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
     cut[~shows] = np.nan
     return Places(image, tile, row, column, cut.astype(np.float32), shows, rule)
 
 
 def _packed(
-    module: nn.Module, given: Mapping[str, Any], tiles: Sequence[Tile], sizes: Sequence[Size]
+    module: nn.Module, given: Mapping[str, Any], tiles: Sequence[Tile], sizes: Sequence[Size], count: int
 ) -> Places | None:
     """Where a model's own ``pack_image_features`` puts the features of each cell; None where it has none.
 
@@ -215,55 +262,65 @@ def _packed(
     inner = next((m for m in (getattr(module, "model", None), module) if hasattr(m, "pack_image_features")), None)
     if inner is None or "image_sizes" not in given or any(tile.patches for tile in tiles):
         return None
-    patch = _patch(module)
+    for k in (1, 2, 3, 4):
+        found = _packed_by(inner, module.config, given, tiles, sizes, k * patch_size(module))
+        if found is not None and len(found) == count:
+            return found
+    return None
+
+
+def _packed_by(
+    inner: nn.Module, config: Any, given: Mapping[str, Any], tiles: Sequence[Tile], sizes: Sequence[Size], cell: int
+) -> Places | None:
+    """The same where a token has ``cell`` pixels to each side."""
     features, numbers = [], []
     for picture in range(len(sizes)):
         own = {tile.index[-1]: tile for tile in tiles if tile.picture == picture}
         if not own:
             return None
         first = own[min(own)]
-        rows, columns = first.height // patch, first.width // patch
+        rows, columns = first.height // cell, first.width // cell
         row, column = (x.ravel() for x in np.indices((rows, columns)))
-        boxes = np.full((max(own) + 1, rows * columns, 4), np.nan)
+        # Places, and whether a part of the picture is there.
+        boxes = np.full((max(own) + 1, rows * columns, 5), np.nan)
         for i, tile in own.items():
-            boxes[i] = tile.box(column * patch, row * patch, (column + 1) * patch, (row + 1) * patch)
+            left, top = column * cell, row * cell
+            boxes[i, :, :4] = tile.box(left, top, left + cell, top + cell)
+            boxes[i, :, 4] = _any(tile.shown, left, top, Grid(rows, columns, cell, cell))
         features.append(torch.from_numpy(boxes).float())
-        numbers.append(rows * columns if len(boxes) > 1 else 0)
+        numbers.append((rows * columns if len(boxes) > 1 else 0, columns))
     takes = inspect.signature(inner.pack_image_features).parameters
     known = {
         "image_features": features, "image_sizes": torch.as_tensor(given["image_sizes"]),
-        "vision_feature_select_strategy": "full", "image_newline": torch.full((4,), math.nan),
-        "vision_aspect_ratio": getattr(module.config, "vision_aspect_ratio", None) or "anyres_max_9",
+        "vision_feature_select_strategy": "full", "image_newline": torch.full((5,), math.nan),
+        "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None) or "anyres_max_9",
     }  # fmt: skip
     try:
-        found, _ = inner.pack_image_features(**{k: v for k, v in known.items() if k in takes})
+        found = inner.pack_image_features(**{k: v for k, v in known.items() if k in takes})
     except (TypeError, ValueError, RuntimeError):
         return None
-    image, tile, row, column, box = [], [], [], [], []
-    for picture, (packed, base) in enumerate(zip(found, numbers, strict=True)):
+    found = found[0] if isinstance(found, tuple) else found
+    if any(packed.ndim != 2 or packed.shape[1] != 5 for packed in found):
+        return None
+    made: list[tuple[np.ndarray, ...]] = []
+    for picture, (packed, (base, across)) in enumerate(zip(found, numbers, strict=True)):
         own = packed.numpy()
-        whole = base or len(own) - int(np.isnan(own[-1]).all())
-        across = next(t.width for t in tiles if t.picture == picture) // patch
-        at = np.arange(whole)
-        parts = [(np.zeros(whole, int), at // across, at % across, own[:whole])]
-        crops = own[whole:]
-        if len(crops):
-            ends = np.isnan(crops).all(1)
-            line = np.cumsum(ends) - ends if base else np.zeros(len(crops), int)
-            start = np.r_[0, np.flatnonzero(ends) + 1]
-            place = np.arange(len(crops)) - start[np.minimum(line, len(start) - 1)]
-            nothing = ends
-            parts.append(
-                (np.full(len(crops), 1 if base else 0), np.where(nothing, -1, line), np.where(nothing, -1, place),
-                 _spaced(crops, line))
-            )  # fmt: skip
-        for into, values in zip((tile, row, column, box), zip(*parts, strict=True), strict=True):
-            into.append(np.concatenate(values))
-        image.append(np.full(len(own), picture))
-    return _cut(*map(np.concatenate, (image, tile, row, column, box)), sizes, "the model's own packing")  # type: ignore
+        ends = np.isnan(own[:, 4])
+        whole = base or len(own) - int(ends[-1])
+        at = np.arange(len(own))
+        # Behind the whole picture come its crops as one mosaic, whose rows end in the learned vector.
+        starts = np.r_[whole, np.flatnonzero(ends) + 1]
+        line = np.cumsum(ends) - ends
+        row = np.where(at < whole, at // across, line)
+        column = np.where(at < whole, at % across, at - starts[np.minimum(line, len(starts) - 1)])
+        row, column = (np.where(ends, -1, place) for place in (row, column))
+        box = np.concatenate([own[:whole, :4], _spaced(own[whole:, :4])])
+        tile = np.where(at < whole, 0, 1 if base else 0)
+        made.append((np.full(len(own), picture), tile, row, column, box, own[:, 4] > 0))
+    return _cut(*map(np.concatenate, zip(*made, strict=True)), sizes, "the model's own packing")  # type: ignore[arg-type]
 
 
-def _spaced(boxes: np.ndarray, line: np.ndarray) -> np.ndarray:
+def _spaced(boxes: np.ndarray) -> np.ndarray:
     """Boxes of a mosaic that may have been shrunk: about their centres, as large as the distance to the next."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     known = ~np.isnan(centre).any(1)

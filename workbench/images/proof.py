@@ -23,6 +23,7 @@ from torch import Tensor
 
 from workbench.anatomy.probe import accepted
 from workbench.anatomy.proof import readout_error
+from workbench.chats import by_template
 from workbench.engine.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Size, Unplaced, tiles
@@ -76,6 +77,8 @@ class Vision:
 
     def __init__(self, model: Model) -> None:
         self.model, self.processor = model, model.processor
+        self._named = True
+        """Whether texts name the places of their pictures."""
         self._rules: dict[Any, str] = {}
         self._failed: dict[Any, int] = {}
         self._known: dict[Any, Places] = {}
@@ -83,13 +86,14 @@ class Vision:
             self.proof = self._prove()
         if self.proof.tokens:
             # The layout, too, on a picture of an ordinary size: what comes first may be too small to tell.
-            text, size = self._example()
+            text, size = self.example()
             given = self.process(text, [noise(size, 0)], "the example")
             self._places(text, given, [size], int(np.isin(given["input_ids"][0], self.proof.tokens).sum()), True)
 
     def describe(self) -> dict[str, Any]:
         """The proof as plain values, for provenance."""
-        return asdict(self.proof) | {"layout": sorted(set(self._rules.values()))}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.proof).items()}
+        return plain | {"layout": sorted(set(self._rules.values()))}
 
     # ---------------------------------------------------------------- what the processor gives
 
@@ -98,7 +102,9 @@ class Vision:
         token = image_token(self.processor)
         if token and text.count(token) not in (0, len(images)):  # some processors leave out what is too much
             raise InputError(self._said(text, images, what, ValueError()))
-        options = {} if special else {"add_special_tokens": False}
+        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
+        if "mm_token_type_ids" in self.processor.model_input_names:
+            options["return_mm_token_type_ids"] = True  # some models want them, and their processors give them if asked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -111,7 +117,7 @@ class Vision:
     def _said(self, text: str, images: Sequence[Any], what: str, error: Exception) -> str:
         token = image_token(self.processor)
         has = text.count(token) if token else None
-        if has is not None and has != len(images):
+        if has is not None and has != len(images) and (has or self._named):
             return (
                 f"{what} has {len(images)} picture(s) and its text names {has}: write {token!r} in the text once for "
                 'each, where it belongs, or give a chat with parts {"type": "image", "image": picture}.'
@@ -222,7 +228,7 @@ class Vision:
 
     def _prove(self) -> VisionProof:
         model = self.model
-        text, size = self._example()
+        text, size = self.example()
         inputs = self._inputs(text, [noise(size, 0)])
         ids = inputs["input_ids"][0].cpu().numpy()
         one, two = (self._front(self._inputs(text, [noise(size, seed)])) for seed in (0, 1))
@@ -243,7 +249,7 @@ class Vision:
         begins = before if before in _starts(model.module.config) else None
         return VisionProof(error, tokens, added, self._sides(text, size), begins)
 
-    def _example(self) -> tuple[str, Size]:
+    def example(self) -> tuple[str, Size]:
         """A text with a place for one picture, and the size of one that fits."""
         limit, reasons = self.model.context_length, []
         for text in examples(self.processor):
@@ -254,6 +260,7 @@ class Vision:
                     reasons.append(str(error))
                     break
                 if limit is None or given["input_ids"].shape[1] <= limit:
+                    self._named = (image_token(self.processor) or "\0") in text
                     return text, size
                 reasons.append(f"a picture of {size[0]} x {size[1]} takes more than the {limit} tokens of its context")
         raise Refused(
@@ -428,7 +435,7 @@ def examples(processor: Any) -> list[str]:
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     if getattr(processor, "chat_template", None):
         try:
-            found.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+            found.append(by_template(processor, chat))
         except Exception:  # a template that wants a system turn, say
             pass
     token = image_token(processor)

@@ -198,6 +198,7 @@ def module_text(path: Path) -> str:
     Every widget in a notebook carries it.
     """
     lines = (line.strip() for part in (COMMON, path) for line in part.read_text(encoding="utf-8").splitlines())
+    lines = (re.sub(r"(?<=[;{}(,]) // [^\"'`]*$", "", line) for line in lines)
     return "\n".join(line for line in lines if line and not line.startswith("//")) + "\n"
 
 
@@ -370,9 +371,11 @@ def contexts(sentences: Any, starts: Any, ends: Any, there: Any = True, reach: i
     """
     rows = zip(*(np.ravel(own).tolist() for own in (sentences, starts, ends)), strict=True)
     seen: dict[tuple[str, int, int], int] = {}
-    at = [seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in rows]
-    parts = [[clipped(_running(part)) for part in tokens.around(*key, reach)] for key in seen]
-    return {"texts": parts, "at": integers(np.where(np.ravel(there), at, -1))}
+    at = np.array([seen.setdefault((str(text), int(a), int(b)), len(seen)) for text, a, b in rows], int)
+    order = np.argsort(-np.bincount(at, minlength=len(seen)), kind="stable")  # small numbers for frequent ones compress
+    keys = list(seen)
+    parts = [[clipped(_running(part)) for part in tokens.around(*keys[i], reach)] for i in order.tolist()]
+    return {"texts": parts, "at": integers(np.where(np.ravel(there), np.argsort(order)[at], -1))}
 
 
 def _running(text: str) -> str:

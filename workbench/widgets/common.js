@@ -127,13 +127,14 @@ async function unpack(block) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const raw = new Uint8Array(await new Response(stream).arrayBuffer());
   const end = 4 + new DataView(raw.buffer).getUint32(0, true), payload = JSON.parse(new TextDecoder().decode(raw.subarray(4, end)));
+  const known = payload.$shared || [];
   const visit = (own) => {
-    if (Array.isArray(own)) { if (typeof own[0] === "object") own.forEach(visit); }
-    else if (own && own.$) Object.defineProperty(own, "bytes", { value: raw.subarray(end + own.at) });
-    else if (own && typeof own === "object") Object.values(own).forEach(visit);
+    if (!own || typeof own !== "object" || (Array.isArray(own) && typeof own[0] !== "object")) return own;
+    if (own.$) Object.defineProperty(own, "bytes", { value: raw.subarray(end + own.at) });
+    else for (const key of Object.keys(own)) if (key !== "$shared") own[key] = visit(own[key]);
+    return own.shared ? Array.from(decode(own), (i) => known[i]) : own;
   };
-  visit(payload);
-  return payload;
+  return visit(payload);
 }
 
 // The numbers of a column: packing.py tells how they are packed.
@@ -424,15 +425,14 @@ function mosaic(label, { pick, hover = () => {}, step = null }) {
   on.ariaSelected = "true";
   canvas.ariaHidden = "true";
   row.append(on);
-  node.append(gone, img, canvas, kept, near, row);
+  node.append(gone, canvas, kept, near, row);
 
   function show(given) {
     own = given;
     const src = safe(given.src);
-    if (src) img.src = src;
-    img.hidden = !src;
+    if (src) canvas.before(Object.assign(img, { src, alt: given.alt }));
+    else img.remove();
     gone.hidden = !!src;
-    img.alt = given.alt;
     node.style.aspectRatio = `${given.width} / ${given.height}`;
     node.style.maxWidth = pixels(Math.min(640, (480 * given.width) / given.height));
     painted = null;

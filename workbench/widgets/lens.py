@@ -18,7 +18,7 @@ from workbench.figures import patches
 from workbench.figures.patches import Picture
 from workbench.figures.source import Source, short_name
 from workbench.widgets.base import LONGEST, are_several, clipped, contexts, each, opened
-from workbench.widgets.packing import Column, decimals, integers, pack, places, weight
+from workbench.widgets.packing import Column, Shared, decimals, integers, pack, places, weight
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +32,17 @@ COMPONENT = "component"
 def whole(packers: Sequence[Packer]) -> list[list[dict[str, Any]]]:
     """All prompts of each reading; with fewer ranks where they would pass 6 MB, with pictures 3 MB."""
     album = packers[0].album
-    room = PICTURED - len(pack(album.sent())) if album.pictures else WHOLE
-    return _fitting(packers, lambda keep: [[own.prompt(p, keep) for p in range(own.count)] for own in packers], room)[0]
+    if not album.pictures:
+        return _fitting(packers, lambda keep: _every(packers, keep), WHOLE)[0]
+    room = PICTURED - len(pack(album.sent()))
+    if len(pack(found := _every(packers, max(packer.top_k for packer in packers)))) <= room:
+        return found
+    album.digits = 2  # rather than fewer ranks
+    return _fitting(packers, lambda keep: _every(packers, keep), room)[0]
+
+
+def _every(packers: Sequence[Packer], ranks: int) -> list[list[dict[str, Any]]]:
+    return [[own.prompt(p, ranks) for p in range(own.count)] for own in packers]
 
 
 def one(packer: Packer, prompt: int) -> bytes:
@@ -44,12 +53,18 @@ def one(packer: Packer, prompt: int) -> bytes:
 
 
 def _fitting(packers: Sequence[Packer], made: Callable[[int], Any], room: int) -> tuple[Any, bytes]:
-    keep = max(packer.top_k for packer in packers)
-    while True:
-        block = pack(found := made(keep))
-        if len(block) <= room or keep <= 1:
-            return found, block
-        keep = max(1, min(keep - 1, int(keep * room / len(block))))
+    most = max(1, *(packer.top_k for packer in packers))
+    block = pack(found := made(most))
+    if len(block) <= room:
+        return found, block
+    fits = 0
+    while most - fits > 1:
+        tried = pack(own := made(middle := (fits + most) // 2))
+        if len(tried) > room and middle > 1:
+            most = middle
+        else:
+            fits, found, block = middle, own, tried
+    return found, block
 
 
 def part(packers: Sequence[Packer], limit: int) -> list[list[dict[str, Any]]]:
@@ -98,11 +113,13 @@ class Album:
     """The pictures of all readings that are explored together, each different one once.
 
     held    numbers of those that are sent with the first block; the others come with their prompts
+    digits  decimals of what is told of them at most
     """
 
     def __init__(self) -> None:
         self.pictures: list[Picture] = []
         self.held: set[int] = set()
+        self.digits = 3
 
     def number(self, picture: Picture) -> int:
         if picture not in self.pictures:
@@ -247,7 +264,7 @@ class Packer:
 
     def head(self) -> dict[str, Any]:
         """What holds for all prompts of the reading."""
-        source, parts = self.source, self.depth == COMPONENT
+        source, parts, pictured = self.source, self.depth == COMPONENT, patches.pictured(self.source)
         return {
             "name": label(self.name),
             "call": self.call,
@@ -267,21 +284,22 @@ class Packer:
             "digits": {name: places(*ends, self._most(*ends)) for name, ends in self.ranges.items()},
             "wide": [g for g, v in self.grids.items() if v.shape[1] > 1],
             "targets": [] if source.own_targets or "target" not in self.data.coords else self.targets(0),
-            "floor": _floor(source),
-            "means": self._means(),
+            "floor": _floor(source, "text"),
+            "means": self._means("text"),
+            **({"floor_image": _floor(source, "image"), "means_image": self._means("image")} if pictured else {}),
             "sink": label(source.sink_said),
         }
 
     def targets(self, p: int) -> list[str]:
         return [shown(t) for t in self.source.targets(p, 0)]
 
-    def _means(self) -> dict[str, dict[str, Any]]:
+    def _means(self, kind: str) -> dict[str, dict[str, Any]]:
         """Value -> its null by depth alone, [target][depth], with its name: what a position's is compared with."""
         means = {}
         for name in self.metrics:
             for null in self.source.controls(name, "null") if name in self.grids else ():
                 found = self.data[null]
-                if {self.depth} <= set(found.dims) <= {self.depth, "target"}:
+                if self.source.holds_for(null, kind) and {self.depth} <= set(found.dims) <= {self.depth, "target"}:
                     found = found if "target" in found.dims else found.expand_dims("target")
                     rows, digits = found.transpose("target", self.depth).values, self._most(*self.ranges[name])
                     values = [[_float(x, digits) or 0.0 for x in row] for row in rows]
@@ -340,24 +358,34 @@ class Packer:
                 sent.setdefault("sums", {})[name] = {
                     "name": label(source.called(total)), "values": [[_float(x) for x in row] for row in found],
                 }  # fmt: skip
-        ids = self._tokens(sent, p, real, ranks) if ranks else np.zeros(0, dtype=int)
-        self._vocabulary(sent, np.unique(np.concatenate([ids.ravel(), targets])))
+        held = self._tokens(sent, p, real, ranks) if ranks else []
+        known = set(held)
+        held += [i for i in np.unique(targets).tolist() if i >= 0 and i not in known]
+        sent["words"] = Shared([i, shown(self.source.text(i))] for i in held)
         return sent
 
-    def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> np.ndarray:
-        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids."""
+    def _tokens(self, sent: dict[str, Any], p: int, real: np.ndarray, ranks: int) -> list[int]:
+        """Tokens, their scores and their sentences, [rank, position, depth]; returns the ids by their numbers.
+
+        Where a context always ends in the same token, it is told of the context and not of each cell.
+        """
         ids = self._ranked("token_id", p, real, ranks)
         used, many = np.unique(ids[ids >= 0], return_counts=True)
         order = np.argsort(-many, kind="stable")  # small numbers for frequent ones compress
         numbers = np.argsort(order)
         sent["token"] = integers(np.where(ids < 0, -1, numbers[np.searchsorted(used, ids) % max(1, len(used))]))
-        sent["vocab_id"] = used[order].tolist()
         if self.score:
             scores = self._ranked(self.score, p, real, ranks)
             sent["score"] = self._decimals(self.score, scores, scores[0].size)
         if self.source.has("sentence") and "rank" in self.data["sentence"].dims:
-            sent["said"] = self._said(p, real, ranks)
-        return ids
+            said = sent["said"] = self._said(p, real, ranks)
+            at, token = said["at"].values, sent["token"].values
+            ends = np.full(len(said["texts"]), -1)
+            ends[at[at >= 0]] = token[at >= 0]
+            if ((at < 0) == (token < 0)).all() and (ends[at] == token)[at >= 0].all():
+                said["token"] = integers(ends)
+                del sent["token"]
+        return used[order].tolist()
 
     def _ranked(self, name: str, p: int, real: np.ndarray, ranks: int) -> np.ndarray:
         found = self.data[name].isel(prompt=p, rank=slice(ranks)).transpose("rank", "position", self.depth)
@@ -367,9 +395,9 @@ class Packer:
         return decimals(values, self._most(*self.ranges[name]), self.ranges[name], by)
 
     def _most(self, low: float, high: float) -> int:
-        """Decimals that a variable is sent with at most: of pictures there are many numbers, so of most one less."""
+        """Decimals that a variable is sent with at most: of pictures there are many numbers, so these are shorter."""
         most = _most(low, high)
-        return most - 1 if most == 4 and self.album.pictures else most
+        return min(self.album.digits, 3 if high - low <= 2 else 2) if most == 4 and self.album.pictures else most
 
     def _seen(self, own: patches.Seen, p: int, keep: slice) -> dict[str, Any]:
         """Which part of which picture each position shows; boxes as all left ends, then all upper ends, ..."""
@@ -381,17 +409,11 @@ class Packer:
             "box": decimals(box.T, 1, _range(own.box), len(box)),
         }
 
-    def _vocabulary(self, sent: dict[str, Any], ids: np.ndarray) -> None:
-        """Texts of the tokens that occur: of those in cells by their numbers, then of the others."""
-        first = sent.setdefault("vocab_id", [])
-        known = set(first)
-        first += [i for i in ids.tolist() if i >= 0 and i not in known]
-        sent["vocab"] = [shown(self.source.text(i)) for i in first]
-
     def _said(self, p: int, real: np.ndarray, ranks: int) -> dict[str, Any]:
         """Neighbours in their sentences, and where they came from."""
         names = ("sentence", "char_start", "char_end")
         said = contexts(*(self._ranked(name, p, real, ranks) for name in names), reach=90)
+        said["texts"] = Shared(said["texts"])
         if self.source.has("index_layer"):
             said["layer"] = integers(self._ranked("index_layer", p, real, ranks))
         return said
@@ -435,10 +457,10 @@ def ranked(source: Source) -> bool:
     return source.has("token_id") and {"prompt", source.depth, "position", "rank"} <= set(source.data["token_id"].dims)
 
 
-def _floor(source: Source) -> list[float | None] | None:
-    """For each depth, the highest of the floors that the reading carries; a score below it says nothing."""
+def _floor(source: Source, kind: str) -> list[float | None] | None:
+    """For each depth, the highest of the floors for positions of a kind; a score below it says nothing."""
     names = source.controls(source.score, "floor") if source.score else []
-    names = [name for name in names if source.data[name].dims == (source.depth,)]
+    names = [name for name in names if source.data[name].dims == (source.depth,) and source.holds_for(name, kind)]
     if not names:
         return None
     floors = np.stack([source.data[n].values.astype(float) for n in names])

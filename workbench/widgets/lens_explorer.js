@@ -168,7 +168,11 @@ class View {
   }
   home() { return this.where ? this.middle(this.where.frames[0]) : this.count - 1; } // where a look at a prompt begins
   cell(row, at, rank = 0) { return (rank * this.count + at) * this.rows + row; }
-  get tokens() { return decode(this.prompt.token); }
+  get tokens() { // where each context tells its own, they are told once
+    const { token, said } = this.prompt;
+    if (!token && !said.tokens) Object.defineProperty(said, "tokens", { value: Int32Array.from(decode(said.at), (i) => (i < 0 ? -1 : decode(said.token)[i])) });
+    return token ? decode(token) : said.tokens;
+  }
   // Tokens are places in the prompt's vocabulary; -1 is none.  Between prompts they go by their ids.
   token(row, at, rank = 0) { return this.k ? this.tokens[this.cell(row, at, rank)] : -1; }
   list(row, at) {
@@ -185,9 +189,12 @@ class View {
     for (let rank = 0; rank < this.k; rank++) if (this.token(row, at, rank) === token) return rank;
     return -1;
   }
+  isPatch(at) { return this.where?.image[at] >= 0; }
+  floor(row, at) { return ((this.isPatch(at) && this.reading.floor_image) || this.reading.floor)?.[row] ?? null; }
+  means(at) { return (this.isPatch(at) && this.reading.means_image) || this.reading.means; }
   under(row, at, x = this.score(row, at)) { // whether a score says no more than the floor of its layer
-    const floor = this.reading.floor?.[row];
-    return floor !== null && floor !== undefined && !(x > floor);
+    const floor = this.floor(row, at);
+    return floor !== null && !(x > floor);
   }
   along(token, at) {
     return this.reading.depths.map((_, row) => {
@@ -289,7 +296,7 @@ function line(list, text, number, bar, pressed, act) {
 // The top tokens as bars, each a button that follows it; of contexts, the sentence with the word marked.
 function bars(view, row, at, most, followed, follow) {
   const r = view.reading, box = make("div"), list = make("ol", "wx-bars"), found = view.list(row, at).slice(0, most);
-  const about = view.about(r.score), chance = about?.log_prob, floor = r.floor ? r.floor[row] : null;
+  const about = view.about(r.score), chance = about?.log_prob, floor = view.floor(row, at);
   const full = Math.max(...found.map(([, rank]) => Math.abs(view.score(row, at, rank))), floor || 0, 1e-9);
   for (const [token, rank] of found) {
     const x = view.score(row, at, rank), part = chance ? Math.exp(x) : Math.abs(x) / full;
@@ -333,9 +340,9 @@ function facts(view, row, at, target) {
     found.push(view.told(name, row, at, target) + nulls.filter(there).map((n) => ` (null ${view.say(view.value(n, row, at, target), n)})`).join(""));
   }
   if (view.value("sink", row, at) > 0) found.unshift(r.sink);
-  for (const [name, mean] of Object.entries(r.means)) found.push(`${mean.name} ${view.say((mean.values[target] || mean.values[0])[row], name)}`);
+  for (const [name, mean] of Object.entries(view.means(at))) found.push(`${mean.name} ${view.say((mean.values[target] || mean.values[0])[row], name)}`);
   for (const { name, values } of Object.values(view.prompt.sums || {})) found.push(`${view.named(name, at, target)} ${say((values[target] || values[0])[at], 3)}`);
-  if (r.floor && r.floor[row] !== null) found.push(`${view.about(r.score).name} floor ${view.say(r.floor[row], "top")}, below which it says nothing`);
+  if (view.floor(row, at) !== null) found.push(`${view.about(r.score).name} floor ${view.say(view.floor(row, at), "top")}, below which it says nothing`);
   return make("div", "wx-facts", found.join(" · "));
 }
 
@@ -347,7 +354,7 @@ function trajectory(view, row, at, target, followed, called, go) {
   if (followed !== null && token < 0 && view.k) return make("div", "wx-facts", `${called(followed)} is in no cell of this prompt`);
   const own = r.depth === "component" || !view.k ? view.metrics[0] : r.followed; // without a token that is followed
   if (token < 0 && own && view.prompt.grids[own]) {
-    const { name, units, nulls } = view.about(own), mean = r.means[own], dotted = [];
+    const { name, units, nulls } = view.about(own), mean = view.means(at)[own], dotted = [];
     lines.push({ y: along(own) });
     for (const [y, called] of [...nulls.map((n) => [along(n), view.about(n).name]), ...(mean ? [[mean.values[target] || mean.values[0], mean.name]] : [])])
       if (y.some((x) => !Number.isNaN(x))) { lines.push({ y, dash: "0.1 4" }); dotted.push(called); }
@@ -665,7 +672,7 @@ function pane(app, place) {
   function heat() { // what colours a patch: these words, or else what is shown; x and its share of the colours
     const own = wanted(), shown = metric(), t = target();
     if (!own) return { shown, of: (row, at) => { const x = view.value(shown, row, at, t); return [x, Number.isNaN(x) ? NaN : share(shown, x)]; } };
-    const [from, to] = app.span();
+    const [from, to] = app.span(view);
     return { words: own.words, of: (row, at) => { const x = own.of(row, at); return [x, Number.isNaN(x) ? NaN : to > from ? (x - from) / (to - from) : 1]; } };
   }
 
@@ -690,7 +697,7 @@ function pane(app, place) {
       drawn = stripped = "";
     }
     const shown = heat(), faded = (row, at, x) => (state.floor && view.under(row, at, shown.words ? x : undefined)) || (state.differ && app.alike(self, row, at));
-    const sign = JSON.stringify([metric(), target(), shown.words, app.followed(view), state.floor, state.differ, app.domain(view, metric()), shown.words && app.span(), self.prompt, self.reading, low, high, state.query]);
+    const sign = JSON.stringify([metric(), target(), shown.words, app.followed(view), state.floor, state.differ, app.domain(view, metric()), shown.words && app.span(view), self.prompt, self.reading, low, high, state.query]);
     const colour = (part) => (Number.isNaN(part) ? null : view.shade(shown.words ? "top" : shown.shown, part));
     if (drawn !== sign + self.row + state.veil + stage.node.clientWidth + view.k) {
       drawn = sign + self.row + state.veil + stage.node.clientWidth + view.k;
@@ -744,7 +751,7 @@ function pane(app, place) {
 
   function legendOf({ words, shown }) {
     if (!words) return scaleOf(shown);
-    const [least, most] = app.span(), name = view.reading.score ? named(view.about(view.reading.score)) : "rank";
+    const [least, most] = app.span(view), name = view.reading.score ? named(view.about(view.reading.score)) : "rank";
     if (!(most >= least)) return make("span", "wx-facts", `${words} is in no cell here`);
     return scale(view.about("top").colours, view.say(least, "top"), view.say(most, "top"), `${name} of ${words}, where in the top ${view.k}`);
   }
@@ -875,7 +882,8 @@ function pane(app, place) {
 
 export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, hint, note, ask }) => {
   const { readings } = payload;
-  for (const reading of readings) reading.pictures = payload.pictures || [];
+  const opened = (prompt) => Object.assign(prompt, { vocab_id: prompt.words?.map(([id]) => id), vocab: prompt.words?.map(([, text]) => text) });
+  for (const reading of readings) { reading.pictures = payload.pictures || []; reading.prompts.forEach(opened); }
   const state = { metric: "top", target: 0, token: null, width: 2, chosen: false, query: "", range: null, differ: false, floor: false, spread: false, veil: 0.5, pins: [] };
   const asked = new Set();
   let frame = 0, timer = 0, focus = 0, spread = true; // spread: nobody chose which panes there are
@@ -942,8 +950,8 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
       settleOn(here(), here().row, here().at);
       tell();
     },
-    span() { // of the words that are looked for, in all panes with the same score
-      const ends = app.panes.map((p) => p.span());
+    span(view) { // of the words that are looked for, in all panes with the same score
+      const ends = app.panes.filter((p) => p.view().reading.score === view.reading.score).map((p) => p.span());
       return [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))];
     },
     // Numbers of one kind have one colour scale in all panes.
@@ -1126,7 +1134,7 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     root.classList.toggle("seen", seen);
     for (const node of [layer.node, veil.node, expand]) node.hidden = !seen;
     another.hidden = !seen || n >= MOST_PANES || readings[here().reading].depths.length < 2;
-    floor.hidden = !app.panes.some((p) => readings[p.reading].floor);
+    floor.hidden = !app.panes.some((p) => readings[p.reading].floor || readings[p.reading].floor_image);
     beside.hidden = n >= MOST_PANES || readings.every((r, i) => r.prompts.every((_, j) => shown(i, j)));
     search.hidden = !app.panes.some((p) => readings[p.reading].ranks);
     differ.hidden = n < 2 || app.panes.filter((p) => readings[p.reading].depth !== "component").length < 2;
@@ -1242,7 +1250,7 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
 
   function arrived({ block: [reading, prompt] }, own) {
     const first = !readings[reading].prompts[prompt].inputs;
-    readings[reading].prompts[prompt] = own;
+    readings[reading].prompts[prompt] = opened(own);
     for (const [i, src] of Object.entries(own.sources || {})) payload.pictures[i].src = src;
     for (const p of app.panes) if (p.reading === reading && p.prompt === prompt) p.open();
     const self = here();

@@ -11,7 +11,8 @@ significance, all low bytes first, which is what makes them compress.  u8, u16 a
 of an unsigned type is -1, "none".  d8 and d16 are decimals, (base + step) / 10^digits, the highest step "none".  What a
 view shows is therefore the variable rounded to so many decimals, and nothing else.  Where a column says "by", only its
 first so many steps are themselves: each of the others is how far the one that far before is above it, modulo the type
-(scores fall from rank to rank, mostly by little).
+(scores fall from rank to rank, mostly by little).  A list that is :class:`Shared` travels as a column of numbers that
+says "shared": they are places in the list "$shared" of the payload, which has each different text or tuple once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,16 @@ class Column:
         steps = self.steps.astype(int)
         if self.by:
             rows = steps.reshape(-1, self.by)
-            steps = ((rows[0] - np.cumsum(np.concatenate([rows[:1] * 0, rows[1:]]), 0)) % (NONE[self.kind[-1]] + 1)).ravel()
+            fallen = np.cumsum(np.concatenate([0 * rows[:1], rows[1:]]), 0)
+            steps = ((rows[0] - fallen) % (NONE[self.kind[-1]] + 1)).ravel()
         none = steps == NONE[self.kind[-1]]
         if self.kind[0] == "u":
             return np.where(none, -1, steps)
         return np.where(none, np.nan, (self.base + steps) / 10.0**self.digits)
+
+
+class Shared(list[Any]):
+    """A list of texts, or of lists of these, many of which other lists of the payload hold, too."""
 
 
 def integers(values: Any) -> Column:
@@ -100,17 +106,29 @@ def texts(values: Iterable[str]) -> dict[str, Any]:
 def pack(payload: Any) -> bytes:
     """The block of a payload."""
     numbers = bytearray()
+    shared: dict[Any, int] = {}
+
+    def told(own: Any) -> Any:
+        if isinstance(own, Shared):
+            keys = (tuple(one) if isinstance(one, list | tuple) else one for one in own)
+            return place(integers([shared.setdefault(key, len(shared)) for key in keys])) | {"shared": True}
+        if isinstance(own, Mapping):
+            return {key: told(one) for key, one in own.items()}
+        return [told(one) for one in own] if isinstance(own, list | tuple) else own
 
     def place(column: Any) -> dict[str, Any]:
         if not isinstance(column, Column):
             raise TypeError(f"{column!r:.60} cannot be part of a payload: give JSON values, integers() or decimals().")
         steps = column.steps
-        told = {"$": column.kind, "at": len(numbers), "n": steps.size}
+        head = {"$": column.kind, "at": len(numbers), "n": steps.size}
         numbers.extend(steps.view(np.uint8).reshape(steps.size, steps.itemsize).T.tobytes())
-        told |= {"base": column.base, "digits": column.digits} if column.kind[0] == "d" else {}
-        return told | ({"by": column.by} if column.by else {})
+        head |= {"base": column.base, "digits": column.digits} if column.kind[0] == "d" else {}
+        return head | ({"by": column.by} if column.by else {})
 
-    text = json.dumps(payload, default=place, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    sent = told(payload)
+    if shared:
+        sent = {**(sent if isinstance(sent, dict) else {"of": sent}), "$shared": list(shared)}
+    text = json.dumps(sent, default=place, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     head = text.encode("utf-8", "replace")
     return zlib.compress(len(head).to_bytes(4, "little") + head + numbers, 3)  # 9 takes twice as long for 1 % less
 
@@ -120,15 +138,24 @@ def unpack(block: bytes) -> Any:
     raw = zlib.decompress(block)
     start = 4 + int.from_bytes(raw[:4], "little")
 
+    lists: list[tuple[Shared, Column]] = []
+
     def column(found: dict[str, Any]) -> Any:
         if "$" not in found:
             return found
+        if found.pop("shared", False):
+            lists.append((Shared(), column(found)))
+            return lists[-1][0]
         kind, size = found["$"], np.dtype(TYPES[found["$"]]).itemsize
         planes = np.frombuffer(raw, np.uint8, size * found["n"], start + found["at"]).reshape(size, -1)
         steps = np.ascontiguousarray(planes.T).view(TYPES[kind]).ravel()
         return Column(kind, steps, found.get("base", 0), found.get("digits", 0), found.get("by", 0))
 
-    return json.loads(raw[4:start], object_hook=column)
+    payload = json.loads(raw[4:start], object_hook=column)
+    known = payload.pop("$shared", []) if lists else []
+    for own, numbers in lists:
+        own.extend(known[i] for i in numbers.values)
+    return payload
 
 
 def weight(value: Any) -> int:

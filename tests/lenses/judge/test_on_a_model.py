@@ -35,7 +35,7 @@ def test_the_judge_sees_what_the_tokens_show(originals):
     cells = tables(8, (4, 4), seed=2)
     pictures = [mosaic(own, (90, 90)) for own in cells]
     prompts = [{"text": text_with_image(processor), "images": picture} for picture in pictures]
-    lenses = [LogitLens(layers=[0, 2], top_k=5), EmbeddingLens(layers=[0, 2], top_k=5)]
+    lenses = [LogitLens(layers=[0, 2], top_k=5), EmbeddingLens(layers=[0, 2], top_k=5, floors=False)]
     readings = workbench.read(model, prompts, lenses, progress=False)
     patches = judge.sample(readings, n=24)
     looks = Looks()

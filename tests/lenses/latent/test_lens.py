@@ -17,7 +17,9 @@ from workbench.errors import InputError
 from workbench.organisms.story.grammar import stories
 
 PROMPTS = ["Mara lives in", "He took the money to the bank to save it.", "one two three four"]
-NAMES = ("similarity", "index_layer", "token_id", "sentence", "token_position", "word", "char_start", "char_end", "context")
+NAMES = (
+    "similarity", "index_layer", "token_id", "sentence", "token_position", "word", "char_start", "char_end", "context",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
