@@ -18,7 +18,7 @@ from workbench.stats import Design
 
 
 def right_words(scene: Scene, least: float = 0.5) -> list[set[str]]:
-    """[patch] the words for the colour and the shape of the thing that covers at least so much of it; none elsewhere."""
+    """[patch] the words for colour and shape of the thing that covers at least so much of it; none elsewhere."""
     known, found = truth(scene), []
     for thing, share in zip(known.thing.ravel(), known.share.ravel(), strict=True):
         own = scene.things[thing] if share >= least else None
@@ -46,7 +46,7 @@ def hits(words: np.ndarray, own: Sequence[Scene]) -> tuple[np.ndarray, np.ndarra
 
 
 def top_words(reading: Reading, layer: int, of: str = "token") -> np.ndarray:
-    """[picture, position] the first word of a lens, without the space before it; of LatentLens also its "next_token"."""
+    """[picture, position] the first token of a lens, without its space; of LatentLens its word or next token."""
     data = reading.data.sel(layer=layer).isel(rank=0)
     if of != "token":
         return np.array([[text.strip() for text in row] for row in data[of].values.tolist()])
@@ -55,7 +55,7 @@ def top_words(reading: Reading, layer: int, of: str = "token") -> np.ndarray:
 
 
 def example(out: Path) -> Shown:
-    """For ``workbench demo``: in which layer the words at visual tokens are those of what they show, and the explorer."""
+    """For ``workbench demo``: how often the words at visual tokens are those of what they show, and the explorer."""
     from workbench.widgets import to_html
 
     model, own = workbench.load("organism:gallery"), list(scenes(12, seed=11))
@@ -74,6 +74,7 @@ def example(out: Path) -> Shown:
     return Shown(
         "What do the visual tokens of a picture mean?",
         f"At patches that a thing covers, the logit lens names its colour or its shape in {said[0]} and {said[1]}.",
-        logit.isel(prompt=[0], layer=[0]), "overlay", "The top word at each patch of a picture, as it enters the first block.",
+        logit.isel(prompt=[0], layer=[0]), "overlay",
+        "The top word at each patch of a picture, as it enters the first block.",
         {"Explore pictures patch by patch": page},
     )  # fmt: skip

@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 ROWS, EACH, HELD = (512, 4096), 3, 2**28
 """Null states at each depth, unless ``draws`` says how many: three for each place that is read, within these limits;
 beyond 1024 states no more than so many numbers over all depths of the model."""
-PICTURES = {"patches": 20, "noise": 8, "others": 8}
-"""Of how many pictures null states are at least.  All pieces of one may lie above those of another: above all of 20
-shuffled versions a picture comes as rarely as once in 20."""
+PICTURES = {"patches": 20, "noise": 8, "others": 8, "shuffled": 20}
+"""Of how many pictures null states are at least; of the null of text beside pictures, at most.  All pieces of one may
+lie above those of another: above all of 20 shuffled versions a picture comes as rarely as once in 20."""
 PICTURED = 512
 """States of noise, and of others' pictures."""
 PRIOR = 3
@@ -260,6 +260,8 @@ def _variants(run: Run, rows: int, draw: Draw | None, seed: int, *, limited: boo
         # As many tokens as the prompts have are run again, at least 1024, and four prompts.
         room = max(_TOKENS, sum(len(prompt.ids) for prompt in run.prompts))
         count = min(count, max(4, room // round(np.mean([len(run.prompts[i].ids) for i in usable]))))
+        if any(getattr(run.prompts[i], "extras", None) for i in usable):
+            count = min(count, PICTURES["shuffled"])  # each with its picture, of many more tokens than the text
     order = np.concatenate([rng.permutation(usable) for _ in range(-(-count // len(usable)))])[:count]
     each = -(-rows // sum(len(read[i]) for i in order))
     variants: list[list[int] | Prompt] = []

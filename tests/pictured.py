@@ -10,7 +10,7 @@ on pillow.  Their processors for videos need torchvision, so there is none.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import inspect
 import sys
 import time
@@ -195,6 +195,7 @@ GEMMA3_TOKENS = {
     "<image_soft_token>": "image_token_id", "<start_of_image>": "boi_token_id", "<end_of_image>": "eoi_token_id",
 }  # fmt: skip
 ENTRIES = 128
+DIGITS = str.maketrans("0123456789", "ABCDEFGHIJ")
 CODES = {"channel_multiplier": (1, 1, 1, 1), "num_embeddings": ENTRIES, "codebook_size": ENTRIES}
 """Chameleon's and Emu3's pictures become tokens of a code book, one for 8 x 8 pixels."""
 ROWS_COLUMNS = {f"<row_{r + 1}_col_{c + 1}>": "" for r in range(6) for c in range(6)}
@@ -343,6 +344,20 @@ def _kosmos2(tokenizer: Any, config: Any) -> Any:
     return processor
 
 
+def _tensors(model: str, name: str, **kwargs: Any) -> Any:
+    """An image processor that stands on torchvision."""
+    return getattr(_module(f"{model}.image_processing_{model}"), f"{name}ImageProcessor")(**kwargs)
+
+
+def _with_tensors(kind: str, images: tuple[str, str], sizes: dict[str, Any], **given: Any) -> Any:
+    model, name = kind.split(".")
+
+    def make(tokenizer: Any, config: Any) -> Any:
+        return _assembled(_processor(model, name), _tensors(*images, **sizes), tokenizer, **given)
+
+    return make
+
+
 def _aya(tokenizer: Any, config: Any) -> Any:
     images = _pil("got_ocr2", "GotOcr2", size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=6)
     return _assembled(
@@ -440,7 +455,8 @@ RECIPES: dict[str, Recipe] = {
         _plain("deepseek_vl_hybrid.DeepseekVLHybrid", ("deepseek_vl_hybrid", "DeepseekVLHybrid"),
                {"size": SQUARE, "high_res_size": {"height": 2 * SIZE, "width": 2 * SIZE}}, num_image_tokens=16),
         {"<image>": "image_token_id"}, {"image_token": "<image>"},
-        config={"high_res_vision_config": {"image_size": 2 * SIZE, "global_attn_indexes": [1]}},
+        config={"high_res_vision_config": {"image_size": 2 * SIZE, "global_attn_indexes": [1],
+                                           "output_channels": 16}},
     ),
     "janus": Recipe(
         "<image>", _plain("janus.Janus", ("janus", "Janus"), num_image_tokens=16),
@@ -454,7 +470,7 @@ RECIPES: dict[str, Recipe] = {
                image_seq_length=144),
         {"<image>": "image_token_id", "<racm3:break>": "", "<eoss>": ""},
         config={
-            "vocabulary_map": {"<image>": 100, **{"IMGIMG" + "".join(chr(65 + int(d)) for d in f"{i:03d}") + "Z": 110 + i
+            "vocabulary_map": {"<image>": 100, **{f"IMGIMG{str(i).translate(DIGITS)}Z": 110 + i
                                                   for i in range(ENTRIES)}},
             "vq_config": CODES,
         },
@@ -615,7 +631,8 @@ RECIPES: dict[str, Recipe] = {
         {"<|IMAGE_PAD|>": "image_token_id", "<|VIDEO_PAD|>": "video_token_id"}, exact={"spatial_merge_size": 2},
     ),
     "glm5_next": Recipe(
-        "<|begin_of_image|><|image|><|end_of_image|>", _grid("glm5_next.Glm5Next", ("glm5_next", "Glm5Next")),
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        _grid("glm5_next.Glm5Next", ("glm5_next", "Glm5Next"), min_image_tokens=4, max_image_tokens=24),
         {"<|image|>": "image_token_id", "<|video|>": "video_token_id", "<|begin_of_image|>": "image_start_token_id",
          "<|end_of_image|>": "image_end_token_id"},
         exact={"spatial_merge_size": 2},
@@ -667,6 +684,68 @@ RECIPES: dict[str, Recipe] = {
                 "vision_config": {"intermediate_layers_indices": [0, 1]}},
     ),
 }  # fmt: skip
+
+
+WITH_TENSORS: dict[str, Recipe] = {
+    "cohere2_vision": Recipe(
+        "<image>", _with_tensors("cohere2_vision.Cohere2Vision", ("cohere2_vision", "Cohere2Vision"),
+                                 {"size": SQUARE, "patch_size": 2, "max_patches": 6}),
+        {"<image>": "image_token_id", "<boi>": "", "<eoi>": "", "<break>": ""},
+        {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>", "img_line_break_token": "<break>"},
+    ),
+    "lfm2_vl": Recipe(
+        "<image>", _with_tensors("lfm2_vl.Lfm2Vl", ("lfm2_vl", "Lfm2Vl"),
+                                 {"encoder_patch_size": PATCH, "tile_size": 2 * SIZE, "min_image_tokens": 4,
+                                  "max_image_tokens": 16, "max_num_patches": 64}),
+        {"<image>": "image_token_id", "<|image_start|>": "", "<|image_end|>": "", "<|img_thumbnail|>": "",
+         **{f"<|img_row_{r}_col_{c}|>": "" for r in range(1, 6) for c in range(1, 6)}},
+    ),
+    "llama4": Recipe(
+        "<|image|>", _with_tensors("llama4.Llama4", ("llama4", "Llama4"), {"size": SQUARE, "max_patches": 4},
+                                   patch_size=PATCH),
+        {"<|patch|>": "image_token_index", "<|image|>": "", "<|image_start|>": "", "<|image_end|>": "",
+         "<|tile_x_separator|>": "", "<|tile_y_separator|>": ""},
+        config={"vision_config": {"intermediate_size": 4 * zoo.WIDTH}},
+    ),
+    "step3p7": Recipe(
+        "<im_patch>", _with_tensors("step3p7.Step3p7", ("step3p7", "Step3p7"),
+                                    {"size": {"height": 4 * SIZE, "width": 4 * SIZE}, "patch_size": 3 * SIZE,
+                                     "vision_patch_size": PATCH, "max_image_size": 16 * SIZE}),
+        {"<im_patch>": "image_token_id", "<im_start>": "", "<im_end>": "", "<patch_start>": "", "<patch_end>": "",
+         "<patch_newline>": ""},
+        exact={"image_size": 4 * SIZE},
+    ),
+    "kimi_k25": Recipe(
+        "<|media_pad|>", _with_tensors("kimi_k25.Kimi_K25", ("kimi_k25", "Kimi_K25"),
+                                       {"size": {"max_height": 2 * SIZE, "max_width": 2 * SIZE}, "patch_size": PATCH}),
+        {"<|media_pad|>": "image_token_id", "<|kimi_k25_video_placeholder|>": "video_token_id"},
+        config={"projection_hidden_size": zoo.WIDTH},
+    ),
+    "minimax_m3_vl": Recipe(
+        "]<]image[>[", _with_tensors("minimax_m3_vl.MiniMaxM3VL", ("minimax_m3_vl", "MiniMaxM3VL"),
+                                     {"size": {"shortest_edge": 4 * 256, "longest_edge": 24 * 256},
+                                      "patch_size": PATCH}),
+        {"]<]image[>[": "image_token_id", "]<]video[>[": "video_token_id", "]<]start of image[>[": "",
+         "]<]end of image[>[": ""},
+        exact={"spatial_merge_size": 2},
+    ),
+    **{
+        name: Recipe(
+            "<|patch|>", _with_tensors(kind, ("muse_glimmer", "MuseGlimmer"), {"patch_size": PATCH,
+                                                                             "max_image_tokens": 24}),
+            {"<|patch|>": "image_token_id", "<|video|>": "video_token_id", "<|image_start|>": "", "<|image_end|>": ""},
+            config={"out_hidden_size": 4 * zoo.WIDTH},
+        )
+        for name, kind in (("muse_glimmer", "muse_glimmer.MuseGlimmer"), ("muse_spark", "muse_spark.MuseSpark"))
+    },
+    "minicpm_ocr": Recipe(
+        "<image>", _with_tensors("minicpm_ocr.MiniCPMOcr", ("minicpm_ocr", "MiniCPMOcr"),
+                                 {"patch_size": PATCH, "scale_resolution": 8 * PATCH, "max_slice_nums": 4}),
+        RECIPES["minicpmv4_6"].tokens, RECIPES["minicpmv4_6"].names,
+        exact={"image_size": 16 * SIZE}, start={"image_token_id": 101, "video_token_id": 102},
+    ),
+}  # fmt: skip
+"""The same for types whose image processor exists for torchvision only."""
 
 
 def _ids(config: Any) -> dict[str, int]:
@@ -737,6 +816,8 @@ def _without_videos() -> Iterator[None]:
 def pictured(model_type: str, seed: int = 0) -> tuple[Any, Any]:
     """The tiny model of one type and a processor that fits it."""
     recipe = RECIPES.get(model_type)
+    if recipe is None and importlib.util.find_spec("torchvision") is not None:
+        recipe = WITH_TENSORS.get(model_type)
     if recipe is None:
         raise CannotBuild(UNABLE[model_type])
     with _sizes(recipe, model_type):
@@ -765,7 +846,8 @@ def _fill_code_book(model: Any) -> None:
         hook.remove()
     vectors = seen[0].movedim(-3, -1).reshape(-1, coder.quantize.embedding.weight.shape[1])
     entries = coder.quantize.embedding.weight
-    entries.data.copy_(vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[: len(entries)]])
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(4))[: len(entries)]
+    entries.data.copy_(vectors[chosen])
 
 
 def text_with_image(processor: Any, n: int = 1, text: str = "a red ball") -> str:
@@ -806,11 +888,13 @@ def drawn(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
 def _answer(model: Any, processor: Any, picture: Image.Image) -> tuple[Any, torch.Tensor]:
     asked = {"return_mm_token_type_ids": True} if "mm_token_type_ids" in processor.model_input_names else {}
     given = processor(text=[text_with_image(processor)], images=[picture], return_tensors="pt", **asked)
+    given = {k: v.float() if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in given.items()}
     with torch.no_grad():
         return given, model(**given).logits
 
 
 def main() -> None:
+    """One line for each type, and what went wrong."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", metavar="NAME")
     chosen = parser.parse_args()

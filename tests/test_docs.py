@@ -36,7 +36,7 @@ DOCS = ROOT / "docs"
 # ---------------------------------------------------------------- code
 
 WITH_CODE = [
-    "index.md", "reading.md", "figures.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/chart.md",
+    "index.md", "reading.md", "figures.md", "judge.md", "vocabulary.md", "add/lens.md", "add/probe.md", "add/chart.md",
     "add/instrument.md", "testing.md",
 ]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (\S+) -->\n)?^(`{3,})(\w+)\n(.*?)^\2$", re.DOTALL | re.MULTILINE)

@@ -91,11 +91,13 @@ def picks(question: judge.Question) -> judge.Verdict:
     return judge.Verdict(concrete=found or question.words[: drawn(0, question.id) < 0.25])
 
 
-def judged(rng: np.random.Generator, rule: Rule, pictures: int, copies: int = 1, **options: Any) -> xr.Dataset:
+def judged(
+    rng: np.random.Generator, rule: Rule, pictures: int, copies: int = 1, layers: Any = None, **options: Any
+) -> xr.Dataset:
     captions = [f"picture {i}" for i in range(pictures)] * copies
     return judge.judge(
         reading(rng, pictures, copies, **options), Says(rule), n=3 * pictures * copies, captions=captions, draws=399,
-        seed=int(rng.integers(2**31)), progress=False,
+        seed=int(rng.integers(2**31)), layers=layers, progress=False,
     ).data  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def share(pictures: int) -> Trial:
             often = 0.8 * drawn(seed, str(question.caption))
             return judge.Verdict(concrete=question.words[: drawn(seed, question.id) < often])
 
-        found = judged(rng, rule, pictures)
+        found = judged(rng, rule, pictures, layers=[0])
         return (found["rate_low"].values[0, 0] <= 0.4) & (0.4 <= found["rate_high"].values[0, 0])
 
     return trial

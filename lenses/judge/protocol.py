@@ -93,7 +93,7 @@ def judge(
         How many different words of each place are shown.  Read lenses with a larger ``top_k`` for as many where
         neighbours repeat.
     layers
-        Which layers; None: all.
+        Which layers (or blocks); None: all.
     pictures
         The original pictures, one for each of the reading's dimension ``picture``, in its order (that of the prompts).
         Without them judges see the thumbnails in the reading, of at most 336 pixels.
@@ -211,9 +211,12 @@ def _checked(named: dict[str, Reading], layers: Sequence[int] | None) -> tuple[x
         told = "; ".join(f"{name}: {depth} {held}" for name, (depth, held) in known.items())
         raise InputError(f"The lenses were read at other depths: {told}. Read them at the same layers, in one pass.")
     depth, held = next(iter(known.values()))
-    wanted = held if layers is None else [int(i) for i in np.atleast_1d(layers)]
+    # Negative ones count from the model's end, as where layers are read.
+    last = data.attrs.get("n_layers", max(held) + (depth == "block")) + (depth == "layer")
+    wanted = held if layers is None else [int(i) + last * (i < 0) for i in np.atleast_1d(layers)]
     if missing := [i for i in wanted if i not in held]:
-        raise InputError(f"layers={list(wanted)}: the readings have no {depth} {missing[0]}. They have {held}.")
+        asked = np.ravel(layers).tolist()  # type: ignore[arg-type]
+        raise InputError(f"layers={asked}: the readings have no {depth} {missing[0]}. They have {held}.")
     if not wanted:
         raise InputError("layers=[] leaves nothing to judge.")
     return data, depth, [held.index(i) for i in wanted]

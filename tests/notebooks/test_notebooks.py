@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "01_quickstart", "02_latentlens", "03_moe_routing", "04_superposition", "05_value_drift", "06_paper_figures",
+    "07_images",
 )  # fmt: skip
 sys.path.insert(0, str(ROOT / "scripts"))
 nbformat = pytest.importorskip("nbformat", reason="reading notebooks needs nbformat")

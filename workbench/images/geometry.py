@@ -110,9 +110,9 @@ def tiles(process: Callable[[list[Any]], Mapping[str, Any]], sizes: Sequence[Siz
         # An entry that is more padding than picture says no place.
         scale = np.where(np.abs(span) > 0.5 * typical, span, np.nan)
         places = [(one[key] - low) / scale for one in (across, down, *own)]
-        grids = _grids(key, low.shape, made[0])
-        for index, form in _parts(low.shape, grids, made[0]):
-            found += _tiles_of(key, index, form, grids, places, sizes)
+        grids = _grids(low.shape, made[0])
+        for i, (index, form) in enumerate(_parts(key, low.shape)):
+            found += _tiles_of(key, index, form, grids[i] if grids else [], places, sizes)
     if not found:
         raise Unplaced("Nothing that the processor gives depends on the picture.")
     return _slivers_scaled(found)
@@ -192,19 +192,24 @@ def _sides(given: Mapping[str, Any]) -> list[tuple[int, int]]:
     return []
 
 
-def _grids(key: str, shape: tuple[int, ...], given: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The same of the tiles in one output; [] where they are not told."""
+def _grids(shape: tuple[int, ...], given: Mapping[str, Any]) -> list[list[tuple[int, int]]]:
+    """The same for each batch of patches in one output; [] where they are not told."""
     sides = _sides(given)
-    return sides if len(shape) == 2 and sum(h * w for h, w in sides) == shape[0] else []
+    if len(shape) == 2 and sum(h * w for h, w in sides) == shape[0]:
+        return [sides]
+    if len(shape) == 3 and "spatial_shapes" in given:  # each filled up to the same number of patches
+        shapes = [(int(h), int(w)) for h, w in np.asarray(given["spatial_shapes"]).reshape(-1, 2)]
+        return [[one] for one in shapes] if len(shapes) == shape[0] else []
+    return []
 
 
-def _parts(shape: tuple[int, ...], grids: list[Any], given: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
     """Index and form of each image, or batch of patches, in an output: "chw", "hwc" or "patches"."""
-    # Patches come with the place of each, [batch, patch, 2]; three pictures of them look like three channels.
-    told = any(len(s := getattr(v, "shape", ())) == 3 and tuple(s) == (*shape[:2], 2) for v in given.values())
-    if not told and len(shape) >= 3 and shape[-3] == 3 and min(shape[-2:]) > 4:
+    # Only what is one of a list has no axis for the pictures: [3, n, m] of a tensor are three batches of patches.
+    pixels = len(shape) > 3 or (len(shape) == 3 and "." in key)
+    if pixels and shape[-3] == 3 and min(shape[-2:]) > 4:
         form, rest = "chw", shape[:-3]
-    elif not told and len(shape) >= 3 and shape[-1] == 3 and min(shape[-3:-1]) > 4:
+    elif pixels and shape[-1] == 3 and min(shape[-3:-1]) > 4:
         form, rest = "hwc", shape[:-3]
     else:
         form, rest = "patches", shape[:-2]

@@ -274,8 +274,9 @@ def _whose(source: Source, prompt: int) -> str:
 
 VIEW = View(
     "LensExplorer",
-    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is "
-    "on top, and the colour says how strong it is. Choose a cell for its detail.",
+    "Each cell is what a layer holds at one token of the prompt, and of a picture each patch is a token: words run "
+    "along the bottom, the last layer is on top, and the colour says how strong it is. Choose a cell or a patch for "
+    "its detail.",
     Path(__file__).with_name("lens_explorer.js"),
     (),
     payload,

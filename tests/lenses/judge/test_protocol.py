@@ -113,6 +113,20 @@ def test_one_picture_alone_has_no_null():
     assert set(data["failed"].sel(arm="other picture").values.ravel()) == {"no such null"}
 
 
+def test_layers_are_chosen_and_may_be_blocks(lenses):
+    whole = judge.judge(lenses[0], Sees(), n=10, **QUIET).data
+    last = judge.judge(lenses[0], Sees(), n=10, layers=[-1, 0], **QUIET).data
+    assert last["layer"].values.tolist() == [2, 0]
+    assert last["rate"].values.tolist() == whole["rate"].sel(layer=[2, 0]).values.tolist()
+    deep = workbench.reading.Reading(lenses[0].data.assign_attrs(n_layers=6))
+    with pytest.raises(InputError, match="layers=\\[-1\\]: the readings have no layer 6"):
+        judge.judge(deep, Sees(), n=10, layers=[-1], **QUIET)
+    blocks = workbench.reading.Reading(lenses[0].data.rename(layer="block").assign_attrs(n_layers=3))
+    found = judge.judge(blocks, Sees(), n=10, layers=[-1], **QUIET)
+    assert found["block"].values.tolist() == [2]
+    assert found["rate"].values.ravel().tolist() == whole["rate"].sel(layer=[2]).values.ravel().tolist()
+
+
 # ---------------------------------------------------------------- words
 
 
