@@ -54,14 +54,17 @@ def examine(model_type: str) -> dict[str, Any]:
     except zoo.CannotBuild as reason:
         return {**row, "status": "not built", "detail": str(reason)}
     row["class"] = type(module).__name__
-    try:
-        model = workbench.load(module, processor=processor, name=model_type)
-        proof = model.vision.describe()
-    except Refused as reason:
-        return {**row, "status": "refused", "detail": str(reason)}
+    counts, tiles, reasons, near, placed = [], [], [], [], 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            model = workbench.load(module, processor=processor, name=model_type)
+            proof = model.vision.describe()
+        except Refused as reason:
+            return {**row, "status": "refused", "detail": str(reason)}
+    reasons += [str(w.message) for w in said if "no known place" in str(w.message)]
     row |= {"error": f"{proof['error']:.0e}", "added": " ".join(map(str, proof["added"])),
             "pads": " ".join(proof["pad_sides"])}  # fmt: skip
-    counts, tiles, reasons, near, placed = [], [], [], [], 0
     for size in SIZES:
         picture = pictured.drawn(*size)
         with warnings.catch_warnings(record=True) as said:
