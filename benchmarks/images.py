@@ -183,7 +183,7 @@ def part_search(work: Path, quick: bool, device: str) -> dict[str, Any]:
     def product() -> None:
         for rows in bare:
             for lo in range(0, len(rows), 16384):
-                unit @ rows[lo : lo + 16384].T
+                torch.mm(unit, rows[lo : lo + 16384].T)
 
     cases: dict[str, Callable[[], Any]] = {"ours": lambda: index.nearest(queries, 5), "product": product}
     if device == "cpu":  # the wheel of faiss knows no GPU

@@ -46,7 +46,7 @@ def hits(words: np.ndarray, own: Sequence[Scene]) -> tuple[np.ndarray, np.ndarra
 
 
 def top_words(reading: Reading, layer: int, of: str = "token") -> np.ndarray:
-    """[picture, position] the first word of a lens, without the space before it; of LatentLens also its "next_token"."""
+    """[picture, position] the first token of a lens, without its space; of LatentLens its word or next token."""
     data = reading.data.sel(layer=layer).isel(rank=0)
     if of != "token":
         return np.array([[text.strip() for text in row] for row in data[of].values.tolist()])

@@ -74,6 +74,10 @@ def test_a_click_on_a_patch_says_what_all_lenses_say_there(file_page, tmp_path):
     assert before == sentence[:start], "marked where it stands, not where it stands first"
     assert said.locator("small").inner_text() == f"index layer {int(data['index_layer'][0])}"
     assert "similarity floor 0.340" in latent.locator(".wx-panel .wx-facts").first.inner_text()
+    page.get_by_role("searchbox").fill("car")
+    page.wait_for_timeout(250)
+    scales = page.locator(".wx-under .wx-scale").all_inner_texts()
+    assert len({scale.split("top 5")[1] for scale in scales}) == 3, "each score has a scale of its own"
     unharmed(page)
 
 

@@ -368,7 +368,9 @@ def images(device: str, folder: Path) -> Any:
             {"text": text_with_image(processor), "images": drawn(50, 40)},
             {"text": text_with_image(processor, 2), "images": [drawn(40, 90), drawn(64, 64)]},
         ]
-        found += workbench.read(model, prompts, [LogitLens(), EmbeddingLens(), States()], progress=False)
+        readers = [LogitLens(), EmbeddingLens(), States(), TokenDrift()]
+        readers += [States(stream="vision"), TokenDrift(stream="vision")]
+        found += workbench.read(model, prompts, readers, progress=False)
     return found
 
 

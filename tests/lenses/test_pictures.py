@@ -258,6 +258,26 @@ def test_no_model_is_asked_for_the_next_piece_of_a_picture():
     np.testing.assert_array_equal(target[~followed], data.input_id.values[0][1:][~followed[:-1]])
 
 
+def test_sinks_are_beyond_what_is_usual_for_their_kind():
+    """A connector that writes forty times as much makes no sink of a picture; one token among its others is one."""
+    model = vision("llava")
+    prompts = [{"text": f"see {text_with_image(model.processor)}", "images": drawn()}]
+    (prompt,) = encode(model, prompts)
+    at, image = int(prompt.visual.at[5]), np.isin(np.arange(len(prompt.ids)), prompt.visual.at)
+    connector, scale = model.module.model.multi_modal_projector, torch.full((16, 1), 40.0)
+    handle = connector.register_forward_hook(lambda module, args, out: out * scale)
+    try:
+        loud = read(model, prompts, States([0])).data
+        scale[5] = 4000
+        one = read(model, prompts, EmbeddingLens([0])).data
+    finally:
+        handle.remove()
+    norm = np.linalg.norm(loud.state.values[0, 0], axis=-1)
+    assert np.median(norm[image]) > 20 * np.median(norm[~image]) and not loud.sink.any()
+    assert np.flatnonzero(one.sink.values[0, 0]).tolist() == [at]
+    assert np.isnan(one.cosine_p.values[0, 0, at]) and not np.isnan(one.cosine_p.values[0, 0, at + 1])
+
+
 # ---------------------------------------------------------------- against transformers
 
 
@@ -370,11 +390,11 @@ def test_an_index_of_texts_is_of_the_model_s_own_language_part(index):
     """Against the language model alone, a sentence at a time."""
     model = vision("llava")
     index.check(model)
-    language = model.module.model.language_model
+    language, tokenizer = model.module.model.language_model, model.processor.tokenizer
     for layer in index.layers:
         rows = index.store.matrix(layer).states(0, len(index))
         for sentence in sorted(set(TEXTS)):
-            ids = model.tokenizer(sentence)["input_ids"]
+            ids = tokenizer(sentence)["input_ids"]
             with torch.no_grad():
                 dense = language(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
             found = index.describe(np.arange(len(index)))

@@ -26,7 +26,7 @@ PAINTED = {" sky": (120, 170, 230), " grass": (70, 150, 60), " sun": (250, 210, 
 NOISE = [" the", " of", "s", " and", ",", " photo", "日", " Paris", *HOSTILE[:6]]
 VOCAB = [*PAINTED, *NOISE, "<image>", "Describe", " this", " image", "."]
 SENTENCES = {
-    " sky": ("The sky above the field is blue.", 3), " grass": ("A dog runs in green grass.", 21),
+    " sky": ("The sky above the field is blue.", 3), " grass": ("A dog runs in green grass.", 20),
     " sun": ("The sun sets; sun and sea.", 14), " car": ("A red car, a car of a child.", 13),
 }  # fmt: skip
 

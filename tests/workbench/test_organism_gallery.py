@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import workbench
+from lenses import LogitLens
 from workbench.organisms import folder, names
 from workbench.organisms.gallery import PROMPT, recipe
 from workbench.organisms.gallery.grammar import (
@@ -128,8 +129,33 @@ def test_the_card_is_true(plain):
     assert right / named > by_chance / named + 0.4
 
 
+def test_visual_tokens_name_what_their_patches_show_and_no_other_picture_does():
+    """The map of patches, found again in what the model says: rows and columns of the reading against the truth."""
+    model = workbench.load("organism:gallery")
+    own = list(scenes(24, recipe.HELD_OUT_SEED))
+    prompts = [{"text": PROMPT, "images": paint(scene)} for scene in own]
+    data = workbench.read(model, prompts, LogitLens([0], top_k=1), positions="image", progress=False).data
+    words = np.vectorize(lambda i: model.tokenizer.decode([i]).strip())(data["token_id"].values[:, 0, :, 0])
+    row, column = data["row"].values, data["column"].values
+    rates = {}
+    for name, shift in (("own", 0), ("another", 1)):
+        right = []
+        for i in range(len(own)):
+            scene = own[i - shift]
+            known = truth(scene)
+            for word, r, c in zip(words[i], row[i], column[i], strict=True):
+                if known.share[r, c] >= 0.5:
+                    thing = scene.things[known.thing[r, c]]
+                    right.append(word == thing.colour or SHAPE_OF.get(word) == thing.shape)
+        rates[name] = np.mean(right)
+    assert rates["own"] > 0.7 and rates["another"] < 0.3
+    cell = PATCH * SCALE
+    box = np.stack([column * cell, row * cell, (column + 1) * cell, (row + 1) * cell], -1)
+    assert np.allclose(data["box"].values, box, atol=1)
+
+
 @torch.no_grad()
-def test_only_the_connector_learned_from_pictures(tmp_path):
+def test_only_the_connector_learned_from_pictures():
     """The language model and the vision tower are, after the captions, what they were before."""
     setting = {**recipe.SMOKE, "text_steps": 2, "sight_steps": 2, "caption_steps": 3}
     read = list(texts(200, 1))

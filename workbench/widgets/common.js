@@ -425,15 +425,14 @@ function mosaic(label, { pick, hover = () => {}, step = null }) {
   on.ariaSelected = "true";
   canvas.ariaHidden = "true";
   row.append(on);
-  node.append(gone, img, canvas, kept, near, row);
+  node.append(gone, canvas, kept, near, row);
 
   function show(given) {
     own = given;
     const src = safe(given.src);
-    if (src) img.src = src;
-    img.hidden = !src;
+    if (src) canvas.before(Object.assign(img, { src, alt: given.alt }));
+    else img.remove();
     gone.hidden = !!src;
-    img.alt = given.alt;
     node.style.aspectRatio = `${given.width} / ${given.height}`;
     node.style.maxWidth = pixels(Math.min(640, (480 * given.width) / given.height));
     painted = null;

@@ -672,7 +672,7 @@ function pane(app, place) {
   function heat() { // what colours a patch: these words, or else what is shown; x and its share of the colours
     const own = wanted(), shown = metric(), t = target();
     if (!own) return { shown, of: (row, at) => { const x = view.value(shown, row, at, t); return [x, Number.isNaN(x) ? NaN : share(shown, x)]; } };
-    const [from, to] = app.span();
+    const [from, to] = app.span(view);
     return { words: own.words, of: (row, at) => { const x = own.of(row, at); return [x, Number.isNaN(x) ? NaN : to > from ? (x - from) / (to - from) : 1]; } };
   }
 
@@ -697,7 +697,7 @@ function pane(app, place) {
       drawn = stripped = "";
     }
     const shown = heat(), faded = (row, at, x) => (state.floor && view.under(row, at, shown.words ? x : undefined)) || (state.differ && app.alike(self, row, at));
-    const sign = JSON.stringify([metric(), target(), shown.words, app.followed(view), state.floor, state.differ, app.domain(view, metric()), shown.words && app.span(), self.prompt, self.reading, low, high, state.query]);
+    const sign = JSON.stringify([metric(), target(), shown.words, app.followed(view), state.floor, state.differ, app.domain(view, metric()), shown.words && app.span(view), self.prompt, self.reading, low, high, state.query]);
     const colour = (part) => (Number.isNaN(part) ? null : view.shade(shown.words ? "top" : shown.shown, part));
     if (drawn !== sign + self.row + state.veil + stage.node.clientWidth + view.k) {
       drawn = sign + self.row + state.veil + stage.node.clientWidth + view.k;
@@ -751,7 +751,7 @@ function pane(app, place) {
 
   function legendOf({ words, shown }) {
     if (!words) return scaleOf(shown);
-    const [least, most] = app.span(), name = view.reading.score ? named(view.about(view.reading.score)) : "rank";
+    const [least, most] = app.span(view), name = view.reading.score ? named(view.about(view.reading.score)) : "rank";
     if (!(most >= least)) return make("span", "wx-facts", `${words} is in no cell here`);
     return scale(view.about("top").colours, view.say(least, "top"), view.say(most, "top"), `${name} of ${words}, where in the top ${view.k}`);
   }
@@ -950,8 +950,8 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
       settleOn(here(), here().row, here().at);
       tell();
     },
-    span() { // of the words that are looked for, in all panes with the same score
-      const ends = app.panes.map((p) => p.span());
+    span(view) { // of the words that are looked for, in all panes with the same score
+      const ends = app.panes.filter((p) => p.view().reading.score === view.reading.score).map((p) => p.span());
       return [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))];
     },
     // Numbers of one kind have one colour scale in all panes.
