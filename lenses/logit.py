@@ -265,7 +265,8 @@ class _Others:
             return null, p
         where, kind = np.full((*targets.shape[:2], 1), -1), np.full(targets.shape[:2], PADDING)
         for i, prompt in enumerate(self._run.prompts):
-            kind[i, : len(prompt.positions)] = self._kinds[i][prompt.positions]
+            # Anew: a prompt that a model continues has grown since.
+            kind[i, : len(prompt.positions)] = kinds(self._run.model, prompt)[prompt.positions]
         for k, place in enumerate(kept):
             i, at = self.places[place]
             slots = [s for s, a in enumerate(self._run.prompts[i].positions) if a == at]
