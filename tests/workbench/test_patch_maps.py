@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
+from pathlib import Path
 
 import images
 import numpy as np
 import pytest
+import zoo
 from pictured import PINPOINTS, SIZE, drawn, pictured, text_with_image
 from PIL import Image
 
@@ -302,3 +305,13 @@ def test_resamplers_have_no_places(models):
     own = data.isel(position=np.flatnonzero(data.kind.values == "image"))
     assert len(own.position) == 4 and (own.row.values == -1).all() and (own.column.values == -1).all()
     assert (own.box.values == [0, 0, 80, 60]).all()
+
+
+def test_coverage_names_every_type_and_none_is_wrong():
+    path = Path(images.__file__).with_suffix(".csv")
+    with path.open() as file:
+        rows = {row["model_type"]: row for row in csv.DictReader(file)}
+    assert list(rows) == zoo.image_text()
+    assert {row["status"] for row in rows.values()} <= {"exact", "near", "read", "no places", "refused", "not built"}
+    assert all(row["detail"] for row in rows.values() if row["status"] != "exact")
+    assert {rows[name]["status"] for name in ALL} <= {"exact", "near"}
