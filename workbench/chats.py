@@ -117,9 +117,7 @@ def _written(model: Model, writer: Any, turns: Sequence[Any], index: int) -> str
     goes_on = turns[-1]["role"] == "assistant"
     try:
         # The template writes the special tokens itself; tokenising its text again would double the first one.
-        return writer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-        )
+        return by_template(writer, turns, goes_on)
     except ValueError as error:
         if not goes_on:
             raise
@@ -127,6 +125,18 @@ def _written(model: Model, writer: Any, turns: Sequence[Any], index: int) -> str
             f"Prompt {index} is a chat that ends with what the assistant says, and the chat template of {model.name} "
             f"does not write that as it stands: {error} Render the chat and give its text."
         ) from error
+
+
+def by_template(writer: Any, turns: Sequence[Any], goes_on: bool = False) -> str:
+    """A chat as text.  ``goes_on``: with the assistant's last turn open, in place of a heading for the next."""
+    options: dict[str, Any] = {
+        "tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on
+    }  # fmt: skip
+    template, tokenizer = getattr(writer, "chat_template", None), getattr(writer, "tokenizer", None)
+    if isinstance(template, str) and tokenizer is not None:
+        # Processors ask their part for videos first, which is not there without torchvision.
+        writer, options["chat_template"] = tokenizer, template
+    return writer.apply_chat_template(list(turns), **options)
 
 
 def _parted(turns: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:

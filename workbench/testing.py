@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import workbench
 from workbench.anatomy import reserved_ids
 from workbench.engine import loop
+from workbench.engine.tower import Through
 from workbench.errors import InputError, WorkbenchError
 from workbench.inputs import Positions, Prompt, embedded, encode
 from workbench.model import Model
@@ -197,7 +198,7 @@ class _Trial:
         self._given = reader
         self.all = list(range(len(inputs)))
         self.reader = self.made(self.all)
-        self.prompts = encode(model, inputs, positions)
+        self.seen, self.prompts = _shown(self.reader, model, inputs, positions)
         self.fields = _fields(self.reader)
         self._read(self.reader)  # what is found once for a model is there from here on
         self.state = _state(model)
@@ -278,7 +279,7 @@ class _Trial:
         if self.positions != "all":
             return
         for positions in ("last", slice(0, 2)):
-            prompts = encode(self.model, self.inputs, positions)
+            _, prompts = _shown(self.reader, self.model, self.inputs, positions)
             found = self._read(self.reader, positions=positions)
             self.same(
                 "positions", found, [(i, i) for i in self.all], [p.positions for p in prompts],
@@ -424,7 +425,7 @@ class _Trial:
         return getattr(self.reader, "name", type(self.reader).__name__)
 
     def _planned(self) -> tuple[Any, Plan]:
-        return _plan(self.reader, self.model, self.prompts)
+        return _plan(self.reader, self.seen, self.prompts)
 
     def unchanged(self, check: str, after: str) -> None:
         for (what, before), now in zip(self.state.items(), _state(self.model).values(), strict=True):
@@ -543,10 +544,18 @@ def _plan(reader: Any, model: Model, prompts: list[Prompt]) -> tuple[Any, Plan]:
     return run, reader.plan(run)
 
 
+def _shown(reader: Any, model: Model, inputs: Any, positions: Positions) -> tuple[Any, list[Prompt]]:
+    """The model and the prompts as a reader sees them: those of its stream."""
+    if getattr(reader, "stream", "text") == "text":
+        return model, encode(model, inputs, positions)
+    through = Through(model, encode(model, inputs), positions)
+    return through.model, through.prompts
+
+
 def _stores(reader: Any, model: Model, inputs: Any, positions: Positions) -> bool:
     """Whether a reader keeps what it finds on its own, so that out= refuses it."""
     try:
-        return _plan(reader, model, encode(model, inputs, positions))[1].store is not None
+        return _plan(reader, *_shown(reader, model, inputs, positions))[1].store is not None
     except WorkbenchError:
         return False
 

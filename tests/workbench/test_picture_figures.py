@@ -21,9 +21,9 @@ from workbench.figures import Cells, Picture, Thumbnails, chart
 from workbench.figures.output import bundled
 from workbench.tokens import visible
 from workbench.variables import about
-from workbench.widgets import lens, payload, to_html
+from workbench.widgets import explore, lens, payload, to_html
 from workbench.widgets import packing as P
-from workbench.widgets.explorer import answer
+from workbench.widgets.explorer import answer, static_html
 
 
 def pictures(figure):
@@ -209,8 +209,9 @@ def test_other_charts_leave_patches_to_whoever_asks_for_them():
     image = chart(data, prompt=1, positions="image")
     assert cells(image).values.shape == (4, 24) and image.plot.panels[0].x.names[:2] == ["1,0", "1,1"]
     assert cells(chart(data, positions="all")).values.shape == (4, 580)
-    alone = data.isel(position=slice(0, 576))
-    assert cells(chart(alone.isel(prompt=[0]))).values.shape == (4, 576), "there is nothing else"
+    alone = data.isel(position=slice(0, 576), prompt=[0])
+    assert cells(chart(alone, "heatmap")).values.shape == (4, 576), "there is nothing else"
+    assert pictures(chart(alone)), "of patches alone the picture is drawn"
     texts = data["kind"] == "text"
     for positions, mask in (("text", texts), ("image", data["kind"] == "image"), (None, texts)):
         (line,) = chart(data, "curves", value="norm", positions=positions).plot.panels[0].marks[:1]
@@ -275,6 +276,23 @@ def test_a_part_has_the_pictures_of_its_prompts_and_the_others_come_with_theirs(
     last = list(dict.fromkeys(data["picture_data"].values)).index(data["picture_data"].values[-1])
     assert block["sources"] == {str(last): data["picture_data"].values[-1]}
     assert shown["start"]["position"] == 2 * 8 + 3, "in the middle"
+
+
+def test_panes_keep_layers_of_their_own():
+    pytest.importorskip("anywidget")
+    widget = explore(found())
+    widget.selection = {"panes": [[0, 0], [0, 0, 4]]}
+    assert widget.selection["panes"] == [[0, 0], [0, 0, 4]] and widget.selection["depth"] == 8
+    widget.selection = {"prompt": 2}
+    assert widget.selection["panes"] == [[0, 2], [0, 2, 4]], "both go to the next prompt"
+    for asked, said in (([[0, 0, 3]], "depth of a pane=3 .* there are 0, 2, 4, 8"), ([[0]], "is no .reading, prompt.")):
+        with pytest.raises(InputError, match=said):
+            widget.selection = {"panes": asked}
+
+
+def test_the_static_table_names_patches_by_row_and_column():
+    table = static_html(found(prompts=[[*ASK, squashed(3, 4)]]))
+    assert "2,3" in table and "0,0" in table and "image&gt;" not in table
 
 
 def test_scores_travel_as_what_they_fall_by():

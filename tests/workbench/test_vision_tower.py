@@ -16,6 +16,7 @@ from lenses.drift_figures import token_drift
 from workbench.errors import InputError, Refused
 from workbench.images.tower import tower_of
 from workbench.readers import States
+from workbench.testing import check_reader
 
 TYPES = ("llava", "gemma3", "paligemma", "idefics3", "qwen2_vl", "qwen2_5_vl", "mistral3", "llava_next")
 
@@ -206,3 +207,28 @@ def test_a_tower_whose_rows_mix_patches_or_whose_blocks_do_not_follow_is_refused
         block.register_forward_pre_hook(lambda m, args: (args[0] + 0.1, *args[1:]))
     with pytest.raises(Refused, match="vision tower of llava cannot be read"):
         tower_of(model)
+
+
+@pytest.mark.parametrize("reader", [States(stream="vision"), TokenDrift(stream="vision"), TokenDrift()])
+def test_readers_of_pictures_keep_their_promises(models, reader):
+    model, words = models("llava"), ("a red", "two of them are", "b c d e f g", "one")
+    prompts = [
+        {"text": text_with_image(model.processor, 1, text), "images": drawn(30 + 10 * i, 40, seed=i)}
+        for i, text in enumerate(words)
+    ]
+    check_reader(reader, model, prompts)
+
+
+def test_a_patch_with_a_massive_activation_is_a_sink():
+    model = loaded("gemma3")
+    with torch.no_grad():
+        model.module.get_submodule("model.vision_tower.embeddings.position_embedding").weight[5] *= 2000
+    inputs = [given(model, drawn(seed=i)) for i in range(3)]
+    data = read(model, inputs, TokenDrift(stream="vision"))
+    assert (data["sink"].values == (np.arange(16) == 5)).all()
+    assert (data["sink_count"].values == 3).all() and (data["norm_mean"].values < 100).all()
+
+
+def test_verbs_that_continue_texts_refuse_the_tower(models):
+    with pytest.raises(InputError, match="has a pass of its own"):
+        workbench.generate(models("llava"), "a ball", States(stream="vision"), max_new_tokens=1, progress=False)

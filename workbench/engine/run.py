@@ -151,6 +151,9 @@ def run_readers(
     ``more`` goes into the readings' first step of provenance.
     """
     model, prompts = run.model, run.prompts
+    other = next((reader for reader in readers if getattr(reader, "stream", "text") != model.stream), None)
+    if other is not None:
+        raise InputError(f'{type(other).__name__}(stream={other.stream!r}) has a pass of its own: read() runs it.')
     run.norms.usual = lambda sites: _usual(model, sites)
     plans = [reader.plan(run) for reader in readers]
     saved = None if out is None else Saved(out, run, readers, plans, more or {})

@@ -412,7 +412,12 @@ def charts() -> dict[str, Chart]:
 
 
 def _first_that_fits(data: xr.Dataset) -> str | None:
-    """A chart that was made for a kind of reading goes before those that draw any, unless there are tokens to show."""
+    """A chart that was made for a kind of reading goes before those that draw any, unless there are tokens to show.
+
+    Of patches alone the picture is shown.
+    """
+    if not _no_pictures(data) and not (data["kind"].values == "text").any():
+        return "overlay"
     ours = next((name for name, c in CHARTS.items() if not c.lacks(data)), None)
     if ours and ("token_id" in data or Source(data).by_component()):
         return ours

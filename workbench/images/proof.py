@@ -23,6 +23,7 @@ from torch import Tensor
 
 from workbench.anatomy.probe import accepted
 from workbench.anatomy.proof import readout_error
+from workbench.chats import by_template
 from workbench.engine.hooks import StopForward, hooked, run, untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Size, Unplaced, tiles
@@ -76,6 +77,8 @@ class Vision:
 
     def __init__(self, model: Model) -> None:
         self.model, self.processor = model, model.processor
+        self._named = True
+        """Whether texts name the places of their pictures."""
         self._rules: dict[Any, str] = {}
         self._failed: dict[Any, int] = {}
         self._known: dict[Any, Places] = {}
@@ -89,7 +92,8 @@ class Vision:
 
     def describe(self) -> dict[str, Any]:
         """The proof as plain values, for provenance."""
-        return asdict(self.proof) | {"layout": sorted(set(self._rules.values()))}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.proof).items()}
+        return plain | {"layout": sorted(set(self._rules.values()))}
 
     # ---------------------------------------------------------------- what the processor gives
 
@@ -113,7 +117,7 @@ class Vision:
     def _said(self, text: str, images: Sequence[Any], what: str, error: Exception) -> str:
         token = image_token(self.processor)
         has = text.count(token) if token else None
-        if has is not None and has != len(images):
+        if has is not None and has != len(images) and (has or self._named):
             return (
                 f"{what} has {len(images)} picture(s) and its text names {has}: write {token!r} in the text once for "
                 'each, where it belongs, or give a chat with parts {"type": "image", "image": picture}.'
@@ -256,6 +260,7 @@ class Vision:
                     reasons.append(str(error))
                     break
                 if limit is None or given["input_ids"].shape[1] <= limit:
+                    self._named = (image_token(self.processor) or "\0") in text
                     return text, size
                 reasons.append(f"a picture of {size[0]} x {size[1]} takes more than the {limit} tokens of its context")
         raise Refused(
@@ -430,7 +435,7 @@ def examples(processor: Any) -> list[str]:
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     if getattr(processor, "chat_template", None):
         try:
-            found.append(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+            found.append(by_template(processor, chat))
         except Exception:  # a template that wants a system turn, say
             pass
     token = image_token(processor)

@@ -61,6 +61,7 @@ class Tower:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._known: dict[Any, Places] = {}
+        self._rows: dict[Any, np.ndarray] = {}
         text, size = model.vision.example()
         images = [noise(size, 0)]
         with untouched(model.module):
@@ -71,6 +72,7 @@ class Tower:
                     self._places(text, given, [size], True)
                     return
                 except Unplaced as reason:
+                    self._rows.clear()
                     reasons.append(f"{self.path}: {str(reason).rstrip('.')}")
         raise Refused(
             f"The vision tower of {model.name} cannot be read: "
@@ -83,15 +85,13 @@ class Tower:
 
     def visual(self, prompt: Prompt) -> Visual:
         """What each row of the tower's states shows, for a prompt with pictures."""
-        held: Any = prompt.extras
-        given = held.whole() if hasattr(held, "whole") else dict(held)
-        given["input_ids"] = torch.tensor([prompt.ids])
         pictures = prompt.visual.pictures if prompt.visual is not None else ()
         sizes = [(picture.width, picture.height) for picture in pictures]
-        token = image_token(self.model.processor) or "\0"
-        shapes = tuple((k, tuple(v.shape)) for k, v in sorted(given.items()) if isinstance(v, Tensor) and "pixel" in k)
-        key = (tuple(sizes), prompt.text.count(token), shapes)
+        key = (tuple(sizes), prompt.text.count(image_token(self.model.processor) or "\0"), len(prompt.ids))
         if key not in self._known:
+            held: Any = prompt.extras
+            given = held.whole() if hasattr(held, "whole") else dict(held)
+            given["input_ids"] = torch.tensor([prompt.ids])
             with untouched(self.model.module):
                 try:
                     self._known[key] = self._places(prompt.text, given, sizes, prompt.special)
@@ -111,7 +111,11 @@ class Tower:
         cells = patches(self.model.module, found, sizes)
         if cells is None:
             raise Unplaced("what it sees of a picture does not divide into patches of the size that its config names")
-        number = self._numbers(given, found)
+        # How tiles lie in the processor's output decides on the numbers, and pictures of many sizes have alike ones.
+        key = tuple((t.key, t.index, t.height, t.width, None if t.order is None else t.order.tobytes()) for t in found)
+        if key not in self._rows:
+            self._rows[key] = self._numbers(given, found)
+        number = self._rows[key]
         own = number >= 0
         if len(np.unique(number[own])) < own.sum() or own.sum() != len(cells):
             raise Unplaced(

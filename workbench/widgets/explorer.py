@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench import tokens
 from workbench.errors import InputError
+from workbench.figures import patches
 from workbench.variables import aimed
 from workbench.widgets import lens
 from workbench.widgets.base import View, allowed, each, every, listed, listing, opened, table
@@ -224,7 +225,9 @@ def static_html(data: xr.Dataset, prompt: int = 0) -> str:
     source = lens.source_of(data)
     data = source.data
     prompt = source.prompt(prompt)
-    real, inputs = source.positions(prompt), source.inputs(prompt)
+    real, inputs, where = source.positions(prompt), source.inputs(prompt), patches.seen(source, prompt)
+    if where is not None:
+        inputs = [where.short(i) if where.image[i] >= 0 else text for i, text in enumerate(inputs)]
     rows, columns = every(len(source.depths), TABLE_ROWS), range(len(real))[-TABLE_COLUMNS:]
     numbers = not source.has("token_id")
     score = source.values()[0] if numbers else source.score
@@ -271,8 +274,9 @@ def _whose(source: Source, prompt: int) -> str:
 
 VIEW = View(
     "LensExplorer",
-    "Each cell is what a layer holds at one token of the prompt: the prompt runs along the bottom, the last layer is "
-    "on top, and the colour says how strong it is. Choose a cell for its detail.",
+    "Each cell is what a layer holds at one token of the prompt, and of a picture each patch is a token: words run "
+    "along the bottom, the last layer is on top, and the colour says how strong it is. Choose a cell or a patch for "
+    "its detail.",
     Path(__file__).with_name("lens_explorer.js"),
     (),
     payload,
