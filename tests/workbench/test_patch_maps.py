@@ -96,7 +96,9 @@ def test_a_picture_black_but_for_a_cell_changes_the_pixels_of_that_cell_alone(mo
     tokens = tokens.isel(position=np.flatnonzero(tile == 0 if tile.max() == 0 else tile > 0))
     black, white = (entries(model, Image.new("RGB", size, colour)) for colour in ("black", "white"))
     given = images.processed(model.processor, text_with_image(model.processor), [drawn(*size)])
-    seen, image = images.sights(model, given, tokens.position.values)
+    found = images.sights(model, given, tokens.position.values)
+    assert found is not None
+    seen, image = found
     covered = np.zeros(len(black), int)
     for own, box in zip(seen, tokens.box.values, strict=True):
         inside = image == np.bincount(image, weights=own).argmax()
@@ -221,7 +223,7 @@ def test_boxes_of_rows_and_columns_of_tiles_ahead_of_the_whole(models, size):
 def test_boxes_of_a_mosaic_without_its_padding(models, size):
     """LLaVA-NeXT: the resolution that keeps most of the picture, padded evenly; the padding's tokens are cut off."""
     width, height = size
-    best, most, waste = None, 0, math.inf
+    best, most, waste = (0, 0), 0, math.inf
     for high, wide in PINPOINTS:
         scale = min(wide / width, high / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
