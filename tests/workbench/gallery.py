@@ -402,6 +402,21 @@ def pictured() -> Reading:
     return Reading(found(), {**ORIGIN, "reader": {"name": "LatentLens", "top_k": 5}})
 
 
+def drifted() -> Reading:
+    """How states of texts and patches leave what they came in with."""
+    rng = np.random.default_rng(10)
+    dims = ("modality", "layer")
+    found: dict[str, Any] = {"sink_count": (dims, np.array([[3] * 7, [0] * 7]))}
+    for name, value in (("drift_mean", np.linspace([1, 1], [0.2, 0.5], 7).T), ("norm_mean", rng.uniform(3, 9, (2, 7)))):
+        found |= {name: (dims, value), f"{name}_low": (dims, value - 0.1), f"{name}_high": (dims, value + 0.1)}
+    found |= {f"drift_mean_{null}": (dims, rng.uniform(0, 0.2, (2, 7))) for null in ("null", "null_prompts")}
+    for name in ("norm", "drift"):
+        found[name] = (("prompt", "layer", "position"), rng.uniform(0.2, 1, (2, 7, 5)))
+    axes = {"modality": np.array(["text", "image"], object), "layer": range(7)}
+    data = xr.Dataset(found, axes, {"reader": "TokenDrift", "model": "made-up_7B"})
+    return Reading(told(data, "lenses.drift"), {**ORIGIN, "reader": {"name": "TokenDrift"}})
+
+
 def picture_figures() -> dict[str, Figure]:
     from lenses.latent.figures import alignment
 
@@ -423,6 +438,6 @@ def gallery() -> dict[str, Figure]:
         "judged": judged().figure("judged"), **routing_figures(),
         "adapters": adapted().figure("adapters"),
         "adapters by projection": adapted().figure("adapters", by="projection"),
-        **picture_figures(),
+        **picture_figures(), "token_drift": drifted().figure("token_drift"),
         "belief": believed().figure("belief"), **superposition_figures(), **feature_figures(), **value_figures(),
     }  # fmt: skip
