@@ -278,7 +278,10 @@ def test_noise_in_a_cell_changes_its_token_most(models, name):
     assert hits > trials / 2  # rows and columns exchanged, a quarter would
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "idefics3", "internvl", "mistral3", "hunyuan_vl"])
+@pytest.mark.parametrize("name", [
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "idefics3", "internvl", "mistral3", "hunyuan_vl", "gemma4",
+    "minicpmv4_6",
+])
 def test_two_pictures_have_the_places_of_each(models, name):
     model = models(name)
     pictures = [drawn(200, 150), drawn(61, 97, seed=1)]
