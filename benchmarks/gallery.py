@@ -406,6 +406,18 @@ def asked(model: Any, index: ContextIndex, own: list[Scene]) -> tuple[dict[str, 
     return answers, latent["index_layer"].values, torch.from_numpy(kept["state"].values)
 
 
+def texts_of(model: Any, texts: list[str]) -> Tensor:
+    """[1, layer, token, width] states of the tokens of texts, the first token of each left out."""
+    found = workbench.read(model, texts, States(range(model.n_layers + 1)), progress=False).data["state"]
+    states = torch.from_numpy(found.transpose("prompt", "layer", "position", ...).values)[:, :, 1:]
+    there = states.isfinite().all(-1).all(1)  # [prompt, position]: texts are not equally long
+    return states.transpose(1, 2)[there].transpose(0, 1)[None]
+
+
+def kept(states: Tensor) -> list[float]:
+    return [rounded(x) for x in torch.cosine_similarity(states, states[:, :1], dim=-1).mean((0, 2))]
+
+
 def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
     own = list(scenes(n, HELD_OUT_SEED))
     corpus = [caption(s, 0) for s in scenes(captions, CORPUS_SEED)]
@@ -428,6 +440,8 @@ def study(model: Any, n: int, captions: int, connectors: int) -> dict[str, Any]:
                 "visual": [rounded(x) for x in states.norm(dim=-1).mean((0, 2))],
                 "text": [rounded(x) for x in lenses.lengths()],
             },
+            # How much of its direction at layer 0 a state still has: mean cosine.
+            "direction_kept": {"visual": kept(states), "text": kept(texts_of(model, corpus[:100]))},
             "index_layer_share": [[rounded(x) for x in row] for row in share],
         }  # fmt: skip
         for name, where in kinds.items():
@@ -494,7 +508,7 @@ def said(result: dict[str, Any]) -> str:
         "probe": "\n".join(probed), "controls": "\n".join(nothing), "ahead": "\n".join(ahead_of),
         "times": result["controls"][0]["n"], "visual": result["length"]["visual"], "text": result["length"]["text"],
         "latent": means["LatentLens"], "logit": means["LogitLens"], "embedding": means["EmbeddingLens"],
-        "next": means[NEXT], "both": means[BOTH],
+        "next": means[NEXT], "both": means[BOTH], "kept": result["direction_kept"],
     }  # fmt: skip
     return CARD.format(**parts)
 
@@ -536,12 +550,13 @@ outputs in another order (intervals over connectors, since one of them may turn 
 differs, as far as it was measured:
 
 * This language model has one matrix for embeddings and head, and the connector writes visual tokens along its rows,
-  {visual[0]:.0f} long where an embedding is {text[0]:.1f}. The blocks hardly turn anything so long: visual tokens stay
-  words of the vocabulary almost to the end, while states of text leave the embeddings at once. Models of the paper have a
-  head of their own.
+  {visual[0]:.0f} long where an embedding is {text[0]:.1f}. The blocks hardly turn anything so long: after the first
+  block visual tokens have a cosine of {kept[visual][1]:.2f} with what they were at layer 0, and {kept[visual][4]:.2f}
+  at layer 4, where states of text have {kept[text][1]:.2f} and {kept[text][4]:.2f}. So visual tokens stay words of the
+  vocabulary, and lie where no state of text does. Models of the paper have a head of their own.
 * What LatentLens finds are contexts like "a big": a colour or shape is about to be said, and which one is not shared
-  (*the next word*: {next[right]:.2f}, chance {next[chance]:.2f}). Visual tokens have a mean of their own that cosines are
-  full of; less both means, LatentLens finds {both[right]:.2f} (chance {both[chance]:.2f}), and is still behind.
+  (*the next word*: {next[right]:.2f}, chance {next[chance]:.2f}). Less the means of both, visual tokens' and contexts',
+  LatentLens finds {both[right]:.2f} (chance {both[chance]:.2f}), and is still behind.
 * Chance is high where five words may name any of eight colours and six shapes: a lens that says nothing but colours is
   "right" half the time. A rate without its chance says little, for each of the lenses.
 

@@ -172,6 +172,16 @@ def test_only_the_connector_learned_from_pictures():
     assert torch.equal(model.model.language_model.embed_tokens.weight, language.model.embed_tokens.weight)
 
 
+def test_a_language_model_of_others_takes_the_place_of_the_small_one(tmp_path):
+    found = recipe.twin(tmp_path, str(folder("story")), pictures=24, sight_steps=2, steps=3, batch=4, measured=4)
+    assert math.isfinite(found["after"]["caption_loss_nats_per_token"])
+    model = workbench.load(str(tmp_path / "weights"))
+    assert model.n_layers == 6 and model.vocab_size == 1344  # the tokens of organism:story, and the image's
+    prompt = {"text": PROMPT, "images": paint(next(scenes(1, 40)))}
+    data = workbench.read(model, prompt, LogitLens([0], top_k=1), positions="image", progress=False).data
+    assert data.sizes["position"] == GRID * GRID
+
+
 def test_the_smoke_recipe_learns(tmp_path):
     card = recipe.make(tmp_path, smoke=True)
     assert card["text_loss_nats_per_token"] < 0.5 * math.log(card["vocabulary"])

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.errors import InputError
 from workbench.organisms.gallery.grammar import (
     COLOURS,
     COUNTS,
@@ -250,7 +251,7 @@ def caption_loss(model: Any, tokenizer: Any, tokens: Tensor, said: list[str]) ->
     longest = max(map(len, ids))
     padded = torch.tensor([[*row, *[-100] * (longest - len(row))] for row in ids])
     embed = model.get_input_embeddings()
-    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    first = tokenizer("")["input_ids"]  # what it puts in front of every text
     begin = embed(torch.tensor(first, dtype=torch.long)).expand(len(said), -1, -1)
     inputs = torch.cat([begin, tokens, embed(padded.clamp_min(0))], 1)
     # What is behind a caption's end is not attended to by anything that counts.
@@ -282,7 +283,7 @@ CHAT = (
 def say(model: Any, tokenizer: Any, tokens: Tensor, longest: int = 40) -> list[str]:
     """The caption that each picture gets, word by word the likeliest, from visual tokens [pictures, tokens, width]."""
     embed = model.get_input_embeddings()
-    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    first = tokenizer("")["input_ids"]  # what it puts in front of every text
     begin = embed(torch.tensor(first, dtype=torch.long)).expand(len(tokens), -1, -1)
     out = model.model.language_model(inputs_embeds=torch.cat([begin, tokens], 1), use_cache=True)
     said: list[Tensor] = []
@@ -349,12 +350,15 @@ def _split(items: list[Any], n: int) -> list[list[Any]]:
 # All of it -------------------------------------------------------------------------------------------------------
 
 
-def make(out: Path, *, smoke: bool = False, seed: int = 0, tied: bool = True) -> dict[str, Any]:
+def make(out: Path, *, smoke: bool = False, seed: int = 0, **other: Any) -> dict[str, Any]:
     """Train, measure, and write weights/, card.json and CARD.md below ``out``; the card's values.
 
-    ``tied``: whether the language model reads and writes with one matrix, as what ships does.
+    ``other`` settings make another model: ``tied=False`` gives the language model a head of its own, say.
     """
-    setting = (SMOKE if smoke else FULL) | {"tied": tied}
+    setting = SMOKE if smoke else FULL
+    if unknown := sorted(other.keys() - setting.keys()):
+        raise InputError(f"There is no setting {', '.join(unknown)}. There are {', '.join(setting)}.")
+    setting = setting | other
     start = time.time()
     read = list(texts(setting["texts"], TRAIN_SEED))
     tokenizer = make_tokenizer(read)
@@ -384,7 +388,9 @@ def make(out: Path, *, smoke: bool = False, seed: int = 0, tied: bool = True) ->
     return card
 
 
-def twin(out: Path, language: str, *, pictures: int, sight_steps: int, steps: int, batch: int, seed: int = 0) -> dict[str, Any]:
+def twin(
+    out: Path, language: str, *, pictures: int, sight_steps: int, steps: int, batch: int, seed: int = 0, measured: int = 24
+) -> dict[str, Any]:
     """The same with a language model that others trained, such as SmolLM2, frozen; nothing of it ships.
 
     Its tokenizer gets an image token, whose row of the embeddings is never read: visual tokens stand there.
@@ -393,7 +399,7 @@ def twin(out: Path, language: str, *, pictures: int, sight_steps: int, steps: in
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(language)
-    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": "<image>"}})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
     frozen = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
     frozen.resize_token_embeddings(len(tokenizer))
     setting = FULL | {
@@ -402,11 +408,11 @@ def twin(out: Path, language: str, *, pictures: int, sight_steps: int, steps: in
     own = list(scenes(pictures, TRAIN_SEED))
     seen = pixels(own)
     tower = train_sight(own, seen, setting, seed)
-    model = join(frozen, tower, tokenizer.image_token_id, seed)
+    model = join(frozen, tower, tokenizer.convert_tokens_to_ids("<image>"), seed)
     start = time.time()
-    before = measure(model, tokenizer, 24)
+    before = measure(model, tokenizer, measured)
     train_connector(model, tokenizer, own, seen, setting, seed)
-    found = {"before": before, "after": measure(model, tokenizer, 24), "setting": setting, "seconds": round(time.time() - start)}
+    found = {"before": before, "after": measure(model, tokenizer, measured), "setting": setting, "seconds": round(time.time() - start)}
     model.save_pretrained(out / "weights")
     processor_of(tokenizer).save_pretrained(out / "weights")
     (out / "twin.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -478,7 +484,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--untied", action="store_true", help="embeddings and head of their own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings: tied=false, say")
     parser.add_argument("--language", help="folder or hub id of a language model to freeze, for the larger twin")
     parser.add_argument("--pictures", type=int, default=16000, help="of the twin")
     parser.add_argument("--sight-steps", type=int, default=2000, help="of the twin's vision tower")
@@ -489,4 +495,5 @@ if __name__ == "__main__":
         options = {"pictures": given.pictures, "sight_steps": given.sight_steps, "steps": given.steps, "batch": given.batch}
         print(json.dumps(twin(given.out, given.language, seed=given.seed, **options), indent=1))
     else:
-        print(json.dumps(make(given.out, smoke=given.smoke, seed=given.seed, tied=not given.untied), indent=1))
+        other = {name: json.loads(value) for name, value in (x.split("=", 1) for x in given.set)}
+        print(json.dumps(make(given.out, smoke=given.smoke, seed=given.seed, **other), indent=1))
