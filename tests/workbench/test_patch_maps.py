@@ -320,3 +320,9 @@ def test_coverage_names_every_type_and_none_is_wrong():
     assert {row["status"] for row in rows.values()} <= {"exact", "near", "read", "no places", "refused", "not built"}
     assert all(row["detail"] for row in rows.values() if row["status"] != "exact")
     assert {rows[name]["status"] for name in ALL} <= {"exact", "near"}
+
+
+def test_features_that_are_added_between_blocks_are_found(models):
+    """Qwen3-VL and Granite Vision add visual features behind blocks 0 and 1, too; Qwen2-VL adds none."""
+    added = {name: models(name).vision.proof.added for name in ("qwen3_vl", "granite4_vision", "qwen2_vl")}
+    assert added == {"qwen3_vl": (1, 2), "granite4_vision": (1, 2), "qwen2_vl": ()}
