@@ -191,6 +191,8 @@ def _idefics3(model: str, name: str) -> Callable[[Any, Any], Any]:
     return make
 
 
+DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "cosmos3_omni", "cohere_compass")
+"""Types that add visual features behind the first blocks of the language model, too."""
 GEMMA3_TOKENS = {
     "<image_soft_token>": "image_token_id", "<start_of_image>": "boi_token_id", "<end_of_image>": "eoi_token_id",
 }  # fmt: skip
@@ -793,6 +795,8 @@ def _sizes(recipe: Recipe, model_type: str) -> Iterator[None]:
         return new
 
     config = merged(zoo.PATCHES.get(model_type, {}), recipe.config)
+    if model_type in DEEPSTACK:
+        config = merged({"vision_config": {"deepstack_visual_indexes": [0, 1]}}, config)
     with (
         patch.dict(zoo.EXACT, EXACT | recipe.exact),
         patch.dict(zoo.PATCHES, {model_type: config}),

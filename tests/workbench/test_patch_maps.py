@@ -278,7 +278,10 @@ def test_noise_in_a_cell_changes_its_token_most(models, name):
     assert hits > trials / 2  # rows and columns exchanged, a quarter would
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "idefics3", "internvl", "mistral3", "hunyuan_vl"])
+@pytest.mark.parametrize("name", [
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "idefics3", "internvl", "mistral3", "hunyuan_vl", "gemma4",
+    "minicpmv4_6",
+])
 def test_two_pictures_have_the_places_of_each(models, name):
     model = models(name)
     pictures = [drawn(200, 150), drawn(61, 97, seed=1)]
@@ -317,3 +320,9 @@ def test_coverage_names_every_type_and_none_is_wrong():
     assert {row["status"] for row in rows.values()} <= {"exact", "near", "read", "no places", "refused", "not built"}
     assert all(row["detail"] for row in rows.values() if row["status"] != "exact")
     assert {rows[name]["status"] for name in ALL} <= {"exact", "near"}
+
+
+def test_features_that_are_added_between_blocks_are_found(models):
+    """Qwen3-VL and Granite Vision add visual features behind blocks 0 and 1, too; Qwen2-VL adds none."""
+    added = {name: models(name).vision.proof.added for name in ("qwen3_vl", "granite4_vision", "qwen2_vl")}
+    assert added == {"qwen3_vl": (1, 2), "granite4_vision": (1, 2), "qwen2_vl": ()}
