@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lenses.nulls import of_kinds
 from lenses.targets import Followed, Targets
 from workbench.anatomy import brought, unit_roundoff
 from workbench.anatomy.block_writes import parts_of
@@ -144,7 +145,7 @@ class LogitAttribution(Reader):
 
         coords = {"component": np.array(components, object), "target": followed.names}
         settings = {"logit": "before any softcap"}
-        return Plan([first, final, *parts], outputs, observe, coords, finish, VARIABLES, {}, settings)
+        return Plan([first, final, *parts], outputs, observe, coords, finish, of_kinds(VARIABLES, run), {}, settings)
 
 
 def refuse_features_in_between(run: Run) -> None:

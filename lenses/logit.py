@@ -233,14 +233,14 @@ class _Others:
 
     def __init__(self, run: Run, draws: int) -> None:
         self._run = run
-        self._kinds = [kinds(run.model, prompt) for prompt in run.prompts]
+        known = [kinds(run.model, prompt) for prompt in run.prompts]
         rng, self.places, most = np.random.default_rng(0), [], 0
         for kind in (TEXT, IMAGE):
-            every = [(p, int(at)) for p, own in enumerate(self._kinds) for at in np.flatnonzero(own == kind)]
+            every = [(p, int(at)) for p, own in enumerate(known) for at in np.flatnonzero(own == kind)]
             kept = sorted(rng.choice(len(every), draws, replace=False)) if len(every) > draws else range(len(every))
             self.places += [every[i] for i in kept]
             most = max(most, len(every))
-        self._of: np.ndarray = np.array([self._kinds[p][at] for p, at in self.places], int)
+        self._of: np.ndarray = np.array([known[p][at] for p, at in self.places], int)
         counts = np.bincount(self._of)
         self.fewest = int(counts[counts > 0].min(initial=len(self.places)))
         self.more = "draws=" if most > draws else "positions of further prompts, in all "
@@ -265,7 +265,8 @@ class _Others:
             return null, p
         where, kind = np.full((*targets.shape[:2], 1), -1), np.full(targets.shape[:2], PADDING)
         for i, prompt in enumerate(self._run.prompts):
-            kind[i, : len(prompt.positions)] = self._kinds[i][prompt.positions]
+            # Anew: a prompt that a model continues has grown since.
+            kind[i, : len(prompt.positions)] = kinds(self._run.model, prompt)[prompt.positions]
         for k, place in enumerate(kept):
             i, at = self.places[place]
             slots = [s for s, a in enumerate(self._run.prompts[i].positions) if a == at]

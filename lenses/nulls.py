@@ -141,10 +141,11 @@ def of_kinds(table: Mapping[str, Mapping[str, Any]], run: Run) -> dict[str, dict
     found = {name: dict(own) for name, own in table.items()}
     if pictured(run):
         for name, own in found.items():
-            if name.endswith(("_floor_shuffled", "_floor_random")):  # of tokens: no null of what a picture shows
-                own["kind"] = "text"
-            elif own.get("role") == "p":
+            if own.get("role") == "p":
                 own["long_name"] += " (text) or shuffled patches (pictures)"
+            elif own.get("role") in ("floor", "null", "low", "high") or name.startswith("index_layer_share"):
+                # What is of tokens is no null of what a picture shows.
+                own.setdefault("kind", "image" if "_image" in name else "text")
     return found
 
 

@@ -534,6 +534,13 @@ def _hubness() -> xr.Dataset:
     return hubness(index(), hubs=3).data
 
 
+@source("hubs")
+def _hubs() -> xr.Dataset:
+    from lenses.latent.hubness import hubs
+
+    return hubs(lens_readings()["LatentLens"], hubs=3).data
+
+
 @source("lenses.latent.logit_agreement")
 def _logit_agreement() -> xr.Dataset:
     from lenses.latent import logit_agreement

@@ -12,7 +12,7 @@ import xarray as xr
 import workbench
 from lenses import EmbeddingLens, LatentLens, LogitAttribution, LogitLens
 from lenses.latent import ContextIndex, logit_agreement
-from lenses.latent.hubness import hubness
+from lenses.latent.hubness import hubness, hubs
 from lenses.latent.senses import senses
 from workbench.figures import chart
 from workbench.organisms.story.grammar import stories
@@ -53,6 +53,7 @@ RESULTS = {
     "latent, bare": lambda story, index: read(story, LatentLens(index, floors=False)),
     "search": lambda story, index: index.search(np.random.default_rng(0).normal(size=(3, story.d_model))),
     "hubness": lambda story, index: hubness(index, calibrations=["none", "csls"]),
+    "hubs": lambda story, index: hubs(read(story, LatentLens(index)), hubs=4),
     "agreement": agreement,
     "senses": lambda story, index: senses(story, queries=10, corpus=40),
 }

@@ -357,7 +357,7 @@ def white_box(device: str, folder: Path) -> Any:
     return [inside, margins(inside, draws=20), projections(inside, draws=20), weights(made)]
 
 
-@case("LogitLens", "EmbeddingLens", "States")
+@case("LogitLens", "EmbeddingLens", "LatentLens", "LogitAttribution", "States", "TokenDrift")
 def images(device: str, folder: Path) -> Any:
     """Pictures of several sizes in one batch: pixels, grids of patches, crops."""
     found = []
@@ -370,6 +370,9 @@ def images(device: str, folder: Path) -> Any:
         ]
         readers = [LogitLens(), EmbeddingLens(), States(), TokenDrift()]
         readers += [States(stream="vision"), TokenDrift(stream="vision")]
+        if kind == "llava":
+            index = ContextIndex.build(model, ["a red ball", "the dog ran"], folder / "index", progress=False)
+            readers += [LatentLens(index, [1, 3]), LogitAttribution()]
         found += workbench.read(model, prompts, readers, progress=False)
     return found
 

@@ -424,6 +424,15 @@ def test_shares_of_index_layers_are_of_one_kind_each(index, latent):
         assert (data[f"{name}_low"] <= data[name] + 1e-6).all() and (data[name] <= data[f"{name}_high"] + 1e-6).all()
         np.testing.assert_allclose(data[f"{name}_null"].sum("index"), 1, atol=1e-5)
     assert data.index_layer_share_image_null.attrs["short_name"] == "pictures of noise"
+    kinds = {name: variable.attrs.get("kind") for name, variable in data.data_vars.items()}
+    assert {name for name, kind in kinds.items() if kind == "text"} == {
+        "similarity_floor_shuffled", "similarity_floor_random", "index_layer_share", "index_layer_share_low",
+        "index_layer_share_high", "index_layer_share_null",
+    }  # fmt: skip
+    assert {name for name, kind in kinds.items() if kind == "image"} == {
+        *(f"similarity_floor_{name}" for name in ("patches", "noise", "others")),
+        *(f"index_layer_share_image{end}" for end in ("", "_low", "_high", "_null")),
+    }
     assert not np.isnan(data.similarity_floor_patches).any() and not np.isnan(data.similarity_floor_others).any()
 
 

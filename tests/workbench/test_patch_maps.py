@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import warnings
+from pathlib import Path
 
 import images
 import numpy as np
 import pytest
+import zoo
 from pictured import PINPOINTS, SIZE, drawn, pictured, text_with_image
 from PIL import Image
 
@@ -93,7 +96,9 @@ def test_a_picture_black_but_for_a_cell_changes_the_pixels_of_that_cell_alone(mo
     tokens = tokens.isel(position=np.flatnonzero(tile == 0 if tile.max() == 0 else tile > 0))
     black, white = (entries(model, Image.new("RGB", size, colour)) for colour in ("black", "white"))
     given = images.processed(model.processor, text_with_image(model.processor), [drawn(*size)])
-    seen, image = images.sights(model, given, tokens.position.values)
+    found = images.sights(model, given, tokens.position.values)
+    assert found is not None
+    seen, image = found
     covered = np.zeros(len(black), int)
     for own, box in zip(seen, tokens.box.values, strict=True):
         inside = image == np.bincount(image, weights=own).argmax()
@@ -218,7 +223,7 @@ def test_boxes_of_rows_and_columns_of_tiles_ahead_of_the_whole(models, size):
 def test_boxes_of_a_mosaic_without_its_padding(models, size):
     """LLaVA-NeXT: the resolution that keeps most of the picture, padded evenly; the padding's tokens are cut off."""
     width, height = size
-    best, most, waste = None, 0, math.inf
+    best, most, waste = (0, 0), 0, math.inf
     for high, wide in PINPOINTS:
         scale = min(wide / width, high / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
@@ -302,3 +307,13 @@ def test_resamplers_have_no_places(models):
     own = data.isel(position=np.flatnonzero(data.kind.values == "image"))
     assert len(own.position) == 4 and (own.row.values == -1).all() and (own.column.values == -1).all()
     assert (own.box.values == [0, 0, 80, 60]).all()
+
+
+def test_coverage_names_every_type_and_none_is_wrong():
+    path = Path(images.__file__).with_suffix(".csv")
+    with path.open() as file:
+        rows = {row["model_type"]: row for row in csv.DictReader(file)}
+    assert list(rows) == zoo.image_text()
+    assert {row["status"] for row in rows.values()} <= {"exact", "near", "read", "no places", "refused", "not built"}
+    assert all(row["detail"] for row in rows.values() if row["status"] != "exact")
+    assert {rows[name]["status"] for name in ALL} <= {"exact", "near"}

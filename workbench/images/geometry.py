@@ -206,13 +206,13 @@ def _grids(shape: tuple[int, ...], given: Mapping[str, Any]) -> list[list[tuple[
 def _parts(key: str, shape: tuple[int, ...]) -> Iterator[tuple[Any, str]]:
     """Index and form of each image, or batch of patches, in an output: "chw", "hwc" or "patches"."""
     # Only what is one of a list has no axis for the pictures: [3, n, m] of a tensor are three batches of patches.
-    pixels = len(shape) > 3 or (len(shape) == 3 and "." in key)
-    if pixels and shape[-3] == 3 and min(shape[-2:]) > 4:
-        form, rest = "chw", shape[:-3]
-    elif pixels and shape[-1] == 3 and min(shape[-3:-1]) > 4:
-        form, rest = "hwc", shape[:-3]
-    else:
-        form, rest = "patches", shape[:-2]
+    form, rest = "patches", shape[:-2]
+    if len(shape) > 3 or (len(shape) == 3 and "." in key):
+        one, two, three = shape[-3:]
+        if one == 3 and min(two, three) > 4:
+            form, rest = "chw", shape[:-3]
+        elif three == 3 and min(one, two) > 4:
+            form, rest = "hwc", shape[:-3]
     for index in itertools.product(*map(range, rest)):
         yield index, form
 

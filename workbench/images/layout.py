@@ -108,11 +108,15 @@ def hypotheses(
     packed = _packed(module, given, tiles, sizes, count)
     if packed is not None:
         yield packed
-    for key in dict.fromkeys(tile.key.partition(".")[0] for tile in tiles):
-        own = [tile for tile in tiles if tile.key.partition(".")[0] == key]
+    keys = list(dict.fromkeys(tile.key.partition(".")[0] for tile in tiles))
+    # Two outputs are whole pictures and their crops, or one picture at two resolutions.
+    for chosen in [[key] for key in keys] + ([keys, keys[::-1]] if len(keys) > 1 else []):
+        own = [tile for key in chosen for tile in tiles if tile.key.partition(".")[0] == key]
+        own.sort(key=lambda tile: tile.picture)
+        joined = f", {' then '.join(chosen)}" if len(chosen) > 1 else ""
         for grids, rule in _grids(own, count, patch_size(module)):
             for order, said in _orders(own):
-                yield _placed([own[i] for i in order], [grids[i] for i in order], sizes, rule + said)
+                yield _placed([own[i] for i in order], [grids[i] for i in order], sizes, rule + said + joined)
 
 
 def patch_size(module: nn.Module) -> int:

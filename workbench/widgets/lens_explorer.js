@@ -16,6 +16,7 @@ const STYLE = `
 &.several .wx-pane{border:1px solid var(--line);border-radius:8px;padding:8px}
 &.several .wx-pane.in{border-color:var(--soft)}
 &.several .wx-pane:not(.first) .wx-scale{display:none}
+&.several .wx-head{padding-right:34px}
 &.several .wx-close{position:absolute;top:8px;right:8px}
 &.stacked .wx-pane{display:contents}
 &.stacked .wx-pane.in>.wx-grid{border-color:var(--soft)}
@@ -1274,7 +1275,7 @@ export default explorer("lens", STYLE, ({ payload, root, tell: write, announce, 
     const self = here(), view = self.view(), r = view.reading, range = app.range(view);
     if (!view.there) return null;
     const seen = view.frame(self.at);
-    if (seen) { // of a patch, its picture
+    if (seen && r.depth !== "component") { // of a patch, its picture
       const metric = view.unit(view.metric(state.metric)), words = state.query || (app.followed(view) !== null && view.find(state.token) >= 0 && view.text(view.find(state.token)).replaceAll("·", " ").trim());
       const said = [`layer=${r.depths[self.row]}`, ...(r.prompts.length > 1 ? [`prompt=${self.prompt}`] : []), ...(view.where.images.length > 1 ? [`picture=${seen.image}`] : []), ...(seen.tile > 0 ? [`tile=${seen.tile}`] : [])];
       if (words) said.push(`word=${quoted(words)}`);
