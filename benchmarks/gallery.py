@@ -478,11 +478,11 @@ def into_card(result: dict[str, Any]) -> None:
     """Writes the tables into the organism's card, with what they say."""
     home = folder("gallery").parent
     card = json.loads((home / "card.json").read_text())
-    card["lenses"] = {"text": said(result)}
+    card["lenses"] = {"text": said(result, json.loads(UNTIED.read_text()))}
     write_card(home, card)
 
 
-def said(result: dict[str, Any]) -> str:
+def said(result: dict[str, Any], untied: dict[str, Any]) -> str:
     gaps = {(r["over"], r["top"], r["of"]): r for r in result["ahead"] if r["layer"] == "mean"}
     probed = ["| | " + " | ".join(f"layer {r['layer']}" for r in result["probe"]) + " |"]
     probed += ["|---" * (len(result["probe"]) + 1) + "|"]
@@ -500,7 +500,12 @@ def said(result: dict[str, Any]) -> str:
             numbers = " | ".join(f"{r['ahead']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" for r in cells)
             ahead_of.append(f"| {lens}, {'first word' if top == 1 else f'any of {top}'} | {numbers} |")
     shown = (*LENSES, NEXT)
-    means = {r["lens"]: r for r in result["things"] if (r["top"], r["layer"]) == (TOP, "mean")}
+    means, other = (
+        {r["lens"]: r for r in x["things"] if (r["top"], r["layer"]) == (TOP, "mean")} for x in (result, untied)
+    )
+    gap = next(
+        r for r in untied["ahead"] if (r["over"], r["top"], r["of"], r["layer"]) == ("LogitLens", TOP, "above", "mean")
+    )
     parts = {
         "patches": f"{result['patches']['things']:,}", "pictures": result["pictures"],
         "captions": f"{result['captions']:,}", "contexts": f"{result['contexts']:,}",
@@ -509,6 +514,8 @@ def said(result: dict[str, Any]) -> str:
         "times": result["controls"][0]["n"], "visual": result["length"]["visual"], "text": result["length"]["text"],
         "latent": means["LatentLens"], "logit": means["LogitLens"], "embedding": means["EmbeddingLens"],
         "next": means[NEXT], "both": means[BOTH], "kept": result["direction_kept"],
+        "other": {x: other[lens] for x, lens in zip(("latent", "logit", "embedding"), LENSES, strict=True)}, "gap": gap,
+        "steps": untied["made_with"].partition("--set ")[2],
     }  # fmt: skip
     return CARD.format(**parts)
 
@@ -553,15 +560,25 @@ differs, as far as it was measured:
   {visual[0]:.0f} long where an embedding is {text[0]:.1f}. The blocks hardly turn anything so long: after the first
   block visual tokens have a cosine of {kept[visual][1]:.2f} with what they were at layer 0, and {kept[visual][4]:.2f}
   at layer 4, where states of text have {kept[text][1]:.2f} and {kept[text][4]:.2f}. So visual tokens stay words of the
-  vocabulary, and lie where no state of text does. Models of the paper have a head of their own.
+  vocabulary, and lie where no state of text does.
+* Models of the paper have a head of their own. With one (`--set {steps}`: trained for less long), read in 100 pictures:
+  LatentLens {other[latent][right]:.2f} (chance {other[latent][chance]:.2f}), LogitLens {other[logit][right]:.2f}
+  ({other[logit][chance]:.2f}), EmbeddingLens {other[embedding][right]:.2f} ({other[embedding][chance]:.2f}). LatentLens
+  is then before LogitLens, as in the paper, by {gap[ahead]:.2f} [{gap[low]:.2f}, {gap[high]:.2f}] beyond chance, and
+  EmbeddingLens before both.
 * What LatentLens finds are contexts like "a big": a colour or shape is about to be said, and which one is not shared
   (*the next word*: {next[right]:.2f}, chance {next[chance]:.2f}). Less the means of both, visual tokens' and contexts',
   LatentLens finds {both[right]:.2f} (chance {both[chance]:.2f}), and is still behind.
 * Chance is high where five words may name any of eight colours and six shapes: a lens that says nothing but colours is
   "right" half the time. A rate without its chance says little, for each of the lenses.
 
-One small model, trained once: it shows that the order of the lenses is no law, not what holds of large models.
+Small models, each trained once: they show that the order of the lenses hangs on how a model is made, not what holds of
+large ones.
 """
+
+
+UNTIED = Path(__file__).parent / "results" / "gallery-untied.json"
+"""The same of a model with a head of its own; its ``made_with`` says how it was made."""
 
 
 def figure(result: dict[str, Any]) -> Any:
