@@ -94,7 +94,7 @@ def test_hovers_have_p_and_q_of_the_nearest():
     for end, value in (("p", 0.0123), ("q", 0.0456)):
         data[f"cosine_{end}"] = (WHERE, np.full([data.sizes[d] for d in WHERE], value))
     assert "nearest: p 0.0123, q 0.0456" in marks(chart(data))[0].hover[0][0]
-    assert lens.Packer("x", data).metrics == ["top", "cosine"], "they are no colours of cells"
+    assert lens.Packer("x", data).metrics == ["top", "cosine", "cosine_p", "cosine_q"]
 
 
 @needs_browser

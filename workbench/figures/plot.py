@@ -412,6 +412,8 @@ class Picture(Mark):
 
     def inks(self) -> np.ndarray:
         """[cell] black or white, whichever stands out more from what is seen there."""
+        if self.boxes is None:
+            return np.zeros(0, dtype=object)
         cells, pixels = self.cells, self.pixels[..., :3]
         own = rgb(stops(self.scale), np.nan_to_num(cells.shares[0]))
         veil = np.where(np.isfinite(cells.values[0]), VEIL, 0.0)[:, None]
