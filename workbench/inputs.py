@@ -686,11 +686,10 @@ def selected(positions: Positions, prompt: Prompt, index: int) -> list[int]:
             return sorted(set(range(length)) - set(prompt.visual.at.tolist() if prompt.visual else ()))
         if positions == "image":
             if prompt.visual is None or not len(prompt.visual.shown):
-                why = (
-                    "its text is all that it has" if prompt.visual is None
-                    else "in this model pictures enter by cross-attention, and fill no position"
-                )  # fmt: skip
-                raise InputError(f"Prompt {index} has no position that shows a part of a picture: {why}.")
+                why = "in this model pictures enter by cross-attention, and fill no position."
+                if prompt.visual is None:
+                    why = "it came without one. Give {'text': ..., 'images': ...}, or a chat with image parts."
+                raise InputError(f"Prompt {index} has no position that shows a part of a picture: {why}")
             return prompt.visual.shown.tolist()
         raise InputError(
             f"positions={positions!r} is unknown. Use 'all', 'last', 'image', 'text', an index, a slice or a list."

@@ -156,7 +156,7 @@ def made(name: str, kind: Any, options: dict[str, Any]) -> Any:
     takes = inspect.signature(kind).parameters
     lacking = [k for k, p in takes.items() if p.default is p.empty and options.get(k) is None]
     if lacking:
-        if lacking[0] in options:
+        if lacking[0] in options or lacking[0] == "index":
             raise InputError(f"The {name} lens needs --{lacking[0]} (workbench read --help).")
         raise InputError(
             f"The {name} lens cannot do without {lacking[0]!r}, which the command line does not know. Give it a "

@@ -17,8 +17,10 @@ from synthetic import HOSTILE, logit_lens
 
 from lenses.latent import figures as latent
 from workbench.errors import InputError
-from workbench.figures import Cells, Picture, Thumbnails, chart
+from workbench.figures import Cells, Picture, Thumbnails, chart, patches
 from workbench.figures.output import bundled
+from workbench.figures.source import Source
+from workbench.reading import Reading
 from workbench.tokens import visible
 from workbench.variables import about
 from workbench.widgets import explore, lens, payload, to_html
@@ -322,3 +324,14 @@ def test_a_page_of_many_patches_is_under_three_megabytes(tmp_path, monkeypatch):
     kept = [own["prompts"][0]["ranks"] for own in shown["readings"]]
     assert all(1 <= ranks < 5 for ranks in kept) and len(shown["readings"][0]["prompts"][0]["inputs"]) == 580
     assert "ranks that" in shown["about"]["said"]
+
+
+def test_parts_of_a_reading_are_drawn_with_their_own_pictures():
+    whole = Reading(found(), {"reader": {"name": "LogitLens"}})
+    turned = whole.isel(prompt=[2, 1, 0])
+    for place, prompt in enumerate((2, 1, 0)):
+        of_part, of_whole = (patches.pictures(Source(r.data), i) for r, i in ((turned, place), (whole, prompt)))
+        assert of_part == of_whole and of_whole, "a picture goes with its prompt"
+    for part in (whole.isel(prompt=1), whole.isel(prompt=slice(1, None)), whole.sel(prompt=[1])):
+        shown = part.figure("overlay").plot.panels[0].marks[0]
+        assert np.array_equal(shown.image, patches.pictures(Source(whole.data), 1)[0].pixels())

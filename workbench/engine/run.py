@@ -61,7 +61,8 @@ def read(
     batch_size
         Prompts in a batch; default: as many as a token budget allows, halved when memory runs out.
     positions
-        "all", "last", an index, a slice or a list; pads are never positions.
+        "all", "last", "image" (what shows a part of a picture), "text", an index, a slice or a list; pads are never
+        positions.
     progress
         False: no bars, of loading either.
     padding_side

@@ -109,10 +109,9 @@ def pictures(source: Source, prompt: int) -> dict[int, Picture]:
     if not pictured(source):
         return {}
     data = source.data
-    wanted = data["prompt"].values[prompt] if "prompt" in data.coords else prompt
     names = ("picture_prompt", "picture_image", "picture_data", "picture_width", "picture_height")
     rows: Any = zip(*(data[name].values.tolist() for name in names), strict=True)
-    return {int(i): Picture(str(src), int(w), int(h)) for p, i, src, w, h in rows if p == wanted}
+    return {int(i): Picture(str(src), int(w), int(h)) for p, i, src, w, h in rows if p == prompt}
 
 
 def chosen(source: Source, prompt: int, image: int, tile: int | None, who: str) -> tuple[Seen, Picture, np.ndarray]:
@@ -121,7 +120,10 @@ def chosen(source: Source, prompt: int, image: int, tile: int | None, who: str) 
     if own is None or not known:
         raise InputError(f"{who}: prompt {prompt} of this reading has no picture. Read one with an image.")
     if image not in known:
-        raise InputError(f"{who}(picture={image!r}): prompt {prompt} has picture {', '.join(map(str, sorted(known)))}.")
+        raise InputError(
+            f"{who}(picture={image!r}): prompt {prompt} has picture {', '.join(map(str, sorted(known)))}, "
+            "counted within a prompt. Those of another one: prompt=..."
+        )
     tiles = own.tiles(image)
     if not tiles:
         raise InputError(f"{who}: no position of picture {image} was read. Read with positions=\"image\" or \"all\".")

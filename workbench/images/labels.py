@@ -21,7 +21,7 @@ VARIABLES = {
     "column": about("column in the grid of the tile's tokens", role="label", of="input_id"),
     "box": about("part of the picture that a token shows", "pixels", role="label", of="input_id"),
     "side": about("side of a box", role="label", of="box"),
-    "picture_prompt": about("prompt of each picture", role="label", of="picture"),
+    "picture_prompt": about("place of the picture's prompt on the axis of prompts", role="label", of="picture"),
     "picture_image": about("which picture of its prompt", role="label", of="picture"),
     "picture_width": about("width of the original", "pixels", role="label", of="picture"),
     "picture_height": about("height of the original", "pixels", role="label", of="picture"),
