@@ -7,6 +7,7 @@ the processor is made of the image processor and the tokenizer, without the part
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import warnings
@@ -40,53 +41,57 @@ def load_processor(source: str, config: Any, options: dict[str, Any]) -> tuple[A
         try:
             return _on_pillow(source, config, options), ""
         except FAILURES as error:
-            reason = error if "orchvision" in str(error) else reason
+            reason = error  # what is missing once torchvision is left out
     return None, f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
 
 
 def _on_pillow(source: str, config: Any, options: dict[str, Any]) -> Any:
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     saved = {**_saved(source, "preprocessor_config.json", options), **_saved(source, "processor_config.json", options)}
-    name = saved.pop("processor_class", None) or PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    name = saved.pop("processor_class", None) or _processors().get(config.model_type)
     if not isinstance(name, str):
         raise ValueError(f"no processor is known for {config.model_type}")
     images = transformers.AutoImageProcessor.from_pretrained(source, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     kind = _class(name)
-    takes = kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount]
+    takes = inspect.signature(kind).parameters
     parts = {"image_processor": images, "tokenizer": tokenizer, "chat_template": saved.get("chat_template")}
     given = {k: v for k, v in {**saved, **parts}.items() if k in takes}
     with _without_videos():
         made = kind(**given)
-    made.chat_template = made.chat_template or getattr(tokenizer, "chat_template", None) or _template(source, options)
+    made.chat_template = made.chat_template or getattr(tokenizer, "chat_template", None)
+    made.chat_template = made.chat_template or _beside(source, "chat_template.jinja", options)
     return made
 
 
 def _saved(source: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """A file of settings beside the weights; {} where there is none."""
-    from transformers.utils import cached_file
+    text = _beside(source, name, options)
+    return json.loads(text) if text else {}
+
+
+def _beside(source: str, name: str, options: dict[str, Any]) -> str | None:
+    """The text of a file beside the weights; None where there is none."""
+    from transformers.utils.hub import cached_file
 
     own = {"revision": options.get("revision"), "_raise_exceptions_for_missing_entries": False}
     path = cached_file(source, name, **{k: v for k, v in own.items() if v is not None})
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-
-
-def _template(source: str, options: dict[str, Any]) -> str | None:
-    from transformers.utils import cached_file
-
-    own = {"revision": options.get("revision"), "_raise_exceptions_for_missing_entries": False}
-    path = cached_file(source, "chat_template.jinja", **{k: v for k, v in own.items() if v is not None})
     return Path(path).read_text(encoding="utf-8") if path else None
+
+
+def _processors() -> dict[str, str | None]:
+    """Type of a model -> name of the class of its processor."""
+    from transformers.models.auto import processing_auto
+
+    return dict(vars(processing_auto)["PROCESSOR_MAPPING_NAMES"])
 
 
 def _class(name: str) -> Any:
     """A processor's class, from its own module: at the top of transformers stands one that asks for torchvision."""
-    from transformers.models.auto.auto_factory import model_type_to_module_name
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-    homes = [kind for kind, known in PROCESSOR_MAPPING_NAMES.items() if known == name]
+    homes = [kind for kind, known in _processors().items() if known == name]
     homes = sorted(homes, key=lambda kind: kind.replace("_", "") != name.removesuffix("Processor").lower())
     for home in [*homes, name.removesuffix("Processor").lower()]:
         module = f"transformers.models.{model_type_to_module_name(home)}"
