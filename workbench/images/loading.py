@@ -57,7 +57,8 @@ def _on_pillow(source: str, config: Any, options: dict[str, Any]) -> Any:
     kind = _class(name)
     takes = inspect.signature(kind).parameters
     parts = {"image_processor": images, "tokenizer": tokenizer, "chat_template": saved.get("chat_template")}
-    given = {k: v for k, v in {**saved, **parts}.items() if k in takes}
+    videos = {name: None for name in takes if "video" in name and "processor" in name}
+    given = {k: v for k, v in {**saved, **parts, **videos}.items() if k in takes}
     with _without_videos():
         made = kind(**given)
     made.chat_template = made.chat_template or getattr(tokenizer, "chat_template", None)
