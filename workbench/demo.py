@@ -188,6 +188,8 @@ def _beside(source: Source, name: str, at: Mapping[Any, int]) -> str:
     value = float(here[name])
     said = [f"{source.called(name)} = {value:.3g}"]
     for control in (*source.controls(name, "null"), *source.controls(name, "floor")):
+        if here[control].ndim:  # of a summary, not of one place
+            continue
         null = float(here[control])
         beyond = value < null if source.about(name)["better"] == "low" else value > null
         said.append(f"{source.called(control)} = {null:.3g}{'' if beyond else ' (not beyond it)'}")

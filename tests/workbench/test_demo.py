@@ -76,7 +76,7 @@ def test_pictures_have_words_and_headings_are_no_file_names(made: Path) -> None:
     page = Page(made / "index.html")
     pictures = [a for tag, a in page.tags if tag == "img"]
     assert {a["src"] for a in pictures} == {path.name for path in made.glob("*.svg")}
-    assert len(pictures) == 5 and all(len(a["alt"] or "") > 20 for a in pictures)
+    assert len(pictures) == 6 and all(len(a["alt"] or "") > 20 for a in pictures)
     headings = page.of("h1") + page.of("h2") + page.of("h3")
     assert headings and not [text for text in headings if re.search(r"\.(html|svg|pdf|nc)\b", text)]
     assert all(text.endswith("?") for text in page.of("h3"))
@@ -91,7 +91,7 @@ def test_hostile_texts_are_texts_and_nothing_is_loaded(made: Path) -> None:
 
 def test_the_code_of_the_page_draws_its_pictures(made: Path) -> None:
     blocks = [text for text in Page(made / "index.html").of("pre") if text.startswith("import")]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, {})
 
@@ -226,6 +226,6 @@ def test_demo_says_what_to_do_next_and_goes_on_without_a_reader_that_refuses(
     said = capsys.readouterr().out
     assert "embedding cannot read this model: not with these states" in said and said.count("cannot read") == 1
     assert f"workbench read '{folder}' \"a prompt of yours\"" in said  # quoted: the name has a space
-    named = {"prediction", "logit", "attribution", "latent"}
+    named = {"prediction", "logit", "attribution", "latent", "drift"}
     files = {f"{name}.{end}" for name in named for end in ("nc", "pdf", "svg")}
     assert {path.name for path in tmp_path.iterdir()} == {"index.html", "lenses.html", "latent", *files}
