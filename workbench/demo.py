@@ -178,7 +178,9 @@ def answered(reader: Any, reading: Reading) -> Shown:
         return Shown(question, f"{said}.", reading, "attribution")
     if not (values := source.values()):
         return Shown(question, f"{repr(reading).splitlines()[0].strip('<>')}.", reading)
-    said = _beside(source, values[0], {**end, source.depth: -1})
+    data = source.data
+    beside = (v for v in values for null in source.controls(v, "null") if set(data[null].dims) <= set(data[v].dims))
+    said = _beside(source, next(beside, values[0]), {**end, source.depth: -1})
     return Shown(question, f"After {_text(source, 0)}, in the last layer: {said}.", reading)
 
 
