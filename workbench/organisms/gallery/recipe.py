@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import re
 import time
@@ -40,6 +39,8 @@ from workbench.organisms.gallery.grammar import (
     scenes,
     texts,
 )  # fmt: skip
+from workbench.organisms.story import recipe as story
+from workbench.organisms.story.recipe import descend, pack
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 FULL = {
@@ -53,39 +54,15 @@ SMOKE = {
     "caption_steps": 40, "caption_batch": 16, "caption_rate": 3e-3,
 }  # fmt: skip
 
-SPECIAL = ["<|pad|>", "<|bos|>", "<|eos|>", "<image>"]
+IMAGE = "<image>"
 
 
 # The language model ----------------------------------------------------------------------------------------------
 
 
 def make_tokenizer(texts: list[str], size: int = 512) -> Any:
-    """A byte-level BPE with a beginning-of-sequence token in front; a word is the same with and without a space."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    raw.train_from_iterator(texts, trainer)
-    raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2],
-        extra_special_tokens={"image_token": SPECIAL[3]}, model_max_length=256,
-    )  # fmt: skip
-
-
-def pack(tokenizer: Any, texts: list[str], length: int) -> Tensor:
-    """[rows, length] token ids: texts behind one another, each with its bos in front and eos behind."""
-    flat: list[int] = []
-    for ids in tokenizer(texts)["input_ids"]:
-        flat += [*ids, tokenizer.eos_token_id]
-    rows = len(flat) // length
-    return torch.tensor(flat[: rows * length]).view(rows, length)
+    """That of the stories, in which a word is the same with and without a space, and with a token for pictures."""
+    return story.make_tokenizer(texts, size, space=True, more={"image_token": IMAGE})
 
 
 def train_language(tokenizer: Any, data: Tensor, setting: dict[str, Any], seed: int) -> Any:
@@ -109,25 +86,6 @@ def train_language(tokenizer: Any, data: Tensor, setting: dict[str, Any], seed: 
 
     descend(list(model.parameters()), loss, setting["text_steps"], setting["rate"], "text")
     return model.eval()
-
-
-def descend(parameters: list[Any], loss: Any, steps: int, rate: float, name: str) -> None:
-    """AdamW with a warm-up and a cosine."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
-    warm = max(10, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / steps)))
-    )
-    start = time.time()
-    for step in range(steps):
-        found = loss()
-        found.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
-            print(f"{name} {step:5d}/{steps}  loss {found.item():.4f}  {time.time() - start:.0f} s", flush=True)
 
 
 # The vision tower ------------------------------------------------------------------------------------------------

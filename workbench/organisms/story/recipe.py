@@ -25,14 +25,21 @@ FULL = {"stories": 16000, "steps": 600, "batch": 32, "length": 128, "layers": 6,
 SMOKE = {"stories": 2500, "steps": 120, "batch": 16, "length": 96, "layers": 3, "width": 64, "rate": 5e-3}
 
 
-def make_tokenizer(texts: list[str], size: int = 2048) -> Any:
-    """A byte-level BPE with a beginning-of-sequence token in front of every text."""
+def make_tokenizer(
+    texts: list[str], size: int = 2048, *, space: bool = False, more: dict[str, str] | None = None
+) -> Any:
+    """A byte-level BPE with a beginning-of-sequence token in front of every text.
+
+    ``space``: a text begins as if behind a space, so that its first word is the same token as anywhere; ``more``:
+    further special tokens, by the names that the tokenizer has them under.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<|pad|>", "<|bos|>", "<|eos|>"]
+    more = more or {}
+    special = ["<|pad|>", "<|bos|>", "<|eos|>", *more.values()]
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -41,8 +48,9 @@ def make_tokenizer(texts: list[str], size: int = 2048) -> Any:
     raw.train_from_iterator(texts, trainer)
     raw.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token=special[0], bos_token=special[1], eos_token=special[2], model_max_length=256
-    )
+        tokenizer_object=raw, pad_token=special[0], bos_token=special[1], eos_token=special[2], model_max_length=256,
+        **({"extra_special_tokens": more} if more else {}),
+    )  # fmt: skip
 
 
 def pack(tokenizer: Any, texts: list[str], length: int) -> Tensor:
@@ -67,24 +75,33 @@ def train(tokenizer: Any, data: Tensor, setting: dict[str, Any], seed: int = 0) 
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting["rate"], betas=(0.9, 0.98), weight_decay=0.05)
-    steps, warm = setting["steps"], max(10, setting["steps"] // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min((s + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / steps))),
-    )
     generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
+
+    def loss() -> Tensor:
         rows = data[torch.randint(len(data), (setting["batch"],), generator=generator)]
-        loss = model(input_ids=rows, labels=rows).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        return model(input_ids=rows, labels=rows).loss
+
+    descend(list(model.parameters()), loss, setting["steps"], setting["rate"], "text")
+    return model.eval()
+
+
+def descend(parameters: list[Any], loss: Any, steps: int, rate: float, name: str) -> None:
+    """AdamW with a warm-up and a cosine."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+    warm = max(10, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / steps)))
+    )
+    start = time.time()
+    for step in range(steps):
+        found = loss()
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step:5d}/{steps}  loss {loss.item():.4f}", flush=True)
-    return model.eval()
+            print(f"{name} {step:5d}/{steps}  loss {found.item():.4f}  {time.time() - start:.0f} s", flush=True)
 
 
 @torch.no_grad()
