@@ -854,6 +854,14 @@ def _fill_code_book(model: Any) -> None:
     entries.data.copy_(vectors[chosen])
 
 
+def loaded(model_type: str) -> Any:
+    """The tiny model of one type, loaded with its processor."""
+    import workbench
+
+    module, processor = pictured(model_type)
+    return workbench.load(module, tokenizer=processor.tokenizer, processor=processor, name=model_type)
+
+
 def text_with_image(processor: Any, n: int = 1, text: str = "a red ball") -> str:
     """A prompt with the places of ``n`` pictures, as this processor of :func:`pictured` wants it."""
     return " and ".join([processor.place_of_picture] * n) + f" {text}"

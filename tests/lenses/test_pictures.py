@@ -13,7 +13,7 @@ import numpy as np
 import pictured as recipes
 import pytest
 import torch
-from pictured import drawn, pictured, text_with_image
+from pictured import drawn, loaded, text_with_image
 from PIL import Image
 
 import workbench
@@ -32,8 +32,7 @@ from levels.case import rate_of  # noqa: E402
 
 @cache
 def vision(name: str) -> workbench.Model:
-    module, processor = pictured(name)
-    return workbench.load(module, tokenizer=processor.tokenizer, processor=processor, name=name)
+    return loaded(name)
 
 
 def shown(model, *images, text="a red ball", **more):
@@ -327,10 +326,9 @@ def deep() -> workbench.Model:
         known, config={"vision_config": {"deepstack_visual_indexes": [0, 1]}}
     )
     try:
-        module, processor = pictured("qwen3_vl")
+        return loaded("qwen3_vl")
     finally:
         recipes.RECIPES["qwen3_vl"] = known
-    return workbench.load(module, tokenizer=processor.tokenizer, processor=processor)
 
 
 def test_features_that_are_added_between_blocks_are_in_what_the_next_block_reads():

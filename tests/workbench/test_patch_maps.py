@@ -11,10 +11,8 @@ import images
 import numpy as np
 import pytest
 import zoo
-from pictured import PINPOINTS, SIZE, drawn, pictured, text_with_image
+from pictured import PINPOINTS, SIZE, drawn, loaded, text_with_image
 from PIL import Image
-
-import workbench
 
 EXACT = {
     "llava": (32, 32), "vipllava": (32, 32), "llava_next": (64, 64), "llava_onevision": (64, 64),
@@ -27,11 +25,6 @@ EXACT = {
 """A picture that each processor leaves at its size, so that each of its pixels is one of what the model is given."""
 ALL = (*EXACT, "gemma4", "got_ocr2")
 SHAPES = ((200, 150), (90, 300), (61, 47))
-
-
-def loaded(model_type):
-    module, processor = pictured(model_type)
-    return workbench.load(module, processor=processor, name=model_type)
 
 
 @pytest.fixture(scope="module")

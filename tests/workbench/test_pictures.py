@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from pictured import drawn, pictured, text_with_image
+from pictured import drawn, loaded, text_with_image
 from PIL import Image
 from tokenizers import processors
 
@@ -19,11 +19,6 @@ from workbench.readers import States
 
 TYPES = ("llava", "qwen2_5_vl", "idefics3", "gemma3", "mistral3")
 STARTLESS = ("llava", "idefics3", "mistral3")
-
-
-def loaded(model_type):
-    module, processor = pictured(model_type)
-    return workbench.load(module, tokenizer=processor.tokenizer, processor=processor, name=model_type)
 
 
 @pytest.fixture(scope="module")

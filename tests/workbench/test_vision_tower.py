@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictured import drawn, pictured, text_with_image
+from pictured import drawn, loaded, text_with_image
 from PIL import Image
 from torch import nn
 
@@ -14,16 +14,11 @@ import workbench
 from lenses import LogitLens, TokenDrift
 from lenses.drift_figures import token_drift
 from workbench.errors import InputError, Refused
-from workbench.images.tower import tower_of
+from workbench.images.tower import Tower
 from workbench.readers import States
 from workbench.testing import check_reader
 
 TYPES = ("llava", "gemma3", "paligemma", "idefics3", "qwen2_vl", "qwen2_5_vl", "mistral3", "llava_next")
-
-
-def loaded(model_type):
-    module, processor = pictured(model_type)
-    return workbench.load(module, tokenizer=processor.tokenizer, processor=processor, name=model_type)
 
 
 @pytest.fixture(scope="module")
@@ -194,19 +189,19 @@ def test_a_tower_whose_rows_mix_patches_or_whose_blocks_do_not_follow_is_refused
     model, tower = parts()
     forward = tower.encoder.layers[1].forward
     tower.encoder.layers[1].forward = lambda states, *args, **kwargs: forward(states * 1.5, *args, **kwargs)
-    assert tower_of(model).path.endswith("encoder.layers")  # what a block does inside is its own business
+    assert model.once("tower", Tower).path.endswith("encoder.layers")  # what a block does inside is its own business
     model, tower = parts()
     embeddings = tower.embeddings
     plain = embeddings.forward
     embeddings.forward = lambda *args, **kwargs: (lambda x: x + x.roll(1, 1))(plain(*args, **kwargs))
     with pytest.raises(Refused, match="vision tower of llava cannot be read: .*mix patches"):
-        tower_of(model)
+        model.once("tower", Tower)
     model, tower = parts()
     for block in tower.encoder.layers:
         block.register_forward_hook(lambda m, args, out: out * 1.01 if isinstance(out, torch.Tensor) else out)
         block.register_forward_pre_hook(lambda m, args: (args[0] + 0.1, *args[1:]))
     with pytest.raises(Refused, match="vision tower of llava cannot be read"):
-        tower_of(model)
+        model.once("tower", Tower)
 
 
 @pytest.mark.parametrize("reader", [States(stream="vision"), TokenDrift(stream="vision"), TokenDrift()])
