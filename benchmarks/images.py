@@ -36,7 +36,7 @@ from measure import Measured, arguments, in_turn, machine, multiples, written
 import workbench
 from lenses import ContextIndex, EmbeddingLens, LatentLens, LogitLens, States
 from workbench.images import given
-from workbench.images.proof import noise
+from workbench.images.pictures import noise
 
 TEXT = "USER: <image> What is it? ASSISTANT:"
 PATCH = 14

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import cached_property
@@ -94,6 +94,17 @@ class Model:
         """
         if not proof_is_current(self.module, self.anatomy, self._proved):
             self.prove()
+
+    def once(self, name: str, find: Callable[[Model], Any]) -> Any:
+        """What ``find(model)`` gives, or that it refuses: found once, until the model is proved again."""
+        if name not in self.known:
+            try:
+                self.known[name] = find(self)
+            except Refused as reason:
+                self.known[name] = reason
+        if isinstance(self.known[name], Refused):
+            raise self.known[name]
+        return self.known[name]
 
     @property
     def n_layers(self) -> int:
@@ -192,16 +203,9 @@ class Model:
 
         Raises Refused where prompts with pictures cannot be read rightly.
         """
-        if "vision" not in self.known:
-            from workbench.images.proof import Vision
+        from workbench.images.proof import Vision
 
-            try:
-                self.known["vision"] = Vision(self)
-            except Refused as reason:
-                self.known["vision"] = reason
-        if isinstance(self.known["vision"], Refused):
-            raise self.known["vision"]
-        return self.known["vision"]
+        return self.once("vision", Vision)
 
     @property
     def adapters(self) -> list[str]:

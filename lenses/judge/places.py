@@ -10,12 +10,10 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import InputError, warn
+from workbench.images.labels import PICTURES, PLACES, SIDES
 from workbench.reading import Reading, derived
 from workbench.variables import about, described
 
-SIDES = ("left", "top", "right", "bottom")
-PLACES = ("kind", "image", "tile", "row", "column", "box")
-PICTURES = ("picture_prompt", "picture_image", "picture_width", "picture_height", "picture_data")
 VARIABLES = {
     "prompt": about("prompt", role="label"),
     "position": about("position", "tokens", role="label"),

@@ -177,14 +177,14 @@ def hubs(reading: Reading, *, hubs: int = 10) -> Reading:
         for depth in range(rows.shape[1]):
             some = good[:, depth] & (of == kind)
             own = np.where(some[..., None], rows[:, depth], -1)
-            each = [np.unique(r[r >= 0], return_counts=True) for r in own]
+            each = [dict(zip(*np.unique(r[r >= 0], return_counts=True), strict=True)) for r in own]
             total = (own >= 0).sum((1, 2))
             cells[k, depth] = (own >= 0).any(-1).sum()
             if not total.sum():
                 continue
             every, times = np.unique(own[own >= 0], return_counts=True)
             top = every[np.argsort(-times, kind="stable")[:hubs]]
-            counts = np.array([[dict(zip(*one, strict=True)).get(x, 0) for x in top] for one in each])
+            counts = np.array([[times_of.get(x, 0) for x in top] for times_of in each])
             n = len(top)
             row[k, depth, :n] = top
             tokens[k, depth, :n] = [(own == x).any(-1).sum() for x in top]

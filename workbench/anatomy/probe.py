@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.anatomy.config import reserved_ids, text_config
-from workbench.engine.hooks import hooked, run, tensors
+from workbench.engine.hooks import StopForward, hooked, run, tensors
 from workbench.errors import Refused
 from workbench.fingerprint import execution_device
 
@@ -74,6 +74,18 @@ def probe(
     """One pass with hooks, on those of the inputs that the model's forward takes."""
     with hooked(before, after):
         return run(module, accepted(module, inputs))
+
+
+def in_front(module: nn.Module, block: nn.Module, inputs: dict[str, Any], find: Callable[[Any], Any]) -> Any:
+    """What ``find`` gives of a block's inputs, in a pass that ends there; None where the block is not reached."""
+    seen: list[Any] = []
+
+    def stop(m: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(find((args, kwargs)))
+        raise StopForward
+
+    probe(module, inputs, before={block: stop})
+    return seen[0] if seen else None
 
 
 def alone(inputs: dict[str, Tensor], real: Tensor) -> list[tuple[dict[str, Tensor], Tensor]]:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import InputError, ReadingError
+from workbench.images.labels import PICTURES, PLACES
 
 if TYPE_CHECKING:
     from workbench.figures.source import Source
-
-COORDINATES = ("kind", "image", "tile", "row", "column", "box")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ class Picture:
 
 def pictured(source: Source) -> bool:
     """Whether prompts of the reading have pictures."""
-    return source.data.sizes.get("picture", 0) > 0 and all(name in source.data.variables for name in COORDINATES)
+    return source.data.sizes.get("picture", 0) > 0 and all(name in source.data.variables for name in PLACES)
 
 
 def seen(source: Source, prompt: int) -> Seen | None:
@@ -94,7 +93,7 @@ def seen(source: Source, prompt: int) -> Seen | None:
     if not pictured(source):
         return None
     at = source.positions(prompt)
-    kind, image, tile, row, column, box = (_of(source, name, prompt)[at] for name in COORDINATES)
+    kind, image, tile, row, column, box = (_of(source, name, prompt)[at] for name in PLACES)
     found = Seen(kind.astype(str), image.astype(int), tile.astype(int), row.astype(int), column.astype(int), box)
     return found if (found.image >= 0).any() else None
 
@@ -109,9 +108,8 @@ def pictures(source: Source, prompt: int) -> dict[int, Picture]:
     if not pictured(source):
         return {}
     data = source.data
-    names = ("picture_prompt", "picture_image", "picture_data", "picture_width", "picture_height")
-    rows: Any = zip(*(data[name].values.tolist() for name in names), strict=True)
-    return {int(i): Picture(str(src), int(w), int(h)) for p, i, src, w, h in rows if p == prompt}
+    rows: Any = zip(*(data[name].values.tolist() for name in PICTURES), strict=True)
+    return {int(i): Picture(str(src), int(w), int(h)) for p, i, w, h, src in rows if p == prompt}
 
 
 def chosen(source: Source, prompt: int, image: int, tile: int | None, who: str) -> tuple[Seen, Picture, np.ndarray]:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.images.proof import noise
+from workbench.images.pictures import noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from workbench.images.layout import Visual
     from workbench.images.pictures import Picture
-    from workbench.images.proof import Visual
 
 SAID = {"patches": "its cells in random order", "noise": "pictures of noise", "others": "another's pictures"}
 

@@ -54,6 +54,12 @@ def _filled(values: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
+def alone(given: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """What a processor gave for one prompt, its ids among it, as the model takes it."""
+    mask = torch.ones_like(torch.as_tensor(given["input_ids"]))
+    return placed({**given, "attention_mask": mask}, model)
+
+
 def placed(inputs: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Inputs on the model's device; pixels in its dtype."""
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from workbench.inputs import Prompt
 
 SIDES = ("left", "top", "right", "bottom")
+PLACES = ("kind", "image", "tile", "row", "column", "box")
+"""What a reading says of each position of a prompt with pictures."""
+PICTURES = ("picture_prompt", "picture_image", "picture_width", "picture_height", "picture_data")
+"""What it says of each picture."""
 VARIABLES = {
     "kind": about("what a position holds: text, image, or padding", role="label", of="input_id"),
     "image": about("which picture of the prompt", role="label", of="input_id"),

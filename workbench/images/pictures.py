@@ -260,3 +260,14 @@ def image_token(processor: Any) -> str | None:
         if token is not None:
             return str(getattr(token, "content", token))
     return None
+
+
+def noise(size: tuple[int, int], seed: int, cells: int = 8) -> Image:
+    """A picture of coloured squares, so many to its shorter side, in random colours."""
+    from PIL import Image
+
+    side = max(1, min(size) // cells)
+    shape = (-(-size[1] // side), -(-size[0] // side), 3)
+    colours = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    large = colours.repeat(side, 0).repeat(side, 1)[: size[1], : size[0]]
+    return Image.fromarray(np.ascontiguousarray(large))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.anatomy.probe import accepted
-from workbench.anatomy.proof import readout_error
+from workbench.anatomy.probe import in_front, probe
+from workbench.anatomy.proof import TOLERANCE, readout_error
 from workbench.chats import by_template
-from workbench.engine.hooks import StopForward, hooked, run, untouched
+from workbench.engine.hooks import untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Size, Unplaced, tiles
-from workbench.images.joining import placed
+from workbench.images.joining import alone
 from workbench.images.layout import Places, Visual, hypotheses, unplaced
-from workbench.images.pictures import Picture, image_token
+from workbench.images.pictures import Picture, image_token, noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +73,15 @@ class VisionProof:
 
 
 class Vision:
-    """How pictures get into one model.  Raises Refused where they cannot be read rightly."""
+    """How pictures get into one model.  Raises Refused where they cannot be read rightly.
+
+    Attributes
+    ----------
+    proof
+        What was proved.
+    example
+        The text with a place for one picture, and the size of the picture, that it was proved on.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model, self.processor = model, model.processor
@@ -83,10 +91,10 @@ class Vision:
         self._failed: dict[Any, int] = {}
         self._known: dict[Any, Places] = {}
         with untouched(model.module):
-            self.proof = self._prove()
+            self.example = text, size = self._example()
+            self.proof = self._prove(text, size)
         if self.proof.tokens:
             # The layout, too, on a picture of an ordinary size: what comes first may be too small to tell.
-            text, size = self.example()
             given = self.process(text, [noise(size, 0)], "the example")
             self._places(text, given, [size], int(np.isin(given["input_ids"][0], self.proof.tokens).sum()), True)
 
@@ -226,12 +234,11 @@ class Vision:
 
     # ---------------------------------------------------------------- the proof
 
-    def _prove(self) -> VisionProof:
+    def _prove(self, text: str, size: Size) -> VisionProof:
         model = self.model
-        text, size = self.example()
         inputs = self._inputs(text, [noise(size, 0)])
         ids = inputs["input_ids"][0].cpu().numpy()
-        one, two = (self._front(self._inputs(text, [noise(size, seed)])) for seed in (0, 1))
+        one, two = self._front(inputs), self._front(self._inputs(text, [noise(size, 1)]))
         changed = (one != two).any(-1).cpu().numpy()
         tokens = tuple(sorted({int(i) for i in ids[changed]}))
         if tokens and len(ids[changed]) < 0.5 * np.isin(ids, tokens).sum():
@@ -249,7 +256,7 @@ class Vision:
         begins = before if before in _starts(model.module.config) else None
         return VisionProof(error, tokens, added, self._sides(text, size), begins)
 
-    def example(self) -> tuple[str, Size]:
+    def _example(self) -> tuple[str, Size]:
         """A text with a place for one picture, and the size of one that fits."""
         limit, reasons = self.model.context_length, []
         for text in examples(self.processor):
@@ -268,34 +275,24 @@ class Vision:
         )
 
     def _inputs(self, text: str, images: Sequence[Any], special: bool = True) -> dict[str, Any]:
-        given = self.process(text, images, "the probe", special)
-        given["attention_mask"] = torch.ones_like(given["input_ids"])
-        return placed(given, self.model)
+        return alone(self.process(text, images, "the probe", special), self.model)
 
     def _front(self, inputs: Mapping[str, Any]) -> Tensor:
         """[position, width] states in front of the first block."""
-        seen: list[Tensor] = []
-
-        def stop(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            state = self.model.anatomy.layout.find((args, kwargs))
-            if state is not None:
-                seen.append(state.detach().clone())
-            raise StopForward
-
-        with hooked({self.model.blocks[0]: stop}):
-            self._run(inputs)
-        n = inputs["input_ids"].shape[1]
-        if not seen or seen[0].shape[:2] != (1, n):
-            shape = tuple(seen[0].shape) if seen else None
+        model, n = self.model, inputs["input_ids"].shape[1]
+        state = self._ran(lambda: in_front(model.module, model.blocks[0], dict(inputs), model.anatomy.layout.find))
+        if state is None or state.shape[:2] != (1, n):
+            shape = None if state is None else tuple(state.shape)
             raise Refused(
                 f"With a picture {self.model.name} has states of shape {shape} in front of its first block for {n} "
                 "input ids: visual states stand where no id does, so positions and tokens cannot be matched."
             )
-        return seen[0][0].float()
+        return state[0].float()
 
-    def _run(self, inputs: Mapping[str, Any]) -> Any:
+    def _ran(self, forward: Callable[[], Any]) -> Any:
+        """What a pass gives; Refused where it fails."""
         try:
-            return run(self.model.module, accepted(self.model.module, dict(inputs)))
+            return forward()
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -305,7 +302,11 @@ class Vision:
             ) from error
 
     def _matters(self, text: str, size: Size) -> bool:
-        one, two = (self._run(self._inputs(text, [noise(size, seed)])).logits for seed in (0, 1))
+        def logits(seed: int) -> Tensor:
+            inputs = self._inputs(text, [noise(size, seed)])
+            return self._ran(lambda: probe(self.model.module, inputs)).logits
+
+        one, two = logits(0), logits(1)
         return bool((one != two).any())
 
     def _readout(self, inputs: Mapping[str, Any]) -> tuple[float, tuple[int, ...]]:
@@ -331,10 +332,9 @@ class Vision:
 
             return hook
 
-        with hooked(
-            {m: enters(i) for i, m in enumerate(model.blocks)}, {m: leaves(i) for i, m in enumerate(model.blocks)}
-        ):
-            logits = self._run(inputs).logits
+        before = {m: enters(i) for i, m in enumerate(model.blocks)}
+        after = {m: leaves(i) for i, m in enumerate(model.blocks)}
+        logits = self._ran(lambda: probe(model.module, dict(inputs), before, after)).logits
         if last not in leaving or logits.shape[:2] != leaving[last].shape[:2]:
             raise Refused(f"With a picture, states and logits of {model.name} have different positions.")
         error, tolerance = readout_error(
@@ -365,12 +365,9 @@ class Vision:
 
         def last(members: list[int], side: str) -> Tensor:
             batch = collate(self.model, prompts, members, side, check=False)
-            output = run(self.model.module, accepted(self.model.module, batch.inputs))
-            return batch.take(output.logits).float()
+            return batch.take(probe(self.model.module, batch.inputs).logits).float()
 
-        from workbench.anatomy.proof import TOLERANCE
-
-        good, alone = [], torch.cat([last([i], "right") for i in (0, 1)])
+        good, apart = [], torch.cat([last([i], "right") for i in (0, 1)])
         for side in self.model.anatomy.pad_sides:
             try:
                 found = last([0, 1], side)
@@ -378,7 +375,7 @@ class Vision:
                 raise
             except Exception:  # what a model cannot run together runs one by one
                 continue
-            share = (found - alone).abs().max() / alone.abs().max()
+            share = (found - apart).abs().max() / apart.abs().max()
             if share <= TOLERANCE.get(self.model.dtype, 1e-4):
                 good.append(side)
         return tuple(good)
@@ -440,14 +437,3 @@ def examples(processor: Any) -> list[str]:
             pass
     token = image_token(processor)
     return [*found, *([f"{token} What is it?"] if token else []), "What is it?"]
-
-
-def noise(size: Size, seed: int, cells: int = 8) -> Image:
-    """A picture of coloured squares, so many to its shorter side, in random colours."""
-    from PIL import Image
-
-    side = max(1, min(size) // cells)
-    shape = (-(-size[1] // side), -(-size[0] // side), 3)
-    colours = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    large = colours.repeat(side, 0).repeat(side, 1)[: size[1], : size[0]]
-    return Image.fromarray(np.ascontiguousarray(large))

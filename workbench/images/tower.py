@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from workbench.anatomy.layout import Layout
-from workbench.anatomy.probe import accepted
-from workbench.engine.hooks import StopForward, hooked, run, tensors, untouched
+from workbench.anatomy.probe import in_front, probe
+from workbench.engine.hooks import StopForward, tensors, untouched
 from workbench.errors import InputError, Refused
 from workbench.images.geometry import Tile, Unplaced, tiles
-from workbench.images.joining import placed
+from workbench.images.joining import alone
 from workbench.images.layout import Places, Visual, patch_size, patches, unplaced
-from workbench.images.pictures import image_token
-from workbench.images.proof import noise
+from workbench.images.pictures import image_token, noise
 
 if TYPE_CHECKING:
     from workbench.inputs import Prompt
@@ -62,12 +61,12 @@ class Tower:
         self.model = model
         self._known: dict[Any, Places] = {}
         self._rows: dict[Any, np.ndarray] = {}
-        text, size = model.vision.example()
+        text, size = model.vision.example
         images = [noise(size, 0)]
         with untouched(model.module):
             given = model.vision.process(text, images, "the example")
             reasons = []
-            for self.path, self.blocks, self.width in _chains(model, _ready(model, given)):
+            for self.path, self.blocks, self.width in _chains(model, alone(given, model)):
                 try:
                     self._places(text, given, [size], True)
                     return
@@ -96,7 +95,7 @@ class Tower:
                 try:
                     self._known[key] = self._places(prompt.text, given, sizes, prompt.special)
                 except Unplaced:
-                    rows = len(self._front(_ready(self.model, given)))
+                    rows = len(self._front(alone(given, self.model)))
                     self._known[key] = unplaced(rows, sizes)
         places = self._known[key]
         return Visual(np.arange(len(places)), places, pictures)
@@ -138,7 +137,7 @@ class Tower:
         grids = [np.indices((t.height, t.width) if t.patches else (t.height // patch, t.width // patch)) for t in found]
         counts = [grid[0].size for grid in grids]
         first = np.cumsum([0, *counts])
-        plain = self._front(_ready(self.model, given))
+        plain = self._front(alone(given, self.model))
         numbers, total, mixed = np.zeros(len(plain), int), np.zeros(len(plain)), np.zeros(len(plain))
         for digit in range(max(1, int(first[-1] - 1).bit_length())):
             moved = []
@@ -147,7 +146,7 @@ class Tower:
                 for tile, start, count in zip(found, first, counts, strict=False):
                     has = ((np.arange(start, start + count) >> digit) & 1) == value
                     _noised(other, tile, has.reshape(-1), patch, 2 * digit + value)
-                moved.append((self._front(_ready(self.model, other)) - plain).norm(dim=-1).double().cpu().numpy())
+                moved.append((self._front(alone(other, self.model)) - plain).norm(dim=-1).double().cpu().numpy())
             numbers += (moved[0] > moved[1]).astype(int) << digit
             total += np.maximum(*moved)
             mixed += np.minimum(*moved)
@@ -158,31 +157,10 @@ class Tower:
 
     def _front(self, inputs: Mapping[str, Any]) -> Tensor:
         """[row, width] states in front of the first block."""
-        seen: list[Tensor] = []
-
-        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            state = _state((args, kwargs))
-            if state is not None:
-                seen.append(state.detach().float().reshape(-1, state.shape[-1]).clone())
-            raise StopForward
-
-        with hooked({self.blocks[0]: stop}):
-            run(self.model.module, accepted(self.model.module, dict(inputs)))
-        if not seen:
+        state = in_front(self.model.module, self.blocks[0], dict(inputs), _state)
+        if state is None:
             raise Refused(f"{self.path} of {self.model.name} did not run on this prompt's pictures.")
-        return seen[0]
-
-
-def tower_of(model: Model) -> Tower:
-    """The vision tower of a model, found once."""
-    if "tower" not in model.known:
-        try:
-            model.known["tower"] = Tower(model)
-        except Refused as reason:
-            model.known["tower"] = reason
-    if isinstance(model.known["tower"], Refused):
-        raise model.known["tower"]
-    return model.known["tower"]
+        return state.float().reshape(-1, state.shape[-1])
 
 
 class TowerModel:
@@ -192,7 +170,7 @@ class TowerModel:
     tokenizer = None
 
     def __init__(self, model: Model) -> None:
-        self.whole, self.tower = model, tower_of(model)
+        self.whole, self.tower = model, model.once("tower", Tower)
         self.blocks, self.n_layers, self.d_model = self.tower.blocks, len(self.tower.blocks), self.tower.width
         self.anatomy = dataclasses.replace(
             model.anatomy, blocks=self.tower.path, n_layers=self.n_layers, d_model=self.d_model,
@@ -206,11 +184,6 @@ class TowerModel:
 
 
 # ---------------------------------------------------------------- inside
-
-
-def _ready(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
-    mask = torch.ones_like(torch.as_tensor(given["input_ids"]))
-    return placed({**given, "attention_mask": mask}, model)
 
 
 def _state(value: Any) -> Tensor | None:
@@ -243,8 +216,8 @@ def _chains(model: Model, inputs: Mapping[str, Any]) -> list[tuple[str, list[nn.
     def stop(*_: Any) -> None:
         raise StopForward
 
-    with hooked({**dict.fromkeys(members, enters), model.blocks[0]: stop}, dict.fromkeys(members, leaves)):
-        run(model.module, accepted(model.module, dict(inputs)))
+    before = {**dict.fromkeys(members, enters), model.blocks[0]: stop}
+    probe(model.module, dict(inputs), before, dict.fromkeys(members, leaves))
     found = []
     for name, own in lists.items():
         ran = [member for member in own if member in calls]
