@@ -28,7 +28,7 @@ from workbench.anatomy.block_writes import parts_of
 from workbench.errors import InputError, Refused
 from workbench.readers import Found, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout
-from workbench.sinks import IMAGE, PADDING, TEXT, kinds
+from workbench.sinks import IMAGE, TEXT, kinds_read
 from workbench.sites import Site
 from workbench.stats import nanmean
 from workbench.variables import about
@@ -122,11 +122,9 @@ class LogitAttribution(Reader):
         }  # fmt: skip
 
         def finish(found: Found) -> dict[str, Any]:
-            sink = run.norms.sinks(final) if final in run.norms else np.zeros(found["followed"].shape, bool)
             contribution = found["contribution"]
-            of = np.full(sink.shape, PADDING)
-            for i, prompt in enumerate(run.prompts):
-                of[i, : len(prompt.positions)] = kinds(model, prompt)[prompt.positions]
+            sink = run.norms.sinks_at([final], contribution.shape[1])[:, 0]
+            of = kinds_read(model, run.prompts, contribution.shape[1])
             means = {}
             for kind, name in MEANS.items():
                 if kind == TEXT or (of == kind).any():

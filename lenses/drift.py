@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
-from workbench.sinks import IMAGE, PADDING, TEXT, kinds
+from workbench.sinks import IMAGE, PADDING, TEXT, kinds, kinds_read
 from workbench.sites import Site, resolve
 from workbench.stats import Design
 from workbench.variables import about
@@ -147,16 +147,16 @@ class TokenDrift(Reader):
         return Plan(wanted, outputs, observe, coords, finish, VARIABLES, {"at": "resid", "chart": "token_drift"})
 
 
-def _modality(run: Run, prompt: int, modalities: tuple[str, ...]) -> np.ndarray:
-    """[position] number of each position's modality; -1: a visual token that shows nothing."""
+def _numbers(modalities: tuple[str, ...]) -> np.ndarray:
+    """[kind] number of the modality of positions of each kind; -1: visual tokens that show nothing."""
     known = {TEXT: "text", IMAGE: "image"}
-    codes = np.array([modalities.index(known[k]) if known.get(k) in modalities else -1 for k in range(PADDING + 1)])
-    return codes[kinds(run.model, run.prompts[prompt])]
+    return np.array([modalities.index(known[k]) if known.get(k) in modalities else -1 for k in range(PADDING + 1)])
 
 
 def _kinds(run: Run, batch: Batch, modalities: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Of each row its modality, and what it is the same as: its token, or for a piece of a picture its position."""
-    known = {prompt: _modality(run, prompt, modalities) for prompt in batch.prompts}
+    numbers = _numbers(modalities)
+    known = {prompt: numbers[kinds(run.model, run.prompts[prompt])] for prompt in batch.prompts}
     places = zip(batch.prompt.tolist(), batch.position.tolist(), strict=True)
     # What a model is writing is not yet in its prompt, and text.
     kind = torch.tensor([int(known[p][at]) if at < len(known[p]) else 0 for p, at in places], dtype=torch.long)
@@ -182,10 +182,8 @@ def _summed(rows: Tensor, group: Tensor, count: int) -> Tensor:
 
 def _finished(run: Run, sites: list[Site], modalities: tuple[str, ...], found: Found) -> dict[str, Any]:
     norm = found["norm"]
-    kind = np.full((len(norm), norm.shape[2]), -1)
-    for i, prompt in enumerate(run.prompts):
-        kind[i, : len(prompt.positions)] = _modality(run, i, modalities)[prompt.positions]
-    sink = np.stack([run.norms.sinks(s) if s in run.norms else np.zeros(kind.shape, bool) for s in sites], 1)
+    kind = _numbers(modalities)[kinds_read(run.model, run.prompts, norm.shape[2])]
+    sink = run.norms.sinks_at(sites, norm.shape[2])
     made: dict[str, list[np.ndarray]] = {}
     said: dict[str, str] = {}
     for modality in range(len(modalities)):

@@ -18,7 +18,7 @@ from lenses.targets import Followed, Targets
 from workbench.errors import InputError
 from workbench.readers import Found, Layers, Output, Plan, Reader, Rows, Run
 from workbench.readout import Readout, logprob
-from workbench.sinks import IMAGE, PADDING, TEXT, kinds
+from workbench.sinks import IMAGE, TEXT, kinds, kinds_read
 from workbench.sites import STREAM, Site, resolve
 from workbench.variables import about
 
@@ -263,10 +263,8 @@ class _Others:
         kept = found["null_place"]
         if not len(kept):
             return null, p
-        where, kind = np.full((*targets.shape[:2], 1), -1), np.full(targets.shape[:2], PADDING)
-        for i, prompt in enumerate(self._run.prompts):
-            # Anew: a prompt that a model continues has grown since.
-            kind[i, : len(prompt.positions)] = kinds(self._run.model, prompt)[prompt.positions]
+        where = np.full((*targets.shape[:2], 1), -1)
+        kind = kinds_read(self._run.model, self._run.prompts, targets.shape[1])  # anew: a prompt may have grown since
         for k, place in enumerate(kept):
             i, at = self.places[place]
             slots = [s for s, a in enumerate(self._run.prompts[i].positions) if a == at]

@@ -460,7 +460,7 @@ def cells(run: Run, sites: list[Site]) -> dict[str, np.ndarray]:
         here = np.array(prompt.positions, int)
         found["text"][i, : len(here)] = text[here]
         found["image"][i, : len(here)] = np.isin(here, _shown(prompt))
-    sinks = np.stack([run.norms.sinks(s) if s in run.norms else np.zeros(shape, bool) for s in sites], 1)
+    sinks = run.norms.sinks_at(sites, len(run.positions))
     return {kind: own[:, None] & ~sinks for kind, own in found.items()}
 
 

@@ -133,6 +133,12 @@ class Norms:
             return norm > limits[kind]
 
 
+    def sinks_at(self, sites: Sequence[Site], slots: int) -> np.ndarray:
+        """[prompt, site, slot] whether each position that was read is a sink; False at sites that were not measured."""
+        none = np.zeros((len(self.prompts), slots), bool)
+        return np.stack([self.sinks(site) if site in self else none for site in sites], 1)
+
+
 def _limit(counts: np.ndarray, otherwise: Any) -> float:
     if counts.sum() < ENOUGH:
         usual = otherwise()
@@ -163,6 +169,14 @@ def kinds(model: Model, prompt: Prompt) -> np.ndarray:
         found[prompt.visual.at] = np.where(prompt.visual.places.shows, IMAGE, PADDING)
     elif prompt.extras:
         found[np.isin(prompt.ids, placeholder_ids(model))] = IMAGE
+    return found
+
+
+def kinds_read(model: Model, prompts: Sequence[Prompt], slots: int) -> np.ndarray:
+    """[prompt, slot] the kind of each position that is read; PADDING behind a prompt's last one."""
+    found = np.full((len(prompts), slots), PADDING)
+    for i, prompt in enumerate(prompts):
+        found[i, : len(prompt.positions)] = kinds(model, prompt)[prompt.positions]
     return found
 
 

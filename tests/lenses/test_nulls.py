@@ -10,13 +10,14 @@ from tiny import prompts
 import workbench
 from lenses import EmbeddingLens, nulls
 from workbench.errors import InputError
+from workbench.sinks import Norms
 from workbench.sites import Site
 
 
 def run_of(ids, positions):
     model = SimpleNamespace(tokenizer=None, module=SimpleNamespace(config=None))
     known = [SimpleNamespace(ids=i, positions=p) for i, p in zip(ids, positions, strict=True)]
-    return SimpleNamespace(model=model, prompts=known, positions=range(max(map(len, positions))), norms={})
+    return SimpleNamespace(model=model, prompts=known, positions=range(max(map(len, positions))), norms=Norms(model, known))
 
 
 def test_p_is_the_rank_among_null_states_above_what_their_tokens_reach():

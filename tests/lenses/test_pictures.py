@@ -23,6 +23,7 @@ from workbench.errors import InputError, Refused
 from workbench.images import cells, given
 from workbench.images.pictures import Picture
 from workbench.inputs import encode, with_pictures
+from workbench.sinks import Norms
 from workbench.sites import Site
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind the tests
@@ -162,7 +163,7 @@ def test_pieces_of_pictures_are_ranked_among_their_own_null_and_text_among_its()
     visual = SimpleNamespace(at=np.array([1, 2, 3]), shown=np.array([1, 3]), pictures=[None])
     prompt = SimpleNamespace(ids=[5, 9, 9, 9, 6], positions=[0, 1, 2, 3, 4], visual=visual)
     model = SimpleNamespace(tokenizer=None, module=SimpleNamespace(config=None))
-    run = SimpleNamespace(model=model, prompts=[prompt], positions=range(5), norms={})
+    run = SimpleNamespace(model=model, prompts=[prompt], positions=range(5), norms=Norms(model, [prompt]))
     best = rng.random((1, 1, 5)).astype(np.float32)
     scores = {name: rng.random(40) + shift for name, shift in (("shuffled", 0), ("patches", 0.3), ("noise", 5))}
     null = SimpleNamespace(prompts=[[7] * 40], prompt=[np.zeros(40, int)], position=[np.arange(40)], reason="")
