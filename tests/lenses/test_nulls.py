@@ -17,7 +17,8 @@ from workbench.sites import Site
 def run_of(ids, positions):
     model = SimpleNamespace(tokenizer=None, module=SimpleNamespace(config=None))
     known = [SimpleNamespace(ids=i, positions=p) for i, p in zip(ids, positions, strict=True)]
-    return SimpleNamespace(model=model, prompts=known, positions=range(max(map(len, positions))), norms=Norms(model, known))
+    slots = range(max(map(len, positions)))
+    return SimpleNamespace(model=model, prompts=known, positions=slots, norms=Norms(model, known))
 
 
 def test_p_is_the_rank_among_null_states_above_what_their_tokens_reach():
