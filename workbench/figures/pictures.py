@@ -63,9 +63,9 @@ def overlay(
     if word is not None:
         value, grid = _of_word(source, prompt, word, rows, at)
     drawn_as, ticks = on_scale(source, value, grid)
-    least = _floor(source, value) if floor else None
+    least = source.floor(value, "image") if floor else None
     if least is not None:
-        drawn_as = np.where(grid > least[:, None], drawn_as, np.nan)
+        drawn_as = np.where(grid <= least[:, None], np.nan, drawn_as)  # what has no floor is shown
     there = drawn_as[np.ix_(rows, at)]
     ends = (float(np.nanmin(there, initial=np.inf)), float(np.nanmax(there, initial=-np.inf)))
     low, high = ends if np.isfinite(ends).all() else (0.0, 1.0)
@@ -105,16 +105,6 @@ def _row(source: Source, layer: int | str | None) -> int:
     if str(layer) not in known:
         raise InputError(f"{source.depth} {layer!r} was not read. This reading holds {', '.join(known)}.")
     return known.index(str(layer))
-
-
-def _floor(source: Source, value: str) -> np.ndarray | None:
-    """[depth] the highest of the floors of a value for patches; None where it has none."""
-    known = [
-        n for n in source.controls(value, "floor")
-        if source.data[n].dims == (source.depth,) and source.holds_for(n, "image")
-    ]  # fmt: skip
-    floors = [source.data[n].values.astype(float) for n in known]
-    return np.nan_to_num(np.max([np.nan_to_num(f, nan=-np.inf) for f in floors], 0), nan=-np.inf) if floors else None
 
 
 def _of_word(source: Source, prompt: int, word: str, rows: Sequence[int], at: np.ndarray) -> tuple[str, np.ndarray]:
@@ -187,8 +177,8 @@ def rows_of_patches(
     table = np.moveaxis(values, 0, -1).reshape(len(chosen) * top, len(rows))
     words = np.vectorize(lambda i: tokens.visible(source.text(i)) if i >= 0 else "", otypes=[object])(found)
     words = np.moveaxis(words, 0, -1).reshape(table.shape)
-    if (floor := _floor(source, source.score)) is not None:
-        table = np.where(table > floor[rows], table, np.nan)
+    if (floor := source.floor(source.score, "image")) is not None:
+        table = np.where(table <= floor[rows], np.nan, table)
     first = np.full((len(table), 1), np.nan)
     told = hovers(source, prompt, source.score, source.grid(source.score, prompt), rows, chosen.tolist())
     hover = [["", *(told[d][n // top] for d in range(len(rows)))] for n in range(len(table))]
@@ -196,9 +186,10 @@ def rows_of_patches(
         np.hstack([first, table]), source.scale(source.score), bar=source.title(source.score, short=True),
         text=np.hstack([np.full(first.shape, "", object), words]), hover=hover,
     )  # fmt: skip
-    middle = (top - 1) / 2
+    middle, pixels = (top - 1) / 2, shown.pixels()
     crops = Thumbnails(
-        [_crop(shown, own.box[i]) for i in chosen], [0] * len(chosen), [n * top + middle for n in range(len(chosen))],
+        [_crop(pixels, shown, own.box[i]) for i in chosen], [0] * len(chosen),
+        [n * top + middle for n in range(len(chosen))],
         top,
     )  # fmt: skip
     named = [own.short(i) if r == int(middle) else "" for i in chosen for r in range(top)]
@@ -223,9 +214,8 @@ def _patch(own: patches.Seen, at: np.ndarray, patch: Any) -> int:
     raise InputError(f"patches(patch=...): there is no patch {patch!r} here. The grid has {grid}.")
 
 
-def _crop(picture: patches.Picture, box: np.ndarray) -> np.ndarray:
-    """A patch with what is around it, in a frame."""
-    pixels = picture.pixels().copy()
+def _crop(pixels: np.ndarray, picture: patches.Picture, box: np.ndarray) -> np.ndarray:
+    """A patch with what is around it, in a frame, from the pixels of the picture's thumbnail."""
     tall, wide = pixels.shape[:2]
     scale = np.tile([wide / picture.width, tall / picture.height], 2)
     left, top, right, bottom = (box * scale).round().astype(int)

@@ -88,6 +88,14 @@ class Source:
         """Whether a control is one for positions of a kind: its attribute ``kind`` says for which it was made."""
         return self.data[control].attrs.get("kind", kind) == kind
 
+    def floor(self, value: str, kind: str) -> np.ndarray | None:
+        """[depth] the highest of a value's floors for positions of a kind, NaN where there is none; None: no floors."""
+        names = (n for n in self.controls(value, "floor") if self.data[n].dims == (self.depth,))
+        floors = [self.data[n].values.astype(float) for n in names if self.holds_for(n, kind)]
+        if not floors:
+            return None
+        return np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), 0))
+
     @property
     def score(self) -> str | None:
         """The value that the ranks are in order of: what the token ids are labels of, or the first over ranks."""

@@ -458,14 +458,9 @@ def ranked(source: Source) -> bool:
 
 
 def _floor(source: Source, kind: str) -> list[float | None] | None:
-    """For each depth, the highest of the floors for positions of a kind; a score below it says nothing."""
-    names = source.controls(source.score, "floor") if source.score else []
-    names = [name for name in names if source.data[name].dims == (source.depth,) and source.holds_for(name, kind)]
-    if not names:
-        return None
-    floors = np.stack([source.data[n].values.astype(float) for n in names])
-    highest = np.where(np.isnan(floors).all(0), np.nan, np.max(np.nan_to_num(floors, nan=-np.inf), axis=0))
-    return [_float(f) for f in highest]
+    """For each depth, the highest of the score's floors for positions of a kind; a score below it says nothing."""
+    found = source.floor(source.score, kind) if source.score else None
+    return None if found is None else [_float(f) for f in found]
 
 
 # ---------------------------------------------------------------- texts and numbers
